@@ -1,0 +1,165 @@
+//! Callback jobs: what the component writes into the stream, and the reporter takes from it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Endpoint, Window, WindowLength};
+
+/// How an endpoint is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// `GET endpoint?unique_count=N`
+    Get,
+    /// `POST endpoint` with `{"unique_count":N}`
+    Post,
+}
+
+/// Why a text is no [`Method`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("callback method {0:?} is neither \"get\" nor \"post\"")]
+pub struct InvalidMethod(String);
+
+impl Method {
+    /// The method's name in requests, variables and jobs: lower case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Post => "post",
+        }
+    }
+}
+
+impl FromStr for Method {
+    type Err = InvalidMethod;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "get" => Ok(Self::Get),
+            "post" => Ok(Self::Post),
+            other => Err(InvalidMethod(other.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An endpoint to be told the unique count of a window.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CallbackJob {
+    /// Whom to call.
+    pub endpoint: Endpoint,
+    /// How to call.
+    pub method: Method,
+    /// Whose count to tell.
+    pub window: Window,
+    /// Of the fixed callback alone: the revision of the report that it tells of.
+    pub revision: Option<u64>,
+}
+
+/// Why the fields of a stream entry are no [`CallbackJob`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("callback job: field {field:?} is missing or invalid")]
+pub struct InvalidJob {
+    field: &'static str,
+}
+
+impl CallbackJob {
+    const ENDPOINT: &'static str = "endpoint";
+    const METHOD: &'static str = "method";
+    const WINDOW: &'static str = "window";
+    const REVISION: &'static str = "revision";
+
+    /// The fields of the job's stream entry.
+    #[must_use]
+    pub fn to_fields(&self) -> Vec<(&'static str, String)> {
+        let mut fields = vec![
+            (Self::ENDPOINT, self.endpoint.to_string()),
+            (Self::METHOD, self.method.to_string()),
+            (Self::WINDOW, self.window.start().to_string()),
+        ];
+        fields.extend(self.revision.map(|revision| (Self::REVISION, revision.to_string())));
+        fields
+    }
+
+    /// The job in a stream entry, whose fields `get` looks up. `length` is the window length in force.
+    ///
+    /// # Errors
+    /// When a field is missing or invalid: nothing that the component or the reporter wrote.
+    pub fn from_fields<'a>(length: WindowLength, get: impl Fn(&str) -> Option<&'a str>) -> Result<Self, InvalidJob> {
+        fn parse<T: FromStr>(field: &'static str, text: Option<&str>) -> Result<T, InvalidJob> {
+            text.and_then(|t| t.parse().ok()).ok_or(InvalidJob { field })
+        }
+        let start = parse(Self::WINDOW, get(Self::WINDOW))?;
+        Ok(Self {
+            endpoint: parse(Self::ENDPOINT, get(Self::ENDPOINT))?,
+            method: parse(Self::METHOD, get(Self::METHOD))?,
+            window: length
+                .window_starting(start)
+                .ok_or(InvalidJob { field: Self::WINDOW })?,
+            revision: match get(Self::REVISION) {
+                None => None,
+                text => Some(parse(Self::REVISION, text)?),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(length: WindowLength, fields: &[(&str, &str)]) -> Result<CallbackJob, InvalidJob> {
+        CallbackJob::from_fields(length, |name| fields.iter().find(|(n, _)| *n == name).map(|(_, v)| *v))
+    }
+
+    #[test]
+    fn the_fields_are_pinned() {
+        let length = WindowLength::try_new(60).expect("valid");
+        let fields = [("endpoint", "http://e.com/?a=b"), ("method", "post"), ("window", "120")];
+        let job = read(length, &fields).expect("a job");
+        assert_eq!(job.to_fields(), fields.map(|(n, v)| (n, v.to_owned())));
+    }
+
+    #[test]
+    fn a_broken_field_is_named() {
+        let length = WindowLength::try_new(60).expect("valid");
+        for (endpoint, method, window, revision, field) in [
+            ("nonsense", "get", "60", "0", "endpoint"),
+            ("http://e.com", "GET", "60", "0", "method"),
+            ("http://e.com", "get", "61", "0", "window"),
+            ("http://e.com", "get", "x", "0", "window"),
+            ("http://e.com", "get", "60", "-1", "revision"),
+        ] {
+            let fields = [
+                ("endpoint", endpoint),
+                ("method", method),
+                ("window", window),
+                ("revision", revision),
+            ];
+            assert_eq!(read(length, &fields), Err(InvalidJob { field }));
+        }
+        assert_eq!(read(length, &[]), Err(InvalidJob { field: "window" }));
+    }
+
+    proptest! {
+        #[test]
+        fn a_job_reads_back(path in "[a-z0-9/?=&]{0,30}", post: bool, seconds in 1..=86_400u32, n in 0..1_000_000u64, revision: Option<u64>) {
+            let length = WindowLength::try_new(seconds).expect("valid");
+            let job = CallbackJob {
+                endpoint: format!("https://example.com/{path}").parse().expect("an endpoint"),
+                method: if post { Method::Post } else { Method::Get },
+                window: length.window_starting(n * u64::from(seconds)).expect("a start"),
+                revision,
+            };
+            let fields = job.to_fields();
+            let fields: Vec<(&str, &str)> = fields.iter().map(|(n, v)| (*n, v.as_str())).collect();
+            prop_assert_eq!(read(length, &fields), Ok(job));
+        }
+    }
+}

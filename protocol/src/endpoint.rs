@@ -1,0 +1,154 @@
+//! The endpoint that a request asks to be called back.
+
+use std::fmt;
+use std::str::FromStr;
+
+use url::Url;
+
+/// An absolute `http` or `https` URL without userinfo, at most [`Endpoint::MAX_BYTES`] long, kept as it was given.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint(String);
+
+/// Why a text is no [`Endpoint`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidEndpoint {
+    /// Longer than [`Endpoint::MAX_BYTES`].
+    #[error("the endpoint is longer than {} bytes", Endpoint::MAX_BYTES)]
+    TooLong,
+    /// Does not begin with `http://` or `https://`.
+    #[error("the endpoint does not begin with http:// or https://")]
+    Scheme,
+    /// Blanks, control characters, backslashes or bytes that are no UTF-8.
+    #[error("the endpoint has a blank, a control character, a backslash or a byte that is not UTF-8")]
+    Character,
+    /// A user name or password before the host.
+    #[error("the endpoint has userinfo before its host")]
+    Userinfo,
+    /// No valid host or port.
+    #[error("the endpoint is no valid URL")]
+    Url,
+}
+
+impl Endpoint {
+    /// The longest endpoint, in bytes, percent-decoding of the request's parameter done.
+    pub const MAX_BYTES: usize = 2048;
+
+    /// The URL as it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The URL in parsed form.
+    #[must_use]
+    pub fn to_url(&self) -> Url {
+        // Parsed once already; parsing is deterministic.
+        Url::parse(&self.0).unwrap_or_else(|_| unreachable!("an Endpoint is a valid URL"))
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = InvalidEndpoint;
+
+    /// Stricter than the URL Standard, which repairs much: what is kept here means the same to every HTTP client.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() > Self::MAX_BYTES {
+            return Err(InvalidEndpoint::TooLong);
+        }
+        // U+FFFD is what lossy decoding puts for bytes that are no UTF-8.
+        if text
+            .chars()
+            .any(|c| c.is_whitespace() || c.is_control() || c == '\\' || c == char::REPLACEMENT_CHARACTER)
+        {
+            return Err(InvalidEndpoint::Character);
+        }
+        let (scheme, rest) = text.split_once("://").ok_or(InvalidEndpoint::Scheme)?;
+        if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+            return Err(InvalidEndpoint::Scheme);
+        }
+        // The URL Standard skips further slashes; then what looks like a path would become the host.
+        if rest.starts_with('/') {
+            return Err(InvalidEndpoint::Url);
+        }
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        if authority.contains('@') {
+            return Err(InvalidEndpoint::Userinfo);
+        }
+        Url::parse(text).map_err(|_| InvalidEndpoint::Url)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn endpoints_are_kept_as_given() {
+        for text in [
+            "http://example.com",
+            "HTTPS://Example.com:8443/a/b?x=1&y=%20#f",
+            "http://127.0.0.1:1/",
+            "http://[::1]:80/?",
+            "http://xn--mnchen-3ya.de/",
+            "http://example.com/straße?ü=1",
+            "http://example.com/a@b",
+        ] {
+            assert_eq!(text.parse::<Endpoint>().expect(text).as_str(), text);
+        }
+        let longest = format!("http://e.com/{}", "x".repeat(Endpoint::MAX_BYTES - 13));
+        assert!(longest.parse::<Endpoint>().is_ok());
+        assert_eq!(format!("{longest}x").parse::<Endpoint>(), Err(InvalidEndpoint::TooLong));
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_refused_with_its_reason() {
+        use InvalidEndpoint::{Character, Scheme, Url, Userinfo};
+        for (text, reason) in [
+            ("", Scheme),
+            ("example.com/x", Scheme),
+            ("/relative", Scheme),
+            ("//example.com", Scheme),
+            ("http:example.com", Scheme),
+            ("ftp://example.com", Scheme),
+            ("file:///etc/passwd", Scheme),
+            ("javascript:alert(1)", Scheme),
+            ("http://", Url),
+            ("http:///example.com", Url),
+            ("http://:80/", Url),
+            ("http://example.com:99999/", Url),
+            ("http://example.com:x/", Url),
+            ("http://[::1/", Url),
+            ("http://1.2.3.256/", Url),
+            ("http://user@example.com/", Userinfo),
+            ("http://user:pw@example.com/", Userinfo),
+            ("http://@example.com/", Userinfo),
+            ("http://exa mple.com/", Character),
+            (" http://example.com/", Character),
+            ("http://example.com/a\nb", Character),
+            ("http://example.com\\@evil/", Character),
+            ("http://example.com/\u{fffd}", Character),
+        ] {
+            assert_eq!(text.parse::<Endpoint>(), Err(reason), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_is_an_http_url_with_a_host(text in "(http|https|ftp)?:?/{0,3}[a-z0-9@:.\\[\\]%\\\\]{0,20}[/?#]?\\PC{0,20}") {
+            if let Ok(endpoint) = text.parse::<Endpoint>() {
+                let url = endpoint.to_url();
+                prop_assert!(matches!(url.scheme(), "http" | "https"));
+                prop_assert!(url.host_str().is_some_and(|h| !h.is_empty()));
+                prop_assert!(url.username().is_empty() && url.password().is_none());
+            }
+        }
+    }
+}

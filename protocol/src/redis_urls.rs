@@ -1,0 +1,149 @@
+//! The Redis servers that hold the ids, in their order.
+
+use std::fmt;
+use std::str::FromStr;
+
+use url::Url;
+
+/// A comma-separated list of one or more Redis URLs.
+///
+/// The order counts: [`crate::Id::shard`] is an index into it. The first server also holds callback jobs, statistics,
+/// reports and the lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisUrls(Vec<RedisUrl>);
+
+/// One Redis server: `redis://[user[:password]@]host[:port][/database]`, or `rediss://` for TLS.
+///
+/// Its `Display` and `Debug` leave user and password out, so that they reach no log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(Url);
+
+/// Why a text is no list of Redis URLs. Names the position and the rule, never the text, which may hold a password.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "redis URL {position} of {count} {problem}; expected redis://[user:password@]host[:port][/database] or rediss://…, comma-separated"
+)]
+pub struct InvalidRedisUrls {
+    position: usize,
+    count: usize,
+    problem: &'static str,
+}
+
+impl FromStr for RedisUrls {
+    type Err = InvalidRedisUrls;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+        let mut urls = Vec::with_capacity(parts.len());
+        for (index, part) in parts.iter().enumerate() {
+            let invalid = |problem| InvalidRedisUrls {
+                position: index + 1,
+                count: parts.len(),
+                problem,
+            };
+            let url = parse(part).map_err(invalid)?;
+            if urls.contains(&url) {
+                return Err(invalid("is in the list twice"));
+            }
+            urls.push(url);
+        }
+        Ok(Self(urls))
+    }
+}
+
+fn parse(text: &str) -> Result<RedisUrl, &'static str> {
+    if text.is_empty() {
+        return Err("is empty");
+    }
+    let url = Url::parse(text).map_err(|_| "is not a URL")?;
+    if !matches!(url.scheme(), "redis" | "rediss") {
+        return Err("has another scheme than redis and rediss");
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("has no host");
+    }
+    let database = url.path().trim_matches('/');
+    if !database.is_empty() && database.parse::<u32>().is_err() {
+        return Err("has a path that is no database number");
+    }
+    Ok(RedisUrl(url))
+}
+
+impl RedisUrls {
+    /// The servers in their order; never empty.
+    #[must_use]
+    pub fn as_slice(&self) -> &[RedisUrl] {
+        &self.0
+    }
+
+    /// The server that holds callback jobs, statistics, reports and the lease.
+    #[must_use]
+    pub fn first(&self) -> &RedisUrl {
+        &self.0[0]
+    }
+}
+
+impl RedisUrl {
+    /// The whole URL, with its password: for opening the connection, not for showing.
+    #[must_use]
+    pub fn secret(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.0.scheme(), self.0.host_str().unwrap_or_default())?;
+        if let Some(port) = self.0.port() {
+            write!(f, ":{port}")?;
+        }
+        f.write_str(self.0.path())
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisUrl({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_keeps_its_order() {
+        let urls: RedisUrls = "redis://b:1, redis://a,rediss://[::1]:3/2".parse().expect("a list");
+        let shown: Vec<String> = urls.as_slice().iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["redis://b:1", "redis://a", "rediss://[::1]:3/2"]);
+        assert_eq!(urls.first().to_string(), "redis://b:1");
+    }
+
+    #[test]
+    fn passwords_are_kept_and_not_shown() {
+        let urls: RedisUrls = "redis://user:hunter2@host:6379/1".parse().expect("a list");
+        assert_eq!(urls.first().secret(), "redis://user:hunter2@host:6379/1");
+        assert_eq!(
+            format!("{} {urls:?}", urls.first()),
+            "redis://host:6379/1 RedisUrls([RedisUrl(redis://host:6379/1)])"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_the_text() {
+        for (text, problem) in [
+            ("", "1 of 1 is empty"),
+            ("redis://a,,redis://b", "2 of 3 is empty"),
+            ("hunter2", "1 of 1 is not a URL"),
+            ("redis://a,http://hunter2", "2 of 2 has another scheme"),
+            ("redis://", "1 of 1 has no host"),
+            ("redis://:hunter2@", "1 of 1"),
+            ("redis://a/hunter2", "1 of 1 has a path"),
+            ("redis://a:1,redis://a:1", "2 of 2 is in the list twice"),
+        ] {
+            let error = text.parse::<RedisUrls>().expect_err(text).to_string();
+            assert!(error.contains(problem), "{text}: {error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}
