@@ -1,1 +1,125 @@
-fn main() {}
+//! `verve-host`: runs Verve's component where no Spin is installed, as Spin would.
+//!
+//! It is not a second Spin: only what this component uses, in few lines. Read on in this order:
+//!
+//! - [`cli`]: the command line, whose flags are those of `spin up`
+//! - [`manifest`], [`routes`], [`variables`], [`outbound`]: what `spin.toml` says; parsed whole before a port is bound
+//! - [`wasm`]: the engine, and what of the host a component may reach; [`instances`]: how long an instance lives
+//! - [`spin`], [`redis`], [`output`]: the host's side of Spin's interfaces and of the component's stdout and stderr
+//! - [`server`], [`shutdown`]: HTTP in front of it all, and how it ends
+//!
+//! Exit codes: 0 after a graceful stop, 1 when the host could not start or was stopped before requests in flight had
+//! finished, 64 (`EX_USAGE`) for a bad command line or manifest.
+
+mod cli;
+mod instances;
+mod manifest;
+mod outbound;
+mod output;
+mod redis;
+mod routes;
+mod server;
+mod shutdown;
+mod spin;
+mod variables;
+mod wasm;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::Arguments;
+use crate::instances::Instances;
+use crate::manifest::Manifest;
+use crate::outbound::AllowedHosts;
+use crate::server::Site;
+use crate::shutdown::{Ended, Signals};
+use crate::variables::{Template, Values};
+use crate::wasm::Grants;
+
+/// `EX_USAGE` of sysexits(3): the command line or the manifest is wrong.
+pub const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::read() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    log_to_stderr();
+    let (manifest, grants) = match configure(&arguments) {
+        Ok(configuration) => configuration,
+        Err(error) => return fail(EX_USAGE, &error),
+    };
+    match run(&arguments, manifest, grants) {
+        Ok(Ended::Gracefully) => ExitCode::SUCCESS,
+        Ok(Ended::Cut) => ExitCode::FAILURE,
+        Err(error) => fail(1, &error),
+    }
+}
+
+/// Reads everything that a user can get wrong, without touching anything but files.
+fn configure(arguments: &Arguments) -> anyhow::Result<(Manifest, Grants)> {
+    let manifest = Manifest::read(&arguments.from)?;
+    let values = Values::try_new(&manifest.variables, &arguments.variables, |name| {
+        std::env::var(name).ok()
+    })?;
+    let component = &manifest.component;
+    let variables = component
+        .variables
+        .iter()
+        .map(|(name, template)| Ok((name.clone(), Template::try_new(template)?.resolve(&values)?)))
+        .collect::<anyhow::Result<_>>()
+        .with_context(|| format!("in [component.{}.variables]", component.id))?;
+    let allowed_hosts = AllowedHosts::try_new(&component.allowed_outbound_hosts, &values)
+        .with_context(|| format!("in [component.{}]", component.id))?;
+    Ok((
+        manifest,
+        Grants {
+            variables: Arc::new(variables),
+            allowed_hosts: Arc::new(allowed_hosts),
+        },
+    ))
+}
+
+fn run(arguments: &Arguments, manifest: Manifest, grants: Grants) -> anyhow::Result<Ended> {
+    let instances = Instances::new(wasm::load(&manifest.component.source)?, grants, arguments.reuse);
+    let site = Site {
+        component: manifest.component.id,
+        routes: manifest.routes,
+        instances,
+        tcp_nodelay: !arguments.no_tcp_nodelay,
+    };
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
+    let ended = runtime.block_on(async {
+        let listener = TcpListener::bind(arguments.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", arguments.listen))?;
+        let signals = Signals::try_new().context("cannot listen for signals")?;
+        server::serve(listener, site, signals).await.context("cannot serve")
+    });
+    // Not `drop`, which would wait for a name lookup that hangs.
+    runtime.shutdown_background();
+    ended
+}
+
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    eprintln!("verve-host: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Filtered by `VERVE_LOG`, else by `RUST_LOG`, else `info` and worse.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("VERVE_LOG")
+        .or_else(|_| EnvFilter::try_from_default_env())
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let color = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(color)
+        .init();
+}

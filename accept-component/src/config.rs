@@ -1,0 +1,149 @@
+//! The Spin variables of the component, parsed.
+
+use std::fmt::Display;
+use std::str::FromStr;
+use std::time::Duration;
+
+use verve_protocol::{Keys, Method, Namespace, RedisUrls, WindowLength};
+
+/// What the component is configured to do.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `redis_urls`: where ids are recorded.
+    pub redis_urls: RedisUrls,
+    /// `namespace`, as the keys that follow from it.
+    pub keys: Keys,
+    /// `window_seconds`.
+    pub window_length: WindowLength,
+    /// `callback_method`: for requests that name an endpoint and no method.
+    pub callback_method: Method,
+    /// `redis_timeout_ms`: for one attempt to record, connecting included.
+    pub redis_timeout: Duration,
+    /// `log`.
+    pub log: Log,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub enum Log {
+    /// Nothing.
+    Off,
+    /// What went wrong.
+    Error,
+    /// Each request's id and outcome as well.
+    All,
+}
+
+/// The names of the variables, in the order in which [`Config::parse`] takes their values.
+pub const VARIABLES: [&str; 6] = [
+    "redis_urls",
+    "namespace",
+    "window_seconds",
+    "callback_method",
+    "redis_timeout_ms",
+    "log",
+];
+
+impl Config {
+    /// Reads the values of [`VARIABLES`].
+    ///
+    /// # Errors
+    /// One line that names the variable and says what was expected. It shows no password.
+    pub fn parse(values: [String; 6]) -> Result<Self, String> {
+        let [
+            redis_urls,
+            namespace,
+            window_seconds,
+            callback_method,
+            redis_timeout_ms,
+            log,
+        ] = values;
+        Ok(Self {
+            redis_urls: variable("redis_urls", &redis_urls)?,
+            keys: Keys::new(variable::<Namespace>("namespace", &namespace)?),
+            window_length: variable("window_seconds", &window_seconds)?,
+            callback_method: variable("callback_method", &callback_method)?,
+            redis_timeout: timeout(&redis_timeout_ms)?,
+            log: variable("log", &log)?,
+        })
+    }
+}
+
+fn variable<T: FromStr<Err: Display>>(name: &str, value: &str) -> Result<T, String> {
+    value.parse().map_err(|error| format!("variable {name}: {error}"))
+}
+
+fn timeout(value: &str) -> Result<Duration, String> {
+    match value.parse::<u64>() {
+        Ok(ms @ 1..=60_000) => Ok(Duration::from_millis(ms)),
+        _ => Err(format!(
+            "variable redis_timeout_ms: {value:?} is not a number of milliseconds from 1 to 60000"
+        )),
+    }
+}
+
+impl FromStr for Log {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "error" => Ok(Self::Error),
+            "all" => Ok(Self::All),
+            other => Err(format!("{other:?} is not one of \"off\", \"error\" and \"all\"")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(changed: &str, value: &str) -> Result<Config, String> {
+        let defaults = ["redis://127.0.0.1:6379", "verve", "60", "get", "500", "error"];
+        let mut values = defaults.map(str::to_owned);
+        values[VARIABLES.iter().position(|v| *v == changed).expect("a variable")] = value.to_owned();
+        Config::parse(values)
+    }
+
+    #[test]
+    fn the_variables_are_read() {
+        assert_eq!(parse("window_seconds", "5").expect("valid").window_length.seconds(), 5);
+        assert_eq!(
+            parse("callback_method", "post").expect("valid").callback_method,
+            Method::Post
+        );
+        assert_eq!(
+            parse("redis_timeout_ms", "50").expect("valid").redis_timeout,
+            Duration::from_millis(50)
+        );
+        assert_eq!(parse("log", "off").expect("valid").log, Log::Off);
+        assert_eq!(
+            parse("redis_urls", "redis://a,redis://b")
+                .expect("valid")
+                .redis_urls
+                .as_slice()
+                .len(),
+            2
+        );
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_its_variables_name() {
+        for (name, value) in [
+            ("redis_urls", "http://:hunter2@a"),
+            ("namespace", ""),
+            ("window_seconds", "0"),
+            ("window_seconds", "a minute"),
+            ("callback_method", "put"),
+            ("redis_timeout_ms", "0"),
+            ("redis_timeout_ms", "-1"),
+            ("redis_timeout_ms", "60001"),
+            ("log", "verbose"),
+        ] {
+            let error = parse(name, value).expect_err(value);
+            assert!(error.starts_with(&format!("variable {name}: ")), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}

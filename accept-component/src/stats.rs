@@ -1,0 +1,114 @@
+//! What happened, by window: counted in memory, flushed to Redis after responses.
+//!
+//! The counts are exact unless the instance is killed before it flushes: then up to [`FLUSH_AFTER`] of them are lost. No
+//! id is, and no window's unique count depends on them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use verve_protocol::Window;
+use verve_protocol::keys::stats;
+
+use crate::answer::{Answer, Outcome};
+
+/// How long after a response its counts are flushed, together with those of the responses since.
+pub const FLUSH_AFTER: Duration = Duration::from_millis(200);
+
+/// Counts not yet flushed.
+#[derive(Debug, Default)]
+pub struct Stats(RefCell<BTreeMap<Window, Counts>>);
+
+/// The fields of [`verve_protocol::Keys::stats`], with what to add to each.
+pub type Counts = BTreeMap<&'static str, i64>;
+
+impl Stats {
+    /// Counts an answer. Says whether it is the first since the last [`Stats::take`], so that somebody has to flush.
+    #[must_use]
+    pub fn count(&self, window: Window, answer: Answer) -> bool {
+        let field = match answer {
+            Answer::Recorded(Outcome::New) => stats::NEW,
+            Answer::Recorded(Outcome::Duplicate) => stats::DUPLICATE,
+            Answer::BadRequest(_) => stats::INVALID,
+            Answer::Unavailable => stats::FAILED,
+            // Not a request to record anything.
+            Answer::MethodNotAllowed => return false,
+        };
+        let mut windows = self.0.borrow_mut();
+        let first = windows.is_empty();
+        let counts = windows.entry(window).or_default();
+        *counts.entry(stats::REQUESTS).or_default() += 1;
+        *counts.entry(field).or_default() += 1;
+        first
+    }
+
+    /// Takes all counts, for flushing them.
+    #[must_use]
+    pub fn take(&self) -> BTreeMap<Window, Counts> {
+        self.0.take()
+    }
+
+    /// Puts counts back that could not be flushed.
+    pub fn put_back(&self, window: Window, counts: Counts) {
+        let mut windows = self.0.borrow_mut();
+        let present = windows.entry(window).or_default();
+        for (field, n) in counts {
+            *present.entry(field).or_default() += n;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::BadRequest;
+    use verve_protocol::WindowLength;
+
+    #[test]
+    fn answers_are_counted_by_window() {
+        let window = WindowLength::try_new(60).expect("valid").window_at_ms(0);
+        let stats = Stats::default();
+        let answers = [
+            Answer::Recorded(Outcome::New),
+            Answer::Recorded(Outcome::Duplicate),
+            Answer::Recorded(Outcome::New),
+            Answer::BadRequest(BadRequest::MissingId),
+            Answer::Unavailable,
+            Answer::MethodNotAllowed,
+        ];
+        let first: Vec<bool> = answers.iter().map(|a| stats.count(window, *a)).collect();
+        assert_eq!(first, [true, false, false, false, false, false]);
+        assert!(!stats.count(window.next(), Answer::Unavailable));
+
+        let mut taken = stats.take();
+        let expected = [
+            ("duplicate", 1),
+            ("failed", 1),
+            ("invalid", 1),
+            ("new", 2),
+            ("requests", 5),
+        ];
+        assert_eq!(taken.remove(&window), Some(Counts::from(expected)));
+        assert_eq!(
+            taken.remove(&window.next()),
+            Some(Counts::from([("failed", 1), ("requests", 1)]))
+        );
+        assert!(stats.take().is_empty());
+    }
+
+    #[test]
+    fn what_could_not_be_flushed_is_kept() {
+        let window = WindowLength::try_new(60).expect("valid").window_at_ms(0);
+        let stats = Stats::default();
+        assert!(stats.count(window, Answer::Recorded(Outcome::New)));
+        let taken = stats.take();
+        assert!(stats.count(window, Answer::Recorded(Outcome::New)));
+        for (window, counts) in taken {
+            stats.put_back(window, counts);
+        }
+        assert_eq!(
+            stats.take().remove(&window),
+            Some(Counts::from([("new", 2), ("requests", 2)]))
+        );
+    }
+}

@@ -1,0 +1,163 @@
+//! The command line. Its flags and their defaults are those of `spin up`, so that the one can stand in for the other.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+
+use crate::EX_USAGE;
+
+/// Runs Verve's component where no Spin is installed.
+#[derive(Parser)]
+#[command(name = "verve-host", version)]
+pub struct Arguments {
+    /// The application's manifest, or a folder with a `spin.toml`
+    #[arg(short = 'f', long, value_name = "PATH", default_value = "spin.toml")]
+    pub from: PathBuf,
+
+    /// Where to serve HTTP; port 0 picks a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = socket_address)]
+    pub listen: SocketAddr,
+
+    /// Sets a variable of the manifest; repeatable. The flag beats the environment's `SPIN_VARIABLE_NAME`
+    // A secret may be in here: never shown, which is why it is taken apart later and by hand.
+    #[arg(long = "variable", value_name = "NAME=VALUE")]
+    pub variables: Vec<String>,
+
+    #[command(flatten)]
+    pub reuse: Reuse,
+
+    /// Leaves Nagle's algorithm on, to measure what it costs: a response in two writes waits for a delayed ACK
+    #[arg(long)]
+    pub no_tcp_nodelay: bool,
+}
+
+/// How component instances are reused.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Reuse {
+    /// How many requests one component instance serves before it is dropped
+    #[arg(long = "max-instance-reuse-count", value_name = "REQUESTS", default_value = "128")]
+    pub requests: NonZeroUsize,
+
+    /// How many of them at once
+    #[arg(
+        long = "max-instance-concurrent-reuse-count",
+        value_name = "REQUESTS",
+        default_value = "16"
+    )]
+    pub concurrent: NonZeroUsize,
+
+    /// How long an instance with nothing to do is kept: 1s, 500ms, 2m
+    #[arg(long = "idle-instance-timeout", value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub idle: Duration,
+}
+
+impl Arguments {
+    /// Reads the command line of this process.
+    ///
+    /// # Errors
+    /// The exit code, once help, version or what was wrong has been printed.
+    pub fn read() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|error| {
+            if !error.use_stderr() {
+                print!("{error}");
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("verve-host: {}; see --help", first_line(&error));
+            ExitCode::from(EX_USAGE)
+        })
+    }
+}
+
+/// clap explains itself over several lines; the first says what was wrong.
+fn first_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let expected = || "expected an address and a port, such as 127.0.0.1:3000".to_owned();
+    // Names such as localhost are fine too, and IPv4 is preferred, as in Spin.
+    let addresses: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| expected())?.collect();
+    let ipv4 = addresses.iter().find(|address| address.is_ipv4());
+    ipv4.or(addresses.first()).copied().ok_or_else(expected)
+}
+
+/// A number and a unit (`ms`, `s`, `m`), seconds if there is none.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" => 60_000,
+        _ => 0,
+    };
+    match number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(milliseconds))
+    {
+        Some(total) if milliseconds > 0 => Ok(Duration::from_millis(total)),
+        _ => Err("expected a whole number with the unit ms, s or m, such as 500ms".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let cases = [
+            ("1s", Some(1_000)),
+            ("500ms", Some(500)),
+            ("2m", Some(120_000)),
+            ("3", Some(3_000)),
+            ("0s", Some(0)),
+            ("", None),
+            ("s", None),
+            ("1h", None),
+            ("1.5s", None),
+            ("-1s", None),
+            ("99999999999999999999s", None),
+            ("18446744073709551615m", None),
+        ];
+        for (text, milliseconds) in cases {
+            assert_eq!(duration(text).ok(), milliseconds.map(Duration::from_millis), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn command_lines() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
+
+        let arguments = parse("verve-host --from app -f x --listen 127.0.0.1:0 --variable a=1 --variable b=2");
+        assert!(arguments.is_err(), "--from and -f are one flag");
+
+        let arguments = parse("verve-host -f app --listen localhost:4000 --variable a=1 --variable b=2=3").ok();
+        let arguments = arguments.expect("a good command line");
+        assert_eq!(arguments.from, PathBuf::from("app"));
+        assert_eq!(arguments.listen.port(), 4000);
+        assert_eq!(arguments.variables, ["a=1", "b=2=3"]);
+        assert_eq!(
+            (arguments.reuse.requests.get(), arguments.reuse.concurrent.get()),
+            (128, 16)
+        );
+        assert_eq!(arguments.reuse.idle, Duration::from_secs(1));
+
+        for (line, expected) in [
+            ("verve-host --listen 3000", "expected an address and a port"),
+            ("verve-host --max-instance-reuse-count 0", "number would be zero"),
+            ("verve-host --idle-instance-timeout soon", "expected a whole number"),
+            ("verve-host --quiet", "unexpected argument '--quiet'"),
+        ] {
+            let error = parse(line).err().map(|error| first_line(&error)).unwrap_or_default();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+}

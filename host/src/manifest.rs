@@ -1,0 +1,304 @@
+//! `spin.toml`: the part of Spin's manifest (version 2) that this application uses.
+//!
+//! What Spin would act on and this host cannot is refused, by name. What changes nothing about how a component runs
+//! (descriptions, build commands) is passed over.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+
+use crate::routes::Route;
+use crate::variables::check_name;
+
+/// An application: one component, the paths it serves and what it is configured with.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// `[variables]`.
+    pub variables: BTreeMap<String, Declaration>,
+    /// Each `[[trigger.http]]`; at least one.
+    pub routes: Vec<Route>,
+    /// The component that they all name.
+    pub component: Component,
+}
+
+/// How a variable is declared.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+pub struct Declaration {
+    /// Its value if nobody sets it.
+    pub default: Option<String>,
+    /// Whether somebody has to.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// `[component.<id>]`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Component {
+    /// Its name in the manifest.
+    pub id: String,
+    /// The compiled component; relative paths start at the manifest's folder.
+    pub source: PathBuf,
+    /// Templates, to be read by [`crate::outbound`].
+    pub allowed_outbound_hosts: Vec<String>,
+    /// Templates, to be read by [`crate::variables`].
+    pub variables: BTreeMap<String, String>,
+}
+
+/// The file as it is written.
+#[derive(Deserialize)]
+struct File {
+    spin_manifest_version: Option<toml::Value>,
+    #[serde(default)]
+    variables: BTreeMap<String, Declaration>,
+    #[serde(default)]
+    trigger: BTreeMap<String, Vec<Trigger>>,
+    #[serde(default)]
+    component: BTreeMap<String, ComponentTable>,
+}
+
+#[derive(Deserialize)]
+struct Trigger {
+    route: Option<toml::Value>,
+    component: Option<toml::Value>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Deserialize)]
+struct ComponentTable {
+    source: Option<toml::Value>,
+    #[serde(default)]
+    allowed_outbound_hosts: Vec<String>,
+    #[serde(default)]
+    variables: BTreeMap<String, String>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, toml::Value>,
+}
+
+/// Keys of a trigger or component that do not change how the component runs.
+const HARMLESS: [&str; 6] = ["build", "description", "exclude_files", "id", "targets", "tool"];
+
+impl Manifest {
+    /// Reads a manifest, or the `spin.toml` of a folder.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no manifest, or asks for something that this host does not offer. The message
+    /// names the file, and the line where it can.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let path = if path.is_dir() {
+            path.join("spin.toml")
+        } else {
+            path.to_owned()
+        };
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read the manifest {}; --from names another", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&text, folder).with_context(|| path.display().to_string())
+    }
+
+    fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
+        let file: File = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = 1 + before.matches('\n').count();
+            anyhow::anyhow!("line {line}: {}", error.message().replace('\n', ", "))
+        })?;
+        match &file.spin_manifest_version {
+            Some(toml::Value::Integer(2)) => {}
+            Some(_) => bail!("`spin_manifest_version` is not the one supported here: expected 2"),
+            None => bail!("not a Spin manifest: `spin_manifest_version = 2` is missing"),
+        }
+        let (id, routes) = read_triggers(file.trigger)?;
+        let Some(table) = file
+            .component
+            .into_iter()
+            .find_map(|(name, table)| (name == id).then_some(table))
+        else {
+            bail!("[[trigger.http]] names the component `{id}`, but there is no [component.{id}]");
+        };
+        let component = read_component(table, &id, folder).with_context(|| format!("in [component.{id}]"))?;
+        Ok(Self {
+            variables: file.variables,
+            routes,
+            component,
+        })
+    }
+}
+
+/// The component that the triggers name, and their routes.
+fn read_triggers(triggers: BTreeMap<String, Vec<Trigger>>) -> anyhow::Result<(String, Vec<Route>)> {
+    if let Some(kind) = triggers.keys().find(|kind| *kind != "http") {
+        bail!("[[trigger.{kind}]] is not supported here, only [[trigger.http]]");
+    }
+    let mut named: Option<String> = None;
+    let mut routes = Vec::new();
+    for trigger in triggers.into_values().flatten() {
+        refuse_unsupported(&trigger.rest).context("in [[trigger.http]]")?;
+        let (Some(toml::Value::String(route)), Some(toml::Value::String(id))) = (trigger.route, trigger.component)
+        else {
+            bail!("[[trigger.http]] needs `route = \"/path\"` and `component = \"id\"`, both as plain text");
+        };
+        if let Some(other) = named.as_ref().filter(|named| **named != id) {
+            bail!("the routes go to `{other}` and to `{id}`, but only one component can run here");
+        }
+        routes.push(Route::try_new(&route).with_context(|| format!("route {route:?}"))?);
+        named = Some(id);
+    }
+    let id = named.context("there is no [[trigger.http]], so no request could reach a component")?;
+    Ok((id, routes))
+}
+
+fn read_component(table: ComponentTable, id: &str, folder: &Path) -> anyhow::Result<Component> {
+    refuse_unsupported(&table.rest)?;
+    let Some(toml::Value::String(source)) = table.source else {
+        bail!("`source` has to be the path of a compiled component");
+    };
+    ensure!(
+        !source.is_empty(),
+        "`source` is empty: expected the path of a compiled component"
+    );
+    for name in table.variables.keys() {
+        check_name(name)?;
+    }
+    Ok(Component {
+        id: id.to_owned(),
+        source: folder.join(source),
+        allowed_outbound_hosts: table.allowed_outbound_hosts,
+        variables: table.variables,
+    })
+}
+
+fn refuse_unsupported(rest: &BTreeMap<String, toml::Value>) -> anyhow::Result<()> {
+    match rest.keys().find(|key| !HARMLESS.contains(&key.as_str())) {
+        Some(key) => bail!("`{key}` is not supported here; run the application with Spin"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        spin_manifest_version = 2
+        [application]
+        name = "app"
+        authors = ["somebody"]
+        [variables]
+        plain = { default = "x" }
+        token = { required = true, secret = true }
+        [[trigger.http]]
+        route = "/a/..."
+        component = "c"
+        [component.c]
+        description = "counts"
+        source = "target/c.wasm"
+        allowed_outbound_hosts = ["redis://*:*"]
+        [component.c.variables]
+        plain = "{{ plain }}"
+        [component.c.build]
+        command = "make"
+    "#;
+
+    fn error_of(text: &str) -> String {
+        match Manifest::parse(text, Path::new("")) {
+            Ok(_) => String::new(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn a_good_manifest() {
+        let manifest = Manifest::parse(GOOD, Path::new("/app")).expect("a good manifest");
+        let expected = Manifest {
+            variables: BTreeMap::from([
+                (
+                    "plain".to_owned(),
+                    Declaration {
+                        default: Some("x".to_owned()),
+                        required: false,
+                    },
+                ),
+                (
+                    "token".to_owned(),
+                    Declaration {
+                        default: None,
+                        required: true,
+                    },
+                ),
+            ]),
+            routes: vec![Route::try_new("/a/...").expect("a route")],
+            component: Component {
+                id: "c".to_owned(),
+                source: PathBuf::from("/app/target/c.wasm"),
+                allowed_outbound_hosts: vec!["redis://*:*".to_owned()],
+                variables: BTreeMap::from([("plain".to_owned(), "{{ plain }}".to_owned())]),
+            },
+        };
+        assert_eq!(manifest, expected);
+    }
+
+    #[test]
+    fn the_manifest_of_this_application() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let manifest = Manifest::read(&path).expect("the manifest of this application");
+        assert!(manifest.routes.iter().any(|route| route.takes("/api/verve/accept")));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_manifest() {
+        let cases = [
+            ("spin_manifest_version = 2", "spin_manifest_version = 1", "expected 2"),
+            (
+                "spin_manifest_version = 2",
+                "",
+                "`spin_manifest_version = 2` is missing",
+            ),
+            ("[variables]", "[variables", "line 6: "),
+            (
+                "default = \"x\"",
+                "default = 5",
+                "line 7: invalid type: integer `5`, expected a string",
+            ),
+            (
+                "[[trigger.http]]",
+                "[[trigger.redis]]",
+                "[[trigger.redis]] is not supported",
+            ),
+            ("route = \"/a/...\"", "route = { private = true }", "needs `route = "),
+            (
+                "route = \"/a/...\"",
+                "route = \"/:a\"",
+                "route \"/:a\": expected \"/path\"",
+            ),
+            ("component = \"c\"", "component = \"d\"", "there is no [component.d]"),
+            (
+                "component = \"c\"",
+                "component = \"c\"\nexecutor = { type = \"wagi\" }",
+                "`executor` is not supported",
+            ),
+            ("source = \"target/c.wasm\"", "", "`source` has to be the path"),
+            (
+                "description = \"counts\"",
+                "files = [\"a\"]",
+                "in [component.c]: `files` is not supported",
+            ),
+            ("plain = \"{{", "Plain = \"{{", "`Plain` is no name"),
+            ("route = \"/a/...\"\n        component = \"c\"", "", "needs `route = "),
+        ];
+        for (from, to, expected) in cases {
+            let text = GOOD.replacen(from, to, 1);
+            assert_ne!(text, GOOD, "{from:?} is not in the manifest");
+            let error = error_of(&text);
+            assert!(error.contains(expected) && !error.contains('\n'), "{to:?}: {error:?}");
+        }
+        let two = GOOD.replacen(
+            "[component.c]",
+            "[[trigger.http]]\nroute = \"/b\"\ncomponent = \"d\"\n[component.c]",
+            1,
+        );
+        assert!(error_of(&two).contains("only one component"));
+        assert!(error_of("spin_manifest_version = 2").contains("no [[trigger.http]]"));
+    }
+}

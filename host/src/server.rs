@@ -1,0 +1,148 @@
+//! HTTP/1.1 in front of the component: accepts connections, hands requests to instances, and stops gracefully.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use wasmtime_wasi_http::WasiBody;
+
+use crate::instances::Instances;
+use crate::routes::Route;
+use crate::shutdown::{BACKGROUND_LIMIT, Ended, LIMIT, Signals};
+
+/// How long a client may take to send a request's head, and how long a connection may be idle. Longer than the minute
+/// for which load balancers keep idle connections, so that it is they who close them and no request meets a closed one.
+const HEAD_LIMIT: Duration = Duration::from_secs(75);
+
+/// How long to wait after a connection could not be accepted, since the cause (such as too many open files) stays.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Spin's own health check, which it answers beside the application's routes.
+const HEALTH: &str = "/.well-known/spin/health";
+
+/// What is served.
+pub struct Site {
+    /// The component's name in the manifest.
+    pub component: String,
+    /// The paths that go to the component; all others are not found.
+    pub routes: Vec<Route>,
+    /// What answers them.
+    pub instances: Instances,
+    /// Whether to turn Nagle's algorithm off.
+    pub tcp_nodelay: bool,
+}
+
+/// Serves until a signal comes, then stops: idle connections are closed, requests in flight are answered, and what the
+/// component does after its responses may finish.
+///
+/// # Errors
+/// If the listener's address is unknown.
+pub async fn serve(listener: TcpListener, site: Site, mut signals: Signals) -> io::Result<Ended> {
+    announce(&listener, &site)?;
+    let site = Arc::new(site);
+    let connections = GracefulShutdown::new();
+    let signal = loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => start_connection(stream, &site, &connections),
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            signal = signals.next() => break signal,
+        }
+    };
+    drop(listener);
+    tracing::info!("{signal}: stopping once requests in flight are answered; a second signal stops at once");
+    let stop = async {
+        connections.shutdown().await;
+        let cut = site.instances.drain(BACKGROUND_LIMIT).await;
+        if cut > 0 {
+            tracing::warn!("stopping although {cut} instances still work on something after their responses");
+        }
+    };
+    tokio::select! {
+        () = stop => Ok(Ended::Gracefully),
+        signal = signals.next() => {
+            tracing::warn!("{signal}: stopping at once");
+            Ok(Ended::Cut)
+        }
+        () = tokio::time::sleep(LIMIT) => {
+            tracing::warn!("stopping although requests are still in flight after {} s", LIMIT.as_secs());
+            Ok(Ended::Cut)
+        }
+    }
+}
+
+/// Tells that requests are welcome, and where, in Spin's words.
+fn announce(listener: &TcpListener, site: &Site) -> io::Result<()> {
+    let address = listener.local_addr()?;
+    println!("Serving http://{address}");
+    println!("Available Routes:");
+    for route in &site.routes {
+        println!("  {}: http://{address}{route}", site.component);
+    }
+    Ok(())
+}
+
+fn start_connection(stream: TcpStream, site: &Arc<Site>, connections: &GracefulShutdown) {
+    // A response may leave in two writes, head and body. With Nagle's algorithm the second waits for the client's ACK of
+    // the first, which the client delays by 40 ms.
+    if let Err(error) = stream.set_nodelay(site.tcp_nodelay) {
+        tracing::debug!("cannot set TCP_NODELAY: {error}");
+    }
+    let site = site.clone();
+    let service = service_fn(move |request| {
+        let site = site.clone();
+        async move { Ok::<_, Infallible>(answer(&site, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = connections.watch(connection);
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!("a connection ended early: {error}");
+        }
+    });
+}
+
+async fn answer(site: &Site, request: Request<Incoming>) -> Response<WasiBody> {
+    let path = request.uri().path();
+    if !site.routes.iter().any(|route| route.takes(path)) {
+        return if path == HEALTH {
+            plain(StatusCode::OK, "OK")
+        } else {
+            plain(StatusCode::NOT_FOUND, "")
+        };
+    }
+    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+    match site.instances.handle(request).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::error!("a request failed: {error}");
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "")
+        }
+    }
+}
+
+fn plain(status: StatusCode, body: &'static str) -> Response<WasiBody> {
+    let body = Full::new(Bytes::from_static(body.as_bytes()))
+        .map_err(|never| match never {})
+        .boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+}

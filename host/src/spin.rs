@@ -1,0 +1,44 @@
+//! Spin's own interfaces: their bindings, and the host's side of `spin:variables`. That of `spin:redis` is in
+//! [`crate::redis`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use wasmtime::component::{Accessor, HasSelf};
+
+use crate::variables::check_name;
+use bindings::spin::variables::variables::{Error, Host, HostWithStore};
+
+/// Generated from the WIT of this workspace.
+pub mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../wit",
+        world: "verve:accept/spin",
+        imports: { default: async | trappable },
+        with: { "spin:redis/redis.connection": crate::redis::Connection },
+    });
+}
+
+/// The variables that the manifest gives to the component.
+pub struct Variables(Arc<BTreeMap<String, String>>);
+
+impl Variables {
+    /// Names and values.
+    pub fn new(values: Arc<BTreeMap<String, String>>) -> Self {
+        Self(values)
+    }
+
+    fn get(&self, name: &str) -> Result<String, Error> {
+        check_name(name).map_err(|error| Error::InvalidName(error.to_string()))?;
+        let undefined = || Error::Undefined(format!("the manifest gives the component no variable `{name}`"));
+        self.0.get(name).cloned().ok_or_else(undefined)
+    }
+}
+
+impl Host for Variables {}
+
+impl<T: Send> HostWithStore<T> for HasSelf<Variables> {
+    async fn get(guest: &Accessor<T, Self>, name: String) -> wasmtime::Result<Result<String, Error>> {
+        Ok(guest.with(|mut access| access.get().get(&name)))
+    }
+}

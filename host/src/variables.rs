@@ -1,0 +1,250 @@
+//! The application's variables: where their values come from, and the templates that use them.
+//!
+//! A variable may be secret, so no error here ever shows a value: only names.
+
+use std::collections::BTreeMap;
+
+use crate::manifest::Declaration;
+
+/// Every declared variable with its value.
+#[derive(Default)]
+pub struct Values(BTreeMap<String, String>);
+
+/// What is wrong with variables or with a template.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VariableError {
+    /// `--variable` without an `=`.
+    #[error("--variable takes NAME=VALUE, such as window_seconds=5; the {0}. one given has no `=`")]
+    NoAssignment(usize),
+    /// `--variable` for a name that the manifest does not declare.
+    #[error("--variable {0}: the manifest declares no such variable; it has {1}")]
+    Unknown(String, String),
+    /// A required variable has no value.
+    #[error("variable `{0}` is required: set it with --variable {0}=VALUE or in the environment as {1}")]
+    Missing(String, String),
+    /// The manifest uses a name that Spin would not take.
+    #[error("`{0}` is no name of a variable: expected lower-case letters, digits and single underscores between them")]
+    InvalidName(String),
+    /// A declaration has both a default and `required = true`, or neither.
+    #[error("variable `{0}` needs either a default or `required = true`")]
+    InvalidDeclaration(String),
+    /// A template opens braces and does not close them.
+    #[error("a template has `{{{{` without `}}}}`")]
+    Unclosed,
+    /// A template uses a variable that is not declared.
+    #[error("a template uses `{0}`, which [variables] does not declare")]
+    Undeclared(String),
+}
+
+impl Values {
+    /// Finds a value for each declared variable: from `assignments` (`NAME=VALUE`, the last one of a name counts), else
+    /// from the environment as `SPIN_VARIABLE_<NAME>`, else the default.
+    ///
+    /// # Errors
+    /// If a name is unknown or not valid, or a required variable has no value.
+    pub fn try_new(
+        declared: &BTreeMap<String, Declaration>,
+        assignments: &[String],
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, VariableError> {
+        let mut assigned = BTreeMap::new();
+        for (index, assignment) in assignments.iter().enumerate() {
+            let (name, value) = assignment
+                .split_once('=')
+                .ok_or(VariableError::NoAssignment(index + 1))?;
+            if !declared.contains_key(name) {
+                let known = declared.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                return Err(VariableError::Unknown(name.to_owned(), known));
+            }
+            assigned.insert(name, value);
+        }
+        let mut values = BTreeMap::new();
+        for (name, declaration) in declared {
+            check_name(name)?;
+            if declaration.required == declaration.default.is_some() {
+                return Err(VariableError::InvalidDeclaration(name.clone()));
+            }
+            let in_environment = format!("SPIN_VARIABLE_{}", name.to_ascii_uppercase());
+            let value = (assigned.get(name.as_str()).map(|value| (*value).to_owned()))
+                .or_else(|| environment(&in_environment))
+                .or_else(|| declaration.default.clone())
+                .ok_or_else(|| VariableError::Missing(name.clone(), in_environment))?;
+            values.insert(name.clone(), value);
+        }
+        Ok(Self(values))
+    }
+}
+
+/// Spin's rule for names, so that they fit into environment variables.
+///
+/// # Errors
+/// If `name` breaks it.
+pub fn check_name(name: &str) -> Result<(), VariableError> {
+    let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.split('_').all(part) {
+        Ok(())
+    } else {
+        Err(VariableError::InvalidName(name.to_owned()))
+    }
+}
+
+/// Text with `{{ variable }}`s in it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Template<'a>(Vec<Part<'a>>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Part<'a> {
+    Text(&'a str),
+    Variable(&'a str),
+}
+
+impl<'a> Template<'a> {
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// If braces are opened and not closed.
+    pub fn try_new(text: &'a str) -> Result<Self, VariableError> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, opened)) = rest.split_once("{{") {
+            let (name, after) = opened.split_once("}}").ok_or(VariableError::Unclosed)?;
+            parts.push(Part::Text(before));
+            parts.push(Part::Variable(name.trim()));
+            rest = after;
+        }
+        parts.push(Part::Text(rest));
+        Ok(Self(parts))
+    }
+
+    /// Whether the text holds no variable.
+    pub fn is_literal(&self) -> bool {
+        self.0.len() == 1
+    }
+
+    /// The text with the values in it.
+    ///
+    /// # Errors
+    /// If it uses a variable that has no value.
+    pub fn resolve(&self, values: &Values) -> Result<String, VariableError> {
+        let resolve = |part: &Part<'a>| match part {
+            Part::Text(text) => Ok(*text),
+            Part::Variable(name) => match values.0.get(*name) {
+                Some(value) => Ok(value.as_str()),
+                None => Err(VariableError::Undeclared((*name).to_owned())),
+            },
+        };
+        self.0.iter().map(resolve).collect()
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// Values for the tests of other modules.
+    pub fn values(pairs: &[(&str, &str)]) -> Values {
+        Values(
+            pairs
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+        )
+    }
+
+    fn optional(default: &str) -> Declaration {
+        Declaration {
+            default: Some(default.to_owned()),
+            required: false,
+        }
+    }
+
+    const REQUIRED: Declaration = Declaration {
+        default: None,
+        required: true,
+    };
+
+    #[test]
+    fn the_command_line_beats_the_environment_beats_the_default() {
+        let cases: [(&[&str], Option<&str>, &str); 5] = [
+            (&[], None, "default"),
+            (&[], Some("environment"), "environment"),
+            (&["a=flag"], Some("environment"), "flag"),
+            (&["a=first", "a=last=really"], None, "last=really"),
+            (&["a="], Some("environment"), ""),
+        ];
+        for (flags, environment, expected) in cases {
+            let declared = BTreeMap::from([("a".to_owned(), optional("default"))]);
+            let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+            let environment = |name: &str| environment.filter(|_| name == "SPIN_VARIABLE_A").map(str::to_owned);
+            let values = Values::try_new(&declared, &flags, environment).expect("good variables");
+            assert_eq!(values.0["a"], expected);
+        }
+    }
+
+    #[test]
+    fn wrong_variables() {
+        let neither = Declaration {
+            default: None,
+            required: false,
+        };
+        let both = Declaration {
+            default: Some(String::new()),
+            required: true,
+        };
+        let cases = [
+            ("a", optional("x"), "ab", VariableError::NoAssignment(1)),
+            (
+                "a",
+                optional("x"),
+                "b=1",
+                VariableError::Unknown("b".into(), "a".into()),
+            ),
+            (
+                "a_b",
+                REQUIRED,
+                "",
+                VariableError::Missing("a_b".into(), "SPIN_VARIABLE_A_B".into()),
+            ),
+            ("a__b", optional("x"), "", VariableError::InvalidName("a__b".into())),
+            ("a", neither, "", VariableError::InvalidDeclaration("a".into())),
+            ("a", both, "", VariableError::InvalidDeclaration("a".into())),
+        ];
+        for (name, declaration, flag, expected) in cases {
+            let declared = BTreeMap::from([(name.to_owned(), declaration)]);
+            let flags: Vec<String> = (!flag.is_empty()).then(|| flag.to_owned()).into_iter().collect();
+            assert_eq!(Values::try_new(&declared, &flags, |_| None).err(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn names() {
+        for (name, valid) in [
+            ("a", true),
+            ("a1_2b", true),
+            ("", false),
+            ("1a", false),
+            ("_a", false),
+            ("a_", false),
+            ("aB", false),
+        ] {
+            assert_eq!(check_name(name).is_ok(), valid, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn templates() {
+        let values = values(&[("host", "redis"), ("port", "6379")]);
+        let cases = [
+            ("", Ok("")),
+            ("plain } text", Ok("plain } text")),
+            ("{{ host }}", Ok("redis")),
+            ("redis://{{host}}:{{ port }}/", Ok("redis://redis:6379/")),
+            ("{{ host", Err(VariableError::Unclosed)),
+            ("{{ user }}", Err(VariableError::Undeclared("user".into()))),
+        ];
+        for (text, expected) in cases {
+            let resolved = Template::try_new(text).and_then(|template| template.resolve(&values));
+            assert_eq!(resolved, expected.map(str::to_owned), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The WebAssembly engine, and everything of the host that a component can reach.
+//!
+//! That is WASI 0.2 and 0.3 without files, network, environment or outgoing HTTP, and two interfaces of Spin's. A
+//! component that imports more is refused at start.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
+use wasmtime::error::Context as _;
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+
+use crate::outbound::AllowedHosts;
+use crate::output::{Output, Target};
+use crate::redis::Redis;
+use crate::spin::Variables;
+use crate::spin::bindings::spin::{redis::redis, variables::variables};
+
+/// The most instances alive at once. One more waits until another is gone.
+pub const MAX_INSTANCES: u32 = 1_000;
+
+/// The most memory of one instance, in bytes; a component that needs more traps.
+const MAX_MEMORY: usize = 64 << 20;
+
+/// What the manifest grants the component.
+#[derive(Clone)]
+pub struct Grants {
+    /// Its variables, with their values.
+    pub variables: Arc<BTreeMap<String, String>>,
+    /// The servers it may connect to.
+    pub allowed_hosts: Arc<AllowedHosts>,
+}
+
+/// The host's side of one instance.
+pub struct Guest {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    hooks: NoOutgoingHttp,
+    redis: Redis,
+    variables: Variables,
+}
+
+impl Guest {
+    /// What a new instance starts with.
+    pub fn new(grants: &Grants) -> Self {
+        // The builder's defaults give no folder, no environment, no arguments and an empty stdin.
+        let wasi = WasiCtxBuilder::new()
+            .stdout(Output::new(Target::Stdout))
+            .stderr(Output::new(Target::Stderr))
+            .allow_tcp(false)
+            .allow_udp(false)
+            .build();
+        Self {
+            table: ResourceTable::new(),
+            wasi,
+            http: WasiHttpCtx::new(),
+            hooks: NoOutgoingHttp,
+            redis: Redis::new(grants.allowed_hosts.clone()),
+            variables: Variables::new(grants.variables.clone()),
+        }
+    }
+}
+
+/// Compiles a component and links it to the host.
+///
+/// # Errors
+/// If the file cannot be read, is no component with an HTTP handler of WASI 0.3, or needs what this host does not offer.
+pub fn load(path: &Path) -> wasmtime::Result<ServicePre<Guest>> {
+    let shown = path.display();
+    let bytes =
+        std::fs::read(path).with_context(|| format!("cannot read the component {shown}; has it been built?"))?;
+    let engine = engine().context("cannot start the WebAssembly engine")?;
+    let component = Component::new(&engine, bytes).with_context(|| format!("cannot compile {shown}"))?;
+    let linked = linker(&engine)?
+        .instantiate_pre(&component)
+        .with_context(|| format!("{shown} needs what this host does not offer"))?;
+    ServicePre::new(linked).with_context(|| format!("{shown} does not offer wasi:http/handler of WASI 0.3"))
+}
+
+/// A store for a new instance.
+pub fn new_store(engine: &Engine, grants: &Grants) -> Store<Guest> {
+    Store::new(engine, Guest::new(grants))
+}
+
+fn engine() -> wasmtime::Result<Engine> {
+    // A component made of one Rust module has a few core instances (itself, and shims for what it imports), one memory
+    // and two tables. A second stack serves calls that wait inside a call.
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(MAX_INSTANCES)
+        .total_core_instances(16 * MAX_INSTANCES)
+        .total_memories(MAX_INSTANCES)
+        .total_tables(4 * MAX_INSTANCES)
+        .total_stacks(2 * MAX_INSTANCES)
+        .max_memory_size(MAX_MEMORY);
+    let mut config = Config::new();
+    config
+        .wasm_component_model(true)
+        .wasm_component_model_async(true)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config)
+}
+
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    redis::add_to_linker::<_, HasSelf<Redis>>(&mut linker, |guest: &mut Guest| &mut guest.redis)?;
+    variables::add_to_linker::<_, HasSelf<Variables>>(&mut linker, |guest: &mut Guest| &mut guest.variables)?;
+    Ok(linker)
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            ctx: &mut self.http,
+            table: &mut self.table,
+            hooks: &mut self.hooks,
+        }
+    }
+}
+
+/// The component sends no HTTP requests: callbacks are the reporter's work.
+struct NoOutgoingHttp;
+
+type Sent = Result<
+    (
+        hyper::Response<WasiBody>,
+        Box<dyn Future<Output = wasmtime_wasi_http::Result<()>> + Send>,
+    ),
+    Error,
+>;
+
+impl WasiHttpHooks for NoOutgoingHttp {
+    fn send_request(
+        &mut self,
+        _request: hyper::Request<WasiBody>,
+        _options: Option<RequestOptions>,
+        _result: Box<dyn Future<Output = wasmtime_wasi_http::Result<()>> + Send>,
+    ) -> Box<dyn Future<Output = Sent> + Send> {
+        Box::new(std::future::ready(Err(Error::HttpRequestDenied)))
+    }
+}
