@@ -1,1 +1,113 @@
-fn main() {}
+//! `verve-reporter`: counts closed windows, publishes them to Kafka, and delivers callbacks.
+//!
+//! - `cli`: the command line and environment, parsed whole before anything else happens
+//! - `windows`: which windows are due or late (`ledger`, pure), who reports them (`lease`), and the reporting itself
+//! - `kafka`: the records
+//! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
+//! - `store`: the connections to Redis; `health`: what is reachable, said once; `admin`: the HTTP port
+
+mod admin;
+mod callbacks;
+mod cli;
+mod clock;
+mod health;
+mod kafka;
+mod store;
+mod windows;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::Config;
+use crate::health::Health;
+use crate::kafka::Publisher;
+use crate::store::Store;
+
+/// How long deliveries under way may take to finish once a stop was asked for.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+
+fn main() -> ExitCode {
+    let config = match cli::parse() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    cli::init_logging(config.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(config)))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let replica = replica_name();
+    let health = Arc::new(Health::default());
+    let listener = tokio::net::TcpListener::bind(&config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
+    let store = Store::new(&config.redis_urls, config.keys.clone(), &health)?;
+    let publisher = Publisher::new(&config, &health)?;
+    tracing::info!(
+        replica,
+        redis = %config.redis_urls.as_slice().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        kafka = config.kafka.brokers.as_deref().unwrap_or("none"),
+        topic = config.kafka.topic,
+        window_seconds = config.window_length.seconds(),
+        admin = %listener.local_addr()?,
+        "verve-reporter {} started",
+        env!("CARGO_PKG_VERSION"),
+    );
+
+    let stop = CancellationToken::new();
+    let admin = tokio::spawn(admin::serve(listener, health.clone(), stop.clone()));
+    let checks = tokio::spawn(health::watch(store.clone(), publisher.clone(), stop.clone()));
+    let windows = windows::Reporter::new(config.clone(), store.clone(), publisher, replica.clone());
+    let windows = tokio::spawn(windows.run(stop.clone()));
+    let callbacks = callbacks::Callbacks::new(config, store, replica)?;
+    let callbacks = tokio::spawn(callbacks.run(stop.clone()));
+
+    stop_signal().await?;
+    tracing::info!("stopping: deliveries under way may finish");
+    stop.cancel();
+    let done = async {
+        for task in [windows, callbacks, checks, admin] {
+            task.await.context("a task of the reporter failed")?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(STOP_WITHIN, done).await.unwrap_or_else(|_| {
+        Err(anyhow::anyhow!(
+            "not stopped within {} s; deliveries are left to others",
+            STOP_WITHIN.as_secs()
+        ))
+    })?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A name that no other replica, and no later run of this one, has.
+fn replica_name() -> String {
+    format!("{:08x}-{}", fastrand::u32(..), std::process::id())
+}
+
+async fn stop_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

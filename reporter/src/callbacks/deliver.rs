@@ -1,0 +1,209 @@
+//! One callback over HTTP.
+
+use std::error::Error;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{RequestBuilder, Response, StatusCode, redirect};
+use verve_protocol::{CallbackJob, Endpoint, Method};
+
+use super::policy::{Policy, Refused, Resolver};
+
+/// For the connection, the name's resolution included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a whole call. Shorter than a claim on a job lasts, so that no two replicas deliver a job at once.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of a response's body is read, in bytes, so that its connection can be used again.
+const BODY_LIMIT: usize = 64 * 1024;
+
+/// Calls endpoints.
+pub struct Client {
+    http: reqwest::Client,
+    policy: Policy,
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// In one line, for the log and the dead job.
+    pub error: String,
+    /// The response's status, where there was a response.
+    pub status: Option<u16>,
+    /// Whether another attempt is pointless.
+    pub permanent: bool,
+    /// What the endpoint asked for.
+    pub retry_after: Option<Duration>,
+}
+
+impl Client {
+    /// A client that reaches what `policy` permits.
+    pub fn new(policy: Policy) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("verve-reporter/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            // A proxy would resolve the name itself, and nothing would be checked.
+            .no_proxy()
+            .dns_resolver(Resolver::new(policy.clone()))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT)
+            .build()
+            .context("cannot set up the HTTP client")?;
+        Ok(Self { http, policy })
+    }
+
+    /// Tells the endpoint the count. Answers the response's status, which is a success.
+    pub async fn call(&self, job: &CallbackJob, unique_count: u64) -> Result<u16, Failure> {
+        // A literal address is not resolved, so that the resolver does not see it.
+        self.policy
+            .check_literal(&job.endpoint.to_url())
+            .map_err(|refused| Failure::refused(&refused))?;
+        let response = self
+            .request(job, unique_count)
+            .send()
+            .await
+            .map_err(|error| Failure::from_http(&error))?;
+        let status = response.status();
+        let retry_after = retry_after(&response, Timestamp::now());
+        read_some(response).await;
+        if status.is_success() {
+            Ok(status.as_u16())
+        } else {
+            Err(Failure::from_status(status, retry_after))
+        }
+    }
+
+    fn request(&self, job: &CallbackJob, unique_count: u64) -> RequestBuilder {
+        let mut url = job.endpoint.to_url();
+        let request = match job.method {
+            Method::Get => {
+                url.query_pairs_mut()
+                    .append_pair("unique_count", &unique_count.to_string());
+                self.http.get(url)
+            }
+            Method::Post => {
+                let body = format!(r#"{{"unique_count":{unique_count}}}"#);
+                self.http.post(url).header(CONTENT_TYPE, "application/json").body(body)
+            }
+        };
+        let request = request.header("verve-window", job.window.to_string());
+        match job.revision {
+            Some(revision) => request.header("verve-revision", revision),
+            None => request,
+        }
+    }
+}
+
+/// Reads the body up to a limit; a longer one closes the connection.
+async fn read_some(mut response: Response) {
+    let mut read = 0;
+    while let Ok(Some(chunk)) = response.chunk().await {
+        read += chunk.len();
+        if read > BODY_LIMIT {
+            return;
+        }
+    }
+}
+
+/// The wait that a response asks for: a number of seconds, or a date.
+fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
+    parse_retry_after(response.headers().get(RETRY_AFTER)?.to_str().ok()?, now)
+}
+
+fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+}
+
+/// The endpoint without its query, which may hold secrets, for log lines.
+pub fn shown(endpoint: &Endpoint) -> String {
+    let mut url = endpoint.to_url();
+    url.set_query(None);
+    url.set_fragment(None);
+    url.into()
+}
+
+impl Failure {
+    fn refused(refused: &Refused) -> Self {
+        Self {
+            error: refused.to_string(),
+            status: None,
+            permanent: true,
+            retry_after: None,
+        }
+    }
+
+    fn from_status(status: StatusCode, retry_after: Option<Duration>) -> Self {
+        let status = status.as_u16();
+        Self {
+            error: format!("status {status}"),
+            status: Some(status),
+            permanent: false,
+            retry_after,
+        }
+    }
+
+    fn from_http(error: &reqwest::Error) -> Self {
+        let mut causes = Vec::new();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            if let Some(refused) = error.downcast_ref::<Refused>() {
+                return Self::refused(refused);
+            }
+            causes.push(error.to_string());
+            cause = error.source();
+        }
+        let kind = match () {
+            () if error.is_timeout() => format!("no response within {} s", CALL_TIMEOUT.as_secs()),
+            () if error.is_connect() => "cannot connect".to_owned(),
+            () => "the request failed".to_owned(),
+        };
+        let error = match causes.last() {
+            // The last cause is the operating system's or the protocol's own; those between say nothing more.
+            Some(cause) => format!("{kind}: {cause}"),
+            None => kind,
+        };
+        Self {
+            error,
+            status: None,
+            permanent: false,
+            retry_after: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now: Timestamp = "2026-11-22T21:30:00Z".parse().expect("a time");
+        for (text, seconds) in [
+            ("0", Some(0)),
+            ("120", Some(120)),
+            (" 5 ", Some(5)),
+            ("Sun, 22 Nov 2026 21:30:30 GMT", Some(30)),
+            ("Sun, 22 Nov 2026 21:29:00 GMT", Some(0)),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                parse_retry_after(text, now),
+                seconds.map(Duration::from_secs),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_query_is_not_shown() {
+        let endpoint: Endpoint = "http://e.com/a?token=hunter2#x".parse().expect("an endpoint");
+        assert_eq!(shown(&endpoint), "http://e.com/a");
+    }
+}

@@ -1,0 +1,124 @@
+//! The lease: which replica reports windows now.
+//!
+//! A string in Redis that holds the replica's name and expires unless it is renewed. What a replica records is checked
+//! against it in the same script, so that one whose lease ran out while it was paused changes nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use redis::Script;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::store::Store;
+
+/// How long a lease lasts unless it is renewed. With [`TRY_EVERY`] it bounds the time of a takeover.
+const LASTS: Duration = Duration::from_secs(6);
+/// How often it is renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// How often others try to get it.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+
+const RENEW: &str =
+    "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+
+/// A lease that was acquired. It is renewed in the background until it is lost, released or dropped.
+pub struct Lease {
+    store: Store,
+    holder: String,
+    state: Arc<State>,
+    renewing: JoinHandle<()>,
+}
+
+struct State {
+    /// Until when it is certainly held: counted from before the request that renewed it was sent.
+    held_until: Mutex<Instant>,
+    lost: Notify,
+}
+
+impl Lease {
+    /// Waits until nobody else holds the lease.
+    pub async fn acquire(store: &Store, holder: &str) -> Self {
+        let mut set = redis::cmd("SET");
+        set.arg(store.keys.lease())
+            .arg(holder)
+            .arg("NX")
+            .arg("PX")
+            .arg(lasts_ms());
+        let held_until = loop {
+            let asked = Instant::now();
+            // An error was told by the store.
+            if let Ok(Some(())) = store.first().command::<Option<()>>(&set).await {
+                break asked + LASTS;
+            }
+            tokio::time::sleep(TRY_EVERY).await;
+        };
+        let state = Arc::new(State {
+            held_until: Mutex::new(held_until),
+            lost: Notify::new(),
+        });
+        let renewing = tokio::spawn(renew(store.clone(), holder.to_owned(), state.clone()));
+        Self {
+            store: store.clone(),
+            holder: holder.to_owned(),
+            state,
+            renewing,
+        }
+    }
+
+    /// Who holds it.
+    pub fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// Whether it is certainly held still.
+    pub fn is_held(&self) -> bool {
+        self.state.is_held()
+    }
+
+    /// Waits until it is held no longer.
+    pub async fn lost(&self) {
+        self.state.lost.notified().await;
+    }
+
+    /// Gives it up, so that another replica can take over at once.
+    pub async fn release(self) {
+        let script = Script::new(RELEASE);
+        let mut release = script.key(self.store.keys.lease());
+        // If Redis is away, the lease runs out by itself.
+        let _ = self.store.first().script::<u8>(release.arg(&self.holder)).await;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+impl State {
+    fn is_held(&self) -> bool {
+        Instant::now() < *self.held_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn renew(store: Store, holder: String, state: Arc<State>) {
+    let script = Script::new(RENEW);
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        let asked = Instant::now();
+        let mut renew = script.key(store.keys.lease());
+        match store.first().script::<u8>(renew.arg(&holder).arg(lasts_ms())).await {
+            Ok(1) => *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + LASTS,
+            Ok(_) => break,
+            Err(_) if state.is_held() => {}
+            Err(_) => break,
+        }
+    }
+    state.lost.notify_one();
+}
+
+fn lasts_ms() -> u64 {
+    u64::try_from(LASTS.as_millis()).unwrap_or(u64::MAX)
+}
