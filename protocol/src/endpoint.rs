@@ -127,6 +127,7 @@ mod tests {
             ("http://example.com:x/", Url),
             ("http://[::1/", Url),
             ("http://1.2.3.256/", Url),
+            ("http://münchen.de/", Url),
             ("http://user@example.com/", Userinfo),
             ("http://user:pw@example.com/", Userinfo),
             ("http://@example.com/", Userinfo),

@@ -13,6 +13,9 @@ use crate::store::Store;
 /// How often Redis and Kafka are asked whether they are there.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
+/// The state of what was not tried yet.
+const NOT_YET: &str = "not reached yet";
+
 /// The state of all dependencies.
 #[derive(Debug, Default)]
 pub struct Health(Mutex<BTreeMap<String, Option<String>>>);
@@ -27,7 +30,7 @@ pub struct Dependency {
 impl Dependency {
     /// A dependency called `name`, such as `Redis redis://127.0.0.1:6379`; not reachable until it is [`Dependency::up`].
     pub fn new(name: String, health: &Arc<Health>) -> Self {
-        health.set(&name, Some("not reached yet".to_owned()));
+        health.set(&name, Some(NOT_YET.to_owned()));
         Self {
             name,
             health: health.clone(),
@@ -36,9 +39,10 @@ impl Dependency {
 
     /// It answered.
     pub fn up(&self) {
-        match self.health.set(&self.name, None) {
-            Some(Some(error)) => tracing::info!("{} is reachable; before: {error}", self.name),
-            _ => {}
+        if let Some(Some(error)) = self.health.set(&self.name, None)
+            && error != NOT_YET
+        {
+            tracing::info!("{} is reachable again; before: {error}", self.name);
         }
     }
 
@@ -46,7 +50,7 @@ impl Dependency {
     pub fn down(&self, error: impl Display) {
         let error = error.to_string();
         let before = self.health.set(&self.name, Some(error.clone()));
-        if before.flatten().is_none_or(|before| before == "not reached yet") {
+        if before.flatten().is_none_or(|before| before == NOT_YET) {
             tracing::error!("{} is not reachable: {error}; trying again until it is", self.name);
         } else {
             tracing::debug!("{} is still not reachable: {error}", self.name);
