@@ -10,11 +10,11 @@ mod ledger;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{RedisResult, Script};
 use tokio_util::sync::CancellationToken;
-use verve_protocol::keys::stats;
+use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
 use verve_protocol::{CallbackJob, Report, Window, WindowRecord};
 
 use crate::cli::Config;
@@ -30,6 +30,8 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// The most windows reported in one step.
 const BATCH: usize = 200;
+/// How often the ids of windows that cannot be published are kept from expiring.
+const KEEP_EVERY: Duration = Duration::from_secs(3600);
 /// How long the ids of a window stay in Redis once its late period is over.
 const KEEP_FINAL: Duration = Duration::from_secs(60);
 
@@ -80,13 +82,14 @@ impl Reporter {
 
     /// Runs until a stop is asked for.
     pub async fn run(self, stop: CancellationToken) {
+        let mut ledger = None;
         while let Some(lease) = stop
             .run_until_cancelled(Lease::acquire(&self.store, &self.replica))
             .await
         {
             tracing::info!(replica = self.replica, "holding the lease: reporting windows");
             let led = tokio::select! {
-                led = self.lead(&lease) => led,
+                led = self.lead(&lease, &mut ledger) => led,
                 () = lease.lost() => Ok(()),
                 () = stop.cancelled() => return lease.release().await,
             };
@@ -100,27 +103,28 @@ impl Reporter {
     }
 
     /// Reports windows until the lease is lost or Redis fails.
-    async fn lead(&self, lease: &Lease) -> RedisResult<()> {
-        let mut ledger = self.load().await?;
+    async fn lead(&self, lease: &Lease, known: &mut Option<Ledger>) -> RedisResult<()> {
+        let ledger = self.load(known.as_ref()).await?;
+        let ledger = known.insert(ledger);
+        let mut kept = None;
         loop {
             let now = now_ms();
             let due = ledger.due(now, BATCH);
             let watched = ledger.watched();
             let windows: Vec<Window> = due.iter().copied().chain(watched).collect();
             let counts = self.store.counts(&windows).await?;
-            let (changes, finals) = self.changes(&ledger, &windows, &counts, now).await?;
-            let published = self.publish(changes).await;
-            if !self.record(lease, &published.done, &finals).await? {
+            let (changes, mut finals) = self.changes(ledger, &windows, &counts, now).await?;
+            // A leader that was paused must not publish what another one has reported better.
+            if !lease.is_held() {
                 return Ok(());
             }
-            ledger.record(
-                published
-                    .done
-                    .iter()
-                    .map(|change| (change.record.window, change.report)),
-            );
-            self.finish(lease, &mut ledger, finals).await?;
-            if published.failed {
+            let (done, unsent) = self.publish(changes).await;
+            finals.retain(|window| !unsent.contains(window));
+            if !self.record(lease, ledger, &done).await? || !self.finish(lease, ledger, finals).await? {
+                return Ok(());
+            }
+            if !unsent.is_empty() {
+                self.keep_unreported(ledger, &mut kept).await?;
                 tokio::time::sleep(RETRY_AFTER).await;
             } else if due.len() < BATCH {
                 let wait = Duration::from_millis(ledger.next_due_ms().saturating_sub(now_ms()));
@@ -129,8 +133,8 @@ impl Reporter {
         }
     }
 
-    /// What was reported so far, and where to go on.
-    async fn load(&self) -> RedisResult<Ledger> {
+    /// What was reported so far, and where to go on. `known` is what this replica last knew.
+    async fn load(&self, known: Option<&Ledger>) -> RedisResult<Ledger> {
         let length = self.config.window_length;
         let mut hgetall = redis::cmd("HGETALL");
         hgetall.arg(self.store.keys.reports(length));
@@ -141,6 +145,9 @@ impl Reporter {
                 (Some(window), Ok(report)) => drop(reports.insert(window, report)),
                 _ => tracing::error!("ignoring the report of {start}, which is not readable: {json}"),
             }
+        }
+        if let Some(known) = known {
+            known.remind(&mut reports);
         }
         let prefix = self.store.keys.ids_prefix(length);
         let keys = self.store.scan(&prefix).await?;
@@ -209,27 +216,43 @@ impl Reporter {
             .collect())
     }
 
-    async fn publish(&self, mut changes: Vec<Change>) -> Published {
+    /// What Kafka has acknowledged, and the windows that it has not.
+    async fn publish(&self, mut changes: Vec<Change>) -> (Vec<Change>, Vec<Window>) {
         let records: Vec<WindowRecord> = changes.iter().map(|change| change.record).collect();
         let acknowledged = if records.is_empty() {
             0
         } else {
             self.publisher.publish(&records).await
         };
-        let failed = acknowledged < changes.len();
-        changes.truncate(acknowledged);
-        Published { done: changes, failed }
+        let unsent = changes.split_off(acknowledged);
+        (changes, unsent.into_iter().map(|change| change.record.window).collect())
+    }
+
+    /// While Kafka is away, the ids of windows that are due must not expire. Prolonged now and then.
+    async fn keep_unreported(&self, ledger: &Ledger, kept: &mut Option<Instant>) -> RedisResult<()> {
+        if kept.is_none_or(|kept| kept.elapsed() > KEEP_EVERY) {
+            let due = ledger.due(now_ms(), usize::MAX);
+            self.store
+                .expire_ids(&due, Duration::from_secs(UNREPORTED_SECONDS))
+                .await?;
+            *kept = Some(Instant::now());
+        }
+        Ok(())
     }
 
     /// Records what was published. Says whether the lease is still held: if not, nothing was recorded.
-    async fn record(&self, lease: &Lease, changes: &[Change], finals: &[Window]) -> RedisResult<bool> {
+    async fn record(&self, lease: &Lease, ledger: &mut Ledger, changes: &[Change]) -> RedisResult<bool> {
         if changes.is_empty() {
-            return Ok(finals.is_empty() || lease.is_held());
+            return Ok(true);
         }
-        let reports = changes.iter().map(|change| (change.record.window, change.report));
-        if !self.write(lease, reports.collect(), changes).await? {
+        let reports: Vec<(Window, Report)> = changes
+            .iter()
+            .map(|change| (change.record.window, change.report))
+            .collect();
+        if !self.write(lease, &reports, changes).await? {
             return Ok(false);
         }
+        ledger.record(reports);
         for Change { record, .. } in changes {
             tracing::info!(
                 window = %record.window,
@@ -244,33 +267,30 @@ impl Reporter {
         Ok(true)
     }
 
-    /// Lets the ids of final windows expire, then records that nobody need watch them.
-    async fn finish(&self, lease: &Lease, ledger: &mut Ledger, mut finals: Vec<Window>) -> RedisResult<()> {
-        // A window whose report could not be published is not final yet.
-        finals.retain(|window| ledger.report(*window).is_some());
-        if finals.is_empty() {
-            return Ok(());
+    /// Lets the ids of final windows expire, then records that nobody need watch them. Says whether the lease is still held.
+    async fn finish(&self, lease: &Lease, ledger: &mut Ledger, finals: Vec<Window>) -> RedisResult<bool> {
+        let finish = |window: &Window| {
+            Some((
+                *window,
+                Report {
+                    is_final: true,
+                    ..*ledger.report(*window)?
+                },
+            ))
+        };
+        let reports: Vec<(Window, Report)> = finals.iter().filter_map(finish).collect();
+        if reports.is_empty() {
+            return Ok(true);
         }
         self.store.expire_ids(&finals, KEEP_FINAL).await?;
-        let reports: Vec<(Window, Report)> = finals
-            .iter()
-            .filter_map(|window| {
-                Some((
-                    *window,
-                    Report {
-                        is_final: true,
-                        ..*ledger.report(*window)?
-                    },
-                ))
-            })
-            .collect();
-        if self.write(lease, reports.clone(), &[]).await? {
+        let held = self.write(lease, &reports, &[]).await?;
+        if held {
             ledger.record(reports);
         }
-        Ok(())
+        Ok(held)
     }
 
-    async fn write(&self, lease: &Lease, reports: Vec<(Window, Report)>, called: &[Change]) -> RedisResult<bool> {
+    async fn write(&self, lease: &Lease, reports: &[(Window, Report)], called: &[Change]) -> RedisResult<bool> {
         let keys = &self.store.keys;
         let mut script = self.record.key(keys.lease());
         script
@@ -297,12 +317,4 @@ impl Reporter {
         }
         Ok(self.store.first().script::<u8>(&script).await? == 1)
     }
-}
-
-/// What came of publishing.
-struct Published {
-    /// Acknowledged by Kafka.
-    done: Vec<Change>,
-    /// Whether some were not.
-    failed: bool,
 }

@@ -1,1 +1,23 @@
+//! The rig: starts the real parts (Redis, Kafka, host or Spin, reporter), speaks to them, and ends them again.
+//!
+//! Tests and `verve-up` are written on top of it. Everything binds to free ports of 127.0.0.1 and lives in temporary
+//! folders, so that any number of rigs run side by side; what a value started ends when the value is dropped.
+//!
+//! - [`process`]: a child process, its output line by line
+//! - [`redis`], [`host`], [`reporter`], [`kafka`]: the parts
+//! - [`http`], [`load`]: HTTP clients, one raw and one fast
+//! - [`sink`]: an HTTP server that records what callbacks reach it
+//! - [`clock`], [`net`], [`paths`], [`wait`]: small helpers
 
+pub mod clock;
+pub mod host;
+pub mod http;
+pub mod kafka;
+pub mod load;
+pub mod net;
+pub mod paths;
+pub mod process;
+pub mod redis;
+pub mod reporter;
+pub mod sink;
+pub mod wait;

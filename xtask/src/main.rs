@@ -1,1 +1,53 @@
-fn main() {}
+//! The project's own commands, `cargo xtask build | up | test | kafka`.
+//!
+//! What they need and the machine lacks is installed where that can be done, and named in one line where it cannot.
+//! This program is compiled before anything else, so it depends on next to nothing.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod cargo;
+mod install;
+mod java;
+mod kafka;
+mod sys;
+mod test;
+mod up;
+
+/// Builds, runs and tests Verve. Missing tools are installed where possible.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds the component, the host and the reporter, or one of them.
+    Build(build::Args),
+    /// Starts everything: Redis, two hosts, the reporter and a Kafka broker, and shows each record as it comes.
+    Up(up::Args),
+    /// Checks and tests everything, end to end, with a real Redis and a real Kafka.
+    Test(test::Args),
+    /// Runs a real Apache Kafka (one node) in the foreground, for tests.
+    Kafka(kafka::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Build(args) => build::run(&args),
+        Command::Up(args) => up::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Kafka(args) => kafka::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            sys::say(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -57,7 +57,9 @@ impl Ledger {
             Some((last, _)) => last.next(),
             None => oldest_ids.unwrap_or(current).min(current),
         };
+        // A reporter that could not publish kept the ids of due windows from expiring.
         let oldest_kept = length.window_at_ms(now_ms.saturating_sub(UNREPORTED_SECONDS * 1000));
+        let oldest_kept = oldest_ids.unwrap_or(oldest_kept).min(oldest_kept);
         let lost = (next < oldest_kept).then(|| Lost {
             first: next,
             last: oldest_kept.previous().unwrap_or(next),
@@ -72,6 +74,25 @@ impl Ledger {
             },
             lost,
         )
+    }
+
+    /// Adds to `reports`, as read from Redis, what this ledger knows and Redis does not: Redis may have lost its data.
+    pub fn remind(&self, reports: &mut BTreeMap<Window, Report>) {
+        for (window, known) in &self.watched {
+            let report = reports.entry(*window).or_insert(*known);
+            if report.revision < known.revision {
+                *report = *known;
+            }
+        }
+        if let Some(last) = self.next.previous() {
+            // Stands for whatever was reported of it: it is only there to be gone on from.
+            reports.entry(last).or_insert(Report {
+                count: 0,
+                revision: 0,
+                time: 0,
+                is_final: true,
+            });
+        }
     }
 
     /// The windows that are due at `now_ms`, oldest first, at most `limit`.
@@ -198,6 +219,25 @@ mod tests {
     }
 
     #[test]
+    fn a_redis_without_its_data_is_reminded() {
+        let (mut ledger, _) = resume(&[], None, 600);
+        ledger.record([(window(600), report(5, 1)), (window(660), report(1, 0))]);
+        let goes_on = |mut reports: BTreeMap<Window, Report>| {
+            ledger.remind(&mut reports);
+            let (resumed, lost) = Ledger::resume(length(), PERIODS, reports, None, 1_200_000);
+            assert_eq!(lost, None);
+            (
+                due(&resumed, 900_000),
+                resumed.report(window(600)).map(|report| report.revision),
+            )
+        };
+        assert_eq!(goes_on(BTreeMap::new()), (vec![720, 780], Some(1)));
+        // What another replica has reported meanwhile counts.
+        let others = BTreeMap::from([(window(600), report(6, 2)), (window(720), report(1, 0))]);
+        assert_eq!(goes_on(others), (vec![780], Some(2)));
+    }
+
+    #[test]
     fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
         let (ledger, lost) = resume(&[(600, report(1, 0))], None, 600 + 86_400 + 180);
         assert_eq!(
@@ -210,6 +250,9 @@ mod tests {
         );
         assert_eq!(ledger.next_due_ms(), 842_000);
         assert_eq!(resume(&[(600, report(1, 0))], None, 600 + 86_400).1, None);
+        // Unless a reporter kept them, because it could not publish.
+        let (ledger, lost) = resume(&[(600, report(1, 0))], Some(660), 600 + 86_400 + 180);
+        assert_eq!((lost, ledger.next_due_ms()), (None, 722_000));
     }
 
     #[test]

@@ -1,0 +1,78 @@
+//! What is printed.
+
+use std::io::Write;
+
+use verve_tests::kafka::Record;
+use verve_tests::process::OnLine;
+use verve_tests::sink::Received;
+
+use crate::Args;
+use crate::parts::{Parts, TOPIC};
+
+pub fn starting(kafka: bool) {
+    let broker = if kafka {
+        "Apache Kafka (takes some seconds)"
+    } else {
+        "Kafka"
+    };
+    println!("starting Redis, {broker}, two hosts and the reporter");
+}
+
+/// What runs where, and what to try.
+pub fn running(parts: &Parts, args: &Args) {
+    let broker = match parts.kafka.is_real() {
+        true => "a real Apache Kafka",
+        false => "librdkafka's embedded broker; --kafka runs a real one",
+    };
+    println!("\nVerve is up. Ctrl-C ends it all.\n");
+    println!("  Redis     {}", parts.redis.url());
+    for host in &parts.hosts {
+        println!("  host      http://{}", host.addr());
+    }
+    println!("  reporter  http://{} (/healthz, /readyz)", parts.reporter.address);
+    println!("  Kafka     {} ({broker})\n", parts.kafka.brokers());
+    if let Some(host) = parts.hosts.first() {
+        println!("  try:  curl -i 'http://{}/api/verve/accept?id=42'\n", host.addr());
+    }
+    let seconds = args.window_seconds.seconds();
+    println!("Records of the topic {TOPIC}, one for each window of {seconds} s, about 2 s after its end:\n");
+}
+
+/// A record as the consumer got it, and what the demo knows about its window.
+pub fn record(record: &Record, sent: Option<&str>) {
+    let header = |name| record.header(name);
+    println!(
+        "{}  {:>6} unique  revision {}  requests {}  duplicates {}{}",
+        record.key,
+        record.value,
+        header("revision"),
+        header("requests"),
+        header("duplicates"),
+        sent.map(|sent| format!("  | {sent}")).unwrap_or_default()
+    );
+}
+
+/// A callback that reached the demo's sink.
+pub fn callback(received: &Received) {
+    let window = received.header("verve-window").unwrap_or_default();
+    println!(
+        "  callback: {} {} {} (window {window})",
+        received.method, received.target, received.body
+    );
+}
+
+/// Prints those lines of a part's log that `wanted` chooses.
+pub fn lines_of(name: &'static str, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> OnLine {
+    Box::new(move |line| {
+        if wanted(line) {
+            // Not println: nobody may be listening any more, and this is no thread to panic in.
+            let _ = writeln!(std::io::stdout(), "  {name}: {line}");
+        }
+    })
+}
+
+/// Whether a line of a log is worth a user's attention.
+pub fn is_warning(line: &str) -> bool {
+    let plain = |word: &str| word == "WARN" || word == "ERROR";
+    line.split_whitespace().take(3).any(plain)
+}

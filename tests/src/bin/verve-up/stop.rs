@@ -1,0 +1,27 @@
+//! When to stop: the guard closes our standard input, be it on purpose or because it was killed.
+
+use std::io;
+use std::thread;
+
+use tokio::sync::watch;
+
+/// Tells when it is time to stop.
+pub struct Stop(watch::Receiver<bool>);
+
+/// Watches standard input. A thread, since a task that reads it could not be ended.
+pub fn when_guard_says() -> Stop {
+    let (sender, receiver) = watch::channel(false);
+    thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        let _ = sender.send(true);
+    });
+    Stop(receiver)
+}
+
+impl Stop {
+    /// Returns when it is time.
+    pub async fn wait(&mut self) {
+        // An error would mean that the thread is gone, and with it the input.
+        let _ = self.0.wait_for(|stop| *stop).await;
+    }
+}

@@ -1,0 +1,214 @@
+//! What runs the component: `verve-host`, or a real Spin.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::process::{OnLine, Process};
+use crate::{http, net, paths, wait};
+
+/// Which program runs the component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `verve-host` of this workspace.
+    VerveHost,
+    /// `spin up`.
+    Spin,
+}
+
+impl Kind {
+    /// `verve-host`, and `spin` where the PATH or `SPIN_BIN` has one.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut kinds = vec![Self::VerveHost];
+        kinds.extend(spin().map(|_| Self::Spin));
+        kinds
+    }
+
+    /// The command that serves `manifest`, without address and variables.
+    ///
+    /// # Errors
+    /// When the program is not built or not installed.
+    pub fn command(self, manifest: &Path) -> Result<Command> {
+        let mut command = match self {
+            Self::VerveHost => Command::new(paths::verve_host()?),
+            Self::Spin => {
+                let mut command = Command::new(spin().context("neither the PATH nor SPIN_BIN has a spin")?);
+                command.arg("up");
+                command
+            }
+        };
+        command.env_remove("RUST_LOG").arg("--from").arg(manifest);
+        Ok(command)
+    }
+}
+
+fn spin() -> Option<PathBuf> {
+    if let Some(named) = env::var_os("SPIN_BIN").filter(|name| !name.is_empty()) {
+        // Kept even if nothing is there: then starting it fails, which is what one who names it wants to know.
+        return Some(named.into());
+    }
+    let path: OsString = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|dir| dir.join("spin"))
+        .find(|file| file.is_file())
+}
+
+/// How an instance is started.
+pub struct Options {
+    kind: Kind,
+    variables: Vec<(String, String)>,
+    manifest: Option<String>,
+    address: Option<SocketAddr>,
+    on_line: Option<OnLine>,
+}
+
+impl Options {
+    /// Sets a variable of the application.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Serves this manifest text instead of the repository's `spin.toml`.
+    #[must_use]
+    pub fn manifest(mut self, text: String) -> Self {
+        self.manifest = Some(text);
+        self
+    }
+
+    /// Listens here instead of on a free port.
+    #[must_use]
+    pub const fn listen(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    /// Calls `on_line` with each line of the log.
+    #[must_use]
+    pub fn on_line(mut self, on_line: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.on_line = Some(Box::new(on_line));
+        self
+    }
+
+    /// Starts the instance and waits until it answers HTTP.
+    ///
+    /// # Errors
+    /// When the program or the component is not built, or the instance does not come up.
+    pub async fn start(self) -> Result<Instance> {
+        let folder = application_folder(self.manifest.as_deref())?;
+        let address = match self.address {
+            Some(address) => address,
+            None => net::free_address()?,
+        };
+        let mut command = self.kind.command(&folder.path().join("spin.toml"))?;
+        command.args(["--listen", &address.to_string()]);
+        for (name, value) in &self.variables {
+            command.args(["--variable", &format!("{name}={value}")]);
+        }
+        let instance = Instance {
+            process: Process::spawn_with(&format!("{:?}", self.kind), command, self.on_line)?,
+            address,
+            _folder: folder,
+        };
+        instance.wait_ready().await?;
+        Ok(instance)
+    }
+}
+
+/// A folder of its own for an application, so that the host's state beside the manifest is its own too: the manifest, and
+/// the component where the manifest looks for it.
+///
+/// # Errors
+/// When the component is not built, or the folder cannot be made.
+pub fn application_folder(manifest: Option<&str>) -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("spin.toml");
+    match manifest {
+        Some(text) => fs::write(&path, text)?,
+        None => fs::copy(paths::manifest(), &path).map(drop)?,
+    }
+    let source = folder.path().join("target/wasm32-wasip2/release");
+    fs::create_dir_all(&source)?;
+    symlink(paths::component()?, source.join("accept_component.wasm"))?;
+    Ok(folder)
+}
+
+/// A running host. Dropping it kills it.
+pub struct Instance {
+    process: Process,
+    address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl Instance {
+    /// Starts the repository's application with these variables, on a free port, and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Options::start`].
+    pub async fn start(kind: Kind, variables: &[(&str, &str)]) -> Result<Self> {
+        let options = Self::options(kind);
+        let options = variables
+            .iter()
+            .fold(options, |o, (name, value)| o.variable(name, value));
+        options.start().await
+    }
+
+    /// The options of an instance that is not quite the usual one.
+    #[must_use]
+    pub const fn options(kind: Kind) -> Options {
+        Options {
+            kind,
+            variables: Vec::new(),
+            manifest: None,
+            address: None,
+            on_line: None,
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The process, and with it the log.
+    #[must_use]
+    pub const fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Sends SIGTERM and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end within 15 seconds.
+    pub async fn terminate(&self) -> Result<ExitStatus> {
+        self.process.terminate(Duration::from_secs(15)).await
+    }
+
+    async fn wait_ready(&self) -> Result<()> {
+        let answer = wait::until("an HTTP answer", Duration::from_secs(60), || async {
+            if let Some(status) = self.process.exit_status() {
+                return Some(Err(status));
+            }
+            // A path beside the application: the component sees nothing of it.
+            http::get(self.address, "/verve-rig/ready").await.ok().map(|_| Ok(()))
+        });
+        match answer
+            .await
+            .with_context(|| format!("its log:\n{}", self.process.log()))?
+        {
+            Ok(()) => Ok(()),
+            Err(status) => bail!("the host ended: {status}; its log:\n{}", self.process.log()),
+        }
+    }
+}

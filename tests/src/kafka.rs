@@ -1,0 +1,367 @@
+//! Kafka: a broker to write to, and a consumer that sees everything in a topic.
+//!
+//! There are three kinds. Tests use the one that `KAFKA_BROKERS` names (`cargo xtask test` starts a real Apache Kafka and
+//! sets it); where none can be had they use the broker that librdkafka carries, in this process. Tests that stop and
+//! restart a broker start a real one of their own.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer, StreamConsumer};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout_at};
+
+use crate::process::{OnLine, Process};
+use crate::{paths, wait};
+
+/// How long a broker may take to start, and a topic to appear.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A Kafka broker. Dropping it ends it, unless it was there before us.
+pub struct Kafka {
+    brokers: String,
+    kind: Kind,
+}
+
+enum Kind {
+    /// librdkafka's own broker; it lives as long as the client it came with.
+    Embedded(Box<BaseProducer>),
+    /// A real one that we started.
+    Real(Process),
+    /// A real one that somebody else keeps running.
+    External,
+}
+
+impl Kafka {
+    /// Starts librdkafka's own broker, inside this process.
+    ///
+    /// # Errors
+    /// When librdkafka refuses.
+    pub fn embedded() -> Result<Self> {
+        let producer: BaseProducer = ClientConfig::new().set("test.mock.num.brokers", "1").create()?;
+        let cluster = producer.client().mock_cluster();
+        let brokers = cluster.context("the embedded broker")?.bootstrap_servers();
+        Ok(Self {
+            brokers,
+            kind: Kind::Embedded(Box::new(producer)),
+        })
+    }
+
+    /// Starts a real Apache Kafka on `port` of 127.0.0.1 by `cargo xtask kafka`, and waits until it answers. Its data are
+    /// in `dir`: a broker started there again, after whatever end, has them all.
+    ///
+    /// # Errors
+    /// When there is no Java, the broker cannot be fetched, or it does not come up.
+    pub async fn real(port: u16, dir: &Path) -> Result<Self> {
+        Self::real_with(port, dir, None).await
+    }
+
+    /// The same, and `on_line` is called with each line that the broker, or what installs it, writes.
+    ///
+    /// # Errors
+    /// As [`Self::real`].
+    pub async fn real_with(port: u16, dir: &Path, on_line: Option<OnLine>) -> Result<Self> {
+        let xtask = paths::target().join("release/xtask");
+        if !xtask.is_file() {
+            bail!("{} is missing: run `cargo xtask build` first", xtask.display());
+        }
+        let mut command = Command::new(xtask);
+        command.args(["kafka", "--port", &port.to_string(), "--dir"]).arg(dir);
+        let kafka = Self {
+            brokers: format!("127.0.0.1:{port}"),
+            kind: Kind::Real(Process::spawn_with("kafka", command, on_line)?),
+        };
+        kafka.wait_ready().await?;
+        Ok(kafka)
+    }
+
+    /// The broker that all tests share: the one that `KAFKA_BROKERS` names, or else an embedded one, which is said aloud.
+    ///
+    /// # Errors
+    /// When the named one does not answer, or the embedded one cannot be started.
+    pub fn for_tests() -> Result<&'static Self> {
+        static SHARED: OnceLock<Result<Kafka, String>> = OnceLock::new();
+        let shared = SHARED.get_or_init(|| shared().map_err(|error| format!("{error:#}")));
+        shared.as_ref().map_err(|error| anyhow!("{error}"))
+    }
+
+    /// Its address, for `--kafka-brokers`.
+    #[must_use]
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Whether it is an Apache Kafka, and not the embedded broker.
+    #[must_use]
+    pub const fn is_real(&self) -> bool {
+        !matches!(self.kind, Kind::Embedded(_))
+    }
+
+    /// The broker's process, if we started one.
+    #[must_use]
+    pub const fn process(&self) -> Option<&Process> {
+        match &self.kind {
+            Kind::Real(process) => Some(process),
+            Kind::Embedded(_) | Kind::External => None,
+        }
+    }
+
+    /// Creates a topic. One that is there already stays as it is.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
+        if let Kind::Embedded(producer) = &self.kind {
+            let cluster = producer.client().mock_cluster().context("the embedded broker")?;
+            return Ok(cluster.create_topic(name, partitions, 1)?);
+        }
+        let admin: AdminClient<DefaultClientContext> = self.client().create()?;
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for result in admin.create_topics([&topic], &AdminOptions::new()).await? {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, code)) => bail!("topic {name}: {code}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all partitions of `topic` from their beginning. A topic that is not there is created by the broker.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or has no such topic.
+    pub async fn consume(&self, topic: &str) -> Result<Records> {
+        let mut config = self.client();
+        // The client wants a group's name even where it joins none.
+        config.set("group.id", "verve-tests").set("enable.auto.commit", "false");
+        config
+            .set("allow.auto.create.topics", "true")
+            .set("fetch.wait.max.ms", "50");
+        let topic = topic.to_owned();
+        spawn_blocking(move || {
+            let consumer: StreamConsumer = config.create()?;
+            let mut all = TopicPartitionList::new();
+            for partition in partitions(&consumer, &topic)? {
+                all.add_partition_offset(&topic, partition, Offset::Beginning)?;
+            }
+            consumer.assign(&all)?;
+            Ok(Records { consumer })
+        })
+        .await?
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        // A broker that is being restarted is looked for again soon.
+        config
+            .set("reconnect.backoff.ms", "20")
+            .set("reconnect.backoff.max.ms", "500");
+        config
+    }
+
+    fn answers(&self, timeout: Duration) -> Result<()> {
+        let client: BaseConsumer = self.client().create()?;
+        let metadata = client.fetch_metadata(None, timeout)?;
+        metadata.brokers().first().map(drop).context("no broker")
+    }
+
+    async fn wait_ready(&self) -> Result<()> {
+        let log = || self.process().map(Process::log).unwrap_or_default();
+        let ready = wait::until("Kafka to answer", 10 * PATIENCE, || async {
+            if let Some(status) = self.process().and_then(Process::exit_status) {
+                return Some(Err(status));
+            }
+            // Asked only where somebody listens: `xtask kafka` may be installing for minutes.
+            tokio::net::TcpStream::connect(&self.brokers).await.ok()?;
+            self.answers(Duration::from_secs(2)).ok().map(Ok)
+        });
+        match ready.await.with_context(|| format!("its log:\n{}", log()))? {
+            Ok(()) => Ok(()),
+            Err(status) => bail!("Kafka ended: {status}; its log:\n{}", log()),
+        }
+    }
+}
+
+fn shared() -> Result<Kafka> {
+    if let Some(brokers) = env::var("KAFKA_BROKERS").ok().filter(|brokers| !brokers.is_empty()) {
+        let kafka = Kafka {
+            brokers,
+            kind: Kind::External,
+        };
+        let answers = kafka.answers(PATIENCE);
+        answers.with_context(|| format!("KAFKA_BROKERS={}", kafka.brokers))?;
+        return Ok(kafka);
+    }
+    // Past the test harness, which keeps what passing tests print to itself.
+    let _ = writeln!(
+        std::io::stderr(),
+        "\nTHE KAFKA TESTS RUN ON THE EMBEDDED BROKER, NOT ON A REAL KAFKA (KAFKA_BROKERS IS NOT SET)\n"
+    );
+    Kafka::embedded()
+}
+
+fn partitions(consumer: &StreamConsumer, topic: &str) -> Result<Vec<i32>> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        // The first request makes the broker create the topic; a later one sees it.
+        if let Ok(metadata) = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)) {
+            let found = metadata
+                .topics()
+                .iter()
+                .find(|t| t.name() == topic && t.error().is_none());
+            let ids: Vec<i32> = found
+                .map(|t| t.partitions().iter().map(|p| p.id()).collect())
+                .unwrap_or_default();
+            if !ids.is_empty() {
+                return Ok(ids);
+            }
+        }
+        if std::time::Instant::now() >= deadline {
+            bail!("the broker has no topic {topic}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The records of a topic, old and new.
+pub struct Records {
+    consumer: StreamConsumer,
+}
+
+impl Records {
+    /// The next record, or `None` if none comes within `timeout`. Within a partition they come in order.
+    pub async fn next(&self, timeout: Duration) -> Option<Record> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match timeout_at(deadline, self.consumer.recv()).await {
+                Ok(Ok(message)) => return Some(Record::from(&message)),
+                // The client itself goes on: a broker that is away may come back.
+                Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// A record as it is in the topic, as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The key; empty if there is none.
+    pub key: String,
+    /// The value; empty if there is none.
+    pub value: String,
+    /// The headers by name.
+    pub headers: BTreeMap<String, String>,
+    /// The partition it is in.
+    pub partition: i32,
+    /// Its place in the partition.
+    pub offset: i64,
+    /// When it was produced, in milliseconds since the Unix epoch.
+    pub timestamp_ms: i64,
+}
+
+impl Record {
+    /// A header's value; empty if there is none.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+impl From<&BorrowedMessage<'_>> for Record {
+    fn from(message: &BorrowedMessage<'_>) -> Self {
+        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let headers = message.headers().into_iter().flat_map(Headers::iter);
+        Self {
+            key: text(message.key()),
+            value: text(message.payload()),
+            headers: headers.map(|h| (h.key.to_owned(), text(h.value))).collect(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rdkafka::producer::{FutureProducer, FutureRecord};
+
+    use super::*;
+    use crate::net;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    async fn produce(kafka: &Kafka, topic: &str, key: &str, value: &str) {
+        let producer: FutureProducer = kafka.client().create().expect("a producer");
+        let header = rdkafka::message::Header {
+            key: "revision",
+            value: Some("0"),
+        };
+        let headers = rdkafka::message::OwnedHeaders::new().insert(header);
+        let record = FutureRecord::to(topic).key(key).payload(value).headers(headers);
+        producer.send(record, SOON).await.expect("acknowledged");
+    }
+
+    async fn all(records: &Records, count: usize) -> Vec<(String, String)> {
+        let mut seen = Vec::new();
+        while seen.len() < count {
+            let record = records.next(SOON).await.expect("a record");
+            assert_eq!(record.header("revision"), "0");
+            seen.push((record.key, record.value));
+        }
+        seen
+    }
+
+    #[tokio::test]
+    async fn the_embedded_broker_gives_back_what_it_got() {
+        let kafka = Kafka::embedded().expect("a broker");
+        assert!(!kafka.is_real());
+        kafka.create_topic("t", 3).await.expect("a topic");
+        let records = kafka.consume("t").await.expect("a consumer");
+        produce(&kafka, "t", "k", "1").await;
+        assert_eq!(all(&records, 1).await, [("k".to_owned(), "1".to_owned())]);
+        assert_eq!(records.next(Duration::from_millis(100)).await, None);
+    }
+
+    /// Run by hand: `cargo test --release -p verve-tests --lib -- --ignored`.
+    #[tokio::test]
+    #[ignore = "starts a real Kafka twice"]
+    async fn a_real_broker_keeps_its_records_when_it_is_killed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = net::free_address().expect("a port").port();
+        let kafka = Kafka::real(port, folder.path()).await.expect("a broker");
+        kafka.create_topic("t", 1).await.expect("a topic");
+        kafka.create_topic("t", 1).await.expect("the same topic");
+        produce(&kafka, "t", "before", "1").await;
+        let records = kafka.consume("t").await.expect("a consumer");
+        assert_eq!(all(&records, 1).await, [("before".to_owned(), "1".to_owned())]);
+        drop(kafka);
+
+        let kafka = Kafka::real(port, folder.path()).await.expect("the broker again");
+        produce(&kafka, "t", "after", "2").await;
+        // The consumer of before has found it again.
+        assert_eq!(all(&records, 1).await, [("after".to_owned(), "2".to_owned())]);
+        let again = kafka.consume("t").await.expect("a consumer");
+        assert_eq!(all(&again, 2).await[0], ("before".to_owned(), "1".to_owned()));
+        // Nobody created this one.
+        kafka.consume("of-itself").await.expect("a topic created by the broker");
+        assert!(fs::read_dir(folder.path()).expect("the folder").count() > 0);
+    }
+}

@@ -1,0 +1,206 @@
+//! A child process, its output line by line.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal;
+use nix::unistd::Pid;
+
+pub use nix::sys::signal::Signal;
+
+use crate::wait;
+
+/// Called with each line that a process writes.
+pub type OnLine = Box<dyn Fn(&str) + Send + Sync>;
+
+/// A running (or ended) child process. Dropping it kills it.
+///
+/// Its output is read by threads and not by tasks, so that it outlives the runtime that it was started under.
+pub struct Process {
+    name: String,
+    pid: Pid,
+    child: Mutex<Child>,
+    lines: Arc<Mutex<Vec<String>>>,
+    readers: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+impl Process {
+    /// Starts `command`; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn(name: &str, command: Command) -> Result<Self> {
+        Self::spawn_with(name, command, None)
+    }
+
+    /// The same, and `on_line` is called with each line of its standard output and error.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn_with(name: &str, mut command: Command, on_line: Option<OnLine>) -> Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let program = command.get_program().to_owned();
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("{name}: cannot start {}", program.display()))?;
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let on_line: Arc<Option<OnLine>> = Arc::new(on_line);
+        let read = |output: Option<Box<dyn Read + Send>>| {
+            let (lines, on_line) = (Arc::clone(&lines), Arc::clone(&on_line));
+            output.map(|output| thread::spawn(move || read_lines(output, &lines, on_line.as_ref().as_ref())))
+        };
+        let readers = [
+            read(child.stdout.take().map(|o| Box::new(o) as _)),
+            read(child.stderr.take().map(|o| Box::new(o) as _)),
+        ];
+        Ok(Self {
+            name: name.to_owned(),
+            pid: Pid::from_raw(i32::try_from(child.id()).context("a process id")?),
+            child: Mutex::new(child),
+            lines,
+            readers: Mutex::new(readers.into_iter().flatten().collect()),
+        })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw().unsigned_abs()
+    }
+
+    /// What it has written so far, standard output and error in the order of arrival.
+    #[must_use]
+    pub fn log(&self) -> String {
+        lock(&self.lines).iter().fold(String::new(), |mut log, line| {
+            let _ = writeln!(log, "{line}");
+            log
+        })
+    }
+
+    /// The lines it has written so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        lock(&self.lines).clone()
+    }
+
+    /// Waits for a line that `wanted` accepts, one written before the call included.
+    ///
+    /// # Errors
+    /// After `timeout`, or when the process has ended without such a line; with its log.
+    pub async fn wait_for_line(&self, timeout: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let mut seen = 0;
+        let line = wait::until("a line", timeout, || {
+            // Asked before the lines are looked at, so that the last ones are not missed.
+            let ended = self.exit_status().is_some();
+            // A copy, so that `wanted` may look at the log too.
+            let new = lock(&self.lines)[seen..].to_vec();
+            seen += new.len();
+            let found = new.into_iter().find(|line| wanted(line));
+            let found = match found {
+                None if ended => Some(None),
+                None => None,
+                line => Some(line),
+            };
+            async { found }
+        })
+        .await;
+        match line {
+            Ok(Some(line)) => Ok(line),
+            Ok(None) => bail!("{} ended without the awaited line; its log:\n{}", self.name, self.log()),
+            Err(error) => bail!("{}: {error}; its log:\n{}", self.name, self.log()),
+        }
+    }
+
+    /// Waits for a line that contains `text`.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_line`].
+    pub async fn wait_for_text(&self, text: &str, timeout: Duration) -> Result<String> {
+        self.wait_for_line(timeout, |line| line.contains(text))
+            .await
+            .with_context(|| format!("waiting for {text:?}"))
+    }
+
+    /// Its exit status, if it has ended.
+    #[must_use]
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        let status = lock(&self.child).try_wait().ok().flatten();
+        if status.is_some() {
+            // Whatever it wrote before its end is in the log by then.
+            for reader in lock(&self.readers).drain(..) {
+                let _ = reader.join();
+            }
+        }
+        status
+    }
+
+    /// Sends `signal`, if it still runs.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        // Under the lock nobody else reaps it, so the id is still its own.
+        let mut child = lock(&self.child);
+        if child.try_wait()?.is_none() {
+            signal::kill(self.pid, signal).with_context(|| format!("{}: {signal}", self.name))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// After `timeout`, with its log.
+    pub async fn wait(&self, timeout: Duration) -> Result<ExitStatus> {
+        wait::until("its end", timeout, || async { self.exit_status() })
+            .await
+            .with_context(|| format!("{}; its log:\n{}", self.name, self.log()))
+    }
+
+    /// Sends SIGTERM and waits for its end.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub async fn terminate(&self, timeout: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait(timeout).await
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(&self) {
+        let mut child = lock(&self.child);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn read_lines(output: impl Read, lines: &Mutex<Vec<String>>, on_line: Option<&OnLine>) {
+    let mut output = BufReader::new(output);
+    let mut line = Vec::new();
+    while matches!(output.read_until(b'\n', &mut line), Ok(1..)) {
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if let Some(on_line) = on_line {
+            on_line(&text);
+        }
+        lock(lines).push(text);
+        line.clear();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,193 @@
+//! A real redis-server.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client};
+use tempfile::TempDir;
+
+use crate::process::{Process, Signal};
+use crate::{net, wait};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A redis-server of our own, with an empty folder for its data. Dropping it kills it.
+pub struct RedisServer {
+    options: Options,
+    address: SocketAddr,
+    folder: TempDir,
+    process: Process,
+}
+
+/// How a server differs from one that keeps nothing and asks for no password.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    append_only: bool,
+    password: Option<String>,
+    port: Option<u16>,
+    arguments: Vec<String>,
+}
+
+impl Options {
+    /// Keeps its data on disk, written through before each answer, so that it survives [`RedisServer::kill`].
+    #[must_use]
+    pub fn append_only(mut self) -> Self {
+        self.append_only = true;
+        self
+    }
+
+    /// Asks for this password.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.password = Some(password.to_owned());
+        self
+    }
+
+    /// Listens on this port instead of a free one.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// A further command line argument.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Starts the server and waits until it answers.
+    ///
+    /// # Errors
+    /// When there is no `redis-server`, or it does not come up.
+    pub async fn start(self) -> Result<RedisServer> {
+        let mut address = net::free_address()?;
+        if let Some(port) = self.port {
+            address.set_port(port);
+        }
+        let folder = tempfile::tempdir()?;
+        let process = spawn(&self, address, &folder)?;
+        let server = RedisServer {
+            options: self,
+            address,
+            folder,
+            process,
+        };
+        server.wait_ready().await?;
+        Ok(server)
+    }
+}
+
+impl RedisServer {
+    /// Starts a server that keeps nothing on disk, on a free port.
+    ///
+    /// # Errors
+    /// As [`Options::start`].
+    pub async fn start() -> Result<Self> {
+        Options::default().start().await
+    }
+
+    /// The options of another kind of server.
+    #[must_use]
+    pub fn options() -> Options {
+        Options::default()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL, the password included.
+    #[must_use]
+    pub fn url(&self) -> String {
+        match &self.options.password {
+            None => format!("redis://{}", self.address),
+            Some(password) => format!("redis://:{password}@{}", self.address),
+        }
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// When the server does not answer within seconds.
+    pub async fn connection(&self) -> Result<MultiplexedConnection> {
+        // The default of half a second is too short for machines on which all tests run at once.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let client = Client::open(self.url())?;
+        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+    }
+
+    /// Ends it properly.
+    ///
+    /// # Errors
+    /// When it does not end within seconds.
+    pub async fn stop(&self) -> Result<()> {
+        self.process.terminate(PATIENCE).await.map(drop)
+    }
+
+    /// Ends it without warning.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Makes it accept connections and answer nothing, until [`Self::resume`].
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn pause(&self) -> Result<()> {
+        self.process.signal(Signal::SIGSTOP)
+    }
+
+    /// Undoes [`Self::pause`].
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn resume(&self) -> Result<()> {
+        self.process.signal(Signal::SIGCONT)
+    }
+
+    /// Starts it again, on the same port and folder.
+    ///
+    /// # Errors
+    /// As [`Options::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill();
+        self.process = spawn(&self.options, self.address, &self.folder)?;
+        self.wait_ready().await
+    }
+
+    async fn wait_ready(&self) -> Result<()> {
+        wait::until("Redis to answer", PATIENCE, || async {
+            let mut connection = self.connection().await.ok()?;
+            redis::cmd("PING").exec_async(&mut connection).await.ok()
+        })
+        .await
+        .with_context(|| format!("redis-server on {}:\n{}", self.address, self.process.log()))
+    }
+}
+
+fn spawn(options: &Options, address: SocketAddr, folder: &TempDir) -> Result<Process> {
+    let mut command = Command::new("redis-server");
+    command
+        .current_dir(folder)
+        .args([
+            "--bind",
+            &address.ip().to_string(),
+            "--port",
+            &address.port().to_string(),
+        ])
+        .args(["--save", "", "--dir", "."])
+        .args(["--appendonly", if options.append_only { "yes" } else { "no" }])
+        .args(["--appendfsync", "always"])
+        .args(options.password.iter().flat_map(|password| ["--requirepass", password]))
+        .args(&options.arguments);
+    Process::spawn("redis-server", command)
+}

@@ -1,0 +1,251 @@
+//! 20,000 requests with overlapping ids to two instances: each window's record is exact, on one Redis and on three.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use redis::AsyncCommands;
+use verve_protocol::{Id, Window};
+use verve_tests::clock;
+use verve_tests::host::{Instance, Kind};
+use verve_tests::load::{self, Answer};
+use verve_tests::redis::RedisServer;
+use verve_tests::reporter::Reporter;
+use verve_tests::wait;
+
+use crate::ledger::{Ledger, windows};
+use crate::site::{SOON, Site};
+
+const CONNECTIONS: usize = 40;
+
+/// Traffic of one test, and what became of it.
+struct Traffic {
+    site: Site,
+    ledger: Ledger,
+    instances: Vec<Instance>,
+    _reporter: Reporter,
+    sent: Vec<(i64, Answer)>,
+    first: Window,
+}
+
+impl Traffic {
+    async fn new(kind: Kind, window_seconds: u32, redis_servers: usize) -> Result<Self> {
+        let mut site = Site::new(window_seconds).await?;
+        while site.redis.len() < redis_servers {
+            site.redis.push(RedisServer::start().await?);
+        }
+        let ledger = Ledger::new().await?;
+        let instances = vec![site.host(kind).start().await?, site.host(kind).start().await?];
+        let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        Ok(Self {
+            first: clock::current_window(site.length),
+            site,
+            ledger,
+            instances,
+            _reporter: reporter,
+            sent: Vec::new(),
+        })
+    }
+
+    /// Sends these ids to both instances at once; every one must be accepted.
+    async fn send(&mut self, ids: &[i64]) -> Result<()> {
+        let addresses: Vec<_> = self.instances.iter().map(Instance::addr).collect();
+        let targets = ids.iter().map(|id| format!("/api/verve/accept?id={id}")).collect();
+        let answers = load::run(&addresses, CONNECTIONS, targets).await?;
+        for (id, answer) in ids.iter().zip(answers) {
+            anyhow::ensure!(answer.status == 200, "id {id}: {answer:?}");
+            self.sent.push((*id, answer));
+        }
+        Ok(())
+    }
+
+    /// How many requests had this outcome.
+    fn outcomes(&self, outcome: &str) -> usize {
+        let is = |(_, answer): &&(i64, Answer)| answer.outcome.as_deref() == Some(outcome);
+        self.sent.iter().filter(is).count()
+    }
+
+    /// Checks sets, records and statistics against the requests; returns the sum of all windows.
+    async fn check(&mut self) -> Result<usize> {
+        let last = clock::current_window(self.site.length);
+        let mut ids: BTreeMap<Window, BTreeSet<i64>> = BTreeMap::new();
+        for window in windows(self.first, last) {
+            let mut all = BTreeSet::new();
+            for (shard, members) in self.site.members(window).await?.into_iter().enumerate() {
+                for member in members {
+                    let id: i64 = member.parse()?;
+                    assert_eq!(
+                        Id(id).shard(self.site.redis.len()),
+                        shard,
+                        "{window}: {id} is on the wrong Redis"
+                    );
+                    all.insert(id);
+                }
+            }
+            ids.insert(window, all);
+        }
+        self.check_sets(&ids);
+        self.check_records(&ids).await?;
+        self.check_statistics(&ids).await?;
+        Ok(ids.values().map(BTreeSet::len).sum())
+    }
+
+    /// Each request's id is in a window that was open while the request ran, and nothing else is in any.
+    fn check_sets(&self, ids: &BTreeMap<Window, BTreeSet<i64>>) {
+        let mut unexplained = ids.clone();
+        for (id, answer) in &self.sent {
+            let at = |ms| self.site.length.window_at_ms(ms);
+            let open = windows(at(answer.sent_ms), at(answer.answered_ms));
+            assert!(
+                open.iter().any(|w| ids.get(w).is_some_and(|set| set.contains(id))),
+                "id {id} was answered `ok` and is in no set of {open:?}"
+            );
+            for window in open {
+                unexplained.get_mut(&window).map(|set| set.remove(id));
+            }
+        }
+        assert!(unexplained.values().all(BTreeSet::is_empty), "{unexplained:?}");
+        let total: usize = ids.values().map(BTreeSet::len).sum();
+        assert_eq!(total, self.outcomes("new"), "each `new` is one member");
+        assert_eq!(self.sent.len(), self.outcomes("new") + self.outcomes("duplicate"));
+    }
+
+    /// Each window's last record is the size of its set.
+    async fn check_records(&mut self, ids: &BTreeMap<Window, BTreeSet<i64>>) -> Result<()> {
+        let expected: BTreeMap<String, String> = ids
+            .iter()
+            .map(|(window, set)| (window.to_string(), set.len().to_string()))
+            .collect();
+        let is_right = |ledger: &Ledger| {
+            let last = ledger.last();
+            let right = |(key, count): (&String, &String)| last.get(key.as_str()).is_some_and(|r| r.value == *count);
+            expected.iter().all(right)
+        };
+        let read = self.ledger.read_until(Duration::from_secs(30), is_right).await;
+        read.with_context(|| format!("expected {expected:#?}"))
+    }
+
+    /// The statistics of all windows add up to the requests.
+    async fn check_statistics(&self, ids: &BTreeMap<Window, BTreeSet<i64>>) -> Result<()> {
+        let sum = async || -> Result<HashMap<String, usize>> {
+            let mut sum = HashMap::new();
+            let mut redis = self.site.first().await?;
+            for window in ids.keys() {
+                let stats: HashMap<String, usize> = redis.hgetall(self.site.keys().stats(*window)).await?;
+                stats
+                    .into_iter()
+                    .for_each(|(name, n)| *sum.entry(name).or_default() += n);
+            }
+            Ok(sum)
+        };
+        let expected = [
+            ("requests", self.sent.len()),
+            ("new", self.outcomes("new")),
+            ("duplicate", self.outcomes("duplicate")),
+        ];
+        wait::until("the statistics", SOON, || async {
+            let sum = sum().await.ok()?;
+            expected.iter().all(|(name, n)| sum.get(*name) == Some(n)).then_some(())
+        })
+        .await
+        .with_context(|| format!("expected {expected:?}"))?;
+        let sum = sum().await?;
+        assert!(
+            sum.values().sum::<usize>() == 2 * self.sent.len(),
+            "nothing else happened: {sum:?}"
+        );
+        Ok(())
+    }
+}
+
+/// 20,000 ids of which many are equal, in an order that is the same each time and looks like none.
+fn overlapping(count: usize, distinct: u64, seed: u64) -> Vec<i64> {
+    let mut state = seed;
+    let mut next = || {
+        // Knuth's MMIX generator; its upper bits are good enough to mix requests.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        i64::try_from((state >> 33) % distinct).unwrap_or_default()
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// 10,000 requests whose ids come again and again across window boundaries, and 10,000 in batches that each stay within
+/// one window, so that the sum of the windows is known beforehand.
+async fn count_exactly(kind: Kind, redis_servers: usize) -> Result<()> {
+    let mut traffic = Traffic::new(kind, 3, redis_servers).await?;
+    traffic.send(&overlapping(10_000, 4_000, 1)).await?;
+    traffic
+        .check()
+        .await
+        .with_context(|| format!("{kind:?}, across boundaries"))?;
+
+    // The instances' memory of the ids they saw must not outlive the window.
+    let before = traffic.check().await?;
+    let mut distinct = 0;
+    for batch in 0..10 {
+        let ids: Vec<i64> = overlapping(1_000, 600, batch + 7)
+            .into_iter()
+            .map(|id| -1 - id - 1_000 * i64::try_from(batch).unwrap_or_default())
+            .collect();
+        distinct += ids.iter().collect::<BTreeSet<_>>().len();
+        loop {
+            let window = clock::current_window(traffic.site.length);
+            let left_ms = window.end_ms().saturating_sub(clock::now_ms());
+            if left_ms > 1_500 {
+                break;
+            }
+            clock::next_window(traffic.site.length).await;
+        }
+        let window = clock::current_window(traffic.site.length);
+        traffic.send(&ids).await?;
+        assert_eq!(
+            clock::current_window(traffic.site.length),
+            window,
+            "1,000 requests took more than 1.5 s: this machine is too slow for this test"
+        );
+    }
+    assert_eq!(traffic.sent.len(), 20_000);
+    let sum = traffic.check().await.with_context(|| format!("{kind:?}, in batches"))?;
+    assert_eq!(
+        sum - before,
+        distinct,
+        "{kind:?}: the sum of the windows is the number of distinct ids"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_redis() -> Result<()> {
+    for kind in Kind::available() {
+        count_exactly(kind, 1).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_three_redis() -> Result<()> {
+    for kind in Kind::available() {
+        count_exactly(kind, 3).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_boundary_in_the_middle_of_traffic() -> Result<()> {
+    for kind in Kind::available() {
+        let mut traffic = Traffic::new(kind, 1, 1).await?;
+        let mut ids = 0;
+        // Until traffic has gone on through three boundaries; no id comes twice.
+        while clock::current_window(traffic.site.length).start() < traffic.first.start() + 4 {
+            let batch: Vec<i64> = (ids..ids + 500).collect();
+            traffic.send(&batch).await?;
+            ids += 500;
+        }
+        let sum = traffic.check().await?;
+        assert_eq!(sum, traffic.sent.len(), "{kind:?}: each id is in one window");
+        assert_eq!(traffic.outcomes("duplicate"), 0, "{kind:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! What a request leaves behind in Redis, and what it costs there.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use redis::AsyncCommands;
+use verve_protocol::Id;
+use verve_tests::host::{Instance, Kind};
+use verve_tests::redis::RedisServer;
+use verve_tests::{clock, http, load, wait};
+
+use crate::site::{SOON, Site};
+
+async fn accept(instance: &Instance, query: &str) -> Result<String> {
+    let response = http::get(instance.addr(), &format!("/api/verve/accept?{query}")).await?;
+    anyhow::ensure!(response.status == 200, "{query}: {response:?}");
+    Ok(response.header("verve-outcome").unwrap_or_default().to_owned())
+}
+
+#[tokio::test]
+async fn a_set_of_canonical_ids_that_expires_within_a_day() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::with_one_window().await?;
+        let instance = site.host(kind).start().await?;
+        for (query, outcome) in [("id=007", "new"), ("id=-5", "new"), ("id=7", "duplicate")] {
+            assert_eq!(accept(&instance, query).await?, outcome, "{kind:?} {query}");
+        }
+        let window = clock::current_window(site.length);
+        let key = format!("{}:ids:86400:{}", site.namespace, window.start());
+        let mut redis = site.first().await?;
+        let members: Vec<String> = redis.smembers(&key).await?;
+        let members: std::collections::BTreeSet<_> = members.iter().map(String::as_str).collect();
+        assert_eq!(members, ["-5", "7"].into(), "{kind:?}");
+        // The expiry may follow the answer.
+        let ttl: i64 = wait::until("the set's expiry", SOON, || async {
+            let mut redis = site.first().await.ok()?;
+            redis.ttl(&key).await.ok().filter(|ttl| *ttl > 0)
+        })
+        .await?;
+        assert!((86_000..=86_400).contains(&ttl), "{kind:?}: {ttl}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_id_belongs_to_the_window_of_its_moment() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::new(1).await?;
+        let instance = site.host(kind).start().await?;
+        for _ in 0..3 {
+            let window = clock::next_window(site.length).await;
+            assert_eq!(accept(&instance, "id=5").await?, "new", "{kind:?}: new in each window");
+            if clock::current_window(site.length) == window {
+                assert_eq!(site.members(window).await?, [["5".to_owned()].into()], "{kind:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn statistics_add_up() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::with_one_window().await?;
+        let instance = site.host(kind).start().await?;
+        for query in ["id=1", "id=2", "id=2", "id=3"] {
+            accept(&instance, query).await?;
+        }
+        for query in ["id=x", "", "id=1&method=put"] {
+            http::get(instance.addr(), &format!("/api/verve/accept?{query}")).await?;
+        }
+        let key = site.keys().stats(clock::current_window(site.length));
+        let wanted = [("requests", 7), ("new", 3), ("duplicate", 1), ("invalid", 3)];
+        let wanted: HashMap<String, u64> = wanted.map(|(name, n)| (name.to_owned(), n)).into();
+        let stats = wait::until("the statistics", SOON, || async {
+            let stats: HashMap<String, u64> = site.first().await.ok()?.hgetall(&key).await.ok()?;
+            (stats.get("requests") == Some(&7)).then_some(stats)
+        })
+        .await
+        .with_context(|| format!("{kind:?}"))?;
+        let stats: HashMap<_, _> = stats.into_iter().filter(|(_, n)| *n > 0).collect();
+        assert_eq!(stats, wanted, "{kind:?}");
+        let ttl: i64 = site.first().await?.ttl(&key).await?;
+        assert!((1..=86_400).contains(&ttl), "{kind:?}: statistics never expire: {ttl}");
+    }
+    Ok(())
+}
+
+/// The calls of each Redis command so far.
+async fn calls(redis: &RedisServer) -> Result<HashMap<String, u64>> {
+    let text: String = redis::cmd("INFO")
+        .arg("commandstats")
+        .query_async(&mut redis.connection().await?)
+        .await?;
+    let line = |line: &str| {
+        let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+        Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+    };
+    Ok(text.lines().filter_map(line).collect())
+}
+
+#[tokio::test]
+async fn an_id_costs_one_command_and_connections_are_reused() -> Result<()> {
+    const IDS: u64 = 2_000;
+    for kind in Kind::available() {
+        let site = Site::with_one_window().await?;
+        let instance = site.host(kind).start().await?;
+        let targets = (0..IDS).map(|id| format!("/api/verve/accept?id={id}")).collect();
+        let answers = load::run(&[instance.addr()], 32, targets).await?;
+        assert!(answers.iter().all(|a| a.outcome.as_deref() == Some("new")), "{kind:?}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let calls = calls(&site.redis[0]).await?;
+        assert_eq!(calls.get("sadd"), Some(&IDS), "{kind:?}: {calls:?}");
+        // Expiry and statistics are per instance, of which each serves many requests; so are connections.
+        for other in ["expire", "hincrby", "client|setinfo"] {
+            let n = calls.get(other).copied().unwrap_or(0);
+            assert!(n < IDS / 4, "{kind:?}: {other} {n} times");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_redis_share_the_ids() -> Result<()> {
+    for kind in Kind::available() {
+        let mut redis = Vec::new();
+        for _ in 0..3 {
+            redis.push(RedisServer::start().await?);
+        }
+        let mut site = Site::with_one_window().await?;
+        site.redis = redis;
+        let instance = site.host(kind).start().await?;
+        let ids: Vec<i64> = (0..60).chain([i64::MIN, i64::MAX, -1]).collect();
+        for id in &ids {
+            let query = format!("id={id}&endpoint=http://e.com/");
+            assert_eq!(accept(&instance, &query).await?, "new", "{kind:?} {id}");
+        }
+        let window = clock::current_window(site.length);
+        for (shard, members) in site.members(window).await?.into_iter().enumerate() {
+            let here = ids.iter().filter(|id| Id(**id).shard(3) == shard);
+            assert_eq!(
+                members,
+                here.map(ToString::to_string).collect(),
+                "{kind:?} shard {shard}"
+            );
+            let ttl: i64 = wait::until("each set's expiry", SOON, || async {
+                let mut redis = site.redis[shard].connection().await.ok()?;
+                redis.ttl(site.keys().ids(window)).await.ok().filter(|ttl| *ttl > 0)
+            })
+            .await?;
+            assert!(ttl <= 86_400, "{kind:?}: {ttl}");
+            // Jobs live on the first, wherever their ids do.
+            let jobs: usize = site.redis[shard]
+                .connection()
+                .await?
+                .xlen(site.keys().callbacks())
+                .await?;
+            assert_eq!(jobs, if shard == 0 { ids.len() } else { 0 }, "{kind:?} shard {shard}");
+        }
+    }
+    Ok(())
+}

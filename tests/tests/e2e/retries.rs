@@ -1,0 +1,173 @@
+//! Callbacks that fail: tried again, later and later, and given up on in the end.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use redis::AsyncCommands;
+use verve_protocol::Method;
+use verve_tests::reporter::Reporter;
+use verve_tests::sink::{Answer, Sink};
+use verve_tests::{clock, net};
+
+use crate::site::{SOON, Site, field};
+
+/// A site whose reporter tries `attempts` times, the first delay being `backoff_ms`.
+async fn start(attempts: &str, backoff_ms: &str) -> Result<(Site, Sink, Reporter)> {
+    let site = Site::new(60).await?;
+    let sink = Sink::start().await?;
+    let flags = ["--callback-attempts", attempts, "--callback-backoff-ms", backoff_ms];
+    let reporter = site
+        .reporter(&[&flags[..], &["--callback-allow", "127.0.0.1"]].concat())
+        .await?;
+    Ok((site, sink, reporter))
+}
+
+async fn add_job(site: &Site, endpoint: &str) -> Result<()> {
+    let window = clock::current_window(site.length);
+    site.add_job(endpoint, Method::Get, window).await
+}
+
+#[tokio::test]
+async fn what_fails_is_retried_until_it_succeeds() -> Result<()> {
+    let (site, sink, _reporter) = start("5", "200").await?;
+    let answers = [500, 404, 503, 200];
+    sink.answer("/job", answers.map(Answer::status));
+    add_job(&site, &sink.url("/job")).await?;
+    let received = sink.wait_for("/job", 4, SOON).await?;
+    // Later and later, jitter aside: the third pause is meant to be four times the first.
+    let pauses: Vec<u64> = received.windows(2).map(|r| r[1].time_ms - r[0].time_ms).collect();
+    assert!(pauses[2] > pauses[0], "{pauses:?}");
+    assert!(pauses.iter().all(|pause| (50..10_000).contains(pause)), "{pauses:?}");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(sink.received().len(), 4, "success is the end");
+    let retries: usize = site.first().await?.zcard(site.keys().callbacks_retry()).await?;
+    assert_eq!(retries, 0);
+    assert!(site.stream(&site.keys().callbacks_dead()).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_count_is_that_of_the_moment_it_is_sent() -> Result<()> {
+    let (site, sink, _reporter) = start("5", "1000").await?;
+    sink.answer("/job", [500, 200].map(Answer::status));
+    let window = clock::current_window(site.length);
+    site.add(window, 0..3).await?;
+    site.add_job(&sink.url("/job"), Method::Get, window).await?;
+    sink.wait_for("/job", 1, SOON).await?;
+    site.add(window, 3..8).await?;
+    let targets: Vec<_> = sink
+        .wait_for("/job", 2, SOON)
+        .await?
+        .into_iter()
+        .map(|r| r.target)
+        .collect();
+    assert_eq!(targets, ["/job?unique_count=3", "/job?unique_count=8"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_keeps_failing_ends_in_dead_with_its_error() -> Result<()> {
+    let (site, sink, reporter) = start("3", "50").await?;
+    sink.answer("/job", [Answer::status(418)]);
+    let endpoint = sink.url("/job?x=1");
+    add_job(&site, &endpoint).await?;
+    let dead = site.dead(1, SOON).await.with_context(|| reporter.process().log())?;
+    assert_eq!(sink.received().len(), 3);
+    assert_eq!(field(&dead[0], "endpoint"), endpoint);
+    assert_eq!(field(&dead[0], "method"), "get");
+    let start = clock::current_window(site.length).start().to_string();
+    assert_eq!(field(&dead[0], "window"), start);
+    assert!(field(&dead[0], "error").contains("418"), "{dead:?}");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(sink.received().len(), 3, "dead is dead");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_there_is_a_failure() -> Result<()> {
+    let (site, _sink, _reporter) = start("2", "50").await?;
+    let nobody = net::free_address()?;
+    add_job(&site, &format!("http://{nobody}/")).await?;
+    // Reserved for names that lead nowhere, RFC 2606.
+    add_job(&site, "http://nobody.invalid/").await?;
+    let dead = site.dead(2, SOON).await?;
+    assert!(dead.iter().all(|job| !field(job, "error").is_empty()), "{dead:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() -> Result<()> {
+    let (site, sink, _reporter) = start("2", "50").await?;
+    for status in [301, 302, 303, 307, 308] {
+        let path = format!("/from-{status}");
+        let answer = Answer::status(status).header("location", &sink.url("/to"));
+        sink.answer(&path, [answer]);
+        add_job(&site, &sink.url(&path)).await?;
+    }
+    for job in site.dead(5, SOON).await? {
+        let status = field(&job, "endpoint")
+            .rsplit('-')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(field(&job, "error").contains(&status), "{job:?}");
+    }
+    assert!(sink.received_at("/to").is_empty());
+    assert_eq!(sink.received().len(), 10, "a redirect is a failure and tried again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn retry_after_is_honoured() -> Result<()> {
+    let (site, sink, _reporter) = start("3", "50").await?;
+    for status in [429, 503] {
+        let path = format!("/{status}");
+        let wait = Answer::status(status).header("retry-after", "1");
+        sink.answer(&path, [wait, Answer::status(200)]);
+        add_job(&site, &sink.url(&path)).await?;
+    }
+    for path in ["/429", "/503"] {
+        let received = sink.wait_for(path, 2, SOON).await?;
+        let pause = received[1].time_ms - received[0].time_ms;
+        assert!((1_000..5_000).contains(&pause), "{path}: {pause} ms");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broken_entry_does_not_stop_the_others() -> Result<()> {
+    let (site, sink, reporter) = start("2", "50").await?;
+    let mut redis = site.first().await?;
+    let callbacks = site.keys().callbacks();
+    for fields in [
+        &[("endpoint", "nonsense"), ("method", "get"), ("window", "60")][..],
+        &[("endpoint", "http://e.com/"), ("method", "put"), ("window", "60")],
+        &[("endpoint", "http://e.com/"), ("method", "get"), ("window", "61")],
+        &[("something", "else")],
+    ] {
+        let () = redis.xadd(&callbacks, "*", fields).await?;
+    }
+    add_job(&site, &sink.url("/job")).await?;
+    sink.wait_for("/job", 1, SOON)
+        .await
+        .with_context(|| reporter.process().log())?;
+    // Kept for whoever wants to know.
+    let dead = site.dead(4, SOON).await?;
+    assert!(dead.iter().all(|job| !field(job, "error").is_empty()), "{dead:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slow_endpoint_does_not_hold_up_the_others() -> Result<()> {
+    let (site, sink, _reporter) = start("2", "50").await?;
+    sink.answer("/slow", [Answer::status(200).after(Duration::from_secs(60))]);
+    add_job(&site, &sink.url("/slow")).await?;
+    sink.wait_for("/slow", 1, SOON).await?;
+    for n in 0..10 {
+        add_job(&site, &sink.url(&format!("/fast/{n}"))).await?;
+    }
+    for n in 0..10 {
+        sink.wait_for(&format!("/fast/{n}"), 1, Duration::from_secs(5)).await?;
+    }
+    Ok(())
+}

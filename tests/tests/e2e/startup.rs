@@ -1,0 +1,174 @@
+//! Wrong flags, and servers that are not there when a program starts.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use verve_tests::host::Kind;
+use verve_tests::process::Process;
+use verve_tests::redis::RedisServer;
+use verve_tests::reporter::{self, Reporter};
+use verve_tests::{clock, net, paths, wait};
+
+use crate::ledger::Ledger;
+use crate::site::{SOON, Site};
+
+/// `EX_USAGE` of sysexits.h.
+const EX_USAGE: i32 = 64;
+
+/// Asserts that the command ends with [`EX_USAGE`] and one line that has all of `words`.
+async fn assert_refused(command: Command, words: &[&str], context: &str) -> Result<()> {
+    let process = Process::spawn(context, command)?;
+    let status = process
+        .wait(SOON)
+        .await
+        .with_context(|| format!("{context} was accepted"))?;
+    let log = process.log();
+    assert_eq!(status.code(), Some(EX_USAGE), "{context}: {log}");
+    assert_eq!(log.trim_end().lines().count(), 1, "{context}: not one line:\n{log}");
+    for word in words {
+        assert!(log.contains(word), "{context}: {word:?} is not in: {log}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_flags_of_the_reporter() -> Result<()> {
+    for (arguments, words) in [
+        (&["--no-such-flag"][..], &["--no-such-flag"][..]),
+        (&["stray"], &["stray"]),
+        (&["--window-seconds"], &["--window-seconds"]),
+        (&["--window-seconds", "0"], &["--window-seconds", "0", "86400"]),
+        (&["--window-seconds", "abc"], &["--window-seconds", "abc", "86400"]),
+        (&["--window-seconds", "86401"], &["--window-seconds", "86400"]),
+        (&["--redis-urls", "http://e.com"], &["--redis-urls", "redis://"]),
+        (&["--redis-urls", ""], &["--redis-urls", "redis://"]),
+        (
+            &["--redis-urls", "redis://a,redis://a"],
+            &["--redis-urls", "2 of 2", "twice"],
+        ),
+        (&["--namespace", "a b"], &["--namespace", "a b"]),
+        (&["--grace-ms", "-1"], &["--grace-ms"]),
+        (&["--late-seconds", "soon"], &["--late-seconds", "soon"]),
+        (
+            &["--kafka-option", "no-value"],
+            &["--kafka-option", "no-value", "key=value"],
+        ),
+        (
+            &["--kafka-brokers", "127.0.0.1:1", "--kafka-option", "no.such.setting=1"],
+            &["--kafka-option", "no.such.setting"],
+        ),
+        (
+            &["--callback-allow", "10.0.0.0/99"],
+            &["--callback-allow", "10.0.0.0/99"],
+        ),
+        (
+            &["--callback-allow", "http://e.com/"],
+            &["--callback-allow", "http://e.com/"],
+        ),
+        (&["--callback-url", "ftp://e.com/"], &["--callback-url", "http"]),
+        (&["--callback-method", "put"], &["--callback-method", "put", "post"]),
+        (&["--listen", "nonsense"], &["--listen", "nonsense"]),
+        (&["--log-format", "xml"], &["--log-format", "xml", "json"]),
+    ] {
+        let mut command = reporter::command()?;
+        command.args(arguments);
+        assert_refused(command, words, &arguments.join(" ")).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_variable_of_the_reporter() -> Result<()> {
+    let mut command = reporter::command()?;
+    command.env("WINDOW_SECONDS", "abc");
+    assert_refused(command, &["abc", "86400"], "WINDOW_SECONDS=abc").await
+}
+
+#[tokio::test]
+async fn passwords_in_wrong_flags_are_not_shown() -> Result<()> {
+    for urls in ["redis://:hunter2@", "redis://:hunter2@a/x", "http://u:hunter2@a"] {
+        let mut command = reporter::command()?;
+        command.args(["--redis-urls", urls]);
+        let process = Process::spawn("verve-reporter", command)?;
+        assert_eq!(process.wait(SOON).await?.code(), Some(EX_USAGE));
+        assert!(!process.log().contains("hunter2"), "{}", process.log());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_flags_of_the_host() -> Result<()> {
+    for (arguments, words) in [
+        (&["--no-such-flag"][..], &["--no-such-flag"][..]),
+        (&["stray"], &["stray"]),
+        (&["--listen", "nonsense"], &["--listen", "nonsense"]),
+        (&["--variable", "window_seconds"], &["--variable", "window_seconds"]),
+        (&["--variable", "no_such_variable=1"], &["no_such_variable"]),
+    ] {
+        let mut command = Kind::VerveHost.command(&paths::manifest())?;
+        command.args(arguments);
+        assert_refused(command, words, &arguments.join(" ")).await?;
+    }
+    let missing = tempfile::tempdir()?.path().join("spin.toml");
+    let command = Kind::VerveHost.command(&missing)?;
+    assert_refused(command, &[&missing.to_string_lossy()], "a missing manifest").await
+}
+
+#[tokio::test]
+async fn a_reporter_waits_for_redis() -> Result<()> {
+    let address = net::free_address()?;
+    let namespace = clock::unique("startup");
+    let urls = format!("redis://:hunter2@{address}");
+    let flags = [
+        "--redis-urls",
+        &urls,
+        "--namespace",
+        &namespace,
+        "--window-seconds",
+        "1",
+    ];
+    let reporter = Reporter::start(&flags)?;
+    // Clear, and soon: names what is not there.
+    let address_text = address.to_string();
+    reporter
+        .process()
+        .wait_for_text(&address_text, Duration::from_secs(10))
+        .await?;
+    let (healthz, readyz) = (reporter.status("/healthz").await?, reporter.status("/readyz").await?);
+    assert_eq!((healthz, readyz), (200, 503));
+    let redis = RedisServer::options().port(address.port()).password("hunter2");
+    let _redis = redis.start().await?;
+    reporter.wait_ready(SOON).await?;
+    assert!(!reporter.process().log().contains("hunter2"), "a password in the log");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reporter_waits_for_kafka() -> Result<()> {
+    let mut ledger = Ledger::new().await?;
+    let site = Site::new(1).await?;
+    let address = net::free_address()?.to_string();
+    let flags = ["--kafka-brokers", &address, "--kafka-topic", &ledger.topic];
+    let reporter = Reporter::start(&site.flags(&flags))?;
+    let line = reporter
+        .process()
+        .wait_for_text(&address, Duration::from_secs(10))
+        .await;
+    line.context("the brokers' address in the log")?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(reporter.status("/healthz").await?, 200);
+    assert_eq!(reporter.process().exit_status(), None);
+
+    // A broker appears: from here on the address leads to the tests' one.
+    let last = clock::current_window(site.length);
+    let _forwarder = net::forward(&address, ledger.kafka.brokers()).await?;
+    ledger.read_to(last, 1, Duration::from_secs(30)).await?;
+    // Nothing was lost meanwhile.
+    let values = crate::ledger::values_in_order(&site, ledger.read());
+    assert!(values.len() >= 3, "{values:?}");
+    wait::until("/readyz", SOON, || async {
+        (reporter.status("/readyz").await.ok()? == 200).then_some(())
+    })
+    .await
+}

@@ -1,0 +1,161 @@
+//! Which windows are reported, and how often.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use verve_protocol::Window;
+use verve_tests::clock;
+use verve_tests::reporter::Reporter;
+
+use crate::ledger::{Ledger, values_in_order, windows};
+use crate::site::{SOON, Site};
+
+async fn site() -> Result<(Site, Ledger)> {
+    Ok((Site::new(1).await?, Ledger::new().await?))
+}
+
+#[tokio::test]
+async fn empty_windows_are_reported_as_0_in_order() -> Result<()> {
+    let (site, mut ledger) = site().await?;
+    let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    ledger.read_until(SOON, |ledger| ledger.read().len() >= 4).await?;
+    let values = values_in_order(&site, ledger.read());
+    assert!(values.iter().all(|value| value == "0"), "{values:?}");
+    for record in ledger.read() {
+        let names: Vec<&str> = record.headers.keys().map(String::as_str).collect();
+        assert_eq!(names, ["duplicates", "requests", "revision", "window-seconds"]);
+        assert_eq!(record.header("window-seconds"), "1", "{record:?}");
+        assert_eq!(record.header("requests"), "0", "{record:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_window_is_reported_after_its_grace_and_not_before() -> Result<()> {
+    let (site, mut ledger) = site().await?;
+    let flags = ledger.flags(&site, &["--grace-ms", "1500"]);
+    let _reporter = Reporter::ready(&flags).await?;
+    let window = clock::next_window(site.length).await;
+    // In time, although after its end.
+    clock::sleep_until_ms(window.end_ms() + 800).await;
+    site.add(window, [1, 2, 3]).await?;
+    ledger.read_to(window, 1, SOON).await?;
+    let record = ledger.of(window)[0];
+    assert_eq!((record.value.as_str(), record.header("revision")), ("3", "0"));
+    let after = u64::try_from(record.timestamp_ms)?.saturating_sub(window.end_ms());
+    assert!((1_500..4_000).contains(&after), "{after} ms after its end");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stopped_reporter_makes_up_for_what_it_missed() -> Result<()> {
+    let (site, mut ledger) = site().await?;
+    let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
+    let status = reporter.process().terminate(SOON).await?;
+    assert_eq!(status.code(), Some(0), "{}", reporter.process().log());
+    // From a window that nobody has reported yet, five windows of 1, 2, 3, 4 and 0 ids.
+    let first = clock::next_window(site.length).await;
+    let last = windows(first, first.next().next().next().next())[4];
+    for (count, window) in (1..5).zip(windows(first, last)) {
+        site.add(window, 0..count).await?;
+    }
+    clock::sleep_until_ms(last.end_ms()).await;
+
+    let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    ledger.read_to(last.next(), 1, SOON).await?;
+    values_in_order(&site, ledger.read());
+    let values: Vec<&str> = windows(first, last)
+        .iter()
+        .map(|window| ledger.of(*window)[0].value.as_str())
+        .collect();
+    assert_eq!(values, ["1", "2", "3", "4", "0"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_reporter_loses_and_repeats_nothing() -> Result<()> {
+    let (site, mut ledger) = site().await?;
+    for _ in 0..3 {
+        let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        let window = clock::next_window(site.length).await;
+        site.add(window, 0..5).await?;
+        ledger.read_to(window, 1, Duration::from_secs(30)).await?;
+        // Right between two reports, so that what Kafka has acknowledged is also written down.
+        clock::sleep_until_ms(clock::next_window(site.length).await.start() * 1000 + 800).await;
+        reporter.process().kill();
+        // Its lease has to run out before the next one goes on.
+    }
+    let end = clock::current_window(site.length);
+    let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    ledger.read_to(end, 1, Duration::from_secs(30)).await?;
+    values_in_order(&site, ledger.read());
+    Ok(())
+}
+
+#[tokio::test]
+async fn late_ids_are_reported_as_revisions() -> Result<()> {
+    let (site, mut ledger) = site().await?;
+    let window = clock::current_window(site.length);
+    site.add(window, 0..10).await?;
+    let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    let expected = [("10", "0"), ("12", "1"), ("13", "2"), ("14", "3")];
+    for (times, ids) in [(1, 0..10), (2, 8..12), (3, 12..13)] {
+        site.add(window, ids).await?;
+        ledger.read_to(window, times, SOON).await?;
+    }
+    // Nothing is forgotten when it restarts, and nothing said again.
+    reporter.process().terminate(SOON).await?;
+    let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    site.add(window, 0..14).await?;
+    ledger.read_to(window, 4, SOON).await?;
+    ledger.read_for(Duration::from_secs(2)).await;
+    assert_eq!(counts_and_revisions(&ledger, window), expected);
+    Ok(())
+}
+
+#[tokio::test]
+async fn ids_may_be_late_for_the_late_period_and_no_longer() -> Result<()> {
+    use redis::AsyncCommands;
+    let (site, mut ledger) = site().await?;
+    let _reporter = Reporter::ready(&ledger.flags(&site, &["--late-seconds", "2"])).await?;
+    let window = clock::current_window(site.length);
+    site.add(window, 0..3).await?;
+    ledger.read_to(window, 1, SOON).await?;
+    site.add(window, 3..5).await?;
+    ledger.read_to(window, 2, SOON).await?;
+    assert_eq!(counts_and_revisions(&ledger, window), [("3", "0"), ("5", "1")]);
+    // Sets never leak: a reported one expires once its late period is over.
+    let key = site.keys().ids(window);
+    let gone = verve_tests::wait::until("the set to expire", Duration::from_secs(30), || async {
+        let exists: bool = site.first().await.ok()?.exists(&key).await.ok()?;
+        (!exists).then_some(())
+    });
+    gone.await?;
+    ledger.read_for(Duration::from_secs(2)).await;
+    let records = counts_and_revisions(&ledger, window);
+    assert_eq!(records, [("3", "0"), ("5", "1")], "an expired set is no correction");
+    Ok(())
+}
+
+fn counts_and_revisions(ledger: &Ledger, window: Window) -> Vec<(&str, &str)> {
+    let records = ledger.of(window).into_iter();
+    records.map(|r| (r.value.as_str(), r.header("revision"))).collect()
+}
+
+#[tokio::test]
+async fn the_count_is_the_sum_of_all_redis() -> Result<()> {
+    use redis::AsyncCommands;
+    let (mut site, mut ledger) = site().await?;
+    site.redis.push(verve_tests::redis::RedisServer::start().await?);
+    site.redis.push(verve_tests::redis::RedisServer::start().await?);
+    let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    let window = clock::next_window(site.length).await;
+    for (redis, ids) in site.redis.iter().zip([0..3, 3..7, 7..12]) {
+        let ids: Vec<i64> = ids.collect();
+        let () = redis.connection().await?.sadd(site.keys().ids(window), ids).await?;
+    }
+    ledger.read_to(window, 1, SOON).await?;
+    assert_eq!(ledger.last()[window.to_string().as_str()].value, "12");
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! `cargo xtask build`: the component, where `spin.toml` looks for it, and the native programs.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::cargo::{Toolchain, WASM};
+use crate::{install, sys};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(value_enum, default_value_t = What::All)]
+    what: What,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    /// target/wasm32-wasip2/release/accept_component.wasm
+    Component,
+    /// target/release/verve-host
+    Host,
+    /// target/release/verve-reporter
+    Reporter,
+    /// All of them.
+    All,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    match args.what {
+        What::Component => component(),
+        What::Host => native(&[HOST]),
+        What::Reporter => native(&[REPORTER]),
+        What::All => all(),
+    }
+}
+
+/// Runs the component.
+pub const HOST: &str = "verve-host";
+
+/// Reports the windows.
+pub const REPORTER: &str = "verve-reporter";
+
+/// Runs everything, for `cargo xtask up`.
+pub const UP: &str = "verve-up";
+
+/// What `spin.toml` and the tests look for.
+pub fn all() -> Result<()> {
+    component()?;
+    native(&[HOST, REPORTER])
+}
+
+/// Builds the component.
+pub fn component() -> Result<()> {
+    // Cargo's own helpers are native programs.
+    install::ensure(&install::NATIVE[..1])?;
+    let toolchain = Toolchain::for_wasm()?;
+    sys::say(&format!("building the component ({})", described(toolchain)));
+    sys::run(&mut toolchain.cargo_wasm("build")?)?;
+    let built = sys::root()
+        .join("target")
+        .join(WASM)
+        .join("release/accept_component.wasm");
+    let size = fs::metadata(&built)
+        .with_context(|| format!("{} was not built", built.display()))?
+        .len();
+    sys::say(&format!("{} ({} KB)", built.display(), size.div_ceil(1000)));
+    Ok(())
+}
+
+/// Builds native programs.
+pub fn native(programs: &[&str]) -> Result<()> {
+    install::ensure(&install::NATIVE)?;
+    sys::say(&format!("building {}", programs.join(", ")));
+    let mut command = Toolchain::Ours.cargo("build");
+    // With the whole workspace in view whatever is built, dependencies have the same features each time, and are built once.
+    command.args(["--release", "--workspace"]);
+    sys::run(command.args(programs.iter().flat_map(|program| ["--bin", program])))?;
+    for program in programs {
+        sys::say(&sys::binary(program).display().to_string());
+    }
+    Ok(())
+}
+
+fn described(toolchain: Toolchain) -> &'static str {
+    match toolchain {
+        Toolchain::Ours => "for wasm32-wasip2",
+        Toolchain::Debian => "for wasm32-wasip2, by Debian's Rust, the standard library along with it",
+    }
+}

@@ -1,0 +1,148 @@
+//! What the machine must have besides Rust, and how it gets there.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::sys;
+
+/// Something the machine must have.
+pub struct Need {
+    /// For the user, with a word on what it is.
+    pub what: &'static str,
+    /// The Debian packages that bring it.
+    pub packages: &'static [&'static str],
+    /// Whether it is there.
+    pub present: fn() -> bool,
+}
+
+/// What compiling and linking Rust, and librdkafka with it, takes.
+pub const NATIVE: [Need; 5] = [
+    Need {
+        what: "a C and C++ compiler",
+        packages: &["gcc", "g++", "libc6-dev"],
+        present: || sys::succeeds("cc", &["--version"]) && sys::succeeds("c++", &["--version"]),
+    },
+    Need {
+        what: "make",
+        packages: &["make"],
+        present: || sys::which("make").is_some(),
+    },
+    Need {
+        what: "pkg-config",
+        packages: &["pkg-config"],
+        present: || sys::which("pkg-config").is_some(),
+    },
+    Need {
+        what: "OpenSSL's headers",
+        packages: &["libssl-dev"],
+        present: || sys::succeeds("pkg-config", &["--exists", "openssl"]),
+    },
+    Need {
+        what: "zlib's headers",
+        packages: &["zlib1g-dev"],
+        present: || sys::succeeds("pkg-config", &["--exists", "zlib"]),
+    },
+];
+
+/// A Redis to run.
+pub const REDIS: Need = Need {
+    what: "redis-server",
+    packages: &["redis-server"],
+    present: || sys::which("redis-server").is_some(),
+};
+
+/// Sees to it that every need is met, by Debian's packages where that can be done.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
+    let names: Vec<&str> = missing.iter().map(|need| need.what).collect();
+    let names = names.join(", ");
+    if let Err(error) = apt_install(&packages) {
+        bail!("please install {names} (on Debian: {}): {error}", packages.join(" "));
+    }
+    match missing.iter().find(|need| !(need.present)()) {
+        Some(need) => bail!(
+            "please install {}: the packages {} did not bring it",
+            need.what,
+            packages.join(" ")
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Installs Debian packages, with the package list brought up to date if it has to be.
+pub fn apt_install(packages: &[&str]) -> Result<()> {
+    let Some(apt) = apt() else {
+        bail!("it cannot be installed from here, for want of apt-get or of root's rights");
+    };
+    sys::say(&format!("installing {} by apt-get", packages.join(" ")));
+    let install = || {
+        let args = ["install", "-y", "-qq", "--no-install-recommends"];
+        sys::run(apt.command().args(args).args(packages))
+    };
+    // Without a package list, or with an old one, the first try fails: it knows no such package, or the file is gone.
+    install().or_else(|_| {
+        sys::say("updating the package list first");
+        sys::run(apt.command().args(["update", "-qq"]))?;
+        install()
+    })
+}
+
+/// Whether a package can be installed, as far as the package list knows.
+pub fn apt_knows(package: &str) -> bool {
+    sys::output("apt-cache", &["policy", package]).is_some_and(|policy| has_candidate(&policy))
+}
+
+fn has_candidate(policy: &str) -> bool {
+    policy
+        .lines()
+        .any(|line| line.trim().starts_with("Candidate:") && !line.ends_with("(none)"))
+}
+
+/// How packages can be installed by this user.
+enum Apt {
+    AsRoot,
+    BySudo,
+}
+
+fn apt() -> Option<Apt> {
+    sys::which("apt-get")?;
+    if sys::output("id", &["-u"]).as_deref() == Some("0") {
+        return Some(Apt::AsRoot);
+    }
+    sys::succeeds("sudo", &["-n", "true"]).then_some(Apt::BySudo)
+}
+
+impl Apt {
+    fn command(&self) -> Command {
+        // `env`, since sudo passes few variables on.
+        let mut command = match self {
+            Self::AsRoot => Command::new("env"),
+            Self::BySudo => {
+                let mut command = Command::new("sudo");
+                command.args(["-n", "env"]);
+                command
+            }
+        };
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        // Another apt may be at work, as on a machine that has just started.
+        command.args(["-o", "DPkg::Lock::Timeout=120"]);
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_candidate;
+
+    #[test]
+    fn a_package_without_candidate_is_not_known() {
+        assert!(has_candidate("maven:\n  Installed: (none)\n  Candidate: 3.8.7-1\n"));
+        assert!(!has_candidate("maven:\n  Installed: (none)\n  Candidate: (none)\n"));
+        assert!(!has_candidate(""));
+    }
+}

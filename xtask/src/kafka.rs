@@ -1,0 +1,197 @@
+//! `cargo xtask kafka`: a real Apache Kafka, one node that is broker and controller, for tests.
+//!
+//! The jars that `tests/kafka/pom.xml` names are fetched once, into a cache outside the clone. The broker takes this
+//! process's place, so that its signals, its output and its end are the caller's to see.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{java, sys};
+
+/// A fixed id: a folder that holds a cluster's data can be formatted again, which changes nothing.
+const CLUSTER_ID: &str = "dmVydmUtdGVzdC1rYWZrYQ";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The port of 127.0.0.1 that clients connect to.
+    #[arg(long, required_unless_present = "prepare")]
+    port: Option<u16>,
+    /// Where the data go; they outlive the broker. Without it they go to a new temporary folder.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Only install what is missing, then end.
+    #[arg(long)]
+    prepare: bool,
+    /// Kill the broker when the process that started this one ends, however it ends (Linux).
+    #[arg(long)]
+    die_with_parent: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let jars = prepare()?;
+    let Some(port) = args.port.filter(|_| !args.prepare) else {
+        return Ok(());
+    };
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => std::env::temp_dir().join(format!("verve-kafka-{}", process::id())),
+    };
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let dir = dir.canonicalize()?;
+    let config = dir.join("server.properties");
+    fs::write(&config, properties(port, sys::free_port()?, &dir))?;
+    format(&jars, &config)?;
+    sys::say(&format!("Kafka on 127.0.0.1:{port}, its data in {}", dir.display()));
+    let mut command = launcher(args.die_with_parent);
+    command
+        .arg(java::java()?)
+        .args(["-Xms128m", "-Xmx512m", "-XX:+UseSerialGC"]);
+    command
+        .args(java_args(&jars))
+        .arg("kafka.Kafka")
+        .arg(&config)
+        .stdin(Stdio::null());
+    Err(command.exec()).context("cannot run java")
+}
+
+/// Installs Java and Kafka if they are missing. Returns the folder of Kafka's jars.
+pub fn prepare() -> Result<PathBuf> {
+    let pom = sys::root().join("tests/kafka/pom.xml");
+    let text = fs::read_to_string(&pom)?;
+    let version = version(&text).context("tests/kafka/pom.xml names no <kafka.version>")?;
+    let folder = sys::cache()?.join(format!("kafka-{version}"));
+    // The folder gets its name when everything is in it.
+    if folder.is_dir() {
+        java::java()?;
+        return Ok(folder);
+    }
+    let mut maven = java::maven()?;
+    sys::say(&format!("fetching Apache Kafka {version} (40 MB) by Maven"));
+    let partial = folder.with_file_name(format!("kafka-{version}.partial-{}", process::id()));
+    fs::create_dir_all(&partial)?;
+    maven
+        .args(["--batch-mode", "--quiet", "-Dstyle.color=never", "--file"])
+        .arg(&pom)
+        .arg("dependency:copy-dependencies");
+    let fetched = sys::run(maven.arg(define("outputDirectory", &partial)).stdin(Stdio::null()));
+    if fetched.is_ok() && fs::rename(&partial, &folder).is_err() && !folder.is_dir() {
+        bail!("cannot move {} to {}", partial.display(), folder.display());
+    }
+    // Whatever is left of it: after a failure, or if another process was faster.
+    let _ = fs::remove_dir_all(&partial);
+    fetched.context("Kafka cannot be fetched; KAFKA_BROKERS can name a running broker instead")?;
+    Ok(folder)
+}
+
+/// What runs the program that is its first argument.
+fn launcher(die_with_parent: bool) -> Command {
+    let setpriv = sys::which("setpriv").filter(|_| die_with_parent);
+    let mut command = Command::new(setpriv.as_deref().unwrap_or(Path::new("env")));
+    command.args(setpriv.map(|_| ["--pdeathsig", "KILL"]).iter().flatten());
+    command
+}
+
+fn format(jars: &Path, config: &Path) -> Result<()> {
+    let mut command = Command::new(java::java()?);
+    command
+        .arg("-Xmx128m")
+        .args(java_args(jars))
+        .arg("kafka.tools.StorageTool");
+    command
+        .args(["format", "--ignore-formatted", "--cluster-id", CLUSTER_ID, "--config"])
+        .arg(config);
+    let output = command.stdin(Stdio::null()).output().context("cannot run java")?;
+    if !output.status.success() {
+        bail!(
+            "Kafka cannot format its folder: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+fn java_args(jars: &Path) -> [OsString; 4] {
+    [
+        "-cp".into(),
+        jars.join("*").into(),
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn".into(),
+        // Starts sooner; a test's broker does not live long enough to win it back.
+        "-XX:TieredStopAtLevel=1".into(),
+    ]
+}
+
+fn define(name: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(format!("-D{name}="));
+    argument.push(path);
+    argument
+}
+
+/// One node, one copy of everything, nothing to wait for.
+fn properties(port: u16, controller: u16, dir: &Path) -> String {
+    let data = dir.join("data");
+    format!(
+        "\
+# Written by `cargo xtask kafka` at each start.
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={data}
+num.partitions=1
+auto.create.topics.enable=true
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+# A broker started again after a crash must wait until its former life is forgotten.
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=500
+",
+        data = data.display()
+    )
+}
+
+fn version(pom: &str) -> Option<&str> {
+    let (_, rest) = pom.split_once("<kafka.version>")?;
+    Some(rest.split_once("</kafka.version>")?.0.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{properties, version};
+    use std::path::Path;
+
+    #[test]
+    fn the_version_is_read_from_the_pom() {
+        let pom = include_str!("../../tests/kafka/pom.xml");
+        assert!(version(pom).is_some_and(|version| version.starts_with("4.")));
+        assert_eq!(version("<project/>"), None);
+    }
+
+    #[test]
+    fn only_loopback_is_listened_on() {
+        let text = properties(9092, 9093, Path::new("/tmp/kafka"));
+        let listeners = text
+            .lines()
+            .find(|line| line.starts_with("listeners="))
+            .unwrap_or_default();
+        assert_eq!(
+            listeners,
+            "listeners=PLAINTEXT://127.0.0.1:9092,CONTROLLER://127.0.0.1:9093"
+        );
+        assert!(text.contains("log.dirs=/tmp/kafka/data\n"));
+    }
+}

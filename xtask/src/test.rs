@@ -1,0 +1,277 @@
+//! `cargo xtask test`: every check there is, one step after the other, and a summary.
+
+use std::env;
+use std::fs;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{self, Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo::Toolchain;
+use crate::{build, install, kafka, sys};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run only tests whose name contains this, and no checks (format, lints, documentation).
+    filter: Option<String>,
+}
+
+/// How long a broker whose jars are there may take to start.
+const BROKER_PATIENCE: Duration = Duration::from_secs(90);
+
+pub fn run(args: &Args) -> Result<()> {
+    let mut steps = Steps::default();
+    if args.filter.is_none() {
+        checks(&mut steps);
+    }
+    let built = steps.run("build", || {
+        install::ensure(&[install::REDIS])?;
+        build::component()?;
+        build::native(&[build::HOST, build::REPORTER, build::UP])
+    });
+    steps.run("unit tests", || tests(&["--lib", "--bins"], args, None));
+    if args.filter.is_none() {
+        steps.run("doc tests", || tests(&["--doc"], args, None));
+    }
+    let mut broker = Broker::None;
+    steps.run("kafka", || {
+        broker = Broker::get()?;
+        Ok(())
+    });
+    if built {
+        steps.run("end-to-end tests", || tests(&["--test", "*"], args, broker.address()));
+    } else {
+        steps.skip("end-to-end tests", "NOT RUN: the build failed");
+    }
+    steps.summary(&broker, args);
+    drop(broker);
+    match steps.failed() {
+        0 => Ok(()),
+        failed => bail!("{failed} of the steps failed"),
+    }
+}
+
+fn checks(steps: &mut Steps) {
+    let mut lints = None;
+    steps.run("tools", || {
+        install::ensure(&install::NATIVE)?;
+        lints = Some(Toolchain::for_lints()?);
+        Ok(())
+    });
+    let Some(lints) = lints else {
+        return;
+    };
+    let strict = ["--", "-D", "warnings"];
+    steps.run("format", || sys::run(lints.cargo("fmt").args(["--all", "--check"])));
+    steps.run("clippy", || {
+        sys::run(
+            lints
+                .cargo("clippy")
+                .args(["--release", "--workspace", "--all-targets"])
+                .args(strict),
+        )
+    });
+    steps.run("clippy, component", || {
+        // The lints must come from where the target does.
+        let both = if lints == Toolchain::for_wasm()? {
+            lints
+        } else {
+            Toolchain::all_of_debian()?
+        };
+        sys::run(both.cargo_wasm("clippy")?.args(strict))
+    });
+    steps.run("documentation", || {
+        let mut doc = Toolchain::Ours.cargo("doc");
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        sys::run(doc.args(["--release", "--workspace", "--no-deps", "--document-private-items"]))
+    });
+}
+
+/// Runs those targets' tests. The selection is the whole workspace each time, so that everything is compiled once.
+fn tests(targets: &[&str], args: &Args, brokers: Option<&str>) -> Result<()> {
+    let mut command = Toolchain::Ours.cargo("test");
+    command
+        .args(["--release", "--workspace", "--no-fail-fast"])
+        .args(targets);
+    // The rig starts Kafka by this very program.
+    command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
+    sys::run(command.args(args.filter.iter().flat_map(|filter| ["--", filter])))
+}
+
+/// The Kafka that the tests run on.
+enum Broker {
+    /// Somebody else's, by `KAFKA_BROKERS`.
+    External(String),
+    /// A real one of ours, killed when this is dropped.
+    Ours {
+        address: String,
+        process: Child,
+        folder: PathBuf,
+    },
+    /// None: the tests use the embedded one. The reason is in the log.
+    None,
+}
+
+impl Broker {
+    fn get() -> Result<Self> {
+        if let Some(brokers) = env::var("KAFKA_BROKERS").ok().filter(|brokers| !brokers.is_empty()) {
+            return Ok(Self::External(brokers));
+        }
+        if let Err(error) = kafka::prepare() {
+            sys::say(&format!("NO REAL KAFKA CAN BE HAD HERE: {error:#}"));
+            return Ok(Self::None);
+        }
+        Self::start()
+    }
+
+    fn start() -> Result<Self> {
+        let port = sys::free_port()?;
+        let folder = env::temp_dir().join(format!("verve-test-kafka-{}", process::id()));
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .args(["kafka", "--die-with-parent", "--port", &port.to_string(), "--dir"])
+            .arg(&folder);
+        let process = command.spawn().context("cannot run xtask kafka")?;
+        let address = format!("127.0.0.1:{port}");
+        let mut broker = Self::Ours {
+            address,
+            process,
+            folder,
+        };
+        broker.wait_ready()?;
+        Ok(broker)
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let Self::Ours { address, process, .. } = self else {
+            return Ok(());
+        };
+        let start = Instant::now();
+        while start.elapsed() < BROKER_PATIENCE {
+            // The broker opens its port last of all.
+            if TcpStream::connect(&*address).is_ok() {
+                return Ok(());
+            }
+            if let Some(status) = process.try_wait()? {
+                bail!("Kafka ended: {status}");
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        bail!("Kafka did not come up within {BROKER_PATIENCE:?}");
+    }
+
+    fn address(&self) -> Option<&str> {
+        match self {
+            Self::External(address) | Self::Ours { address, .. } => Some(address),
+            Self::None => None,
+        }
+    }
+
+    fn described(&self) -> String {
+        match self {
+            Self::External(address) => format!("a real Kafka, {address} (KAFKA_BROKERS)"),
+            Self::Ours { .. } => "a real Apache Kafka, started for the tests".to_owned(),
+            Self::None => "THE EMBEDDED BROKER, NOT A REAL KAFKA".to_owned(),
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Self::Ours { process, folder, .. } = self {
+            let _ = process.kill();
+            let _ = process.wait();
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// What was done so far.
+#[derive(Default)]
+struct Steps {
+    done: Vec<Step>,
+}
+
+struct Step {
+    name: &'static str,
+    outcome: &'static str,
+    seconds: f64,
+}
+
+impl Steps {
+    fn run(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> bool {
+        println!("\n=== {name}");
+        let start = Instant::now();
+        let result = step();
+        let seconds = start.elapsed().as_secs_f64();
+        let outcome = if result.is_ok() { "ok" } else { "FAILED" };
+        if let Err(error) = &result {
+            sys::say(&format!("{error:#}"));
+        }
+        println!("=== {name}: {outcome}, {seconds:.1} s");
+        self.done.push(Step { name, outcome, seconds });
+        result.is_ok()
+    }
+
+    fn skip(&mut self, name: &'static str, outcome: &'static str) {
+        self.done.push(Step {
+            name,
+            outcome,
+            seconds: 0.0,
+        });
+    }
+
+    fn failed(&self) -> usize {
+        self.done.iter().filter(|step| step.outcome != "ok").count()
+    }
+
+    fn summary(&self, broker: &Broker, args: &Args) {
+        println!("\n{:<20} {:>8}  outcome", "step", "seconds");
+        for step in &self.done {
+            println!("{:<20} {:>8.1}  {}", step.name, step.seconds, step.outcome);
+        }
+        let total: f64 = self.done.iter().map(|step| step.seconds).sum();
+        println!("{:<20} {total:>8.1}", "all");
+        if let Some(filter) = &args.filter {
+            println!("\nOnly tests with {filter:?} in their name, no checks.");
+        }
+        println!("\nThe end-to-end tests had");
+        println!("  Kafka:  {}", broker.described());
+        println!("  hosts:  {}", hosts().join(" and "));
+    }
+}
+
+/// What the tests run the component on.
+fn hosts() -> Vec<String> {
+    let named = env::var_os("SPIN_BIN")
+        .filter(|name| !name.is_empty())
+        .map(PathBuf::from);
+    let spin = named.or_else(|| sys::which("spin"));
+    let spin = spin.map(|spin| {
+        let version = sys::output(&spin, &["--version"]).unwrap_or_else(|| "a spin that does not run".to_owned());
+        format!("{version} ({})", spin.display())
+    });
+    let host = "verve-host".to_owned();
+    match spin {
+        Some(spin) => vec![host, spin],
+        None => vec![format!("{host} (no spin: neither SPIN_BIN nor the PATH has one)")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Steps;
+    use anyhow::bail;
+
+    #[test]
+    fn whatever_is_not_ok_counts_as_failed() {
+        let mut steps = Steps::default();
+        assert!(steps.run("fine", || Ok(())));
+        assert!(!steps.run("wrong", || bail!("no")));
+        steps.skip("left out", "NOT RUN");
+        assert_eq!(steps.failed(), 2);
+    }
+}

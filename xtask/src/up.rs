@@ -1,0 +1,43 @@
+//! `cargo xtask up`: builds what it takes, then runs `verve-up`, which starts and shows everything.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::{build, install, kafka, sys};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Send requests and two callbacks, and show beside each record what was sent.
+    #[arg(long)]
+    demo: bool,
+    /// Run a real Apache Kafka instead of the embedded broker (the first time it is fetched, 40 MB).
+    #[arg(long)]
+    kafka: bool,
+    /// Length of a window, in seconds.
+    #[arg(long, default_value_t = 10)]
+    window_seconds: u32,
+    /// With --demo: stop after so many windows; fails if the counts and what was sent do not agree.
+    #[arg(long, requires = "demo", value_name = "N")]
+    windows: Option<u32>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    install::ensure(&[install::REDIS])?;
+    build::component()?;
+    build::native(&[build::HOST, build::REPORTER, build::UP])?;
+    if args.kafka {
+        kafka::prepare()?;
+    }
+    let mut command = Command::new(sys::binary(build::UP));
+    command.args(["--window-seconds", &args.window_seconds.to_string()]);
+    command
+        .args(args.demo.then_some("--demo"))
+        .args(args.kafka.then_some("--kafka"));
+    if let Some(windows) = args.windows {
+        command.args(["--windows", &windows.to_string()]);
+    }
+    // In this process's place, so that Ctrl-C and the exit code are its own.
+    Err(command.exec()).context("cannot run verve-up")
+}
