@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use futures::future;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,7 @@ use crate::store::Store;
 use backoff::Backoff;
 use deliver::{Client, Failure};
 pub use policy::Policy;
-use queue::{Attempt, Queue, Verdict};
+use queue::{Attempt, Queue, Source, Verdict};
 
 /// The most deliveries under way at once.
 const CONCURRENCY: usize = 256;
@@ -27,10 +28,6 @@ const CONCURRENCY: usize = 256;
 const BATCH: usize = 64;
 /// How soon the queue is looked at again after it failed.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// How often jobs waiting for their next attempt are looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How often jobs of dead replicas are looked for.
-const CLAIM_EVERY: Duration = Duration::from_secs(5);
 
 /// Delivers callbacks, side by side with other replicas.
 pub struct Callbacks {
@@ -72,51 +69,26 @@ impl Callbacks {
 
     /// Runs until a stop is asked for, then lets deliveries under way finish.
     pub async fn run(self, stop: CancellationToken) {
-        let take = async { futures::join!(self.take_new(), self.take_waiting(), self.claim_abandoned()) };
+        let take = future::join_all([Source::New, Source::Waiting, Source::Abandoned].map(|source| self.take(source)));
         stop.run_until_cancelled(take).await;
         // All slots free: all deliveries done.
         let _ = self.slots.acquire_many(CONCURRENCY as u32).await;
         self.queue.leave().await;
     }
 
-    /// Jobs that nobody has taken yet.
-    async fn take_new(&self) {
+    /// Takes jobs from one source and delivers them, for ever.
+    async fn take(&self, source: Source) {
         loop {
             let free = self.free_slots().await;
-            match self.queue.take_new(free).await {
+            match self.queue.take(source, free).await {
+                Ok(attempts) if attempts.is_empty() => tokio::time::sleep(source.look_every()).await,
                 Ok(attempts) => self.deliver(attempts).await,
-                Err(error) => self.queue_failed(&error).await,
+                Err(error) => {
+                    tracing::debug!("the callback queue failed: {error}");
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
             }
         }
-    }
-
-    /// Jobs that are due for another attempt.
-    async fn take_waiting(&self) {
-        loop {
-            let free = self.free_slots().await;
-            match self.queue.take_waiting(free).await {
-                Ok(attempts) if attempts.is_empty() => tokio::time::sleep(LOOK_EVERY).await,
-                Ok(attempts) => self.deliver(attempts).await,
-                Err(error) => self.queue_failed(&error).await,
-            }
-        }
-    }
-
-    /// Jobs taken by a replica that died.
-    async fn claim_abandoned(&self) {
-        loop {
-            let free = self.free_slots().await;
-            match self.queue.claim_abandoned(free).await {
-                Ok(attempts) if attempts.is_empty() => tokio::time::sleep(CLAIM_EVERY).await,
-                Ok(attempts) => self.deliver(attempts).await,
-                Err(error) => self.queue_failed(&error).await,
-            }
-        }
-    }
-
-    async fn queue_failed(&self, error: &redis::RedisError) {
-        tracing::debug!("the callback queue failed: {error}");
-        tokio::time::sleep(RETRY_AFTER).await;
     }
 
     /// How many jobs to take: what can be delivered at once, at least one, at most a batch.

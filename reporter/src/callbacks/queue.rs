@@ -45,6 +45,29 @@ pub struct Queue {
     window_length: WindowLength,
 }
 
+/// Where jobs are taken from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source {
+    /// The stream: jobs that nobody has taken yet.
+    New,
+    /// The sorted set: jobs that are due for another attempt.
+    Waiting,
+    /// The stream: jobs that a replica took and did not settle in time, since it died.
+    Abandoned,
+}
+
+impl Source {
+    /// How long to wait where there was no job.
+    pub const fn look_every(self) -> Duration {
+        match self {
+            // Reading waits by itself.
+            Self::New => Duration::ZERO,
+            Self::Waiting => Duration::from_millis(100),
+            Self::Abandoned => Duration::from_secs(5),
+        }
+    }
+}
+
 /// A job, taken for one attempt.
 #[derive(Clone, Debug)]
 pub struct Attempt {
@@ -99,8 +122,17 @@ impl Queue {
         })
     }
 
-    /// Takes new jobs, at most `limit`; waits a second for the first.
-    pub async fn take_new(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
+    /// Takes jobs, at most `limit`.
+    pub async fn take(&self, source: Source, limit: usize) -> RedisResult<Vec<Attempt>> {
+        match source {
+            Source::New => self.take_new(limit).await,
+            Source::Waiting => self.take_waiting(limit).await,
+            Source::Abandoned => self.claim_abandoned(limit).await,
+        }
+    }
+
+    /// Waits up to [`BLOCK`] for the first.
+    async fn take_new(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
         let mut read = redis::cmd("XREADGROUP");
         read.arg("GROUP").arg(GROUP).arg(&self.replica).arg("COUNT").arg(limit);
         read.arg("BLOCK")
@@ -111,8 +143,7 @@ impl Queue {
         self.attempts(reply.keys.into_iter().flat_map(|key| key.ids)).await
     }
 
-    /// Takes jobs of the stream that a replica took and did not settle in time, at most `limit`.
-    pub async fn claim_abandoned(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
+    async fn claim_abandoned(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
         let mut claim = redis::cmd("XAUTOCLAIM");
         claim.arg(self.store.keys.callbacks()).arg(GROUP).arg(&self.replica);
         claim
@@ -125,8 +156,7 @@ impl Queue {
         self.attempts(reply.claimed).await
     }
 
-    /// Takes jobs that are due for another attempt, at most `limit`.
-    pub async fn take_waiting(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
+    async fn take_waiting(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
         let now = now_ms();
         let script = Script::new(TAKE_WAITING);
         let mut take = script.key(self.store.keys.callbacks_retry());
@@ -226,8 +256,8 @@ impl Queue {
         for entry in entries {
             let fields: HashMap<String, String> = entry
                 .map
-                .iter()
-                .filter_map(|(name, _)| Some((name.clone(), entry.get(name)?)))
+                .keys()
+                .filter_map(|name| Some((name.clone(), entry.get(name)?)))
                 .collect();
             let place = Place::Stream(entry.id);
             match self.read_job(&fields) {
