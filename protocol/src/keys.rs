@@ -99,6 +99,12 @@ impl Keys {
         format!("{}:reports:{length}", self.namespace)
     }
 
+    /// String: the start of the first window to report, in Unix seconds, for as long as there is no report.
+    #[must_use]
+    pub fn reports_from(&self, length: WindowLength) -> String {
+        format!("{}:reports:{length}:from", self.namespace)
+    }
+
     /// String with expiry: which reporter publishes windows now.
     #[must_use]
     pub fn lease(&self) -> String {
@@ -136,6 +142,7 @@ mod tests {
         assert_eq!(keys.callbacks_retry(), "verve:callbacks:retry");
         assert_eq!(keys.callbacks_dead(), "verve:callbacks:dead");
         assert_eq!(keys.reports(length), "verve:reports:60");
+        assert_eq!(keys.reports_from(length), "verve:reports:60:from");
         assert_eq!(keys.lease(), "verve:reporter:lease");
     }
 

@@ -1,6 +1,7 @@
 //! The command line and the environment, parsed whole into a `Config`.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -21,7 +22,7 @@ const USAGE: u8 = 64;
 ///
 /// Runs beside Redis, in any number of replicas: one of them reports windows, all deliver callbacks.
 #[derive(Parser, Debug)]
-#[command(name = "verve-reporter", version)]
+#[command(name = "verve-reporter", version, allow_negative_numbers = true)]
 struct Args {
     /// Redis servers, comma-separated: the same list in the same order as the component's `redis_urls`
     // Parsed after clap, whose errors show the value, and so a password.
@@ -138,17 +139,15 @@ pub struct CallbackConfig {
 
 /// Reads the command line and the environment. What is wrong is said in one line on standard error.
 pub fn parse() -> Result<Config, ExitCode> {
-    parse_from(std::env::args_os()).map_err(|error| {
-        let (text, code) = match error {
-            Refused::Clap(error) if !error.use_stderr() => {
-                print!("{error}");
-                return ExitCode::SUCCESS;
-            }
-            Refused::Clap(error) => (error.to_string(), USAGE),
-            Refused::Value(text) => (format!("error: {text}\n\nFor more information, try '--help'.\n"), USAGE),
-        };
-        eprint!("{text}");
-        ExitCode::from(code)
+    parse_from(std::env::args_os()).map_err(|refused| {
+        if let Refused::Clap(help) = &refused
+            && !help.use_stderr()
+        {
+            print!("{help}");
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("verve-reporter: {refused}; see --help");
+        ExitCode::from(USAGE)
     })
 }
 
@@ -157,6 +156,20 @@ pub fn parse() -> Result<Config, ExitCode> {
 enum Refused {
     Clap(clap::Error),
     Value(String),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // clap explains itself over several lines; the first says what was wrong.
+            Self::Clap(error) => {
+                let text = error.to_string();
+                let line = text.lines().next().unwrap_or_default();
+                f.write_str(line.strip_prefix("error: ").unwrap_or(line))
+            }
+            Self::Value(text) => f.write_str(text),
+        }
+    }
 }
 
 fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Config, Refused> {
@@ -231,10 +244,7 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Config, String> {
-        parse_from(["verve-reporter"].iter().chain(args).map(OsString::from)).map_err(|refused| match refused {
-            Refused::Clap(error) => error.to_string(),
-            Refused::Value(text) => text,
-        })
+        parse_from(["verve-reporter"].iter().chain(args).map(OsString::from)).map_err(|refused| refused.to_string())
     }
 
     #[test]

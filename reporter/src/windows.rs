@@ -88,12 +88,13 @@ impl Reporter {
             .await
         {
             tracing::info!(replica = self.replica, "holding the lease: reporting windows");
+            // A stop lets the step under way finish, so that what Kafka has is recorded.
             let led = tokio::select! {
-                led = self.lead(&lease, &mut ledger) => led,
+                led = self.lead(&lease, &mut ledger, &stop) => led,
                 () = lease.lost() => Ok(()),
-                () = stop.cancelled() => return lease.release().await,
             };
             match led {
+                Ok(()) if stop.is_cancelled() => {}
                 Ok(()) => tracing::warn!(replica = self.replica, "lost the lease"),
                 Err(error) => tracing::debug!("reporting interrupted: {error}"),
             }
@@ -102,12 +103,12 @@ impl Reporter {
         }
     }
 
-    /// Reports windows until the lease is lost or Redis fails.
-    async fn lead(&self, lease: &Lease, known: &mut Option<Ledger>) -> RedisResult<()> {
+    /// Reports windows until a stop is asked for, the lease is lost, or Redis fails.
+    async fn lead(&self, lease: &Lease, known: &mut Option<Ledger>, stop: &CancellationToken) -> RedisResult<()> {
         let ledger = self.load(known.as_ref()).await?;
         let ledger = known.insert(ledger);
         let mut kept = None;
-        loop {
+        while !stop.is_cancelled() {
             let now = now_ms();
             let due = ledger.due(now, BATCH);
             let watched = ledger.watched();
@@ -125,12 +126,14 @@ impl Reporter {
             }
             if !unsent.is_empty() {
                 self.keep_unreported(ledger, &mut kept).await?;
-                tokio::time::sleep(RETRY_AFTER).await;
+                stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
             } else if due.len() < BATCH {
                 let wait = Duration::from_millis(ledger.next_due_ms().saturating_sub(now_ms()));
-                tokio::time::sleep(wait.min(WATCH_EVERY)).await;
+                stop.run_until_cancelled(tokio::time::sleep(wait.min(WATCH_EVERY)))
+                    .await;
             }
         }
+        Ok(())
     }
 
     /// What was reported so far, and where to go on. `known` is what this replica last knew.
@@ -153,11 +156,12 @@ impl Reporter {
         let keys = self.store.scan(&prefix).await?;
         let starts = keys.iter().filter_map(|key| key.strip_prefix(&prefix)?.parse().ok());
         let oldest_ids = starts.filter_map(|start| length.window_starting(start)).min();
+        let from = if reports.is_empty() { self.from().await? } else { None };
         let periods = Periods {
             grace: self.config.grace,
             late: self.config.late,
         };
-        let (ledger, lost) = Ledger::resume(length, periods, reports, oldest_ids, now_ms());
+        let (ledger, lost) = Ledger::resume(length, periods, reports, from, oldest_ids, now_ms());
         if let Some(lost) = lost {
             tracing::error!(
                 first = %lost.first, last = %lost.last, windows = lost.windows,
@@ -165,6 +169,16 @@ impl Reporter {
             );
         }
         Ok(ledger)
+    }
+
+    /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
+    async fn from(&self) -> RedisResult<Option<Window>> {
+        let length = self.config.window_length;
+        let current = length.window_at_ms(now_ms());
+        let mut begin = redis::cmd("SET");
+        begin.arg(self.store.keys.reports_from(length)).arg(current.start());
+        let began: Option<u64> = self.store.first().command(begin.arg("NX").arg("GET")).await?;
+        Ok(began.and_then(|start| length.window_starting(start)))
     }
 
     /// What has to be published of `windows`, and which of them are final.

@@ -3,7 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -110,6 +110,8 @@ impl Options {
             Some(address) => address,
             None => net::free_address()?,
         };
+        // Or the one who has the port would be taken for ours.
+        TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
         let mut command = self.kind.command(&folder.path().join("spin.toml"))?;
         command.args(["--listen", &address.to_string()]);
         for (name, value) in &self.variables {

@@ -2,18 +2,33 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::task::{JoinHandle, JoinSet};
 
-/// An address of 127.0.0.1 that nobody listens on.
-///
-/// The kernel hands ports out in no order that repeats soon, so between this call and the use of the port nobody else is
-/// likely to be given it.
+/// Below what Linux gives to outgoing connections by default (`ip_local_port_range`), of which tests make thousands: a port
+/// from there could be taken at any moment between this choice and its use.
+const PORTS: Range<u16> = 10_000..32_000;
+
+/// An address of 127.0.0.1 that nobody listens on, and that this process never gives out again.
 ///
 /// # Errors
-/// When the system has no free port.
+/// When there is no free port.
 pub fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Processes begin at different places, so that two that run at once seldom try the same port.
+    let begin = process::id().wrapping_mul(97);
+    let count = u32::from(PORTS.end - PORTS.start);
+    for _ in PORTS {
+        let n = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count;
+        let port = PORTS.start + u16::try_from(n).unwrap_or_default();
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            return listener.local_addr();
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 /// Accepts connections on `from` and passes their bytes to and fro `to`: a server that appears where none was.

@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the component, where `spin.toml` looks for it, and the native programs.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -72,14 +73,26 @@ pub fn component() -> Result<()> {
 pub fn native(programs: &[&str]) -> Result<()> {
     install::ensure(&install::NATIVE)?;
     sys::say(&format!("building {}", programs.join(", ")));
-    let mut command = Toolchain::Ours.cargo("build");
-    // With the whole workspace in view whatever is built, dependencies have the same features each time, and are built once.
-    command.args(["--release", "--workspace"]);
-    sys::run(command.args(programs.iter().flat_map(|program| ["--bin", program])))?;
+    sys::run(release().args(programs.iter().flat_map(|program| ["--bin", program])))?;
     for program in programs {
         sys::say(&sys::binary(program).display().to_string());
     }
     Ok(())
+}
+
+/// Builds all native programs and tests. At once, since the tests' own dependencies add features to those of the programs:
+/// one after the other, half of them would be compiled twice.
+pub fn native_with_tests() -> Result<()> {
+    install::ensure(&install::NATIVE)?;
+    sys::say("building all programs and tests");
+    sys::run(release().args(["--bins", "--tests"]))
+}
+
+/// With the whole workspace in view whatever is built, dependencies have the same features each time.
+fn release() -> Command {
+    let mut command = Toolchain::Ours.cargo("build");
+    command.args(["--release", "--workspace"]);
+    command
 }
 
 fn described(toolchain: Toolchain) -> &'static str {

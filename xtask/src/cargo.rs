@@ -72,20 +72,24 @@ impl Toolchain {
         let mut command = match self {
             Self::Ours => Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
             Self::Debian => {
-                let mut command = Command::new("/usr/bin/cargo");
+                // By cargo itself, these two would be rustup's, which come first for it whatever the PATH is.
+                let mut command = Command::new(match subcommand {
+                    "fmt" => "/usr/bin/cargo-fmt",
+                    "clippy" => "/usr/bin/cargo-clippy",
+                    _ => "/usr/bin/cargo",
+                });
                 // What cargo and rustup set for their children is about the other toolchain.
                 for name in [
                     "RUSTUP_TOOLCHAIN",
                     "LD_LIBRARY_PATH",
                     "RUSTC_WRAPPER",
                     "RUSTC_WORKSPACE_WRAPPER",
-                    "CARGO",
                 ] {
                     command.env_remove(name);
                 }
-                command
-                    .env("RUSTC", "/usr/bin/rustc")
-                    .env("RUSTDOC", "/usr/bin/rustdoc");
+                for name in ["cargo", "rustc", "rustdoc", "rustfmt"] {
+                    command.env(name.to_uppercase(), format!("/usr/bin/{name}"));
+                }
                 command
             }
         };

@@ -30,7 +30,7 @@ pub fn run(args: &Args) -> Result<()> {
     let built = steps.run("build", || {
         install::ensure(&[install::REDIS])?;
         build::component()?;
-        build::native(&[build::HOST, build::REPORTER, build::UP])
+        build::native_with_tests()
     });
     steps.run("unit tests", || tests(&["--lib", "--bins"], args, None));
     if args.filter.is_none() {
@@ -96,7 +96,6 @@ fn tests(targets: &[&str], args: &Args, brokers: Option<&str>) -> Result<()> {
     command
         .args(["--release", "--workspace", "--no-fail-fast"])
         .args(targets);
-    // The rig starts Kafka by this very program.
     command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
     sys::run(command.args(args.filter.iter().flat_map(|filter| ["--", filter])))
 }

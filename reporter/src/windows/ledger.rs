@@ -43,19 +43,20 @@ pub struct Lost {
 }
 
 impl Ledger {
-    /// Goes on after the last of `reports`. Without any it starts with the oldest window that has ids, or with the current
-    /// one. Windows so old that their ids have expired are lost, and said to be.
+    /// Goes on after the last of `reports`. Without any it starts where a reporter began before (`from`), with the oldest
+    /// window that has ids, or with the current one, whichever is first. Windows so old that their ids have expired are lost, and said to be.
     pub fn resume(
         length: WindowLength,
         periods: Periods,
         reports: BTreeMap<Window, Report>,
+        from: Option<Window>,
         oldest_ids: Option<Window>,
         now_ms: u64,
     ) -> (Self, Option<Lost>) {
         let current = length.window_at_ms(now_ms);
         let next = match reports.last_key_value() {
             Some((last, _)) => last.next(),
-            None => oldest_ids.unwrap_or(current).min(current),
+            None => [from, oldest_ids].into_iter().flatten().fold(current, Window::min),
         };
         // A reporter that could not publish kept the ids of due windows from expiring.
         let oldest_kept = length.window_at_ms(now_ms.saturating_sub(UNREPORTED_SECONDS * 1000));
@@ -191,7 +192,7 @@ mod tests {
             .iter()
             .map(|(start, report)| (window(*start), *report))
             .collect();
-        Ledger::resume(length(), PERIODS, reports, oldest_ids.map(window), now_s * 1000)
+        Ledger::resume(length(), PERIODS, reports, None, oldest_ids.map(window), now_s * 1000)
     }
 
     fn due(ledger: &Ledger, now_ms: u64) -> Vec<u64> {
@@ -216,6 +217,16 @@ mod tests {
         // A clock of an edge host may be ahead.
         assert_eq!(due(&resume(&[], Some(1200), 900).0, 962_000), [900]);
         assert_eq!(resume(&[], Some(720), 900).0.due(902_000, 2).len(), 2);
+        // One that began and died before its first report.
+        let (ledger, _) = Ledger::resume(
+            length(),
+            PERIODS,
+            BTreeMap::new(),
+            Some(window(660)),
+            Some(window(720)),
+            900_000,
+        );
+        assert_eq!(due(&ledger, 902_000), [660, 720, 780, 840]);
     }
 
     #[test]
@@ -224,7 +235,7 @@ mod tests {
         ledger.record([(window(600), report(5, 1)), (window(660), report(1, 0))]);
         let goes_on = |mut reports: BTreeMap<Window, Report>| {
             ledger.remind(&mut reports);
-            let (resumed, lost) = Ledger::resume(length(), PERIODS, reports, None, 1_200_000);
+            let (resumed, lost) = Ledger::resume(length(), PERIODS, reports, None, None, 1_200_000);
             assert_eq!(lost, None);
             (
                 due(&resumed, 900_000),
@@ -308,11 +319,7 @@ mod tests {
             for (step, restart) in steps {
                 now += step;
                 if restart {
-                    ledger = Ledger::resume(length(), PERIODS, reported.clone(), None, now).0;
-                    if reported.is_empty() {
-                        // Nothing known: it starts with the current window.
-                        continue;
-                    }
+                    ledger = Ledger::resume(length(), PERIODS, reported.clone(), Some(window(600)), None, now).0;
                 }
                 for due in ledger.due(now, 3) {
                     prop_assert!(due.end_ms() + 2000 <= now);
@@ -324,6 +331,7 @@ mod tests {
             }
             let starts: Vec<Window> = reported.keys().copied().collect();
             prop_assert!(starts.windows(2).all(|pair| pair[0].next() == pair[1]));
+            prop_assert!(starts.first().is_none_or(|first| *first == window(600)));
         }
     }
 }

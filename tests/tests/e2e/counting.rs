@@ -143,13 +143,16 @@ impl Traffic {
             ("new", self.outcomes("new")),
             ("duplicate", self.outcomes("duplicate")),
         ];
-        wait::until("the statistics", SOON, || async {
+        let arrived = wait::until("the statistics", SOON, || async {
             let sum = sum().await.ok()?;
-            expected.iter().all(|(name, n)| sum.get(*name) == Some(n)).then_some(())
+            expected
+                .iter()
+                .all(|(name, n)| sum.get(*name).copied().unwrap_or_default() == *n)
+                .then_some(())
         })
-        .await
-        .with_context(|| format!("expected {expected:?}"))?;
+        .await;
         let sum = sum().await?;
+        arrived.with_context(|| format!("expected {expected:?}, came {sum:?}"))?;
         assert!(
             sum.values().sum::<usize>() == 2 * self.sent.len(),
             "nothing else happened: {sum:?}"

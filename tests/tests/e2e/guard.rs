@@ -103,7 +103,6 @@ async fn what_is_allowed_is_reached_and_nothing_beside() -> Result<()> {
             &["127.0.0.1"],
             &["127.0.0.2", "192.88.99.1", "[2001:4860:4860::8888]"],
         ),
-        (&["--callback-allow-only"], &[], &["127.0.0.1", "192.88.99.1"]),
     ] {
         let context = flags.join(" ");
         let site = Site::new(60).await?;
@@ -139,12 +138,14 @@ async fn what_is_allowed_is_reached_and_nothing_beside() -> Result<()> {
 async fn the_fixed_callback_is_guarded_too() -> Result<()> {
     let site = Site::new(1).await?;
     let sink = sink_everywhere().await?;
-    let url = format!("http://127.0.0.1:{}/fixed", sink.port());
+    // A name: what it leads to is known only when it is called. A private address is refused at once, see `startup`.
+    let url = format!("http://localhost:{}/fixed", sink.port());
     let _reporter = site
         .reporter(&["--callback-url", &url, "--callback-attempts", "1"])
         .await?;
     let dead = site.dead(1, SOON).await?;
-    assert!(field(&dead[0], "error").contains("127.0.0.1"), "{dead:?}");
+    let error = field(&dead[0], "error");
+    assert!(error.contains("127.0.0.1") || error.contains("::1"), "{dead:?}");
     assert!(sink.received().is_empty());
     Ok(())
 }

@@ -45,6 +45,8 @@ async fn error_logs_failures_alone_and_off_logs_nothing() -> Result<()> {
             let site = Site::with_one_window().await?;
             let instance = site.host(kind).variable("log", log).start().await?;
             let process = instance.process();
+            // The host may still say that it serves.
+            tokio::time::sleep(Duration::from_millis(500)).await;
             let begin = process.lines().len();
             assert_eq!(accept(&instance, ID).await?, 200);
             assert_eq!(accept(&instance, ID).await?, 200);

@@ -7,6 +7,7 @@
 mod callbacks;
 mod contract;
 mod counting;
+mod demo;
 mod endpoints;
 mod faults;
 mod guard;

@@ -27,7 +27,7 @@ async fn a_set_of_canonical_ids_that_expires_within_a_day() -> Result<()> {
             assert_eq!(accept(&instance, query).await?, outcome, "{kind:?} {query}");
         }
         let window = clock::current_window(site.length);
-        let key = format!("{}:ids:86400:{}", site.namespace, window.start());
+        let key = format!("{}:ids:{}:{}", site.namespace, site.length, window.start());
         let mut redis = site.first().await?;
         let members: Vec<String> = redis.smembers(&key).await?;
         let members: std::collections::BTreeSet<_> = members.iter().map(String::as_str).collect();

@@ -78,7 +78,7 @@ async fn without_kafka_counts_are_logged() -> Result<()> {
 async fn json_logs_are_json() -> Result<()> {
     let site = Site::new(1).await?;
     let sink = Sink::start().await?;
-    let url = sink.url("/json");
+    let url = format!("http://localhost:{}/", sink.port());
     let reporter = site.reporter(&["--log-format", "json", "--callback-url", &url]).await?;
     let window = clock::next_window(site.length).await;
     site.add(window, 0..4711).await?;
@@ -87,7 +87,7 @@ async fn json_logs_are_json() -> Result<()> {
         .process()
         .wait_for_line(SOON, |l| tells(l, &key, "4711"))
         .await?;
-    // Errors too: the callback is refused, and Redis goes away.
+    // Errors too: the callback is refused, since its name leads to a private address, and Redis goes away.
     site.redis[0].kill();
     tokio::time::sleep(Duration::from_secs(1)).await;
     reporter.process().terminate(SOON).await?;

@@ -48,11 +48,12 @@ async fn wrong_flags_of_the_reporter() -> Result<()> {
             &["--redis-urls", "2 of 2", "twice"],
         ),
         (&["--namespace", "a b"], &["--namespace", "a b"]),
-        (&["--grace-ms", "-1"], &["--grace-ms"]),
+        (&["--grace-ms=-1"], &["--grace-ms", "-1"]),
         (&["--late-seconds", "soon"], &["--late-seconds", "soon"]),
         (
             &["--kafka-option", "no-value"],
-            &["--kafka-option", "no-value", "key=value"],
+            // The value is not shown: it may be a secret.
+            &["--kafka-option", "KEY=VALUE"],
         ),
         (
             &["--kafka-brokers", "127.0.0.1:1", "--kafka-option", "no.such.setting=1"],
@@ -67,6 +68,11 @@ async fn wrong_flags_of_the_reporter() -> Result<()> {
             &["--callback-allow", "http://e.com/"],
         ),
         (&["--callback-url", "ftp://e.com/"], &["--callback-url", "http"]),
+        (
+            &["--callback-url", "http://10.0.0.1/"],
+            &["--callback-url", "10.0.0.1", "--callback-allow"],
+        ),
+        (&["--callback-allow-only"], &["--callback-allow-only"]),
         (&["--callback-method", "put"], &["--callback-method", "put", "post"]),
         (&["--listen", "nonsense"], &["--listen", "nonsense"]),
         (&["--log-format", "xml"], &["--log-format", "xml", "json"]),

@@ -1,0 +1,57 @@
+//! `verve-up --demo`: what a new user runs first.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use verve_tests::process::{Process, Signal};
+use verve_tests::{http, paths, reporter};
+
+/// A `verve-up` with none of the settings that the environment may hold for the tests.
+fn command(arguments: &[&str]) -> Result<Command> {
+    // What it starts must be built; it would say so, but in many more words.
+    paths::verve_host()?;
+    paths::verve_reporter()?;
+    paths::component()?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verve-up"));
+    for flag in reporter::FLAGS {
+        command.env_remove(flag);
+    }
+    command.args(arguments);
+    Ok(command)
+}
+
+/// One after the other, since both want the ports that users expect.
+#[tokio::test]
+async fn verve_up() -> Result<()> {
+    the_demo_counts_right_and_ends().await?;
+    an_interrupt_ends_all_that_it_started().await
+}
+
+async fn the_demo_counts_right_and_ends() -> Result<()> {
+    let arguments = ["--demo", "--windows", "2", "--window-seconds", "2"];
+    let process = Process::spawn("verve-up", command(&arguments)?)?;
+    let status = process.wait(Duration::from_secs(60)).await?;
+    assert_eq!(status.code(), Some(0), "{}", process.log());
+    Ok(())
+}
+
+async fn an_interrupt_ends_all_that_it_started() -> Result<()> {
+    let process = Process::spawn("verve-up", command(&["--window-seconds", "1"])?)?;
+    let patience = Duration::from_secs(60);
+    // The line to try, as it is printed for the user.
+    let line = process.wait_for_text("/api/verve/accept?id=", patience).await?;
+    let url = line
+        .split(['"', '\'', ' '])
+        .find_map(|word| word.strip_prefix("http://"));
+    let (address, path) = url.and_then(|url| url.split_once('/')).context("a URL to try")?;
+    let address = address.replace("localhost", "127.0.0.1").parse()?;
+    assert_eq!(http::get(address, &format!("/{path}")).await?.status, 200, "{line}");
+    process.signal(Signal::SIGINT)?;
+    let status = process.wait(Duration::from_secs(20)).await?;
+    assert!(
+        http::get(address, "/").await.is_err(),
+        "{status}: a host is left behind"
+    );
+    Ok(())
+}
