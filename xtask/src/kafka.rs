@@ -73,7 +73,7 @@ pub fn prepare() -> Result<PathBuf> {
     let mut maven = java::maven()?;
     sys::say(&format!("fetching Apache Kafka {version} (40 MB) by Maven"));
     let partial = folder.with_file_name(format!("kafka-{version}.partial-{}", process::id()));
-    fs::create_dir_all(&partial)?;
+    fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
     maven
         .args(["--batch-mode", "--quiet", "-Dstyle.color=never", "--file"])
         .arg(&pom)

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use verve_protocol::Method;
-use verve_tests::clock;
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::{Answer, Sink};
+use verve_tests::{clock, wait};
 
 use crate::ledger::{Ledger, values_in_order};
 use crate::site::{SOON, Site};
@@ -21,13 +21,13 @@ async fn one_publishes_and_another_takes_over_within_10_seconds() -> Result<()> 
     ledger.read_to(last, 1, SOON).await?;
     values_in_order(&site, ledger.read());
 
-    // The leader is the one whose log tells of the window.
+    // The leader is the one whose log tells of the window, if only after the topic does.
     let key = last.to_string();
     let leads = |reporter: &Reporter| reporter.process().log().contains(&key);
-    let leader = reporters
-        .iter()
-        .position(leads)
-        .context("a reporter that logs the window")?;
+    let leader = wait::until("a reporter that logs the window", SOON, || async {
+        reporters.iter().position(leads)
+    })
+    .await?;
     assert_eq!(reporters.iter().filter(|r| leads(r)).count(), 1, "both log {key}");
     // Between two reports, so that what Kafka has acknowledged is also written down.
     clock::sleep_until_ms(clock::next_window(site.length).await.start() * 1000 + 800).await;
