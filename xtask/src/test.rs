@@ -96,6 +96,10 @@ fn tests(targets: &[&str], args: &Args, brokers: Option<&str>) -> Result<()> {
     command
         .args(["--release", "--workspace", "--no-fail-fast"])
         .args(targets);
+    if targets.contains(&"--test") {
+        // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
+        command.env("RUST_TEST_THREADS", "4");
+    }
     command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
     sys::run(command.args(args.filter.iter().flat_map(|filter| ["--", filter])))
 }
