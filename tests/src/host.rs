@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -43,6 +44,8 @@ impl Kind {
             Self::Spin => {
                 let mut command = Command::new(spin().context("neither the PATH nor SPIN_BIN has a spin")?);
                 command.arg("up");
+                // It runs the trigger as a child, which a killed `spin up` would leave behind.
+                command.process_group(0);
                 command
             }
         };

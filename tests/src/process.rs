@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 
 pub use nix::sys::signal::Signal;
 
@@ -174,9 +174,12 @@ impl Process {
         self.wait(timeout).await
     }
 
-    /// Kills it and waits for its end.
+    /// Kills it, and its own children if it leads a process group, and waits for its end.
     pub fn kill(&self) {
         let mut child = lock(&self.child);
+        if matches!(child.try_wait(), Ok(None)) && getpgid(Some(self.pid)) == Ok(self.pid) {
+            let _ = signal::killpg(self.pid, Signal::SIGKILL);
+        }
         let _ = child.kill();
         let _ = child.wait();
     }

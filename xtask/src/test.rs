@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ pub struct Args {
 const BROKER_PATIENCE: Duration = Duration::from_secs(90);
 
 pub fn run(args: &Args) -> Result<()> {
+    // Asked for now: a step may build this very program anew, and then the system calls it deleted.
+    let program = env::current_exe()?;
     let mut steps = Steps::default();
     if args.filter.is_none() {
         checks(&mut steps);
@@ -38,7 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut broker = Broker::None;
     steps.run("kafka", || {
-        broker = Broker::get()?;
+        broker = Broker::get(&program)?;
         Ok(())
     });
     if built {
@@ -119,7 +121,8 @@ enum Broker {
 }
 
 impl Broker {
-    fn get() -> Result<Self> {
+    /// `program` is this one, which can run Kafka.
+    fn get(program: &Path) -> Result<Self> {
         if let Some(brokers) = env::var("KAFKA_BROKERS").ok().filter(|brokers| !brokers.is_empty()) {
             return Ok(Self::External(brokers));
         }
@@ -127,13 +130,13 @@ impl Broker {
             sys::say(&format!("NO REAL KAFKA CAN BE HAD HERE: {error:#}"));
             return Ok(Self::None);
         }
-        Self::start()
+        Self::start(program)
     }
 
-    fn start() -> Result<Self> {
+    fn start(program: &Path) -> Result<Self> {
         let port = sys::free_port()?;
         let folder = env::temp_dir().join(format!("verve-test-kafka-{}", process::id()));
-        let mut command = Command::new(env::current_exe()?);
+        let mut command = Command::new(program);
         command
             .args(["kafka", "--die-with-parent", "--port", &port.to_string(), "--dir"])
             .arg(&folder);
