@@ -1,6 +1,7 @@
 //! A child process, its output line by line.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -153,6 +154,27 @@ impl Process {
             signal::kill(self.pid, signal).with_context(|| format!("{}: {signal}", self.name))?;
         }
         Ok(())
+    }
+
+    /// Stops it with SIGSTOP, until it gets SIGCONT, and waits until it has stopped: the signal alone returns sooner.
+    ///
+    /// # Errors
+    /// When the system refuses, or it has not stopped within a second.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        for _ in 0..1000 {
+            match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
+                // The state follows the name, which is in brackets.
+                Ok(stat) if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) => return Ok(()),
+                Ok(_) => thread::sleep(Duration::from_millis(1)),
+                // No Linux: nothing tells.
+                Err(_) => {
+                    thread::sleep(Duration::from_millis(100));
+                    return Ok(());
+                }
+            }
+        }
+        bail!("{} does not stop", self.name)
     }
 
     /// Waits for its end.

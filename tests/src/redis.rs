@@ -143,7 +143,7 @@ impl RedisServer {
     /// # Errors
     /// When the system refuses.
     pub fn pause(&self) -> Result<()> {
-        self.process.signal(Signal::SIGSTOP)
+        self.process.pause()
     }
 
     /// Undoes [`Self::pause`].
