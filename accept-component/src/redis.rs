@@ -59,7 +59,7 @@ impl Server {
         Ok(())
     }
 
-    /// Adds counts to a window's statistics. Tried once: a repeated increment would count twice.
+    /// Adds counts to a window's statistics. Tried once: a repeated increment may count twice.
     pub async fn add_counts(&self, keys: &Keys, window: Window, counts: &Counts) -> Result<(), String> {
         let key = keys.stats(window);
         self.once(async |connection| {
@@ -69,7 +69,9 @@ impl Server {
             future::try_join_all(increments).await.map(drop)
         })
         .await?;
-        self.expire(&key).await
+        // The counts are in, so this is no failure of theirs; the next flush sets the expiry.
+        let _ = self.expire(&key).await;
+        Ok(())
     }
 
     /// Gives a key its expiry unless it has one: the reporter may have set a shorter one.

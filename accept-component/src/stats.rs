@@ -3,7 +3,7 @@
 //! The counts are exact unless the instance is killed before it flushes: then up to [`FLUSH_AFTER`] of them are lost. No
 //! id is, and no window's unique count depends on them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,7 +17,11 @@ pub const FLUSH_AFTER: Duration = Duration::from_millis(200);
 
 /// Counts not yet flushed.
 #[derive(Debug, Default)]
-pub struct Stats(RefCell<BTreeMap<Window, Counts>>);
+pub struct Stats {
+    windows: RefCell<BTreeMap<Window, Counts>>,
+    /// Whether somebody has been told to flush, and has not taken the counts yet.
+    flush_due: Cell<bool>,
+}
 
 /// The fields of [`verve_protocol::Keys::stats`], with what to add to each.
 pub type Counts = BTreeMap<&'static str, i64>;
@@ -34,23 +38,23 @@ impl Stats {
             // Not a request to record anything.
             Answer::MethodNotAllowed => return false,
         };
-        let mut windows = self.0.borrow_mut();
-        let first = windows.is_empty();
+        let mut windows = self.windows.borrow_mut();
         let counts = windows.entry(window).or_default();
         *counts.entry(stats::REQUESTS).or_default() += 1;
         *counts.entry(field).or_default() += 1;
-        first
+        !self.flush_due.replace(true)
     }
 
     /// Takes all counts, for flushing them.
     #[must_use]
     pub fn take(&self) -> BTreeMap<Window, Counts> {
-        self.0.take()
+        self.flush_due.set(false);
+        self.windows.take()
     }
 
-    /// Puts counts back that could not be flushed.
+    /// Puts counts back that could not be flushed; the next answer has them flushed again.
     pub fn put_back(&self, window: Window, counts: Counts) {
-        let mut windows = self.0.borrow_mut();
+        let mut windows = self.windows.borrow_mut();
         let present = windows.entry(window).or_default();
         for (field, n) in counts {
             *present.entry(field).or_default() += n;
@@ -110,5 +114,17 @@ mod tests {
             stats.take().remove(&window),
             Some(Counts::from([("new", 2), ("requests", 2)]))
         );
+    }
+
+    #[test]
+    fn after_a_failed_flush_the_next_answer_asks_for_another() {
+        let window = WindowLength::try_new(60).expect("valid").window_at_ms(0);
+        let stats = Stats::default();
+        assert!(stats.count(window, Answer::Unavailable));
+        for (window, counts) in stats.take() {
+            stats.put_back(window, counts);
+        }
+        assert!(stats.count(window, Answer::Unavailable));
+        assert!(!stats.count(window, Answer::Unavailable));
     }
 }
