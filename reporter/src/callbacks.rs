@@ -12,7 +12,6 @@ use anyhow::Result;
 use futures::future;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-
 use verve_protocol::{Report, Window};
 
 use crate::cli::Config;
@@ -31,7 +30,6 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Delivers callbacks, side by side with other replicas.
 pub struct Callbacks {
-    queue: Queue,
     worker: Arc<Worker>,
     slots: Arc<Semaphore>,
 }
@@ -56,12 +54,11 @@ impl Callbacks {
         let worker = Worker {
             config,
             store,
-            queue: queue.clone(),
+            queue,
             client,
             backoff,
         };
         Ok(Self {
-            queue,
             worker: Arc::new(worker),
             slots: Arc::new(Semaphore::new(CONCURRENCY)),
         })
@@ -73,14 +70,14 @@ impl Callbacks {
         stop.run_until_cancelled(take).await;
         // All slots free: all deliveries done.
         let _ = self.slots.acquire_many(CONCURRENCY as u32).await;
-        self.queue.leave().await;
+        self.worker.queue.leave().await;
     }
 
     /// Takes jobs from one source and delivers them, for ever.
     async fn take(&self, source: Source) {
         loop {
             let free = self.free_slots().await;
-            match self.queue.take(source, free).await {
+            match self.worker.queue.take(source, free).await {
                 Ok(attempts) if attempts.is_empty() => tokio::time::sleep(source.look_every()).await,
                 Ok(attempts) => self.deliver(attempts).await,
                 Err(error) => {

@@ -35,10 +35,7 @@ pub struct Server {
 impl Store {
     /// Connects lazily: a Redis that is not there yet is waited for.
     pub fn new(urls: &RedisUrls, keys: Keys, health: &Arc<Health>) -> anyhow::Result<Self> {
-        let servers = urls
-            .as_slice()
-            .iter()
-            .map(|url| Server::new(url, RESPONSE_TIMEOUT, health));
+        let servers = urls.as_slice().iter().map(|url| Server::new(url, health));
         Ok(Self {
             keys,
             servers: servers.collect::<anyhow::Result<_>>()?,
@@ -116,9 +113,9 @@ impl Store {
 }
 
 impl Server {
-    fn new(url: &RedisUrl, response_timeout: Duration, health: &Arc<Health>) -> anyhow::Result<Self> {
+    fn new(url: &RedisUrl, health: &Arc<Health>) -> anyhow::Result<Self> {
         let dependency = Dependency::new(format!("Redis {url}"), health);
-        Self::open(url, response_timeout, dependency)
+        Self::open(url, RESPONSE_TIMEOUT, dependency)
     }
 
     fn open(url: &RedisUrl, response_timeout: Duration, dependency: Dependency) -> anyhow::Result<Self> {
