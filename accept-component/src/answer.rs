@@ -9,6 +9,20 @@ pub enum Outcome {
     New,
     /// Recorded in its window before.
     Duplicate,
+    /// Redis is away: recorded on disk, and brought to Redis later.
+    Spooled,
+}
+
+impl Outcome {
+    /// The value of the header `verve-outcome`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Duplicate => "duplicate",
+            Self::Spooled => "spooled",
+        }
+    }
 }
 
 /// The answer to a request.
@@ -49,8 +63,7 @@ impl Answer {
     #[must_use]
     pub const fn reason(self) -> (&'static str, &'static str) {
         match self {
-            Self::Recorded(Outcome::New) => ("verve-outcome", "new"),
-            Self::Recorded(Outcome::Duplicate) => ("verve-outcome", "duplicate"),
+            Self::Recorded(outcome) => ("verve-outcome", outcome.as_str()),
             Self::BadRequest(bad) => ("verve-error", bad.code()),
             Self::Unavailable => ("verve-error", "unavailable"),
             Self::MethodNotAllowed => ("allow", "GET"),
@@ -78,6 +91,7 @@ mod tests {
         for answer in [
             Answer::Recorded(Outcome::New),
             Answer::Recorded(Outcome::Duplicate),
+            Answer::Recorded(Outcome::Spooled),
             Answer::BadRequest(BadRequest::InvalidId),
             Answer::Unavailable,
             Answer::MethodNotAllowed,

@@ -8,18 +8,32 @@ use futures::future;
 use spin_sdk::time::sleep;
 use spin_sdk::variables;
 use spin_sdk::wasip3::clocks::system_clock;
-use verve_protocol::{CallbackJob, Window};
+use verve_protocol::keys::UNREPORTED_SECONDS;
+use verve_protocol::{CallbackJob, Id, Window};
 use wit_bindgen::spawn;
 
 use crate::answer::{Answer, Outcome};
+use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::config::{Config, Log, VARIABLES};
 use crate::once::Once;
 use crate::redis::Server;
 use crate::request::{Accept, Callback};
-use crate::stats::{FLUSH_AFTER, Stats};
+use crate::seen::Seen;
+use crate::spool::Spool;
+use crate::stats::{Counts, FLUSH_AFTER, Stats};
+use crate::waiting::{Queue, Recorded, Waiter};
 
 /// How soon a request looks again for what another one is making.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How soon an instance that drains the spool tries again while Redis is away.
+const DRAIN_AGAIN: Duration = Duration::from_secs(1);
+/// For how long an instance has the draining to itself, unless it says so again: some longer than [`DRAIN_AGAIN`].
+const DRAIN_CLAIM: Duration = Duration::from_secs(3);
+
+/// In the spool's state: somebody drains it.
+const DRAINING: &str = "draining";
+/// In the spool's state: there is no room for callback jobs.
+const JOBS_FULL: &str = "jobs full";
 
 thread_local! {
     static INSTANCE: Rc<Once<Rc<Instance>, String>> = Rc::default();
@@ -29,6 +43,16 @@ thread_local! {
 struct Instance {
     config: Config,
     servers: Vec<Server>,
+    /// For each server, the ids that wait to be recorded.
+    queues: Vec<Queue<Outcome>>,
+    seen: Seen,
+    spool: Spool,
+    /// Open while there is no room for callback jobs.
+    jobs: Circuit,
+    /// Whether something was put into the spool, and nobody of this instance drains it yet.
+    to_drain: Cell<bool>,
+    /// Whether callback jobs were added since it was last seen that there is room.
+    jobs_added: Cell<bool>,
     stats: Stats,
     /// When an error was last logged, in Unix seconds: a Redis that is down is not news with each request.
     last_error: Cell<u64>,
@@ -63,42 +87,46 @@ async fn load() -> Result<Rc<Instance>, String> {
     }
     let config = Config::parse(values)?;
     let servers = config.redis_urls.as_slice().iter();
-    let servers = servers
+    let servers: Vec<Server> = servers
         .map(|url| Server::new(url.clone(), config.redis_timeout))
         .collect();
-    Ok(Rc::new(Instance {
+    let queues = servers.iter().map(|_| Queue::default()).collect();
+    let instance = Rc::new(Instance {
         config,
         servers,
+        queues,
+        seen: Seen::default(),
+        spool: Spool::default(),
+        jobs: Circuit::default(),
+        to_drain: Cell::new(false),
+        jobs_added: Cell::new(false),
         stats: Stats::default(),
         last_error: Cell::new(0),
-    }))
+    });
+    spawn(look_into_spool(instance.clone()));
+    Ok(instance)
 }
 
 impl Instance {
-    /// Records the id and, at the same time, the callback job. `ok` is answered when both are in Redis.
-    async fn record(&self, window: Window, Accept { id, callback }: Accept) -> Answer {
-        let keys = &self.config.keys;
-        let server = &self.servers[id.shard(self.servers.len())];
+    /// Records the id and, at the same time, the callback job. `ok` is answered when each is in Redis or in the spool.
+    async fn record(self: &Rc<Self>, window: Window, Accept { id, callback }: Accept) -> Answer {
         let recorded = match callback {
-            None => server.add_id(keys, window, id).await,
+            None => self.record_id(window, id).await,
             Some(Callback { endpoint, method }) => {
-                let method = method.unwrap_or(self.config.callback_method);
                 let job = CallbackJob {
                     endpoint,
-                    method,
+                    method: method.unwrap_or(self.config.callback_method),
                     window,
                     revision: None,
                 };
-                let (outcome, job) =
-                    future::join(server.add_id(keys, window, id), self.servers[0].add_job(keys, &job)).await;
+                let (outcome, job) = future::join(self.record_id(window, id), self.record_job(&job)).await;
                 job.and(outcome)
             }
         };
         match recorded {
             Ok(outcome) => {
                 if self.config.log == Log::All {
-                    let outcome = if outcome == Outcome::New { "new" } else { "duplicate" };
-                    eprintln!("verve: id {id} {outcome} in window {window}");
+                    eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
                 }
                 Answer::Recorded(outcome)
             }
@@ -106,6 +134,198 @@ impl Instance {
                 self.log_error(&format!("id {id} not recorded: {error}"));
                 Answer::Unavailable
             }
+        }
+    }
+
+    async fn record_id(self: &Rc<Self>, window: Window, id: Id) -> Recorded<Outcome> {
+        if self.seen.has(window, id) {
+            return Ok(Outcome::Duplicate);
+        }
+        let place = id.shard(self.servers.len());
+        if let Some(recorded) = self.queues[place].wait(window, id).await {
+            return recorded;
+        }
+        let recorded = self.record_ids(place, window, &[id]).await;
+        // Those that came meanwhile.
+        let waiters = self.queues[place].take();
+        if !waiters.is_empty() {
+            spawn(record_waiting(self.clone(), place, waiters));
+        }
+        recorded.map(|outcomes| outcomes.first().copied().unwrap_or(Outcome::Duplicate))
+    }
+
+    /// Records ids of one window on one server, or else in the spool. Answers what came of each.
+    async fn record_ids(self: &Rc<Self>, place: usize, window: Window, ids: &[Id]) -> Recorded<Vec<Outcome>> {
+        let keys = &self.config.keys;
+        if self.servers[place].is_due() {
+            // Not by these ids: others would wait behind them.
+            spawn(look_whether_back(self.clone(), place));
+        }
+        match self.servers[place].add_ids(keys, window, ids).await {
+            Ok(outcomes) => {
+                ids.iter().for_each(|id| self.seen.add(window, *id));
+                self.found_well(place).await;
+                Ok(outcomes)
+            }
+            Err(redis) => {
+                self.seen.clear();
+                let spooled = self.spool.add_ids(place, keys.ids(window), ids).await;
+                self.spooled(&redis, spooled)?;
+                self.found_away(place).await;
+                Ok(vec![Outcome::Spooled; ids.len()])
+            }
+        }
+    }
+
+    async fn record_job(&self, job: &CallbackJob) -> Recorded<()> {
+        let command = self.add_job(job);
+        let redis = match self.jobs.enter(now_ms, OPEN_MS) {
+            Passage::Barred => "too many callback jobs wait".to_owned(),
+            Passage::Free | Passage::Trial => match self.servers[0].append(&command).await {
+                Ok(()) => {
+                    self.jobs_added.set(true);
+                    return Ok(());
+                }
+                Err(redis) => redis,
+            },
+        };
+        let spooled = self.spool.add_commands(vec![command]).await;
+        self.spooled(&redis, spooled)
+    }
+
+    /// The command that adds a callback job.
+    fn add_job(&self, job: &CallbackJob) -> Vec<String> {
+        let mut command = vec!["XADD".to_owned(), self.config.keys.callbacks(), "*".to_owned()];
+        for (field, value) in job.to_fields() {
+            command.extend([field.to_owned(), value]);
+        }
+        command
+    }
+
+    /// Notes that something went into the spool instead of to Redis, or that even this failed.
+    fn spooled(&self, redis: &str, spooled: Result<(), String>) -> Recorded<()> {
+        spooled.map_err(|error| format!("{redis}; {error}"))?;
+        self.log_error(&format!("spooling: {redis}"));
+        self.to_drain.set(true);
+        Ok(())
+    }
+
+    /// Tells other instances that a server is away, unless they have just been told.
+    async fn found_away(&self, place: usize) {
+        let server = &self.servers[place];
+        let now = now_ms();
+        if server.circuit.is_open() && server.told_away.get() < now {
+            server.told_away.set(now + OPEN_MS);
+            // If they are not told, they find out themselves.
+            let _ = self.spool.tell(&server.name(), now + OPEN_MS).await;
+        }
+    }
+
+    /// Tells other instances that a server that was away is back.
+    async fn found_well(&self, place: usize) {
+        let server = &self.servers[place];
+        if server.told_away.replace(0) != 0 {
+            let _ = self.spool.untell(&server.name()).await;
+        }
+    }
+
+    /// Flushes counts to Redis, or else to the spool.
+    async fn flush(&self, window: Window, counts: Counts) {
+        let keys = &self.config.keys;
+        let Err(redis) = self.servers[0].add_counts(keys, window, &counts).await else {
+            return;
+        };
+        let key = keys.stats(window);
+        let mut commands: Vec<Vec<String>> = counts
+            .iter()
+            .map(|(field, n)| vec!["HINCRBY".to_owned(), key.clone(), (*field).to_owned(), n.to_string()])
+            .collect();
+        commands.push(vec![
+            "EXPIRE".to_owned(),
+            key,
+            UNREPORTED_SECONDS.to_string(),
+            "NX".to_owned(),
+        ]);
+        let spooled = self.spool.add_commands(commands).await;
+        if let Err(error) = self.spooled(&redis, spooled) {
+            self.log_error(&format!("statistics not flushed: {error}"));
+            self.stats.put_back(window, counts);
+        }
+    }
+
+    /// Finds out whether there is room for further callback jobs, and tells other instances if not.
+    async fn look_for_room(&self) {
+        match self.servers[0].has_room(&self.config.keys).await {
+            Ok(true) => drop(self.jobs.close()),
+            Ok(false) => {
+                let until = now_ms() + OPEN_MS;
+                self.jobs.open(until);
+                // If others are not told, they find out themselves.
+                let _ = self.spool.tell(JOBS_FULL, until).await;
+            }
+            // Another matter, found out by requests.
+            Err(_) => {}
+        }
+    }
+
+    /// Brings what is in the spool to Redis, for as long as that takes, unless another instance does.
+    async fn drain(&self) -> Result<(), String> {
+        while self.spool.claim(DRAINING, now_ms(), drain_claim()).await? {
+            while !self.drain_what_goes().await? {
+                self.spool.tell(DRAINING, drain_claim()).await?;
+                sleep(DRAIN_AGAIN).await;
+            }
+            self.to_drain.set(false);
+            self.spool.untell(DRAINING).await?;
+            // What somebody put there at the end of the claim, relying on it.
+            if !self.spool.contents().await?.any {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings to Redis what can be now. Says whether that was all. Whatever was not removed from the spool, since this
+    /// instance died or failed, is brought again: nothing changes by that.
+    async fn drain_what_goes(&self) -> Result<bool, String> {
+        let mut all = true;
+        for place in 0..self.servers.len() {
+            all &= self.drain_ids(place).await?;
+        }
+        while let Some(batch) = self.spool.batch().await? {
+            match self.servers[0].run_once(&self.config.keys, &batch).await {
+                Ok(true) => self.spool.remove_batch(&batch.name).await?,
+                Ok(false) | Err(_) => return Ok(false),
+            }
+            self.spool.tell(DRAINING, drain_claim()).await?;
+        }
+        Ok(all)
+    }
+
+    async fn drain_ids(&self, place: usize) -> Result<bool, String> {
+        let last = place + 1 == self.servers.len();
+        loop {
+            let found = self.spool.ids(place, last).await?;
+            if found.is_empty() {
+                return Ok(true);
+            }
+            for spooled in found {
+                // Where there are other servers than there were, an id has another place now.
+                for (now_at, server) in self.servers.iter().enumerate() {
+                    let is_here = |id: &&Id| id.shard(self.servers.len()) == now_at;
+                    let ids: Vec<Id> = spooled.ids.iter().filter(is_here).copied().collect();
+                    if ids.is_empty() {
+                        continue;
+                    }
+                    if let Err(redis) = server.add_spooled(&spooled.key, &ids).await {
+                        self.log_error(&format!("spooled ids stay in the spool: {redis}"));
+                        return Ok(false);
+                    }
+                    self.found_well(now_at).await;
+                }
+                self.spool.remove_ids(&spooled).await?;
+            }
+            self.spool.tell(DRAINING, drain_claim()).await?;
         }
     }
 
@@ -118,17 +338,78 @@ impl Instance {
     }
 }
 
-/// Flushes the counts, after a while in which those of more responses have come together.
+/// Records ids that wait for a server, then those that have come meanwhile, until there are none.
+async fn record_waiting(instance: Rc<Instance>, place: usize, mut waiters: Vec<Waiter<Outcome>>) {
+    while let Some(window) = waiters.first().map(|first| first.window) {
+        let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
+        match instance.record_ids(place, window, &ids).await {
+            Ok(outcomes) => {
+                let outcomes = waiters.into_iter().zip(outcomes);
+                outcomes.for_each(|(waiter, outcome)| waiter.done(Ok(outcome)));
+            }
+            Err(error) => waiters.into_iter().for_each(|waiter| waiter.done(Err(error.clone()))),
+        }
+        waiters = instance.queues[place].take();
+    }
+}
+
+/// Asks a server that was away whether it is back.
+async fn look_whether_back(instance: Rc<Instance>, place: usize) {
+    if instance.servers[place].is_back().await {
+        instance.found_well(place).await;
+    }
+}
+
+/// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
+async fn look_into_spool(instance: Rc<Instance>) {
+    // Where the host has no spool, the first request that needs it says so.
+    let Ok(contents) = instance.spool.contents().await else {
+        return;
+    };
+    for (name, until) in contents.state {
+        if name == JOBS_FULL && until > now_ms() {
+            instance.jobs.open(until);
+        }
+        for server in instance.servers.iter().filter(|server| server.name() == name) {
+            // One instance tries whether the server is back, while the others go on spooling.
+            server.told_away.set(until);
+            let trial = now_ms() + server.trial_ms();
+            match instance.spool.claim(&name, now_ms(), trial).await {
+                Ok(true) | Err(_) => {}
+                Ok(false) => server.circuit.open(until.max(now_ms() + OPEN_MS)),
+            }
+        }
+    }
+    if contents.any {
+        drain(&instance).await;
+        // Somebody else drains, or has died at it.
+        sleep(DRAIN_CLAIM).await;
+        drain(&instance).await;
+    }
+}
+
+/// Flushes the counts, after a while in which those of more responses have come together, and drains the spool.
 async fn flush_later(instance: Rc<Instance>) {
     sleep(FLUSH_AFTER).await;
     for (window, counts) in instance.stats.take() {
-        if let Err(error) = instance.servers[0]
-            .add_counts(&instance.config.keys, window, &counts)
-            .await
-        {
-            instance.log_error(&format!("statistics not flushed: {error}"));
-            instance.stats.put_back(window, counts);
-        }
+        instance.flush(window, counts).await;
+    }
+    if instance.jobs_added.take() {
+        instance.look_for_room().await;
+    }
+    if instance.to_drain.get() {
+        drain(&instance).await;
+    }
+}
+
+/// Until when an instance that drains now has this to itself.
+fn drain_claim() -> u64 {
+    now_ms() + DRAIN_CLAIM.as_millis() as u64
+}
+
+async fn drain(instance: &Instance) {
+    if let Err(error) = instance.drain().await {
+        instance.log_error(&format!("the spool is not drained: {error}"));
     }
 }
 
@@ -138,7 +419,7 @@ pub async fn look_again() {
 }
 
 /// The host's clock, in milliseconds since the Unix epoch.
-fn now_ms() -> u64 {
+pub fn now_ms() -> u64 {
     let now = system_clock::now();
     u64::try_from(now.seconds).unwrap_or_default() * 1000 + u64::from(now.nanoseconds / 1_000_000)
 }

@@ -3,14 +3,20 @@
 //! The way of a request, in the order of the modules:
 //! - [`request`]: the query becomes an `Accept`, or a bad request
 //! - `instance`: what the instance keeps (parsed variables, open connections) and the recording
-//! - `redis`: one server; attempts, timeouts and the retry; [`once`]: its connection, opened once however many wait
+//! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together
+//! - `redis`: one server; attempts and the retry; `deadlines`: their time limits; [`once`]: its connection, opened once however many wait;
+//!   [`circuit`]: that it was away a moment ago
+//! - `spool`: what was accepted while a server is away, on the host's disk
 //! - [`answer`]: what came of it, as status, headers and body; `http` sends it
 //! - [`stats`]: what happened is counted and flushed after responses
 //!
 //! What talks to the host exists only in the WebAssembly build; the rest is tested natively.
 
 pub mod answer;
+pub mod circuit;
 pub mod config;
+#[cfg(target_family = "wasm")]
+mod deadlines;
 #[cfg(target_family = "wasm")]
 mod http;
 #[cfg(target_family = "wasm")]
@@ -19,4 +25,9 @@ pub mod once;
 #[cfg(target_family = "wasm")]
 mod redis;
 pub mod request;
+pub mod seen;
+#[cfg(target_family = "wasm")]
+mod spool;
 pub mod stats;
+#[cfg(target_family = "wasm")]
+mod waiting;

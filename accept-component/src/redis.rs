@@ -1,25 +1,62 @@
 //! Recording in Redis: one connection per server, kept by the instance and shared by its requests.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures::future::{self, Either};
-use spin_sdk::redis::{Connection, Error, RedisParameter};
-use spin_sdk::time::sleep;
-use verve_protocol::keys::UNREPORTED_SECONDS;
-use verve_protocol::{CallbackJob, Id, Keys, RedisUrl, Window};
+use futures::future;
+use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
+use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
+use verve_protocol::{Id, Keys, RedisUrl, Window};
 
 use crate::answer::Outcome;
-use crate::instance::look_again;
+use crate::circuit::{Circuit, OPEN_MS, Passage};
+use crate::deadlines::Deadlines;
+use crate::instance::{look_again, now_ms};
 use crate::once::Once;
+use crate::spool::Batch;
 use crate::stats::Counts;
+
+/// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
+/// more commands than there are ids.
+const TOGETHER_FROM: usize = 3;
+
+/// Adds ids to a set, and answers for each whether it was there before.
+///
+/// KEYS: the set. ARGV: the ids, all different.
+const ADD_TOGETHER: &str = r"
+local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV))
+redis.call('SADD', KEYS[1], unpack(ARGV))
+return known";
+
+/// Runs a batch of commands unless it has run already, and if there is room for what may be callback jobs. Answers 1 if
+/// the batch has run, now or before. A command that fails is an operator's doing, such as a key of the wrong type: then
+/// the whole batch is tried again later.
+///
+/// KEYS: the batch's own, the stream of callback jobs. ARGV: the own key's expiry, the most jobs, the commands.
+const RUN_ONCE: &str = r"
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
+if not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[1]) then return 1 end
+for i = 3, #ARGV do
+  local done = redis.pcall(unpack(cjson.decode(ARGV[i])))
+  if type(done) == 'table' and done.err then
+    redis.call('DEL', KEYS[1])
+    return done
+  end
+end
+return 1";
 
 /// One Redis server.
 pub struct Server {
     url: RedisUrl,
     timeout: Duration,
+    deadlines: Rc<Deadlines>,
     connection: Once<Rc<Connection>, String>,
+    /// Open while the server is away.
+    pub circuit: Circuit,
+    /// Until when other instances have been told that it is away, in Unix milliseconds; 0 if they are not.
+    pub told_away: Cell<u64>,
     /// The start of the last window whose set of ids is known to have an expiry.
     expiring: Cell<Option<u64>>,
 }
@@ -30,43 +67,128 @@ impl Server {
         Self {
             url,
             timeout,
+            deadlines: Deadlines::new(timeout),
             connection: Once::default(),
+            circuit: Circuit::default(),
+            told_away: Cell::new(0),
             expiring: Cell::new(None),
         }
     }
 
-    /// Records an id in a window.
-    pub async fn add_id(&self, keys: &Keys, window: Window, id: Id) -> Result<Outcome, String> {
-        let (key, member) = (keys.ids(window), [id.to_string()]);
-        let added = self
-            .twice(async |connection| connection.sadd(&key, &member).await)
-            .await?;
-        if self.expiring.replace(Some(window.start())) != Some(window.start()) && self.expire(&key).await.is_err() {
-            // The id is recorded all the same; the next one sets the expiry.
-            self.expiring.set(None);
-        }
-        Ok(if added == 0 { Outcome::Duplicate } else { Outcome::New })
+    /// Its name among instances of the component: its URL without password.
+    pub fn name(&self) -> String {
+        self.url.to_string()
     }
 
-    /// Appends a callback job to the stream.
-    pub async fn add_job(&self, keys: &Keys, job: &CallbackJob) -> Result<(), String> {
-        let mut arguments = vec![text(keys.callbacks()), text("*")];
-        for (field, value) in job.to_fields() {
-            arguments.extend([text(field), text(value)]);
+    /// How long a trial of a server that was away takes at most, in milliseconds: two attempts, and the circuit's time.
+    pub fn trial_ms(&self) -> u64 {
+        2 * self.timeout.as_millis() as u64 + OPEN_MS
+    }
+
+    /// Records ids in a window. Answers what came of each: the first of several equal ones is the new one.
+    pub async fn add_ids(&self, keys: &Keys, window: Window, ids: &[Id]) -> Result<Vec<Outcome>, String> {
+        let key = keys.ids(window);
+        let mut outcomes = vec![Outcome::Duplicate; ids.len()];
+        let distinct: BTreeMap<i64, usize> = ids.iter().enumerate().rev().map(|(i, id)| (id.0, i)).collect();
+        let members: Vec<String> = distinct.keys().map(ToString::to_string).collect();
+        let new = if members.len() < TOGETHER_FROM {
+            self.twice(async |connection| {
+                let adds = members.iter().map(async |member| {
+                    let added = connection.sadd(&key, std::slice::from_ref(member)).await?;
+                    Ok(added > 0)
+                });
+                future::try_join_all(adds).await
+            })
+            .await?
+        } else {
+            let arguments = [ADD_TOGETHER, "1", &key].map(text).into_iter();
+            let arguments: Vec<RedisParameter> = arguments.chain(members.iter().map(text)).collect();
+            let known = self.twice(async |connection| connection.execute("EVAL", arguments.clone()).await);
+            let known = known.await?.into_iter();
+            known.map(|known| matches!(known, RedisResult::Int64(0))).collect()
+        };
+        if new.len() != members.len() {
+            return Err(format!("{}: the answer has an unexpected length", self.url));
         }
-        self.twice(async |connection| connection.execute("XADD", arguments.clone()).await)
+        for (first, _) in distinct.into_values().zip(new).filter(|(_, new)| *new) {
+            outcomes[first] = Outcome::New;
+        }
+        if self.expiring.replace(Some(window.start())) != Some(window.start()) && self.expire(&key).await.is_err() {
+            // The ids are recorded all the same; the next ones set the expiry.
+            self.expiring.set(None);
+        }
+        Ok(outcomes)
+    }
+
+    /// Records spooled ids of one window, known by its key.
+    pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), String> {
+        let members: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        self.twice(async |connection| connection.sadd(key, &members).await)
             .await?;
-        Ok(())
+        self.expire(key).await
+    }
+
+    /// Whether the server was away for long enough to be asked again. Says so to one who asks; who does has to call
+    /// [`Server::is_back`].
+    pub fn is_due(&self) -> bool {
+        self.circuit.is_open() && self.circuit.enter(now_ms, self.trial_ms()) == Passage::Trial
+    }
+
+    /// Asks the server whether it is back.
+    pub async fn is_back(&self) -> bool {
+        // Not `PING`: a user of few rights may do what recording takes, and no more.
+        let nothing = async |connection: &Connection| connection.execute("EVAL", ["return 1", "0"].map(text)).await;
+        let answer = self.once(Passage::Trial, nothing).await;
+        match &answer {
+            Ok(_) => drop(self.circuit.close()),
+            Err(_) => self.circuit.open(now_ms() + OPEN_MS),
+        }
+        answer.is_ok()
+    }
+
+    /// Runs a command that appends.
+    pub async fn append(&self, command: &[String]) -> Result<(), String> {
+        let Some((name, arguments)) = command.split_first() else {
+            return Ok(());
+        };
+        let arguments: Vec<RedisParameter> = arguments.iter().map(text).collect();
+        self.twice(async |connection| connection.execute(name, arguments.clone()).await)
+            .await
+            .map(drop)
+    }
+
+    /// Runs a spooled batch, unless it ran before. Says whether there was room for it.
+    pub async fn run_once(&self, keys: &Keys, batch: &Batch) -> Result<bool, String> {
+        let (own, stream) = (keys.spooled_batch(&batch.name), keys.callbacks());
+        let (expiry, most) = (UNREPORTED_SECONDS.to_string(), MAX_QUEUED_JOBS.to_string());
+        let mut arguments: Vec<RedisParameter> = [RUN_ONCE, "2", &own, &stream, &expiry, &most].map(text).into();
+        arguments.extend(batch.commands.iter().map(text));
+        let answer = self
+            .twice(async |connection| connection.execute("EVAL", arguments.clone()).await)
+            .await?;
+        Ok(matches!(answer.as_slice(), [RedisResult::Int64(1)]))
+    }
+
+    /// Whether there is room for another callback job.
+    pub async fn has_room(&self, keys: &Keys) -> Result<bool, String> {
+        let stream = [text(keys.callbacks())];
+        let answer = self
+            .twice(async |connection| connection.execute("XLEN", stream.clone()).await)
+            .await?;
+        Ok(!matches!(answer.as_slice(), [RedisResult::Int64(length)] if length.cast_unsigned() >= MAX_QUEUED_JOBS))
     }
 
     /// Adds counts to a window's statistics. Tried once: a repeated increment may count twice.
     pub async fn add_counts(&self, keys: &Keys, window: Window, counts: &Counts) -> Result<(), String> {
         let key = keys.stats(window);
-        self.once(async |connection| {
-            let increments = counts
-                .iter()
-                .map(|(field, n)| connection.execute("HINCRBY", [text(&key), text(*field), RedisParameter::Int64(*n)]));
-            future::try_join_all(increments).await.map(drop)
+        self.guarded(async |passage| {
+            self.once(passage, async |connection| {
+                let increments = counts.iter().map(|(field, n)| {
+                    connection.execute("HINCRBY", [text(&key), text(*field), RedisParameter::Int64(*n)])
+                });
+                future::try_join_all(increments).await.map(drop)
+            })
+            .await
         })
         .await?;
         // The counts are in, so this is no failure of theirs; the next flush sets the expiry.
@@ -77,7 +199,7 @@ impl Server {
     /// Gives a key its expiry unless it has one: the reporter may have set a shorter one.
     async fn expire(&self, key: &str) -> Result<(), String> {
         let seconds = RedisParameter::Int64(UNREPORTED_SECONDS.cast_signed());
-        self.once(async |connection| {
+        self.twice(async |connection| {
             connection
                 .execute("EXPIRE", [text(key), seconds.clone(), text("NX")])
                 .await
@@ -88,29 +210,57 @@ impl Server {
 
     /// Runs an idempotent command, again on a fresh connection if it fails.
     async fn twice<T>(&self, command: impl AsyncFn(&Connection) -> Result<T, Error>) -> Result<T, String> {
-        match self.once(&command).await {
+        self.guarded(async |passage| match self.once(passage, &command).await {
             Ok(value) => Ok(value),
-            Err(first) => self.once(&command).await.map_err(|second| {
+            // Another request has found out meanwhile.
+            Err(first) if passage == Passage::Free && self.circuit.is_open() => Err(first),
+            Err(first) => self.once(passage, &command).await.map_err(|second| {
                 if first == second {
                     first
                 } else {
                     format!("{first}; on a fresh connection: {second}")
                 }
             }),
+        })
+        .await
+    }
+
+    /// Does what the circuit lets through, and tells it how that went.
+    async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, String>) -> Result<T, String> {
+        let passage = self.circuit.enter(now_ms, self.trial_ms());
+        if passage == Passage::Barred {
+            return Err(format!("{}: not reachable a moment ago", self.url));
         }
+        let result = work(passage).await;
+        match &result {
+            Ok(_) => drop(self.circuit.close()),
+            Err(_) => {
+                self.circuit.open(now_ms() + OPEN_MS);
+                // Those who wait for it would find out no better.
+                self.deadlines.end_all();
+            }
+        }
+        result
     }
 
     /// Runs a command within the timeout. A connection that failed, or was too slow, is given up.
-    async fn once<T>(&self, command: impl AsyncFn(&Connection) -> Result<T, Error>) -> Result<T, String> {
+    async fn once<T>(
+        &self,
+        passage: Passage,
+        command: impl AsyncFn(&Connection) -> Result<T, Error>,
+    ) -> Result<T, String> {
         let used = Cell::new(None);
         let attempt = async {
             let connection = self.connection.get(async || self.open().await, look_again).await?;
             used.set(Some(connection.clone()));
             command(&connection).await.map_err(|error| describe(&error))
         };
-        let result = match future::select(Box::pin(attempt), Box::pin(sleep(self.timeout))).await {
-            Either::Left((result, _)) => result,
-            Either::Right(_) => Err(format!("no answer within {} ms", self.timeout.as_millis())),
+        let result = match self.deadlines.limit(attempt).await {
+            Some(result) => result,
+            None if passage == Passage::Free && self.circuit.is_open() => {
+                Err("no answer, and not reachable a moment ago".to_owned())
+            }
+            None => Err(format!("no answer within {} ms", self.timeout.as_millis())),
         };
         result.map_err(|error| {
             if let Some(used) = used.take() {

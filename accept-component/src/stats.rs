@@ -33,6 +33,7 @@ impl Stats {
         let field = match answer {
             Answer::Recorded(Outcome::New) => stats::NEW,
             Answer::Recorded(Outcome::Duplicate) => stats::DUPLICATE,
+            Answer::Recorded(Outcome::Spooled) => stats::SPOOLED,
             Answer::BadRequest(_) => stats::INVALID,
             Answer::Unavailable => stats::FAILED,
             // Not a request to record anything.
@@ -76,12 +77,13 @@ mod tests {
             Answer::Recorded(Outcome::New),
             Answer::Recorded(Outcome::Duplicate),
             Answer::Recorded(Outcome::New),
+            Answer::Recorded(Outcome::Spooled),
             Answer::BadRequest(BadRequest::MissingId),
             Answer::Unavailable,
             Answer::MethodNotAllowed,
         ];
         let first: Vec<bool> = answers.iter().map(|a| stats.count(window, *a)).collect();
-        assert_eq!(first, [true, false, false, false, false, false]);
+        assert_eq!(first, [true, false, false, false, false, false, false]);
         assert!(!stats.count(window.next(), Answer::Unavailable));
 
         let mut taken = stats.take();
@@ -90,7 +92,8 @@ mod tests {
             ("failed", 1),
             ("invalid", 1),
             ("new", 2),
-            ("requests", 5),
+            ("requests", 6),
+            ("spooled", 1),
         ];
         assert_eq!(taken.remove(&window), Some(Counts::from(expected)));
         assert_eq!(

@@ -1,4 +1,5 @@
-//! The command line. Its flags and their defaults are those of `spin up`, so that the one can stand in for the other.
+//! The command line. Its flags are those of `spin up`, so that the one can stand in for the other, and so are their
+//! defaults, except that instances are reused for longer: this host runs one component, which it knows to bear it.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
@@ -27,6 +28,10 @@ pub struct Arguments {
     #[arg(long = "variable", value_name = "NAME=VALUE")]
     pub variables: Vec<String>,
 
+    /// Where the SQLite database is kept, and with it what Redis does not have yet [default: .spin beside the manifest]
+    #[arg(long, value_name = "FOLDER")]
+    pub state_dir: Option<PathBuf>,
+
     #[command(flatten)]
     pub reuse: Reuse,
 
@@ -38,15 +43,15 @@ pub struct Arguments {
 /// How component instances are reused.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Reuse {
-    /// How many requests one component instance serves before it is dropped
-    #[arg(long = "max-instance-reuse-count", value_name = "REQUESTS", default_value = "128")]
+    /// How many requests one component instance serves before it is dropped (128 in Spin)
+    #[arg(long = "max-instance-reuse-count", value_name = "REQUESTS", default_value = "100000")]
     pub requests: NonZeroUsize,
 
-    /// How many of them at once
+    /// How many of them at once (16 in Spin)
     #[arg(
         long = "max-instance-concurrent-reuse-count",
         value_name = "REQUESTS",
-        default_value = "16"
+        default_value = "1000"
     )]
     pub concurrent: NonZeroUsize,
 
@@ -139,14 +144,16 @@ mod tests {
         let arguments = parse("verve-host --from app -f x --listen 127.0.0.1:0 --variable a=1 --variable b=2");
         assert!(arguments.is_err(), "--from and -f are one flag");
 
-        let arguments = parse("verve-host -f app --listen localhost:4000 --variable a=1 --variable b=2=3").ok();
+        let arguments =
+            parse("verve-host -f app --listen localhost:4000 --variable a=1 --variable b=2=3 --state-dir s").ok();
         let arguments = arguments.expect("a good command line");
         assert_eq!(arguments.from, PathBuf::from("app"));
         assert_eq!(arguments.listen.port(), 4000);
+        assert_eq!(arguments.state_dir, Some(PathBuf::from("s")));
         assert_eq!(arguments.variables, ["a=1", "b=2=3"]);
         assert_eq!(
             (arguments.reuse.requests.get(), arguments.reuse.concurrent.get()),
-            (128, 16)
+            (100_000, 1_000)
         );
         assert_eq!(arguments.reuse.idle, Duration::from_secs(1));
 

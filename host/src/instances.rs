@@ -1,160 +1,253 @@
 //! Component instances: how many there are, how many requests each serves, and when it goes.
 //!
-//! [`ProxyHandler`] hands requests to instances and starts another one when all are busy. This module makes the
-//! decisions it leaves open. An instance that still works on something, even after its last response, is never ended by a
+//! Each of the host's threads has its own. A request goes to the first instance that takes another one, and only if there
+//! is none to a new one. An instance that still works on something, even after its last response, is never ended by a
 //! time limit here; only idle ones go.
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
 
+use futures::channel::oneshot;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use wasmtime::component::GuestTaskId;
-use wasmtime::{Store, StoreContextMut};
-use wasmtime_wasi_http::handler::{
-    HandlerState, Instance, Proxy, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
-};
+use tokio_util::sync::CancellationToken;
+use wasmtime::component::Accessor;
+use wasmtime::{AsContextMut as _, Store};
+use wasmtime_wasi_http::handler::{Prepared, Proxy};
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
 
 use crate::cli::Reuse;
+use crate::redis::Connections;
 use crate::wasm::{Grants, Guest, MAX_INSTANCES, new_store};
 
-/// All instances of the component. Clones are the same instances.
+/// Makes instances. Clones share the limit on how many there may be.
 #[derive(Clone)]
-pub struct Instances(ProxyHandler<Factory>);
-
-impl Instances {
-    /// None yet: they are made as requests come.
-    pub fn new(component: ServicePre<Guest>, grants: Grants, reuse: Reuse) -> Self {
-        Self(ProxyHandler::new(Factory {
-            component,
-            grants,
-            reuse,
-            slots: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
-            draining: CancellationToken::new(),
-        }))
-    }
-
-    /// Has an instance answer a request.
-    ///
-    /// # Errors
-    /// If the instance trapped, or none could be made.
-    pub async fn handle(&self, request: hyper::Request<WasiBody>) -> wasmtime::Result<hyper::Response<WasiBody>> {
-        self.0.handle((), request).await
-    }
-
-    /// Ends idle instances at once and waits at most `limit` for those that still work. Returns how many then still do.
-    pub async fn drain(&self, limit: Duration) -> usize {
-        let factory = self.0.state();
-        factory.draining.cancel();
-        match tokio::time::timeout(limit, factory.slots.acquire_many(MAX_INSTANCES)).await {
-            Ok(_) => 0,
-            Err(_) => MAX_INSTANCES as usize - factory.slots.available_permits(),
-        }
-    }
-}
-
-/// Makes instances.
-struct Factory {
+pub struct Factory {
     component: ServicePre<Guest>,
     grants: Grants,
     reuse: Reuse,
     /// One permit for each instance that may still be made.
     slots: Arc<Semaphore>,
+    /// Cancelled once idle instances are to go at once.
     draining: CancellationToken,
 }
 
-impl HandlerState for Factory {
-    type StoreData = Guest;
-    type WorkerExpiration = IdleLimit;
-    type WorkerState = Worker;
+impl Factory {
+    /// One that makes instances of this component, with these grants.
+    pub fn new(component: ServicePre<Guest>, grants: Grants, reuse: Reuse) -> Self {
+        Self {
+            component,
+            grants,
+            reuse,
+            slots: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
+            draining: CancellationToken::new(),
+        }
+    }
 
-    async fn instantiate(&self) -> wasmtime::Result<Instance<Guest, IdleLimit, Worker>> {
+    /// The instances of one more thread. None yet: they are made as requests come.
+    pub fn for_one_thread(&self) -> Instances {
+        Instances(Arc::new(Shared {
+            factory: self.clone(),
+            redis: Connections::default(),
+            open: Mutex::default(),
+        }))
+    }
+
+    /// Ends idle instances of all threads at once and waits at most `limit` for those that still work. Returns how many
+    /// then still do.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.draining.cancel();
+        match tokio::time::timeout(limit, self.slots.acquire_many(MAX_INSTANCES)).await {
+            Ok(_) => 0,
+            Err(_) => MAX_INSTANCES as usize - self.slots.available_permits(),
+        }
+    }
+
+    async fn instantiate(&self, redis: &Connections) -> wasmtime::Result<(OwnedSemaphorePermit, Store<Guest>, Proxy)> {
         let slot = self.slots.clone().acquire_owned().await?;
-        let mut store = new_store(self.component.engine(), &self.grants);
+        let mut store = new_store(self.component.engine(), &self.grants, redis);
         let proxy = Proxy::P3(self.component.instantiate_async(&mut store).await?);
-        Ok(Instance {
-            store,
-            proxy,
-            view: Guest::http,
-            expiration: IdleLimit {
-                limit: self.reuse.idle,
-                timer: Box::pin(tokio::time::sleep(self.reuse.idle)),
-                draining: Box::pin(self.draining.clone().cancelled_owned()),
-            },
-            state: Worker {
-                reuse: self.reuse,
-                _slot: slot,
-            },
-        })
+        Ok((slot, store, proxy))
     }
 }
 
-/// Ends an instance that had nothing to do for a while, or has nothing to do when the host stops.
-struct IdleLimit {
-    limit: Duration,
-    timer: Pin<Box<Sleep>>,
-    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+/// The instances of one thread. Clones are the same.
+#[derive(Clone)]
+pub struct Instances(Arc<Shared>);
+
+struct Shared {
+    factory: Factory,
+    redis: Connections,
+    /// Those that take requests.
+    open: Mutex<Vec<Open>>,
 }
 
-impl WorkerExpiration for IdleLimit {
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, since: Instant) -> Poll<()> {
-        match status {
-            WorkerStatus::Idle => {}
-            WorkerStatus::Requests | WorkerStatus::PostReturn => return Poll::Pending,
-        }
-        if self.draining.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        let Some(deadline) = since.checked_add(self.limit).map(tokio::time::Instant::from_std) else {
-            return Poll::Pending;
-        };
-        if self.timer.deadline() != deadline {
-            self.timer.as_mut().reset(deadline);
-        }
-        self.timer.as_mut().poll(cx)
+/// An instance that takes requests.
+struct Open {
+    queue: UnboundedSender<Job>,
+    /// Requests that it has now.
+    running: Arc<AtomicUsize>,
+    /// Requests that it has had.
+    total: usize,
+}
+
+/// A request, and where its response goes.
+struct Job {
+    request: hyper::Request<WasiBody>,
+    response: oneshot::Sender<wasmtime::Result<hyper::Response<WasiBody>>>,
+    running: Running,
+}
+
+/// Counts a request for as long as it is there.
+struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
     }
 }
 
-/// One instance's share of requests.
-struct Worker {
-    reuse: Reuse,
-    /// Given back after the instance's memory, since a worker outlives its store.
-    _slot: OwnedSemaphorePermit,
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
-impl WorkerState for Worker {
-    type StoreData = Guest;
-    type RequestData = ();
-
-    fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
-        if total >= self.reuse.requests.get() {
-            ShouldAccept::Never
-        } else if concurrent >= self.reuse.concurrent.get() {
-            ShouldAccept::No
-        } else {
-            ShouldAccept::Yes
-        }
+impl Instances {
+    /// Has an instance answer a request.
+    ///
+    /// # Errors
+    /// If the instance trapped, or none could be made.
+    pub async fn handle(&self, request: hyper::Request<WasiBody>) -> wasmtime::Result<hyper::Response<WasiBody>> {
+        let (response, answered) = oneshot::channel();
+        self.dispatch(request, response);
+        let gone = |_| wasmtime::format_err!("the instance of the component that had it failed");
+        answered.await.map_err(gone)?
     }
 
-    /// The future of a request's time limit: there is none, as in Spin.
-    fn on_request_start(
+    fn dispatch(
         &self,
-        _store: StoreContextMut<'_, Guest>,
-        _data: (),
-        _task: GuestTaskId,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
-        Box::pin(std::future::pending())
+        request: hyper::Request<WasiBody>,
+        response: oneshot::Sender<wasmtime::Result<hyper::Response<WasiBody>>>,
+    ) {
+        let reuse = self.0.factory.reuse;
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|instance| instance.total < reuse.requests.get() && !instance.queue.is_closed());
+        let free = |instance: &&mut Open| instance.running.load(Ordering::Relaxed) < reuse.concurrent.get();
+        let instance = match open.iter_mut().find(free) {
+            Some(instance) => instance,
+            None => {
+                let (queue, jobs) = unbounded_channel();
+                tokio::spawn(run(self.0.clone(), jobs));
+                open.push(Open {
+                    queue,
+                    running: Arc::default(),
+                    total: 0,
+                });
+                let last = open.len() - 1;
+                &mut open[last]
+            }
+        };
+        instance.total += 1;
+        let running = Running::new(&instance.running);
+        // One that has gone drops it, and the request fails.
+        let _ = instance.queue.send(Job {
+            request,
+            response,
+            running,
+        });
     }
+}
 
-    fn drop(&self, store: Store<Guest>, result: wasmtime::Result<()>) {
-        drop(store);
-        if let Err(error) = result {
-            tracing::error!("an instance of the component failed, and its requests with it: {error:#}");
+/// The life of one instance.
+async fn run(shared: Arc<Shared>, mut jobs: UnboundedReceiver<Job>) {
+    let (slot, mut store, proxy) = match shared.factory.instantiate(&shared.redis).await {
+        Ok(made) => made,
+        Err(error) => {
+            tracing::error!("no instance of the component could be made: {error:#}");
+            return;
         }
+    };
+    let served = store
+        .run_concurrent(async |guest| serve(guest, &shared.factory, &proxy, &mut jobs).await)
+        .await;
+    // Its slot is given back after its memory.
+    drop((store, slot));
+    if let Err(error) = served.and_then(|served| served) {
+        tracing::error!("an instance of the component failed, and its requests with it: {error:#}");
     }
+}
+
+/// Serves requests until none can come any more, or none came for a while.
+async fn serve(
+    guest: &Accessor<Guest>,
+    factory: &Factory,
+    proxy: &Proxy,
+    jobs: &mut UnboundedReceiver<Job>,
+) -> wasmtime::Result<()> {
+    let mut running = FuturesUnordered::new();
+    let mut draining = pin!(factory.draining.cancelled());
+    let mut idle: Option<Pin<Box<Sleep>>> = None;
+    let mut over = false;
+    std::future::poll_fn(|cx| {
+        loop {
+            match running.poll_next_unpin(cx) {
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(Some(Ok(()))) => continue,
+                Poll::Ready(None) | Poll::Pending => {}
+            }
+            match jobs.poll_recv(cx) {
+                Poll::Ready(Some(job)) => {
+                    idle = None;
+                    running.push(answer(guest, proxy, job)?);
+                    continue;
+                }
+                Poll::Ready(None) => over = true,
+                Poll::Pending => {}
+            }
+            if !running.is_empty() || guest.poll_no_interesting_tasks(cx).is_pending() {
+                idle = None;
+                return Poll::Pending;
+            }
+            let limit = || Box::pin(tokio::time::sleep(factory.reuse.idle));
+            let waited = idle.get_or_insert_with(limit).as_mut().poll(cx).is_ready();
+            if !over && !waited && draining.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            // No job can come between this and the next poll, which would be lost: the queue is closed first.
+            jobs.close();
+            if jobs.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    })
+    .await
+}
+
+/// Starts to answer a request.
+fn answer<'a>(
+    guest: &'a Accessor<Guest>,
+    proxy: &'a Proxy,
+    job: Job,
+) -> wasmtime::Result<impl Future<Output = wasmtime::Result<()>> + 'a> {
+    let Job {
+        request,
+        response,
+        running,
+    } = job;
+    let prepared =
+        guest.with(|mut store| Prepared::new(store.as_context_mut(), proxy, request, Guest::http, response))?;
+    Ok(async move {
+        // There is no time limit for a request, as in Spin.
+        prepared.run(guest, std::future::pending()).await?;
+        drop(running);
+        Ok(())
+    })
 }

@@ -5,8 +5,9 @@
 //! - [`cli`]: the command line, whose flags are those of `spin up`
 //! - [`manifest`], [`routes`], [`variables`], [`outbound`]: what `spin.toml` says; parsed whole before a port is bound
 //! - [`wasm`]: the engine, and what of the host a component may reach; [`instances`]: how long an instance lives
-//! - [`spin`], [`redis`], [`output`]: the host's side of Spin's interfaces and of the component's stdout and stderr
-//! - [`server`], [`shutdown`]: HTTP in front of it all, and how it ends
+//! - [`spin`], [`redis`], [`sqlite`], [`output`]: the host's side of Spin's interfaces and of the component's stdout and
+//!   stderr
+//! - [`server`], [`workers`], [`shutdown`]: HTTP in front of it all, on all processors, and how it ends
 //!
 //! Exit codes: 0 after a graceful stop, 1 when the host could not start or was stopped before requests in flight had
 //! finished, 64 (`EX_USAGE`) for a bad command line or manifest.
@@ -21,8 +22,10 @@ mod routes;
 mod server;
 mod shutdown;
 mod spin;
+mod sqlite;
 mod variables;
 mod wasm;
+mod workers;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -33,13 +36,17 @@ use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Arguments;
-use crate::instances::Instances;
+use crate::instances::Factory;
 use crate::manifest::Manifest;
 use crate::outbound::AllowedHosts;
 use crate::server::Site;
 use crate::shutdown::{Ended, Signals};
+use crate::sqlite::Database;
 use crate::variables::{Template, Values};
 use crate::wasm::Grants;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `EX_USAGE` of sysexits(3): the command line or the manifest is wrong.
 pub const EX_USAGE: u8 = 64;
@@ -81,25 +88,34 @@ fn configure(arguments: &Arguments) -> anyhow::Result<(Manifest, Grants)> {
         Grants {
             variables: Arc::new(variables),
             allowed_hosts: Arc::new(allowed_hosts),
+            database: None,
         },
     ))
 }
 
-fn run(arguments: &Arguments, manifest: Manifest, grants: Grants) -> anyhow::Result<Ended> {
-    let instances = Instances::new(wasm::load(&manifest.component.source)?, grants, arguments.reuse);
+fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants) -> anyhow::Result<Ended> {
+    if manifest.component.sqlite {
+        let default = || manifest.folder.join(".spin");
+        let folder = arguments.state_dir.clone().unwrap_or_else(default);
+        let database = Database::try_new(&folder).context("--state-dir names another folder")?;
+        grants.database = Some(database);
+    }
+    let factory = Factory::new(wasm::load(&manifest.component.source)?, grants, arguments.reuse);
     let site = Site {
         component: manifest.component.id,
         routes: manifest.routes,
-        instances,
         tcp_nodelay: !arguments.no_tcp_nodelay,
     };
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().context("cannot start the async runtime")?;
     let ended = runtime.block_on(async {
         let listener = TcpListener::bind(arguments.listen)
             .await
             .with_context(|| format!("cannot listen on {}", arguments.listen))?;
         let signals = Signals::try_new().context("cannot listen for signals")?;
-        server::serve(listener, site, signals).await.context("cannot serve")
+        server::serve(listener, site, factory, signals)
+            .await
+            .context("cannot serve")
     });
     // Not `drop`, which would wait for a name lookup that hangs.
     runtime.shutdown_background();

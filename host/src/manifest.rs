@@ -10,11 +10,14 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
 use crate::routes::Route;
+use crate::sqlite::DATABASE;
 use crate::variables::check_name;
 
 /// An application: one component, the paths it serves and what it is configured with.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Manifest {
+    /// Where it is.
+    pub folder: PathBuf,
     /// `[variables]`.
     pub variables: BTreeMap<String, Declaration>,
     /// Each `[[trigger.http]]`; at least one.
@@ -44,6 +47,8 @@ pub struct Component {
     pub allowed_outbound_hosts: Vec<String>,
     /// Templates, to be read by [`crate::variables`].
     pub variables: BTreeMap<String, String>,
+    /// Whether it may use the SQLite database `default`.
+    pub sqlite: bool,
 }
 
 /// The file as it is written.
@@ -73,6 +78,8 @@ struct ComponentTable {
     allowed_outbound_hosts: Vec<String>,
     #[serde(default)]
     variables: BTreeMap<String, String>,
+    #[serde(default)]
+    sqlite_databases: Vec<String>,
     #[serde(flatten)]
     rest: BTreeMap<String, toml::Value>,
 }
@@ -119,6 +126,7 @@ impl Manifest {
         };
         let component = read_component(table, &id, folder).with_context(|| format!("in [component.{id}]"))?;
         Ok(Self {
+            folder: folder.to_owned(),
             variables: file.variables,
             routes,
             component,
@@ -161,11 +169,15 @@ fn read_component(table: ComponentTable, id: &str, folder: &Path) -> anyhow::Res
     for name in table.variables.keys() {
         check_name(name)?;
     }
+    if let Some(other) = table.sqlite_databases.iter().find(|name| *name != DATABASE) {
+        bail!("`sqlite_databases` names {other:?}, but the only database here is {DATABASE:?}");
+    }
     Ok(Component {
         id: id.to_owned(),
         source: folder.join(source),
         allowed_outbound_hosts: table.allowed_outbound_hosts,
         variables: table.variables,
+        sqlite: !table.sqlite_databases.is_empty(),
     })
 }
 
@@ -195,6 +207,7 @@ mod tests {
         description = "counts"
         source = "target/c.wasm"
         allowed_outbound_hosts = ["redis://*:*"]
+        sqlite_databases = ["default"]
         [component.c.variables]
         plain = "{{ plain }}"
         [component.c.build]
@@ -212,6 +225,7 @@ mod tests {
     fn a_good_manifest() {
         let manifest = Manifest::parse(GOOD, Path::new("/app")).expect("a good manifest");
         let expected = Manifest {
+            folder: PathBuf::from("/app"),
             variables: BTreeMap::from([
                 (
                     "plain".to_owned(),
@@ -234,6 +248,7 @@ mod tests {
                 source: PathBuf::from("/app/target/c.wasm"),
                 allowed_outbound_hosts: vec!["redis://*:*".to_owned()],
                 variables: BTreeMap::from([("plain".to_owned(), "{{ plain }}".to_owned())]),
+                sqlite: true,
             },
         };
         assert_eq!(manifest, expected);

@@ -1,14 +1,17 @@
 //! The host's side of `spin:redis`: connections that the component opens, and the commands it sends on them.
 //!
-//! As in Spin, each `open` makes a new connection, commands sent at the same time on one connection are pipelined, and
-//! there is no time limit on anything: the component has its own. A connection ends when the component drops it and the
-//! commands in flight are answered.
+//! As in Spin, commands sent at the same time are pipelined, and there is no time limit on anything: the component has its
+//! own. Unlike in Spin, what the component opens is a share of one connection for each server and thread: more commands
+//! go in one write, and a new instance finds it open. A connection that fails, or that an instance gives up while it waits
+//! for an answer, is shared no longer: whoever opens one next gets a fresh one.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo as _, Value};
+use redis::{AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo as _, RedisError, Value};
 use url::Url;
 use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
@@ -20,22 +23,81 @@ use crate::spin::bindings::spin::redis::redis::{
 /// The most connections that one instance may have open, as in Spin.
 const MAX_CONNECTIONS: usize = 1_024;
 
+/// The connections of one thread, by URL. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Connections(Arc<Mutex<HashMap<String, Shared>>>);
+
+/// A connection that several instances use.
+#[derive(Clone)]
+struct Shared {
+    connection: MultiplexedConnection,
+    /// Which it is.
+    identity: Arc<()>,
+}
+
+impl Connections {
+    /// The connection to a server, opened if there is none.
+    async fn get(&self, url: Url) -> Result<Shared, Error> {
+        if let Some(shared) = self.all().get(url.as_str()) {
+            return Ok(shared.clone());
+        }
+        let shared = Shared {
+            connection: connect(url.clone()).await?,
+            identity: Arc::default(),
+        };
+        self.all().insert(url.into(), shared.clone());
+        Ok(shared)
+    }
+
+    /// Shares it no longer.
+    fn forget(&self, shared: &Shared) {
+        self.all()
+            .retain(|_, other| !Arc::ptr_eq(&other.identity, &shared.identity));
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Shared>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The connections of one instance.
 pub struct Redis {
     allowed_hosts: Arc<AllowedHosts>,
+    shared: Connections,
     connections: ResourceTable,
 }
 
 /// What the component's `connection` stands for.
-pub struct Connection(MultiplexedConnection);
+pub struct Connection {
+    shared: Shared,
+    /// Commands that are not answered yet.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// Counts a command for as long as it is there.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Redis {
     /// No connections yet.
-    pub fn new(allowed_hosts: Arc<AllowedHosts>) -> Self {
+    pub fn new(allowed_hosts: Arc<AllowedHosts>, shared: Connections) -> Self {
         let mut connections = ResourceTable::new();
         connections.set_max_capacity(MAX_CONNECTIONS);
         Self {
             allowed_hosts,
+            shared,
             connections,
         }
     }
@@ -45,16 +107,29 @@ impl Host for Redis {}
 
 impl HostConnection for Redis {
     async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
-        self.connections.delete(connection)?;
+        let connection = self.connections.delete(connection)?;
+        if connection.waiting.load(Ordering::Relaxed) > 0 {
+            self.shared.forget(&connection.shared);
+        }
         Ok(())
     }
 }
 
 impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
     async fn open(guest: &Accessor<T, Self>, address: String) -> wasmtime::Result<Result<Resource<Connection>, Error>> {
-        let allowed_hosts = guest.with(|mut access| access.get().allowed_hosts.clone());
-        let connection = match connect(&allowed_hosts, &address).await {
-            Ok(connection) => connection,
+        let (allowed_hosts, shared) = guest.with(|mut access| {
+            let redis = access.get();
+            (redis.allowed_hosts.clone(), redis.shared.clone())
+        });
+        let url = match check(&allowed_hosts, &address) {
+            Ok(url) => url,
+            Err(error) => return Ok(Err(error)),
+        };
+        let connection = match shared.get(url).await {
+            Ok(shared) => Connection {
+                shared,
+                waiting: Arc::default(),
+            },
             Err(error) => return Ok(Err(error)),
         };
         Ok(guest
@@ -99,8 +174,8 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
     }
 }
 
-async fn connect(allowed_hosts: &AllowedHosts, address: &str) -> Result<Connection, Error> {
-    // Parsed once, so that what is checked is what is connected to.
+/// The URL of a server that the component may connect to. Parsed once, so that what is checked is what is connected to.
+fn check(allowed_hosts: &AllowedHosts, address: &str) -> Result<Url, Error> {
     let url = Url::parse(address).map_err(|_| Error::InvalidAddress)?;
     if !matches!(url.scheme(), "redis" | "rediss") {
         return Err(Error::InvalidAddress);
@@ -111,17 +186,20 @@ async fn connect(allowed_hosts: &AllowedHosts, address: &str) -> Result<Connecti
         tracing::warn!("the component may not connect to {scheme}://{host}:{port}: see allowed_outbound_hosts");
         return Err(Error::InvalidAddress);
     }
+    Ok(url)
+}
+
+async fn connect(url: Url) -> Result<MultiplexedConnection, Error> {
     let server = url.into_connection_info().map_err(|_| Error::InvalidAddress)?;
     let server = server.set_tcp_settings(TcpSettings::default().set_nodelay(true));
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(None)
         .set_response_timeout(None);
     let client = Client::open(server).map_err(|_| Error::InvalidAddress)?;
-    let connection = client
+    client
         .get_multiplexed_async_connection_with_config(&config)
         .await
-        .map_err(other)?;
-    Ok(Connection(connection))
+        .map_err(other)
 }
 
 /// Sends a command without holding on to the instance, which goes on meanwhile.
@@ -130,11 +208,18 @@ async fn send<T: Send>(
     connection: &Resource<Connection>,
     command: &Cmd,
 ) -> wasmtime::Result<Result<Value, Error>> {
-    let mut connection = guest.with(|mut access| {
+    let (mut shared, waiting) = guest.with(|mut access| {
         let connection = access.get().connections.get(connection)?;
-        wasmtime::error::Ok(connection.0.clone())
+        wasmtime::error::Ok((connection.shared.clone(), Waiting::new(&connection.waiting)))
     })?;
-    Ok(command.query_async(&mut connection).await.map_err(other))
+    let answer = command.query_async(&mut shared.connection).await;
+    drop(waiting);
+    Ok(answer.map_err(|error: RedisError| {
+        if error.is_unrecoverable_error() || error.is_io_error() {
+            guest.with(|mut access| access.get().shared.forget(&shared));
+        }
+        other(error)
+    }))
 }
 
 /// Spin's answers are flat lists.

@@ -16,9 +16,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use wasmtime_wasi_http::WasiBody;
 
-use crate::instances::Instances;
+use crate::instances::{Factory, Instances};
 use crate::routes::Route;
 use crate::shutdown::{BACKGROUND_LIMIT, Ended, LIMIT, Signals};
+use crate::workers::Workers;
 
 /// How long a client may take to send a request's head, and how long a connection may be idle. Longer than the minute
 /// for which load balancers keep idle connections, so that it is they who close them and no request meets a closed one.
@@ -31,13 +32,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HEALTH: &str = "/.well-known/spin/health";
 
 /// What is served.
+#[derive(Clone)]
 pub struct Site {
     /// The component's name in the manifest.
     pub component: String,
     /// The paths that go to the component; all others are not found.
     pub routes: Vec<Route>,
-    /// What answers them.
-    pub instances: Instances,
     /// Whether to turn Nagle's algorithm off.
     pub tcp_nodelay: bool,
 }
@@ -46,15 +46,14 @@ pub struct Site {
 /// component does after its responses may finish.
 ///
 /// # Errors
-/// If the listener's address is unknown.
-pub async fn serve(listener: TcpListener, site: Site, mut signals: Signals) -> io::Result<Ended> {
+/// If the listener's address is unknown, or a thread cannot be started.
+pub async fn serve(listener: TcpListener, site: Site, factory: Factory, mut signals: Signals) -> io::Result<Ended> {
     announce(&listener, &site)?;
-    let site = Arc::new(site);
-    let connections = GracefulShutdown::new();
+    let workers = Workers::start(&site, &factory)?;
     let signal = loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => start_connection(stream, &site, &connections),
+            accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
+                Ok(stream) => workers.serve(stream),
                 Err(error) => {
                     tracing::warn!("cannot accept a connection: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -66,8 +65,8 @@ pub async fn serve(listener: TcpListener, site: Site, mut signals: Signals) -> i
     drop(listener);
     tracing::info!("{signal}: stopping once requests in flight are answered; a second signal stops at once");
     let stop = async {
-        connections.shutdown().await;
-        let cut = site.instances.drain(BACKGROUND_LIMIT).await;
+        workers.stop().await;
+        let cut = factory.drain(BACKGROUND_LIMIT).await;
         if cut > 0 {
             tracing::warn!("stopping although {cut} instances still work on something after their responses");
         }
@@ -96,30 +95,32 @@ fn announce(listener: &TcpListener, site: &Site) -> io::Result<()> {
     Ok(())
 }
 
-fn start_connection(stream: TcpStream, site: &Arc<Site>, connections: &GracefulShutdown) {
-    // A response may leave in two writes, head and body. With Nagle's algorithm the second waits for the client's ACK of
-    // the first, which the client delays by 40 ms.
-    if let Err(error) = stream.set_nodelay(site.tcp_nodelay) {
-        tracing::debug!("cannot set TCP_NODELAY: {error}");
+/// Serves one connection, until it ends, or `graceful` stops and it is idle.
+pub fn serve_connection(
+    stream: std::net::TcpStream,
+    site: Arc<Site>,
+    instances: Instances,
+    graceful: &GracefulShutdown,
+) -> impl Future<Output = io::Result<()>> + use<> {
+    let watcher = graceful.watcher();
+    async move {
+        // A response may leave in two writes, head and body. With Nagle's algorithm the second waits for the client's ACK of
+        // the first, which the client delays by 40 ms.
+        stream.set_nodelay(site.tcp_nodelay)?;
+        let stream = TokioIo::new(TcpStream::from_std(stream)?);
+        let service = service_fn(move |request| {
+            let (site, instances) = (site.clone(), instances.clone());
+            async move { Ok::<_, Infallible>(answer(&site, &instances, request).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_LIMIT)
+            .serve_connection(stream, service);
+        watcher.watch(connection).await.map_err(io::Error::other)
     }
-    let site = site.clone();
-    let service = service_fn(move |request| {
-        let site = site.clone();
-        async move { Ok::<_, Infallible>(answer(&site, request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), service);
-    let connection = connections.watch(connection);
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!("a connection ended early: {error}");
-        }
-    });
 }
 
-async fn answer(site: &Site, request: Request<Incoming>) -> Response<WasiBody> {
+async fn answer(site: &Site, instances: &Instances, request: Request<Incoming>) -> Response<WasiBody> {
     let path = request.uri().path();
     if !site.routes.iter().any(|route| route.takes(path)) {
         return if path == HEALTH {
@@ -129,7 +130,7 @@ async fn answer(site: &Site, request: Request<Incoming>) -> Response<WasiBody> {
         };
     }
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-    match site.instances.handle(request).await {
+    match instances.handle(request).await {
         Ok(response) => response,
         Err(error) => {
             tracing::error!("a request failed: {error}");

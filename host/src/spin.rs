@@ -1,5 +1,5 @@
-//! Spin's own interfaces: their bindings, and the host's side of `spin:variables`. That of `spin:redis` is in
-//! [`crate::redis`].
+//! Spin's own interfaces: their bindings, and the host's side of `spin:variables`. Those of `spin:redis` and
+//! `spin:sqlite` are in [`crate::redis`] and [`crate::sqlite`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,10 @@ pub mod bindings {
         path: "../wit",
         world: "verve:accept/spin",
         imports: { default: async | trappable },
-        with: { "spin:redis/redis.connection": crate::redis::Connection },
+        with: {
+            "spin:redis/redis.connection": crate::redis::Connection,
+            "spin:sqlite/sqlite.connection": crate::sqlite::Connection,
+        },
     });
 }
 

@@ -1,6 +1,6 @@
 //! The WebAssembly engine, and everything of the host that a component can reach.
 //!
-//! That is WASI 0.2 and 0.3 without files, network, environment or outgoing HTTP, and two interfaces of Spin's. A
+//! That is WASI 0.2 and 0.3 without files, network, environment or outgoing HTTP, and three interfaces of Spin's. A
 //! component that imports more is refused at start.
 
 use std::collections::BTreeMap;
@@ -16,9 +16,10 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpC
 
 use crate::outbound::AllowedHosts;
 use crate::output::{Output, Target};
-use crate::redis::Redis;
+use crate::redis::{Connections, Redis};
 use crate::spin::Variables;
-use crate::spin::bindings::spin::{redis::redis, variables::variables};
+use crate::spin::bindings::spin::{redis::redis, sqlite::sqlite, variables::variables};
+use crate::sqlite::{Database, Sqlite};
 
 /// The most instances alive at once. One more waits until another is gone.
 pub const MAX_INSTANCES: u32 = 1_000;
@@ -33,6 +34,8 @@ pub struct Grants {
     pub variables: Arc<BTreeMap<String, String>>,
     /// The servers it may connect to.
     pub allowed_hosts: Arc<AllowedHosts>,
+    /// The SQLite database, if it gets one.
+    pub database: Option<Database>,
 }
 
 /// The host's side of one instance.
@@ -42,12 +45,13 @@ pub struct Guest {
     http: WasiHttpCtx,
     hooks: NoOutgoingHttp,
     redis: Redis,
+    sqlite: Sqlite,
     variables: Variables,
 }
 
 impl Guest {
-    /// What a new instance starts with.
-    pub fn new(grants: &Grants) -> Self {
+    /// What a new instance starts with. `redis` are the connections that it shares with others of its thread.
+    pub fn new(grants: &Grants, redis: &Connections) -> Self {
         // The builder's defaults give no folder, no environment, no arguments and an empty stdin.
         let wasi = WasiCtxBuilder::new()
             .stdout(Output::new(Target::Stdout))
@@ -60,7 +64,8 @@ impl Guest {
             wasi,
             http: WasiHttpCtx::new(),
             hooks: NoOutgoingHttp,
-            redis: Redis::new(grants.allowed_hosts.clone()),
+            redis: Redis::new(grants.allowed_hosts.clone(), redis.clone()),
+            sqlite: Sqlite::new(grants.database.clone()),
             variables: Variables::new(grants.variables.clone()),
         }
     }
@@ -83,8 +88,8 @@ pub fn load(path: &Path) -> wasmtime::Result<ServicePre<Guest>> {
 }
 
 /// A store for a new instance.
-pub fn new_store(engine: &Engine, grants: &Grants) -> Store<Guest> {
-    Store::new(engine, Guest::new(grants))
+pub fn new_store(engine: &Engine, grants: &Grants, redis: &Connections) -> Store<Guest> {
+    Store::new(engine, Guest::new(grants, redis))
 }
 
 fn engine() -> wasmtime::Result<Engine> {
@@ -111,6 +116,7 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     redis::add_to_linker::<_, HasSelf<Redis>>(&mut linker, |guest: &mut Guest| &mut guest.redis)?;
+    sqlite::add_to_linker::<_, HasSelf<Sqlite>>(&mut linker, |guest: &mut Guest| &mut guest.sqlite)?;
     variables::add_to_linker::<_, HasSelf<Variables>>(&mut linker, |guest: &mut Guest| &mut guest.variables)?;
     Ok(linker)
 }

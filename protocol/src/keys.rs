@@ -8,6 +8,11 @@ use crate::{Window, WindowLength};
 /// How long an unreported set of ids, and its statistics, are kept: a day, in seconds.
 pub const UNREPORTED_SECONDS: u64 = 86_400;
 
+/// The most callback jobs that wait in the stream [`Keys::callbacks`]: with some 200 bytes each, a bound of 200 MB on Redis.
+/// While there are more, the component keeps further ones in its spool, on disk. The check is made now and then, so that
+/// a few more may get in.
+pub const MAX_QUEUED_JOBS: u64 = 1_000_000;
+
 /// What all of Verve's keys begin with, so that several Verves can share a Redis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace(String);
@@ -93,10 +98,28 @@ impl Keys {
         format!("{}:callbacks:dead", self.namespace)
     }
 
+    /// String with expiry: that a batch of spooled commands has been run, so that it is not run twice.
+    #[must_use]
+    pub fn spooled_batch(&self, batch: &str) -> String {
+        format!("{}:spooled:{batch}", self.namespace)
+    }
+
     /// Hash: what was reported, by the window's start.
     #[must_use]
     pub fn reports(&self, length: WindowLength) -> String {
         format!("{}:reports:{length}", self.namespace)
+    }
+
+    /// String with expiry, on each Redis but the first: that the ids of a final window were removed from it.
+    #[must_use]
+    pub fn removed(&self, window: Window) -> String {
+        format!("{}:removed:{}:{}", self.namespace, window.length(), window.start())
+    }
+
+    /// Hash: what the reporter has begun with a window and not finished, by the window's start. Empty most of the time.
+    #[must_use]
+    pub fn reports_pending(&self, length: WindowLength) -> String {
+        format!("{}:reports:{length}:pending", self.namespace)
     }
 
     /// String: the start of the first window to report, in Unix seconds, for as long as there is no report.
@@ -120,6 +143,8 @@ pub mod stats {
     pub const NEW: &str = "new";
     /// Ids recorded that were in their window already.
     pub const DUPLICATE: &str = "duplicate";
+    /// Ids recorded in the spool, since Redis was away.
+    pub const SPOOLED: &str = "spooled";
     /// Requests refused as bad.
     pub const INVALID: &str = "invalid";
     /// Requests that could not be recorded.
@@ -141,7 +166,10 @@ mod tests {
         assert_eq!(keys.callbacks(), "verve:callbacks");
         assert_eq!(keys.callbacks_retry(), "verve:callbacks:retry");
         assert_eq!(keys.callbacks_dead(), "verve:callbacks:dead");
+        assert_eq!(keys.spooled_batch("1f"), "verve:spooled:1f");
         assert_eq!(keys.reports(length), "verve:reports:60");
+        assert_eq!(keys.removed(window), "verve:removed:60:1795383000");
+        assert_eq!(keys.reports_pending(length), "verve:reports:60:pending");
         assert_eq!(keys.reports_from(length), "verve:reports:60:from");
         assert_eq!(keys.lease(), "verve:reporter:lease");
     }

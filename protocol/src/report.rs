@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::Window;
 
 /// What was last reported of a window: a value of the hash `ns:reports:L`, as JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Report {
     /// Unique ids in the window.
     pub count: u64,
@@ -36,7 +36,7 @@ impl Report {
 }
 
 /// The Kafka record of a window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WindowRecord {
     /// The window it tells of.
     pub window: Window,

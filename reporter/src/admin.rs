@@ -1,32 +1,94 @@
-//! The admin port: `/healthz` says that the process lives, `/readyz` that it reaches Redis and Kafka.
+//! The admin port: `/healthz` says that the process lives, `/readyz` that it reaches Redis and Kafka; `/metrics` counts;
+//! `/api/counts` tells what was reported; `/` shows what is going on, and `/events` keeps it up to date.
+
+mod auth;
+mod counts;
+mod page;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderName, StatusCode};
+use axum::middleware;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::Config;
 use crate::health::Health;
+use crate::metrics::{self, Metrics};
+use crate::overview::Seen;
+use crate::store::Store;
+pub use auth::Token;
+
+/// What every response says. The page needs its own style, script and events, and nothing else from anywhere.
+const HEADERS: [(HeaderName, HeaderValue); 4] = [
+    (
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; \
+             form-action 'none'; frame-ancestors 'none'",
+        ),
+    ),
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+];
+
+/// What the port tells of.
+#[derive(Clone)]
+pub struct Admin {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub health: Arc<Health>,
+    pub metrics: Metrics,
+    pub seen: watch::Receiver<Seen>,
+    /// The name of this replica.
+    pub replica: String,
+    pub stop: CancellationToken,
+}
 
 /// Serves until a stop is asked for.
-pub async fn serve(listener: TcpListener, health: Arc<Health>, stop: CancellationToken) {
-    let router = Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .with_state(health);
-    if let Err(error) = axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-    {
+pub async fn serve(listener: TcpListener, admin: Admin) {
+    let stop = admin.stop.clone();
+    let serving = axum::serve(listener, router(admin));
+    if let Err(error) = serving.with_graceful_shutdown(stop.cancelled_owned()).await {
         tracing::error!("the admin port failed: {error}");
     }
 }
 
-async fn ready(State(health): State<Arc<Health>>) -> (StatusCode, String) {
-    let problems = health.problems();
+fn router(admin: Admin) -> Router {
+    let mut guarded = Router::new()
+        .route("/readyz", get(ready))
+        .route("/metrics", get(counted))
+        .route("/api/counts", get(counts::counts))
+        .route("/", get(page::page))
+        .route("/events", get(page::events))
+        .route("/page.css", get(page::style))
+        .route("/page.js", get(page::script))
+        .fallback(async || (StatusCode::NOT_FOUND, "no such page\n"));
+    if let Some(token) = admin.config.admin_token.clone() {
+        guarded = guarded.layer(middleware::from_fn_with_state(token, auth::check));
+    }
+    guarded
+        .route("/healthz", get(async || "ok\n"))
+        .layer(middleware::map_response(with_headers))
+        .with_state(admin)
+}
+
+async fn with_headers(mut response: Response) -> Response {
+    response.headers_mut().extend(HEADERS);
+    response
+}
+
+async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
+    let problems = admin.health.problems();
     if problems.is_empty() {
         return (StatusCode::OK, "ready\n".to_owned());
     }
@@ -35,4 +97,11 @@ async fn ready(State(health): State<Arc<Health>>) -> (StatusCode, String) {
         .map(|(name, error)| format!("{name}: {error}\n"))
         .collect();
     (StatusCode::SERVICE_UNAVAILABLE, lines.concat())
+}
+
+async fn counted(State(admin): State<Admin>) -> Response {
+    match admin.metrics.render() {
+        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
 }

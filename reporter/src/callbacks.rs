@@ -1,25 +1,34 @@
 //! Callbacks: jobs from the queue in Redis, delivered by HTTP, tried again, or given up on.
 
 mod backoff;
+mod condition;
+pub mod dead;
 mod deliver;
 mod policy;
 mod queue;
+mod sign;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures::future;
-use tokio::sync::Semaphore;
+use redis::{RedisError, RedisResult};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 use verve_protocol::{Report, Window};
 
 use crate::cli::Config;
-use crate::store::Store;
+use crate::metrics::Metrics;
+use crate::store::{self, Store};
 use backoff::Backoff;
+use condition::Condition;
 use deliver::{Client, Failure};
 pub use policy::Policy;
-use queue::{Attempt, Queue, Source, Verdict};
+use queue::{Attempt, MAX_RETRY, Queue, Source, Verdict};
+pub use sign::Signer;
 
 /// The most deliveries under way at once.
 const CONCURRENCY: usize = 256;
@@ -27,11 +36,17 @@ const CONCURRENCY: usize = 256;
 const BATCH: usize = 64;
 /// How soon the queue is looked at again after it failed.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How soon it is looked at again while there is no room for jobs that fail.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
+/// How often the group is rid of replicas that are no more.
+const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 /// Delivers callbacks, side by side with other replicas.
 pub struct Callbacks {
     worker: Arc<Worker>,
     slots: Arc<Semaphore>,
+    /// No room for jobs that fail.
+    full: Condition,
 }
 
 /// What delivers one job.
@@ -41,13 +56,16 @@ struct Worker {
     queue: Queue,
     client: Client,
     backoff: Backoff,
+    /// Redis is there, and refuses what the queue asks.
+    trouble: Condition,
+    metrics: Metrics,
 }
 
 impl Callbacks {
     /// A consumer called `replica`.
-    pub fn new(config: Arc<Config>, store: Store, replica: String) -> Result<Self> {
+    pub fn new(config: Arc<Config>, store: Store, metrics: Metrics, replica: String) -> Result<Self> {
         let queue = Queue::new(&store, config.window_length, replica)?;
-        let client = Client::new(config.callback.policy.clone())?;
+        let client = Client::new(config.callback.policy.clone(), config.callback.signer.clone())?;
         let backoff = Backoff {
             first: config.callback.backoff,
         };
@@ -57,67 +75,149 @@ impl Callbacks {
             queue,
             client,
             backoff,
+            trouble: Condition::default(),
+            metrics,
         };
         Ok(Self {
             worker: Arc::new(worker),
             slots: Arc::new(Semaphore::new(CONCURRENCY)),
+            full: Condition::default(),
         })
     }
 
     /// Runs until a stop is asked for, then lets deliveries under way finish.
     pub async fn run(self, stop: CancellationToken) {
-        let take = future::join_all([Source::New, Source::Waiting, Source::Abandoned].map(|source| self.take(source)));
-        stop.run_until_cancelled(take).await;
+        future::join4(
+            self.take_from(Source::New, &stop),
+            self.take_from(Source::Waiting, &stop),
+            self.take_from(Source::Abandoned, &stop),
+            self.tidy(&stop),
+        )
+        .await;
         // All slots free: all deliveries done.
         let _ = self.slots.acquire_many(CONCURRENCY as u32).await;
         self.worker.queue.leave().await;
     }
 
-    /// Takes jobs from one source and delivers them, for ever.
-    async fn take(&self, source: Source) {
-        loop {
-            let free = self.free_slots().await;
-            match self.worker.queue.take(source, free).await {
-                Ok(attempts) if attempts.is_empty() => tokio::time::sleep(source.look_every()).await,
-                Ok(attempts) => self.deliver(attempts).await,
-                Err(error) => {
-                    tracing::debug!("the callback queue failed: {error}");
-                    tokio::time::sleep(RETRY_AFTER).await;
+    /// Takes jobs from one source and delivers them, until a stop is asked for. Never interrupted while it takes: what Redis
+    /// has given out and nobody received would have to wait until it is claimed.
+    async fn take_from(&self, source: Source, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            let wait = match self.take_some(source, stop).await {
+                Ok(wait) => {
+                    if self.worker.trouble.absent() {
+                        tracing::info!("the callback queue works again");
+                    }
+                    wait
                 }
-            }
+                Err(error) => {
+                    self.worker.report(&error);
+                    RETRY_AFTER
+                }
+            };
+            stop.run_until_cancelled(tokio::time::sleep(wait)).await;
         }
     }
 
-    /// How many jobs to take: what can be delivered at once, at least one, at most a batch.
-    async fn free_slots(&self) -> usize {
-        // The semaphore is never closed.
-        drop(self.slots.acquire().await);
-        self.slots.available_permits().clamp(1, BATCH)
-    }
-
-    async fn deliver(&self, attempts: Vec<Attempt>) {
+    /// Answers how long to wait before the next time.
+    async fn take_some(&self, source: Source, stop: &CancellationToken) -> RedisResult<Duration> {
+        if source.fills_retry_set() && !self.has_room().await? {
+            return Ok(LOOK_FOR_ROOM);
+        }
+        let Some(Some(mut slots)) = stop.run_until_cancelled(self.free_slots()).await else {
+            return Ok(Duration::ZERO);
+        };
+        let attempts = self.worker.queue.take(source, slots.num_permits()).await?;
+        if attempts.is_empty() {
+            return Ok(source.look_every());
+        }
         for attempt in attempts {
-            let Ok(slot) = self.slots.clone().acquire_owned().await else {
-                return;
-            };
+            let slot = slots.split(1);
             let worker = self.worker.clone();
-            tokio::spawn(async move {
+            let span = span_of(&attempt);
+            let delivery = async move {
                 worker.deliver(attempt).await;
                 drop(slot);
-            });
+            };
+            tokio::spawn(delivery.instrument(span));
+        }
+        Ok(Duration::ZERO)
+    }
+
+    /// Slots for as many jobs as can be delivered at once, at least one, at most a batch. Held before jobs are taken: one that
+    /// waited for a slot would be claimed by another replica before its delivery ends.
+    async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
+        let free = self.slots.available_permits().clamp(1, BATCH);
+        // The semaphore is never closed.
+        self.slots.clone().acquire_many_owned(free as u32).await.ok()
+    }
+
+    /// Whether a job that fails can be kept for another attempt.
+    async fn has_room(&self) -> RedisResult<bool> {
+        let has_room = self.worker.queue.has_room().await?;
+        if !has_room && self.full.met() {
+            tracing::error!(
+                "{MAX_RETRY} callbacks wait for another attempt: no new ones are taken until there is room"
+            );
+        }
+        if has_room && self.full.absent() {
+            tracing::info!("there is room again for callbacks that fail: new ones are taken");
+        }
+        Ok(has_room)
+    }
+
+    /// Rids the group of replicas that are no more, now and then, until a stop is asked for.
+    async fn tidy(&self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            let wait = match self.worker.queue.remove_gone().await {
+                Ok(removed) => {
+                    tracing::debug!(removed, "consumers that were gone");
+                    TIDY_EVERY
+                }
+                Err(error) => {
+                    self.worker.report(&error);
+                    RETRY_AFTER
+                }
+            };
+            stop.run_until_cancelled(tokio::time::sleep(wait)).await;
         }
     }
+}
+
+/// Of one attempt.
+fn span_of(attempt: &Attempt) -> Span {
+    tracing::info_span!(
+        "callback delivery",
+        otel.kind = "client",
+        otel.status_code = Empty,
+        http.response.status_code = Empty,
+        endpoint = deliver::shown(&attempt.job.endpoint),
+        window = attempt.job.window.to_string(),
+        attempt = attempt.number,
+    )
 }
 
 impl Worker {
     async fn deliver(&self, attempt: Attempt) {
         let verdict = match self.unique_count(attempt.job.window).await {
             Ok(count) => self.call(&attempt, count).await,
-            // Redis is away: the job stays where it is, and is due again once its claim has run out.
-            Err(error) => return tracing::debug!("callback put off: {error}"),
+            // The job stays where it is, and is due again once its claim has run out.
+            Err(error) => return self.report(&error),
         };
+        // The same: whatever the endpoint answered, it is called again.
         if let Err(error) = self.queue.settle(&attempt, &verdict).await {
-            tracing::debug!("callback delivered, and perhaps once more, since the queue failed: {error}");
+            self.report(&error);
+        }
+    }
+
+    /// Says once that callbacks are held up. That a Redis is not reachable is said by its connection.
+    fn report(&self, error: &RedisError) {
+        if store::is_away(error) || !self.trouble.met() {
+            tracing::debug!("callbacks are held up: {error}");
+        } else {
+            tracing::error!(
+                "callbacks are held up, and some perhaps delivered again: {error}; trying again until it works"
+            );
         }
     }
 
@@ -125,8 +225,13 @@ impl Worker {
         let job = &attempt.job;
         let number = attempt.number;
         let (endpoint, window) = (deliver::shown(&job.endpoint), job.window);
-        match self.client.call(job, count).await {
+        let start = Instant::now();
+        let called = self.client.call(&attempt.id(), job, count).await;
+        self.metrics.callback.observe(start.elapsed().as_secs_f64());
+        match called {
             Ok(status) => {
+                self.metrics.callback_attempt(Some(status), "delivered");
+                Span::current().record("http.response.status_code", status);
                 tracing::info!(%endpoint, %window, unique = count, status, attempt = number, "callback delivered");
                 Verdict::Done
             }
@@ -136,10 +241,15 @@ impl Worker {
                 permanent,
                 retry_after,
             }) => {
+                Span::current()
+                    .record("otel.status_code", "ERROR")
+                    .record("http.response.status_code", status);
                 if permanent || number >= self.config.callback.attempts {
+                    self.metrics.callback_attempt(status, "dead");
                     tracing::error!(%endpoint, %window, status, attempt = number, "callback given up on: {error}");
                     Verdict::Dead { error }
                 } else {
+                    self.metrics.callback_attempt(status, "retried");
                     let wait = self.backoff.wait(number, retry_after);
                     tracing::warn!(
                         %endpoint, %window, status, attempt = number, next_in_ms = wait.as_millis(),

@@ -7,16 +7,16 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use verve_protocol::{Endpoint, Keys, Method, Namespace, RedisUrls, WindowLength};
+use clap::{Parser, Subcommand};
+use verve_protocol::{Endpoint, Keys, Method, Namespace, RedisUrls, Window, WindowLength};
 
+use crate::admin::Token;
 use crate::callbacks::Policy;
+use crate::callbacks::Signer;
+use crate::callbacks::dead::DeadCommand;
 
 /// The exit code for a bad command line: `EX_USAGE` of sysexits.h.
-const USAGE: u8 = 64;
+pub const USAGE: u8 = 64;
 
 /// Counts the unique ids of each closed window, publishes the counts to Kafka, and delivers callbacks.
 ///
@@ -24,18 +24,21 @@ const USAGE: u8 = 64;
 #[derive(Parser, Debug)]
 #[command(name = "verve-reporter", version, allow_negative_numbers = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Redis servers, comma-separated: the same list in the same order as the component's `redis_urls`
     // Parsed after clap, whose errors show the value, and so a password.
     #[arg(
         long,
         env,
+        global = true,
         value_name = "URLS",
         default_value = "redis://127.0.0.1:6379",
         hide_env_values = true
     )]
     redis_urls: String,
     /// What all keys in Redis begin with: the same as the component's `namespace`
-    #[arg(long, env, default_value = "verve")]
+    #[arg(long, env, global = true, default_value = "verve")]
     namespace: Namespace,
     /// Length of a window, in seconds: the same as the component's `window_seconds`
     #[arg(long, env, value_name = "SECONDS", default_value = "60")]
@@ -73,12 +76,40 @@ struct Args {
     /// The wait before a callback's second attempt, in milliseconds; doubled, with jitter, for each further one
     #[arg(long, env, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     callback_backoff_ms: u64,
-    /// Address of the admin port: /healthz, /readyz
+    /// Signs POST callbacks by the Standard Webhooks scheme: `whsec_` and base64; two, comma-separated, while one is replaced
+    // Parsed after clap, whose errors show the value. So is the token.
+    #[arg(long, env, value_name = "SECRETS", hide_env_values = true)]
+    callback_secret: Option<String>,
+    /// Address of the admin port: /healthz, /readyz, /metrics, /api/counts, and a page at /
     #[arg(long, env, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
     listen: SocketAddr,
+    /// What the admin port wants to see before it answers anything but /healthz: a bearer token, or the password in a browser
+    #[arg(long, env, value_name = "TOKEN", hide_env_values = true)]
+    admin_token: Option<String>,
     /// text or json
     #[arg(long, env, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
+}
+
+/// What else there is to do than to report.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// List, retry or drop the callbacks that were given up on
+    #[command(subcommand, arg_required_else_help = false)]
+    Dead(DeadCommand),
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Task {
+    /// To report, until a stop is asked for.
+    Report(Box<Config>),
+    /// To look after dead callbacks.
+    Dead {
+        redis_urls: RedisUrls,
+        keys: Keys,
+        command: DeadCommand,
+    },
 }
 
 /// How log lines are written.
@@ -113,7 +144,16 @@ pub struct Config {
     pub kafka: KafkaConfig,
     pub callback: CallbackConfig,
     pub listen: SocketAddr,
+    /// Without one the admin port answers everybody.
+    pub admin_token: Option<Token>,
     pub log_format: LogFormat,
+}
+
+impl Config {
+    /// When a window is due to be reported, in Unix milliseconds.
+    pub fn due_ms(&self, window: Window) -> u64 {
+        window.end_ms() + u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Where records go.
@@ -122,6 +162,8 @@ pub struct KafkaConfig {
     /// Without brokers, counts are only logged.
     pub brokers: Option<String>,
     pub topic: String,
+    /// Whose records these are, to Kafka: of all producers of that name only the latest can publish.
+    pub transactional_id: String,
     /// librdkafka settings; may hold passwords.
     pub options: Vec<(String, String)>,
 }
@@ -132,18 +174,21 @@ pub struct CallbackConfig {
     /// The fixed callback.
     pub fixed: Option<(Endpoint, Method)>,
     pub policy: Policy,
+    /// Signs POST callbacks.
+    pub signer: Option<Signer>,
     pub attempts: u32,
     /// Before the second attempt.
     pub backoff: Duration,
 }
 
 /// Reads the command line and the environment. What is wrong is said in one line on standard error.
-pub fn parse() -> Result<Config, ExitCode> {
+pub fn parse() -> Result<Task, ExitCode> {
     parse_from(std::env::args_os()).map_err(|refused| {
         if let Refused::Clap(help) = &refused
             && !help.use_stderr()
         {
-            print!("{help}");
+            // Whoever reads may have seen enough, such as `head`.
+            let _ = help.print();
             return ExitCode::SUCCESS;
         }
         eprintln!("verve-reporter: {refused}; see --help");
@@ -161,20 +206,36 @@ enum Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // clap explains itself over several lines; the first says what was wrong.
+            // clap explains itself over several lines; those before the first empty one say what was wrong.
             Self::Clap(error) => {
                 let text = error.to_string();
-                let line = text.lines().next().unwrap_or_default();
-                f.write_str(line.strip_prefix("error: ").unwrap_or(line))
+                let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+                let line = lines.collect::<Vec<_>>().join(" ");
+                f.write_str(line.strip_prefix("error: ").unwrap_or(&line))
             }
             Self::Value(text) => f.write_str(text),
         }
     }
 }
 
-fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Config, Refused> {
+fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Task, Refused> {
     let args = Args::try_parse_from(args).map_err(Refused::Clap)?;
-    config(args).map_err(Refused::Value)
+    task(args).map_err(Refused::Value)
+}
+
+fn task(mut args: Args) -> Result<Task, String> {
+    match args.command.take() {
+        None => Ok(Task::Report(Box::new(config(args)?))),
+        Some(Command::Dead(command)) => Ok(Task::Dead {
+            redis_urls: redis_urls(&args.redis_urls)?,
+            keys: Keys::new(args.namespace),
+            command,
+        }),
+    }
+}
+
+fn redis_urls(text: &str) -> Result<RedisUrls, String> {
+    text.parse().map_err(|error| format!("--redis-urls: {error}"))
 }
 
 fn config(args: Args) -> Result<Config, String> {
@@ -192,6 +253,14 @@ fn config(args: Args) -> Result<Config, String> {
             .check_literal(&endpoint.to_url())
             .map_err(|error| format!("--callback-url: {error}"))?;
     }
+    let signer = (args.callback_secret.filter(|secrets| !secrets.is_empty()))
+        .map(|secrets| secrets.parse::<Signer>())
+        .transpose()
+        .map_err(|error| format!("--callback-secret: {error}"))?;
+    let admin_token = (args.admin_token.filter(|token| !token.is_empty()))
+        .map(Token::try_new)
+        .transpose()
+        .map_err(|error| format!("--admin-token: {error}"))?;
     let mut options = Vec::new();
     for option in args.kafka_option.iter().filter(|option| !option.trim().is_empty()) {
         let (key, value) = option
@@ -200,16 +269,17 @@ fn config(args: Args) -> Result<Config, String> {
         options.push((key.trim().to_owned(), value.to_owned()));
     }
     let kafka = KafkaConfig {
+        transactional_id: format!(
+            "verve-reporter:{}:{}:{}",
+            args.namespace, args.window_seconds, args.kafka_topic
+        ),
         brokers: args.kafka_brokers,
         topic: args.kafka_topic,
         options,
     };
     kafka.check()?;
     Ok(Config {
-        redis_urls: args
-            .redis_urls
-            .parse()
-            .map_err(|error| format!("--redis-urls: {error}"))?,
+        redis_urls: redis_urls(&args.redis_urls)?,
         keys: Keys::new(args.namespace),
         window_length: args.window_seconds,
         grace: Duration::from_millis(args.grace_ms),
@@ -218,78 +288,15 @@ fn config(args: Args) -> Result<Config, String> {
         callback: CallbackConfig {
             fixed,
             policy,
+            signer,
             attempts: args.callback_attempts,
             backoff: Duration::from_millis(args.callback_backoff_ms),
         },
         listen: args.listen,
+        admin_token,
         log_format: args.log_format,
     })
 }
 
-/// Sends log lines to standard error. `RUST_LOG` chooses which; by default those of level info and above.
-pub fn init_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_target(false);
-    let registry = tracing_subscriber::registry().with(filter);
-    match format {
-        LogFormat::Text => registry.with(lines.with_ansi(false)).init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(args: &[&str]) -> Result<Config, String> {
-        parse_from(["verve-reporter"].iter().chain(args).map(OsString::from)).map_err(|refused| refused.to_string())
-    }
-
-    #[test]
-    fn the_defaults_are_those_of_the_contract() {
-        let config = parse(&[]).expect("valid");
-        assert_eq!(config.redis_urls.first().to_string(), "redis://127.0.0.1:6379");
-        assert_eq!(config.keys.callbacks(), "verve:callbacks");
-        assert_eq!(config.window_length.seconds(), 60);
-        assert_eq!((config.grace.as_millis(), config.late.as_secs()), (2000, 120));
-        assert_eq!(
-            (config.kafka.brokers, config.kafka.topic.as_str()),
-            (None, "unique-requests")
-        );
-        assert_eq!(config.listen.to_string(), "127.0.0.1:9090");
-        assert_eq!(config.log_format, LogFormat::Text);
-    }
-
-    #[test]
-    fn a_bad_value_is_refused_with_its_flag_and_without_secrets() {
-        for args in [
-            ["--redis-urls", "http://u:hunter2@a"],
-            ["--namespace", "a b"],
-            ["--window-seconds", "0"],
-            ["--grace-ms", "-1"],
-            ["--late-seconds", "x"],
-            ["--kafka-option", "hunter2"],
-            ["--kafka-option", "no.such.option=hunter2"],
-            ["--callback-url", "ftp://hunter2"],
-            ["--callback-url", "http://127.0.0.1:8080/"],
-            ["--callback-method", "put"],
-            ["--callback-allow", "10.0.0.0/33"],
-            ["--callback-attempts", "0"],
-            ["--listen", "nowhere"],
-            ["--log-format", "xml"],
-            ["--no-such-flag", "x"],
-        ] {
-            let error = parse(&args).expect_err(args[1]);
-            assert!(error.contains(args[0]), "{args:?}: {error}");
-            assert!(!error.contains("hunter2"), "{error}");
-        }
-    }
-
-    #[test]
-    fn kafka_options_are_split_at_the_first_equals_sign() {
-        let config = parse(&["--kafka-option", "sasl.password=a=b"]).expect("valid");
-        assert_eq!(config.kafka.options, [("sasl.password".to_owned(), "a=b".to_owned())]);
-    }
-}
+mod tests;

@@ -66,13 +66,15 @@ impl Health {
             .insert(name.to_owned(), error)
     }
 
+    /// All dependencies, each with its error if it is not reachable.
+    pub fn states(&self) -> BTreeMap<String, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What is not reachable, with its last error.
     pub fn problems(&self) -> Vec<(String, String)> {
-        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        states
-            .iter()
-            .filter_map(|(name, error)| Some((name.clone(), error.clone()?)))
-            .collect()
+        let states = self.states().into_iter();
+        states.filter_map(|(name, error)| Some((name, error?))).collect()
     }
 }
 

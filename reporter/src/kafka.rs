@@ -1,35 +1,67 @@
-//! The records: an idempotent producer that waits for all in-sync replicas.
+//! The records: a transactional producer, so that of two replicas that both believe to hold the lease only one can publish.
+//!
+//! Each leader begins a [`Session`], with a producer of its own. Its first act makes the broker refuse every older producer of
+//! the same transactional id, whatever that one still has in its buffers: a replica that wakes from a pause publishes nothing.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use futures::future;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
-use rdkafka::util::Timeout;
 use verve_protocol::WindowRecord;
 
 use crate::cli::{Config, KafkaConfig};
 use crate::health::{Dependency, Health};
+use crate::metrics::Metrics;
 
-/// For the acknowledgement of a record. A record that is not acknowledged stays due and is sent again.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the acknowledgement of records, and then once more for that of their transaction. Together they are shorter than the
+/// time a stopped reporter has. What is not acknowledged stays due and is sent again.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(6);
 /// For the answer to whether Kafka is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// For the beginning of a session, of which each publishing tries again.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Publishes records; without brokers it accepts them silently, since every count is logged anyway.
+/// Where records go; without brokers they go nowhere, since every count is logged anyway.
 #[derive(Clone)]
 pub struct Publisher(Option<Kafka>);
 
 #[derive(Clone)]
 struct Kafka {
-    producer: FutureProducer<Quiet>,
+    config: ClientConfig,
+    /// Only asked whether Kafka is there. It begins no transactions, so it is in nobody's way.
+    asking: FutureProducer<Quiet>,
     topic: Arc<str>,
     dependency: Dependency,
+    metrics: Metrics,
+}
+
+/// Publishes for one holder of the lease.
+pub struct Session {
+    kafka: Option<Kafka>,
+    producer: Option<FutureProducer<Quiet>>,
+}
+
+/// When a session began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// By this call.
+    Now,
+    /// Before it, or there is no Kafka.
+    Before,
+}
+
+/// Why records are not published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpublished {
+    /// Kafka is away. Perhaps it has them all the same.
+    Away,
+    /// Another replica has begun a session after this one.
+    Fenced,
 }
 
 /// librdkafka repeats itself for as long as a broker is away; what matters of it is said by `Dependency`.
@@ -63,6 +95,7 @@ impl KafkaConfig {
         client.set("enable.idempotence", "true");
         client.set("acks", "all");
         client.set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
+        client.set("transactional.id", &self.transactional_id);
         client
     }
 
@@ -87,40 +120,37 @@ impl KafkaConfig {
 
 impl Publisher {
     /// A publisher to the configured brokers, which need not be there yet.
-    pub fn new(config: &Config, health: &Arc<Health>) -> anyhow::Result<Self> {
+    pub fn new(config: &Config, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
         let Some(brokers) = &config.kafka.brokers else {
             return Ok(Self(None));
         };
-        let producer = config
-            .kafka
-            .client()
+        let client = config.kafka.client();
+        let asking = client
             .create_with_context(Quiet)
             .with_context(|| format!("cannot set up the Kafka producer for {brokers}"))?;
         let dependency = Dependency::new(format!("Kafka {brokers}"), health);
         Ok(Self(Some(Kafka {
-            producer,
+            config: client,
+            asking,
             topic: config.kafka.topic.as_str().into(),
             dependency,
+            metrics: metrics.clone(),
         })))
     }
 
-    /// Sends records in their order and waits for all acknowledgements. Says how many, from the first on, are acknowledged.
-    pub async fn publish(&self, records: &[WindowRecord]) -> usize {
-        let Some(kafka) = &self.0 else { return records.len() };
-        let acknowledged = future::join_all(records.iter().map(|record| kafka.send(record))).await;
-        let failed = acknowledged.iter().position(Result::is_err);
-        match failed.map(|i| &acknowledged[i]) {
-            Some(Err(error)) => kafka.dependency.down(error),
-            _ => kafka.dependency.up(),
+    /// Publishing for a replica that has just got the lease.
+    pub fn session(&self) -> Session {
+        Session {
+            kafka: self.0.clone(),
+            producer: None,
         }
-        failed.unwrap_or(records.len())
     }
 
     /// Asks Kafka whether it is there.
     pub async fn ping(&self) {
         let Some(kafka) = self.0.clone() else { return };
         let asked = tokio::task::spawn_blocking(move || {
-            let answer = kafka.producer.client().fetch_metadata(Some(&kafka.topic), PING_TIMEOUT);
+            let answer = kafka.asking.client().fetch_metadata(Some(&kafka.topic), PING_TIMEOUT);
             match answer {
                 Ok(_) => kafka.dependency.up(),
                 Err(error) => kafka.dependency.down(error),
@@ -131,21 +161,119 @@ impl Publisher {
     }
 }
 
-impl Kafka {
-    async fn send(&self, record: &WindowRecord) -> Result<(), KafkaError> {
-        let (key, value) = (record.key(), record.value());
-        let headers = record.headers();
-        let headers = headers.iter().fold(
-            OwnedHeaders::new_with_capacity(headers.len()),
-            |headers, (key, value)| {
-                headers.insert(Header {
-                    key,
-                    value: Some(value),
-                })
-            },
-        );
-        let message = FutureRecord::to(&self.topic).key(&key).payload(&value).headers(headers);
-        let sent = self.producer.send(message, Timeout::After(DELIVERY_TIMEOUT)).await;
-        sent.map(drop).map_err(|(error, _)| error)
+impl Session {
+    /// Makes Kafka refuse whatever older sessions still send. The lease must be checked after that and before publishing: who
+    /// holds it then is fenced before the next holder publishes.
+    pub async fn begin(&mut self) -> Result<Begun, Unpublished> {
+        let (Some(kafka), None) = (self.kafka.clone(), &self.producer) else {
+            return Ok(Begun::Before);
+        };
+        let begun = blocking(move || {
+            let producer: FutureProducer<Quiet> = kafka.config.create_with_context(Quiet)?;
+            match producer.init_transactions(BEGIN_TIMEOUT) {
+                Ok(()) => Ok(producer),
+                Err(error) => Err(cause(&producer, error)),
+            }
+        });
+        self.producer = Some(self.judge(begun.await)?);
+        Ok(Begun::Now)
     }
+
+    /// Publishes records in their order, all or none, and waits for the acknowledgement. After a failure the session has to
+    /// be begun again.
+    pub async fn publish(&mut self, records: &[WindowRecord]) -> Result<(), Unpublished> {
+        let Some(kafka) = self.kafka.clone() else { return Ok(()) };
+        let Some(producer) = self.producer.take() else {
+            return Err(Unpublished::Away);
+        };
+        let records = records.to_vec();
+        // A producer that failed is of no use any more: what it began is ended by the beginning of the next.
+        let published = blocking(move || {
+            let start = Instant::now();
+            let transacted = kafka.transact(&producer, &records);
+            kafka.metrics.kafka_publish.observe(start.elapsed().as_secs_f64());
+            match transacted {
+                Ok(()) => Ok(producer),
+                Err(error) => Err(cause(&producer, error)),
+            }
+        });
+        self.producer = Some(self.judge(published.await)?);
+        Ok(())
+    }
+
+    fn judge<T>(&self, result: KafkaResult<T>) -> Result<T, Unpublished> {
+        let error = match result {
+            Ok(done) => {
+                self.kafka.iter().for_each(|kafka| kafka.dependency.up());
+                return Ok(done);
+            }
+            Err(error) => error,
+        };
+        match error.rdkafka_error_code() {
+            Some(
+                RDKafkaErrorCode::Fenced | RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::InvalidProducerEpoch,
+            ) => {
+                tracing::warn!("Kafka takes records from another replica now: giving up the lease");
+                self.failed("fenced");
+                Err(Unpublished::Fenced)
+            }
+            _ => {
+                self.failed("away");
+                self.kafka.iter().for_each(|kafka| kafka.dependency.down(&error));
+                Err(Unpublished::Away)
+            }
+        }
+    }
+
+    fn failed(&self, reason: &str) {
+        self.kafka.iter().for_each(|kafka| kafka.metrics.kafka_error(reason));
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(producer) = self.producer.take() {
+            // It waits for its threads.
+            drop(tokio::task::spawn_blocking(move || drop(producer)));
+        }
+    }
+}
+
+impl Kafka {
+    /// One transaction. The commit waits for every record's acknowledgement, and fails if one failed.
+    fn transact(&self, producer: &FutureProducer<Quiet>, records: &[WindowRecord]) -> KafkaResult<()> {
+        producer.begin_transaction()?;
+        for record in records {
+            let (key, value, headers) = (record.key(), record.value(), headers(record));
+            let message = FutureRecord::to(&self.topic).key(&key).payload(&value).headers(headers);
+            let queued = producer.send_result(message).map_err(|(error, _)| error)?;
+            drop(queued);
+        }
+        producer.commit_transaction(DELIVERY_TIMEOUT)
+    }
+}
+
+fn headers(record: &WindowRecord) -> OwnedHeaders {
+    let headers = record.headers();
+    let none = OwnedHeaders::new_with_capacity(headers.len());
+    headers.iter().fold(none, |headers, (key, value)| {
+        let value = Some(value);
+        headers.insert(Header { key, value })
+    })
+}
+
+/// Why the producer failed: what is fatal to it, or else what it answered last.
+fn cause(producer: &FutureProducer<Quiet>, error: KafkaError) -> KafkaError {
+    match producer.client().fatal_error() {
+        Some((code, _)) => KafkaError::Global(code),
+        None => error,
+    }
+}
+
+/// Runs what blocks beside the tasks. It goes on to its end even if nobody waits for it any more.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> KafkaResult<T> + Send + 'static) -> KafkaResult<T> {
+    // It does not panic.
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(KafkaError::Canceled))
 }

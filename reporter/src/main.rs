@@ -1,10 +1,12 @@
 //! `verve-reporter`: counts closed windows, publishes them to Kafka, and delivers callbacks.
 //!
 //! - `cli`: the command line and environment, parsed whole before anything else happens
-//! - `windows`: which windows are due or late (`ledger`, pure), who reports them (`lease`), and the reporting itself
+//! - `windows`: what is to be done with windows (`ledger`, pure), who does it (`lease`), what of it is in Redis (`books`), and
+//!   the reporting itself
 //! - `kafka`: the records
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
-//! - `store`: the connections to Redis; `health`: what is reachable, said once; `admin`: the HTTP port
+//! - `store`: the connections to Redis; `health`: what is reachable, said once; `metrics`: what is counted; `overview`: what is
+//!   going on now; `admin`: the HTTP port with all of it; `telemetry`: logs and traces
 
 mod admin;
 mod callbacks;
@@ -12,7 +14,10 @@ mod cli;
 mod clock;
 mod health;
 mod kafka;
+mod metrics;
+mod overview;
 mod store;
+mod telemetry;
 mod windows;
 
 use std::process::ExitCode;
@@ -23,9 +28,12 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::Config;
+use crate::admin::Admin;
+use crate::cli::{Config, Task};
 use crate::health::Health;
 use crate::kafka::Publisher;
+use crate::metrics::Metrics;
+use crate::overview::Overview;
 use crate::store::Store;
 
 /// How long deliveries under way may take to finish once a stop was asked for.
@@ -33,15 +41,27 @@ const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
     let config = match cli::parse() {
-        Ok(config) => config,
+        Ok(Task::Report(config)) => *config,
+        Ok(Task::Dead {
+            redis_urls,
+            keys,
+            command,
+        }) => return callbacks::dead::run(&redis_urls, keys, &command),
         Err(code) => return code,
     };
-    cli::init_logging(config.log_format);
+    let traces = match telemetry::init(config.log_format) {
+        Ok(traces) => traces,
+        Err(error) => {
+            eprintln!("verve-reporter: {error:#}");
+            return ExitCode::from(cli::USAGE);
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime
+    let done = runtime
         .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(config)))
-    {
+        .and_then(|runtime| runtime.block_on(run(config)));
+    traces.finish();
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -57,8 +77,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(&config.listen)
         .await
         .with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
-    let store = Store::new(&config.redis_urls, config.keys.clone(), &health)?;
-    let publisher = Publisher::new(&config, &health)?;
+    let metrics = Metrics::default();
+    let store = Store::new(&config.redis_urls, config.keys.clone(), &health, &metrics)?;
+    let publisher = Publisher::new(&config, &health, &metrics)?;
     tracing::info!(
         replica,
         redis = %config.redis_urls.as_slice().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
@@ -71,18 +92,35 @@ async fn run(config: Config) -> anyhow::Result<()> {
     );
 
     let stop = CancellationToken::new();
-    let admin = tokio::spawn(admin::serve(listener, health.clone(), stop.clone()));
+    let (overview, seen) = Overview::new(config.clone(), store.clone(), health.clone(), metrics.clone());
+    let overview = tokio::spawn(overview.run(stop.clone()));
+    let admin = Admin {
+        config: config.clone(),
+        store: store.clone(),
+        health,
+        metrics: metrics.clone(),
+        seen,
+        replica: replica.clone(),
+        stop: stop.clone(),
+    };
+    let admin = tokio::spawn(admin::serve(listener, admin));
     let checks = tokio::spawn(health::watch(store.clone(), publisher.clone(), stop.clone()));
-    let windows = windows::Reporter::new(config.clone(), store.clone(), publisher, replica.clone());
+    let windows = windows::Reporter::new(
+        config.clone(),
+        store.clone(),
+        publisher,
+        metrics.clone(),
+        replica.clone(),
+    );
     let windows = tokio::spawn(windows.run(stop.clone()));
-    let callbacks = callbacks::Callbacks::new(config, store, replica)?;
+    let callbacks = callbacks::Callbacks::new(config, store, metrics, replica)?;
     let callbacks = tokio::spawn(callbacks.run(stop.clone()));
 
     stop_signal().await?;
     tracing::info!("stopping: deliveries under way may finish");
     stop.cancel();
     let done = async {
-        for task in [windows, callbacks, checks, admin] {
+        for task in [windows, callbacks, checks, overview, admin] {
             task.await.context("a task of the reporter failed")?;
         }
         anyhow::Ok(())

@@ -1,82 +1,93 @@
 //! Reporting windows: one replica holds the lease, counts what is due or late, publishes it, and records that it has.
 //!
-//! What a crash between two steps leaves behind:
-//! - before Kafka's acknowledgement: nothing is recorded, the window is due still
-//! - after the acknowledgement and before the recording: the window is published again, with the same key and revision
+//! Each news goes the way of `ledger`: written down as pending, published, acknowledged, recorded. What a crash leaves behind:
+//! - before it is written down: nothing; the window is counted again
+//! - before the recording: the next leader publishes what was written down, exactly as it is, whether Kafka has it or not
 //! - after the recording: nothing is left to do. The fixed callback's job is queued by the same script that records
 
+mod books;
 mod lease;
 mod ledger;
+#[cfg(test)]
+mod model;
+mod pending;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::{RedisResult, Script};
+use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
-use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
-use verve_protocol::{CallbackJob, Report, Window, WindowRecord};
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
+use verve_protocol::keys::UNREPORTED_SECONDS;
+use verve_protocol::{Window, WindowRecord};
 
 use crate::cli::Config;
 use crate::clock::now_ms;
-use crate::kafka::Publisher;
-use crate::store::Store;
+use crate::kafka::{Begun, Publisher, Session, Unpublished};
+use crate::metrics::Metrics;
+use crate::store::{self, Store};
+use books::{BATCH, Books, TooLate};
 use lease::Lease;
-use ledger::{Ledger, Periods};
+use ledger::{Change, Ledger, Periods, Step};
 
 /// How often a reported window is counted again while it is watched for late ids.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// How soon a step that failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// The most windows reported in one step.
-const BATCH: usize = 200;
 /// How often the ids of windows that cannot be published are kept from expiring.
 const KEEP_EVERY: Duration = Duration::from_secs(3600);
-/// How long the ids of a window stay in Redis once its late period is over.
-const KEEP_FINAL: Duration = Duration::from_secs(60);
-
-/// Records reports, and queues fixed callbacks, if the lease is still held. Answers 1 if it was.
-///
-/// KEYS: lease, reports, callbacks. ARGV: lease holder, number of reports, their fields and values, then for each job
-/// its number of arguments and these.
-const RECORD: &str = r"
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-local at = 3
-for _ = 1, tonumber(ARGV[2]) do
-  redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1])
-  at = at + 2
-end
-while ARGV[at] do
-  local n = tonumber(ARGV[at])
-  redis.call('XADD', KEYS[3], '*', unpack(ARGV, at + 1, at + n))
-  at = at + n + 1
-end
-return 1";
+/// How often Redis is searched for ids that came too late and reports that need not be kept.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Reports windows for as long as it holds the lease.
 pub struct Reporter {
     config: Arc<Config>,
     store: Store,
+    books: Books,
     publisher: Publisher,
+    metrics: Metrics,
     replica: String,
-    record: Script,
 }
 
-/// What is to be published and recorded of one window.
-struct Change {
-    record: WindowRecord,
-    report: Report,
+/// When something was last done, to do it every so often.
+#[derive(Default)]
+struct Last(Option<Instant>);
+
+impl Last {
+    fn is_over(&self, every: Duration) -> bool {
+        self.0.is_none_or(|last| last.elapsed() >= every)
+    }
+
+    fn is_now(&mut self) {
+        self.0 = Some(Instant::now());
+    }
+}
+
+/// Of one report: most of the time of one window.
+fn span_of(records: &[WindowRecord]) -> Span {
+    let first = records.first();
+    tracing::info_span!(
+        "window report",
+        otel.kind = "producer",
+        otel.status_code = Empty,
+        windows = records.len(),
+        window = first.map(|record| record.window.to_string()),
+        unique = first.map(|record| record.count),
+        revision = first.map(|record| record.revision),
+    )
 }
 
 impl Reporter {
     /// A reporter that calls itself `replica` in the lease.
-    pub fn new(config: Arc<Config>, store: Store, publisher: Publisher, replica: String) -> Self {
+    pub fn new(config: Arc<Config>, store: Store, publisher: Publisher, metrics: Metrics, replica: String) -> Self {
         Self {
+            books: Books::new(config.clone(), store.clone()),
             config,
             store,
             publisher,
+            metrics,
             replica,
-            record: Script::new(RECORD),
         }
     }
 
@@ -88,15 +99,18 @@ impl Reporter {
             .await
         {
             tracing::info!(replica = self.replica, "holding the lease: reporting windows");
+            self.metrics.lease_held.set(1);
             // A stop lets the step under way finish, so that what Kafka has is recorded.
             let led = tokio::select! {
                 led = self.lead(&lease, &mut ledger, &stop) => led,
                 () = lease.lost() => Ok(()),
             };
+            self.metrics.lease_held.set(0);
             match led {
                 Ok(()) if stop.is_cancelled() => {}
                 Ok(()) => tracing::warn!(replica = self.replica, "lost the lease"),
-                Err(error) => tracing::debug!("reporting interrupted: {error}"),
+                Err(error) if store::is_away(&error) => tracing::debug!("reporting interrupted: {error}"),
+                Err(error) => tracing::warn!("reporting interrupted: {error}"),
             }
             lease.release().await;
             stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
@@ -105,64 +119,79 @@ impl Reporter {
 
     /// Reports windows until a stop is asked for, the lease is lost, or Redis fails.
     async fn lead(&self, lease: &Lease, known: &mut Option<Ledger>, stop: &CancellationToken) -> RedisResult<()> {
-        let ledger = self.load(known.as_ref()).await?;
+        let ledger = self.resume(known.as_ref()).await?;
         let ledger = known.insert(ledger);
-        let mut kept = None;
-        while !stop.is_cancelled() {
-            let now = now_ms();
-            let due = ledger.due(now, BATCH);
-            let watched = ledger.watched();
-            let windows: Vec<Window> = due.iter().copied().chain(watched).collect();
-            let counts = self.store.counts(&windows).await?;
-            let (changes, mut finals) = self.changes(ledger, &windows, &counts, now).await?;
-            // A leader that was paused must not publish what another one has reported better.
-            if !lease.is_held() {
-                return Ok(());
-            }
-            let (done, unsent) = self.publish(changes).await;
-            finals.retain(|window| !unsent.contains(window));
-            if !self.record(lease, ledger, &done).await? || !self.finish(lease, ledger, finals).await? {
-                return Ok(());
-            }
-            if !unsent.is_empty() {
-                self.keep_unreported(ledger, &mut kept).await?;
-                stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
-            } else if due.len() < BATCH {
-                let wait = Duration::from_millis(ledger.next_due_ms().saturating_sub(now_ms()));
-                stop.run_until_cancelled(tokio::time::sleep(wait.min(WATCH_EVERY)))
-                    .await;
+        let mut session = self.publisher.session();
+        let (mut watched, mut swept, mut kept) = (Last::default(), Last::default(), Last::default());
+        // Whoever was paused must not do what another one has done better.
+        while lease.is_held() && (ledger.owes_recording() || !stop.is_cancelled()) {
+            let watch = watched.is_over(WATCH_EVERY);
+            match ledger.step(now_ms(), BATCH, watch) {
+                Step::Record(changes) => {
+                    if !self.record(lease, ledger, &changes, stop).await? {
+                        return Ok(());
+                    }
+                }
+                Step::Publish(records) => {
+                    let span = span_of(&records);
+                    let published = self.publish(lease, &mut session, &records);
+                    let published = published.instrument(span.clone()).await?;
+                    if published != Some(Ok(())) {
+                        span.record("otel.status_code", "ERROR");
+                    }
+                    let Some(published) = published else {
+                        return Ok(());
+                    };
+                    match published {
+                        Ok(()) => ledger.acknowledged(now_ms()),
+                        Err(Unpublished::Fenced) => return Ok(()),
+                        Err(Unpublished::Away) => self.put_off(ledger, &mut kept, stop).await?,
+                    }
+                }
+                Step::Remove(removals) => {
+                    let mut too_late = TooLate::new();
+                    let removed = self.books.remove(&removals, &mut too_late).await;
+                    self.tell_too_late(too_late);
+                    removed?;
+                    ledger.removed(removals.into_iter().map(|(window, _)| window));
+                }
+                Step::Count(windows) => {
+                    // Before anything is written down that could not be published.
+                    match stop.run_until_cancelled(session.begin()).await {
+                        None => continue,
+                        Some(Ok(_)) => {}
+                        Some(Err(Unpublished::Fenced)) => return Ok(()),
+                        Some(Err(Unpublished::Away)) => {
+                            self.put_off(ledger, &mut kept, stop).await?;
+                            continue;
+                        }
+                    }
+                    if !self.count(lease, ledger, &windows).await? {
+                        return Ok(());
+                    }
+                    if watch {
+                        watched.is_now();
+                    }
+                    if swept.is_over(SWEEP_EVERY) {
+                        swept.is_now();
+                        self.sweep(ledger).await;
+                    }
+                    self.wait(ledger, stop).await;
+                }
             }
         }
         Ok(())
     }
 
-    /// What was reported so far, and where to go on. `known` is what this replica last knew.
-    async fn load(&self, known: Option<&Ledger>) -> RedisResult<Ledger> {
-        let length = self.config.window_length;
-        let mut hgetall = redis::cmd("HGETALL");
-        hgetall.arg(self.store.keys.reports(length));
-        let stored: BTreeMap<u64, String> = self.store.first().command(&hgetall).await?;
-        let mut reports = BTreeMap::new();
-        for (start, json) in stored {
-            match (length.window_starting(start), Report::from_json(&json)) {
-                (Some(window), Ok(report)) => drop(reports.insert(window, report)),
-                _ => tracing::error!("ignoring the report of {start}, which is not readable: {json}"),
-            }
-        }
-        if let Some(known) = known {
-            known.remind(&mut reports);
-        }
-        let prefix = self.store.keys.ids_prefix(length);
-        let keys = self.store.scan(&prefix).await?;
-        let starts = keys.iter().filter_map(|key| key.strip_prefix(&prefix)?.parse().ok());
-        let oldest_ids = starts.filter_map(|start| length.window_starting(start)).min();
-        let from = if reports.is_empty() { self.from().await? } else { None };
+    async fn resume(&self, known: Option<&Ledger>) -> RedisResult<Ledger> {
         let periods = Periods {
             grace: self.config.grace,
             late: self.config.late,
         };
-        let (ledger, lost) = Ledger::resume(length, periods, reports, from, oldest_ids, now_ms());
+        let stored = self.books.load().await?;
+        let (ledger, lost) = Ledger::resume(self.config.window_length, periods, stored, known, now_ms());
         if let Some(lost) = lost {
+            self.metrics.windows_lost.inc_by(lost.windows);
             tracing::error!(
                 first = %lost.first, last = %lost.last, windows = lost.windows,
                 "windows not reported: no reporter ran for so long that their ids have expired"
@@ -171,164 +200,130 @@ impl Reporter {
         Ok(ledger)
     }
 
-    /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
-    async fn from(&self) -> RedisResult<Option<Window>> {
-        let length = self.config.window_length;
-        let current = length.window_at_ms(now_ms());
-        let mut begin = redis::cmd("SET");
-        begin.arg(self.store.keys.reports_from(length)).arg(current.start());
-        let began: Option<u64> = self.store.first().command(begin.arg("NX").arg("GET")).await?;
-        Ok(began.and_then(|start| length.window_starting(start)))
-    }
-
-    /// What has to be published of `windows`, and which of them are final.
-    async fn changes(
+    /// Publishes what was written down. `None` if the lease is lost.
+    async fn publish(
         &self,
-        ledger: &Ledger,
-        windows: &[Window],
-        counts: &[u64],
-        now: u64,
-    ) -> RedisResult<(Vec<Change>, Vec<Window>)> {
-        let (mut news, mut finals) = (Vec::new(), Vec::new());
-        for (window, count) in windows.iter().zip(counts) {
-            let decision = ledger.decide(*window, *count, now);
-            news.extend(decision.publish.map(|report| (*window, report)));
-            finals.extend(decision.is_final.then_some(*window));
-        }
-        let stats = self.stats(&news).await?;
-        let changes = news
-            .into_iter()
-            .zip(stats)
-            .map(|((window, report), [requests, duplicates])| Change {
-                record: WindowRecord {
-                    window,
-                    count: report.count,
-                    revision: report.revision,
-                    requests,
-                    duplicates,
-                },
-                report,
-            });
-        Ok((changes.collect(), finals))
+        lease: &Lease,
+        session: &mut Session,
+        records: &[WindowRecord],
+    ) -> RedisResult<Option<Result<(), Unpublished>>> {
+        // A session that begins now fences all others, the right one too if the lease is another's meanwhile.
+        Ok(match session.begin().await {
+            Ok(Begun::Now) if !self.books.prepare(lease, records).await? => None,
+            Ok(_) => Some(session.publish(records).await),
+            Err(error) => Some(Err(error)),
+        })
     }
 
-    async fn stats(&self, windows: &[(Window, Report)]) -> RedisResult<Vec<[u64; 2]>> {
-        if windows.is_empty() {
-            return Ok(Vec::new());
+    /// Records what Kafka has, as soon as Redis takes it: published again it would be the same record once more. Answers
+    /// whether the lease is held.
+    async fn record(
+        &self,
+        lease: &Lease,
+        ledger: &mut Ledger,
+        changes: &[Change],
+        stop: &CancellationToken,
+    ) -> RedisResult<bool> {
+        let mut told = false;
+        loop {
+            match self.books.record(lease, changes).await {
+                Ok(true) => break,
+                Ok(false) => return Ok(false),
+                Err(error) if stop.is_cancelled() || !lease.is_held() => return Err(error),
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::error!("Kafka has records that Redis does not take note of: {error}; trying again");
+                    }
+                    stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
+                }
+            }
         }
-        let mut pipe = redis::pipe();
-        for (window, _) in windows {
-            pipe.cmd("HMGET")
-                .arg(self.store.keys.stats(*window))
-                .arg(stats::REQUESTS)
-                .arg(stats::DUPLICATE);
-        }
-        let found: Vec<[Option<u64>; 2]> = self.store.first().run(&pipe).await?;
-        Ok(found
-            .into_iter()
-            .map(|fields| fields.map(Option::unwrap_or_default))
-            .collect())
-    }
-
-    /// What Kafka has acknowledged, and the windows that it has not.
-    async fn publish(&self, mut changes: Vec<Change>) -> (Vec<Change>, Vec<Window>) {
-        let records: Vec<WindowRecord> = changes.iter().map(|change| change.record).collect();
-        let acknowledged = if records.is_empty() {
-            0
-        } else {
-            self.publisher.publish(&records).await
-        };
-        let unsent = changes.split_off(acknowledged);
-        (changes, unsent.into_iter().map(|change| change.record.window).collect())
-    }
-
-    /// While Kafka is away, the ids of windows that are due must not expire. Prolonged now and then.
-    async fn keep_unreported(&self, ledger: &Ledger, kept: &mut Option<Instant>) -> RedisResult<()> {
-        if kept.is_none_or(|kept| kept.elapsed() > KEEP_EVERY) {
-            let due = ledger.due(now_ms(), usize::MAX);
-            self.store
-                .expire_ids(&due, Duration::from_secs(UNREPORTED_SECONDS))
-                .await?;
-            *kept = Some(Instant::now());
-        }
-        Ok(())
-    }
-
-    /// Records what was published. Says whether the lease is still held: if not, nothing was recorded.
-    async fn record(&self, lease: &Lease, ledger: &mut Ledger, changes: &[Change]) -> RedisResult<bool> {
-        if changes.is_empty() {
-            return Ok(true);
-        }
-        let reports: Vec<(Window, Report)> = changes
-            .iter()
-            .map(|change| (change.record.window, change.report))
-            .collect();
-        if !self.write(lease, &reports, changes).await? {
-            return Ok(false);
-        }
-        ledger.record(reports);
-        for Change { record, .. } in changes {
+        ledger.recorded();
+        for Change { record, report } in changes {
+            let (counter, told) = match record.revision {
+                0 => {
+                    let lag_ms = report.time.saturating_sub(self.config.due_ms(record.window));
+                    self.metrics
+                        .window_lag
+                        .observe(Duration::from_millis(lag_ms).as_secs_f64());
+                    (&self.metrics.windows_reported, "window reported")
+                }
+                _ => (&self.metrics.window_revisions, "window corrected"),
+            };
+            counter.inc();
             tracing::info!(
                 window = %record.window,
                 unique = record.count,
                 revision = record.revision,
                 requests = record.requests,
                 duplicates = record.duplicates,
-                "{}",
-                if record.revision == 0 { "window reported" } else { "window corrected" },
+                "{told}",
             );
         }
         Ok(true)
     }
 
-    /// Lets the ids of final windows expire, then records that nobody need watch them. Says whether the lease is still held.
-    async fn finish(&self, lease: &Lease, ledger: &mut Ledger, finals: Vec<Window>) -> RedisResult<bool> {
-        let finish = |window: &Window| {
-            Some((
-                *window,
-                Report {
-                    is_final: true,
-                    ..*ledger.report(*window)?
-                },
-            ))
-        };
-        let reports: Vec<(Window, Report)> = finals.iter().filter_map(finish).collect();
-        if reports.is_empty() {
-            return Ok(true);
+    /// Counts windows, writes down what is news, and makes final what is over. Answers whether the lease is held.
+    async fn count(&self, lease: &Lease, ledger: &mut Ledger, windows: &[Window]) -> RedisResult<bool> {
+        let now = now_ms();
+        let counts = self.store.counts_by_server(windows).await?;
+        let plan = ledger.plan(windows.iter().copied().zip(counts), now);
+        let records = self.books.records(&plan.news).await?;
+        if !self.books.prepare(lease, &records).await? {
+            return Ok(false);
         }
-        self.store.expire_ids(&finals, KEEP_FINAL).await?;
-        let held = self.write(lease, &reports, &[]).await?;
-        if held {
-            ledger.record(reports);
+        ledger.prepared(records);
+        for finals in plan.finals.chunks(BATCH) {
+            let Some(done) = self.books.finish(lease, finals.to_vec()).await? else {
+                return Ok(false);
+            };
+            done.into_iter().for_each(|done| ledger.finished(done));
         }
-        Ok(held)
+        Ok(true)
     }
 
-    async fn write(&self, lease: &Lease, reports: &[(Window, Report)], called: &[Change]) -> RedisResult<bool> {
-        let keys = &self.store.keys;
-        let mut script = self.record.key(keys.lease());
-        script
-            .key(keys.reports(self.config.window_length))
-            .key(keys.callbacks());
-        script.arg(lease.holder()).arg(reports.len());
-        for (window, report) in reports {
-            script.arg(window.start()).arg(report.to_json());
+    /// What fails here can wait.
+    async fn sweep(&self, ledger: &mut Ledger) {
+        let mut too_late = TooLate::new();
+        if let Err(error) = self.books.sweep(ledger, &mut too_late).await {
+            tracing::warn!("cannot search for ids that came too late: {error}");
         }
-        if let Some((endpoint, method)) = &self.config.callback.fixed {
-            for Change { record, .. } in called {
-                let job = CallbackJob {
-                    endpoint: endpoint.clone(),
-                    method: *method,
-                    window: record.window,
-                    revision: Some(record.revision),
-                };
-                let fields = job.to_fields();
-                script.arg(fields.len() * 2);
-                for (name, value) in fields {
-                    script.arg(name).arg(value);
-                }
-            }
+        self.tell_too_late(too_late);
+        match self.books.trim().await {
+            Ok(0) => {}
+            Ok(reports) => tracing::info!(reports, "removed old reports"),
+            Err(error) => tracing::warn!("cannot remove old reports: {error}"),
         }
-        Ok(self.store.first().script::<u8>(&script).await? == 1)
+    }
+
+    fn tell_too_late(&self, too_late: TooLate) {
+        for (window, ids) in too_late {
+            self.metrics.late_ids.inc_by(ids);
+            tracing::warn!(%window, ids, "ids dropped: they came after their window was final");
+        }
+    }
+
+    /// Waits until something may be due, unless something is already.
+    async fn wait(&self, ledger: &Ledger, stop: &CancellationToken) {
+        let now = now_ms();
+        if matches!(ledger.step(now, 1, false), Step::Count(due) if due.is_empty()) {
+            let wait = Duration::from_millis(ledger.next_due_ms().saturating_sub(now));
+            stop.run_until_cancelled(tokio::time::sleep(wait.min(WATCH_EVERY)))
+                .await;
+        }
+    }
+
+    /// While Kafka is away, the ids of windows that are due must not expire. Prolonged now and then.
+    async fn put_off(&self, ledger: &Ledger, kept: &mut Last, stop: &CancellationToken) -> RedisResult<()> {
+        if kept.is_over(KEEP_EVERY) {
+            kept.is_now();
+            let mut windows = ledger.due(now_ms(), usize::MAX);
+            windows.extend(ledger.needed());
+            self.store
+                .expire_ids(&windows, Duration::from_secs(UNREPORTED_SECONDS))
+                .await?;
+        }
+        stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
+        Ok(())
     }
 }

@@ -113,21 +113,34 @@ impl Options {
             Some(address) => address,
             None => net::free_address()?,
         };
-        // Or the one who has the port would be taken for ours.
-        TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
-        let mut command = self.kind.command(&folder.path().join("spin.toml"))?;
-        command.args(["--listen", &address.to_string()]);
-        for (name, value) in &self.variables {
-            command.args(["--variable", &format!("{name}={value}")]);
-        }
+        let process = spawn(self.kind, &folder, address, &self.variables, self.on_line)?;
         let instance = Instance {
-            process: Process::spawn_with(&format!("{:?}", self.kind), command, self.on_line)?,
+            kind: self.kind,
+            variables: self.variables,
+            process,
             address,
-            _folder: folder,
+            folder,
         };
         instance.wait_ready().await?;
         Ok(instance)
     }
+}
+
+fn spawn(
+    kind: Kind,
+    folder: &TempDir,
+    address: SocketAddr,
+    variables: &[(String, String)],
+    on_line: Option<OnLine>,
+) -> Result<Process> {
+    // Or the one who has the port would be taken for ours.
+    TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
+    let mut command = kind.command(&folder.path().join("spin.toml"))?;
+    command.args(["--listen", &address.to_string()]);
+    for (name, value) in variables {
+        command.args(["--variable", &format!("{name}={value}")]);
+    }
+    Process::spawn_with(&format!("{kind:?}"), command, on_line)
 }
 
 /// A folder of its own for an application, so that the host's state beside the manifest is its own too: the manifest, and
@@ -150,9 +163,11 @@ pub fn application_folder(manifest: Option<&str>) -> Result<TempDir> {
 
 /// A running host. Dropping it kills it.
 pub struct Instance {
+    kind: Kind,
+    variables: Vec<(String, String)>,
     process: Process,
     address: SocketAddr,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Instance {
@@ -186,10 +201,26 @@ impl Instance {
         self.address
     }
 
+    /// The application's folder. The host's state, and so the spool, is in `.spin` of it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The process, and with it the log.
     #[must_use]
     pub const fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Kills it if it still runs, and starts it again: same address, same folder, and so same spool.
+    ///
+    /// # Errors
+    /// As [`Options::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        self.process = spawn(self.kind, &self.folder, self.address, &self.variables, None)?;
+        self.wait_ready().await
     }
 
     /// Sends SIGTERM and waits for its end.

@@ -4,7 +4,6 @@
 //! sets it); where none can be had they use the broker that librdkafka carries, in this process. Tests that stop and
 //! restart a broker start a real one of their own.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::io::Write;
 use std::path::Path;
@@ -17,15 +16,18 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, StreamConsumer};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use crate::process::{OnLine, Process};
 use crate::{paths, wait};
+
+mod records;
+
+pub use records::{Record, Records};
 
 /// How long a broker may take to start, and a topic to appear.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -74,17 +76,31 @@ impl Kafka {
     /// # Errors
     /// As [`Self::real`].
     pub async fn real_with(port: u16, dir: &Path, on_line: Option<OnLine>) -> Result<Self> {
+        Self::launch(port, port, dir, on_line).await
+    }
+
+    /// The same, and clients are told to connect to the port `advertised`, where a link to the broker listens.
+    ///
+    /// # Errors
+    /// As [`Self::real`].
+    pub async fn real_behind(advertised: u16, port: u16, dir: &Path) -> Result<Self> {
+        Self::launch(advertised, port, dir, None).await
+    }
+
+    async fn launch(advertised: u16, port: u16, dir: &Path, on_line: Option<OnLine>) -> Result<Self> {
         let xtask = paths::target().join("release/xtask");
         if !xtask.is_file() {
             bail!("{} is missing: run `cargo xtask build` first", xtask.display());
         }
         let mut command = Command::new(xtask);
-        command.args(["kafka", "--port", &port.to_string(), "--dir"]).arg(dir);
+        let (port, advertised) = (port.to_string(), advertised.to_string());
+        command.args(["kafka", "--port", &port, "--advertised-port", &advertised]);
+        command.arg("--dir").arg(dir);
         let kafka = Self {
-            brokers: format!("127.0.0.1:{port}"),
+            brokers: format!("127.0.0.1:{advertised}"),
             kind: Kind::Real(Process::spawn_with("kafka", command, on_line)?),
         };
-        kafka.wait_ready().await?;
+        kafka.wait_ready(&format!("127.0.0.1:{port}")).await?;
         Ok(kafka)
     }
 
@@ -144,7 +160,23 @@ impl Kafka {
     /// # Errors
     /// When the broker does not answer, or has no such topic.
     pub async fn consume(&self, topic: &str) -> Result<Records> {
+        self.consumer(topic, self.client()).await.map(Records::new)
+    }
+
+    /// The records that are in `topic` now, in order within each partition.
+    ///
+    /// # Errors
+    /// As [`Self::consume`], or when the end is not reached within 90 s.
+    pub async fn read_all(&self, topic: &str) -> Result<Vec<Record>> {
         let mut config = self.client();
+        config.set("enable.partition.eof", "true");
+        let records = Records::new(self.consumer(topic, config).await?);
+        timeout(PATIENCE, records.to_the_end())
+            .await
+            .context("the end of the topic")?
+    }
+
+    async fn consumer(&self, topic: &str, mut config: ClientConfig) -> Result<StreamConsumer> {
         // The client wants a group's name even where it joins none.
         config.set("group.id", "verve-tests").set("enable.auto.commit", "false");
         config
@@ -158,36 +190,25 @@ impl Kafka {
                 all.add_partition_offset(&topic, partition, Offset::Beginning)?;
             }
             consumer.assign(&all)?;
-            Ok(Records { consumer })
+            Ok(consumer)
         })
         .await?
     }
 
     fn client(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &self.brokers);
-        // A broker that is being restarted is looked for again soon.
-        config
-            .set("reconnect.backoff.ms", "20")
-            .set("reconnect.backoff.max.ms", "500");
-        config
+        client(&self.brokers)
     }
 
-    fn answers(&self, timeout: Duration) -> Result<()> {
-        let client: BaseConsumer = self.client().create()?;
-        let metadata = client.fetch_metadata(None, timeout)?;
-        metadata.brokers().first().map(drop).context("no broker")
-    }
-
-    async fn wait_ready(&self) -> Result<()> {
+    /// Waits until the broker itself, at `address`, answers.
+    async fn wait_ready(&self, address: &str) -> Result<()> {
         let log = || self.process().map(Process::log).unwrap_or_default();
         let ready = wait::until("Kafka to answer", 10 * PATIENCE, || async {
             if let Some(status) = self.process().and_then(Process::exit_status) {
                 return Some(Err(status));
             }
             // Asked only where somebody listens: `xtask kafka` may be installing for minutes.
-            tokio::net::TcpStream::connect(&self.brokers).await.ok()?;
-            self.answers(Duration::from_secs(2)).ok().map(Ok)
+            tokio::net::TcpStream::connect(address).await.ok()?;
+            answers(address, Duration::from_secs(2)).ok().map(Ok)
         });
         match ready.await.with_context(|| format!("its log:\n{}", log()))? {
             Ok(()) => Ok(()),
@@ -196,14 +217,29 @@ impl Kafka {
     }
 }
 
+fn client(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    // A broker that is being restarted is looked for again soon.
+    config
+        .set("reconnect.backoff.ms", "20")
+        .set("reconnect.backoff.max.ms", "500");
+    config
+}
+
+fn answers(brokers: &str, timeout: Duration) -> Result<()> {
+    let client: BaseConsumer = client(brokers).create()?;
+    let metadata = client.fetch_metadata(None, timeout)?;
+    metadata.brokers().first().map(drop).context("no broker")
+}
+
 fn shared() -> Result<Kafka> {
     if let Some(brokers) = env::var("KAFKA_BROKERS").ok().filter(|brokers| !brokers.is_empty()) {
         let kafka = Kafka {
             brokers,
             kind: Kind::External,
         };
-        let answers = kafka.answers(PATIENCE);
-        answers.with_context(|| format!("KAFKA_BROKERS={}", kafka.brokers))?;
+        answers(&kafka.brokers, PATIENCE).with_context(|| format!("KAFKA_BROKERS={}", kafka.brokers))?;
         return Ok(kafka);
     }
     // Past the test harness, which keeps what passing tests print to itself.
@@ -234,66 +270,6 @@ fn partitions(consumer: &StreamConsumer, topic: &str) -> Result<Vec<i32>> {
             bail!("the broker has no topic {topic}");
         }
         std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The records of a topic, old and new.
-pub struct Records {
-    consumer: StreamConsumer,
-}
-
-impl Records {
-    /// The next record, or `None` if none comes within `timeout`. Within a partition they come in order.
-    pub async fn next(&self, timeout: Duration) -> Option<Record> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            match timeout_at(deadline, self.consumer.recv()).await {
-                Ok(Ok(message)) => return Some(Record::from(&message)),
-                // The client itself goes on: a broker that is away may come back.
-                Ok(Err(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-                Err(_) => return None,
-            }
-        }
-    }
-}
-
-/// A record as it is in the topic, as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The key; empty if there is none.
-    pub key: String,
-    /// The value; empty if there is none.
-    pub value: String,
-    /// The headers by name.
-    pub headers: BTreeMap<String, String>,
-    /// The partition it is in.
-    pub partition: i32,
-    /// Its place in the partition.
-    pub offset: i64,
-    /// When it was produced, in milliseconds since the Unix epoch.
-    pub timestamp_ms: i64,
-}
-
-impl Record {
-    /// A header's value; empty if there is none.
-    #[must_use]
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", String::as_str)
-    }
-}
-
-impl From<&BorrowedMessage<'_>> for Record {
-    fn from(message: &BorrowedMessage<'_>) -> Self {
-        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
-        let headers = message.headers().into_iter().flat_map(Headers::iter);
-        Self {
-            key: text(message.key()),
-            value: text(message.payload()),
-            headers: headers.map(|h| (h.key.to_owned(), text(h.value))).collect(),
-            partition: message.partition(),
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
-        }
     }
 }
 

@@ -4,17 +4,23 @@
 //! folders, so that any number of rigs run side by side; what a value started ends when the value is dropped.
 //!
 //! - [`process`]: a child process, its output line by line
-//! - [`redis`], [`host`], [`reporter`], [`kafka`]: the parts
+//! - [`redis`], [`host`], [`reporter`], [`kafka`], [`broker`], [`nginx`]: the parts
+//! - [`link`]: a connection between parts that can be cut, held, and held at a given moment
 //! - [`http`], [`load`]: HTTP clients, one raw and one fast
 //! - [`sink`]: an HTTP server that records what callbacks reach it
+//! - [`metrics`]: what `/metrics` tells
 //! - [`clock`], [`net`], [`paths`], [`wait`]: small helpers
 
+pub mod broker;
 pub mod clock;
 pub mod host;
 pub mod http;
 pub mod kafka;
+pub mod link;
 pub mod load;
+pub mod metrics;
 pub mod net;
+pub mod nginx;
 pub mod paths;
 pub mod process;
 pub mod redis;

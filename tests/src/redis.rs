@@ -125,6 +125,12 @@ impl RedisServer {
         Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
+    /// The process.
+    #[must_use]
+    pub const fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// Ends it properly.
     ///
     /// # Errors

@@ -99,11 +99,12 @@ pub fn command() -> Result<Command> {
         command.env_remove(OsString::from(flag));
     }
     command.env_remove("RUST_LOG");
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
     Ok(command)
 }
 
 /// Every flag of the reporter, as its environment variable. `KAFKA_BROKERS`, for one, may be set for the tests themselves.
-pub const FLAGS: [&str; 18] = [
+pub const FLAGS: [&str; 19] = [
     "REDIS_URLS",
     "NAMESPACE",
     "WINDOW_SECONDS",
@@ -120,6 +121,7 @@ pub const FLAGS: [&str; 18] = [
     "CALLBACK_BACKOFF_MS",
     "CALLBACK_SECRET",
     "LISTEN",
+    "ADMIN_TOKEN",
     "LOG_FORMAT",
     "CALLBACK_TIMEOUT_MS",
 ];

@@ -144,6 +144,12 @@ impl Sink {
         lock(&self.shared.received).clone()
     }
 
+    /// How many requests there were so far.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        lock(&self.shared.received).len()
+    }
+
     /// The requests for `path` so far, whatever their query.
     #[must_use]
     pub fn received_at(&self, path: &str) -> Vec<Received> {

@@ -23,13 +23,16 @@ enum What {
     Host,
     /// target/release/verve-reporter
     Reporter,
-    /// All of them.
+    /// target/wasm32-wasip2/release/verve_hello.wasm, of the benchmarks
+    Hello,
+    /// The component, the host and the reporter.
     All,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     match args.what {
         What::Component => component(),
+        What::Hello => hello(),
         What::Host => native(&[HOST]),
         What::Reporter => native(&[REPORTER]),
         What::All => all(),
@@ -45,6 +48,9 @@ pub const REPORTER: &str = "verve-reporter";
 /// Runs everything, for `cargo xtask up`.
 pub const UP: &str = "verve-up";
 
+/// Harms every part, for `cargo xtask chaos`.
+pub const CHAOS: &str = "verve-chaos";
+
 /// What `spin.toml` and the tests look for.
 pub fn all() -> Result<()> {
     component()?;
@@ -53,15 +59,23 @@ pub fn all() -> Result<()> {
 
 /// Builds the component.
 pub fn component() -> Result<()> {
+    wasm("accept-component")
+}
+
+/// Builds the component that records nothing, for `cargo xtask bench`.
+pub fn hello() -> Result<()> {
+    wasm("verve-hello")
+}
+
+/// Builds a component.
+fn wasm(package: &str) -> Result<()> {
     // Cargo's own helpers are native programs.
     install::ensure(&install::NATIVE[..1])?;
     let toolchain = Toolchain::for_wasm()?;
-    sys::say(&format!("building the component ({})", described(toolchain)));
-    sys::run(&mut toolchain.cargo_wasm("build")?)?;
-    let built = sys::root()
-        .join("target")
-        .join(WASM)
-        .join("release/accept_component.wasm");
+    sys::say(&format!("building {package} ({})", described(toolchain)));
+    sys::run(&mut toolchain.cargo_wasm("build", package)?)?;
+    let file = format!("release/{}.wasm", package.replace('-', "_"));
+    let built = sys::root().join("target").join(WASM).join(file);
     let size = fs::metadata(&built)
         .with_context(|| format!("{} was not built", built.display()))?
         .len();

@@ -99,7 +99,7 @@ impl Toolchain {
 
     /// `cargo <subcommand>` for the component: for WebAssembly, optimized as a whole, as small as that comes, and into the
     /// folder that `spin.toml` names.
-    pub fn cargo_wasm(self, subcommand: &str) -> Result<Command> {
+    pub fn cargo_wasm(self, subcommand: &str, package: &str) -> Result<Command> {
         let mut command = self.cargo(subcommand);
         // Meant for native programs, and they would take the place of what is set for this target.
         for name in [
@@ -119,14 +119,7 @@ impl Toolchain {
             ("DEBUG", "none"),
         ];
         command.envs(profile.map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)));
-        command.args([
-            "--release",
-            "--package",
-            "accept-component",
-            "--target",
-            WASM,
-            "--target-dir",
-        ]);
+        command.args(["--release", "--package", package, "--target", WASM, "--target-dir"]);
         command.arg(sys::root().join("target"));
         if self == Self::Debian {
             let mut path = linker_folder()?.into_os_string();

@@ -1,5 +1,6 @@
 //! What the machine must have besides Rust, and how it gets there.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -50,6 +51,20 @@ pub const REDIS: Need = Need {
     what: "redis-server",
     packages: &["redis-server"],
     present: || sys::which("redis-server").is_some(),
+};
+
+/// An nginx to run before several hosts. Debian has it in a folder that is on root's PATH alone.
+pub const NGINX: Need = Need {
+    what: "nginx",
+    packages: &["nginx"],
+    present: || sys::which("nginx").is_some() || Path::new("/usr/sbin/nginx").is_file(),
+};
+
+/// A browser that shows the reporter's page to the tests (the first time it is fetched, 100 MB and more).
+pub const BROWSER: Need = Need {
+    what: "Chromium",
+    packages: &["chromium"],
+    present: || sys::which("chromium").is_some(),
 };
 
 /// Sees to it that every need is met, by Debian's packages where that can be done.

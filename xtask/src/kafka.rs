@@ -21,6 +21,9 @@ pub struct Args {
     /// The port of 127.0.0.1 that clients connect to.
     #[arg(long, required_unless_present = "prepare")]
     port: Option<u16>,
+    /// The port that the broker tells clients to connect to, where something stands between them and it.
+    #[arg(long)]
+    advertised_port: Option<u16>,
     /// Where the data go; they outlive the broker. Without it they go to a new temporary folder.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -44,7 +47,8 @@ pub fn run(args: &Args) -> Result<()> {
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let dir = dir.canonicalize()?;
     let config = dir.join("server.properties");
-    fs::write(&config, properties(port, sys::free_port()?, &dir))?;
+    let advertised = args.advertised_port.unwrap_or(port);
+    fs::write(&config, properties(port, advertised, sys::free_port()?, &dir))?;
     format(&jars, &config)?;
     sys::say(&format!("Kafka on 127.0.0.1:{port}, its data in {}", dir.display()));
     let mut command = launcher(args.die_with_parent);
@@ -132,7 +136,7 @@ fn define(name: &str, path: &Path) -> OsString {
 }
 
 /// One node, one copy of everything, nothing to wait for.
-fn properties(port: u16, controller: u16, dir: &Path) -> String {
+fn properties(port: u16, advertised: u16, controller: u16, dir: &Path) -> String {
     let data = dir.join("data");
     format!(
         "\
@@ -141,7 +145,7 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}
 controller.listener.names=CONTROLLER
 log.dirs={data}
 num.partitions=1
@@ -183,7 +187,7 @@ mod tests {
 
     #[test]
     fn only_loopback_is_listened_on() {
-        let text = properties(9092, 9093, Path::new("/tmp/kafka"));
+        let text = properties(9092, 9094, 9093, Path::new("/tmp/kafka"));
         let listeners = text
             .lines()
             .find(|line| line.starts_with("listeners="))
@@ -192,6 +196,7 @@ mod tests {
             listeners,
             "listeners=PLAINTEXT://127.0.0.1:9092,CONTROLLER://127.0.0.1:9093"
         );
+        assert!(text.contains("\nadvertised.listeners=PLAINTEXT://127.0.0.1:9094\n"));
         assert!(text.contains("log.dirs=/tmp/kafka/data\n"));
     }
 }

@@ -1,4 +1,4 @@
-//! The project's own commands, `cargo xtask build | up | test | kafka`.
+//! The project's own commands, `cargo xtask build | up | test | bench | chaos | kafka`.
 //!
 //! What they need and the machine lacks is installed where that can be done, and named in one line where it cannot.
 //! This program is compiled before anything else, so it depends on next to nothing.
@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod cargo;
+mod chaos;
 mod install;
 mod java;
 mod kafka;
@@ -32,6 +34,10 @@ enum Command {
     Up(up::Args),
     /// Checks and tests everything, end to end, with a real Redis and a real Kafka.
     Test(test::Args),
+    /// Kills, stops, pauses and cuts off every part under traffic, and checks that each id was counted exactly once.
+    Chaos(chaos::Args),
+    /// Measures Verve beside its peers, and writes docs/benchmarks.md.
+    Bench(bench::Args),
     /// Runs a real Apache Kafka (one node) in the foreground, for tests.
     Kafka(kafka::Args),
 }
@@ -41,6 +47,8 @@ fn main() -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Up(args) => up::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Kafka(args) => kafka::run(&args),
     };
     match result {

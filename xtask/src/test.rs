@@ -30,7 +30,7 @@ pub fn run(args: &Args) -> Result<()> {
         checks(&mut steps);
     }
     let built = steps.run("build", || {
-        install::ensure(&[install::REDIS])?;
+        install::ensure(&[install::REDIS, install::NGINX])?;
         build::component()?;
         build::native_with_tests()
     });
@@ -38,6 +38,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.filter.is_none() {
         steps.run("doc tests", || tests(&["--doc"], args, None));
     }
+    // Without it one test fails, and says so.
+    steps.run("browser", || install::ensure(&[install::BROWSER]));
     let mut broker = Broker::None;
     steps.run("kafka", || {
         broker = Broker::get(&program)?;
@@ -83,13 +85,31 @@ fn checks(steps: &mut Steps) {
         } else {
             Toolchain::all_of_debian()?
         };
-        sys::run(both.cargo_wasm("clippy")?.args(strict))
+        sys::run(both.cargo_wasm("clippy", "accept-component")?.args(strict))
     });
+    dependencies(steps);
     steps.run("documentation", || {
         let mut doc = Toolchain::Ours.cargo("doc");
         doc.env("RUSTDOCFLAGS", "-D warnings");
         sys::run(doc.args(["--release", "--workspace", "--no-deps", "--document-private-items"]))
     });
+}
+
+/// Licences, sources and known advisories of what Verve is built from, by cargo-deny. Compiling that takes minutes, so it is
+/// not installed on the way.
+fn dependencies(steps: &mut Steps) {
+    let deny = |args: &[&str]| sys::run(Toolchain::Ours.cargo("deny").args(args));
+    if !sys::succeeds("cargo", &["deny", "--version"]) {
+        steps.leave_out("dependencies", "skipped: cargo-deny is not installed");
+        return;
+    }
+    steps.run("dependencies", || deny(&["check", "licenses", "bans", "sources"]));
+    // The database is a repository on GitHub, which not every machine reaches.
+    if deny(&["fetch", "db"]).is_err() {
+        steps.leave_out("advisories", "skipped: the advisory database cannot be reached");
+        return;
+    }
+    steps.run("advisories", || deny(&["check", "--disable-fetch", "advisories"]));
 }
 
 /// Runs those targets' tests. The selection is the whole workspace each time, so that everything is compiled once.
@@ -204,6 +224,7 @@ struct Steps {
 struct Step {
     name: &'static str,
     outcome: &'static str,
+    failed: bool,
     seconds: f64,
 }
 
@@ -218,20 +239,37 @@ impl Steps {
             sys::say(&format!("{error:#}"));
         }
         println!("=== {name}: {outcome}, {seconds:.1} s");
-        self.done.push(Step { name, outcome, seconds });
-        result.is_ok()
-    }
-
-    fn skip(&mut self, name: &'static str, outcome: &'static str) {
         self.done.push(Step {
             name,
             outcome,
+            failed: result.is_err(),
+            seconds,
+        });
+        result.is_ok()
+    }
+
+    /// A step that could not be run since an earlier one failed. It counts as failed.
+    fn skip(&mut self, name: &'static str, outcome: &'static str) {
+        self.push_undone(name, outcome, true);
+    }
+
+    /// A step that this machine lacks something for that is no part of Verve. The summary names it.
+    fn leave_out(&mut self, name: &'static str, outcome: &'static str) {
+        sys::say(&format!("{name}: {outcome}"));
+        self.push_undone(name, outcome, false);
+    }
+
+    fn push_undone(&mut self, name: &'static str, outcome: &'static str, failed: bool) {
+        self.done.push(Step {
+            name,
+            outcome,
+            failed,
             seconds: 0.0,
         });
     }
 
     fn failed(&self) -> usize {
-        self.done.iter().filter(|step| step.outcome != "ok").count()
+        self.done.iter().filter(|step| step.failed).count()
     }
 
     fn summary(&self, broker: &Broker, args: &Args) {
@@ -273,11 +311,13 @@ mod tests {
     use anyhow::bail;
 
     #[test]
-    fn whatever_is_not_ok_counts_as_failed() {
+    fn failed_and_unreached_steps_count_as_failed() {
         let mut steps = Steps::default();
         assert!(steps.run("fine", || Ok(())));
         assert!(!steps.run("wrong", || bail!("no")));
-        steps.skip("left out", "NOT RUN");
+        steps.skip("not reached", "NOT RUN");
+        assert_eq!(steps.failed(), 2);
+        steps.leave_out("left out", "skipped: no such tool");
         assert_eq!(steps.failed(), 2);
     }
 }

@@ -7,9 +7,12 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, StatusCode, redirect};
+use url::Url;
 use verve_protocol::{CallbackJob, Endpoint, Method};
 
 use super::policy::{Policy, Refused, Resolver};
+use super::sign::Signer;
+use crate::clock::now_ms;
 
 /// For the connection, the name's resolution included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,6 +25,8 @@ const BODY_LIMIT: usize = 64 * 1024;
 pub struct Client {
     http: reqwest::Client,
     policy: Policy,
+    /// Signs what has a body.
+    signer: Option<Signer>,
 }
 
 /// Why a call failed.
@@ -39,7 +44,7 @@ pub struct Failure {
 
 impl Client {
     /// A client that reaches what `policy` permits.
-    pub fn new(policy: Policy) -> anyhow::Result<Self> {
+    pub fn new(policy: Policy, signer: Option<Signer>) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
             .user_agent(concat!("verve-reporter/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
@@ -50,17 +55,17 @@ impl Client {
             .timeout(CALL_TIMEOUT)
             .build()
             .context("cannot set up the HTTP client")?;
-        Ok(Self { http, policy })
+        Ok(Self { http, policy, signer })
     }
 
-    /// Tells the endpoint the count. Answers the response's status, which is a success.
-    pub async fn call(&self, job: &CallbackJob, unique_count: u64) -> Result<u16, Failure> {
+    /// Tells the endpoint the count. `id` is the same at each attempt. Answers the response's status, which is a success.
+    pub async fn call(&self, id: &str, job: &CallbackJob, unique_count: u64) -> Result<u16, Failure> {
         // A literal address is not resolved, so that the resolver does not see it.
         self.policy
             .check_literal(&job.endpoint.to_url())
             .map_err(|refused| Failure::refused(&refused))?;
         let response = self
-            .request(job, unique_count)
+            .request(id, job, unique_count)
             .send()
             .await
             .map_err(|error| Failure::from_http(&error))?;
@@ -74,7 +79,7 @@ impl Client {
         }
     }
 
-    fn request(&self, job: &CallbackJob, unique_count: u64) -> RequestBuilder {
+    fn request(&self, id: &str, job: &CallbackJob, unique_count: u64) -> RequestBuilder {
         let mut url = job.endpoint.to_url();
         let request = match job.method {
             Method::Get => {
@@ -84,7 +89,14 @@ impl Client {
             }
             Method::Post => {
                 let body = format!(r#"{{"unique_count":{unique_count}}}"#);
-                self.http.post(url).header(CONTENT_TYPE, "application/json").body(body)
+                let headers = self
+                    .signer
+                    .iter()
+                    .flat_map(|signer| signer.headers(id, now_ms() / 1000, &body));
+                let request = self.http.post(url).header(CONTENT_TYPE, "application/json");
+                headers
+                    .fold(request, |request, (name, value)| request.header(name, value))
+                    .body(body)
             }
         };
         let request = request.header("verve-window", job.window.to_string());
@@ -121,7 +133,14 @@ fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
 
 /// The endpoint without its query, which may hold secrets, for log lines.
 pub fn shown(endpoint: &Endpoint) -> String {
-    let mut url = endpoint.to_url();
+    without_secrets(endpoint.to_url())
+}
+
+/// The URL without all that may hold secrets: userinfo, query and fragment.
+pub fn without_secrets(mut url: Url) -> String {
+    // Refused for a URL without a host, which has no userinfo either.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
     url.set_query(None);
     url.set_fragment(None);
     url.into()

@@ -3,23 +3,26 @@
 //! - `ns:callbacks`, a stream: new jobs, by the component and, for the fixed callback, by the recording of a report. Replicas
 //!   read it as one consumer group; an entry stays pending with its reader until it is settled
 //! - `ns:callbacks:retry`, a sorted set: jobs that failed, by when they are due again. Taking one only moves its due time
-//!   past the longest delivery, so that it comes back should its taker die
-//! - `ns:callbacks:dead`, a stream: jobs given up on, with their last error
+//!   past the longest delivery, so that it comes back should its taker die. While it is full, nothing new is taken
+//! - `ns:callbacks:dead`, a stream: jobs given up on, with their last error; the newest of them
 //!
-//! A job is in one of the three at any moment: each move is one transaction. It is removed only once it is delivered.
+//! A job is in one of the three at any moment: each move is one script (`settle`). It is removed only once it is delivered.
 //! Delivery is at least once: a replica that dies between the endpoint's answer and the settling leaves the job to another.
+
+mod group;
+mod settle;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
-use redis::{ErrorKind, Pipeline, RedisError, RedisResult, Script};
+use redis::{RedisResult, Script};
 use serde::{Deserialize, Serialize};
 use verve_protocol::{CallbackJob, WindowLength};
 
 use super::deliver::CALL_TIMEOUT;
-use crate::clock::now_ms;
 use crate::store::{Server, Store};
+pub use settle::{MAX_RETRY, Verdict};
 
 /// The consumer group of all replicas.
 const GROUP: &str = "reporter";
@@ -28,15 +31,18 @@ const BLOCK: Duration = Duration::from_secs(1);
 /// After what time a job that somebody took is free again: longer than the longest delivery, with room for a slow Redis.
 const CLAIM: Duration = Duration::from_secs(CALL_TIMEOUT.as_secs() * 3);
 
-/// Takes due jobs of the sorted set, and moves them to when they are free again.
-/// KEYS: retry. ARGV: now, when free again, how many.
+/// Takes due jobs of the sorted set, and moves them to when they are free again. By the clock of Redis: those of replicas
+/// may differ, and one that is fast would take what another is delivering.
+///
+/// KEYS: retry. ARGV: milliseconds until free again, how many.
 const TAKE_WAITING: &str = r"
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
-for _, job in ipairs(due) do redis.call('ZADD', KEYS[1], 'XX', ARGV[2], job) end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])
+for _, job in ipairs(due) do redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], job) end
 return due";
 
 /// The queue, as seen by one replica.
-#[derive(Clone)]
 pub struct Queue {
     store: Store,
     /// Reading blocks, so it has a connection of its own.
@@ -57,6 +63,11 @@ pub enum Source {
 }
 
 impl Source {
+    /// Whether its jobs go to the sorted set when they fail, and have not been there.
+    pub const fn fills_retry_set(self) -> bool {
+        matches!(self, Self::New | Self::Abandoned)
+    }
+
     /// How long to wait where there was no job.
     pub const fn look_every(self) -> Duration {
         match self {
@@ -86,17 +97,6 @@ enum Place {
     Retry(String),
 }
 
-/// What becomes of a job after an attempt.
-#[derive(Clone, Debug)]
-pub enum Verdict {
-    /// Delivered.
-    Done,
-    /// To be tried again.
-    Again { after: Duration, error: String },
-    /// Given up on.
-    Dead { error: String },
-}
-
 /// A member of the sorted set.
 #[derive(Serialize, Deserialize)]
 struct Waiting {
@@ -120,6 +120,13 @@ impl Queue {
             replica,
             window_length,
         })
+    }
+
+    /// Whether the sorted set takes more jobs.
+    pub async fn has_room(&self) -> RedisResult<bool> {
+        let mut count = redis::cmd("ZCARD");
+        count.arg(self.store.keys.callbacks_retry());
+        Ok(self.store.first().command::<u64>(&count).await? < MAX_RETRY)
     }
 
     /// Takes jobs, at most `limit`.
@@ -157,10 +164,9 @@ impl Queue {
     }
 
     async fn take_waiting(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
-        let now = now_ms();
         let script = Script::new(TAKE_WAITING);
         let mut take = script.key(self.store.keys.callbacks_retry());
-        take.arg(now).arg(now + CLAIM.as_millis() as u64).arg(limit);
+        take.arg(CLAIM.as_millis() as u64).arg(limit);
         let members: Vec<String> = self.store.first().script(&take).await?;
         let mut attempts = Vec::with_capacity(members.len());
         for member in members {
@@ -173,82 +179,6 @@ impl Queue {
             }
         }
         Ok(attempts)
-    }
-
-    /// Moves a job to where the verdict wants it.
-    pub async fn settle(&self, attempt: &Attempt, verdict: &Verdict) -> RedisResult<()> {
-        let fields = attempt.job.to_fields();
-        let mut moved = redis::pipe();
-        moved.atomic();
-        match verdict {
-            Verdict::Done => {}
-            Verdict::Again { after, error } => {
-                let waiting = Waiting {
-                    id: attempt.place.id(),
-                    attempts: attempt.number,
-                    error: error.clone(),
-                    job: fields
-                        .into_iter()
-                        .map(|(name, value)| (name.to_owned(), value))
-                        .collect(),
-                };
-                let due = now_ms() + after.as_millis() as u64;
-                let member = serde_json::to_string(&waiting)
-                    .map_err(|error| RedisError::from((ErrorKind::Client, "unwritable job", error.to_string())))?;
-                moved.zadd(self.store.keys.callbacks_retry(), member, due).ignore();
-            }
-            Verdict::Dead { error } => {
-                let fields = fields.iter().map(|(name, value)| (*name, value.as_str()));
-                self.bury(&mut moved, fields, error, attempt.number);
-            }
-        }
-        self.remove(&mut moved, &attempt.place);
-        self.store.first().run(&moved).await
-    }
-
-    /// Takes this replica out of the group, if it owes nothing.
-    pub async fn leave(&self) {
-        let mut pending = redis::cmd("XPENDING");
-        pending
-            .arg(self.store.keys.callbacks())
-            .arg(GROUP)
-            .arg("-")
-            .arg("+")
-            .arg(1)
-            .arg(&self.replica);
-        if let Ok(none) = self.store.first().command::<Vec<redis::Value>>(&pending).await
-            && none.is_empty()
-        {
-            let mut leave = redis::cmd("XGROUP");
-            leave
-                .arg("DELCONSUMER")
-                .arg(self.store.keys.callbacks())
-                .arg(GROUP)
-                .arg(&self.replica);
-            // A name that stays behind does no harm.
-            let _ = self.store.first().command::<u64>(&leave).await;
-        }
-    }
-
-    /// Makes the group where it is missing: on a new Redis, or one that came back without its data.
-    async fn with_group<T>(&self, reply: RedisResult<T>) -> RedisResult<Option<T>> {
-        match reply {
-            Ok(reply) => Ok(Some(reply)),
-            Err(error) if error.code() == Some("NOGROUP") => {
-                let mut create = redis::cmd("XGROUP");
-                create
-                    .arg("CREATE")
-                    .arg(self.store.keys.callbacks())
-                    .arg(GROUP)
-                    .arg("0")
-                    .arg("MKSTREAM");
-                match self.store.first().command::<()>(&create).await {
-                    Err(error) if error.code() != Some("BUSYGROUP") => Err(error),
-                    _ => Ok(None),
-                }
-            }
-            Err(error) => Err(error),
-        }
     }
 
     async fn attempts(&self, entries: impl IntoIterator<Item = StreamId>) -> RedisResult<Vec<Attempt>> {
@@ -271,48 +201,12 @@ impl Queue {
     fn read_job(&self, fields: &HashMap<String, String>) -> Option<CallbackJob> {
         CallbackJob::from_fields(self.window_length, |name| fields.get(name).map(String::as_str)).ok()
     }
+}
 
-    /// What is no job, neither the component nor the reporter wrote: kept for the operator to see.
-    async fn bury_unreadable(&self, place: &Place, fields: &HashMap<String, String>) -> RedisResult<()> {
-        tracing::error!("a callback job is not readable, or of another window length, and given up on");
-        let mut moved = redis::pipe();
-        moved.atomic();
-        let mut shown: Vec<(&str, &str)> = fields
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
-        if let Place::Retry(member) = place {
-            shown.push(("job", member));
-        }
-        self.bury(&mut moved, shown, "not readable, or of another window length", 0);
-        self.remove(&mut moved, place);
-        self.store.first().run(&moved).await
-    }
-
-    fn bury<'a>(
-        &self,
-        moved: &mut Pipeline,
-        fields: impl IntoIterator<Item = (&'a str, &'a str)>,
-        error: &str,
-        attempts: u32,
-    ) {
-        let bury = moved.cmd("XADD").arg(self.store.keys.callbacks_dead()).arg("*");
-        for (name, value) in fields {
-            bury.arg(name).arg(value);
-        }
-        bury.arg("error").arg(error).arg("attempts").arg(attempts).ignore();
-    }
-
-    fn remove(&self, moved: &mut Pipeline, place: &Place) {
-        match place {
-            Place::Stream(id) => {
-                moved.xack(self.store.keys.callbacks(), GROUP, &[id]).ignore();
-                moved.xdel(self.store.keys.callbacks(), &[id]).ignore();
-            }
-            Place::Retry(member) => {
-                moved.zrem(self.store.keys.callbacks_retry(), member).ignore();
-            }
-        }
+impl Attempt {
+    /// What tells its job from others, at each attempt: the id of the stream entry that it was first.
+    pub fn id(&self) -> String {
+        self.place.id()
     }
 }
 

@@ -10,7 +10,7 @@ use redis::Script;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::store::Store;
+use crate::store::{Store, is_away};
 
 /// How long a lease lasts unless it is renewed. With [`TRY_EVERY`] it bounds the time of a takeover.
 const LASTS: Duration = Duration::from_secs(6);
@@ -46,11 +46,17 @@ impl Lease {
             .arg("NX")
             .arg("PX")
             .arg(lasts_ms());
+        let mut told = false;
         let held_until = loop {
             let asked = Instant::now();
-            // An error was told by the store.
-            if let Ok(Some(())) = store.first().command::<Option<()>>(&set).await {
-                break asked + LASTS;
+            match store.first().command::<Option<()>>(&set).await {
+                Ok(Some(())) => break asked + LASTS,
+                Ok(None) => {}
+                Err(error) if told || is_away(&error) => {}
+                Err(error) => {
+                    told = true;
+                    tracing::error!("cannot get the lease: {error}; trying again");
+                }
             }
             tokio::time::sleep(TRY_EVERY).await;
         };

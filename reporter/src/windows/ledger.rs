@@ -1,37 +1,106 @@
-//! Which windows are due, which are watched, and what to say of them. Pure: no I/O, no clock.
+//! What was reported, and what is to be done next. Pure: no I/O, no clock. The model in `model` drives the same code.
+//!
+//! A record goes through four places, and each move is one step of the leader:
+//! 1. counted, and found to be news: [`Ledger::plan`]
+//! 2. `pending`: written down in Redis, so that it is published as it is, by this leader or the next
+//! 3. `acknowledged`: Kafka has it, and Redis does not know yet
+//! 4. `watched`: recorded, and counted again until it is final
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use verve_protocol::keys::UNREPORTED_SECONDS;
-use verve_protocol::{Report, Window, WindowLength};
+use verve_protocol::{Report, Window, WindowLength, WindowRecord};
+
+use super::pending::Pending;
+
+/// How long reports are kept after the end of their window: a week.
+pub const KEPT: Duration = Duration::from_secs(7 * 86_400);
 
 /// When windows are reported, and how long they are watched.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Periods {
     /// From a window's end to its first report.
     pub grace: Duration,
-    /// From its first report being due: how long late ids correct it.
+    /// From a window being due, and from each report of it: how long late ids correct it.
     pub late: Duration,
 }
 
-/// What was reported, and what is due next.
-#[derive(Clone, Debug)]
-pub struct Ledger {
-    periods: Periods,
-    /// The windows still watched.
-    watched: BTreeMap<Window, Report>,
-    /// The first window not reported yet.
-    next: Window,
+/// What is in Redis when a leader begins.
+#[derive(Clone, Debug, Default)]
+pub struct Stored {
+    /// What was reported.
+    pub reports: BTreeMap<Window, Report>,
+    /// What was begun and not finished.
+    pub pending: BTreeMap<Window, Pending>,
+    /// Where a reporter began that has reported nothing.
+    pub from: Option<Window>,
+    /// The oldest window that has ids.
+    pub oldest_ids: Option<Window>,
 }
 
-/// What to do about a window that was counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// To be published and recorded.
-    pub publish: Option<Report>,
-    /// Whether the window need not be watched after this.
-    pub is_final: bool,
+/// What was reported, and what is due next.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ledger {
+    periods: Periods,
+    /// The first window not reported yet.
+    next: Window,
+    /// The first window that was up to this process. What is before it and has no report was never reported.
+    first: Window,
+    /// Windows before `first` that have ids and no report.
+    strays: BTreeSet<Window>,
+    pending: BTreeMap<Window, WindowRecord>,
+    acknowledged: BTreeMap<Window, Change>,
+    watched: BTreeMap<Window, Report>,
+    removals: BTreeMap<Window, Vec<u64>>,
+}
+
+/// What Kafka has acknowledged, and how it is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Change {
+    pub record: WindowRecord,
+    pub report: Report,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Record what Kafka has; then [`Ledger::recorded`].
+    Record(Vec<Change>),
+    /// Publish what was written down; once Kafka has all of it [`Ledger::acknowledged`].
+    Publish(Vec<WindowRecord>),
+    /// Remove what is left of the sets of final windows, of which so many ids were counted on each Redis; then [`Ledger::removed`].
+    Remove(Vec<(Window, Vec<u64>)>),
+    /// Count these windows; then [`Ledger::plan`].
+    Count(Vec<Window>),
+}
+
+/// What follows from a count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Window, count and revision, to be written down as pending; then [`Ledger::prepared`].
+    pub news: Vec<(Window, u64, u64)>,
+    /// Windows to be made final if their sets still have these numbers of ids; then [`Ledger::finished`].
+    pub finals: Vec<Final>,
+}
+
+/// A window whose late period is over, and whose count is reported.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Final {
+    pub window: Window,
+    pub report: Report,
+    /// How many ids each Redis has.
+    pub counted: Vec<u64>,
+}
+
+impl Final {
+    /// How many counted ids each Redis has still, once those of the first are removed with the window becoming final; `None` if
+    /// there are none.
+    pub fn elsewhere(&self) -> Option<Vec<u64>> {
+        let mut counted = self.counted.clone();
+        *counted.first_mut()? = 0;
+        counted.iter().any(|n| *n > 0).then_some(counted)
+    }
 }
 
 /// Windows that nobody can report any more.
@@ -42,47 +111,84 @@ pub struct Lost {
     pub windows: u64,
 }
 
+/// What to do about ids of a window that is past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stray {
+    /// They are too late: the window is final.
+    TooLate,
+    /// The window was never reported: report it.
+    Unreported,
+}
+
 impl Ledger {
-    /// Goes on after the last of `reports`. Without any it starts where a reporter began before (`from`), with the oldest
-    /// window that has ids, or with the current one, whichever is first. Windows so old that their ids have expired are lost, and said to be.
+    /// Goes on after the last report. Without any it starts where a reporter began before, with the oldest window that has
+    /// ids, or with the current one, whichever is first. Windows so old that their ids have expired are lost, and said to be.
+    /// `known` is what this replica last knew.
     pub fn resume(
         length: WindowLength,
         periods: Periods,
-        reports: BTreeMap<Window, Report>,
-        from: Option<Window>,
-        oldest_ids: Option<Window>,
+        mut stored: Stored,
+        known: Option<&Self>,
         now_ms: u64,
     ) -> (Self, Option<Lost>) {
+        let acknowledged = known.map_or_else(BTreeMap::new, |known| known.remind(&mut stored));
         let current = length.window_at_ms(now_ms);
-        let next = match reports.last_key_value() {
+        let next = match stored.reports.last_key_value() {
             Some((last, _)) => last.next(),
-            None => [from, oldest_ids].into_iter().flatten().fold(current, Window::min),
+            None => [stored.from, stored.oldest_ids]
+                .into_iter()
+                .flatten()
+                .fold(current, Window::min),
         };
         // A reporter that could not publish kept the ids of due windows from expiring.
         let oldest_kept = length.window_at_ms(now_ms.saturating_sub(UNREPORTED_SECONDS * 1000));
-        let oldest_kept = oldest_ids.unwrap_or(oldest_kept).min(oldest_kept);
+        let oldest_kept = stored.oldest_ids.unwrap_or(oldest_kept).min(oldest_kept);
         let lost = (next < oldest_kept).then(|| Lost {
             first: next,
             last: oldest_kept.previous().unwrap_or(next),
             windows: (oldest_kept.start() - next.start()) / length.seconds(),
         });
-        let watched = reports.into_iter().filter(|(_, report)| !report.is_final).collect();
-        (
-            Self {
-                periods,
-                watched,
-                next: next.max(oldest_kept),
-            },
-            lost,
-        )
+        let next = next.max(oldest_kept);
+        let mut ledger = Self {
+            periods,
+            next,
+            first: known.map_or(next, |known| known.first),
+            strays: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            acknowledged,
+            watched: BTreeMap::new(),
+            removals: BTreeMap::new(),
+        };
+        for (window, pending) in stored.pending {
+            match (pending.record(window), pending) {
+                (Some(record), _) => drop(ledger.pending.insert(window, record)),
+                (None, Pending::Remove { counted }) => drop(ledger.removals.insert(window, counted)),
+                (None, Pending::Publish { .. }) => {}
+            }
+        }
+        ledger.watched = stored.reports;
+        ledger.watched.retain(|_, report| !report.is_final);
+        (ledger, lost)
     }
 
-    /// Adds to `reports`, as read from Redis, what this ledger knows and Redis does not: Redis may have lost its data.
-    pub fn remind(&self, reports: &mut BTreeMap<Window, Report>) {
-        for (window, known) in &self.watched {
-            let report = reports.entry(*window).or_insert(*known);
+    /// Adds to what was read from Redis what this ledger knows and Redis does not, since it may have lost its data. Answers
+    /// what Kafka has acknowledged and nobody has recorded, and takes it from what is pending.
+    fn remind(&self, stored: &mut Stored) -> BTreeMap<Window, Change> {
+        let Stored { reports, pending, .. } = stored;
+        let mut acknowledged = BTreeMap::new();
+        let mut known = self.watched.clone();
+        for (window, change) in &self.acknowledged {
+            if pending.get(window) == Some(&Pending::publish(&change.record)) {
+                pending.remove(window);
+                acknowledged.insert(*window, *change);
+            } else {
+                known.insert(*window, change.report);
+            }
+        }
+        for (window, known) in known {
+            let report = reports.entry(window).or_insert(known);
             if report.revision < known.revision {
-                *report = *known;
+                *report = known;
             }
         }
         if let Some(last) = self.next.previous() {
@@ -94,15 +200,34 @@ impl Ledger {
                 is_final: true,
             });
         }
+        acknowledged
+    }
+
+    /// What to do at `now_ms`: of due windows at most `limit`, and watched ones only if `watch`. What was begun comes first.
+    pub fn step(&self, now_ms: u64, limit: usize, watch: bool) -> Step {
+        if self.owes_recording() {
+            Step::Record(self.acknowledged.values().copied().collect())
+        } else if !self.pending.is_empty() {
+            Step::Publish(self.pending.values().copied().collect())
+        } else if !self.removals.is_empty() {
+            Step::Remove(self.removals.clone().into_iter().collect())
+        } else {
+            let mut windows = self.due(now_ms, limit);
+            windows.extend(self.watched.keys().filter(|_| watch));
+            Step::Count(windows)
+        }
+    }
+
+    /// Whether Kafka has what Redis does not know of.
+    pub fn owes_recording(&self) -> bool {
+        !self.acknowledged.is_empty()
     }
 
     /// The windows that are due at `now_ms`, oldest first, at most `limit`.
     pub fn due(&self, now_ms: u64, limit: usize) -> Vec<Window> {
         let closed = |window: &Window| self.due_ms(*window) <= now_ms;
-        std::iter::successors(Some(self.next), |window| Some(window.next()))
-            .take_while(closed)
-            .take(limit)
-            .collect()
+        let in_order = std::iter::successors(Some(self.next), |window| Some(window.next())).take_while(closed);
+        self.strays.iter().copied().chain(in_order).take(limit).collect()
     }
 
     /// When the next window is due, in Unix milliseconds.
@@ -110,50 +235,118 @@ impl Ledger {
         self.due_ms(self.next)
     }
 
-    /// The reported windows to count again.
-    pub fn watched(&self) -> impl Iterator<Item = Window> {
-        self.watched.keys().copied()
+    /// The windows whose ids are needed still, except those that are only due.
+    pub fn needed(&self) -> Vec<Window> {
+        self.pending.keys().chain(self.watched.keys()).copied().collect()
     }
 
-    /// What was last reported of a window that is still watched.
-    pub fn report(&self, window: Window) -> Option<&Report> {
-        self.watched.get(&window)
+    /// What to do about windows that had so many unique ids on each Redis at `now_ms`.
+    pub fn plan(&self, counts: impl IntoIterator<Item = (Window, Vec<u64>)>, now_ms: u64) -> Plan {
+        let mut plan = Plan::default();
+        for (window, counted) in counts {
+            let count = counted.iter().sum();
+            match self.watched.get(&window) {
+                None => plan.news.push((window, count, 0)),
+                Some(report) if count > report.count => plan.news.push((window, count, report.revision + 1)),
+                // Ids do not leave a set; a smaller count means that Redis lost some, and what was reported stays true.
+                Some(report) if now_ms >= self.final_ms(window, report) => plan.finals.push(Final {
+                    window,
+                    report: Report {
+                        is_final: true,
+                        ..*report
+                    },
+                    counted,
+                }),
+                Some(_) => {}
+            }
+        }
+        plan
     }
 
-    /// What to do about `window`, which had `count` unique ids at `now_ms`.
-    pub fn decide(&self, window: Window, count: u64, now_ms: u64) -> Decision {
-        let revision = match self.watched.get(&window) {
-            None => Some(0),
-            Some(report) if count > report.count => Some(report.revision + 1),
-            // Ids do not leave a set; a smaller count means that Redis lost some, and what was reported stays true.
-            Some(_) => None,
-        };
-        Decision {
-            publish: revision.map(|revision| Report {
-                count,
-                revision,
+    /// These records were written down.
+    pub fn prepared(&mut self, records: impl IntoIterator<Item = WindowRecord>) {
+        self.pending
+            .extend(records.into_iter().map(|record| (record.window, record)));
+    }
+
+    /// Kafka has what was pending, at `now_ms`.
+    pub fn acknowledged(&mut self, now_ms: u64) {
+        for (window, record) in std::mem::take(&mut self.pending) {
+            let report = Report {
+                count: record.count,
+                revision: record.revision,
                 time: now_ms,
                 is_final: false,
-            }),
-            is_final: now_ms >= self.due_ms(window) + millis(self.periods.late),
+            };
+            self.acknowledged.insert(window, Change { record, report });
         }
     }
 
-    /// Takes note of what was recorded.
-    pub fn record(&mut self, reports: impl IntoIterator<Item = (Window, Report)>) {
-        for (window, report) in reports {
-            if report.is_final {
-                self.watched.remove(&window);
-            } else {
-                self.watched.insert(window, report);
-            }
+    /// What Kafka has acknowledged was recorded.
+    pub fn recorded(&mut self) {
+        for (window, change) in std::mem::take(&mut self.acknowledged) {
+            self.watched.insert(window, change.report);
+            self.strays.remove(&window);
             self.next = self.next.max(window.next());
         }
+    }
+
+    /// A window was made final. Its sets may be there still, except on the first Redis.
+    pub fn finished(&mut self, done: Final) {
+        self.watched.remove(&done.window);
+        if let Some(counted) = done.elsewhere() {
+            self.removals.insert(done.window, counted);
+        }
+    }
+
+    /// The sets of these windows were removed.
+    pub fn removed(&mut self, windows: impl IntoIterator<Item = Window>) {
+        for window in windows {
+            self.removals.remove(&window);
+        }
+    }
+
+    /// Whether nothing is expected of `window` any more, so that it ought to have no ids.
+    pub fn is_past(&self, window: Window) -> bool {
+        window < self.next
+            && !self.watched.contains_key(&window)
+            && !self.strays.contains(&window)
+            && !self.pending.contains_key(&window)
+            && !self.acknowledged.contains_key(&window)
+            && !self.removals.contains_key(&window)
+    }
+
+    /// What to do about ids of a past window, of which Redis has this report.
+    pub fn stray(&mut self, window: Window, report: Option<&Report>, now_ms: u64) -> Stray {
+        // A day less than reports are kept, so that no report was trimmed by another replica's clock.
+        let kept = millis(KEPT) - UNREPORTED_SECONDS * 1000;
+        if report.is_none() && window < self.first && now_ms < window.end_ms() + kept {
+            self.strays.insert(window);
+            return Stray::Unreported;
+        }
+        Stray::TooLate
     }
 
     fn due_ms(&self, window: Window) -> u64 {
         window.end_ms() + millis(self.periods.grace)
     }
+
+    fn final_ms(&self, window: Window, report: &Report) -> u64 {
+        self.due_ms(window)
+            .max(report.time)
+            .saturating_add(millis(self.periods.late))
+    }
+}
+
+/// Which of `reports` need not be kept: final, and older than [`KEPT`]. The newest stays, to be gone on from.
+pub fn outdated(reports: &BTreeMap<Window, Report>, now_ms: u64) -> Vec<Window> {
+    let newest = reports.keys().next_back();
+    let old =
+        |window: &Window, report: &Report| report.is_final && window.end_ms().saturating_add(millis(KEPT)) <= now_ms;
+    let outdated = reports
+        .iter()
+        .filter(|(window, report)| Some(*window) != newest && old(window, report));
+    outdated.map(|(window, _)| *window).collect()
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -161,177 +354,4 @@ fn millis(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const PERIODS: Periods = Periods {
-        grace: Duration::from_secs(2),
-        late: Duration::from_secs(120),
-    };
-
-    fn length() -> WindowLength {
-        WindowLength::try_new(60).expect("valid")
-    }
-
-    fn window(start: u64) -> Window {
-        length().window_starting(start).expect("a start")
-    }
-
-    fn report(count: u64, revision: u64) -> Report {
-        Report {
-            count,
-            revision,
-            time: 0,
-            is_final: false,
-        }
-    }
-
-    fn resume(reports: &[(u64, Report)], oldest_ids: Option<u64>, now_s: u64) -> (Ledger, Option<Lost>) {
-        let reports = reports
-            .iter()
-            .map(|(start, report)| (window(*start), *report))
-            .collect();
-        Ledger::resume(length(), PERIODS, reports, None, oldest_ids.map(window), now_s * 1000)
-    }
-
-    fn due(ledger: &Ledger, now_ms: u64) -> Vec<u64> {
-        ledger.due(now_ms, 100).into_iter().map(Window::start).collect()
-    }
-
-    #[test]
-    fn a_window_is_due_once_grace_is_over() {
-        let (ledger, _) = resume(&[], None, 600);
-        assert_eq!(due(&ledger, 661_999), [0u64; 0]);
-        assert_eq!(due(&ledger, 662_000), [600]);
-        assert_eq!(ledger.next_due_ms(), 662_000);
-    }
-
-    #[test]
-    fn it_starts_where_the_last_left_off() {
-        assert_eq!(
-            due(&resume(&[(600, report(1, 0))], None, 900).0, 902_000),
-            [660, 720, 780, 840]
-        );
-        assert_eq!(due(&resume(&[], Some(720), 900).0, 902_000), [720, 780, 840]);
-        // A clock of an edge host may be ahead.
-        assert_eq!(due(&resume(&[], Some(1200), 900).0, 962_000), [900]);
-        assert_eq!(resume(&[], Some(720), 900).0.due(902_000, 2).len(), 2);
-        // One that began and died before its first report.
-        let (ledger, _) = Ledger::resume(
-            length(),
-            PERIODS,
-            BTreeMap::new(),
-            Some(window(660)),
-            Some(window(720)),
-            900_000,
-        );
-        assert_eq!(due(&ledger, 902_000), [660, 720, 780, 840]);
-    }
-
-    #[test]
-    fn a_redis_without_its_data_is_reminded() {
-        let (mut ledger, _) = resume(&[], None, 600);
-        ledger.record([(window(600), report(5, 1)), (window(660), report(1, 0))]);
-        let goes_on = |mut reports: BTreeMap<Window, Report>| {
-            ledger.remind(&mut reports);
-            let (resumed, lost) = Ledger::resume(length(), PERIODS, reports, None, None, 1_200_000);
-            assert_eq!(lost, None);
-            (
-                due(&resumed, 900_000),
-                resumed.report(window(600)).map(|report| report.revision),
-            )
-        };
-        assert_eq!(goes_on(BTreeMap::new()), (vec![720, 780], Some(1)));
-        // What another replica has reported meanwhile counts.
-        let others = BTreeMap::from([(window(600), report(6, 2)), (window(720), report(1, 0))]);
-        assert_eq!(goes_on(others), (vec![780], Some(2)));
-    }
-
-    #[test]
-    fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
-        let (ledger, lost) = resume(&[(600, report(1, 0))], None, 600 + 86_400 + 180);
-        assert_eq!(
-            lost,
-            Some(Lost {
-                first: window(660),
-                last: window(720),
-                windows: 2
-            })
-        );
-        assert_eq!(ledger.next_due_ms(), 842_000);
-        assert_eq!(resume(&[(600, report(1, 0))], None, 600 + 86_400).1, None);
-        // Unless a reporter kept them, because it could not publish.
-        let (ledger, lost) = resume(&[(600, report(1, 0))], Some(660), 600 + 86_400 + 180);
-        assert_eq!((lost, ledger.next_due_ms()), (None, 722_000));
-    }
-
-    #[test]
-    fn late_ids_make_a_revision_until_the_late_period_is_over() {
-        let (mut ledger, _) = resume(&[(600, report(5, 0))], None, 700);
-        let decide = |ledger: &Ledger, count, now_s: u64| {
-            let decision = ledger.decide(window(600), count, now_s * 1000);
-            (decision.publish.map(|r| (r.count, r.revision)), decision.is_final)
-        };
-        assert_eq!(decide(&ledger, 5, 700), (None, false));
-        assert_eq!(decide(&ledger, 4, 700), (None, false));
-        assert_eq!(decide(&ledger, 6, 700), (Some((6, 1)), false));
-        ledger.record([(window(600), report(6, 1))]);
-        assert_eq!(decide(&ledger, 6, 781), (None, false));
-        assert_eq!(decide(&ledger, 9, 782), (Some((9, 2)), true));
-        assert_eq!(ledger.watched().count(), 1);
-        ledger.record([(
-            window(600),
-            Report {
-                is_final: true,
-                ..report(9, 2)
-            },
-        )]);
-        assert_eq!(ledger.watched().count(), 0);
-        assert_eq!(due(&ledger, 722_000), [660]);
-    }
-
-    #[test]
-    fn a_final_window_is_not_watched_after_a_restart() {
-        let (ledger, _) = resume(
-            &[
-                (
-                    600,
-                    Report {
-                        is_final: true,
-                        ..report(5, 0)
-                    },
-                ),
-                (660, report(1, 0)),
-            ],
-            None,
-            800,
-        );
-        assert_eq!(ledger.watched().collect::<Vec<_>>(), [window(660)]);
-    }
-
-    proptest! {
-        /// However the clock runs and whenever the reporter restarts, each window is first reported once, in order.
-        #[test]
-        fn every_window_is_reported_once_and_in_order(steps in proptest::collection::vec((0..200_000u64, any::<bool>()), 1..40)) {
-            let (mut ledger, _) = resume(&[], None, 600);
-            let (mut now, mut reported) = (600_000, BTreeMap::new());
-            for (step, restart) in steps {
-                now += step;
-                if restart {
-                    ledger = Ledger::resume(length(), PERIODS, reported.clone(), Some(window(600)), None, now).0;
-                }
-                for due in ledger.due(now, 3) {
-                    prop_assert!(due.end_ms() + 2000 <= now);
-                    let report = ledger.decide(due, 1, now).publish.expect("a first report");
-                    prop_assert_eq!(report.revision, 0);
-                    prop_assert!(reported.insert(due, report).is_none(), "{} twice", due);
-                    ledger.record([(due, report)]);
-                }
-            }
-            let starts: Vec<Window> = reported.keys().copied().collect();
-            prop_assert!(starts.windows(2).all(|pair| pair[0].next() == pair[1]));
-            prop_assert!(starts.first().is_none_or(|first| *first == window(600)));
-        }
-    }
-}
+mod tests;

@@ -1,14 +1,16 @@
-//! When Redis fails: a prompt 503 and never a false `ok`; and all is well as soon as Redis is.
+//! When Redis fails: a prompt `ok`, with the id in the spool and later in Redis; or, where there is no spool, a prompt 503 and
+//! never a false `ok`. And all is well as soon as Redis is.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use verve_protocol::{Id, WindowLength};
-use verve_tests::host::{Instance, Kind};
+use verve_tests::host::{Instance, Kind, Options};
 use verve_tests::http::Response;
 use verve_tests::redis::RedisServer;
-use verve_tests::{clock, http, net, wait};
+use verve_tests::{clock, http, net, paths, wait};
 
 use crate::site::{SOON, Site};
 
@@ -17,45 +19,92 @@ const TIMEOUT: Duration = Duration::from_millis(400);
 /// For everything else that happens between request and answer on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
 
+fn options(site: &Site, kind: Kind) -> Options {
+    site.host(kind)
+        .variable("redis_timeout_ms", &TIMEOUT.as_millis().to_string())
+}
+
 async fn start(site: &Site, kind: Kind) -> Result<Instance> {
-    let timeout = TIMEOUT.as_millis().to_string();
-    site.host(kind).variable("redis_timeout_ms", &timeout).start().await
+    options(site, kind).start().await
+}
+
+/// The repository's manifest without the grant of a database, and so without a spool.
+fn without_spool() -> Result<String> {
+    let manifest = std::fs::read_to_string(paths::manifest())?;
+    let grant = "sqlite_databases = [\"default\"]";
+    assert!(manifest.contains(grant));
+    Ok(manifest.replace(grant, ""))
 }
 
 async fn accept(instance: &Instance, id: i64) -> Result<Response> {
     http::get(instance.addr(), &format!("/api/verve/accept?id={id}")).await
 }
 
-async fn assert_unavailable(instance: &Instance, id: i64, context: &str) -> Result<()> {
+async fn assert_answer(instance: &Instance, id: i64, status: u16, reason: (&str, &str), context: &str) -> Result<()> {
     let begin = Instant::now();
     let response = accept(instance, id).await?;
     let took = begin.elapsed();
+    let body = if status == 200 { "ok" } else { "failed" };
     assert_eq!(
         (response.status, response.text().as_str()),
-        (503, "failed"),
-        "{context}"
+        (status, body),
+        "{context}: {response:?}"
     );
     for (name, value) in [
-        ("verve-error", Some("unavailable")),
-        ("verve-outcome", None),
-        ("content-type", Some("text/plain; charset=utf-8")),
-        ("content-length", Some("6")),
-        ("cache-control", Some("no-store")),
+        ("content-type", "text/plain; charset=utf-8"),
+        ("content-length", &body.len().to_string()),
+        ("cache-control", "no-store"),
+        reason,
     ] {
-        assert_eq!(response.header(name), value, "{context}: {name}");
+        assert_eq!(response.header(name), Some(value), "{context}: {name}");
     }
+    let other = ["verve-error", "verve-outcome"]
+        .into_iter()
+        .find(|name| *name != reason.0);
+    assert_eq!(response.header(other.unwrap_or_default()), None, "{context}");
     assert!(took < 2 * TIMEOUT + SLACK, "{context}: took {took:?}");
     Ok(())
 }
 
-/// After a failure, requests may be refused for a short while yet.
+async fn assert_unavailable(instance: &Instance, id: i64, context: &str) -> Result<()> {
+    assert_answer(instance, id, 503, ("verve-error", "unavailable"), context).await
+}
+
+async fn assert_spooled(instance: &Instance, id: i64, context: &str) -> Result<()> {
+    assert_answer(instance, id, 200, ("verve-outcome", "spooled"), context).await
+}
+
+/// Waits until ids go to Redis again: after a failure they may go to the spool for a short while.
 async fn assert_recovers(instance: &Instance, id: i64, context: &str) -> Result<()> {
     wait::until("recovery", SOON, || async {
         let response = accept(instance, id).await.ok()?;
-        (response.status == 200).then_some(())
+        let outcome = response.header("verve-outcome")?;
+        (response.status == 200 && outcome != "spooled").then_some(())
     })
     .await
     .with_context(|| context.to_owned())
+}
+
+/// Waits until exactly these ids are in the current window, on all Redis together.
+async fn assert_ids(site: &Site, ids: impl IntoIterator<Item = i64>, context: &str) -> Result<()> {
+    let ids: BTreeSet<String> = ids.into_iter().map(|id| id.to_string()).collect();
+    let window = clock::current_window(site.length);
+    let found = async || {
+        Some(
+            site.members(window)
+                .await
+                .ok()?
+                .into_iter()
+                .flatten()
+                .collect::<BTreeSet<_>>(),
+        )
+    };
+    wait::until("the ids", SOON, || async {
+        found().await.filter(|found| *found == ids)
+    })
+    .await
+    .with_context(|| format!("{context}: expected {ids:?}"))?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -65,12 +114,13 @@ async fn redis_that_is_down() -> Result<()> {
         let instance = start(&site, kind).await?;
         assert_eq!(accept(&instance, 1).await?.status, 200, "{kind:?}");
         site.redis[0].kill();
-        assert_unavailable(&instance, 2, &format!("{kind:?}, on a connection that broke")).await?;
-        assert_unavailable(&instance, 3, &format!("{kind:?}, where nobody listens")).await?;
+        assert_spooled(&instance, 2, &format!("{kind:?}, on a connection that broke")).await?;
+        assert_spooled(&instance, 3, &format!("{kind:?}, where nobody listens")).await?;
+        assert_spooled(&instance, 3, &format!("{kind:?}, again")).await?;
+        // It comes back without its data.
         site.redis[0].restart().await?;
         assert_recovers(&instance, 4, &format!("{kind:?}")).await?;
-        let window = clock::current_window(site.length);
-        assert_eq!(site.members(window).await?, [["4".to_owned()].into()], "{kind:?}");
+        assert_ids(&site, [2, 3, 4], &format!("{kind:?}")).await?;
     }
     Ok(())
 }
@@ -79,13 +129,17 @@ async fn redis_that_is_down() -> Result<()> {
 async fn redis_that_was_never_up() -> Result<()> {
     for kind in Kind::available() {
         let address = net::free_address()?;
-        let instance = Instance::options(kind)
-            .variable("redis_urls", &format!("redis://{address}"))
-            .start()
-            .await?;
-        assert_unavailable(&instance, 1, &format!("{kind:?}")).await?;
+        let url = format!("redis://{address}");
+        let spooling = Instance::start(kind, &[("redis_urls", &url)]).await?;
+        let failing = Instance::options(kind)
+            .variable("redis_urls", &url)
+            .manifest(without_spool()?);
+        let failing = failing.start().await?;
+        assert_spooled(&spooling, 1, &format!("{kind:?}")).await?;
+        assert_unavailable(&failing, 1, &format!("{kind:?}")).await?;
         let _redis = RedisServer::options().port(address.port()).start().await?;
-        assert_recovers(&instance, 1, &format!("{kind:?}")).await?;
+        assert_recovers(&spooling, 1, &format!("{kind:?}")).await?;
+        assert_recovers(&failing, 2, &format!("{kind:?}")).await?;
     }
     Ok(())
 }
@@ -94,18 +148,31 @@ async fn redis_that_was_never_up() -> Result<()> {
 async fn redis_that_accepts_and_never_answers() -> Result<()> {
     for kind in Kind::available() {
         let site = Site::with_one_window().await?;
-        let instance = start(&site, kind).await?;
+        let spooling = start(&site, kind).await?;
+        let failing = options(&site, kind).manifest(without_spool()?).start().await?;
         // Never asked before: the connection is not open yet.
         site.redis[0].pause()?;
-        assert_unavailable(&instance, 1, &format!("{kind:?}, connecting")).await?;
+        assert_spooled(&spooling, 1, &format!("{kind:?}, connecting")).await?;
+        assert_unavailable(&failing, 10, &format!("{kind:?}, connecting")).await?;
         site.redis[0].resume()?;
-        assert_recovers(&instance, 2, &format!("{kind:?}")).await?;
+        assert_recovers(&spooling, 2, &format!("{kind:?}")).await?;
+        assert_recovers(&failing, 2, &format!("{kind:?}")).await?;
         // Now it is.
         site.redis[0].pause()?;
-        assert_unavailable(&instance, 3, &format!("{kind:?}, connected")).await?;
-        assert_unavailable(&instance, 4, &format!("{kind:?}, again")).await?;
+        assert_spooled(&spooling, 3, &format!("{kind:?}, connected")).await?;
+        assert_spooled(&spooling, 4, &format!("{kind:?}, again")).await?;
+        assert_unavailable(&failing, 11, &format!("{kind:?}, connected")).await?;
         site.redis[0].resume()?;
-        assert_recovers(&instance, 5, &format!("{kind:?}")).await?;
+        assert_recovers(&spooling, 5, &format!("{kind:?}")).await?;
+        assert_recovers(&failing, 5, &format!("{kind:?}")).await?;
+        // What was answered 503 may have arrived all the same.
+        let window = clock::current_window(site.length);
+        wait::until("spooled ids", SOON, || async {
+            let ids = site.members(window).await.ok()?.pop()?;
+            (1..=5).all(|id: i64| ids.contains(&id.to_string())).then_some(())
+        })
+        .await
+        .with_context(|| format!("{kind:?}"))?;
     }
     Ok(())
 }
@@ -118,7 +185,7 @@ async fn redis_that_answers_errors() -> Result<()> {
         let site = Site::with_redis(WindowLength::MAX_SECONDS, vec![redis]);
         let wrong = site.redis_urls().replace("right", "wrong");
         let instance = site.host(kind).variable("redis_urls", &wrong).start().await?;
-        assert_unavailable(&instance, 1, &format!("{kind:?}, wrong password")).await?;
+        assert_spooled(&instance, 1, &format!("{kind:?}, wrong password")).await?;
         let instance = start(&site, kind).await?;
         assert_eq!(accept(&instance, 1).await?.status, 200, "{kind:?}, right password");
 
@@ -135,15 +202,44 @@ async fn redis_that_answers_errors() -> Result<()> {
                 .await?)
         };
         limit("1").await?;
-        assert_unavailable(&instance, 2, &format!("{kind:?}, no memory")).await?;
+        assert_spooled(&instance, 2, &format!("{kind:?}, no memory")).await?;
         limit("0").await?;
         assert_recovers(&instance, 3, &format!("{kind:?}")).await?;
+        assert_ids(&site, [1, 2, 3], &format!("{kind:?}, no memory")).await?;
 
-        // A job that cannot be written: its request must not be told `ok`.
+        // It reads and does not write.
+        let replicate = async |host: &str, port: &str| -> Result<()> {
+            let mut redis = site.first().await?;
+            Ok(redis::cmd("REPLICAOF")
+                .arg(host)
+                .arg(port)
+                .exec_async(&mut redis)
+                .await?)
+        };
+        replicate("127.0.0.1", "1").await?;
+        assert_spooled(&instance, 4, &format!("{kind:?}, a replica")).await?;
+        replicate("NO", "ONE").await?;
+        assert_recovers(&instance, 5, &format!("{kind:?}")).await?;
+        assert_ids(&site, 1..=5, &format!("{kind:?}, a replica")).await?;
+
+        // A job that cannot be written: its request must not be told `ok` unless the job is in the spool.
         let () = redis.set(site.keys().callbacks(), "not a stream").await?;
-        let target = "/api/verve/accept?id=4&endpoint=http://e.com/";
-        let response = http::get(instance.addr(), target).await?;
+        let target = "/api/verve/accept?id=6&endpoint=http://e.com/";
+        let failing = options(&site, kind).manifest(without_spool()?).start().await?;
+        let response = http::get(failing.addr(), target).await?;
         assert_eq!(response.status, 503, "{kind:?}, no stream: {response:?}");
+        assert_eq!(
+            http::get(instance.addr(), target).await?.status,
+            200,
+            "{kind:?}, no stream"
+        );
+        let () = redis.del(site.keys().callbacks()).await?;
+        let jobs = wait::until("the job", SOON, || async {
+            // A request now and then, after which the spool is drained.
+            accept(&instance, 6).await.ok()?;
+            Some(site.stream(&site.keys().callbacks()).await.ok()?).filter(|jobs| !jobs.is_empty())
+        });
+        assert_eq!(jobs.await?.len(), 1, "{kind:?}");
     }
     Ok(())
 }
@@ -174,14 +270,22 @@ async fn one_of_three_redis_is_down() -> Result<()> {
         for id in 0..12 {
             let context = format!("{kind:?} id {id}");
             if Id(id).shard(3) == 1 {
-                assert_unavailable(&instance, id, &context).await?;
+                assert_spooled(&instance, id, &context).await?;
             } else {
-                assert_eq!(accept(&instance, id).await?.status, 200, "{context}");
+                assert_answer(&instance, id, 200, ("verve-outcome", "new"), &context).await?;
             }
         }
         site.redis[1].restart().await?;
-        let lost = (0..12).find(|id| Id(*id).shard(3) == 1).expect("one of twelve");
-        assert_recovers(&instance, lost, &format!("{kind:?}")).await?;
+        let spooled = (0..12).find(|id| Id(*id).shard(3) == 1).expect("one of twelve");
+        assert_recovers(&instance, spooled, &format!("{kind:?}")).await?;
+        assert_ids(&site, 0..12, &format!("{kind:?}")).await?;
+        let window = clock::current_window(site.length);
+        for (place, ids) in site.members(window).await?.iter().enumerate() {
+            let elsewhere = ids
+                .iter()
+                .find(|id| id.parse::<Id>().is_ok_and(|id| id.shard(3) != place));
+            assert_eq!(elsewhere, None, "{kind:?}: on Redis {place}");
+        }
     }
     Ok(())
 }

@@ -4,21 +4,41 @@
 //! The tests know the contract (`docs/`, the README, `verve-protocol`) and nothing of the programs' insides. Nothing is
 //! skipped: where a program is missing, its tests fail and say so.
 
+mod balanced;
+mod bounds;
 mod callbacks;
+mod chaos;
 mod contract;
 mod counting;
+mod counts;
+mod dead;
 mod demo;
+mod deploy;
+mod documented;
 mod endpoints;
+mod failures_kafka;
+mod failures_redis;
+mod failures_reporter;
 mod faults;
+mod fencing;
 mod guard;
 mod hosting;
+mod late;
 mod ledger;
 mod logging;
+mod metrics;
+mod page;
 mod recorded;
 mod replicas;
 mod reporting;
 mod retries;
+mod signatures;
 mod site;
+mod spool;
 mod startup;
+mod told;
+mod traces;
+mod traps;
+mod trial;
 mod windows;
 mod world;

@@ -7,7 +7,7 @@ use redis::AsyncCommands;
 use verve_protocol::Method;
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::{Answer, Sink};
-use verve_tests::{clock, net};
+use verve_tests::{clock, net, wait};
 
 use crate::site::{SOON, Site, field};
 
@@ -131,6 +131,79 @@ async fn retry_after_is_honoured() -> Result<()> {
         let pause = received[1].time_ms - received[0].time_ms;
         assert!((1_000..5_000).contains(&pause), "{path}: {pause} ms");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn retry_after_may_be_a_date() -> Result<()> {
+    let (site, sink, _reporter) = start("3", "50").await?;
+    // To the second, so that it is between two and three seconds from now.
+    let date = jiff::Timestamp::from_second(i64::try_from(clock::now_ms() / 1000)? + 3)?;
+    let date = date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    let wait = Answer::status(429).header("retry-after", &date);
+    sink.answer("/job", [wait, Answer::status(200)]);
+    add_job(&site, &sink.url("/job")).await?;
+    let received = sink.wait_for("/job", 2, SOON).await?;
+    let pause = received[1].time_ms - received[0].time_ms;
+    assert!((1_500..6_000).contains(&pause), "{date}: {pause} ms");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_cannot_ask_for_more_than_an_hour() -> Result<()> {
+    let (site, sink, _reporter) = start("3", "50").await?;
+    let asked = ["86400", "18446744073709551615", "Fri, 01 Jan 2100 00:00:00 GMT"];
+    for (n, asked) in asked.iter().enumerate() {
+        let path = format!("/{n}");
+        sink.answer(&path, [Answer::status(503).header("retry-after", asked)]);
+        add_job(&site, &sink.url(&path)).await?;
+    }
+    let due = wait::until("all to wait", SOON, || async {
+        let retry = site.keys().callbacks_retry();
+        let due: Vec<(String, f64)> = site.first().await.ok()?.zrange_withscores(retry, 0, -1).await.ok()?;
+        let now = clock::now_ms() as f64;
+        // Taken ones are due in half a minute.
+        let waits: Vec<f64> = due
+            .iter()
+            .map(|(_, due)| due - now)
+            .filter(|wait| *wait > 60_000.0)
+            .collect();
+        (waits.len() == asked.len()).then_some(waits)
+    })
+    .await?;
+    assert!(
+        due.iter().all(|wait| (3_500_000.0..=3_600_000.0).contains(wait)),
+        "{due:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_that_never_answers_is_tried_again() -> Result<()> {
+    let (site, sink, reporter) = start("3", "50").await?;
+    sink.answer(
+        "/job",
+        [Answer::status(200).after(Duration::from_secs(600)), Answer::status(200)],
+    );
+    add_job(&site, &sink.url("/job")).await?;
+    let received = sink.wait_for("/job", 2, Duration::from_secs(20)).await?;
+    let pause = received[1].time_ms - received[0].time_ms;
+    assert!((9_500..15_000).contains(&pause), "{pause} ms");
+    reporter
+        .process()
+        .wait_for_text("no response within 10 s", SOON)
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_down_is_called_once_it_is_up() -> Result<()> {
+    let (site, _sink, reporter) = start("10", "200").await?;
+    let address = net::free_address()?.to_string();
+    add_job(&site, &format!("http://{address}/job")).await?;
+    reporter.process().wait_for_text("cannot connect", SOON).await?;
+    let sink = Sink::start_on(&address).await?;
+    sink.wait_for("/job", 1, SOON).await?;
     Ok(())
 }
 

@@ -1,0 +1,97 @@
+//! Ends what waits for too long, without a timer for each.
+//!
+//! To the host a timer is a call that has to be cancelled when it was not needed, which costs more than all the rest of a
+//! request. So one task looks at the clock for all: whoever waits also reads from a stream that carries nothing, and is
+//! woken by its writing end being dropped. Streams are the host's, and so may wake another request's task.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::future::{self, Either};
+use spin_sdk::time::sleep;
+use spin_sdk::wasip3::wit_bindgen::StreamWriter;
+use spin_sdk::wasip3::wit_stream;
+use wit_bindgen::spawn;
+
+/// In how many steps a time limit is measured: what takes too long is ended at most a step later.
+const STEPS: u32 = 10;
+
+/// Those who wait, all with the same time limit.
+pub struct Deadlines {
+    step: Duration,
+    waiting: RefCell<BTreeMap<u64, Waiting>>,
+    /// The next one's number.
+    next: Cell<u64>,
+    /// Whether there is a task that looks at the clock.
+    watched: Cell<bool>,
+}
+
+struct Waiting {
+    /// Steps that it may wait yet.
+    left: u32,
+    /// Dropped to wake it.
+    _wake: StreamWriter<u8>,
+}
+
+impl Deadlines {
+    /// For waiting at most for `limit`.
+    pub fn new(limit: Duration) -> Rc<Self> {
+        Rc::new(Self {
+            step: limit / STEPS,
+            waiting: RefCell::default(),
+            next: Cell::new(0),
+            watched: Cell::new(false),
+        })
+    }
+
+    /// Does the work, or gives it up when it takes too long.
+    pub async fn limit<T>(self: &Rc<Self>, work: impl Future<Output = T>) -> Option<T> {
+        let (wake, mut woken) = wit_stream::new();
+        let number = self.next.get();
+        self.next.set(number + 1);
+        // A step may have begun long ago.
+        let left = STEPS + 1;
+        self.waiting.borrow_mut().insert(number, Waiting { left, _wake: wake });
+        if !self.watched.replace(true) {
+            spawn(self.clone().watch());
+            be_polled_again().await;
+        }
+        let woken = pin!(woken.read(Vec::with_capacity(1)));
+        match future::select(pin!(work), woken).await {
+            Either::Left((done, _)) => {
+                self.waiting.borrow_mut().remove(&number);
+                Some(done)
+            }
+            Either::Right(_) => None,
+        }
+    }
+
+    /// Has all who wait now give up.
+    pub fn end_all(&self) {
+        drop(self.waiting.take());
+    }
+
+    async fn watch(self: Rc<Self>) {
+        while !self.waiting.borrow().is_empty() {
+            sleep(self.step).await;
+            self.waiting.borrow_mut().retain(|_, waiting| {
+                waiting.left -= 1;
+                waiting.left > 0
+            });
+        }
+        self.watched.set(false);
+    }
+}
+
+/// What was spawned begins only when its task is woken, which the work may never do.
+async fn be_polled_again() {
+    future::poll_fn(|context| {
+        context.waker().wake_by_ref();
+        Poll::Ready(())
+    })
+    .await;
+}

@@ -1,0 +1,263 @@
+//! The spool: what was accepted while Redis is away, in the host's SQLite database `default`, until it is brought to Redis.
+//!
+//! - `ids`: ids of one window that were recorded together, by the key of their set and Redis' place: the position of the
+//!   server among `redis_urls`
+//! - `commands`: commands for the first Redis which may run only once, such as the `XADD` of a callback job. They are taken
+//!   in batches; a batch has a name, by which Redis knows whether it has run it
+//! - `state`: what one instance tells the others, each until a moment: which server is away, who drains
+//!
+//! In WAL mode with `synchronous=NORMAL`, what is acknowledged survives the death of every process; of the machine's
+//! power, all but the last moments. An in-memory database would keep nothing, and is not accepted.
+
+use std::rc::Rc;
+
+use spin_sdk::sqlite::{Connection, Error, Value};
+use verve_protocol::Id;
+
+use crate::instance::look_again;
+use crate::once::Once;
+
+/// How long SQLite waits for others who write, in milliseconds.
+const BUSY_TIMEOUT_MS: u32 = 5000;
+/// The most rows or commands in a batch.
+const BATCH: i64 = 500;
+/// About how many ids are brought to Redis together.
+const MOST_TOGETHER: usize = 1000;
+
+const TABLES: [&str; 5] = [
+    "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, place INTEGER NOT NULL, key TEXT NOT NULL, ids TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS placed ON ids (place)",
+    "CREATE TABLE IF NOT EXISTS commands (number INTEGER PRIMARY KEY, batch TEXT, command TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS begun ON commands (batch) WHERE batch IS NOT NULL",
+    "CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID",
+];
+
+/// The database, opened when first used.
+#[derive(Default)]
+pub struct Spool {
+    connection: Once<Rc<Connection>, String>,
+}
+
+/// Ids of one key.
+pub struct Ids {
+    /// The rows that they are in.
+    numbers: Vec<i64>,
+    /// The key of their window's set.
+    pub key: String,
+    /// The ids.
+    pub ids: Vec<Id>,
+}
+
+/// Commands that run together, once.
+pub struct Batch {
+    /// Its name, unlike that of any other.
+    pub name: String,
+    /// Each a JSON array of the command and its arguments.
+    pub commands: Vec<String>,
+}
+
+/// What is in the spool.
+#[derive(Default)]
+pub struct Contents {
+    /// Whether there are ids or commands.
+    pub any: bool,
+    /// Until when what is the case: see [`Spool::tell`].
+    pub state: Vec<(String, u64)>,
+}
+
+impl Spool {
+    /// Adds ids for the server at `place`, as one row: each is written once and at the end, however many there are. They may
+    /// be there already.
+    pub async fn add_ids(&self, place: usize, key: String, ids: &[Id]) -> Result<(), String> {
+        let insert = "INSERT INTO ids (place, key, ids) VALUES (?, ?, ?)";
+        let row = [integer(place as u64), Value::Text(key), Value::Text(listed(ids))];
+        self.run(insert, row).await.map(drop)
+    }
+
+    /// Adds commands for the first server, each of equally many words.
+    pub async fn add_commands(&self, commands: Vec<Vec<String>>) -> Result<(), String> {
+        let Some(words) = commands.first().map(Vec::len) else {
+            return Ok(());
+        };
+        let row = format!("(json_array({}))", vec!["?"; words].join(", "));
+        let rows = vec![row.as_str(); commands.len()].join(", ");
+        let values = commands.into_iter().flatten().map(Value::Text);
+        let insert = format!("INSERT INTO commands (command) VALUES {rows}");
+        self.run(&insert, values).await.map(drop)
+    }
+
+    /// Ids for the server at `place`, the `last` of whom has those of places that are no more.
+    pub async fn ids(&self, place: usize, last: bool) -> Result<Vec<Ids>, String> {
+        let to = if last { i64::MAX } else { place as i64 };
+        let select = "SELECT number, key, ids FROM ids WHERE place BETWEEN ? AND ? LIMIT ?";
+        let which = [integer(place as u64), Value::Integer(to), Value::Integer(BATCH)];
+        let mut found: Vec<Ids> = Vec::new();
+        for row in self.run(select, which).await? {
+            let [Value::Integer(number), Value::Text(key), Value::Text(ids)] = row.as_slice() else {
+                continue;
+            };
+            let ids = ids.split(',').filter_map(|id| id.parse().ok()).map(Id);
+            match found.last_mut() {
+                Some(last) if last.key == *key && last.ids.len() < MOST_TOGETHER => {
+                    last.numbers.push(*number);
+                    last.ids.extend(ids);
+                }
+                _ => found.push(Ids {
+                    numbers: vec![*number],
+                    key: key.clone(),
+                    ids: ids.collect(),
+                }),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes ids that [`Spool::ids`] gave.
+    pub async fn remove_ids(&self, ids: &Ids) -> Result<(), String> {
+        let numbers = ids
+            .numbers
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
+        let delete = "DELETE FROM ids WHERE number IN (SELECT value FROM json_each(?))";
+        self.run(delete, [Value::Text(format!("[{numbers}]"))]).await.map(drop)
+    }
+
+    /// The batch of commands to run now: one that somebody began, or else a new one.
+    pub async fn batch(&self) -> Result<Option<Batch>, String> {
+        let begun = "SELECT batch, command FROM commands \
+            WHERE batch = (SELECT batch FROM commands WHERE batch IS NOT NULL LIMIT 1) ORDER BY number";
+        let mut rows = self.run(begun, []).await?;
+        if rows.is_empty() {
+            let name = self
+                .run("SELECT lower(hex(randomblob(16)))", [])
+                .await?
+                .into_iter()
+                .flatten()
+                .next();
+            // Begun in one statement, so that nobody else begins a batch with some of the same commands.
+            let begin = "UPDATE commands SET batch = ? \
+                WHERE number IN (SELECT number FROM commands WHERE batch IS NULL ORDER BY number LIMIT ?) \
+                AND NOT EXISTS (SELECT 1 FROM commands WHERE batch IS NOT NULL)";
+            self.run(begin, [name.unwrap_or(Value::Null), Value::Integer(BATCH)])
+                .await?;
+            rows = self.run(begun, []).await?;
+        }
+        let mut batch: Option<Batch> = None;
+        for row in rows {
+            if let [Value::Text(name), Value::Text(command)] = row.as_slice() {
+                let batch = batch.get_or_insert_with(|| Batch {
+                    name: name.clone(),
+                    commands: Vec::new(),
+                });
+                batch.commands.push(command.clone());
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Removes a batch that has run.
+    pub async fn remove_batch(&self, name: &str) -> Result<(), String> {
+        self.run("DELETE FROM commands WHERE batch = ?", [Value::Text(name.to_owned())])
+            .await
+            .map(drop)
+    }
+
+    /// What is in the spool.
+    pub async fn contents(&self) -> Result<Contents, String> {
+        let select = "SELECT name, until FROM state \
+            UNION ALL SELECT '', 0 WHERE EXISTS (SELECT 1 FROM ids) OR EXISTS (SELECT 1 FROM commands)";
+        let mut contents = Contents::default();
+        for row in self.run(select, []).await? {
+            match row.as_slice() {
+                [Value::Text(name), _] if name.is_empty() => contents.any = true,
+                [Value::Text(name), Value::Integer(until)] => {
+                    contents.state.push((name.clone(), until.cast_unsigned()));
+                }
+                _ => {}
+            }
+        }
+        Ok(contents)
+    }
+
+    /// Tells other instances that `name` is the case until a moment.
+    pub async fn tell(&self, name: &str, until: u64) -> Result<(), String> {
+        let upsert = "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET until = excluded.until";
+        self.run(upsert, [Value::Text(name.to_owned()), integer(until)])
+            .await
+            .map(drop)
+    }
+
+    /// The same, unless somebody else has told so, and its moment has not come at `now`. Says whether it is us.
+    pub async fn claim(&self, name: &str, now: u64, until: u64) -> Result<bool, String> {
+        let upsert = "INSERT INTO state VALUES (?1, ?3) \
+            ON CONFLICT (name) DO UPDATE SET until = excluded.until WHERE until <= ?2 RETURNING 1";
+        let rows = self
+            .run(upsert, [Value::Text(name.to_owned()), integer(now), integer(until)])
+            .await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Takes back what was told.
+    pub async fn untell(&self, name: &str) -> Result<(), String> {
+        self.run("DELETE FROM state WHERE name = ?", [Value::Text(name.to_owned())])
+            .await
+            .map(drop)
+    }
+
+    async fn run(&self, statement: &str, values: impl IntoIterator<Item = Value>) -> Result<Vec<Vec<Value>>, String> {
+        let connection = self.connection.get(open, look_again).await?;
+        execute(&connection, statement, values).await
+    }
+}
+
+async fn open() -> Result<Rc<Connection>, String> {
+    let connection = Connection::open_default().await.map_err(describe)?;
+    execute(&connection, &format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"), []).await?;
+    // The next instance finds all this made.
+    let made = "SELECT count(*) = 5 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' \
+        FROM sqlite_schema WHERE name IN ('ids', 'placed', 'commands', 'begun', 'state')";
+    let made = execute(&connection, made, []).await?;
+    if !matches!(made.first().map(Vec::as_slice), Some([Value::Integer(1)])) {
+        let mode = execute(&connection, "PRAGMA journal_mode = WAL", []).await?;
+        if let Some([Value::Text(mode)]) = mode.first().map(Vec::as_slice)
+            && matches!(mode.as_str(), "memory" | "off")
+        {
+            return Err("spool: the host keeps the database in memory, where it does not survive".to_owned());
+        }
+        for table in TABLES {
+            execute(&connection, table, []).await?;
+        }
+    }
+    execute(&connection, "PRAGMA synchronous = NORMAL", []).await?;
+    Ok(Rc::new(connection))
+}
+
+async fn execute(
+    connection: &Connection,
+    statement: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> Result<Vec<Vec<Value>>, String> {
+    let result = connection.execute(statement, values).await.map_err(describe)?;
+    let rows = result.collect().await.map_err(describe)?;
+    Ok(rows.into_iter().map(|row| row.values).collect())
+}
+
+fn listed(ids: &[Id]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn integer(value: u64) -> Value {
+    Value::Integer(value.cast_signed())
+}
+
+fn describe(error: Error) -> String {
+    match error {
+        Error::NoSuchDatabase => "spool: the host has no SQLite database \"default\"".to_owned(),
+        Error::AccessDenied => "spool: the manifest does not grant sqlite_databases = [\"default\"]".to_owned(),
+        Error::InvalidConnection => "spool: the connection is not valid".to_owned(),
+        Error::DatabaseFull => "spool: full".to_owned(),
+        Error::Io(message) => format!("spool: {message}"),
+    }
+}

@@ -1,0 +1,269 @@
+//! The host's side of `spin:sqlite`: the database `default`, a file as in Spin, that survives the host.
+//!
+//! The component decides by its PRAGMAs how durable it is. What this module adds: statements run off the event loop,
+//! those of one connection one after the other; and no statement reaches another file than the database's own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use rusqlite::limits::Limit;
+use rusqlite::types::{Value as Stored, ValueRef};
+use wasmtime::component::{Accessor, FutureReader, HasSelf, Resource, ResourceTable, StreamReader};
+
+use crate::spin::bindings::spin::sqlite::sqlite::{
+    Error, Host, HostConnection, HostConnectionWithStore, RowResult, Value,
+};
+
+/// The only database there is.
+pub const DATABASE: &str = "default";
+
+/// Its file's name, as in Spin, so that the one host goes on with what the other has left.
+const FILE_NAME: &str = "sqlite_db.db";
+
+/// The most connections that one instance may have open, as in Spin.
+const MAX_CONNECTIONS: usize = 256;
+
+/// The file of the database `default`. Clones are the same database.
+#[derive(Clone)]
+pub struct Database {
+    file: PathBuf,
+    /// Open for as long as the host runs: the last connection to close would clean up, while an instance waits.
+    _kept_open: Arc<Mutex<rusqlite::Connection>>,
+}
+
+impl Database {
+    /// Opens the database in a folder, and makes both if they are not there.
+    ///
+    /// # Errors
+    /// If the folder cannot be made, or the file cannot be opened as a database. The message names it.
+    pub fn try_new(folder: &Path) -> anyhow::Result<Self> {
+        let file = folder.join(FILE_NAME);
+        let context = || format!("cannot open the SQLite database {}", file.display());
+        fs::create_dir_all(folder).with_context(context)?;
+        let connection = open(&file).with_context(context)?;
+        // Only a statement looks into the file.
+        let look = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+        look.with_context(context)?;
+        Ok(Self {
+            file,
+            _kept_open: Arc::new(Mutex::new(connection)),
+        })
+    }
+}
+
+/// The connections of one instance.
+pub struct Sqlite {
+    database: Option<Database>,
+    connections: ResourceTable,
+}
+
+/// What the component's `connection` stands for.
+pub struct Connection(Arc<Mutex<rusqlite::Connection>>);
+
+impl Sqlite {
+    /// No connections yet. Without a database, the manifest has granted none.
+    pub fn new(database: Option<Database>) -> Self {
+        let mut connections = ResourceTable::new();
+        connections.set_max_capacity(MAX_CONNECTIONS);
+        Self { database, connections }
+    }
+}
+
+impl Host for Sqlite {}
+
+impl HostConnection for Sqlite {
+    async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
+        self.connections.delete(connection)?;
+        Ok(())
+    }
+}
+
+type Executed = (Vec<String>, StreamReader<RowResult>, FutureReader<Result<(), Error>>);
+
+impl<T: Send + 'static> HostConnectionWithStore<T> for HasSelf<Sqlite> {
+    async fn open_async(
+        guest: &Accessor<T, Self>,
+        name: String,
+    ) -> wasmtime::Result<Result<Resource<Connection>, Error>> {
+        let granted = guest.with(|mut access| access.get().database.clone());
+        let Some(database) = granted.filter(|_| name == DATABASE) else {
+            return Ok(Err(Error::AccessDenied));
+        };
+        let opened = blocking(move || open(&database.file)).await?;
+        Ok(opened.map_err(|error| describe(&error)).and_then(|connection| {
+            let connection = Connection(Arc::new(Mutex::new(connection)));
+            guest
+                .with(|mut access| access.get().connections.push(connection))
+                .map_err(|_| Error::Io("too many open connections".to_owned()))
+        }))
+    }
+
+    async fn execute_async(
+        guest: &Accessor<T, Self>,
+        connection: Resource<Connection>,
+        statement: String,
+        parameters: Vec<Value>,
+    ) -> wasmtime::Result<Result<Executed, Error>> {
+        let connection = guest.with(|mut access| {
+            let connection = access.get().connections.get(&connection)?;
+            wasmtime::error::Ok(connection.0.clone())
+        })?;
+        let ran = blocking(move || {
+            // A statement that panicked has left nothing half done: SQLite has rolled it back.
+            let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+            execute(&connection, &statement, parameters)
+        })
+        .await?;
+        // As in Spin, an error of the statement comes at the end of its rows.
+        let (columns, rows, ended) = match ran {
+            Ok((columns, rows)) => (columns, rows, Ok(())),
+            Err(error) => (Vec::new(), Vec::new(), Err(describe(&error))),
+        };
+        guest.with(|mut access| {
+            let rows = StreamReader::new(&mut access, rows)?;
+            let ended = FutureReader::new(&mut access, std::future::ready(wasmtime::error::Ok(ended)))?;
+            Ok(Ok((columns, rows, ended)))
+        })
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> wasmtime::Result<T> {
+    Ok(tokio::task::spawn_blocking(work).await?)
+}
+
+fn open(file: &Path) -> rusqlite::Result<rusqlite::Connection> {
+    let connection = rusqlite::Connection::open(file)?;
+    // Attaching, of which `VACUUM INTO` is a case, would reach other files. Not an authorizer: it does not learn of a file's
+    // name that is a parameter.
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    Ok(connection)
+}
+
+fn execute(
+    connection: &rusqlite::Connection,
+    statement: &str,
+    parameters: Vec<Value>,
+) -> rusqlite::Result<(Vec<String>, Vec<RowResult>)> {
+    let mut statement = connection.prepare_cached(statement)?;
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
+    let parameters = parameters.into_iter().map(|value| match value {
+        Value::Integer(number) => Stored::Integer(number),
+        Value::Real(number) => Stored::Real(number),
+        Value::Text(text) => Stored::Text(text),
+        Value::Blob(bytes) => Stored::Blob(bytes),
+        Value::Null => Stored::Null,
+    });
+    let mut found = statement.query(rusqlite::params_from_iter(parameters))?;
+    let mut rows = Vec::new();
+    while let Some(row) = found.next()? {
+        let values = (0..columns.len()).map(|column| Ok(value(row.get_ref(column)?)));
+        rows.push(RowResult {
+            values: values.collect::<rusqlite::Result<_>>()?,
+        });
+    }
+    Ok((columns, rows))
+}
+
+fn value(stored: ValueRef<'_>) -> Value {
+    match stored {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(number) => Value::Integer(number),
+        ValueRef::Real(number) => Value::Real(number),
+        ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
+        ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
+    }
+}
+
+fn describe(error: &rusqlite::Error) -> Error {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => Error::DatabaseFull,
+        _ => Error::Io(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> PathBuf {
+        let name = format!(
+            "verve-host-sqlite-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        );
+        let folder = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&folder);
+        folder
+    }
+
+    fn run(connection: &rusqlite::Connection, statement: &str, values: Vec<Value>) -> Result<Vec<Vec<String>>, Error> {
+        let (_, rows) = execute(connection, statement, values).map_err(|error| describe(&error))?;
+        let shown = rows.into_iter();
+        Ok(shown
+            .map(|row| row.values.iter().map(|value| format!("{value:?}")).collect())
+            .collect())
+    }
+
+    #[test]
+    fn values_of_every_type_come_back_and_survive_the_connection() {
+        let folder = folder();
+        let database = Database::try_new(&folder.join("made")).expect("a database");
+        let connection = open(&database.file).expect("a connection");
+        run(&connection, "CREATE TABLE t (a, b, c, d, e)", vec![]).expect("a table");
+        let values = || {
+            vec![
+                Value::Integer(i64::MIN),
+                Value::Real(0.5),
+                Value::Text("ä".to_owned()),
+                Value::Blob(vec![0, 255]),
+                Value::Null,
+            ]
+        };
+        run(&connection, "INSERT INTO t VALUES (?, ?, ?, ?, ?)", values()).expect("a row");
+        drop((connection, database));
+
+        let database = Database::try_new(&folder.join("made")).expect("the database");
+        let connection = open(&database.file).expect("a connection");
+        let rows = run(&connection, "SELECT * FROM t", vec![]).expect("rows");
+        let expected: Vec<String> = values().iter().map(|value| format!("{value:?}")).collect();
+        assert_eq!(rows, [expected]);
+        let _ = fs::remove_dir_all(&folder);
+    }
+
+    #[test]
+    fn no_statement_reaches_another_file() {
+        let folder = folder();
+        let database = Database::try_new(&folder).expect("a database");
+        let connection = open(&database.file).expect("a connection");
+        let other = folder.join("other.db");
+        for statement in ["ATTACH ? AS other", "VACUUM INTO ?"] {
+            let named = vec![Value::Text(other.display().to_string())];
+            let refused = run(&connection, statement, named);
+            assert!(
+                matches!(&refused, Err(Error::Io(message)) if message.contains("too many attached")),
+                "{statement}: {refused:?}"
+            );
+            assert!(!other.exists(), "{statement}");
+        }
+        let _ = fs::remove_dir_all(&folder);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_database() {
+        let folder = folder();
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join(FILE_NAME), "x".repeat(5000)).expect("a file");
+        let error = Database::try_new(&folder)
+            .err()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default();
+        assert!(error.contains(FILE_NAME) && error.contains("not a database"), "{error}");
+        let error = Database::try_new(&folder.join(FILE_NAME))
+            .err()
+            .map(|error| format!("{error:#}"));
+        assert!(error.is_some_and(|error| error.contains("cannot open the SQLite database")));
+        let _ = fs::remove_dir_all(&folder);
+    }
+}

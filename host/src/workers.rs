@@ -1,0 +1,109 @@
+//! The host's threads: one per processor, each with a runtime, connections and component instances of its own, so that a
+//! request is answered by the thread that read it.
+
+use std::io;
+use std::net::TcpStream;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+
+use crate::instances::{Factory, Instances};
+use crate::server::{Site, serve_connection};
+
+/// All threads.
+pub struct Workers(Vec<Worker>);
+
+struct Worker {
+    streams: UnboundedSender<TcpStream>,
+    /// Connections that it has now.
+    connections: Arc<AtomicUsize>,
+    /// Told once it has no connection any more.
+    stopped: oneshot::Receiver<()>,
+}
+
+impl Workers {
+    /// Starts the threads: as many as this process may use processors.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn start(site: &Site, factory: &Factory) -> io::Result<Self> {
+        let count = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let site = Arc::new(site.clone());
+        let started = (0..count).map(|number| Worker::start(number, site.clone(), factory.for_one_thread()));
+        Ok(Self(started.collect::<io::Result<_>>()?))
+    }
+
+    /// Has the thread with the fewest connections serve another one.
+    pub fn serve(&self, stream: TcpStream) {
+        let fewest = self
+            .0
+            .iter()
+            .min_by_key(|worker| worker.connections.load(Ordering::Relaxed));
+        if let Some(worker) = fewest {
+            worker.connections.fetch_add(1, Ordering::Relaxed);
+            // A thread ends only with the process.
+            let _ = worker.streams.send(stream);
+        }
+    }
+
+    /// Closes idle connections, and waits until requests in flight are answered.
+    pub async fn stop(self) {
+        for worker in self.0 {
+            drop(worker.streams);
+            // An error means that it has ended.
+            let _ = worker.stopped.await;
+        }
+    }
+}
+
+impl Worker {
+    fn start(number: usize, site: Arc<Site>, instances: Instances) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (streams, incoming) = unbounded_channel();
+        let (stopped, told) = oneshot::channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        let name = format!("worker-{number}");
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || work(&runtime, site, instances, incoming, counted, stopped))?;
+        Ok(Self {
+            streams,
+            connections,
+            stopped: told,
+        })
+    }
+}
+
+fn work(
+    runtime: &Runtime,
+    site: Arc<Site>,
+    instances: Instances,
+    mut incoming: UnboundedReceiver<TcpStream>,
+    connections: Arc<AtomicUsize>,
+    stopped: oneshot::Sender<()>,
+) {
+    runtime.block_on(async {
+        let graceful = GracefulShutdown::new();
+        while let Some(stream) = incoming.recv().await {
+            let served = serve_connection(stream, site.clone(), instances.clone(), &graceful);
+            let connections = connections.clone();
+            tokio::spawn(async move {
+                if let Err(error) = served.await {
+                    tracing::debug!("a connection ended early: {error}");
+                }
+                connections.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        graceful.shutdown().await;
+        let _ = stopped.send(());
+        // Instances may go on, for as long as the process does.
+        std::future::pending::<()>().await;
+    });
+}

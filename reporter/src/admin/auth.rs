@@ -1,0 +1,113 @@
+//! Who may see the admin port.
+
+use std::fmt;
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use subtle::ConstantTimeEq as _;
+
+/// Asks for either, so that a browser shows its own dialogue.
+const CHALLENGE: &str = r#"Bearer realm="verve", Basic realm="verve""#;
+
+/// What a request has to show. Never shown itself.
+#[derive(Clone)]
+pub struct Token(String);
+
+impl Token {
+    /// A token of visible ASCII characters, which is all that a header can hold.
+    ///
+    /// # Errors
+    /// When it has others. The token is not shown.
+    pub fn try_new(token: String) -> Result<Self, &'static str> {
+        if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(token))
+        } else {
+            Err("expected visible ASCII characters without blanks")
+        }
+    }
+
+    fn is(&self, shown: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(shown).into()
+    }
+
+    /// Whether this `Authorization` header shows the token: as a bearer's, or as the password of any user, since browsers
+    /// cannot send the former.
+    fn is_in(&self, authorization: &[u8]) -> bool {
+        let Some(space) = authorization.iter().position(|byte| *byte == b' ') else {
+            return false;
+        };
+        let (scheme, shown) = (&authorization[..space], authorization[space..].trim_ascii());
+        if scheme.eq_ignore_ascii_case(b"bearer") {
+            return self.is(shown);
+        }
+        let pair = STANDARD.decode(shown).unwrap_or_default();
+        let password = pair
+            .iter()
+            .position(|byte| *byte == b':')
+            .map(|colon| &pair[colon + 1..]);
+        scheme.eq_ignore_ascii_case(b"basic") && password.is_some_and(|password| self.is(password))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// Lets those pass who show the token.
+pub async fn check(State(token): State<Token>, request: Request, next: Next) -> Response {
+    let authorization = request.headers().get(AUTHORIZATION);
+    if authorization.is_some_and(|header| token.is_in(header.as_bytes())) {
+        next.run(request).await
+    } else {
+        let challenge = [(WWW_AUTHENTICATE, CHALLENGE)];
+        (StatusCode::UNAUTHORIZED, challenge, "the admin token is needed\n").into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_is_a_bearer_s_or_a_password() {
+        let token = Token::try_new("s3cret:x".to_owned()).expect("a token");
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        for good in [
+            "Bearer s3cret:x",
+            "bearer  s3cret:x ",
+            &basic("any:s3cret:x"),
+            &basic(":s3cret:x"),
+        ] {
+            assert!(token.is_in(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer s3cret:",
+            "Bearer s3cret:xx",
+            "Bearer S3CRET:X",
+            "s3cret:x",
+            "Digest s3cret:x",
+            "Basic s3cret:x",
+            &basic("s3cret"),
+            &basic("s3cret:x:"),
+        ] {
+            assert!(!token.is_in(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_fits_into_a_header() {
+        for bad in ["", "a b", "a\n", "ä"] {
+            assert!(Token::try_new(bad.to_owned()).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The live page: made here, whole, so that it says everything without JavaScript. The script only puts in what `/events` brings,
+//! which is made by the same code.
+
+mod chart;
+
+use std::convert::Infallible;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::sse::{Event, Sse};
+use axum::response::{Html, IntoResponse};
+use futures::stream::{self, Stream, StreamExt as _};
+use jiff::Timestamp;
+use maud::{DOCTYPE, Markup, html};
+use verve_protocol::Window;
+use verve_protocol::keys::stats;
+
+use super::Admin;
+use crate::clock::now_ms;
+use crate::overview::{Seen, SeenWindow};
+
+const STYLE: &str = include_str!("page/page.css");
+const SCRIPT: &str = include_str!("page/page.js");
+
+/// `/page.css`
+pub async fn style() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
+}
+
+/// `/page.js`
+pub async fn script() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], SCRIPT)
+}
+
+/// `/`
+pub async fn page(State(admin): State<Admin>) -> Html<String> {
+    let length = admin.config.window_length;
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { "Verve" }
+                link rel="stylesheet" href="page.css";
+                link rel="icon" href="data:,";
+                noscript { meta http-equiv="refresh" content="5"; }
+                script src="page.js" defer {}
+            }
+            body {
+                header {
+                    h1 { "Verve" }
+                    p { "Unique ids in windows of " (length) " s" }
+                    p #state { noscript { "Renewed every 5 s" } }
+                }
+                (content(&admin, &admin.seen.borrow()))
+            }
+        }
+    };
+    Html(page.into_string())
+}
+
+/// `/events`: the page's content, each time it is looked at.
+pub async fn events(State(admin): State<Admin>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let stop = admin.stop.clone();
+    let mut seen = admin.seen.clone();
+    // The first one at once.
+    seen.mark_changed();
+    let contents = stream::unfold((admin, seen), async |(admin, mut seen)| {
+        seen.changed().await.ok()?;
+        let content = content(&admin, &seen.borrow_and_update()).into_string();
+        // Else the library would refuse it: an error's text may have any character.
+        let event = Event::default().data(content.replace('\r', " "));
+        Some((Ok(event), (admin, seen)))
+    });
+    // An open stream would keep the process from stopping.
+    Sse::new(contents.take_until(stop.cancelled_owned()))
+}
+
+/// What changes.
+fn content(admin: &Admin, seen: &Seen) -> Markup {
+    let replica = &admin.replica;
+    html! {
+        main {
+            div #now .cards data-live { (current(seen)) (last(seen)) (callbacks(seen)) }
+            section .card {
+                h2 { "Unique ids, window by window" }
+                div #chart data-live { (chart::chart(&seen.windows)) }
+                p .legend {
+                    span .key .reported {} "reported "
+                    span .key .revised {} "corrected since, by late ids "
+                    span .key .open {} "not reported yet"
+                }
+            }
+            section .card {
+                h2 { "Health" }
+                ul #health .health data-live { (health(seen, replica)) }
+            }
+            section .card {
+                h2 { "Windows" }
+                div .scroll {
+                    table {
+                        thead {
+                            tr {
+                                th { "Window (UTC)" } th { "Unique" } th { "Revision" } th { "Requests" }
+                                th { "Duplicates" } th { "Reported" }
+                            }
+                        }
+                        tbody #windows data-live { (rows(seen)) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn current(seen: &Seen) -> Markup {
+    let Some(current) = seen.windows.last() else {
+        return html! { section .card { h2 { "Current window" } p .big { "–" } p { "Redis has not answered yet" } } };
+    };
+    let left = current.window.end().saturating_sub(now_ms() / 1000);
+    html! {
+        section .card {
+            h2 { "Current window" }
+            p .big #current { (number(current.unique().unwrap_or_default())) }
+            p { "since " (clock(current.window)) " UTC, " (left) " s left" }
+            (requests(current))
+        }
+    }
+}
+
+fn last(seen: &Seen) -> Markup {
+    let reported = seen.windows.iter().rev().find(|seen| seen.report.is_some());
+    html! {
+        section .card {
+            h2 { "Last reported" }
+            @if let Some((last, report)) = reported.and_then(|last| Some((last, last.report?))) {
+                p .big { (number(report.count)) }
+                p {
+                    (clock(last.window)) " UTC, "
+                    @if report.revision == 0 { "first report" } @else { "revision " (report.revision) }
+                }
+                (requests(last))
+            } @else {
+                p .big { "–" }
+                p { "Nothing reported in the time shown" }
+            }
+        }
+    }
+}
+
+/// Requests, the share of duplicates among what was recorded, and what went wrong.
+fn requests(seen: &SeenWindow) -> Markup {
+    html! {
+        p { (number(seen.requests())) " requests, " (duplicates(seen)) " duplicates" }
+        @for (outcome, told) in [(stats::SPOOLED, "spooled"), (stats::INVALID, "invalid"), (stats::FAILED, "failed")] {
+            @if seen.requests_of(outcome) > 0 {
+                p .(if outcome == stats::FAILED { "bad" } else { "quiet" }) {
+                    (number(seen.requests_of(outcome))) " " (told)
+                }
+            }
+        }
+    }
+}
+
+fn callbacks(seen: &Seen) -> Markup {
+    let jobs = seen.jobs;
+    html! {
+        section .card {
+            h2 { "Callbacks" }
+            p .big { (number(jobs.stream)) }
+            p {
+                "waiting"
+                @if jobs.oldest_s > 0 { ", the oldest for " (jobs.oldest_s) " s" }
+            }
+            p { (number(jobs.retry)) " to be tried again" }
+            p .(if jobs.dead > 0 { "bad" } else { "" }) { (number(jobs.dead)) " dead" }
+        }
+    }
+}
+
+fn health(seen: &Seen, replica: &str) -> Markup {
+    let leader = match seen.leader.as_deref() {
+        Some(leader) if leader == replica => "held by this replica".to_owned(),
+        Some(leader) => format!("held by replica {leader}"),
+        None => "held by nobody".to_owned(),
+    };
+    let item = |good: bool, name: &str, text: &str| {
+        html! { li .good[good] .bad[!good] { strong { (name) } " " span { (text) } } }
+    };
+    html! {
+        @for (name, error) in &seen.dependencies {
+            (item(error.is_none(), name, error.as_deref().unwrap_or("answers")))
+        }
+        (item(seen.leader.is_some(), "Lease", &leader))
+        @if seen.overdue_s > 0 {
+            (item(false, "Windows", &format!("overdue for {} s", seen.overdue_s)))
+        } @else {
+            (item(true, "Windows", "reported in time"))
+        }
+        @if let Some(read_ms) = seen.read_ms && now_ms().saturating_sub(read_ms) > 5_000 {
+            (item(false, "This page", &format!("as of {}", time(read_ms))))
+        }
+    }
+}
+
+fn rows(seen: &Seen) -> Markup {
+    html! {
+        @for seen in seen.windows.iter().rev().filter(|seen| seen.is_known()) {
+            tr {
+                td { time datetime=(seen.window) { (clock(seen.window)) } }
+                td { (seen.unique().map_or_else(|| "–".to_owned(), number)) }
+                @match seen.report {
+                    Some(report) => {
+                        td .revised[report.revision > 0] { (report.revision) }
+                    }
+                    None => td { "–" }
+                }
+                td { (number(seen.requests())) }
+                td { (duplicates(seen)) }
+                td {
+                    @match seen.report {
+                        Some(report) => { (time(report.time)) @if report.is_final { " final" } }
+                        None => "–"
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn duplicates(seen: &SeenWindow) -> String {
+    let duplicates = seen.requests_of(stats::DUPLICATE);
+    match duplicates + seen.requests_of(stats::NEW) {
+        0 => "–".to_owned(),
+        known => format!("{:.1} %", 100.0 * duplicates as f64 / known as f64),
+    }
+}
+
+/// `1234567` as `1,234,567`.
+fn number(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> = (digits.as_bytes().rchunks(3).rev())
+        .filter_map(|group| std::str::from_utf8(group).ok())
+        .collect();
+    groups.join(",")
+}
+
+/// A window's start, the time alone; with the day where windows are so long that it is needed.
+fn clock(window: Window) -> String {
+    let (day, time) = (window.to_string(), window.length().seconds());
+    let (date, clock) = day.split_at(10);
+    let clock = clock.trim_start_matches('T').trim_end_matches('Z');
+    if time * 24 > 86_400 {
+        format!("{date} {clock}")
+    } else {
+        clock.to_owned()
+    }
+}
+
+/// A moment in Unix milliseconds, the time alone.
+fn time(ms: u64) -> String {
+    let time = Timestamp::from_millisecond(ms.cast_signed()).unwrap_or_default();
+    time.strftime("%H:%M:%S").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        for (n, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ] {
+            assert_eq!(number(n), text);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! `verve-reporter dead`: what an operator does with the jobs that were given up on.
+//!
+//! Ids are those of the dead stream's entries. What is not done is said on standard error; the rest is done all the same.
+
+mod view;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use redis::streams::StreamRangeReply;
+use redis::{RedisError, RedisResult, Script};
+use verve_protocol::{Keys, RedisUrls};
+
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use view::{DeadJob, print};
+
+/// The most jobs that one command to Redis reads, moves or removes, so that it does not hold up others.
+const BATCH: usize = 500;
+
+/// Puts jobs back into the stream of new ones, where they have all their attempts before them.
+///
+/// KEYS: dead, stream. ARGV: ids. Answers for each id what became of it: see [`Outcome`].
+const RETRY: &str = r"
+local outcomes = {}
+for at, id in ipairs(ARGV) do
+  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+  local job, is_job = {}, false
+  local fields = entry and entry[2] or {}
+  for n = 1, #fields, 2 do
+    local name = fields[n]
+    if name ~= 'error' and name ~= 'attempts' then
+      job[#job + 1] = name
+      job[#job + 1] = fields[n + 1]
+    end
+    is_job = is_job or name == 'endpoint'
+  end
+  if is_job then
+    redis.call('XADD', KEYS[2], '*', unpack(job))
+    redis.call('XDEL', KEYS[1], id)
+    outcomes[at] = 1
+  else
+    outcomes[at] = entry and 2 or 0
+  end
+end
+return outcomes";
+
+/// What to do with the callbacks that were given up on.
+#[derive(clap::Subcommand, Clone, Debug)]
+#[command(arg_required_else_help = false)]
+pub enum DeadCommand {
+    /// Show dead callbacks, the newest first
+    List {
+        /// As one JSON array
+        #[arg(long)]
+        json: bool,
+        /// The most to show
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
+    /// Put dead callbacks back into the queue, with all their attempts before them
+    Retry(Which),
+    /// Remove dead callbacks for good
+    Drop(Which),
+}
+
+/// Which of the dead callbacks.
+#[derive(clap::Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// Ids, as `dead list` shows them
+    #[arg(value_name = "ID")]
+    ids: Vec<EntryId>,
+    /// All that are dead now
+    #[arg(long)]
+    all: bool,
+}
+
+/// The id of an entry of the dead stream: the Unix time in milliseconds at which the job was given up on, and a number that
+/// tells apart those of one millisecond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntryId {
+    /// In Unix milliseconds.
+    pub time_ms: u64,
+    number: u64,
+}
+
+impl FromStr for EntryId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |text: &str| {
+            let digits = text.bytes().all(|b| b.is_ascii_digit());
+            text.parse().ok().filter(|_| digits)
+        };
+        let id = text.split_once('-').and_then(|(time, n)| {
+            Some(Self {
+                time_ms: number(time)?,
+                number: number(n)?,
+            })
+        });
+        id.ok_or_else(|| "expected an id such as 1795383012345-0".to_owned())
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.time_ms, self.number)
+    }
+}
+
+/// What became of a job that was to be retried or dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// No such job.
+    Unknown,
+    Done,
+    /// The entry has no endpoint.
+    NoJob,
+}
+
+/// What became of all of them.
+#[derive(Debug, Default)]
+struct Tally {
+    done: u64,
+    problems: Vec<String>,
+}
+
+/// Runs the command. What went wrong is said on standard error, a line each.
+pub fn run(urls: &RedisUrls, keys: Keys, command: &DeadCommand) -> ExitCode {
+    let run = async {
+        // Nobody asks for this health: what fails here is said below.
+        let store = Store::new(urls, keys, &Arc::new(Health::default()), &Metrics::default())?;
+        let problems = Dead { store }.run(command).await?;
+        anyhow::Ok(problems)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let problems = match runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run))
+    {
+        Ok(problems) => problems,
+        Err(error) => vec![format!("{error:#}")],
+    };
+    for problem in &problems {
+        eprintln!("verve-reporter: {problem}");
+    }
+    if problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// The dead stream.
+struct Dead {
+    store: Store,
+}
+
+impl Dead {
+    /// Answers what could not be done.
+    async fn run(&self, command: &DeadCommand) -> anyhow::Result<Vec<String>> {
+        let (which, verb) = match command {
+            DeadCommand::List { json, limit } => {
+                let jobs = self.list(*limit as usize).await.map_err(|error| self.failed(&error))?;
+                print(&jobs, *json)?;
+                return Ok(Vec::new());
+            }
+            DeadCommand::Retry(which) => (which, "retried"),
+            DeadCommand::Drop(which) => (which, "dropped"),
+        };
+        let mut tally = Tally::default();
+        let done = if which.all {
+            self.handle_all(command, &mut tally).await
+        } else {
+            let ids = BTreeSet::from_iter(&which.ids);
+            self.handle(command, ids.into_iter().copied(), &mut tally).await
+        };
+        // Where Redis failed at once, that alone is said.
+        if done.is_ok() || tally.done > 0 {
+            writeln!(io::stdout(), "{verb} {}", tally.done)?;
+        }
+        if let Err(error) = done {
+            tally.problems.push(self.failed(&error).to_string());
+        }
+        Ok(tally.problems)
+    }
+
+    /// In one line: what causes an error of Redis says the same again.
+    fn failed(&self, error: &RedisError) -> anyhow::Error {
+        anyhow::anyhow!("{}: {error}", self.store.first())
+    }
+
+    async fn list(&self, limit: usize) -> RedisResult<Vec<DeadJob>> {
+        let mut jobs: Vec<DeadJob> = Vec::new();
+        while jobs.len() < limit {
+            let before = jobs.last().map(|job| job.id);
+            let page = self.page(before, BATCH.min(limit - jobs.len())).await?;
+            if page.is_empty() {
+                break;
+            }
+            jobs.extend(page.iter().map(|(id, fields)| DeadJob::new(*id, fields)));
+        }
+        Ok(jobs)
+    }
+
+    async fn handle_all(&self, command: &DeadCommand, tally: &mut Tally) -> RedisResult<()> {
+        // From the newest to the oldest, so that those which die meanwhile are not met.
+        let mut before = None;
+        loop {
+            let ids: Vec<EntryId> = self.page(before, BATCH).await?.into_iter().map(|(id, _)| id).collect();
+            let Some(last) = ids.last() else {
+                return Ok(());
+            };
+            before = Some(*last);
+            let outcomes = self.handle_batch(command, &ids).await?;
+            // Unknown is what somebody else retried or dropped just now.
+            let known = std::iter::zip(ids, outcomes).filter(|(_, outcome)| *outcome != Outcome::Unknown);
+            tally.add(known);
+        }
+    }
+
+    async fn handle(
+        &self,
+        command: &DeadCommand,
+        ids: impl Iterator<Item = EntryId>,
+        tally: &mut Tally,
+    ) -> RedisResult<()> {
+        let ids: Vec<EntryId> = ids.collect();
+        for batch in ids.chunks(BATCH) {
+            let outcomes = self.handle_batch(command, batch).await?;
+            tally.add(std::iter::zip(batch.iter().copied(), outcomes));
+        }
+        Ok(())
+    }
+
+    async fn handle_batch(&self, command: &DeadCommand, ids: &[EntryId]) -> RedisResult<Vec<Outcome>> {
+        let (keys, redis) = (&self.store.keys, self.store.first());
+        let outcomes: Vec<u8> = if let DeadCommand::Retry(_) = command {
+            let script = Script::new(RETRY);
+            let mut retry = script.key(keys.callbacks_dead());
+            retry.key(keys.callbacks());
+            for id in ids {
+                retry.arg(id.to_string());
+            }
+            redis.script(&retry).await?
+        } else {
+            let mut removed = redis::pipe();
+            for id in ids {
+                removed.xdel(keys.callbacks_dead(), &[id.to_string()]);
+            }
+            redis.run(&removed).await?
+        };
+        Ok(outcomes.into_iter().map(Outcome::from_code).collect())
+    }
+
+    /// The newest jobs, those before `before` alone if it is given.
+    async fn page(
+        &self,
+        before: Option<EntryId>,
+        count: usize,
+    ) -> RedisResult<Vec<(EntryId, HashMap<String, String>)>> {
+        let mut read = redis::cmd("XREVRANGE");
+        read.arg(self.store.keys.callbacks_dead());
+        read.arg(before.map_or_else(|| "+".to_owned(), |id| format!("({id}")));
+        read.arg("-").arg("COUNT").arg(count);
+        let reply: StreamRangeReply = self.store.first().command(&read).await?;
+        let entry = |entry: &redis::streams::StreamId| {
+            let fields = entry
+                .map
+                .keys()
+                .filter_map(|name| Some((name.clone(), entry.get(name)?)));
+            Some((entry.id.parse().ok()?, fields.collect()))
+        };
+        Ok(reply.ids.iter().filter_map(entry).collect())
+    }
+}
+
+impl Outcome {
+    const fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Unknown,
+            1 => Self::Done,
+            _ => Self::NoJob,
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, outcomes: impl Iterator<Item = (EntryId, Outcome)>) {
+        for (id, outcome) in outcomes {
+            match outcome {
+                Outcome::Done => self.done += 1,
+                Outcome::Unknown => self.problems.push(format!("{id}: no such dead callback")),
+                Outcome::NoJob => self
+                    .problems
+                    .push(format!("{id}: no callback job; it can only be dropped")),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_two_numbers() {
+        for good in ["0-0", "1795383012345-12", "18446744073709551615-18446744073709551615"] {
+            assert_eq!(good.parse::<EntryId>().map(|id| id.to_string()), Ok(good.to_owned()));
+        }
+        for bad in [
+            "",
+            "-",
+            "1",
+            "1-",
+            "-1",
+            "+1-0",
+            "1-0-0",
+            "1-x",
+            " 1-0",
+            "18446744073709551616-0",
+        ] {
+            assert!(bad.parse::<EntryId>().is_err(), "{bad:?}");
+        }
+    }
+}

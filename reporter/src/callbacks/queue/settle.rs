@@ -1,0 +1,138 @@
+//! What becomes of a job after an attempt: one script, so that it is in one place at any moment.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use redis::{ErrorKind, RedisError, RedisResult, Script};
+
+use super::{Attempt, GROUP, Place, Queue, Waiting};
+
+/// The most jobs in the retry set: with some 300 bytes each, a bound of 300 MB on Redis. While there are as many, replicas
+/// take no new jobs; these wait in the stream, and beyond its own bound in the component's spool.
+pub const MAX_RETRY: u64 = 1_000_000;
+/// The most jobs in the dead stream: the newest. Older ones are dropped, with a warning.
+pub const MAX_DEAD: u64 = 100_000;
+
+/// Moves a job from where it is. It is added before it is removed: a script that fails halfway, such as for want of memory,
+/// must not have removed it.
+///
+/// KEYS: stream, retry, dead. ARGV: `stream` or `retry`, the id or member there, the group, and where to:
+/// - `done`
+/// - `again`, the member for the retry set, the milliseconds until it is due, the most members
+/// - `dead`, the most entries, the entry's fields
+///
+/// Answers 0, or how many dead jobs were dropped for it; -1 where there is no room, and the job stays; -2 where the job is
+/// gone, since another replica has settled it.
+const SETTLE: &str = r"
+local from_stream, id, verdict = ARGV[1] == 'stream', ARGV[2], ARGV[4]
+if from_stream then
+  if not redis.call('XRANGE', KEYS[1], id, id)[1] then
+    redis.call('XACK', KEYS[1], ARGV[3], id)
+    return -2
+  end
+elseif not redis.call('ZSCORE', KEYS[2], id) then
+  return -2
+end
+local dropped = 0
+if verdict == 'again' then
+  if from_stream and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[7]) then return -1 end
+  local time = redis.call('TIME')
+  redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[6], ARGV[5])
+elseif verdict == 'dead' then
+  redis.call('XADD', KEYS[3], '*', unpack(ARGV, 6))
+  if redis.call('XLEN', KEYS[3]) > tonumber(ARGV[5]) then
+    dropped = redis.call('XTRIM', KEYS[3], 'MAXLEN', ARGV[5])
+  end
+end
+if from_stream then
+  redis.call('XACK', KEYS[1], ARGV[3], id)
+  redis.call('XDEL', KEYS[1], id)
+else
+  redis.call('ZREM', KEYS[2], id)
+end
+return dropped";
+
+/// What becomes of a job after an attempt.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// Delivered.
+    Done,
+    /// To be tried again.
+    Again { after: Duration, error: String },
+    /// Given up on.
+    Dead { error: String },
+}
+
+impl Queue {
+    /// Moves a job to where the verdict wants it.
+    pub async fn settle(&self, attempt: &Attempt, verdict: &Verdict) -> RedisResult<()> {
+        let fields = attempt.job.to_fields();
+        match verdict {
+            Verdict::Done => self.move_job(&attempt.place, &["done"]).await,
+            Verdict::Again { after, error } => {
+                let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value));
+                let waiting = Waiting {
+                    id: attempt.place.id(),
+                    attempts: attempt.number,
+                    error: error.clone(),
+                    job: fields.collect(),
+                };
+                let member = serde_json::to_string(&waiting)
+                    .map_err(|error| RedisError::from((ErrorKind::Client, "unwritable job", error.to_string())))?;
+                let (wait, most) = (after.as_millis().to_string(), MAX_RETRY.to_string());
+                self.move_job(&attempt.place, &["again", &member, &wait, &most]).await
+            }
+            Verdict::Dead { error } => {
+                let fields = fields.iter().map(|(name, value)| (*name, value.as_str()));
+                self.bury(&attempt.place, fields, error, attempt.number).await
+            }
+        }
+    }
+
+    /// What is no job, neither the component nor the reporter wrote: kept for the operator to see.
+    pub(super) async fn bury_unreadable(&self, place: &Place, fields: &HashMap<String, String>) -> RedisResult<()> {
+        tracing::error!("a callback job is not readable, or of another window length, and given up on");
+        let fields = fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let member = match place {
+            Place::Retry(member) => Some(("job", member.as_str())),
+            Place::Stream(_) => None,
+        };
+        let error = "not readable, or of another window length";
+        self.bury(place, fields.chain(member), error, 0).await
+    }
+
+    async fn bury<'a>(
+        &self,
+        place: &Place,
+        fields: impl IntoIterator<Item = (&'a str, &'a str)>,
+        error: &str,
+        attempts: u32,
+    ) -> RedisResult<()> {
+        let (most, attempts) = (MAX_DEAD.to_string(), attempts.to_string());
+        let mut verdict = vec!["dead", &most];
+        verdict.extend(fields.into_iter().flat_map(|(name, value)| [name, value]));
+        verdict.extend(["error", error, "attempts", &attempts]);
+        self.move_job(place, &verdict).await
+    }
+
+    async fn move_job(&self, place: &Place, verdict: &[&str]) -> RedisResult<()> {
+        let keys = &self.store.keys;
+        let script = Script::new(SETTLE);
+        let mut settle = script.key(keys.callbacks());
+        settle.key(keys.callbacks_retry()).key(keys.callbacks_dead());
+        match place {
+            Place::Stream(id) => settle.arg("stream").arg(id),
+            Place::Retry(member) => settle.arg("retry").arg(member),
+        };
+        match self.store.first().script::<i64>(settle.arg(GROUP).arg(verdict)).await? {
+            0 => {}
+            -1 => tracing::debug!("no room for another attempt: the job stays in the stream until there is"),
+            -2 => tracing::debug!("another replica has settled this job already"),
+            dropped => tracing::warn!(
+                dropped,
+                "the oldest dead callbacks were dropped: {MAX_DEAD} are kept; see `verve-reporter dead --help`"
+            ),
+        }
+        Ok(())
+    }
+}

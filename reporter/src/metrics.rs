@@ -1,0 +1,321 @@
+//! What `/metrics` tells, in the OpenMetrics text format.
+//!
+//! Counters and histograms are of this replica: sum them over replicas. Gauges other than `lease_held` tell what is in Redis,
+//! the same on each replica: take one of them, such as the maximum.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use verve_protocol::keys::stats;
+
+/// The media type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The outcomes of requests: the fields of the component's statistics except their sum.
+pub const OUTCOMES: [&str; 5] = [
+    stats::NEW,
+    stats::DUPLICATE,
+    stats::SPOOLED,
+    stats::INVALID,
+    stats::FAILED,
+];
+
+/// Upper bounds in seconds, for what should take a moment: from Redis on the same machine to the longest timeout.
+const MOMENTS: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0,
+];
+/// Upper bounds in seconds, for windows: from at once to a day that nobody reported.
+const WAITS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0, 86_400.0];
+
+/// A metric for each value of its labels.
+type By<const LABELS: usize, M> = Family<[(&'static str, String); LABELS], M>;
+
+/// What is counted and measured. Clones share their values.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    /// Ids that came after their window was final, and were dropped.
+    pub late_ids: Counter,
+    /// Windows reported for the first time.
+    pub windows_reported: Counter,
+    /// Corrections of reported windows.
+    pub window_revisions: Counter,
+    /// Windows that nobody can report any more.
+    pub windows_lost: Counter,
+    /// From a window being due to its first record being acknowledged.
+    pub window_lag: Histogram,
+    /// How long the oldest due window has not been reported, in seconds.
+    pub window_overdue: Gauge,
+    /// 1 while this replica reports windows, else 0.
+    pub lease_held: Gauge,
+    /// One transaction of Kafka, or an attempt at one.
+    pub kafka_publish: Histogram,
+    /// Of the callback job that has been in the stream for longest, in seconds.
+    pub oldest_job_age: Gauge,
+    /// A call of an endpoint.
+    pub callback: Histogram,
+    unique_ids: By<1, Gauge>,
+    requests: By<1, Counter>,
+    kafka_errors: By<1, Counter>,
+    redis_command: By<1, Histogram>,
+    redis_errors: By<2, Counter>,
+    callback_attempts: By<2, Counter>,
+    callback_jobs: By<1, Gauge>,
+    dependency_up: By<1, Gauge>,
+}
+
+/// What is measured of one Redis server.
+#[derive(Clone, Debug)]
+pub struct RedisMetrics {
+    /// A command, a pipeline or a script.
+    pub seconds: Histogram,
+    /// It was not reached, or did not answer.
+    pub away: Counter,
+    /// It answered with an error.
+    pub refused: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let moments: fn() -> Histogram = || Histogram::new(MOMENTS);
+        let mut metrics = Self {
+            registry: Arc::default(),
+            late_ids: Counter::default(),
+            windows_reported: Counter::default(),
+            window_revisions: Counter::default(),
+            windows_lost: Counter::default(),
+            window_lag: Histogram::new(WAITS),
+            window_overdue: Gauge::default(),
+            lease_held: Gauge::default(),
+            kafka_publish: moments(),
+            oldest_job_age: Gauge::default(),
+            callback: moments(),
+            unique_ids: Family::default(),
+            requests: Family::default(),
+            kafka_errors: Family::default(),
+            redis_command: Family::new_with_constructor(moments),
+            redis_errors: Family::default(),
+            callback_attempts: Family::default(),
+            callback_jobs: Family::default(),
+            dependency_up: Family::default(),
+        };
+        // There from the start: a counter that appears with its first event hides that event from `increase`.
+        for outcome in OUTCOMES {
+            metrics.requests(outcome, 0);
+        }
+        for reason in ["away", "fenced"] {
+            drop(
+                metrics
+                    .kafka_errors
+                    .get_or_create_owned(&[("reason", reason.to_owned())]),
+            );
+        }
+        metrics.registry = Arc::new(metrics.register());
+        metrics
+    }
+}
+
+impl Metrics {
+    /// All of them as text.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// So many more requests with this outcome.
+    pub fn requests(&self, outcome: &str, more: u64) {
+        let counter = self.requests.get_or_create_owned(&[("outcome", outcome.to_owned())]);
+        counter.inc_by(more);
+    }
+
+    /// The unique ids of the `current` or the `last` window.
+    pub fn unique_ids(&self, window: &str, count: u64) {
+        set(&self.unique_ids, "window", window, count);
+    }
+
+    /// The callback jobs in the `stream`, in `retry`, or `dead`.
+    pub fn callback_jobs(&self, place: &str, jobs: u64) {
+        set(&self.callback_jobs, "place", place, jobs);
+    }
+
+    /// Whether a dependency answered last.
+    pub fn dependency(&self, name: &str, up: bool) {
+        set(&self.dependency_up, "dependency", name, u64::from(up));
+    }
+
+    /// Kafka was `away`, or this replica `fenced`.
+    pub fn kafka_error(&self, reason: &str) {
+        self.kafka_errors
+            .get_or_create_owned(&[("reason", reason.to_owned())])
+            .inc();
+    }
+
+    /// An endpoint was called, or could not be, and what became of the job: `delivered`, `retried` or `dead`.
+    pub fn callback_attempt(&self, status: Option<u16>, result: &str) {
+        let status = status.map_or_else(|| "none".to_owned(), |status| format!("{}xx", status / 100));
+        let labels = [("status", status), ("result", result.to_owned())];
+        self.callback_attempts.get_or_create_owned(&labels).inc();
+    }
+
+    /// What is measured of `server`.
+    pub fn redis(&self, server: &str) -> RedisMetrics {
+        let error = |kind: &str| {
+            let labels = [("server", server.to_owned()), ("kind", kind.to_owned())];
+            self.redis_errors.get_or_create_owned(&labels)
+        };
+        RedisMetrics {
+            seconds: self.redis_command.get_or_create_owned(&[("server", server.to_owned())]),
+            away: error("away"),
+            refused: error("refused"),
+        }
+    }
+
+    // `_total` is added to a counter's name by the format.
+    fn register(&self) -> Registry {
+        let mut registry = Registry::with_prefix("verve");
+        let r = &mut registry;
+        r.register(
+            "requests",
+            "Requests by outcome, counted by the replica that reports windows",
+            self.requests.clone(),
+        );
+        r.register(
+            "unique_ids",
+            "Unique ids of the current and the last window",
+            self.unique_ids.clone(),
+        );
+        for (name, help, counter) in [
+            (
+                "late_ids",
+                "Ids dropped because they came after their window was final",
+                &self.late_ids,
+            ),
+            (
+                "windows_reported",
+                "Windows reported for the first time",
+                &self.windows_reported,
+            ),
+            (
+                "window_revisions",
+                "Corrections of windows reported before",
+                &self.window_revisions,
+            ),
+            (
+                "windows_lost",
+                "Windows not reported because their ids had expired",
+                &self.windows_lost,
+            ),
+        ] {
+            r.register(name, help, counter.clone());
+        }
+        let lag = "From a window being due to its first record being acknowledged";
+        r.register_with_unit("window_lag", lag, Unit::Seconds, self.window_lag.clone());
+        let overdue = "How long the oldest due window has not been reported";
+        r.register_with_unit("window_overdue", overdue, Unit::Seconds, self.window_overdue.clone());
+        r.register(
+            "lease_held",
+            "Whether this replica reports windows",
+            self.lease_held.clone(),
+        );
+        r.register(
+            "dependency_up",
+            "Whether Redis and Kafka answered last",
+            self.dependency_up.clone(),
+        );
+        let publish = "Time to publish records in one transaction";
+        r.register_with_unit("kafka_publish", publish, Unit::Seconds, self.kafka_publish.clone());
+        r.register(
+            "kafka_errors",
+            "Publishing that failed, by reason",
+            self.kafka_errors.clone(),
+        );
+        let command = "Time of commands, pipelines and scripts, those that failed included";
+        r.register_with_unit("redis_command", command, Unit::Seconds, self.redis_command.clone());
+        r.register(
+            "redis_errors",
+            "Commands that failed, by server and kind",
+            self.redis_errors.clone(),
+        );
+        r.register(
+            "callback_attempts",
+            "Calls of endpoints, by class of status and result",
+            self.callback_attempts.clone(),
+        );
+        let callback = "Time of calls of endpoints, those that failed included";
+        r.register_with_unit("callback", callback, Unit::Seconds, self.callback.clone());
+        r.register(
+            "callback_jobs",
+            "Callback jobs in Redis, by place",
+            self.callback_jobs.clone(),
+        );
+        let oldest = "Age of the oldest callback job in the stream";
+        r.register_with_unit(
+            "callback_oldest_job_age",
+            oldest,
+            Unit::Seconds,
+            self.oldest_job_age.clone(),
+        );
+        registry
+    }
+}
+
+/// The gauge's `u64` as the library wants it.
+pub fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn set(gauges: &By<1, Gauge>, label: &'static str, name: &str, value: u64) {
+    gauges
+        .get_or_create_owned(&[(label, name.to_owned())])
+        .set(gauge(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_pinned() {
+        let metrics = Metrics::default();
+        metrics.late_ids.inc_by(3);
+        metrics.lease_held.set(1);
+        metrics.window_overdue.set(7);
+        metrics.requests("new", 5);
+        metrics.unique_ids("current", 4);
+        metrics.callback_attempt(Some(204), "delivered");
+        metrics.callback_attempt(None, "retried");
+        metrics.redis("redis://r").away.inc();
+        metrics.kafka_error("away");
+        metrics.callback.observe(0.2);
+        let text = metrics.render().expect("text");
+        for line in [
+            "# HELP verve_late_ids Ids dropped because they came after their window was final.",
+            "# TYPE verve_late_ids counter",
+            "verve_late_ids_total 3",
+            "verve_windows_lost_total 0",
+            "# TYPE verve_lease_held gauge",
+            "verve_lease_held 1",
+            "# UNIT verve_window_overdue_seconds seconds",
+            "verve_window_overdue_seconds 7",
+            "verve_requests_total{outcome=\"new\"} 5",
+            "verve_requests_total{outcome=\"failed\"} 0",
+            "verve_unique_ids{window=\"current\"} 4",
+            "verve_callback_attempts_total{status=\"2xx\",result=\"delivered\"} 1",
+            "verve_callback_attempts_total{status=\"none\",result=\"retried\"} 1",
+            "verve_redis_errors_total{server=\"redis://r\",kind=\"away\"} 1",
+            "verve_kafka_errors_total{reason=\"away\"} 1",
+            "verve_callback_seconds_bucket{le=\"0.25\"} 1",
+            "verve_callback_seconds_bucket{le=\"0.1\"} 0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! What is going on now: read from Redis once a second by every replica, for `/metrics` and the page.
+//!
+//! It only looks: nothing here changes what is reported, and a Redis that is away leaves what was seen last.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::RedisResult;
+use redis::streams::StreamRangeReply;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use verve_protocol::{Report, Window, WindowLength};
+
+use crate::cli::Config;
+use crate::clock::now_ms;
+use crate::health::Health;
+use crate::metrics::{Metrics, OUTCOMES, gauge};
+use crate::store::Store;
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The fewest windows looked at, for those who count by the hour or the day.
+const FEWEST: u64 = 24;
+/// The most windows looked at, for those who count by the second.
+const MOST: u64 = 180;
+
+/// What was seen last.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// When Redis answered, in Unix milliseconds; `None` if it has not yet.
+    pub read_ms: Option<u64>,
+    /// The last hour, or as many windows as are looked at. Oldest first; the last one is the current one.
+    pub windows: Vec<SeenWindow>,
+    pub jobs: Jobs,
+    /// Which replica reports windows.
+    pub leader: Option<String>,
+    /// What the reporter depends on, each with its error if it is not reachable.
+    pub dependencies: BTreeMap<String, Option<String>>,
+    /// How long the oldest due window has not been reported, in seconds.
+    pub overdue_s: u64,
+}
+
+/// A window, as far as it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenWindow {
+    pub window: Window,
+    /// The ids in Redis now, of the current window and the one before.
+    pub ids: Option<u64>,
+    pub report: Option<Report>,
+    /// Requests by outcome, in the order of [`OUTCOMES`].
+    pub requests: [u64; OUTCOMES.len()],
+}
+
+/// The callback jobs in Redis.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Jobs {
+    /// New ones, and those under way for the first time.
+    pub stream: u64,
+    /// Those that failed, and are waiting for another attempt.
+    pub retry: u64,
+    /// Those given up on.
+    pub dead: u64,
+    /// The age of the oldest in the stream, in seconds; 0 if there is none.
+    pub oldest_s: u64,
+}
+
+impl SeenWindow {
+    /// The unique ids known of: those in Redis, or those reported once the set is gone.
+    pub fn unique(&self) -> Option<u64> {
+        self.ids.max(self.report.map(|report| report.count))
+    }
+
+    /// Whether there is anything to say of it.
+    pub fn is_known(&self) -> bool {
+        self.unique().is_some() || self.requests() > 0
+    }
+
+    /// Requests of this outcome.
+    pub fn requests_of(&self, outcome: &str) -> u64 {
+        let mut by_outcome = OUTCOMES.iter().zip(self.requests);
+        by_outcome
+            .find(|(name, _)| **name == outcome)
+            .map_or(0, |(_, requests)| requests)
+    }
+
+    /// All requests.
+    pub fn requests(&self) -> u64 {
+        self.requests.iter().sum()
+    }
+}
+
+/// Looks once a second.
+pub struct Overview {
+    config: Arc<Config>,
+    store: Store,
+    health: Arc<Health>,
+    metrics: Metrics,
+    seen: watch::Sender<Seen>,
+    /// The first window not known to be reported.
+    next: Window,
+}
+
+impl Overview {
+    /// An overview, and where to see it.
+    pub fn new(
+        config: Arc<Config>,
+        store: Store,
+        health: Arc<Health>,
+        metrics: Metrics,
+    ) -> (Self, watch::Receiver<Seen>) {
+        let (seen, receiver) = watch::channel(Seen {
+            read_ms: None,
+            windows: Vec::new(),
+            jobs: Jobs::default(),
+            leader: None,
+            dependencies: health.states(),
+            overdue_s: 0,
+        });
+        let overview = Self {
+            next: config.window_length.window_at_ms(now_ms()),
+            config,
+            store,
+            health,
+            metrics,
+            seen,
+        };
+        (overview, receiver)
+    }
+
+    /// Runs until a stop is asked for.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            self.look().await;
+            stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let mut seen = self.seen.borrow().clone();
+        match self.read(seen.read_ms.is_some()).await {
+            Ok(read) => {
+                if seen.read_ms.is_some() && self.metrics.lease_held.get() == 1 {
+                    self.count(&seen.windows, &read.windows);
+                }
+                seen = read;
+            }
+            // Said by its connection, or by whoever needs the answer.
+            Err(error) => tracing::debug!("cannot look at what is going on: {error}"),
+        }
+        seen.dependencies = self.health.states();
+        seen.overdue_s = now_ms().saturating_sub(self.config.due_ms(self.next)) / 1000;
+        self.tell(&seen);
+        self.seen.send_replace(seen);
+    }
+
+    /// `again`: whether it is not the first time.
+    async fn read(&mut self, again: bool) -> RedisResult<Seen> {
+        let keys = &self.store.keys;
+        let windows = latest(self.config.window_length, now_ms());
+        let mut pipe = redis::pipe();
+        pipe.cmd("TIME");
+        pipe.get(keys.lease());
+        pipe.xlen(keys.callbacks())
+            .zcard(keys.callbacks_retry())
+            .xlen(keys.callbacks_dead());
+        pipe.xrange_count(keys.callbacks(), "-", "+", 1);
+        type Reply = ((u64, u64), Option<String>, u64, u64, u64, StreamRangeReply);
+        let mut by_outcome = redis::pipe();
+        for window in &windows {
+            by_outcome.cmd("HMGET").arg(keys.stats(*window)).arg(&OUTCOMES);
+        }
+        let with_sets = &windows[windows.len().saturating_sub(2)..];
+        let first = self.store.first();
+        let ((time, leader, stream, retry, dead, oldest), by_outcome, reports, ids) = futures::try_join!(
+            first.run::<Reply>(&pipe),
+            first.run::<Vec<[Option<u64>; OUTCOMES.len()]>>(&by_outcome),
+            self.store.reports(&windows),
+            self.store.counts(with_sets),
+        )?;
+        let mut read: Vec<SeenWindow> = (windows.iter().zip(reports).zip(by_outcome))
+            .map(|((window, report), requests)| SeenWindow {
+                window: *window,
+                ids: None,
+                report,
+                requests: requests.map(Option::unwrap_or_default),
+            })
+            .collect();
+        let newest = read.iter_mut().rev().zip(ids.into_iter().rev());
+        newest.for_each(|(window, ids)| window.ids = Some(ids));
+        self.follow(&read, again);
+        let now_s = time.0;
+        let oldest_s = oldest.ids.first().and_then(|entry| entered_ms(&entry.id));
+        Ok(Seen {
+            read_ms: Some(now_ms()),
+            windows: read,
+            jobs: Jobs {
+                stream,
+                retry,
+                dead,
+                oldest_s: oldest_s.map_or(0, |ms| now_s.saturating_sub(ms / 1000)),
+            },
+            leader,
+            dependencies: BTreeMap::new(),
+            overdue_s: 0,
+        })
+    }
+
+    /// Windows are reported in order: the one after the newest report is the next. What was due before this process began is
+    /// so still.
+    fn follow(&mut self, read: &[SeenWindow], again: bool) {
+        if let Some(newest) = read.iter().rev().find(|seen| seen.report.is_some()) {
+            let next = newest.window.next();
+            self.next = if again { self.next.max(next) } else { next };
+        }
+    }
+
+    /// Adds what is new since the last look, so that nothing is counted twice when another replica takes over.
+    fn count(&self, before: &[SeenWindow], now: &[SeenWindow]) {
+        let before: BTreeMap<Window, [u64; OUTCOMES.len()]> =
+            before.iter().map(|seen| (seen.window, seen.requests)).collect();
+        for seen in now {
+            let counted = before.get(&seen.window).copied().unwrap_or_default();
+            for ((outcome, now), counted) in OUTCOMES.iter().zip(seen.requests).zip(counted) {
+                // Fewer than before if Redis lost its data.
+                self.metrics.requests(outcome, now.saturating_sub(counted));
+            }
+        }
+    }
+
+    fn tell(&self, seen: &Seen) {
+        let metrics = &self.metrics;
+        for (name, error) in &seen.dependencies {
+            metrics.dependency(name, error.is_none());
+        }
+        metrics.window_overdue.set(gauge(seen.overdue_s));
+        if seen.read_ms.is_none() {
+            return;
+        }
+        let mut newest = seen.windows.iter().rev().map(|seen| seen.unique().unwrap_or_default());
+        metrics.unique_ids("current", newest.next().unwrap_or_default());
+        metrics.unique_ids("last", newest.next().unwrap_or_default());
+        metrics.callback_jobs("stream", seen.jobs.stream);
+        metrics.callback_jobs("retry", seen.jobs.retry);
+        metrics.callback_jobs("dead", seen.jobs.dead);
+        metrics.oldest_job_age.set(gauge(seen.jobs.oldest_s));
+    }
+}
+
+/// The windows of the last hour, the current one included, but not fewer or more than can be shown.
+fn latest(length: WindowLength, now_ms: u64) -> Vec<Window> {
+    let windows = (3600 / length.seconds()).clamp(FEWEST, MOST);
+    let newest = std::iter::successors(Some(length.window_at_ms(now_ms)), |window| window.previous());
+    let mut windows: Vec<Window> = newest.take(usize::try_from(windows).unwrap_or(usize::MAX)).collect();
+    windows.reverse();
+    windows
+}
+
+/// When an entry of a stream was added, in Unix milliseconds.
+fn entered_ms(id: &str) -> Option<u64> {
+    id.split_once('-')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_hour_is_looked_at_within_bounds() {
+        let windows = |seconds: u32| {
+            let length = WindowLength::try_new(seconds).expect("valid");
+            latest(length, 1_795_383_012_345)
+        };
+        for (seconds, expected) in [(1, 180), (20, 180), (60, 60), (300, 24), (86_400, 24)] {
+            assert_eq!(windows(seconds).len(), expected, "{seconds}");
+        }
+        let minutes = windows(60);
+        assert_eq!(
+            minutes.last().map(ToString::to_string).as_deref(),
+            Some("2026-11-22T21:30:00Z")
+        );
+        assert!(minutes.windows(2).all(|pair| pair[0].next() == pair[1]));
+    }
+
+    #[test]
+    fn the_age_of_a_job_is_in_its_id() {
+        assert_eq!(entered_ms("1795383012345-12"), Some(1_795_383_012_345));
+        assert_eq!(entered_ms("x"), None);
+    }
+}

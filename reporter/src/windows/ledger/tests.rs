@@ -1,0 +1,312 @@
+use super::*;
+use proptest::prelude::*;
+
+const PERIODS: Periods = Periods {
+    grace: Duration::from_secs(2),
+    late: Duration::from_secs(120),
+};
+
+fn length() -> WindowLength {
+    WindowLength::try_new(60).expect("valid")
+}
+
+fn window(start: u64) -> Window {
+    length().window_starting(start).expect("a start")
+}
+
+fn report(count: u64, revision: u64) -> Report {
+    Report {
+        count,
+        revision,
+        time: 0,
+        is_final: false,
+    }
+}
+
+fn finished(report: Report) -> Report {
+    Report {
+        is_final: true,
+        ..report
+    }
+}
+
+fn record(start: u64, count: u64, revision: u64) -> WindowRecord {
+    WindowRecord {
+        window: window(start),
+        count,
+        revision,
+        requests: 0,
+        duplicates: 0,
+    }
+}
+
+fn stored(reports: &[(u64, Report)], oldest_ids: Option<u64>) -> Stored {
+    Stored {
+        reports: reports
+            .iter()
+            .map(|(start, report)| (window(*start), *report))
+            .collect(),
+        oldest_ids: oldest_ids.map(window),
+        ..Stored::default()
+    }
+}
+
+fn resume_from(stored: Stored, known: Option<&Ledger>, now_s: u64) -> (Ledger, Option<Lost>) {
+    Ledger::resume(length(), PERIODS, stored, known, now_s * 1000)
+}
+
+fn resume(reports: &[(u64, Report)], oldest_ids: Option<u64>, now_s: u64) -> (Ledger, Option<Lost>) {
+    resume_from(stored(reports, oldest_ids), None, now_s)
+}
+
+fn due(ledger: &Ledger, now_ms: u64) -> Vec<u64> {
+    ledger.due(now_ms, 100).into_iter().map(Window::start).collect()
+}
+
+/// The whole way of records, at `now_s`.
+fn publish(ledger: &mut Ledger, records: &[WindowRecord], now_s: u64) {
+    ledger.prepared(records.iter().copied());
+    ledger.acknowledged(now_s * 1000);
+    ledger.recorded();
+}
+
+#[test]
+fn a_window_is_due_once_grace_is_over() {
+    let (ledger, _) = resume(&[], None, 600);
+    assert_eq!(due(&ledger, 661_999), [0u64; 0]);
+    assert_eq!(due(&ledger, 662_000), [600]);
+    assert_eq!(ledger.next_due_ms(), 662_000);
+}
+
+#[test]
+fn it_starts_where_the_last_left_off() {
+    let reported = [(600, report(1, 0))];
+    assert_eq!(due(&resume(&reported, None, 900).0, 902_000), [660, 720, 780, 840]);
+    assert_eq!(due(&resume(&[], Some(720), 900).0, 902_000), [720, 780, 840]);
+    // A clock of an edge host may be ahead.
+    assert_eq!(due(&resume(&[], Some(1200), 900).0, 962_000), [900]);
+    assert_eq!(resume(&[], Some(720), 900).0.due(902_000, 2).len(), 2);
+    // One that began and died before its first report.
+    let began = Stored {
+        from: Some(window(660)),
+        ..stored(&[], Some(720))
+    };
+    assert_eq!(due(&resume_from(began, None, 900).0, 902_000), [660, 720, 780, 840]);
+}
+
+#[test]
+fn what_was_begun_is_finished_first_and_unchanged() {
+    let begun = Stored {
+        pending: BTreeMap::from([
+            (window(600), Pending::publish(&record(600, 7, 1))),
+            (window(540), Pending::Remove { counted: vec![1, 2] }),
+        ]),
+        ..stored(&[(600, report(5, 0))], None)
+    };
+    let (mut ledger, _) = resume_from(begun, None, 900);
+    let step = |ledger: &Ledger| ledger.step(902_000, 1, true);
+    assert_eq!(step(&ledger), Step::Publish(vec![record(600, 7, 1)]));
+    ledger.acknowledged(902_000);
+    let change = Change {
+        record: record(600, 7, 1),
+        report: Report {
+            time: 902_000,
+            ..report(7, 1)
+        },
+    };
+    assert_eq!(step(&ledger), Step::Record(vec![change]));
+    ledger.recorded();
+    assert_eq!(step(&ledger), Step::Remove(vec![(window(540), vec![1, 2])]));
+    ledger.removed([window(540)]);
+    assert_eq!(step(&ledger), Step::Count(vec![window(660), window(600)]));
+    assert_eq!(ledger.step(902_000, 1, false), Step::Count(vec![window(660)]));
+}
+
+#[test]
+fn what_kafka_has_is_not_published_again_by_the_same_replica() {
+    let (mut ledger, _) = resume(&[], None, 600);
+    ledger.prepared([record(600, 5, 0)]);
+    let pending = Stored {
+        pending: BTreeMap::from([(window(600), Pending::publish(&record(600, 5, 0)))]),
+        from: Some(window(600)),
+        ..Stored::default()
+    };
+    // It may have it: the answer did not come.
+    let (again, _) = resume_from(pending.clone(), Some(&ledger), 700);
+    assert_eq!(again.step(700_000, 1, true), Step::Publish(vec![record(600, 5, 0)]));
+    // It has it.
+    ledger.acknowledged(663_000);
+    let (again, _) = resume_from(pending, Some(&ledger), 700);
+    assert!(matches!(&again.step(700_000, 1, true), Step::Record(changes) if changes[0].report.time == 663_000));
+    // And another replica has recorded it meanwhile, or the same whose answer was lost.
+    let (again, _) = resume_from(stored(&[(600, report(5, 0))], None), Some(&ledger), 700);
+    assert_eq!(again.step(700_000, 1, true), Step::Count(vec![window(600)]));
+}
+
+#[test]
+fn a_redis_without_its_data_is_reminded() {
+    let (mut ledger, _) = resume(&[], None, 600);
+    publish(&mut ledger, &[record(600, 5, 1), record(660, 1, 0)], 800);
+    let goes_on = |ledger: &Ledger, reports: &[(u64, Report)]| {
+        let (resumed, lost) = resume_from(stored(reports, None), Some(ledger), 1200);
+        assert_eq!(lost, None);
+        (due(&resumed, 900_000), resumed.watched[&window(600)].revision)
+    };
+    assert_eq!(goes_on(&ledger, &[]), (vec![720, 780], 1));
+    // What another replica has reported meanwhile counts.
+    let others = [(600, report(6, 2)), (720, report(1, 0))];
+    assert_eq!(goes_on(&ledger, &others), (vec![780], 2));
+    // What Kafka has and Redis was never told.
+    ledger.prepared([record(600, 8, 2), record(720, 1, 0)]);
+    ledger.acknowledged(900_000);
+    assert_eq!(goes_on(&ledger, &[]), (vec![780], 2));
+}
+
+#[test]
+fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
+    let (ledger, lost) = resume(&[(600, report(1, 0))], None, 600 + 86_400 + 180);
+    assert_eq!(
+        lost,
+        Some(Lost {
+            first: window(660),
+            last: window(720),
+            windows: 2
+        })
+    );
+    assert_eq!(ledger.next_due_ms(), 842_000);
+    assert_eq!(resume(&[(600, report(1, 0))], None, 600 + 86_400).1, None);
+    // Unless a reporter kept them, because it could not publish.
+    let (ledger, lost) = resume(&[(600, report(1, 0))], Some(660), 600 + 86_400 + 180);
+    assert_eq!((lost, ledger.next_due_ms()), (None, 722_000));
+}
+
+/// What is planned of the window of 600: count and revision of the news, or whether it is final.
+fn plan(ledger: &Ledger, count: u64, now_s: u64) -> (Option<(u64, u64)>, bool) {
+    let plan = ledger.plan([(window(600), vec![count])], now_s * 1000);
+    let news = plan.news.first().map(|(_, count, revision)| (*count, *revision));
+    (news, !plan.finals.is_empty())
+}
+
+#[test]
+fn late_ids_make_a_revision_until_the_late_period_is_over() {
+    let (mut ledger, _) = resume(&[], None, 600);
+    assert_eq!(plan(&ledger, 5, 662), (Some((5, 0)), false));
+    publish(&mut ledger, &[record(600, 5, 0)], 662);
+    assert_eq!(plan(&ledger, 5, 700), (None, false));
+    assert_eq!(plan(&ledger, 4, 700), (None, false));
+    assert_eq!(plan(&ledger, 6, 700), (Some((6, 1)), false));
+    assert_eq!(plan(&ledger, 5, 781), (None, false));
+    // Due at 662, and for 120 s more.
+    assert_eq!(plan(&ledger, 5, 782), (None, true));
+    assert_eq!(plan(&ledger, 4, 782), (None, true));
+    // What is not reported is not final.
+    assert_eq!(plan(&ledger, 9, 782), (Some((9, 1)), false));
+    publish(&mut ledger, &[record(600, 9, 1)], 783);
+    // A revision gives as long again.
+    assert_eq!(plan(&ledger, 9, 902), (None, false));
+    assert_eq!(plan(&ledger, 9, 903), (None, true));
+    for done in ledger.plan([(window(600), vec![9])], 903_000).finals {
+        assert!(done.report.is_final);
+        ledger.finished(done);
+    }
+    assert!(ledger.watched.is_empty());
+    assert_eq!(due(&ledger, 722_000), [660]);
+}
+
+#[test]
+fn a_window_made_up_for_has_its_late_period_still() {
+    let (mut ledger, _) = resume(&[(540, finished(report(1, 0)))], None, 3_600);
+    publish(&mut ledger, &[record(600, 5, 0)], 3_600);
+    assert_eq!(plan(&ledger, 5, 3_719), (None, false));
+    assert_eq!(plan(&ledger, 6, 3_719), (Some((6, 1)), false));
+    assert_eq!(plan(&ledger, 5, 3_720), (None, true));
+}
+
+#[test]
+fn sets_on_other_servers_are_removed_after_the_first() {
+    let (mut ledger, _) = resume(&[(600, report(3, 0))], None, 1_000);
+    for done in ledger.plan([(window(600), vec![1, 2])], 1_000_000).finals {
+        ledger.finished(done);
+    }
+    assert!(!ledger.is_past(window(600)));
+    assert_eq!(
+        ledger.step(700_000, 1, true),
+        Step::Remove(vec![(window(600), vec![0, 2])])
+    );
+    ledger.removed([window(600)]);
+    assert!(ledger.is_past(window(600)));
+}
+
+#[test]
+fn a_final_window_is_not_watched_after_a_restart() {
+    let (ledger, _) = resume(&[(600, finished(report(5, 0))), (660, report(1, 0))], None, 800);
+    assert_eq!(ledger.step(700_000, 1, true), Step::Count(vec![window(660)]));
+}
+
+#[test]
+fn ids_of_a_past_window_are_too_late_unless_it_was_never_reported() {
+    let (mut ledger, _) = resume(&[(600, report(1, 0))], None, 800);
+    assert!(ledger.is_past(window(540)));
+    assert!(!ledger.is_past(window(600)), "watched");
+    assert!(!ledger.is_past(window(660)), "not reported yet");
+    let last = finished(report(1, 0));
+    assert_eq!(ledger.stray(window(540), Some(&last), 800_000), Stray::TooLate);
+    // Its report was removed, or may have been.
+    assert_eq!(ledger.stray(window(540), None, 700_000_000), Stray::TooLate);
+    assert_eq!(ledger.stray(window(540), None, 800_000), Stray::Unreported);
+    assert_eq!(due(&ledger, 722_000), [540, 660]);
+    assert!(!ledger.is_past(window(540)));
+    publish(&mut ledger, &[record(540, 5, 0)], 722);
+    assert_eq!(due(&ledger, 722_000), [660]);
+}
+
+#[test]
+fn a_redis_that_lost_its_reports_does_not_have_windows_reported_anew() {
+    let (mut ledger, _) = resume(&[], None, 600);
+    publish(&mut ledger, &[record(600, 5, 0)], 662);
+    ledger.watched.clear();
+    let (mut ledger, _) = resume_from(Stored::default(), Some(&ledger), 800);
+    assert_eq!(ledger.stray(window(600), None, 800_000), Stray::TooLate);
+}
+
+#[test]
+fn final_reports_are_kept_for_a_week_and_the_newest_for_ever() {
+    let week = 7 * 86_400_000;
+    let reports = BTreeMap::from([
+        (window(600), finished(report(1, 0))),
+        (window(660), report(1, 0)),
+        (window(720), finished(report(1, 0))),
+        (window(780), finished(report(1, 0))),
+    ]);
+    assert!(outdated(&reports, 660_000 + week - 1).is_empty());
+    assert_eq!(outdated(&reports, 660_000 + week), [window(600)]);
+    assert_eq!(outdated(&reports, 9 * week), [window(600), window(720)]);
+}
+
+proptest! {
+    /// However the clock runs and whenever the reporter restarts, each window is first reported once, in order.
+    #[test]
+    fn every_window_is_reported_once_and_in_order(steps in proptest::collection::vec((0..200_000u64, any::<bool>()), 1..40)) {
+        let (mut ledger, _) = resume(&[], None, 600);
+        let (mut now, mut reported) = (600_000, BTreeMap::new());
+        for (step, restart) in steps {
+            now += step;
+            if restart {
+                let stored = Stored { reports: reported.clone(), from: Some(window(600)), ..Stored::default() };
+                ledger = Ledger::resume(length(), PERIODS, stored, None, now).0;
+            }
+            for due in ledger.due(now, 3) {
+                prop_assert!(due.end_ms() + 2000 <= now);
+                let news = ledger.plan([(due, vec![1])], now).news;
+                prop_assert_eq!(&news, &[(due, 1, 0)]);
+                ledger.prepared([record(due.start(), 1, 0)]);
+                ledger.acknowledged(now);
+                ledger.recorded();
+                prop_assert!(reported.insert(due, report(1, 0)).is_none(), "{} twice", due);
+            }
+        }
+        let starts: Vec<Window> = reported.keys().copied().collect();
+        prop_assert!(starts.windows(2).all(|pair| pair[0].next() == pair[1]));
+        prop_assert!(starts.first().is_none_or(|first| *first == window(600)));
+    }
+}

@@ -1,0 +1,42 @@
+//! Every interleaving of two reporters, with whatever can go wrong, on models of Redis and Kafka around the code that decides.
+//!
+//! A move of a reporter is one request to Redis or Kafka and the decision that follows its answer. Between any two moves the
+//! other reporter may go on (so that the first one is paused), either may crash, the lease may expire, ids may come, time may
+//! pass, and Kafka or an answer may fail, each as often as the [`Budget`] says. From every state that is reached so, a reporter
+//! that is started anew must be able to bring everything to a good end.
+
+mod requests;
+mod search;
+mod world;
+
+use search::explore;
+use world::{Budget, World};
+
+#[test]
+fn nothing_that_goes_wrong_makes_a_wrong_record() {
+    let few = Budget::FEW;
+    for (windows, budget) in [
+        (1, Budget { faults: 1, ..few }),
+        (1, Budget { crashes: 1, ..few }),
+        (1, Budget { ids: 2, ..few }),
+        (
+            1,
+            Budget {
+                expiries: 2,
+                ids: 0,
+                ..few
+            },
+        ),
+        (2, few),
+    ] {
+        let states = explore(World::new(windows, budget, true)).unwrap_or_else(|problem| panic!("{problem}"));
+        println!("{windows} windows, {budget:?}: {states} states");
+        assert!(states > 1_000, "{budget:?}: only {states} states");
+    }
+}
+
+#[test]
+fn without_fencing_a_paused_leader_spoils_the_last_record() {
+    let problem = explore(World::new(1, Budget::FEW, false)).expect_err("a problem");
+    assert!(problem.contains("after revision"), "{problem}");
+}

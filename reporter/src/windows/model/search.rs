@@ -1,0 +1,108 @@
+//! The search through all states, and what must hold in them.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+
+use super::world::{Move, Outcome, World};
+
+/// Long enough for any good end.
+const STEPS: usize = 200;
+
+/// What was seen already, by its hash: of millions of states two share one in a million runs.
+#[derive(Default)]
+struct Seen(HashSet<u64>);
+
+impl Seen {
+    fn is_new(&mut self, world: &World) -> bool {
+        self.0
+            .insert(BuildHasherDefault::<DefaultHasher>::default().hash_one(world))
+    }
+}
+
+/// Visits every state that can be reached from `first`. Answers how many there are, or the first thing that is wrong.
+pub fn explore(first: World) -> Result<usize, String> {
+    let (mut seen, mut recovered) = (Seen::default(), Seen::default());
+    seen.is_new(&first);
+    let mut open = vec![first];
+    while let Some(world) = open.pop() {
+        check_log(&world)?;
+        check_end(&world, &mut recovered)?;
+        let moves = world.moves().into_iter();
+        open.extend(
+            moves
+                .filter_map(|chosen| world.after(chosen))
+                .filter(|world| seen.is_new(world)),
+        );
+    }
+    Ok(seen.0.len())
+}
+
+/// Of each window: revision 0 first, then each revision with more ids; a record may come again, the same.
+fn check_log(world: &World) -> Result<(), String> {
+    let mut last = BTreeMap::new();
+    for record in &world.log {
+        let problem = match last.insert(record.window, record) {
+            None if record.revision == 0 => continue,
+            None => "begins with a correction".to_owned(),
+            Some(before) if before == record => continue,
+            Some(before) if record.revision == before.revision + 1 && record.count > before.count => continue,
+            Some(before) => format!(
+                "has revision {} = {} after revision {} = {}",
+                record.revision, record.count, before.revision, before.count
+            ),
+        };
+        return Err(format!("{} {problem}: {world:#?}", record.window));
+    }
+    Ok(())
+}
+
+/// A reporter that is started now, and alone, brings it to an end in which every window's last record is right.
+fn check_end(world: &World, recovered: &mut Seen) -> Result<(), String> {
+    let mut end = world.clone();
+    end.restart(0);
+    end.expire();
+    let mut idle = 0;
+    for _ in 0..STEPS {
+        if !recovered.is_new(&end) {
+            // From here on it went well before.
+            return Ok(());
+        }
+        match end.after(Move::Request(0, Outcome::Done)) {
+            Some(next) => (end, idle) = (next, 0),
+            None if idle == 3 => {
+                end = end.after(Move::Sweep(0)).unwrap_or(end);
+                return check_last(&end).map_err(|problem| format!("{problem}: {end:#?}\nfrom: {world:#?}"));
+            }
+            None => {
+                end.tick();
+                idle += 1;
+            }
+        }
+    }
+    Err(format!("comes to no end: {end:#?}\nfrom: {world:#?}"))
+}
+
+fn check_last(world: &World) -> Result<(), String> {
+    check_log(world)?;
+    for window in &world.windows {
+        let Some(last) = world.log.iter().rfind(|record| record.window == *window) else {
+            return Err(format!("{window} is not reported"));
+        };
+        let report = world.reports.get(window);
+        if report
+            .is_none_or(|report| !report.is_final || (report.count, report.revision) != (last.count, last.revision))
+        {
+            return Err(format!("{window} is not final as {last:?}"));
+        }
+        if last.count + world.too_late[window] != world.added[window] {
+            return Err(format!("{window}: ids are neither counted nor said to be too late"));
+        }
+        if last.count < world.in_time[window] {
+            return Err(format!("{window}: ids that came in time are not counted"));
+        }
+    }
+    if !world.pending.is_empty() || world.sets.values().flatten().any(|ids| *ids > 0) {
+        return Err("something is left".to_owned());
+    }
+    Ok(())
+}

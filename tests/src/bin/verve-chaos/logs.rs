@@ -1,0 +1,61 @@
+//! What the parts have written and what was done to them, kept for the case of a failure.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use verve_tests::paths;
+
+use crate::schedule::Part;
+
+/// The logs by name.
+pub struct Logs {
+    begin: Instant,
+    texts: Mutex<BTreeMap<String, String>>,
+}
+
+impl Logs {
+    /// Nothing yet. Times are counted from now.
+    pub fn new() -> Self {
+        Self {
+            begin: Instant::now(),
+            texts: Mutex::default(),
+        }
+    }
+
+    /// Prints a line of what happens, and keeps it.
+    pub fn event(&self, text: &str) {
+        let line = format!("{:7.1} s  {text}\n", self.begin.elapsed().as_secs_f64());
+        print!("{line}");
+        self.keep("events", &line);
+    }
+
+    /// Adds what one process of a part has written.
+    pub fn add(&self, part: &Part, text: &str) {
+        let until = self.begin.elapsed().as_secs_f64();
+        self.keep(&part.to_string(), &format!("{text}--- until {until:.1} s\n"));
+    }
+
+    /// Adds a text of another kind.
+    pub fn keep(&self, name: &str, text: &str) {
+        self.texts().entry(name.to_owned()).or_default().push_str(text);
+    }
+
+    /// Writes all of it into `target/chaos/<seed>/`, and says where.
+    pub fn save(&self, seed: u64) -> Result<PathBuf> {
+        let folder = paths::target().join("chaos").join(seed.to_string());
+        let context = || format!("cannot write to {}", folder.display());
+        fs::create_dir_all(&folder).with_context(context)?;
+        for (name, text) in &*self.texts() {
+            fs::write(folder.join(format!("{name}.log")), text).with_context(context)?;
+        }
+        Ok(folder)
+    }
+
+    fn texts(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.texts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

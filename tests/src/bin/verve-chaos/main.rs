@@ -1,0 +1,203 @@
+//! `verve-chaos`: all of Verve under steady traffic, while every part of it is killed, stopped, paused and cut off.
+//! Started by `cargo xtask chaos`, which builds it first.
+//!
+//! - [`schedule`]: what goes wrong when, from a seed
+//! - [`parts`]: what runs, and how it comes to harm; [`logs`]: what it has written
+//! - [`traffic`], [`tally`]: the clients, and what follows from their answers
+//! - [`settle`], [`verdict`]: the calm at the end, and whether every promise was kept
+//!
+//! In each round a part has at most one fault; after it all is well until the spools are empty. So what a host has spooled
+//! is in Redis before its window's late period is over, which is what the contract asks of whoever runs it.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Parser;
+use fastrand::Rng;
+use futures::future;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+use verve_protocol::{Window, WindowLength};
+use verve_tests::clock;
+
+use logs::Logs;
+use parts::Parts;
+use settle::Seen;
+use traffic::Traffic;
+use verdict::Check;
+
+mod logs;
+mod parts;
+mod schedule;
+mod settle;
+mod tally;
+mod traffic;
+mod verdict;
+
+/// Kills, stops, pauses and cuts off every part of Verve under traffic, and checks that each id was counted exactly once.
+#[derive(Parser)]
+#[command(name = "verve-chaos")]
+struct Args {
+    /// How long faults go on; the last round is finished, and the calm after it takes up to two minutes more
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Repeats the faults of another run; drawn by lot without it
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+const WINDOW_SECONDS: u32 = 2;
+/// The least time between two rounds in which all is well.
+const REST: Duration = Duration::from_secs(2);
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+/// The most problems of one kind that are printed.
+const SHOWN: usize = 10;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let logs = Logs::new();
+    println!("chaos for {} s, seed {seed}", args.seconds);
+    // Whatever ends it, all parts are ended as they are dropped.
+    let kept = tokio::select! {
+        kept = run(args.seconds, seed, &logs) => kept,
+        () = interrupted() => return ExitCode::FAILURE,
+    };
+    let error = match kept {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => "FAILED".to_owned(),
+        Err(error) => format!("FAILED: {error:#}"),
+    };
+    eprintln!("verve-chaos: {error}");
+    eprintln!(
+        "the same faults again: cargo xtask chaos --seconds {} --seed {seed}",
+        args.seconds
+    );
+    match logs.save(seed) {
+        Ok(folder) => eprintln!("the logs of all parts: {}", folder.display()),
+        Err(error) => eprintln!("verve-chaos: {error:#}"),
+    }
+    ExitCode::FAILURE
+}
+
+async fn interrupted() {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Says whether every promise was kept.
+async fn run(seconds: u64, seed: u64, logs: &Logs) -> Result<bool> {
+    let length = clock::length(WINDOW_SECONDS);
+    let parts = Parts::start(length).await?;
+    let kept = disturb(&parts, length, seconds, seed, logs).await;
+    parts.collect(logs).await;
+    kept
+}
+
+async fn disturb(parts: &Parts, length: WindowLength, seconds: u64, seed: u64, logs: &Logs) -> Result<bool> {
+    let mut rng = Rng::with_seed(seed);
+    let begin_ms = clock::now_ms();
+    let mut traffic = Traffic::start(parts.addresses.clone(), length, parts.sink.url(""), &mut rng);
+    logs.event("all parts run, and clients send");
+    tokio::select! {
+        done = rounds(parts, Duration::from_secs(seconds), rng, logs) => done?,
+        () = progress(&traffic, logs) => {}
+    }
+    traffic.stop().await;
+    logs.event("no more faults and requests; waiting until all is settled");
+    // Requests that have no answer are at their end too before the last window is.
+    sleep(REST).await;
+    let windows = settle::windows_since(begin_ms, length);
+    let jobs = traffic.tally().jobs.clone();
+    let seen = settle::settle(parts, &windows, &jobs).await?;
+    parts.check().await?;
+    keep(&windows, &traffic, &seen, logs);
+    let checks = verdict::verdict(&windows, &traffic.tally(), &seen)?;
+    summary(&traffic, &checks);
+    Ok(checks.iter().all(|check| check.problems.is_empty()))
+}
+
+async fn rounds(parts: &Parts, time: Duration, mut rng: Rng, logs: &Logs) -> Result<()> {
+    let begin = Instant::now();
+    let mut number = 0;
+    while begin.elapsed() < time {
+        number += 1;
+        let faults = schedule::round(&mut rng);
+        logs.event(&format!("round {number}: {} faults", faults.len()));
+        future::try_join_all(faults.iter().map(|fault| async {
+            sleep(fault.after).await;
+            let (part, trouble, ms) = (fault.part, fault.trouble, fault.lasts.as_millis());
+            logs.event(&format!("{part} {trouble} for {ms} ms"));
+            parts.suffer(fault, logs).await?;
+            logs.event(&format!("{part} is back"));
+            anyhow::Ok(())
+        }))
+        .await?;
+        sleep(REST).await;
+        settle::drained(parts).await?;
+        parts.check().await?;
+    }
+    Ok(())
+}
+
+async fn progress(traffic: &Traffic, logs: &Logs) {
+    loop {
+        sleep(PROGRESS_EVERY).await;
+        let outcomes: Vec<String> = traffic
+            .tally()
+            .outcomes
+            .iter()
+            .map(|(name, n)| format!("{n} {name}"))
+            .collect();
+        logs.event(&format!("requests: {}", outcomes.join(", ")));
+    }
+}
+
+/// What it takes to look into a failure.
+fn keep(windows: &[Window], traffic: &Traffic, seen: &Seen, logs: &Logs) {
+    for record in &seen.records {
+        logs.keep(
+            "records",
+            &format!("{} = {} {:?}\n", record.key, record.value, record.headers),
+        );
+    }
+    let last = windows
+        .last()
+        .map_or(0, |window| window.start() / u64::from(WINDOW_SECONDS));
+    let bounds = traffic.tally().windows(last);
+    for (number, bounds) in bounds {
+        logs.keep(
+            "bounds",
+            &format!("{}: {bounds:?}\n", number * u64::from(WINDOW_SECONDS)),
+        );
+    }
+}
+
+fn summary(traffic: &Traffic, checks: &[Check]) {
+    let tally = traffic.tally();
+    println!("\n{} requests:", tally.requests());
+    for (outcome, n) in &tally.outcomes {
+        println!("{n:>10} {outcome}");
+    }
+    println!();
+    for Check { name, seen, problems } in checks {
+        println!(
+            "{name:<38} {:<7} {seen}",
+            if problems.is_empty() { "ok" } else { "FAILED" }
+        );
+        for problem in problems.iter().take(SHOWN) {
+            println!("    {problem}");
+        }
+        if problems.len() > SHOWN {
+            println!("    and {} more", problems.len() - SHOWN);
+        }
+    }
+}

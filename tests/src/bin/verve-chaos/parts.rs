@@ -1,0 +1,228 @@
+//! Everything that runs, and how it comes to harm and back.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::sync::Mutex;
+use tokio::time::sleep;
+use verve_protocol::{Keys, WindowLength};
+use verve_tests::broker::Broker;
+use verve_tests::host::{Instance, Kind};
+use verve_tests::link::Link;
+use verve_tests::process::{Process, Signal};
+use verve_tests::redis::RedisServer;
+use verve_tests::reporter::Reporter;
+use verve_tests::sink::Sink;
+
+use crate::logs::Logs;
+use crate::schedule::{Fault, Part, REPLICAS, Trouble};
+
+/// Where the reporters publish.
+pub const TOPIC: &str = "chaos";
+/// Where the fixed callback goes.
+pub const FIXED: &str = "/fixed";
+const NAMESPACE: &str = "chaos";
+const GRACE_MS: &str = "500";
+/// Longer than a round, with all that may be restarted in it, and the rest after it: see `main`.
+const LATE_SECONDS: &str = "60";
+/// How long a part may take to end when it is asked to. Reporters finish what they have begun, if it takes 10 s.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// All parts, each to be harmed beside the others.
+pub struct Parts {
+    pub redis: Mutex<RedisServer>,
+    redis_link: Link,
+    pub broker: Mutex<Broker>,
+    kafka_link: Arc<Link>,
+    hosts: Vec<Mutex<Host>>,
+    reporters: Vec<Mutex<Replica>>,
+    pub sink: Sink,
+    pub keys: Keys,
+    pub addresses: Vec<SocketAddr>,
+}
+
+struct Host(Instance);
+
+struct Replica {
+    reporter: Reporter,
+    flags: Vec<String>,
+}
+
+/// A part that is a process.
+trait Runs {
+    fn process(&self) -> &Process;
+    /// Starts it again, with the data it had.
+    async fn restart(&mut self) -> Result<()>;
+}
+
+impl Parts {
+    /// Starts everything.
+    pub async fn start(length: WindowLength) -> Result<Self> {
+        // Written through before each answer: what a client was told outlives Redis' own death.
+        let redis = RedisServer::options().append_only().start().await.context("Redis")?;
+        let redis_link = Link::start(redis.address()).await?;
+        let broker = Broker::start().await.context("Kafka")?;
+        broker.kafka().create_topic(TOPIC, 1).await?;
+        let sink = Sink::start().await?;
+        let urls = [redis.url(), format!("redis://{}", redis_link.address())];
+        let (mut hosts, mut reporters) = (Vec::new(), Vec::new());
+        for url in urls.iter().cycle().take(REPLICAS) {
+            let seconds = length.to_string();
+            let variables = [
+                ("redis_urls", url.as_str()),
+                ("namespace", NAMESPACE),
+                ("window_seconds", &seconds),
+            ];
+            hosts.push(Host(Instance::start(Kind::VerveHost, &variables).await?));
+            let fixed = sink.url(FIXED);
+            let flags = [
+                ["--redis-urls", url],
+                ["--namespace", NAMESPACE],
+                ["--window-seconds", &seconds],
+                ["--grace-ms", GRACE_MS],
+                ["--late-seconds", LATE_SECONDS],
+                ["--kafka-brokers", broker.kafka().brokers()],
+                ["--kafka-topic", TOPIC],
+                ["--callback-url", &fixed],
+                ["--callback-allow", "127.0.0.1"],
+            ];
+            let flags: Vec<String> = flags.concat().into_iter().map(str::to_owned).collect();
+            let reporter = Reporter::ready(&flags).await?;
+            reporters.push(Replica { reporter, flags });
+        }
+        Ok(Self {
+            addresses: hosts.iter().map(|host| host.0.addr()).collect(),
+            redis: Mutex::new(redis),
+            redis_link,
+            kafka_link: Arc::clone(broker.link()),
+            broker: Mutex::new(broker),
+            hosts: hosts.into_iter().map(Mutex::new).collect(),
+            reporters: reporters.into_iter().map(Mutex::new).collect(),
+            sink,
+            keys: Keys::new(NAMESPACE.parse()?),
+        })
+    }
+
+    /// Makes a part suffer from a fault, and brings it back.
+    pub async fn suffer(&self, fault: &Fault, logs: &Logs) -> Result<()> {
+        let suffered = match fault.part {
+            Part::Redis => suffer(&self.redis, fault, logs).await,
+            Part::Kafka => suffer(&self.broker, fault, logs).await,
+            Part::Host(n) => suffer(&self.hosts[n], fault, logs).await,
+            Part::Reporter(n) => suffer(&self.reporters[n], fault, logs).await,
+            Part::RedisLink => disturb(&self.redis_link, fault).await,
+            Part::KafkaLink => disturb(&self.kafka_link, fault).await,
+        };
+        suffered.with_context(|| format!("{} {}", fault.part, fault.trouble))
+    }
+
+    /// An error if a part has ended that nobody has ended.
+    pub async fn check(&self) -> Result<()> {
+        for (part, alive) in self.for_each(|process| process.exit_status().is_none()).await {
+            ensure!(alive, "{part} has ended by itself");
+        }
+        Ok(())
+    }
+
+    /// Adds to `logs` what the parts have written since they were started last.
+    pub async fn collect(&self, logs: &Logs) {
+        for (part, log) in self.for_each(Process::log).await {
+            logs.add(&part, &log);
+        }
+    }
+
+    /// The spools: each host's database.
+    pub async fn spools(&self) -> Vec<PathBuf> {
+        let mut spools = Vec::new();
+        for host in &self.hosts {
+            spools.push(host.lock().await.0.folder().join(".spin/sqlite_db.db"));
+        }
+        spools
+    }
+
+    async fn for_each<T>(&self, look: impl Fn(&Process) -> T) -> Vec<(Part, T)> {
+        let mut seen = Vec::new();
+        let mut see = |part, process: &Process| seen.push((part, look(process)));
+        see(Part::Redis, self.redis.lock().await.process());
+        see(Part::Kafka, self.broker.lock().await.process());
+        for (n, host) in self.hosts.iter().enumerate() {
+            see(Part::Host(n), host.lock().await.process());
+        }
+        for (n, reporter) in self.reporters.iter().enumerate() {
+            see(Part::Reporter(n), reporter.lock().await.process());
+        }
+        seen
+    }
+}
+
+async fn suffer<R: Runs>(part: &Mutex<R>, fault: &Fault, logs: &Logs) -> Result<()> {
+    let mut part = part.lock().await;
+    let process = part.process();
+    match fault.trouble {
+        Trouble::Pause => {
+            process.pause()?;
+            sleep(fault.lasts).await;
+            process.signal(Signal::SIGCONT)?;
+            return Ok(());
+        }
+        Trouble::Stop => drop(process.terminate(PATIENCE).await?),
+        _ => process.kill(),
+    }
+    logs.add(&fault.part, &process.log());
+    sleep(fault.lasts).await;
+    part.restart().await
+}
+
+async fn disturb(link: &Link, fault: &Fault) -> Result<()> {
+    match fault.trouble {
+        Trouble::Hold => link.hold(),
+        _ => link.cut(),
+    }
+    sleep(fault.lasts).await;
+    link.mend();
+    Ok(())
+}
+
+impl Runs for RedisServer {
+    fn process(&self) -> &Process {
+        self.process()
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        self.restart().await
+    }
+}
+
+impl Runs for Broker {
+    fn process(&self) -> &Process {
+        self.process()
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        self.restart().await
+    }
+}
+
+impl Runs for Host {
+    fn process(&self) -> &Process {
+        self.0.process()
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        self.0.restart().await
+    }
+}
+
+impl Runs for Replica {
+    fn process(&self) -> &Process {
+        self.reporter.process()
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        self.reporter = Reporter::start(&self.flags)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! What goes wrong when: rounds of faults, drawn from the seed alone, so that a run can be repeated.
+
+use std::fmt;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+/// How many hosts there are, and how many reporters.
+pub const REPLICAS: usize = 2;
+
+/// What a fault befalls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Redis itself.
+    Redis,
+    /// The link to Redis that the second host and the second reporter use.
+    RedisLink,
+    /// Kafka itself.
+    Kafka,
+    /// The link to Kafka that everybody uses.
+    KafkaLink,
+    /// One of the hosts.
+    Host(usize),
+    /// One of the reporters.
+    Reporter(usize),
+}
+
+/// What happens to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// SIGKILL, and a new start at the end.
+    Kill,
+    /// SIGTERM, and a new start at the end.
+    Stop,
+    /// SIGSTOP, and SIGCONT at the end.
+    Pause,
+    /// All connections of a link end, and new ones at once.
+    Cut,
+    /// Nothing passes through a link.
+    Hold,
+}
+
+/// One thing that goes wrong in a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What it befalls.
+    pub part: Part,
+    /// What happens.
+    pub trouble: Trouble,
+    /// When it begins, since the round's begin.
+    pub after: Duration,
+    /// How long it lasts, a new start not included.
+    pub lasts: Duration,
+}
+
+const PARTS: [Part; 8] = [
+    Part::Redis,
+    Part::RedisLink,
+    Part::Kafka,
+    Part::KafkaLink,
+    Part::Host(0),
+    Part::Host(1),
+    Part::Reporter(0),
+    Part::Reporter(1),
+];
+
+/// The next round: at most one fault of each part, and at least one in all.
+pub fn round(rng: &mut Rng) -> Vec<Fault> {
+    loop {
+        let faults: Vec<Fault> = PARTS.into_iter().filter_map(|part| fault(part, rng)).collect();
+        if !faults.is_empty() {
+            return faults;
+        }
+    }
+}
+
+fn fault(part: Part, rng: &mut Rng) -> Option<Fault> {
+    let process = [
+        Trouble::Kill,
+        Trouble::Kill,
+        Trouble::Stop,
+        Trouble::Pause,
+        Trouble::Pause,
+    ];
+    let link = [Trouble::Cut, Trouble::Hold];
+    let (likely, trouble) = match part {
+        Part::Redis | Part::Host(_) | Part::Reporter(_) => (0.6, rng.choice(process)?),
+        Part::Kafka => (0.3, rng.choice(process)?),
+        Part::RedisLink | Part::KafkaLink => (0.4, rng.choice(link)?),
+    };
+    let after = Duration::from_millis(rng.u64(0..6_000));
+    // The long ones outlast what others wait for: a lease of 6 s, and the 10 s in which Kafka must acknowledge.
+    let lasts = match (rng.f64() < 0.3, part) {
+        (false, _) => rng.u64(100..3_000),
+        (true, Part::Kafka | Part::KafkaLink) => rng.u64(10_500..13_000),
+        (true, _) => rng.u64(7_000..9_000),
+    };
+    let lasts = Duration::from_millis(lasts);
+    (rng.f64() < likely).then_some(Fault {
+        part,
+        trouble,
+        after,
+        lasts,
+    })
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redis => f.write_str("redis"),
+            Self::RedisLink => f.write_str("redis-link"),
+            Self::Kafka => f.write_str("kafka"),
+            Self::KafkaLink => f.write_str("kafka-link"),
+            Self::Host(n) => write!(f, "host-{n}"),
+            Self::Reporter(n) => write!(f, "reporter-{n}"),
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kill => "killed",
+            Self::Stop => "stopped",
+            Self::Pause => "paused",
+            Self::Cut => "cut",
+            Self::Hold => "held",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounds(seed: u64) -> Vec<Vec<Fault>> {
+        let mut rng = Rng::with_seed(seed);
+        (0..100).map(|_| round(&mut rng)).collect()
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_rounds_again() {
+        assert_eq!(rounds(7), rounds(7));
+        assert_ne!(rounds(7), rounds(8));
+    }
+
+    #[test]
+    fn everything_that_can_happen_does() {
+        let all: Vec<Fault> = rounds(1).concat();
+        for part in PARTS {
+            let troubles = match part {
+                Part::RedisLink | Part::KafkaLink => vec![Trouble::Cut, Trouble::Hold],
+                _ => vec![Trouble::Kill, Trouble::Stop, Trouble::Pause],
+            };
+            for trouble in troubles {
+                let mut found = all.iter().filter(|f| f.part == part && f.trouble == trouble);
+                assert!(found.next().is_some(), "{part} is never {trouble}");
+            }
+        }
+    }
+}

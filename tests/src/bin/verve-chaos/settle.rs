@@ -1,0 +1,192 @@
+//! The time of calm: whatever is under way comes to its end, and is looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+use redis::streams::StreamRangeReply;
+use rusqlite::OpenFlags;
+use tokio::time::{Instant, sleep};
+use verve_protocol::{Window, WindowLength};
+use verve_tests::kafka::Record;
+use verve_tests::{clock, http};
+
+use crate::parts::{FIXED, Parts, TOPIC};
+
+/// How long it may take until all is settled: jobs of a reporter that was killed are free for another one after 30 s.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the hosts may take to bring their spools to Redis while all is well: an instance that was killed while it did so
+/// has it to itself for 10 s more.
+const DRAINED_WITHIN: Duration = Duration::from_secs(20);
+/// How often it is looked whether all is settled.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What is there to be seen.
+#[derive(Default)]
+pub struct Seen {
+    /// The topic.
+    pub records: Vec<Record>,
+    /// The jobs that reached their endpoint.
+    pub delivered: BTreeSet<u64>,
+    /// The jobs that were given up on.
+    pub dead: BTreeSet<u64>,
+    /// The windows and revisions that the fixed callback told.
+    pub told: BTreeSet<(String, u64)>,
+    /// What is not at its end.
+    pub left: Vec<String>,
+}
+
+/// Waits until both spools have been seen empty, while traffic goes on.
+pub async fn drained(parts: &Parts) -> Result<()> {
+    let deadline = Instant::now() + DRAINED_WITHIN;
+    let mut spools = parts.spools().await;
+    loop {
+        let mut left = Vec::new();
+        for spool in spools {
+            if spooled(&spool)? > 0 {
+                left.push(spool);
+            }
+        }
+        spools = left;
+        if spools.is_empty() {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "{} of the spools not empty after {DRAINED_WITHIN:?} in which all was well",
+            spools.len()
+        );
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Waits until nothing is left to be done of the windows from `first` to `last` and of `jobs`, or until that takes too long.
+pub async fn settle(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Seen> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // Draining goes on after a response, whatever the request; this one counts nowhere.
+        for host in &parts.addresses {
+            http::get(*host, "/api/verve/accept?id=none").await?;
+        }
+        let seen = look(parts, windows, jobs).await?;
+        if seen.left.is_empty() || Instant::now() >= deadline {
+            return Ok(seen);
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Looks in the order in which ids and jobs go, so that what is on its way is seen at least once.
+async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Seen> {
+    let mut seen = Seen::default();
+    for (n, spool) in parts.spools().await.iter().enumerate() {
+        let rows = spooled(spool)?;
+        if rows > 0 {
+            seen.left
+                .push(format!("{rows} ids and commands in the spool of host-{n}"));
+        }
+    }
+    let mut redis = parts.redis.lock().await.connection().await?;
+    let counts = counts(parts, windows, &mut redis).await?;
+    callbacks(parts, jobs, &mut redis, &mut seen).await?;
+    seen.records = parts.broker.lock().await.kafka().read_all(TOPIC).await?;
+    let last: BTreeMap<&str, &Record> = seen
+        .records
+        .iter()
+        .map(|record| (record.key.as_str(), record))
+        .collect();
+    for (window, count) in windows.iter().zip(counts) {
+        match last.get(window.to_string().as_str()) {
+            None => seen.left.push(format!("no record of {window}")),
+            // An old window's ids have expired.
+            Some(record) if count > record.value.parse()? => {
+                seen.left
+                    .push(format!("{window} has {count} ids, its record says {}", record.value));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(seen)
+}
+
+async fn counts(parts: &Parts, windows: &[Window], redis: &mut MultiplexedConnection) -> Result<Vec<u64>> {
+    let mut counts = Vec::new();
+    for window in windows {
+        counts.push(redis.scard(parts.keys.ids(*window)).await?);
+    }
+    Ok(counts)
+}
+
+async fn callbacks(
+    parts: &Parts,
+    jobs: &BTreeSet<u64>,
+    redis: &mut MultiplexedConnection,
+    seen: &mut Seen,
+) -> Result<()> {
+    // An entry of the stream is removed once its job is settled, so these are new ones and pending ones.
+    let waiting: u64 = redis.xlen(parts.keys.callbacks()).await?;
+    let retried: u64 = redis.zcard(parts.keys.callbacks_retry()).await?;
+    for (count, place) in [(waiting, "the stream"), (retried, "the retry set")] {
+        if count > 0 {
+            seen.left.push(format!("{count} callback jobs in {place}"));
+        }
+    }
+    let dead: StreamRangeReply = redis.xrange_all(parts.keys.callbacks_dead()).await?;
+    seen.dead = dead
+        .ids
+        .iter()
+        .filter_map(|entry| job(&entry.get::<String>("endpoint")?))
+        .collect();
+    for received in parts.sink.received() {
+        if received.target == FIXED {
+            let revision = received.header("verve-revision").context("a revision")?.parse()?;
+            seen.told
+                .insert((received.header("verve-window").unwrap_or_default().to_owned(), revision));
+        }
+        seen.delivered.extend(job(&received.target));
+    }
+    let lost = jobs
+        .difference(&seen.delivered)
+        .filter(|job| !seen.dead.contains(job))
+        .count();
+    if lost > 0 {
+        seen.left
+            .push(format!("{lost} callbacks neither delivered nor given up on"));
+    }
+    Ok(())
+}
+
+/// The job whose endpoint this is.
+fn job(endpoint: &str) -> Option<u64> {
+    let (_, job) = endpoint.split_once("/job/")?;
+    job.split('?').next()?.parse().ok()
+}
+
+/// How many ids and commands are in a spool.
+fn spooled(spool: &Path) -> Result<i64> {
+    let context = || format!("the spool {}", spool.display());
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let database = rusqlite::Connection::open_with_flags(spool, flags).with_context(context)?;
+    database.busy_timeout(Duration::from_secs(5))?;
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('ids', 'commands')";
+    let tables: i64 = database.query_row(tables, [], |row| row.get(0)).with_context(context)?;
+    if tables < 2 {
+        // Nothing was ever spooled, or looked for.
+        return Ok(0);
+    }
+    let rows = "SELECT (SELECT count(*) FROM ids) + (SELECT count(*) FROM commands)";
+    database.query_row(rows, [], |row| row.get(0)).with_context(context)
+}
+
+/// The windows from the one that was open at `begin_ms` to the one that is open now.
+pub fn windows_since(begin_ms: u64, length: WindowLength) -> Vec<Window> {
+    let last = clock::current_window(length);
+    let mut windows = vec![length.window_at_ms(begin_ms)];
+    while let Some(window) = windows.last().filter(|window| **window < last) {
+        windows.push(window.next());
+    }
+    windows
+}

@@ -1,0 +1,172 @@
+//! The clients: ids that nobody else uses, some of them repeated, some with a callback, to hosts that come and go.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Result;
+use fastrand::Rng;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use verve_protocol::WindowLength;
+use verve_tests::clock;
+use verve_tests::http::{Connection, Response};
+
+use crate::tally::{Request, Tally};
+
+/// How many clients there are. With the pause after each answer they make some hundred requests a second.
+const CLIENTS: usize = 6;
+/// The longest pause after an answer, in milliseconds.
+const PAUSE_MS: u64 = 20;
+/// For how long a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// The share of ids that are sent again after an answer.
+const REPEATED: f64 = 0.2;
+/// No id is sent again in a window's last milliseconds, so that most repetitions are in the window of the id.
+const MARGIN_MS: u64 = 300;
+/// The share of ids that a client tries again if they were not answered `ok`.
+const TRIED_AGAIN: f64 = 0.5;
+/// The share of requests that ask for a callback.
+const CALLED_BACK: f64 = 0.03;
+
+/// The running clients.
+pub struct Traffic {
+    shared: Arc<Shared>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    hosts: Vec<SocketAddr>,
+    length: WindowLength,
+    /// Where callbacks go, without the path.
+    sink: String,
+    stop: AtomicBool,
+    next_job: AtomicU64,
+    tally: Mutex<Tally>,
+}
+
+impl Traffic {
+    /// Sends requests to `hosts`, with callbacks to `sink`, drawn from `rng`.
+    pub fn start(hosts: Vec<SocketAddr>, length: WindowLength, sink: String, rng: &mut Rng) -> Self {
+        let shared = Arc::new(Shared {
+            hosts,
+            length,
+            sink,
+            stop: AtomicBool::new(false),
+            next_job: AtomicU64::new(0),
+            tally: Mutex::default(),
+        });
+        let client = |number: usize| {
+            let client = Client {
+                shared: Arc::clone(&shared),
+                rng: rng.fork(),
+                connections: shared.hosts.iter().map(|_| None).collect(),
+            };
+            // A range of ids of its own, with negative ones.
+            let ids = (number as i64 - 3) << 40;
+            tokio::spawn(client.run(ids))
+        };
+        let clients = (0..CLIENTS).map(client).collect();
+        Self { shared, clients }
+    }
+
+    /// What was answered so far.
+    pub fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.shared.tally()
+    }
+
+    /// Sends no more, and waits for the last answers.
+    pub async fn stop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for client in self.clients.drain(..) {
+            // A client that panicked has said so, and what it has noted stays true.
+            let _ = client.await;
+        }
+    }
+}
+
+impl Shared {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Client {
+    shared: Arc<Shared>,
+    rng: Rng,
+    /// By host, kept alive.
+    connections: Vec<Option<Connection>>,
+}
+
+impl Client {
+    async fn run(mut self, first: i64) {
+        let mut id = first;
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            id += 1;
+            let mut ok = self.send(id).await;
+            while self.goes_on(ok) {
+                ok = self.send(id).await;
+            }
+            sleep(Duration::from_millis(self.rng.u64(0..=PAUSE_MS))).await;
+        }
+    }
+
+    /// Whether the id that was just sent is sent again.
+    fn goes_on(&mut self, ok: bool) -> bool {
+        let now = clock::now_ms();
+        let left = self.shared.length.window_at_ms(now).end_ms() - now;
+        let share = if ok { REPEATED } else { TRIED_AGAIN };
+        left > MARGIN_MS && self.rng.f64() < share && !self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    /// Sends an id to one of the hosts, and takes note. Says whether it was answered `ok`.
+    async fn send(&mut self, id: i64) -> bool {
+        let place = self.rng.usize(..self.connections.len());
+        let Some(mut connection) = self.connection(place).await else {
+            // Nobody there: nothing was sent, and a load balancer would try another host.
+            sleep(Duration::from_millis(PAUSE_MS)).await;
+            return false;
+        };
+        let job = (self.rng.f64() < CALLED_BACK).then(|| self.shared.next_job.fetch_add(1, Ordering::Relaxed));
+        let endpoint = job.map(|job| format!("&endpoint={}/job/{job}", self.shared.sink));
+        let target = format!("/api/verve/accept?id={id}{}", endpoint.unwrap_or_default());
+        let sent = self.window();
+        let answer = timeout(PATIENCE, connection.get(&target)).await;
+        let (outcome, is_ok) = match &answer {
+            Ok(Ok(response)) => outcome(response),
+            Ok(Err(_)) => ("connection lost".to_owned(), false),
+            Err(_) => ("no answer".to_owned(), false),
+        };
+        if matches!(answer, Ok(Ok(_))) {
+            self.connections[place] = Some(connection);
+        }
+        let ok = is_ok.then(|| self.window());
+        self.shared.tally().note(Request { id, sent, ok }, &outcome, job);
+        is_ok
+    }
+
+    async fn connection(&mut self, place: usize) -> Option<Connection> {
+        match self.connections[place].take() {
+            Some(connection) => Some(connection),
+            None => connect(self.shared.hosts[place]).await.ok(),
+        }
+    }
+
+    /// The number of the window that is open now.
+    fn window(&self) -> u64 {
+        clock::current_window(self.shared.length).start() / self.shared.length.seconds()
+    }
+}
+
+async fn connect(host: SocketAddr) -> Result<Connection> {
+    timeout(PATIENCE, Connection::open(host)).await?
+}
+
+fn outcome(response: &Response) -> (String, bool) {
+    let ok = response.status == 200 && response.body == b"ok";
+    match response.header("verve-outcome") {
+        Some(outcome) if ok => (outcome.to_owned(), true),
+        _ => (format!("{} {}", response.status, response.text()), ok),
+    }
+}

@@ -1,0 +1,279 @@
+//! Whether what was seen is what was promised. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
+use verve_protocol::Window;
+use verve_tests::kafka::Record;
+
+use crate::settle::Seen;
+use crate::tally::Tally;
+
+/// One promise, and where it was not kept.
+pub struct Check {
+    /// The promise.
+    pub name: &'static str,
+    /// What was seen, in a few words.
+    pub seen: String,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+/// Compares what was seen of these windows with what clients were answered.
+///
+/// # Errors
+/// When a record is not readable.
+pub fn verdict(windows: &[Window], tally: &Tally, seen: &Seen) -> Result<Vec<Check>> {
+    let last = last_records(&seen.records)?;
+    Ok(vec![
+        gaps(windows, &last),
+        order(&seen.records)?,
+        counts(windows, tally, &last),
+        total(windows, tally, &last),
+        callbacks(tally, seen),
+        fixed(&last, seen),
+        Check {
+            name: "nothing is left to do",
+            seen: String::new(),
+            problems: seen.left.clone(),
+        },
+    ])
+}
+
+/// Revision and count of each key's last record.
+type Last = BTreeMap<String, (u64, u64)>;
+
+fn last_records(records: &[Record]) -> Result<Last> {
+    records
+        .iter()
+        .map(|record| Ok((record.key.clone(), read(record)?)))
+        .collect()
+}
+
+fn read(record: &Record) -> Result<(u64, u64)> {
+    let read = || Some((record.header("revision").parse().ok()?, record.value.parse().ok()?));
+    read().with_context(|| format!("not a record: {record:?}"))
+}
+
+fn gaps(windows: &[Window], last: &Last) -> Check {
+    let missing = windows.iter().filter(|window| !last.contains_key(&window.to_string()));
+    Check {
+        name: "each window has a record",
+        seen: format!("{} windows", windows.len()),
+        problems: missing.map(|window| format!("no record of {window}")).collect(),
+    }
+}
+
+/// A window's revisions and counts only ever grow; the same record may come again.
+fn order(records: &[Record]) -> Result<Check> {
+    let (mut latest, mut problems, mut again) = (Last::new(), Vec::new(), 0);
+    for record in records {
+        let (revision, count) = read(record)?;
+        if let Some((before, counted)) = latest.insert(record.key.clone(), (revision, count)) {
+            again += usize::from(before == revision);
+            if revision < before || count < counted || revision > before + 1 {
+                let key = &record.key;
+                problems.push(format!(
+                    "{key}: revision {before} ({counted}), then {revision} ({count})"
+                ));
+            }
+        } else if revision != 0 {
+            problems.push(format!("{}: begins with revision {revision}", record.key));
+        }
+    }
+    Ok(Check {
+        name: "revisions never go back",
+        seen: format!("{} records, {again} of them again", records.len()),
+        problems,
+    })
+}
+
+fn counts(windows: &[Window], tally: &Tally, last: &Last) -> Check {
+    let end = windows.last().map_or(0, |window| number(*window));
+    let bounds = tally.windows(end);
+    let wrong = windows.iter().filter_map(|window| {
+        let (_, count) = last.get(&window.to_string())?;
+        let bounds = bounds.get(&number(*window)).cloned().unwrap_or(0..=0);
+        let (least, most) = (bounds.start(), bounds.end());
+        (!bounds.contains(count)).then(|| format!("{window}: {count}, but {least} to {most} ids were recorded"))
+    });
+    Check {
+        name: "each window's count is right",
+        seen: format!(
+            "{} corrected",
+            last.values().filter(|(revision, _)| *revision > 0).count()
+        ),
+        problems: wrong.collect(),
+    }
+}
+
+fn total(windows: &[Window], tally: &Tally, last: &Last) -> Check {
+    let end = windows.last().map_or(0, |window| number(*window));
+    let bounds = tally.total(end);
+    let sum = windows
+        .iter()
+        .filter_map(|window| last.get(&window.to_string()))
+        .map(|(_, count)| count)
+        .sum();
+    let seen = format!("{} <= {sum} <= {}", bounds.start(), bounds.end());
+    let problems = if bounds.contains(&sum) {
+        vec![]
+    } else {
+        vec![format!("not true: {seen}")]
+    };
+    Check {
+        name: "the counts add up",
+        seen,
+        problems,
+    }
+}
+
+fn callbacks(tally: &Tally, seen: &Seen) -> Check {
+    let lost = tally
+        .jobs
+        .iter()
+        .filter(|job| !seen.delivered.contains(job) && !seen.dead.contains(job));
+    Check {
+        name: "each callback was delivered",
+        seen: format!("{} delivered, {} given up on", seen.delivered.len(), seen.dead.len()),
+        problems: lost.map(|job| format!("the callback {job} was lost")).collect(),
+    }
+}
+
+/// Of each window that has a record the last revision was told to the fixed callback.
+fn fixed(last: &Last, seen: &Seen) -> Check {
+    let latest: BTreeSet<(String, u64)> = last
+        .iter()
+        .map(|(key, (revision, _))| (key.clone(), *revision))
+        .collect();
+    let untold = latest.difference(&seen.told);
+    Check {
+        name: "the fixed callback told each report",
+        seen: format!("{} told", seen.told.len()),
+        problems: untold
+            .map(|(key, revision)| format!("not told: {key} revision {revision}"))
+            .collect(),
+    }
+}
+
+/// The window's number, as in the tally.
+fn number(window: Window) -> u64 {
+    window.start() / window.length().seconds()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::Request;
+    use verve_tests::clock;
+
+    fn windows() -> [Window; 2] {
+        let first = clock::length(2).window_starting(1_795_383_000).expect("a start");
+        [first, first.next()]
+    }
+
+    fn record(window: Window, count: u64, revision: u64) -> Record {
+        Record {
+            key: window.to_string(),
+            value: count.to_string(),
+            headers: [("revision".to_owned(), revision.to_string())].into(),
+            partition: 0,
+            offset: 0,
+            timestamp_ms: 0,
+        }
+    }
+
+    /// Two ids in the first window, one with a callback, and one that may be in the second.
+    fn tally() -> Tally {
+        let at = number(windows()[0]);
+        let mut tally = Tally::default();
+        for (id, sent, ok) in [(1, at, Some(at)), (2, at, Some(at)), (3, at + 1, None)] {
+            tally.note(Request { id, sent, ok }, "", (id == 1).then_some(7));
+        }
+        tally
+    }
+
+    fn seen(records: Vec<Record>) -> Seen {
+        let told = records
+            .iter()
+            .map(|r| (r.key.clone(), read(r).expect("readable").0))
+            .collect();
+        Seen {
+            records,
+            delivered: [7].into(),
+            told,
+            ..Seen::default()
+        }
+    }
+
+    /// The names of the promises that were not kept.
+    fn broken(seen: &Seen) -> Vec<&'static str> {
+        let checks = verdict(&windows(), &tally(), seen).expect("readable");
+        checks
+            .iter()
+            .filter(|check| !check.problems.is_empty())
+            .map(|check| check.name)
+            .collect()
+    }
+
+    #[test]
+    fn what_is_right_passes() {
+        let [first, second] = windows();
+        for unanswered in [0, 1] {
+            let records = vec![record(first, 2, 0), record(second, unanswered, 0)];
+            assert_eq!(broken(&seen(records)), [""; 0]);
+        }
+        let corrected = vec![
+            record(first, 1, 0),
+            record(first, 1, 0),
+            record(second, 0, 0),
+            record(first, 2, 1),
+        ];
+        assert_eq!(broken(&seen(corrected)), [""; 0]);
+    }
+
+    #[test]
+    fn each_kind_of_wrong_is_found() {
+        let [first, second] = windows();
+        let (right, count, sum) = (record(first, 2, 0), "each window's count is right", "the counts add up");
+        assert_eq!(broken(&seen(vec![right.clone()])), ["each window has a record"]);
+        assert_eq!(
+            broken(&seen(vec![record(first, 1, 0), record(second, 0, 0)])),
+            [count, sum]
+        );
+        assert_eq!(broken(&seen(vec![right.clone(), record(second, 2, 0)])), [count, sum]);
+        // The sum is right, and the windows are not.
+        assert_eq!(broken(&seen(vec![record(first, 1, 0), record(second, 1, 0)])), [count]);
+        for wrong in [
+            vec![record(first, 1, 1), record(first, 2, 0)],
+            vec![record(first, 3, 0), record(first, 2, 1)],
+            vec![record(first, 1, 0), record(first, 2, 2)],
+            vec![record(first, 2, 1)],
+        ] {
+            let records = [wrong, vec![record(second, 0, 0)]].concat();
+            assert_eq!(broken(&seen(records)), ["revisions never go back"]);
+        }
+        let all = || seen(vec![right.clone(), record(second, 0, 0)]);
+        let mut lost = all();
+        lost.delivered.clear();
+        assert_eq!(broken(&lost), ["each callback was delivered"]);
+        lost.dead.insert(7);
+        assert_eq!(broken(&lost), [""; 0]);
+        let mut untold = all();
+        untold.told.pop_first();
+        assert_eq!(broken(&untold), ["the fixed callback told each report"]);
+        let mut left = all();
+        left.left.push("something".to_owned());
+        assert_eq!(broken(&left), ["nothing is left to do"]);
+        assert!(verdict(&windows(), &tally(), &seen(vec![])).is_ok());
+        let unreadable = Record {
+            value: "many".to_owned(),
+            ..right.clone()
+        };
+        let unreadable = Seen {
+            records: vec![unreadable],
+            ..Seen::default()
+        };
+        assert!(verdict(&windows(), &tally(), &unreadable).is_err());
+    }
+}

@@ -1,0 +1,330 @@
+//! A link between two parts that fails as networks do: cut, held, or held at the very moment that a test is after.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::net;
+
+/// How many of the last bytes of a connection a [`Gate`] looks for its pattern in.
+const REMEMBERED: usize = 64 * 1024;
+
+/// Listens on a port of its own, and passes bytes to and fro a server. Dropping it cuts it for good.
+pub struct Link {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    state: watch::Sender<State>,
+    armed: Mutex<Vec<Armed>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Up,
+    /// Connections stay, and new ones are accepted, but nothing passes.
+    Held,
+    /// There are no connections, and new ones end at once.
+    Cut,
+}
+
+/// What of a request that a [`Gate`] has found is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The request itself: the server never hears of it.
+    Request,
+    /// The answer: the server has done what was asked, and the client does not know.
+    Answer,
+}
+
+/// A gate that was not reached yet.
+struct Armed {
+    pattern: Vec<Vec<u8>>,
+    hold: Hold,
+    reached: watch::Sender<bool>,
+    open: watch::Receiver<bool>,
+}
+
+/// Holds a connection from the moment at which a pattern passes, until it is opened or dropped.
+pub struct Gate {
+    reached: watch::Receiver<bool>,
+    open: watch::Sender<bool>,
+}
+
+impl Link {
+    /// A link to the server at `to`, which need not be there yet.
+    ///
+    /// # Errors
+    /// When there is no free port.
+    pub async fn start(to: SocketAddr) -> io::Result<Self> {
+        Self::start_on(net::free_address()?, to).await
+    }
+
+    /// The same, listening on `address`.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn start_on(address: SocketAddr, to: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let shared = Arc::new(Shared {
+            state: watch::Sender::new(State::Up),
+            armed: Mutex::default(),
+        });
+        let task = tokio::spawn(accept(listener, to, Arc::clone(&shared)));
+        Ok(Self { address, shared, task })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends all connections, and every new one, until [`Self::mend`].
+    pub fn cut(&self) {
+        self.shared.state.send_replace(State::Cut);
+    }
+
+    /// Lets nothing pass until [`Self::mend`]; connections stay.
+    pub fn hold(&self) {
+        self.shared.state.send_replace(State::Held);
+    }
+
+    /// Undoes [`Self::cut`] and [`Self::hold`].
+    pub fn mend(&self) {
+        self.shared.state.send_replace(State::Up);
+    }
+
+    /// Holds the first connection that sends all of `pattern`, in this order.
+    #[must_use]
+    pub fn gate(&self, pattern: &[&str], hold: Hold) -> Gate {
+        let (reached, open) = (watch::Sender::new(false), watch::Sender::new(false));
+        let (reached_receiver, open_receiver) = (reached.subscribe(), open.subscribe());
+        self.shared.armed().push(Armed {
+            pattern: pattern.iter().map(|part| part.as_bytes().to_vec()).collect(),
+            hold,
+            reached,
+            open: open_receiver,
+        });
+        Gate {
+            reached: reached_receiver,
+            open,
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Gate {
+    /// Waits until the pattern has come by.
+    ///
+    /// # Errors
+    /// After `patience`.
+    pub async fn reached(&mut self, patience: Duration) -> Result<()> {
+        let reached = timeout(patience, self.reached.wait_for(|reached| *reached));
+        reached.await.context("the gate was not reached")??;
+        Ok(())
+    }
+
+    /// Lets pass what is held, and all that follows.
+    pub fn open(self) {
+        self.open.send_replace(true);
+    }
+}
+
+impl Shared {
+    fn armed(&self) -> MutexGuard<'_, Vec<Armed>> {
+        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The gate whose pattern is in what was sent. It is reached only once.
+    fn reached(&self, sent: &[u8]) -> Option<Armed> {
+        let mut armed = self.armed();
+        let place = armed.iter().position(|gate| contains(sent, &gate.pattern))?;
+        Some(armed.swap_remove(place))
+    }
+
+    async fn is(&self, wanted: impl FnMut(&State) -> bool) {
+        // The sender is in `self`, so there is no error.
+        let _ = self.state.subscribe().wait_for(wanted).await;
+    }
+}
+
+async fn accept(listener: TcpListener, to: SocketAddr, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    while let Ok((near, _)) = listener.accept().await {
+        if *shared.state.borrow() != State::Cut {
+            connections.spawn(connect(near, to, Arc::clone(&shared)));
+        }
+        // Those that have ended.
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connect(near: TcpStream, to: SocketAddr, shared: Arc<Shared>) -> io::Result<()> {
+    let far = TcpStream::connect(to).await?;
+    near.set_nodelay(true)?;
+    far.set_nodelay(true)?;
+    let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+    // What the answers of this connection wait for.
+    let answers = watch::Sender::new(None);
+    tokio::select! {
+        ended = requests(near_read, far_write, &shared, &answers) => ended,
+        ended = replies(far_read, near_write, &shared, &answers) => ended,
+        () = shared.is(|state| *state == State::Cut) => Ok(()),
+    }
+}
+
+type Held = watch::Sender<Option<watch::Receiver<bool>>>;
+
+async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, answers: &Held) -> io::Result<()> {
+    let mut sent = Vec::new();
+    loop {
+        let before = sent.len();
+        if from.read_buf(&mut sent).await? == 0 {
+            return Ok(());
+        }
+        if let Some(gate) = shared.reached(&sent) {
+            gate.reached.send_replace(true);
+            match gate.hold {
+                Hold::Request => opened(gate.open).await,
+                Hold::Answer => drop(answers.send_replace(Some(gate.open))),
+            }
+        }
+        shared.is(|state| *state != State::Held).await;
+        to.write_all(&sent[before..]).await?;
+        sent.drain(..sent.len().saturating_sub(REMEMBERED));
+    }
+}
+
+async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, answers: &Held) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        let held = answers.borrow().clone();
+        if let Some(gate) = held {
+            opened(gate).await;
+        }
+        shared.is(|state| *state != State::Held).await;
+        to.write_all(&buffer[..read]).await?;
+    }
+}
+
+async fn opened(mut gate: watch::Receiver<bool>) {
+    // An error means that the gate was dropped, which opens it.
+    let _ = gate.wait_for(|open| *open).await;
+}
+
+/// Whether all parts are there, one behind the other.
+fn contains(mut sent: &[u8], pattern: &[Vec<u8>]) -> bool {
+    pattern.iter().all(|part| {
+        let found = sent.windows(part.len()).position(|bytes| bytes == part);
+        found.is_some_and(|at| {
+            sent = &sent[at + part.len()..];
+            true
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+    /// Long enough for what is not held to arrive.
+    const A_WHILE: Duration = Duration::from_millis(100);
+
+    /// A server that counts the bytes it gets, and echoes them.
+    async fn echo() -> (SocketAddr, watch::Receiver<usize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (count, counted) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let count = count.clone();
+                tokio::spawn(async move {
+                    let mut buffer = [0; 100];
+                    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                        count.send_modify(|count| *count += read);
+                        let _ = stream.write_all(&buffer[..read]).await;
+                    }
+                });
+            }
+        });
+        (address, counted)
+    }
+
+    async fn answers(stream: &mut TcpStream, text: &str) -> bool {
+        let mut buffer = vec![0; text.len()];
+        timeout(A_WHILE, stream.read_exact(&mut buffer))
+            .await
+            .is_ok_and(|read| read.is_ok())
+    }
+
+    #[tokio::test]
+    async fn it_can_be_cut_and_held() -> Result<()> {
+        let (server, _) = echo().await;
+        let link = Link::start(server).await?;
+        let mut stream = TcpStream::connect(link.address()).await?;
+        stream.write_all(b"one").await?;
+        assert!(answers(&mut stream, "one").await);
+        link.hold();
+        stream.write_all(b"two").await?;
+        assert!(!answers(&mut stream, "two").await);
+        link.mend();
+        assert!(answers(&mut stream, "two").await);
+        link.cut();
+        assert_eq!(timeout(SOON, stream.read(&mut [0])).await?.unwrap_or(0), 0);
+        let mut new = TcpStream::connect(link.address()).await?;
+        assert_eq!(timeout(SOON, new.read(&mut [0])).await?.unwrap_or(0), 0);
+        link.mend();
+        let mut new = TcpStream::connect(link.address()).await?;
+        new.write_all(b"three").await?;
+        assert!(answers(&mut new, "three").await);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_gate_holds_the_request_or_the_answer() -> Result<()> {
+        for hold in [Hold::Request, Hold::Answer] {
+            let (server, mut counted) = echo().await;
+            let link = Link::start(server).await?;
+            let mut stream = TcpStream::connect(link.address()).await?;
+            let mut gate = link.gate(&["need", "dle"], hold);
+            stream.write_all(b"dle nee").await?;
+            assert!(answers(&mut stream, "dle nee").await, "{hold:?}: not the pattern");
+            stream.write_all(b"dle!").await?;
+            assert!(gate.reached(A_WHILE).await.is_err(), "{hold:?}: half of the pattern");
+            assert!(answers(&mut stream, "dle!").await, "{hold:?}");
+            stream.write_all(b"-dle").await?;
+            gate.reached(SOON).await?;
+            assert!(!answers(&mut stream, "-dle").await, "{hold:?}");
+            let arrived = if hold == Hold::Request { 11 } else { 15 };
+            timeout(SOON, counted.wait_for(|count| *count == arrived)).await??;
+            let mut other = TcpStream::connect(link.address()).await?;
+            other.write_all(b"needdle").await?;
+            assert!(answers(&mut other, "needdle").await, "{hold:?}: only the first is held");
+            gate.open();
+            assert!(answers(&mut stream, "-dle").await, "{hold:?}");
+        }
+        Ok(())
+    }
+}

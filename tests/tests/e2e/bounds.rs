@@ -1,0 +1,72 @@
+//! How much is kept of callbacks that fail: a full retry set holds new ones back, and of the dead ones the newest are kept.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use redis::AsyncCommands;
+use redis::streams::StreamRangeReply;
+use verve_tests::sink::{Answer, Sink};
+
+use crate::site::{SOON, Site};
+use crate::traps::{TWICE, add_job};
+
+/// As documented: the most jobs in the retry set, and in the dead stream.
+const MAX_RETRY: u64 = 1_000_000;
+const MAX_DEAD: u64 = 100_000;
+
+#[tokio::test]
+async fn a_full_retry_set_holds_new_jobs_back_until_there_is_room() -> Result<()> {
+    let site = Site::new(60).await?;
+    let sink = Sink::start().await?;
+    let (callbacks, retry) = (site.keys().callbacks(), site.keys().callbacks_retry());
+    let mut redis = site.first().await?;
+    // One place is left, for two jobs that fail. In parts, so that a busy machine is in time with each.
+    let members: Vec<(u64, u64)> = (1..MAX_RETRY).map(|n| (4_000_000_000_000, n)).collect();
+    for part in members.chunks(10_000) {
+        let () = redis.zadd_multiple(&retry, part).await?;
+    }
+    let reporter = site
+        .reporter(&["--callback-allow", "127.0.0.1", "--callback-backoff-ms", "60000"])
+        .await?;
+    for path in ["/one", "/two"] {
+        sink.answer(path, [Answer::status(500).after(Duration::from_secs(1))]);
+        add_job(&site, &sink.url(path)).await?;
+    }
+    for path in ["/one", "/two"] {
+        sink.wait_for(path, 1, SOON).await?;
+    }
+    reporter.process().wait_for_text("until there is room", SOON).await?;
+    add_job(&site, &sink.url("/new")).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let (waiting, new): (u64, u64) = (redis.zcard(&retry).await?, redis.xlen(&callbacks).await?);
+    assert_eq!((waiting, new), (MAX_RETRY, 2), "the bound holds, and no job is lost");
+    assert!(sink.received_at("/new").is_empty(), "held back");
+    let said = reporter.process().log().matches("until there is room").count();
+    assert_eq!(said, 1, "said once: {}", reporter.process().log());
+
+    let () = redis.zrem(&retry, 1).await?;
+    sink.wait_for("/new", 1, Duration::from_secs(5)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_newest_dead_jobs_are_kept_and_dropping_others_is_said() -> Result<()> {
+    let site = Site::new(60).await?;
+    let sink = Sink::start().await?;
+    let dead = site.keys().callbacks_dead();
+    let mut redis = site.first().await?;
+    let fill = "for n = 1, ARGV[1] do redis.call('XADD', KEYS[1], n .. '-0', 'endpoint', 'http://e.com/') end";
+    let fill = redis::Script::new(fill);
+    let () = fill.key(&dead).arg(MAX_DEAD + 2).invoke_async(&mut redis).await?;
+    let reporter = site.reporter(&TWICE).await?;
+    sink.answer("/job", [Answer::status(500)]);
+    add_job(&site, &sink.url("/job")).await?;
+    let line = reporter.process().wait_for_text("were dropped", SOON).await?;
+    assert!(line.contains("WARN") && line.contains("dropped=3"), "{line}");
+    assert_eq!(redis.xlen::<_, u64>(&dead).await?, MAX_DEAD);
+    let oldest: StreamRangeReply = redis.xrange_count(&dead, "-", "+", 1).await?;
+    assert_eq!(oldest.ids[0].id, "4-0");
+    let newest: StreamRangeReply = redis.xrevrange_count(&dead, "+", "-", 1).await?;
+    assert_eq!(newest.ids[0].get::<String>("endpoint"), Some(sink.url("/job")));
+    Ok(())
+}

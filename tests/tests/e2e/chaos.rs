@@ -1,0 +1,22 @@
+//! `verve-chaos`: a short run of `cargo xtask chaos`, with the same faults each time.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use verve_tests::paths;
+use verve_tests::process::Process;
+
+#[tokio::test]
+async fn nothing_is_lost_whatever_fails() -> Result<()> {
+    // What it starts must be built; it would say so, but in many more words.
+    paths::verve_host()?;
+    paths::verve_reporter()?;
+    paths::component()?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verve-chaos"));
+    command.args(["--seconds", "20", "--seed", "1"]);
+    let process = Process::spawn("verve-chaos", command)?;
+    let status = process.wait(Duration::from_secs(400)).await?;
+    assert_eq!(status.code(), Some(0), "{}", process.log());
+    Ok(())
+}

@@ -1,0 +1,386 @@
+//! The files in `deploy/` agree with the programs, with each other, and with what they promise.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use verve_tests::host::Kind;
+use verve_tests::process::Process;
+use verve_tests::{net, paths};
+
+use crate::documented::{Help, files, flags_in, spin_variables};
+use crate::site::{SOON, Site};
+
+fn text(path: &str) -> Result<String> {
+    fs::read_to_string(paths::repository().join(path)).with_context(|| path.to_owned())
+}
+
+/// The documents of a YAML file.
+fn yaml(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path)?;
+    serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())
+}
+
+fn compose() -> Result<BTreeMap<String, Value>> {
+    let path = paths::repository().join("deploy/compose.yaml");
+    let file = yaml(&path)?.into_iter().next().context("a document")?;
+    Ok(serde_json::from_value(file["services"].clone())?)
+}
+
+fn kubernetes() -> Result<Vec<Value>> {
+    let mut all = Vec::new();
+    for file in files("deploy/spinkube")? {
+        all.extend(yaml(&file)?);
+    }
+    Ok(all)
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
+}
+
+/// The instruction's arguments, each time it is in a Containerfile; lines that go on are joined.
+fn instructions(program: &str, name: &str) -> Result<Vec<String>> {
+    let file = text(&format!("deploy/Containerfile.{program}"))?.replace("\\\n", " ");
+    let prefix = format!("{name} ");
+    let arguments = file.lines().filter_map(|line| line.strip_prefix(&prefix));
+    Ok(arguments.map(|rest| rest.trim().to_owned()).collect())
+}
+
+fn the_instruction(program: &str, name: &str) -> Result<String> {
+    let mut all = instructions(program, name)?;
+    ensure!(all.len() == 1, "Containerfile.{program}: {name} {all:?}");
+    all.pop().context("one")
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    let texts = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+    texts.map(str::to_owned).collect()
+}
+
+fn keys(value: &Value) -> BTreeSet<String> {
+    value
+        .as_object()
+        .map(|map| map.keys().cloned().collect())
+        .unwrap_or_default()
+}
+
+#[test]
+fn every_yaml_file_parses() -> Result<()> {
+    let all = files("deploy")?.into_iter().chain(files(".github")?);
+    let all: Vec<_> = all
+        .filter(|file| file.extension().is_some_and(|e| e == "yaml" || e == "yml"))
+        .collect();
+    assert!(all.len() >= 10, "{all:?}");
+    for file in all {
+        let documents = yaml(&file)?;
+        assert!(
+            !documents.is_empty() && documents.iter().all(Value::is_object),
+            "{}",
+            file.display()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn every_variable_and_flag_exists() -> Result<()> {
+    let (reporter, host) = (Help::reporter()?, Help::host()?);
+    let spin = spin_variables()?;
+    let in_host: BTreeSet<String> = spin
+        .iter()
+        .map(|n| format!("SPIN_VARIABLE_{}", n.to_uppercase()))
+        .collect();
+    let mut sets = Vec::new();
+    for (name, service) in compose()? {
+        let known = match service["image"].as_str().unwrap_or_default() {
+            image if image.starts_with("verve-reporter:") => reporter.variables(),
+            image if image.starts_with("verve-host:") => in_host.clone(),
+            _ => continue,
+        };
+        sets.push((name, keys(&service["environment"]), known));
+    }
+    let objects = kubernetes()?;
+    let named = |list: &Value| -> BTreeSet<String> {
+        let names = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|one| one["name"].as_str());
+        names.map(str::to_owned).collect()
+    };
+    for app in of_kind(&objects, "SpinApp") {
+        sets.push(("SpinApp".to_owned(), named(&app["spec"]["variables"]), spin.clone()));
+    }
+    for deployment in of_kind(&objects, "Deployment") {
+        let set = named(&deployment["spec"]["template"]["spec"]["containers"][0]["env"]);
+        sets.push(("Deployment".to_owned(), set, reporter.variables()));
+    }
+    assert_eq!(
+        sets.len(),
+        7,
+        "3 hosts and a reporter in compose, 2 apps and a deployment in Kubernetes"
+    );
+    for (name, set, known) in sets {
+        assert!(!set.is_empty(), "{name} sets nothing");
+        let unknown: Vec<_> = set.difference(&known).collect();
+        assert!(
+            unknown.is_empty(),
+            "{name} sets {unknown:?}, which the program does not know"
+        );
+    }
+    for (program, help) in [("host", host), ("reporter", reporter)] {
+        let mut named = flags_in(&the_instruction(program, "ENTRYPOINT")?);
+        named.extend(instructions(program, "CMD")?.iter().flat_map(|line| flags_in(line)));
+        assert!(named.is_subset(&help.flags()), "Containerfile.{program}: {named:?}");
+        for line in instructions(program, "ENV")? {
+            let name = line.split('=').next().unwrap_or_default().to_owned();
+            assert!(help.variables().contains(&name), "Containerfile.{program}: ENV {name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn ports_agree() -> Result<()> {
+    let host = the_instruction("host", "EXPOSE")?;
+    assert_eq!(
+        the_instruction("host", "CMD")?,
+        format!(r#"["--listen", "0.0.0.0:{host}"]"#)
+    );
+    let nginx = text("deploy/nginx.conf")?;
+    let upstreams: BTreeSet<&str> = nginx
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("server ")?.split(' ').next())
+        .filter(|server| *server != "{")
+        .collect();
+    let services = compose()?;
+    let is_host = |service: &Value| {
+        service["image"]
+            .as_str()
+            .is_some_and(|image| image.starts_with("verve-host:"))
+    };
+    let hosts: BTreeSet<String> = services
+        .iter()
+        .filter(|(_, service)| is_host(service))
+        .map(|(name, _)| format!("{name}:{host}"))
+        .collect();
+    assert_eq!(upstreams, hosts.iter().map(String::as_str).collect());
+    assert_eq!(hosts.len(), 3);
+
+    let admin = the_instruction("reporter", "EXPOSE")?;
+    assert_eq!(the_instruction("reporter", "ENV")?, format!("LISTEN=0.0.0.0:{admin}"));
+    assert_eq!(
+        services["reporter"]["environment"]["LISTEN"],
+        format!("0.0.0.0:{admin}")
+    );
+    let scrape = yaml(&paths::repository().join("deploy/prometheus.yml"))?.remove(0);
+    let discovery = &scrape["scrape_configs"][0]["dns_sd_configs"][0];
+    assert_eq!(
+        (&discovery["names"][0], discovery["port"].to_string()),
+        (&"reporter".into(), admin.clone())
+    );
+
+    let objects = kubernetes()?;
+    let deployment = of_kind(&objects, "Deployment")[0];
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["ports"][0]["containerPort"].to_string(), admin);
+    let name = &container["ports"][0]["name"];
+    for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+        assert_eq!(
+            container[probe]["httpGet"],
+            serde_json::json!({"path": path, "port": name})
+        );
+    }
+    let listen = strings_of_env(container, "LISTEN");
+    assert_eq!(listen, format!("0.0.0.0:{admin}"));
+    Ok(())
+}
+
+fn strings_of_env(container: &Value, name: &str) -> String {
+    let all = container["env"].as_array().into_iter().flatten();
+    let found = all
+        .filter(|one| one["name"] == name)
+        .find_map(|one| one["value"].as_str());
+    found.unwrap_or_default().to_owned()
+}
+
+#[test]
+fn every_image_has_a_tag() -> Result<()> {
+    let mut images: Vec<String> = Vec::new();
+    for program in ["host", "reporter"] {
+        let from = instructions(program, "FROM")?;
+        assert_eq!(from.len(), 2, "Containerfile.{program}");
+        images.extend(from.iter().filter_map(|line| line.split(' ').next()).map(str::to_owned));
+    }
+    for service in compose()?.into_values() {
+        images.extend(service["image"].as_str().map(str::to_owned));
+    }
+    for object in kubernetes()? {
+        let spec = &object["spec"];
+        let found = [
+            &spec["image"],
+            &spec["deploymentConfig"]["spinImage"],
+            &spec["template"]["spec"]["containers"][0]["image"],
+        ];
+        images.extend(found.iter().filter_map(|image| image.as_str()).map(str::to_owned));
+    }
+    assert!(images.len() > 15, "{images:?}");
+    for image in &images {
+        let tag = image
+            .rsplit('/')
+            .next()
+            .and_then(|name| name.split_once(':'))
+            .map(|(_, tag)| tag);
+        assert!(
+            tag.is_some_and(|tag| !tag.is_empty() && tag != "latest"),
+            "{image} has no tag"
+        );
+    }
+    // The Kafka that the tests run on, everywhere.
+    let pom = text("tests/kafka/pom.xml")?;
+    let version = pom
+        .split("<kafka.version>")
+        .nth(1)
+        .and_then(|rest| rest.split('<').next());
+    let kafka = format!("apache/kafka:{}", version.context("<kafka.version>")?);
+    assert!(images.contains(&kafka), "{kafka} is not among {images:?}");
+    assert!(
+        text(".github/workflows/ci.yml")?.contains(&kafka),
+        "CI runs another Kafka than {kafka}"
+    );
+    Ok(())
+}
+
+#[test]
+fn no_service_has_more_rights_than_it_needs() -> Result<()> {
+    for (name, service) in compose()? {
+        assert_eq!(service["read_only"], true, "{name}");
+        assert_eq!(strings(&service["cap_drop"]), ["ALL"], "{name}");
+        assert_eq!(strings(&service["security_opt"]), ["no-new-privileges:true"], "{name}");
+        for limit in ["cpus", "memory", "pids"] {
+            assert!(
+                !service["deploy"]["resources"]["limits"][limit].is_null(),
+                "{name}: no limit of {limit}"
+            );
+        }
+        // Ours have a health check in the image; what ends by itself needs none.
+        let ours = service["image"]
+            .as_str()
+            .is_some_and(|image| image.starts_with("verve-"));
+        assert_eq!(service["healthcheck"].is_null(), ours || name == "topic", "{name}");
+        let published = strings(&service["ports"]);
+        let reachable = published.iter().any(|port| !port.starts_with("127.0.0.1:"));
+        assert_eq!(reachable, name == "nginx", "{name} publishes {published:?}");
+    }
+    let objects = kubernetes()?;
+    let pod = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"];
+    let user = &pod["securityContext"]["runAsUser"];
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    let container = &pod["containers"][0]["securityContext"];
+    assert_eq!(container["readOnlyRootFilesystem"], true);
+    assert_eq!(container["allowPrivilegeEscalation"], false);
+    assert_eq!(strings(&container["capabilities"]["drop"]), ["ALL"]);
+    for program in ["host", "reporter"] {
+        let account = the_instruction(program, "USER")?;
+        assert_eq!(account, format!("{user}:{user}"), "Containerfile.{program}");
+    }
+    Ok(())
+}
+
+/// An image is built from what `.dockerignore` lets through: all of the workspace, and what it is built with.
+#[test]
+fn images_are_built_from_the_whole_workspace() -> Result<()> {
+    let workspace: toml::Table = text("Cargo.toml")?.parse()?;
+    let members: Vec<String> = workspace["workspace"]["members"].clone().try_into()?;
+    let ignored = text(".dockerignore")?;
+    let kept: BTreeSet<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    assert!(ignored.lines().any(|line| line == "*"), "everything else is left out");
+    let others = [".cargo", "Cargo.lock", "Cargo.toml", "spin.toml", "wit"];
+    let folders = members.iter().filter_map(|member| member.split('/').next());
+    let needed: BTreeSet<&str> = folders.chain(others).collect();
+    assert_eq!(kept, needed);
+    Ok(())
+}
+
+/// The health check of an image, as it stands in its Containerfile, against a program on another port.
+async fn healthy(program: &str, port: u16) -> Result<bool> {
+    let line = the_instruction(program, "HEALTHCHECK")?;
+    let (_, command) = line.split_once("CMD ").context("a command")?;
+    let own = format!("/127.0.0.1/{} ", the_instruction(program, "EXPOSE")?);
+    ensure!(command.contains(&own), "{command} asks nobody on {own:?}");
+    let command: Vec<String> = serde_json::from_str(&command.replace(&own, &format!("/127.0.0.1/{port} ")))?;
+    let output = tokio::process::Command::new(&command[0]).args(&command[1..]).output();
+    let output = tokio::time::timeout(Duration::from_secs(10), output).await??;
+    Ok(output.status.success())
+}
+
+#[tokio::test]
+async fn health_checks_see_life_and_death() -> Result<()> {
+    let site = Site::new(60).await?;
+    let host = site.host(Kind::VerveHost).start().await?;
+    let reporter = site.reporter(&[]).await?;
+    // Waiting for Redis is no illness.
+    site.redis[0].kill();
+    let (host_port, reporter_port) = (host.addr().port(), reporter.address().port());
+    assert!(healthy("host", host_port).await?);
+    assert!(healthy("reporter", reporter_port).await?);
+    // The other's path is not found here.
+    assert!(!healthy("host", reporter_port).await?);
+    assert!(!healthy("reporter", host_port).await?);
+    host.process().kill();
+    reporter.process().kill();
+    assert!(!healthy("host", host_port).await?);
+    assert!(!healthy("reporter", reporter_port).await?);
+    Ok(())
+}
+
+/// Redis reads its configuration as the compose file hands it over, asks for the password, and stops when it is told to.
+#[tokio::test]
+async fn redis_takes_its_configuration() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let address = net::free_address()?;
+    let mut config = text("deploy/redis.conf")?;
+    for (shipped, here) in [
+        ("dir /data\n", format!("dir {}\n", folder.path().display())),
+        (
+            "bind * -::*\n",
+            format!("bind {}\nport {}\n", address.ip(), address.port()),
+        ),
+    ] {
+        ensure!(config.contains(shipped), "{shipped:?} is not in deploy/redis.conf");
+        config = config.replace(shipped, &here);
+    }
+    let file = folder.path().join("redis.conf");
+    fs::write(&file, config)?;
+    let service = compose()?.remove("redis").context("redis")?;
+    let mut entrypoint = strings(&service["entrypoint"]);
+    let script = entrypoint.pop().context("a script")?.replace("$$", "$");
+    let mut command = Command::new(&entrypoint[0]);
+    command.args(&entrypoint[1..]).env("REDISCLI_AUTH", "hunter2");
+    command.arg(script.replace("/etc/redis.conf", &file.display().to_string()));
+    let server = Process::spawn("redis-server", command)?;
+    server.wait_for_text("Ready to accept connections", SOON).await?;
+
+    let ask = async |userinfo: &str| -> Result<BTreeMap<String, String>> {
+        let client = redis::Client::open(format!("redis://{userinfo}{address}"))?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut config = redis::cmd("CONFIG");
+        Ok(config.arg("GET").arg("*").query_async(&mut connection).await?)
+    };
+    assert!(ask("").await.is_err(), "no password was asked for");
+    let config = ask(":hunter2@").await?;
+    for (name, value) in [
+        ("appendonly", "yes"),
+        ("appendfsync", "always"),
+        ("maxmemory-policy", "noeviction"),
+    ] {
+        assert_eq!(config.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    assert_eq!(server.terminate(SOON).await?.code(), Some(0), "{}", server.log());
+    Ok(())
+}

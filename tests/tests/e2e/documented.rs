@@ -1,0 +1,241 @@
+//! What the documentation and the files in `deploy/` name is there: flags, environment variables, Spin variables, and a
+//! Redis user who suffices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use redis::AsyncCommands;
+use verve_tests::host::Kind;
+use verve_tests::{clock, http, paths, reporter, wait};
+
+use crate::site::{SOON, Site};
+
+/// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's.
+const OTHERS: [&str; 7] = [
+    "--runtime-config-file",
+    "--build",
+    "--format",
+    "--from-literal",
+    "--bootstrap-server",
+    "--from-beginning",
+    "--topic",
+];
+
+/// What a program says of itself.
+pub struct Help(String);
+
+impl Help {
+    /// What `command` prints for `--help`, and so each of its subcommands, and theirs.
+    fn of(command: &dyn Fn() -> Result<Command>) -> Result<Self> {
+        let mut text = String::new();
+        let mut due: Vec<Vec<String>> = vec![Vec::new()];
+        while let Some(words) = due.pop() {
+            let output = command()?.args(&words).arg("--help").output()?;
+            ensure!(output.status.success(), "{words:?} --help: {}", output.status);
+            let help = String::from_utf8(output.stdout)?;
+            let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+            let names = commands.map_while(|line| line.strip_prefix("  ")?.split(' ').next());
+            for name in names.filter(|name| !name.is_empty() && *name != "help") {
+                due.push([words.as_slice(), &[name.to_owned()]].concat());
+            }
+            text += &help;
+        }
+        Ok(Self(text))
+    }
+
+    pub fn reporter() -> Result<Self> {
+        Self::of(&reporter::command)
+    }
+
+    pub fn host() -> Result<Self> {
+        Self::of(&|| Ok(Command::new(paths::verve_host()?)))
+    }
+
+    fn xtask() -> Result<Self> {
+        Self::of(&|| Ok(Command::new(paths::target().join("release/xtask"))))
+    }
+
+    /// Its flags, `--listen` and so on.
+    pub fn flags(&self) -> BTreeSet<String> {
+        flags_in(&self.0)
+    }
+
+    /// The environment variables that stand for its flags.
+    pub fn variables(&self) -> BTreeSet<String> {
+        // `[env: NAME=value]`, or `[env: NAME]` where the value may be a secret.
+        let after = self.0.split("[env: ").skip(1);
+        after
+            .filter_map(|text| text.split(['=', ']']).next())
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// Every `--flag` in a text.
+pub fn flags_in(text: &str) -> BTreeSet<String> {
+    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let words = text.split(|c| !is_word(c));
+    // A table's rule is dashes alone, and a dash too many is no flag.
+    words
+        .filter(|word| word.starts_with("--") && word[2..].starts_with(|c: char| c.is_ascii_lowercase()))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The application's variables, by `spin.toml`.
+pub fn spin_variables() -> Result<BTreeSet<String>> {
+    let manifest: toml::Table = fs::read_to_string(paths::manifest())?.parse()?;
+    let variables = manifest.get("variables").and_then(toml::Value::as_table);
+    Ok(variables.context("[variables]")?.keys().cloned().collect())
+}
+
+/// All files below a folder of the repository, those of its subfolders included.
+pub fn files(folder: &str) -> Result<Vec<PathBuf>> {
+    fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                collect(&path, files)?;
+            } else {
+                files.push(path);
+            }
+        }
+        Ok(())
+    }
+    let mut files = Vec::new();
+    collect(&paths::repository().join(folder), &mut files).with_context(|| folder.to_owned())?;
+    files.sort();
+    Ok(files)
+}
+
+/// The texts that users follow.
+fn documents() -> Result<Vec<PathBuf>> {
+    let mut all = files("docs")?;
+    all.retain(|file| file.extension().is_some_and(|e| e == "md"));
+    all.extend(["README.md", "SECURITY.md"].map(|name| paths::repository().join(name)));
+    Ok(all)
+}
+
+#[test]
+fn flags_exist() -> Result<()> {
+    let mut known = Help::reporter()?.flags();
+    known.extend(Help::host()?.flags());
+    known.extend(Help::xtask()?.flags());
+    assert!(known.contains("--redis-urls") && known.contains("--state-dir") && known.contains("--demo"));
+    known.extend(OTHERS.map(str::to_owned));
+    for file in documents()? {
+        let named = flags_in(&fs::read_to_string(&file)?);
+        let unknown: Vec<_> = named.difference(&known).collect();
+        assert!(unknown.is_empty(), "{}: no program has {unknown:?}", file.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn spin_variables_exist() -> Result<()> {
+    let known: BTreeSet<String> = spin_variables()?.iter().map(|name| name.to_uppercase()).collect();
+    assert!(known.contains("REDIS_URLS"));
+    for file in documents()?.into_iter().chain(files("deploy")?) {
+        let text = fs::read_to_string(&file)?;
+        for after in text.split("SPIN_VARIABLE_").skip(1) {
+            let name: String = after
+                .chars()
+                .take_while(|c| c.is_ascii_uppercase() || *c == '_')
+                .collect();
+            // `SPIN_VARIABLE_NAME` stands for all of them.
+            let exists = known.contains(&name) || name == "NAME";
+            assert!(exists, "{}: spin.toml has no variable {name}", file.display());
+        }
+    }
+    Ok(())
+}
+
+/// `--kafka-brokers` is `KAFKA_BROKERS`: the rig empties these for the reporters it starts.
+#[test]
+fn the_environment_is_that_of_the_flags() -> Result<()> {
+    let variables = Help::reporter()?.variables();
+    assert!(variables.contains("REDIS_URLS"));
+    for variable in variables {
+        assert!(
+            reporter::FLAGS.contains(&variable.as_str()),
+            "the rig does not know {variable}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_no_flag_is_not_taken_for_one() {
+    let found = flags_in("|---|\n`--listen` --late-seconds=5, a--b <!-- note --> --x1 -v ---- --X\n");
+    let expected = ["--late-seconds", "--listen", "--x1"].map(str::to_owned);
+    assert_eq!(found, expected.into());
+}
+
+/// The rules of the component's own Redis user, for this site's namespace.
+fn redis_user(site: &Site) -> Result<Vec<String>> {
+    let text = fs::read_to_string(paths::repository().join("docs/deploy.md"))?;
+    let rules = text.split('`').find(|code| code.starts_with("~verve:* +"));
+    let rules = rules
+        .context("docs/deploy.md has no rules")?
+        .replace("~verve:", &format!("~{}:", site.namespace));
+    let (rules, selector) = rules.split_once(" (").context("a selector")?;
+    let words = ["SETUSER", "edge", "reset", "on", ">hunter2"]
+        .into_iter()
+        .chain(rules.split(' '));
+    Ok(words.map(str::to_owned).chain([format!("({selector}")]).collect())
+}
+
+#[tokio::test]
+async fn the_components_redis_user_suffices() -> Result<()> {
+    let site = Site::with_one_window().await?;
+    let rules = redis_user(&site)?;
+    let url = format!("redis://edge:hunter2@{}", site.redis[0].address());
+    let host = site.host(Kind::VerveHost).variable("redis_urls", &url);
+    let host = host.variable("redis_timeout_ms", "300").start().await?;
+    let window = clock::current_window(site.length);
+    let accept = async |query: &str| -> Result<String> {
+        let answer = http::get(host.addr(), &format!("/api/verve/accept?{query}")).await?;
+        Ok(answer.header("verve-outcome").unwrap_or_default().to_owned())
+    };
+    // Nobody knows the user yet, so all three are spooled, the callback too.
+    for query in ["id=1", "id=2", "id=3&endpoint=http%3A%2F%2Fe.com%2F"] {
+        assert_eq!(accept(query).await?, "spooled", "{query}");
+    }
+    let mut acl = redis::cmd("ACL");
+    acl.arg(&rules)
+        .exec_async(&mut site.first().await?)
+        .await
+        .context("ACL")?;
+    wait::until("the spool to be drained", SOON, || async {
+        let jobs = site.stream(&site.keys().callbacks()).await.ok()?;
+        let ids = site.members(window).await.ok()?;
+        (jobs.len() == 1 && ids[0].len() == 3).then_some(())
+    })
+    .await
+    .with_context(|| host.process().log())?;
+    assert_eq!(accept("id=3").await?, "duplicate");
+    assert_eq!(accept("id=4&endpoint=http%3A%2F%2Fe.com%2F").await?, "new");
+    let stats = site.keys().stats(window);
+    wait::until("statistics that expire", SOON, || async {
+        let mut redis = site.first().await.ok()?;
+        let requests: u64 = redis.hget(&stats, "requests").await.ok()?;
+        let expiry: i64 = redis.ttl(&stats).await.ok()?;
+        (requests == 5 && expiry > 0).then_some(())
+    })
+    .await?;
+    let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL")
+        .arg("LOG")
+        .query_async(&mut site.first().await?)
+        .await?;
+    // While it was unknown it could not log in; and the name that clients give themselves (Redis 7.2) is not missed.
+    let is_refusal = |entry: &&BTreeMap<String, String>| {
+        entry.get("reason").is_none_or(|reason| reason != "auth")
+            && entry.get("object").is_none_or(|object| !object.starts_with("client"))
+    };
+    let denied: Vec<_> = log.iter().filter(is_refusal).collect();
+    assert!(denied.is_empty(), "{denied:?}");
+    Ok(())
+}

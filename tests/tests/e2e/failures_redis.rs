@@ -1,0 +1,162 @@
+//! What fails, and what must hold after: under steady traffic no id that was answered `ok` and no callback is lost, no window
+//! is missing, no count is too high.
+//!
+//! | what fails | how | test |
+//! |---|---|---|
+//! | Redis | killed, and back with its data | [`redis_killed_and_back_with_its_data`] |
+//! | | killed, and back without its data | [`redis_back_without_its_data`] |
+//! | | paused, for longer than a lease | [`redis_paused_beyond_the_lease`] |
+//! | | stopped and started again, between two requests | `faults::a_restart_of_redis_is_not_noticed` |
+//! | | full | [`redis_full`] |
+//! | | not there at all, or answering errors | `faults::redis_that_was_never_up`, `faults::redis_that_answers_errors` |
+//! | | one of three | `faults::one_of_three_redis_is_down` |
+//! | its stream of jobs, or the group | removed | [`the_stream_of_jobs_removed`] |
+//! | the link to Redis | cut, held | [`the_link_to_redis_cut_and_held`] |
+//! | Kafka | killed, paused, stopped | `failures_kafka::kafka_killed_paused_and_stopped` |
+//! | the link to Kafka | cut, held | `failures_kafka::kafka_killed_paused_and_stopped` |
+//! | | not there at first | `startup::a_reporter_waits_for_kafka` |
+//! | the reporter | killed between any two of its steps | `failures_reporter::a_reporter_killed_between_two_steps` |
+//! | | killed, with callbacks under way | `replicas::jobs_of_a_killed_reporter_are_delivered_by_another` |
+//! | | the leader killed, or paused beyond its lease | `failures_reporter::the_leader_killed_and_paused` |
+//! | | with a record on its way for longer than its lease | `failures_reporter::a_record_on_its_way_for_longer_than_the_lease` |
+//! | the host | killed under traffic, with and without Redis | `failures_reporter::the_host_killed` |
+//! | all of them | by lot, several at once | `chaos::nothing_is_lost_whatever_fails` |
+//!
+//! What endpoints of callbacks do wrong is in `retries` and `guard`.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use redis::AsyncCommands;
+use tokio::time::sleep;
+use verve_protocol::Method;
+use verve_tests::clock;
+use verve_tests::host::Kind;
+use verve_tests::kafka::Kafka;
+use verve_tests::redis::RedisServer;
+use verve_tests::reporter::Reporter;
+use verve_tests::sink::Sink;
+
+use crate::ledger::Ledger;
+use crate::site::{SOON, Site};
+use crate::trial::{Trial, assert_in_order};
+
+/// Longer than the lease of a reporter, and than it waits for an answer of Redis.
+const BEYOND_THE_LEASE: Duration = Duration::from_secs(7);
+
+/// Puts a Verve through a failure of Redis, in which every request must be answered `ok`.
+async fn endure(fault: impl AsyncFn(&mut Trial) -> Result<()>) -> Result<()> {
+    let kafka = Kafka::for_tests()?;
+    for kind in Kind::available() {
+        let redis = RedisServer::options().append_only().start().await?;
+        let mut trial = Trial::start(kind, redis, kafka).await?;
+        fault(&mut trial).await?;
+        let answers = trial.finish(kafka).await?;
+        assert!(answers.all_ok(), "{kind:?}: {answers:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn redis_killed_and_back_with_its_data() -> Result<()> {
+    endure(async |trial| {
+        trial.site.redis[0].kill();
+        sleep(Duration::from_secs(3)).await;
+        trial.site.redis[0].restart().await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn redis_paused_beyond_the_lease() -> Result<()> {
+    endure(async |trial| {
+        trial.site.redis[0].pause()?;
+        sleep(BEYOND_THE_LEASE).await;
+        trial.site.redis[0].resume()
+    })
+    .await
+}
+
+#[tokio::test]
+async fn redis_full() -> Result<()> {
+    endure(async |trial| {
+        let mut redis = trial.site.first().await?;
+        // A byte, and then no limit.
+        for (bytes, lasts) in [(1, 3), (0, 0)] {
+            redis::cmd("CONFIG")
+                .arg("SET")
+                .arg("maxmemory")
+                .arg(bytes)
+                .exec_async(&mut redis)
+                .await?;
+            sleep(Duration::from_secs(lasts)).await;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_link_to_redis_cut_and_held() -> Result<()> {
+    endure(async |trial| {
+        for disturb in [|trial: &Trial| trial.link.cut(), |trial: &Trial| trial.link.hold()] {
+            disturb(trial);
+            sleep(Duration::from_secs(3)).await;
+            trial.link.mend();
+            sleep(Duration::from_secs(2)).await;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// What Redis held is lost then; what was reported stays true, and all goes on.
+#[tokio::test]
+async fn redis_back_without_its_data() -> Result<()> {
+    let mut site = Site::new(1).await?;
+    let mut ledger = Ledger::new().await?;
+    let sink = Sink::start().await?;
+    let reporter = Reporter::ready(&ledger.flags(&site, &["--callback-allow", "127.0.0.1"])).await?;
+    let before = clock::next_window(site.length).await;
+    site.add(before, 0..5).await?;
+    // Logged when it is recorded, which is after Kafka has it.
+    reporter.process().wait_for_text(&before.to_string(), SOON).await?;
+    site.redis[0].kill();
+    sleep(Duration::from_secs(2)).await;
+    site.redis[0].restart().await?;
+    site.add_job(&sink.url("/job"), Method::Get, before).await?;
+    let after = clock::next_window(site.length).await;
+    site.add(after, 0..3).await?;
+    ledger.read_to(after, 1, SOON).await?;
+    // Of windows that were empty before and after, and are watched.
+    ledger.read_for(Duration::from_secs(2)).await;
+    assert_in_order(&site, ledger.read());
+    assert_eq!(ledger.last()[before.to_string().as_str()].value, "5");
+    assert_eq!(ledger.last()[after.to_string().as_str()].value, "3");
+    sink.wait_for("/job", 1, SOON).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_stream_of_jobs_removed() -> Result<()> {
+    let site = Site::new(60).await?;
+    let sink = Sink::start().await?;
+    let _reporter = site.reporter(&["--callback-allow", "127.0.0.1"]).await?;
+    let window = clock::current_window(site.length);
+    let (stream, mut redis) = (site.keys().callbacks(), site.first().await?);
+    site.add_job(&sink.url("/first"), Method::Get, window).await?;
+    sink.wait_for("/first", 1, SOON).await?;
+    let () = redis.del(&stream).await?;
+    site.add_job(&sink.url("/no-stream"), Method::Get, window).await?;
+    sink.wait_for("/no-stream", 1, SOON).await?;
+    let groups: Vec<redis::Value> = redis::cmd("XINFO")
+        .arg("GROUPS")
+        .arg(&stream)
+        .query_async(&mut redis)
+        .await?;
+    assert_eq!(groups.len(), 1, "one group was made again");
+    let () = redis.xgroup_destroy(&stream, "reporter").await?;
+    site.add_job(&sink.url("/no-group"), Method::Get, window).await?;
+    sink.wait_for("/no-group", 1, SOON).await?;
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! Ids that come late or too late, and what is left of a window once it is final.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use redis::AsyncCommands;
+use verve_protocol::{Report, Window};
+use verve_tests::redis::RedisServer;
+use verve_tests::reporter::Reporter;
+use verve_tests::{clock, http, wait};
+
+use crate::ledger::Ledger;
+use crate::site::{SOON, Site};
+
+fn counts_and_revisions(ledger: &Ledger, window: Window) -> Vec<(&str, &str)> {
+    let records = ledger.of(window).into_iter();
+    records.map(|r| (r.value.as_str(), r.header("revision"))).collect()
+}
+
+/// A value that `/metrics` tells.
+pub async fn metric(reporter: &Reporter, name: &str) -> Result<u64> {
+    let text = http::get(reporter.address(), "/metrics").await?.text();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(line.with_context(|| format!("no {name} in\n{text}"))?.parse()?)
+}
+
+/// Waits until no Redis has ids of `window`.
+async fn no_ids(site: &Site, window: Window) -> Result<()> {
+    wait::until("the ids to be removed", SOON, || async {
+        let sets = site.members(window).await.ok()?;
+        sets.iter().all(|ids| ids.is_empty()).then_some(())
+    })
+    .await
+}
+
+async fn report(site: &Site, window: Window) -> Result<Report> {
+    let json: String = site
+        .first()
+        .await?
+        .hget(site.keys().reports(site.length), window.start())
+        .await?;
+    Ok(Report::from_json(&json)?)
+}
+
+#[tokio::test]
+async fn a_window_made_up_for_has_its_late_period_still() -> Result<()> {
+    let site = Site::new(1).await?;
+    let mut ledger = Ledger::new().await?;
+    let flags = ledger.flags(&site, &["--late-seconds", "4"]);
+    let reporter = Reporter::ready(&flags).await?;
+    ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
+    reporter.process().terminate(SOON).await?;
+    let window = clock::next_window(site.length).await;
+    site.add(window, 0..3).await?;
+    // Longer than ids of this window could be late, had it been reported in time.
+    clock::sleep_until_ms(window.end_ms() + 6_000).await;
+    let _reporter = Reporter::ready(&flags).await?;
+    ledger.read_to(window, 1, SOON).await?;
+    clock::sleep_until_ms(clock::now_ms() + 1_500).await;
+    site.add(window, 3..5).await?;
+    ledger.read_to(window, 2, SOON).await?;
+    assert_eq!(counts_and_revisions(&ledger, window), [("3", "0"), ("5", "1")]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn ids_that_come_too_late_are_said_to_be_and_dropped() -> Result<()> {
+    let mut site = Site::new(1).await?;
+    site.redis.push(RedisServer::start().await?);
+    let mut ledger = Ledger::new().await?;
+    let flags = ledger.flags(&site, &["--late-seconds", "1"]);
+    let reporter = Reporter::ready(&flags).await?;
+    let add = async |window: Window, ids: [i64; 2]| -> Result<()> {
+        for (redis, id) in site.redis.iter().zip(ids) {
+            let () = redis.connection().await?.sadd(site.keys().ids(window), id).await?;
+        }
+        Ok(())
+    };
+    let window = clock::next_window(site.length).await;
+    add(window, [1, 2]).await?;
+    ledger.read_to(window, 1, SOON).await?;
+    no_ids(&site, window).await?;
+    assert!(report(&site, window).await?.is_final);
+    assert_eq!(metric(&reporter, "verve_late_ids_total").await?, 0);
+
+    add(window, [3, 4]).await?;
+    // A reporter looks for them when it begins, and then each minute.
+    reporter.process().terminate(SOON).await?;
+    let reporter = Reporter::ready(&flags).await?;
+    no_ids(&site, window).await?;
+    let key = window.to_string();
+    let line = reporter
+        .process()
+        .wait_for_line(SOON, |line| line.contains("ids dropped") && line.contains(&key))
+        .await?;
+    assert!(line.contains("ids=2"), "{line}");
+    assert_eq!(metric(&reporter, "verve_late_ids_total").await?, 2);
+    ledger.read_for(Duration::from_secs(1)).await;
+    assert_eq!(counts_and_revisions(&ledger, window), [("2", "0")]);
+    // Nothing is left of what was begun with windows.
+    let pending: u64 = site
+        .first()
+        .await?
+        .hlen(site.keys().reports_pending(site.length))
+        .await?;
+    assert!(pending <= 1, "{pending}: more than the window of the moment");
+    Ok(())
+}
+
+/// What was removed from one Redis is said, though another one fails at that moment.
+#[tokio::test]
+async fn ids_that_came_too_late_are_counted_though_one_redis_fails() -> Result<()> {
+    let mut site = Site::new(1).await?;
+    site.redis.push(RedisServer::start().await?);
+    let mut ledger = Ledger::new().await?;
+    let flags = ledger.flags(&site, &["--late-seconds", "1"]);
+    let reporter = Reporter::ready(&flags).await?;
+    let window = clock::next_window(site.length).await;
+    ledger.read_to(window, 1, SOON).await?;
+    wait::until("the window to be final", SOON, || async {
+        report(&site, window).await.ok().filter(|report| report.is_final)
+    })
+    .await?;
+    reporter.process().terminate(SOON).await?;
+    for redis in &site.redis {
+        let () = redis.connection().await?.sadd(site.keys().ids(window), &[1, 2]).await?;
+    }
+    let unlink = async |allowed: &str| -> Result<()> {
+        let mut acl = redis::cmd("ACL");
+        acl.arg("SETUSER").arg("default").arg(format!("{allowed}unlink"));
+        Ok(acl.exec_async(&mut site.redis[1].connection().await?).await?)
+    };
+    unlink("-").await?;
+    let reporter = Reporter::ready(&flags).await?;
+    let late = async |ids: u64| {
+        wait::until("the ids to be counted", SOON, || async {
+            (metric(&reporter, "verve_late_ids_total").await.ok()? == ids).then_some(())
+        })
+        .await
+    };
+    late(2).await?;
+    let left = site.members(window).await?;
+    assert_eq!(left.iter().map(|ids| ids.len()).collect::<Vec<_>>(), [0, 2]);
+    unlink("+").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn ids_of_a_window_before_the_first_report_are_reported() -> Result<()> {
+    let site = Site::new(1).await?;
+    let mut ledger = Ledger::new().await?;
+    let flags = ledger.flags(&site, &[]);
+    let reporter = Reporter::ready(&flags).await?;
+    ledger.read_until(SOON, |ledger| ledger.read().len() >= 2).await?;
+    // Spooled while no Redis was there yet, nor a reporter.
+    let before = clock::current_window(site.length).start() - 60;
+    let before = site.length.window_starting(before).context("a window")?;
+    site.add(before, 0..3).await?;
+    reporter.process().terminate(SOON).await?;
+    let _reporter = Reporter::ready(&flags).await?;
+    ledger.read_to(before, 1, SOON).await?;
+    site.add(before, 3..4).await?;
+    ledger.read_to(before, 2, SOON).await?;
+    assert_eq!(counts_and_revisions(&ledger, before), [("3", "0"), ("4", "1")]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn reports_are_kept_for_a_week() -> Result<()> {
+    const DAY: u64 = 86_400;
+    let site = Site::new(60).await?;
+    let reports = site.keys().reports(site.length);
+    let today = clock::current_window(site.length);
+    let now = today.start();
+    let final_report = Report {
+        count: 1,
+        revision: 0,
+        time: now * 1000,
+        is_final: true,
+    };
+    let open_report = Report {
+        is_final: false,
+        ..final_report
+    };
+    let mut redis = site.first().await?;
+    let written = [
+        (now - 9 * DAY, final_report),
+        (now - 8 * DAY, final_report),
+        (now - 8 * DAY + 60, open_report),
+        (now - 6 * DAY, final_report),
+        (now - 60, final_report),
+    ];
+    for (start, report) in written {
+        let () = redis.hset(&reports, start, report.to_json()).await?;
+    }
+    let reporter = site.reporter(&[]).await?;
+    reporter.process().wait_for_text("removed old reports", SOON).await?;
+    let mut left: Vec<u64> = redis.hkeys(&reports).await?;
+    left.sort_unstable();
+    left.retain(|start| *start < now);
+    assert_eq!(left, [now - 8 * DAY + 60, now - 6 * DAY, now - 60]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn metrics_tell_what_was_reported() -> Result<()> {
+    let site = Site::new(1).await?;
+    let mut ledger = Ledger::new().await?;
+    let flags = ledger.flags(&site, &[]);
+    let window = clock::current_window(site.length);
+    site.add(window, 0..3).await?;
+    let leader = Reporter::ready(&flags).await?;
+    ledger.read_to(window, 1, SOON).await?;
+    site.add(window, 3..4).await?;
+    ledger.read_to(window, 2, SOON).await?;
+    let other = Reporter::ready(&flags).await?;
+    leader
+        .process()
+        .wait_for_line(SOON, |line| line.contains("window corrected"))
+        .await?;
+    assert_eq!(metric(&leader, "verve_window_revisions_total").await?, 1);
+    assert!(metric(&leader, "verve_windows_reported_total").await? >= 1);
+    assert_eq!(metric(&leader, "verve_windows_lost_total").await?, 0);
+    assert_eq!(metric(&leader, "verve_lease_held").await?, 1);
+    assert_eq!(metric(&other, "verve_lease_held").await?, 0);
+    let response = http::get(leader.address(), "/metrics").await?;
+    let text = response.text();
+    let media_type = response.header("content-type").unwrap_or_default();
+    assert!(media_type.starts_with("application/openmetrics-text"), "{media_type}");
+    assert!(text.contains("# TYPE verve_late_ids counter\n"), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    drop(leader);
+    wait::until("the other to lead", SOON, || async {
+        (metric(&other, "verve_lease_held").await.ok()? == 1).then_some(())
+    })
+    .await
+}

@@ -1,0 +1,157 @@
+//! What `/metrics` tells, and that dashboards and alerts ask for nothing else.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result};
+use verve_protocol::Method;
+use verve_tests::host::Kind;
+use verve_tests::metrics::Metrics;
+use verve_tests::reporter::Reporter;
+use verve_tests::sink::{Answer, Sink};
+use verve_tests::{clock, http, paths, wait};
+
+use crate::ledger::Ledger;
+use crate::site::{SOON, Site};
+
+/// Waits until a sample has this value.
+async fn becomes(reporter: &Reporter, sample: &str, value: f64) -> Result<()> {
+    let reached = wait::until(sample, SOON, || async {
+        let metrics = Metrics::scrape(reporter).await.ok()?;
+        (metrics.get(sample) == Some(value)).then_some(())
+    });
+    match reached.await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let metrics = http::get(reporter.address(), "/metrics").await?.text();
+            Err(error).with_context(|| format!("{sample} {value}:\n{metrics}"))
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_the_one_that_leads() -> Result<()> {
+    let site = Site::with_one_window().await?;
+    let instance = site.host(Kind::VerveHost).start().await?;
+    let accept = async |query: &str| {
+        let target = format!("/api/verve/accept?{query}");
+        anyhow::Ok(http::get(instance.addr(), &target).await?.status)
+    };
+    let leader = site.reporter(&[]).await?;
+    becomes(&leader, "verve_lease_held", 1.0).await?;
+    becomes(&leader, "verve_unique_ids{window=\"current\"}", 0.0).await?;
+    let other = site.reporter(&[]).await?;
+    for (query, status) in [("id=1", 200), ("id=1", 200), ("id=2", 200), ("id=x", 400)] {
+        assert_eq!(accept(query).await?, status);
+    }
+    for (outcome, count) in [("new", 2.0), ("duplicate", 1.0), ("invalid", 1.0), ("failed", 0.0)] {
+        let sample = format!("verve_requests_total{{outcome=\"{outcome}\"}}");
+        becomes(&leader, &sample, count).await?;
+    }
+    becomes(&leader, "verve_unique_ids{window=\"current\"}", 2.0).await?;
+    becomes(&other, "verve_unique_ids{window=\"current\"}", 2.0).await?;
+    let counted = Metrics::scrape(&other).await?.sum("verve_requests_total");
+    assert!(counted.abs() < f64::EPSILON, "{counted} requests counted twice");
+    // What the leader has counted the next one does not count again.
+    drop(leader);
+    becomes(&other, "verve_lease_held", 1.0).await?;
+    assert_eq!(accept("id=3").await?, 200);
+    becomes(&other, "verve_requests_total{outcome=\"new\"}", 1.0).await?;
+    let counted = Metrics::scrape(&other).await?.sum("verve_requests_total");
+    assert!((counted - 1.0).abs() < f64::EPSILON, "{counted}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn callbacks_are_counted_by_status_and_result() -> Result<()> {
+    let site = Site::with_one_window().await?;
+    let sink = Sink::start().await?;
+    sink.answer("/flaky", [Answer::status(503), Answer::status(204)]);
+    sink.answer("/never", [Answer::status(404)]);
+    let flags = [
+        "--callback-allow",
+        "127.0.0.1",
+        "--callback-attempts",
+        "2",
+        "--callback-backoff-ms",
+        "50",
+    ];
+    let reporter = site.reporter(&flags).await?;
+    let window = clock::current_window(site.length);
+    for path in ["/flaky", "/never"] {
+        site.add_job(&sink.url(path), Method::Get, window).await?;
+    }
+    site.add_job("http://10.0.0.1/private", Method::Get, window).await?;
+    for (status, result, count) in [
+        ("5xx", "retried", 1.0),
+        ("2xx", "delivered", 1.0),
+        ("4xx", "retried", 1.0),
+        ("4xx", "dead", 1.0),
+        ("none", "dead", 1.0),
+    ] {
+        let sample = format!("verve_callback_attempts_total{{status=\"{status}\",result=\"{result}\"}}");
+        becomes(&reporter, &sample, count).await?;
+    }
+    becomes(&reporter, "verve_callback_jobs{place=\"dead\"}", 2.0).await?;
+    becomes(&reporter, "verve_callback_jobs{place=\"stream\"}", 0.0).await?;
+    becomes(&reporter, "verve_callback_seconds_count", 5.0).await
+}
+
+#[tokio::test]
+async fn a_redis_that_is_away_is_told() -> Result<()> {
+    let mut site = Site::new(1).await?;
+    let reporter = site.reporter(&[]).await?;
+    let dependency = format!("verve_dependency_up{{dependency=\"Redis {}\"}}", site.redis_urls());
+    becomes(&reporter, &dependency, 1.0).await?;
+    becomes(&reporter, "verve_window_overdue_seconds", 0.0).await?;
+    site.redis[0].kill();
+    becomes(&reporter, &dependency, 0.0).await?;
+    wait::until("an overdue window", SOON, || async {
+        let metrics = Metrics::scrape(&reporter).await.ok()?;
+        (metrics.get("verve_window_overdue_seconds")? >= 2.0).then_some(())
+    })
+    .await?;
+    assert!(Metrics::scrape(&reporter).await?.sum("verve_redis_errors_total") > 0.0);
+    site.redis[0].restart().await?;
+    becomes(&reporter, &dependency, 1.0).await?;
+    becomes(&reporter, "verve_window_overdue_seconds", 0.0).await
+}
+
+/// All that begins with `verve_`.
+fn names(text: &str) -> BTreeSet<String> {
+    let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+    let words = text.split(word).filter(|word| word.starts_with("verve_"));
+    words.map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn dashboard_and_alerts_ask_for_what_there_is() -> Result<()> {
+    let site = Site::new(1).await?;
+    let mut ledger = Ledger::new().await?;
+    let sink = Sink::start().await?;
+    let (url, allow) = (sink.url("/fixed"), "127.0.0.1");
+    let flags = ledger.flags(&site, &["--callback-url", &url, "--callback-allow", allow]);
+    let reporter = Reporter::ready(&flags).await?;
+    ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
+    sink.wait_for("/fixed", 1, SOON).await?;
+    becomes(&reporter, "verve_kafka_errors_total{reason=\"away\"}", 0.0).await?;
+    let metrics = Metrics::scrape(&reporter).await?;
+    assert!(metrics.sum("verve_window_lag_seconds_count") >= 1.0);
+    assert!(metrics.sum("verve_kafka_publish_seconds_count") >= 1.0);
+    assert!(metrics.sum("verve_redis_command_seconds_count") >= 1.0);
+    let there: BTreeSet<String> = metrics.names().into_iter().map(str::to_owned).collect();
+    for file in ["deploy/grafana/verve.json", "deploy/prometheus-rules.yml"] {
+        let text = fs::read_to_string(paths::repository().join(file)).context(file)?;
+        let asked = names(&text);
+        assert!(asked.len() >= 5, "{file}: {asked:?}");
+        let missing: Vec<&String> = asked.difference(&there).collect();
+        assert!(
+            missing.is_empty(),
+            "{file} asks for {missing:?}, which is not in {there:?}"
+        );
+    }
+    let dashboard = fs::read_to_string(paths::repository().join("deploy/grafana/verve.json"))?;
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard)?;
+    assert!(dashboard["panels"].as_array().is_some_and(|panels| panels.len() >= 6));
+    Ok(())
+}

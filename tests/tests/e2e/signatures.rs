@@ -1,0 +1,80 @@
+//! Signed callbacks, verified as an endpoint would: by the public library of the Standard Webhooks scheme.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use standardwebhooks::Webhook;
+use verve_protocol::Method;
+use verve_tests::clock;
+use verve_tests::sink::{Answer, Received, Sink};
+
+use crate::site::{SOON, Site};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const NEXT: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+const NOBODY_S: &str = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+fn verifies(secret: &str, received: &Received) -> bool {
+    let mut headers = axum::http::HeaderMap::new();
+    for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+        let value = received.header(name).unwrap_or_default();
+        headers.insert(name, value.parse().expect("a header"));
+    }
+    let webhook = Webhook::new(secret).expect("a secret");
+    webhook.verify(received.body.as_bytes(), &headers).is_ok()
+}
+
+#[tokio::test]
+async fn posts_are_signed_by_each_secret() -> Result<()> {
+    let site = Site::with_one_window().await?;
+    let sink = Sink::start().await?;
+    sink.answer("/post", [Answer::status(500), Answer::status(200)]);
+    let secrets = format!("{SECRET},{NEXT}");
+    let flags = [
+        "--callback-allow",
+        "127.0.0.1",
+        "--callback-backoff-ms",
+        "4000",
+        "--callback-secret",
+        &secrets,
+    ];
+    let reporter = site.reporter(&flags).await?;
+    let window = clock::current_window(site.length);
+    site.add_job(&sink.url("/post"), Method::Post, window).await?;
+    let posts = sink.wait_for("/post", 2, SOON).await?;
+    for post in &posts {
+        assert!(verifies(SECRET, post) && verifies(NEXT, post), "{post:?}");
+        assert!(!verifies(NOBODY_S, post), "{post:?}");
+        let mut forged = post.clone();
+        forged.body = r#"{"unique_count":1000000}"#.to_owned();
+        assert!(!verifies(SECRET, &forged), "{forged:?}");
+    }
+    // One message, sent twice at different times.
+    assert_eq!(posts[0].header("webhook-id"), posts[1].header("webhook-id"));
+    assert_ne!(
+        posts[0].header("webhook-timestamp"),
+        posts[1].header("webhook-timestamp")
+    );
+
+    site.add_job(&sink.url("/get"), Method::Get, window).await?;
+    let get = sink.wait_for("/get", 1, SOON).await?;
+    assert_eq!(get[0].header("webhook-signature"), None);
+    let log = reporter.process().log();
+    assert!(!log.contains("whsec_") && !log.contains(&SECRET[6..]), "{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_secret_nothing_is_signed() -> Result<()> {
+    let site = Site::with_one_window().await?;
+    let sink = Sink::start().await?;
+    let _reporter = site.reporter(&["--callback-allow", "127.0.0.1"]).await?;
+    let window = clock::current_window(site.length);
+    site.add_job(&sink.url("/post"), Method::Post, window).await?;
+    let post = sink.wait_for("/post", 1, Duration::from_secs(15)).await?;
+    assert!(
+        post[0].headers.keys().all(|name| !name.starts_with("webhook-")),
+        "{post:?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! The spool: what is answered `ok` while Redis is away is counted later, in its own window, whatever dies meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use verve_protocol::Window;
+use verve_protocol::keys::MAX_QUEUED_JOBS;
+use verve_tests::host::{Instance, Kind};
+use verve_tests::{clock, http, wait};
+
+use crate::site::{SOON, Site, field};
+
+/// A host that finds out quickly that Redis is away.
+async fn start(site: &Site, kind: Kind) -> Result<Instance> {
+    site.host(kind).variable("redis_timeout_ms", "300").start().await
+}
+
+/// Has an id accepted, and returns its outcome.
+async fn accept(instance: &Instance, query: &str) -> Result<String> {
+    let response = http::get(instance.addr(), &format!("/api/verve/accept?{query}")).await?;
+    assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{query}");
+    Ok(response.header("verve-outcome").unwrap_or_default().to_owned())
+}
+
+/// Waits until the window has exactly the ids 0..count.
+async fn assert_drained(site: &Site, window: Window, count: i64, context: &str) -> Result<()> {
+    let expected = (0..count).map(|id| id.to_string()).collect();
+    wait::until("the spooled ids", SOON, || async {
+        site.members(window).await.ok().filter(|sets| sets[0] == expected)
+    })
+    .await
+    .with_context(|| format!("{context}: {count} ids in {window}"))?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_that_was_killed_drains_what_it_had_spooled() -> Result<()> {
+    for kind in Kind::available() {
+        let context = format!("{kind:?}");
+        let mut site = Site::with_one_window().await?;
+        let mut instance = start(&site, kind).await?;
+        let window = clock::current_window(site.length);
+        site.redis[0].kill();
+        for id in 0..300 {
+            assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled", "{context}");
+        }
+        instance.restart().await?;
+        assert_eq!(accept(&instance, "id=7").await?, "spooled", "{context}");
+        instance.process().kill();
+        site.redis[0].restart().await?;
+        instance.restart().await?;
+        // The first request after Redis is back, and no other.
+        accept(&instance, "id=300").await?;
+        assert_drained(&site, window, 301, &context).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_is_drained_without_further_requests() -> Result<()> {
+    for kind in Kind::available() {
+        let context = format!("{kind:?}");
+        let mut site = Site::with_one_window().await?;
+        let instance = start(&site, kind).await?;
+        let window = clock::current_window(site.length);
+        site.redis[0].kill();
+        assert_eq!(accept(&instance, "id=0").await?, "spooled", "{context}");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        site.redis[0].restart().await?;
+        assert_drained(&site, window, 1, &context).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn ids_and_jobs_come_into_their_own_windows() -> Result<()> {
+    for kind in Kind::available() {
+        let context = format!("{kind:?}");
+        let mut site = Site::new(2).await?;
+        let instance = start(&site, kind).await?;
+        site.redis[0].kill();
+        let mut windows = Vec::new();
+        for _ in 0..3 {
+            let window = clock::next_window(site.length).await;
+            for id in 0..3 {
+                accept(&instance, &format!("id={id}&endpoint=http://e.com/{}", window.start())).await?;
+            }
+            assert_eq!(
+                clock::current_window(site.length),
+                window,
+                "the machine is too slow for this test"
+            );
+            windows.push(window);
+        }
+        site.redis[0].restart().await?;
+        for window in &windows {
+            assert_drained(&site, *window, 3, &context).await?;
+        }
+        let jobs = wait::until("the jobs", SOON, || async {
+            let jobs = site.stream(&site.keys().callbacks()).await.ok()?;
+            (jobs.len() >= 9).then_some(jobs)
+        })
+        .await
+        .context(context)?;
+        let found: Vec<(String, String)> = jobs
+            .iter()
+            .map(|job| (field(job, "window").to_owned(), field(job, "endpoint").to_owned()))
+            .collect();
+        let expected: Vec<(String, String)> = windows
+            .iter()
+            .flat_map(|window| [window.start(); 3])
+            .map(|start| (start.to_string(), format!("http://e.com/{start}")))
+            .collect();
+        assert_eq!(found, expected, "{kind:?}");
+        // Statistics come late too, and none twice.
+        let mut first = site.first().await?;
+        let mut counts = async |window: Window| -> Result<(Option<u64>, Option<u64>)> {
+            let mut get = redis::cmd("HMGET");
+            get.arg(site.keys().stats(window)).arg("requests").arg("spooled");
+            Ok(get.query_async(&mut first).await?)
+        };
+        let expected = (Some(3), Some(3));
+        let begin = tokio::time::Instant::now();
+        for window in &windows {
+            while counts(*window).await? != expected && begin.elapsed() < SOON {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for window in &windows {
+            assert_eq!(counts(*window).await?, expected, "{kind:?} {window}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_spool_and_drain_at_once() -> Result<()> {
+    for kind in Kind::available() {
+        let context = format!("{kind:?}");
+        let mut site = Site::with_one_window().await?;
+        let instance = start(&site, kind).await?;
+        let window = clock::current_window(site.length);
+        site.redis[0].kill();
+        // Several instances of the component, of up to 16 requests at once each.
+        let client = |first: i64| {
+            let instance = &instance;
+            async move {
+                for id in (first..4000).step_by(40) {
+                    accept(instance, &format!("id={id}&endpoint=http://e.com/{id}")).await?;
+                }
+                anyhow::Ok(())
+            }
+        };
+        futures::future::try_join_all((0..40).map(client)).await?;
+        site.redis[0].restart().await?;
+        // All drain side by side with new ids.
+        futures::future::try_join_all((0..40).map(client)).await?;
+        assert_drained(&site, window, 4000, &context).await?;
+        // A job was added for each request, and none of the spooled ones twice.
+        let key = site.keys().callbacks();
+        wait::until("the jobs", SOON, || async {
+            (site.stream(&key).await.ok()?.len() >= 8000).then_some(())
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(site.stream(&key).await?.len(), 8000, "{context}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn too_many_callback_jobs_wait_on_disk() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::with_one_window().await?;
+        let instance = start(&site, kind).await?;
+        let (key, mut first) = (site.keys().callbacks(), site.first().await?);
+        let fill = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'a', 'b') end";
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(fill).arg(1).arg(&key).arg(MAX_QUEUED_JOBS - 1);
+        eval.exec_async(&mut first).await?;
+        let mut sent = 0;
+        let mut send = async || -> Result<u64> {
+            sent += 1;
+            assert_ne!(
+                accept(&instance, &format!("id={sent}&endpoint=http://e.com/{sent}")).await?,
+                "spooled"
+            );
+            let mut length = redis::cmd("XLEN");
+            Ok(length.arg(&key).query_async(&mut site.first().await?).await?)
+        };
+        // It takes a moment to be noticed.
+        assert!(send().await? >= MAX_QUEUED_JOBS, "{kind:?}");
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let full = send().await?;
+        let mut now = full;
+        for _ in 0..10 {
+            now = send().await?;
+        }
+        // Once a second one may try whether there is room, and gets in.
+        assert!(now <= full + 5, "{kind:?}: {full} and then {now}");
+        // Room for them all.
+        redis::cmd("XTRIM")
+            .arg(&key)
+            .arg("MAXLEN")
+            .arg(0)
+            .exec_async(&mut first)
+            .await?;
+        let jobs = wait::until("the jobs", SOON, || async {
+            let jobs = site.stream(&key).await.ok()?;
+            (jobs.len() >= 5).then_some(jobs)
+        });
+        let jobs = jobs.await.with_context(|| format!("{kind:?}"))?;
+        assert!(
+            jobs.iter()
+                .all(|job| field(job, "endpoint").starts_with("http://e.com/")),
+            "{kind:?}"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! `cargo xtask bench`: builds everything in release, the peers too, then runs `verve-bench`, which measures.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::install::Need;
+use crate::{build, install, kafka, sys};
+
+/// The load generator for fixed rates, and its version.
+const OHA: [&str; 2] = ["oha", "1.16.0"];
+
+/// The load generator for closed loops.
+const WRK: Need = Need {
+    what: "wrk",
+    packages: &["wrk"],
+    present: || sys::which("wrk").is_some(),
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// What `verve-bench --help` shows: --rounds, --seconds, --only
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    install::ensure(&[install::REDIS, WRK])?;
+    build::component()?;
+    build::hello()?;
+    build::native(&[build::HOST, build::REPORTER, "axum-peer", "verve-bench"])?;
+    go_peer()?;
+    let oha = oha()?;
+    kafka::prepare()?;
+    let mut bench = Command::new(sys::binary("verve-bench"));
+    bench.arg("--oha").arg(oha).args(&args.arguments);
+    // In this process's place, so that Ctrl-C and the exit code are its own.
+    Err(bench.exec()).context("cannot run verve-bench")
+}
+
+/// The usual design in Go, where the bench looks for it.
+fn go_peer() -> Result<()> {
+    if sys::which("go").is_none() {
+        bail!("please install Go (https://go.dev): one of the peers is written in it");
+    }
+    sys::say("building the peer in Go");
+    let mut go = Command::new("go");
+    go.current_dir(sys::root().join("bench/go-peer")).args(["build", "-o"]);
+    sys::run(go.arg(sys::target().join("bench/go-peer")).arg("."))
+}
+
+/// The load generator, compiled once, into the cache.
+fn oha() -> Result<PathBuf> {
+    let [name, version] = OHA;
+    let root = sys::cache()?.join(format!("{name}-{version}"));
+    let program = root.join("bin").join(name);
+    if !program.is_file() {
+        let mut cargo = Command::new("cargo");
+        cargo.args([
+            "install",
+            "--locked",
+            "--no-default-features",
+            "--features",
+            "native-tls",
+            "--version",
+            version,
+        ]);
+        sys::run(cargo.arg("--root").arg(&root).arg(name))?;
+    }
+    Ok(program)
+}
