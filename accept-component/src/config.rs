@@ -1,6 +1,7 @@
 //! The Spin variables of the component, parsed.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -21,6 +22,10 @@ pub struct Config {
     pub redis_timeout: Duration,
     /// `log`.
     pub log: Log,
+    /// `spool_limit`: how many ids and callback jobs the spool of a host may hold.
+    pub spool_limit: u64,
+    /// `redis_wait_replicas`: how many replicas of a Redis must have what it records.
+    pub wait_replicas: u32,
 }
 
 /// What is logged.
@@ -35,13 +40,15 @@ pub enum Log {
 }
 
 /// The names of the variables, in the order in which [`Config::parse`] takes their values.
-pub const VARIABLES: [&str; 6] = [
+pub const VARIABLES: [&str; 8] = [
     "redis_urls",
     "namespace",
     "window_seconds",
     "callback_method",
     "redis_timeout_ms",
     "log",
+    "spool_limit",
+    "redis_wait_replicas",
 ];
 
 impl Config {
@@ -49,7 +56,7 @@ impl Config {
     ///
     /// # Errors
     /// One line that names the variable and says what was expected. It shows no password.
-    pub fn parse(values: [String; 6]) -> Result<Self, String> {
+    pub fn parse(values: [String; 8]) -> Result<Self, String> {
         let [
             redis_urls,
             namespace,
@@ -57,14 +64,23 @@ impl Config {
             callback_method,
             redis_timeout_ms,
             log,
+            spool_limit,
+            wait_replicas,
         ] = values;
         Ok(Self {
             redis_urls: variable("redis_urls", &redis_urls)?,
             keys: Keys::new(variable::<Namespace>("namespace", &namespace)?),
             window_length: variable("window_seconds", &window_seconds)?,
             callback_method: variable("callback_method", &callback_method)?,
-            redis_timeout: timeout(&redis_timeout_ms)?,
+            redis_timeout: Duration::from_millis(number(
+                "redis_timeout_ms",
+                "a number of milliseconds",
+                &redis_timeout_ms,
+                1..=60_000,
+            )?),
             log: variable("log", &log)?,
+            spool_limit: number("spool_limit", "a number of ids", &spool_limit, 0..=1_000_000_000)?,
+            wait_replicas: number("redis_wait_replicas", "a number of replicas", &wait_replicas, 0..=100)?,
         })
     }
 }
@@ -73,13 +89,16 @@ fn variable<T: FromStr<Err: Display>>(name: &str, value: &str) -> Result<T, Stri
     value.parse().map_err(|error| format!("variable {name}: {error}"))
 }
 
-fn timeout(value: &str) -> Result<Duration, String> {
-    match value.parse::<u64>() {
-        Ok(ms @ 1..=60_000) => Ok(Duration::from_millis(ms)),
-        _ => Err(format!(
-            "variable redis_timeout_ms: {value:?} is not a number of milliseconds from 1 to 60000"
-        )),
-    }
+fn number<T: FromStr + PartialOrd + Display>(
+    name: &str,
+    what: &str,
+    value: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, String> {
+    let (from, to) = (range.start(), range.end());
+    let expected = || format!("variable {name}: {value:?} is not {what} from {from} to {to}");
+    let number = value.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(expected)
 }
 
 impl FromStr for Log {
@@ -100,7 +119,16 @@ mod tests {
     use super::*;
 
     fn parse(changed: &str, value: &str) -> Result<Config, String> {
-        let defaults = ["redis://127.0.0.1:6379", "verve", "60", "get", "500", "error"];
+        let defaults = [
+            "redis://127.0.0.1:6379",
+            "verve",
+            "60",
+            "get",
+            "500",
+            "error",
+            "10000000",
+            "0",
+        ];
         let mut values = defaults.map(str::to_owned);
         values[VARIABLES.iter().position(|v| *v == changed).expect("a variable")] = value.to_owned();
         Config::parse(values)
@@ -117,6 +145,8 @@ mod tests {
             parse("redis_timeout_ms", "50").expect("valid").redis_timeout,
             Duration::from_millis(50)
         );
+        assert_eq!(parse("spool_limit", "0").expect("valid").spool_limit, 0);
+        assert_eq!(parse("redis_wait_replicas", "2").expect("valid").wait_replicas, 2);
         assert_eq!(parse("log", "off").expect("valid").log, Log::Off);
         assert_eq!(
             parse("redis_urls", "redis://a,redis://b")
@@ -140,6 +170,9 @@ mod tests {
             ("redis_timeout_ms", "-1"),
             ("redis_timeout_ms", "60001"),
             ("log", "verbose"),
+            ("spool_limit", "many"),
+            ("spool_limit", "1000000001"),
+            ("redis_wait_replicas", "-1"),
         ] {
             let error = parse(name, value).expect_err(value);
             assert!(error.starts_with(&format!("variable {name}: ")), "{error}");

@@ -16,7 +16,7 @@ impl Guest for Component {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
         let answer = match request.get_method() {
             Method::Get => instance::answer(&request.get_path_with_query().unwrap_or_default()).await,
-            _ => Answer::MethodNotAllowed,
+            _ => instance::look_around().await,
         };
         // Lets the host finish what it is about, so that head and body of this response leave in one write.
         yield_async().await;

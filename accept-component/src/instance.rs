@@ -49,6 +49,8 @@ struct Instance {
     spool: Spool,
     /// Open while there is no room for callback jobs.
     jobs: Circuit,
+    /// Whether somebody of this instance looks into the spool.
+    looking: Cell<bool>,
     /// Whether something was put into the spool, and nobody of this instance drains it yet.
     to_drain: Cell<bool>,
     /// Whether callback jobs were added since it was last seen that there is room.
@@ -56,6 +58,8 @@ struct Instance {
     stats: Stats,
     /// When an error was last logged, in Unix seconds: a Redis that is down is not news with each request.
     last_error: Cell<u64>,
+    /// When it was last logged that something was not recorded, which is worse.
+    last_refusal: Cell<u64>,
 }
 
 /// Answers a GET on the route.
@@ -79,6 +83,15 @@ pub async fn answer(path_with_query: &str) -> Answer {
     answer
 }
 
+/// Answers another method than GET. That an instance is there is enough for what is left in the spool.
+pub async fn look_around() -> Answer {
+    let slot = INSTANCE.with(Rc::clone);
+    if let Ok(instance) = slot.get(load, look_again).await {
+        spawn(look_into_spool(instance));
+    }
+    Answer::MethodNotAllowed
+}
+
 async fn load() -> Result<Rc<Instance>, String> {
     let mut values = <[String; VARIABLES.len()]>::default();
     let got = future::join_all(VARIABLES.map(variables::get)).await;
@@ -88,20 +101,23 @@ async fn load() -> Result<Rc<Instance>, String> {
     let config = Config::parse(values)?;
     let servers = config.redis_urls.as_slice().iter();
     let servers: Vec<Server> = servers
-        .map(|url| Server::new(url.clone(), config.redis_timeout))
+        .map(|url| Server::new(url.clone(), config.redis_timeout, config.wait_replicas))
         .collect();
     let queues = servers.iter().map(|_| Queue::default()).collect();
+    let spool = Spool::new(config.spool_limit);
     let instance = Rc::new(Instance {
         config,
         servers,
         queues,
         seen: Seen::default(),
-        spool: Spool::default(),
+        spool,
         jobs: Circuit::default(),
+        looking: Cell::new(false),
         to_drain: Cell::new(false),
         jobs_added: Cell::new(false),
         stats: Stats::default(),
         last_error: Cell::new(0),
+        last_refusal: Cell::new(0),
     });
     spawn(look_into_spool(instance.clone()));
     Ok(instance)
@@ -131,7 +147,7 @@ impl Instance {
                 Answer::Recorded(outcome)
             }
             Err(error) => {
-                self.log_error(&format!("id {id} not recorded: {error}"));
+                self.log(&self.last_refusal, &format!("id {id} not recorded: {error}"));
                 Answer::Unavailable
             }
         }
@@ -331,8 +347,12 @@ impl Instance {
 
     /// Logs an error, at most one a second.
     fn log_error(&self, error: &str) {
+        self.log(&self.last_error, error);
+    }
+
+    fn log(&self, last: &Cell<u64>, error: &str) {
         let now = now_ms() / 1000;
-        if self.config.log >= Log::Error && self.last_error.replace(now) != now {
+        if self.config.log >= Log::Error && last.replace(now) != now {
             eprintln!("verve: {error}");
         }
     }
@@ -362,6 +382,13 @@ async fn look_whether_back(instance: Rc<Instance>, place: usize) {
 
 /// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
 async fn look_into_spool(instance: Rc<Instance>) {
+    if !instance.looking.replace(true) {
+        look(&instance).await;
+        instance.looking.set(false);
+    }
+}
+
+async fn look(instance: &Instance) {
     // Where the host has no spool, the first request that needs it says so.
     let Ok(contents) = instance.spool.contents().await else {
         return;
@@ -381,10 +408,10 @@ async fn look_into_spool(instance: Rc<Instance>) {
         }
     }
     if contents.any {
-        drain(&instance).await;
+        drain(instance).await;
         // Somebody else drains, or has died at it.
         sleep(DRAIN_CLAIM).await;
-        drain(&instance).await;
+        drain(instance).await;
     }
 }
 

@@ -51,6 +51,8 @@ return 1";
 pub struct Server {
     url: RedisUrl,
     timeout: Duration,
+    /// How many replicas must have what is recorded.
+    wait_replicas: u32,
     deadlines: Rc<Deadlines>,
     connection: Once<Rc<Connection>, String>,
     /// Open while the server is away.
@@ -62,11 +64,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server at `url`; connects when first used. `timeout` is for one attempt, connecting included.
-    pub fn new(url: RedisUrl, timeout: Duration) -> Self {
+    /// The server at `url`; connects when first used. `timeout` is for one attempt, connecting included; within it
+    /// so many replicas must have what is recorded.
+    pub fn new(url: RedisUrl, timeout: Duration, wait_replicas: u32) -> Self {
         Self {
             url,
             timeout,
+            wait_replicas,
             deadlines: Deadlines::new(timeout),
             connection: Once::default(),
             circuit: Circuit::default(),
@@ -97,13 +101,17 @@ impl Server {
                     let added = connection.sadd(&key, std::slice::from_ref(member)).await?;
                     Ok(added > 0)
                 });
-                future::try_join_all(adds).await
+                let added = future::try_join_all(adds).await?;
+                self.replicated(connection, added).await
             })
             .await?
         } else {
             let arguments = [ADD_TOGETHER, "1", &key].map(text).into_iter();
             let arguments: Vec<RedisParameter> = arguments.chain(members.iter().map(text)).collect();
-            let known = self.twice(async |connection| connection.execute("EVAL", arguments.clone()).await);
+            let known = self.twice(async |connection| {
+                let known = connection.execute("EVAL", arguments.clone()).await?;
+                self.replicated(connection, known).await
+            });
             let known = known.await?.into_iter();
             known.map(|known| matches!(known, RedisResult::Int64(0))).collect()
         };
@@ -123,8 +131,11 @@ impl Server {
     /// Records spooled ids of one window, known by its key.
     pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), String> {
         let members: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        self.twice(async |connection| connection.sadd(key, &members).await)
-            .await?;
+        self.twice(async |connection| {
+            let added = connection.sadd(key, &members).await?;
+            self.replicated(connection, added).await
+        })
+        .await?;
         self.expire(key).await
     }
 
@@ -152,9 +163,11 @@ impl Server {
             return Ok(());
         };
         let arguments: Vec<RedisParameter> = arguments.iter().map(text).collect();
-        self.twice(async |connection| connection.execute(name, arguments.clone()).await)
-            .await
-            .map(drop)
+        self.twice(async |connection| {
+            connection.execute(name, arguments.clone()).await?;
+            self.replicated(connection, ()).await
+        })
+        .await
     }
 
     /// Runs a spooled batch, unless it ran before. Says whether there was room for it.
@@ -164,7 +177,10 @@ impl Server {
         let mut arguments: Vec<RedisParameter> = [RUN_ONCE, "2", &own, &stream, &expiry, &most].map(text).into();
         arguments.extend(batch.commands.iter().map(text));
         let answer = self
-            .twice(async |connection| connection.execute("EVAL", arguments.clone()).await)
+            .twice(async |connection| {
+                let answer = connection.execute("EVAL", arguments.clone()).await?;
+                self.replicated(connection, answer).await
+            })
             .await?;
         Ok(matches!(answer.as_slice(), [RedisResult::Int64(1)]))
     }
@@ -194,6 +210,25 @@ impl Server {
         // The counts are in, so this is no failure of theirs; the next flush sets the expiry.
         let _ = self.expire(&key).await;
         Ok(())
+    }
+
+    /// Waits until enough replicas have what this connection has written, which was `done`. Recording it once more changes nothing.
+    async fn replicated<T>(&self, connection: &Connection, done: T) -> Result<T, Error> {
+        if self.wait_replicas == 0 {
+            return Ok(done);
+        }
+        let within = i64::try_from(self.timeout.as_millis() * 4 / 5)
+            .unwrap_or(i64::MAX)
+            .max(1);
+        let wait = [i64::from(self.wait_replicas), within].map(RedisParameter::Int64);
+        match connection.execute("WAIT", wait).await?.as_slice() {
+            [RedisResult::Int64(replicas)] if *replicas >= i64::from(self.wait_replicas) => Ok(done),
+            [RedisResult::Int64(replicas)] => Err(Error::Other(format!(
+                "{replicas} of {} replicas have it within {within} ms (redis_wait_replicas)",
+                self.wait_replicas
+            ))),
+            _ => Err(Error::TypeError),
+        }
     }
 
     /// Gives a key its expiry unless it has one: the reporter may have set a shorter one.

@@ -4,6 +4,7 @@
 //!   server among `redis_urls`
 //! - `commands`: commands for the first Redis which may run only once, such as the `XADD` of a callback job. They are taken
 //!   in batches; a batch has a name, by which Redis knows whether it has run it
+//! - `size`: how many ids and callback jobs there are, kept by triggers. Beyond a limit nothing is added
 //! - `state`: what one instance tells the others, each until a moment: which server is away, who drains
 //!
 //! In WAL mode with `synchronous=NORMAL`, what is acknowledged survives the death of every process; of the machine's
@@ -24,18 +25,29 @@ const BATCH: i64 = 500;
 /// About how many ids are brought to Redis together.
 const MOST_TOGETHER: usize = 1000;
 
-const TABLES: [&str; 5] = [
-    "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, place INTEGER NOT NULL, key TEXT NOT NULL, ids TEXT NOT NULL)",
+/// What the database is made of.
+const MADE_OF: [&str; 11] = [
+    "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, place INTEGER NOT NULL, key TEXT NOT NULL, \
+        ids TEXT NOT NULL, count INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS placed ON ids (place)",
     "CREATE TABLE IF NOT EXISTS commands (number INTEGER PRIMARY KEY, batch TEXT, command TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS begun ON commands (batch) WHERE batch IS NOT NULL",
     "CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS size (one INTEGER PRIMARY KEY CHECK (one = 1), total INTEGER NOT NULL)",
+    "INSERT OR IGNORE INTO size VALUES (1, 0)",
+    "CREATE TRIGGER IF NOT EXISTS ids_added AFTER INSERT ON ids BEGIN UPDATE size SET total = total + new.count; END",
+    "CREATE TRIGGER IF NOT EXISTS ids_removed AFTER DELETE ON ids BEGIN UPDATE size SET total = total - old.count; END",
+    "CREATE TRIGGER IF NOT EXISTS command_added AFTER INSERT ON commands \
+        WHEN new.command LIKE '[\"XADD\"%' BEGIN UPDATE size SET total = total + 1; END",
+    "CREATE TRIGGER IF NOT EXISTS command_removed AFTER DELETE ON commands \
+        WHEN old.command LIKE '[\"XADD\"%' BEGIN UPDATE size SET total = total - 1; END",
 ];
 
 /// The database, opened when first used.
-#[derive(Default)]
 pub struct Spool {
     connection: Once<Rc<Connection>, String>,
+    /// The most ids and callback jobs.
+    limit: u64,
 }
 
 /// Ids of one key.
@@ -66,12 +78,38 @@ pub struct Contents {
 }
 
 impl Spool {
+    /// A spool for so many ids and callback jobs; opened when first used.
+    pub fn new(limit: u64) -> Self {
+        Self {
+            connection: Once::default(),
+            limit,
+        }
+    }
+
     /// Adds ids for the server at `place`, as one row: each is written once and at the end, however many there are. They may
     /// be there already.
     pub async fn add_ids(&self, place: usize, key: String, ids: &[Id]) -> Result<(), String> {
-        let insert = "INSERT INTO ids (place, key, ids) VALUES (?, ?, ?)";
-        let row = [integer(place as u64), Value::Text(key), Value::Text(listed(ids))];
-        self.run(insert, row).await.map(drop)
+        let insert = "INSERT INTO ids (place, key, ids, count) SELECT ?1, ?2, ?3, ?4 \
+            WHERE (SELECT total FROM size) + ?4 <= ?5 RETURNING 1";
+        let row = [
+            integer(place as u64),
+            Value::Text(key),
+            Value::Text(listed(ids)),
+            integer(ids.len() as u64),
+            integer(self.limit),
+        ];
+        self.room(self.run(insert, row).await?)
+    }
+
+    /// Whether something was added.
+    fn room(&self, added: Vec<Vec<Value>>) -> Result<(), String> {
+        if added.is_empty() {
+            return Err(format!(
+                "spool: full: it holds at most {} ids (spool_limit)",
+                self.limit
+            ));
+        }
+        Ok(())
     }
 
     /// Adds commands for the first server, each of equally many words.
@@ -81,9 +119,13 @@ impl Spool {
         };
         let row = format!("(json_array({}))", vec!["?"; words].join(", "));
         let rows = vec![row.as_str(); commands.len()].join(", ");
-        let values = commands.into_iter().flatten().map(Value::Text);
-        let insert = format!("INSERT INTO commands (command) VALUES {rows}");
-        self.run(&insert, values).await.map(drop)
+        let limits = [integer(commands.len() as u64), integer(self.limit)];
+        let values = commands.into_iter().flatten().map(Value::Text).chain(limits);
+        let insert = format!(
+            "INSERT INTO commands (command) SELECT * FROM (VALUES {rows}) \
+            WHERE (SELECT total FROM size) + ? <= ? RETURNING 1"
+        );
+        self.room(self.run(&insert, values).await?)
     }
 
     /// Ids for the server at `place`, the `last` of whom has those of places that are no more.
@@ -215,9 +257,9 @@ impl Spool {
 async fn open() -> Result<Rc<Connection>, String> {
     let connection = Connection::open_default().await.map_err(describe)?;
     execute(&connection, &format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"), []).await?;
-    // The next instance finds all this made.
-    let made = "SELECT count(*) = 5 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' \
-        FROM sqlite_schema WHERE name IN ('ids', 'placed', 'commands', 'begun', 'state')";
+    // The next instance finds all this made; the last of it tells.
+    let made = "SELECT count(*) = 1 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' \
+        FROM sqlite_schema WHERE name = 'command_removed'";
     let made = execute(&connection, made, []).await?;
     if !matches!(made.first().map(Vec::as_slice), Some([Value::Integer(1)])) {
         let mode = execute(&connection, "PRAGMA journal_mode = WAL", []).await?;
@@ -226,8 +268,8 @@ async fn open() -> Result<Rc<Connection>, String> {
         {
             return Err("spool: the host keeps the database in memory, where it does not survive".to_owned());
         }
-        for table in TABLES {
-            execute(&connection, table, []).await?;
+        for statement in MADE_OF {
+            execute(&connection, statement, []).await?;
         }
     }
     execute(&connection, "PRAGMA synchronous = NORMAL", []).await?;

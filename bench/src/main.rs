@@ -34,6 +34,10 @@ pub struct Options {
     /// How long each measurement takes, in seconds
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+    /// A minute, for a look before and after a change: rates at 100 connections alone, in two rounds. Writes no page
+    #[arg(long, conflicts_with_all = ["rounds", "seconds", "only", "page"])]
+    quick: bool,
+
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
@@ -56,6 +60,8 @@ enum Part {
     Writes,
     /// Redis commands per request
     Commands,
+    /// Requests a second while Redis is away
+    Away,
     /// The component by itself
     Component,
     /// How the cost grows
@@ -72,7 +78,11 @@ impl Options {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let options = Options::parse();
+    let mut options = Options::parse();
+    if options.quick {
+        (options.rounds, options.seconds, options.only) = (2, 3, vec![Part::Rates]);
+    }
+    let options = options;
     let wanted = |part: Part| options.only.is_empty() || options.only.contains(&part);
     let mut page = Page::new(&options)?;
     if wanted(Part::Rates) {
@@ -87,6 +97,9 @@ async fn main() -> Result<()> {
     if wanted(Part::Commands) {
         requests::commands(&options, &mut page).await?;
     }
+    if wanted(Part::Away) {
+        requests::away(&options, &mut page).await?;
+    }
     if wanted(Part::Component) {
         scale::component(&options, &mut page).await?;
     }
@@ -95,6 +108,9 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Reporter) {
         reporter::reporter(&options, &mut page).await?;
+    }
+    if options.quick {
+        return Ok(());
     }
     let path = paths::repository().join(&options.page);
     let folder = path.parent().context("a folder")?;

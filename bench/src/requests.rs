@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use verve_tests::host::Kind;
+use verve_tests::net;
 use verve_tests::redis::RedisServer;
 
 use crate::load::{self, Run, Traffic};
@@ -20,6 +21,7 @@ const HOST: &str = "verve-host";
 const HELLO: &str = "verve-host, hello";
 const GO: &str = "Go, native";
 const AXUM: &str = "axum (Rust, native)";
+const SPIN: &str = "Spin";
 
 async fn all(redis: &str) -> Result<Vec<Target>> {
     let mut targets = vec![
@@ -29,7 +31,7 @@ async fn all(redis: &str) -> Result<Vec<Target>> {
         Target::axum(redis).await?,
     ];
     if Kind::available().contains(&Kind::Spin) {
-        targets.push(Target::host("Spin", Kind::Spin, Component::Accept, redis, &[]).await?);
+        targets.push(Target::host(SPIN, Kind::Spin, Component::Accept, redis, &[]).await?);
         targets.push(Target::host("Spin, hello", Kind::Spin, Component::Hello, redis, &[]).await?);
     }
     Ok(targets)
@@ -80,6 +82,9 @@ pub async fn rates(options: &Options, page: &mut Page) -> Result<()> {
         (400, Traffic::Random),
         (100, Traffic::Repeats),
     ] {
+        if options.quick && connections != 100 {
+            continue;
+        }
         let mut runs: BTreeMap<&str, Vec<Measured>> = BTreeMap::new();
         for _ in 0..options.rounds {
             for target in &targets {
@@ -187,7 +192,7 @@ pub async fn writes(options: &Options, page: &mut Page) -> Result<()> {
         .await?,
     ];
     if Kind::available().contains(&Kind::Spin) {
-        targets.push(Target::host("Spin", Kind::Spin, Component::Accept, &redis.url(), &[]).await?);
+        targets.push(Target::host(SPIN, Kind::Spin, Component::Accept, &redis.url(), &[]).await?);
     }
     for target in &targets {
         let mut p99 = Vec::new();
@@ -237,9 +242,9 @@ pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
     let mut rows = vec![["", "random", "repeats"].map(str::to_owned).to_vec()];
     for kind in Kind::available() {
         let redis = RedisServer::start().await?;
-        let name = format!("{kind:?}");
-        let target = Target::host(&name, kind, Component::Accept, &redis.url(), &[]).await?;
-        let mut row = vec![name];
+        let name = name(kind);
+        let target = Target::host(name, kind, Component::Accept, &redis.url(), &[]).await?;
+        let mut row = vec![name.to_owned()];
         for traffic in [Traffic::Random, Traffic::Repeats] {
             let before = commands_so_far(&redis).await?;
             let run = load::closed(target.address(), 100, traffic, options.time())?;
@@ -252,6 +257,49 @@ pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
     }
     page.table(&rows);
     Ok(())
+}
+
+/// Requests a second while Redis is away, beside those while it is there.
+pub async fn away(options: &Options, page: &mut Page) -> Result<()> {
+    page.section("While Redis is away");
+    page.say(
+        "The same host with a Redis, and with one that refuses connections, so that each id goes to the spool on disk; 100 connections, \
+         ids random over a million.\n",
+    );
+    let redis = RedisServer::start().await?;
+    let nobody = format!("redis://{}", net::free_address()?);
+    let head = ["", "with Redis, requests/s", "without", "ratio", "p99 ms without"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for kind in Kind::available() {
+        let name = name(kind);
+        let with = Target::host(name, kind, Component::Accept, &redis.url(), &[]).await?;
+        let without = Target::host(name, kind, Component::Accept, &nobody, &[]).await?;
+        let mut runs = [Vec::new(), Vec::new()];
+        for _ in 0..options.rounds {
+            for (target, runs) in [&with, &without].into_iter().zip(&mut runs) {
+                runs.push(measure(target, |address| {
+                    load::closed(address, 100, Traffic::Random, options.time())
+                })?);
+            }
+        }
+        let [with, without] = runs.map(|runs| middle(&runs).run);
+        rows.push(vec![
+            name.to_owned(),
+            grouped(with.rate),
+            grouped(without.rate),
+            format!("{:.2}", without.rate / with.rate),
+            grouped(without.p99),
+        ]);
+    }
+    page.table(&rows);
+    Ok(())
+}
+
+const fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::VerveHost => HOST,
+        Kind::Spin => SPIN,
+    }
 }
 
 async fn commands_so_far(redis: &RedisServer) -> Result<u64> {

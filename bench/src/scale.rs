@@ -88,6 +88,7 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
         targets.push(Target::host(&name, Kind::VerveHost, Component::Accept, &redis.url(), &[]).await?);
     }
     let mut rows = vec![["hosts", "requests/s in all", "CPU µs"].map(str::to_owned).to_vec()];
+    let mut bars = Vec::new();
     for count in [1, 2, 4] {
         let (mut rates, mut cpus) = (Vec::new(), Vec::new());
         for _ in 0..options.rounds {
@@ -107,9 +108,12 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
             rates.push(rate);
             cpus.push((used() - before) * 1e6 / requests.max(1) as f64);
         }
-        rows.push(vec![count.to_string(), grouped(median(rates)), grouped(median(cpus))]);
+        let cpu = median(cpus);
+        bars.push((format!("{count} hosts"), cpu));
+        rows.push(vec![count.to_string(), grouped(median(rates)), grouped(cpu)]);
     }
     page.table(&rows);
+    page.bars("benchmarks-hosts.svg", "Processor time of a request, µs", &bars);
     Ok(())
 }
 
@@ -148,6 +152,7 @@ async fn ids(page: &mut Page) -> Result<()> {
     let window = clock::current_window(clock::length(60));
     let key = keys.ids(window);
     let mut filled = 0_i64;
+    let mut bars = Vec::new();
     for count in [10_000_i64, 100_000, 1_000_000, 10_000_000] {
         while filled < count {
             let mut add = redis::cmd("SADD");
@@ -179,6 +184,7 @@ async fn ids(page: &mut Page) -> Result<()> {
         let mut usage = redis::cmd("MEMORY");
         usage.arg("USAGE").arg(&key).arg("SAMPLES").arg(1000);
         let bytes: f64 = usage.query_async(&mut connection).await?;
+        bars.push((format!("{} ids", grouped(count as f64)), bytes / count as f64));
         rows.push(vec![
             grouped(count as f64),
             grouped(added),
@@ -187,5 +193,6 @@ async fn ids(page: &mut Page) -> Result<()> {
         ]);
     }
     page.table(&rows);
+    page.bars("benchmarks-ids.svg", "Redis memory of a window, bytes per id", &bars);
     Ok(())
 }

@@ -105,6 +105,7 @@ fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants) -> anyhow:
         component: manifest.component.id,
         routes: manifest.routes,
         tcp_nodelay: !arguments.no_tcp_nodelay,
+        has_database: manifest.component.sqlite,
     };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().context("cannot start the async runtime")?;

@@ -2,8 +2,8 @@
 //!
 //! As in Spin, commands sent at the same time are pipelined, and there is no time limit on anything: the component has its
 //! own. Unlike in Spin, what the component opens is a share of one connection for each server and thread: more commands
-//! go in one write, and a new instance finds it open. A connection that fails, or that an instance gives up while it waits
-//! for an answer, is shared no longer: whoever opens one next gets a fresh one.
+//! go in one write, and a new instance finds it open. A connection that fails or brings an error, or that an instance gives up
+//! while it waits for an answer, is shared no longer: whoever opens one next gets a fresh one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -215,9 +215,8 @@ async fn send<T: Send>(
     let answer = command.query_async(&mut shared.connection).await;
     drop(waiting);
     Ok(answer.map_err(|error: RedisError| {
-        if error.is_unrecoverable_error() || error.is_io_error() {
-            guest.with(|mut access| access.get().shared.forget(&shared));
-        }
+        // Also what Redis answers: a demoted one's address may lead to another by now, which is found by a fresh connection.
+        guest.with(|mut access| access.get().shared.forget(&shared));
         other(error)
     }))
 }

@@ -36,6 +36,11 @@ impl Route {
         })
     }
 
+    /// The shortest path that it takes.
+    pub fn root(&self) -> String {
+        format!("/{}", self.path)
+    }
+
     /// Whether requests for this path (without query) go to the component.
     pub fn takes(&self, path: &str) -> bool {
         match path.trim_matches('/').strip_prefix(self.path.as_str()) {

@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use hyper::header::{HOST, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +29,8 @@ const HEAD_LIMIT: Duration = Duration::from_secs(75);
 /// How long to wait after a connection could not be accepted, since the cause (such as too many open files) stays.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often the component is asked to look after its database.
+const LOOK_AFTER_EVERY: Duration = Duration::from_secs(30);
 /// Spin's own health check, which it answers beside the application's routes.
 const HEALTH: &str = "/.well-known/spin/health";
 
@@ -40,6 +43,8 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// Whether to turn Nagle's algorithm off.
     pub tcp_nodelay: bool,
+    /// Whether the component has a database.
+    pub has_database: bool,
 }
 
 /// Serves until a signal comes, then stops: idle connections are closed, requests in flight are answered, and what the
@@ -81,6 +86,27 @@ pub async fn serve(listener: TcpListener, site: Site, factory: Factory, mut sign
             tracing::warn!("stopping although requests are still in flight after {} s", LIMIT.as_secs());
             Ok(Ended::Cut)
         }
+    }
+}
+
+/// Has the component look after what it may have left in its database, at once and every so often, though nobody else may ever
+/// send it a request again. `OPTIONS` is a request to which it only says what it takes.
+pub async fn look_after(site: Arc<Site>, instances: Instances) {
+    let Some(route) = site.routes.first().filter(|_| site.has_database) else {
+        return;
+    };
+    loop {
+        let mut request = Request::new(whole(""));
+        *request.method_mut() = Method::OPTIONS;
+        if let Ok(uri) = route.root().parse() {
+            *request.uri_mut() = uri;
+        }
+        let host = HeaderValue::from_static("localhost");
+        request.headers_mut().insert(HOST, host);
+        if let Err(error) = instances.handle(request).await {
+            tracing::debug!("the component did not look after its database: {error}");
+        }
+        tokio::time::sleep(LOOK_AFTER_EVERY).await;
     }
 }
 
@@ -140,10 +166,13 @@ async fn answer(site: &Site, instances: &Instances, request: Request<Incoming>) 
 }
 
 fn plain(status: StatusCode, body: &'static str) -> Response<WasiBody> {
-    let body = Full::new(Bytes::from_static(body.as_bytes()))
-        .map_err(|never| match never {})
-        .boxed_unsync();
-    let mut response = Response::new(body);
+    let mut response = Response::new(whole(body));
     *response.status_mut() = status;
     response
+}
+
+fn whole(body: &'static str) -> WasiBody {
+    Full::new(Bytes::from_static(body.as_bytes()))
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }

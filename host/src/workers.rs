@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::instances::{Factory, Instances};
-use crate::server::{Site, serve_connection};
+use crate::server::{Site, look_after, serve_connection};
 
 /// All threads.
 pub struct Workers(Vec<Worker>);
@@ -72,7 +72,7 @@ impl Worker {
         let name = format!("worker-{number}");
         thread::Builder::new()
             .name(name)
-            .spawn(move || work(&runtime, site, instances, incoming, counted, stopped))?;
+            .spawn(move || work(number, &runtime, site, instances, incoming, counted, stopped))?;
         Ok(Self {
             streams,
             connections,
@@ -82,6 +82,7 @@ impl Worker {
 }
 
 fn work(
+    number: usize,
     runtime: &Runtime,
     site: Arc<Site>,
     instances: Instances,
@@ -91,6 +92,8 @@ fn work(
 ) {
     runtime.block_on(async {
         let graceful = GracefulShutdown::new();
+        // One thread is enough for it.
+        let looking_after = (number == 0).then(|| tokio::spawn(look_after(site.clone(), instances.clone())));
         while let Some(stream) = incoming.recv().await {
             let served = serve_connection(stream, site.clone(), instances.clone(), &graceful);
             let connections = connections.clone();
@@ -100,6 +103,9 @@ fn work(
                 }
                 connections.fetch_sub(1, Ordering::Relaxed);
             });
+        }
+        if let Some(looking_after) = looking_after {
+            looking_after.abort();
         }
         graceful.shutdown().await;
         let _ = stopped.send(());

@@ -74,6 +74,25 @@ impl Keys {
         format!("{}:ids:{length}:", self.namespace)
     }
 
+    /// Set with expiry: the ids of a window that is becoming final. They were moved here at once, so that what comes to
+    /// [`Keys::ids`] from then on came too late.
+    #[must_use]
+    pub fn closed(&self, window: Window) -> String {
+        format!("{}:closed:{}:{}", self.namespace, window.length(), window.start())
+    }
+
+    /// Set with expiry: the ids of a window that came after it was final.
+    #[must_use]
+    pub fn late(&self, window: Window) -> String {
+        format!("{}:late:{}:{}", self.namespace, window.length(), window.start())
+    }
+
+    /// What [`Keys::late`] of every window of this length begins with.
+    #[must_use]
+    pub fn late_prefix(&self, length: WindowLength) -> String {
+        format!("{}:late:{length}:", self.namespace)
+    }
+
     /// Hash: what happened in a window, as far as flushed: see [`stats`].
     #[must_use]
     pub fn stats(&self, window: Window) -> String {
@@ -110,10 +129,10 @@ impl Keys {
         format!("{}:reports:{length}", self.namespace)
     }
 
-    /// String with expiry, on each Redis but the first: that the ids of a final window were removed from it.
+    /// String with expiry: that the window was closed, though it may have had no ids.
     #[must_use]
-    pub fn removed(&self, window: Window) -> String {
-        format!("{}:removed:{}:{}", self.namespace, window.length(), window.start())
+    pub fn closing(&self, window: Window) -> String {
+        format!("{}:closing:{}:{}", self.namespace, window.length(), window.start())
     }
 
     /// Hash: what the reporter has begun with a window and not finished, by the window's start. Empty most of the time.
@@ -162,13 +181,16 @@ mod tests {
         let window = length.window_at_ms(1_795_383_012_345);
         assert_eq!(keys.ids(window), "verve:ids:60:1795383000");
         assert_eq!(keys.ids_prefix(length), "verve:ids:60:");
+        assert_eq!(keys.closed(window), "verve:closed:60:1795383000");
+        assert_eq!(keys.late(window), "verve:late:60:1795383000");
+        assert_eq!(keys.late_prefix(length), "verve:late:60:");
         assert_eq!(keys.stats(window), "verve:stats:60:1795383000");
         assert_eq!(keys.callbacks(), "verve:callbacks");
         assert_eq!(keys.callbacks_retry(), "verve:callbacks:retry");
         assert_eq!(keys.callbacks_dead(), "verve:callbacks:dead");
         assert_eq!(keys.spooled_batch("1f"), "verve:spooled:1f");
         assert_eq!(keys.reports(length), "verve:reports:60");
-        assert_eq!(keys.removed(window), "verve:removed:60:1795383000");
+        assert_eq!(keys.closing(window), "verve:closing:60:1795383000");
         assert_eq!(keys.reports_pending(length), "verve:reports:60:pending");
         assert_eq!(keys.reports_from(length), "verve:reports:60:from");
         assert_eq!(keys.lease(), "verve:reporter:lease");

@@ -11,11 +11,22 @@ pub struct Report {
     pub count: u64,
     /// 0 for the first report, one more for each correction.
     pub revision: u64,
-    /// When it was reported, in milliseconds since the Unix epoch.
+    /// When this was reported, in milliseconds since the Unix epoch.
     pub time: u64,
+    /// When the window was first reported, likewise: its late period counts from here.
+    #[serde(default)]
+    pub first: u64,
+    /// How many ids came after the window was final, as far as was reported.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub late: u64,
     /// Whether the window's late period is over, so that it is watched no longer.
     #[serde(default, rename = "final", skip_serializing_if = "std::ops::Not::not")]
     pub is_final: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's way")]
+const fn is_none(late: &u64) -> bool {
+    *late == 0
 }
 
 impl Report {
@@ -48,6 +59,8 @@ pub struct WindowRecord {
     pub requests: u64,
     /// Requests whose id was in the window already, likewise.
     pub duplicates: u64,
+    /// Ids that came after the window was final. They are not in the count, though some of them may be new.
+    pub late: u64,
 }
 
 impl WindowRecord {
@@ -63,15 +76,19 @@ impl WindowRecord {
         self.count.to_string()
     }
 
-    /// The record's headers, numbers in decimal.
+    /// The record's headers, numbers in decimal. `late` only if there are such ids.
     #[must_use]
-    pub fn headers(&self) -> [(&'static str, String); 4] {
-        [
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let mut headers = vec![
             ("revision", self.revision.to_string()),
             ("window-seconds", self.window.length().to_string()),
             ("requests", self.requests.to_string()),
             ("duplicates", self.duplicates.to_string()),
-        ]
+        ];
+        if self.late > 0 {
+            headers.push(("late", self.late.to_string()));
+        }
+        headers
     }
 }
 
@@ -93,6 +110,7 @@ mod tests {
             revision: 1,
             requests: 2000,
             duplicates: 766,
+            late: 0,
         };
         assert_eq!(record.key(), "2026-11-22T21:30:00Z");
         assert_eq!(record.value(), "1234");
@@ -107,6 +125,8 @@ mod tests {
                 ("duplicates", "766")
             ]
         );
+        let late = WindowRecord { late: 3, ..record };
+        assert_eq!(late.headers()[4], ("late", "3".to_owned()));
     }
 
     #[test]
@@ -115,16 +135,22 @@ mod tests {
             count: 5,
             revision: 1,
             time: 1_795_383_062_000,
+            first: 1_795_383_061_000,
+            late: 0,
             is_final: false,
         };
-        assert_eq!(report.to_json(), r#"{"count":5,"revision":1,"time":1795383062000}"#);
+        assert_eq!(
+            report.to_json(),
+            r#"{"count":5,"revision":1,"time":1795383062000,"first":1795383061000}"#
+        );
         assert_eq!(
             Report {
+                late: 2,
                 is_final: true,
                 ..report
             }
             .to_json(),
-            r#"{"count":5,"revision":1,"time":1795383062000,"final":true}"#
+            r#"{"count":5,"revision":1,"time":1795383062000,"first":1795383061000,"late":2,"final":true}"#
         );
         assert!(Report::from_json("{}").is_err());
         assert!(Report::from_json("5").is_err());
@@ -132,8 +158,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_report_reads_back(count: u64, revision: u64, time: u64, is_final: bool) {
-            let report = Report { count, revision, time, is_final };
+        fn a_report_reads_back(count: u64, revision: u64, time: u64, first: u64, late: u64, is_final: bool) {
+            let report = Report { count, revision, time, first, late, is_final };
             prop_assert_eq!(Report::from_json(&report.to_json()).expect("a report"), report);
         }
     }

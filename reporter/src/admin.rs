@@ -94,7 +94,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     }
     let lines: Vec<String> = problems
         .iter()
-        .map(|(name, error)| format!("{name}: {error}\n"))
+        .map(|(name, problem)| format!("{name}: {problem}\n"))
         .collect();
     (StatusCode::SERVICE_UNAVAILABLE, lines.concat())
 }

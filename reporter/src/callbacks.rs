@@ -22,7 +22,7 @@ use verve_protocol::{Report, Window};
 
 use crate::cli::Config;
 use crate::metrics::Metrics;
-use crate::store::{self, Store};
+use crate::store::Store;
 use backoff::Backoff;
 use condition::Condition;
 use deliver::{Client, Failure};
@@ -56,8 +56,6 @@ struct Worker {
     queue: Queue,
     client: Client,
     backoff: Backoff,
-    /// Redis is there, and refuses what the queue asks.
-    trouble: Condition,
     metrics: Metrics,
 }
 
@@ -75,7 +73,6 @@ impl Callbacks {
             queue,
             client,
             backoff,
-            trouble: Condition::default(),
             metrics,
         };
         Ok(Self {
@@ -104,14 +101,9 @@ impl Callbacks {
     async fn take_from(&self, source: Source, stop: &CancellationToken) {
         while !stop.is_cancelled() {
             let wait = match self.take_some(source, stop).await {
-                Ok(wait) => {
-                    if self.worker.trouble.absent() {
-                        tracing::info!("the callback queue works again");
-                    }
-                    wait
-                }
+                Ok(wait) => wait,
                 Err(error) => {
-                    self.worker.report(&error);
+                    held_up(&error);
                     RETRY_AFTER
                 }
             };
@@ -175,7 +167,7 @@ impl Callbacks {
                     TIDY_EVERY
                 }
                 Err(error) => {
-                    self.worker.report(&error);
+                    held_up(&error);
                     RETRY_AFTER
                 }
             };
@@ -202,22 +194,11 @@ impl Worker {
         let verdict = match self.unique_count(attempt.job.window).await {
             Ok(count) => self.call(&attempt, count).await,
             // The job stays where it is, and is due again once its claim has run out.
-            Err(error) => return self.report(&error),
+            Err(error) => return held_up(&error),
         };
         // The same: whatever the endpoint answered, it is called again.
         if let Err(error) = self.queue.settle(&attempt, &verdict).await {
-            self.report(&error);
-        }
-    }
-
-    /// Says once that callbacks are held up. That a Redis is not reachable is said by its connection.
-    fn report(&self, error: &RedisError) {
-        if store::is_away(error) || !self.trouble.met() {
-            tracing::debug!("callbacks are held up: {error}");
-        } else {
-            tracing::error!(
-                "callbacks are held up, and some perhaps delivered again: {error}; trying again until it works"
-            );
+            held_up(&error);
         }
     }
 
@@ -261,7 +242,7 @@ impl Worker {
         }
     }
 
-    /// The window's count now. Once its ids have expired, what was reported last.
+    /// The window's count now. Once it is final, what was reported last.
     async fn unique_count(&self, window: Window) -> redis::RedisResult<u64> {
         let mut hget = redis::cmd("HGET");
         hget.arg(self.store.keys.reports(window.length())).arg(window.start());
@@ -270,9 +251,16 @@ impl Worker {
             self.store.counts(&windows),
             self.store.first().command::<Option<String>>(&hget)
         )?;
-        let reported = report
-            .and_then(|json| Report::from_json(&json).ok())
-            .map_or(0, |report| report.count);
-        Ok(counts.iter().sum::<u64>().max(reported))
+        let counted: u64 = counts.iter().sum();
+        Ok(match report.and_then(|json| Report::from_json(&json).ok()) {
+            Some(report) if report.is_final => report.count,
+            Some(report) => counted.max(report.count),
+            None => counted,
+        })
     }
+}
+
+/// What Redis answers, or that it does not, is said by `health`.
+fn held_up(error: &RedisError) {
+    tracing::debug!("callbacks are held up, and some perhaps delivered again: {error}");
 }

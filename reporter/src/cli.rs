@@ -30,7 +30,7 @@ struct Args {
     // Parsed after clap, whose errors show the value, and so a password.
     #[arg(
         long,
-        env,
+        env = "VERVE_REDIS_URLS",
         global = true,
         value_name = "URLS",
         default_value = "redis://127.0.0.1:6379",
@@ -38,56 +38,67 @@ struct Args {
     )]
     redis_urls: String,
     /// What all keys in Redis begin with: the same as the component's `namespace`
-    #[arg(long, env, global = true, default_value = "verve")]
+    #[arg(long, env = "VERVE_NAMESPACE", global = true, default_value = "verve")]
     namespace: Namespace,
     /// Length of a window, in seconds: the same as the component's `window_seconds`
-    #[arg(long, env, value_name = "SECONDS", default_value = "60")]
+    #[arg(long, env = "VERVE_WINDOW_SECONDS", value_name = "SECONDS", default_value = "60")]
     window_seconds: WindowLength,
     /// How long after a window's end it is first reported, in milliseconds (at most 10 minutes)
-    #[arg(long, env, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=600_000))]
+    #[arg(long, env = "VERVE_GRACE_MS", value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=600_000))]
     grace_ms: u64,
     /// How long a reported window is still watched for late ids, in seconds (at most 12 hours)
-    #[arg(long, env, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(0..=43_200))]
+    #[arg(long, env = "VERVE_LATE_SECONDS", value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(0..=43_200))]
     late_seconds: u64,
     /// Kafka brokers, `host:port`, comma-separated; without them counts are only logged
-    #[arg(long, env, value_name = "HOST:PORT")]
+    #[arg(long, env = "VERVE_KAFKA_BROKERS", value_name = "HOST:PORT")]
     kafka_brokers: Option<String>,
     /// Kafka topic of the counts
-    #[arg(long, env, default_value = "unique-requests")]
+    #[arg(long, env = "VERVE_KAFKA_TOPIC", default_value = "unique-requests")]
     kafka_topic: String,
     /// A librdkafka setting, such as `security.protocol=SSL`; repeatable (in the environment: one a line)
-    #[arg(long, env, value_name = "KEY=VALUE", value_delimiter = '\n', hide_env_values = true)]
+    #[arg(
+        long,
+        env = "VERVE_KAFKA_OPTION",
+        value_name = "KEY=VALUE",
+        value_delimiter = '\n',
+        hide_env_values = true
+    )]
     kafka_option: Vec<String>,
+    /// Publish in transactions, so that a replica which lost the lease can publish nothing any more; `false` for brokers that
+    /// have none
+    #[arg(long, env = "VERVE_KAFKA_TRANSACTIONS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    kafka_transactions: bool,
+
     /// A fixed callback for every reported window
-    #[arg(long, env, value_name = "URL", hide_env_values = true)]
+    #[arg(long, env = "VERVE_CALLBACK_URL", value_name = "URL", hide_env_values = true)]
     callback_url: Option<String>,
     /// How the fixed callback is called: get or post
-    #[arg(long, env, value_name = "METHOD", default_value = "post")]
+    #[arg(long, env = "VERVE_CALLBACK_METHOD", value_name = "METHOD", default_value = "post")]
     callback_method: Method,
     /// Hosts, addresses or CIDRs that callbacks may reach although they are private; repeatable, or comma-separated
-    #[arg(long, env, value_name = "HOST|CIDR", value_delimiter = ',')]
+    #[arg(long, env = "VERVE_CALLBACK_ALLOW", value_name = "HOST|CIDR", value_delimiter = ',')]
     callback_allow: Vec<String>,
     /// Callbacks may reach what --callback-allow lists, and nothing else
-    #[arg(long, env, value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "VERVE_CALLBACK_ALLOW_ONLY", value_parser = clap::builder::FalseyValueParser::new())]
     callback_allow_only: bool,
     /// How often a callback is tried before it is given up on
-    #[arg(long, env, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, env = "VERVE_CALLBACK_ATTEMPTS", value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=100))]
     callback_attempts: u32,
     /// The wait before a callback's second attempt, in milliseconds; doubled, with jitter, for each further one
-    #[arg(long, env, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    #[arg(long, env = "VERVE_CALLBACK_BACKOFF_MS", value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     callback_backoff_ms: u64,
     /// Signs POST callbacks by the Standard Webhooks scheme: `whsec_` and base64; two, comma-separated, while one is replaced
     // Parsed after clap, whose errors show the value. So is the token.
-    #[arg(long, env, value_name = "SECRETS", hide_env_values = true)]
+    #[arg(long, env = "VERVE_CALLBACK_SECRET", value_name = "SECRETS", hide_env_values = true)]
     callback_secret: Option<String>,
     /// Address of the admin port: /healthz, /readyz, /metrics, /api/counts, and a page at /
-    #[arg(long, env, value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+    #[arg(long, env = "VERVE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
     listen: SocketAddr,
     /// What the admin port wants to see before it answers anything but /healthz: a bearer token, or the password in a browser
-    #[arg(long, env, value_name = "TOKEN", hide_env_values = true)]
+    #[arg(long, env = "VERVE_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
     /// text or json
-    #[arg(long, env, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, env = "VERVE_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 }
 
@@ -162,8 +173,9 @@ pub struct KafkaConfig {
     /// Without brokers, counts are only logged.
     pub brokers: Option<String>,
     pub topic: String,
-    /// Whose records these are, to Kafka: of all producers of that name only the latest can publish.
-    pub transactional_id: String,
+    /// Whose records these are, to Kafka: of all producers of that name only the latest can publish. Without one there are no
+    /// transactions, and a replica that was paused may publish what is outdated.
+    pub transactional_id: Option<String>,
     /// librdkafka settings; may hold passwords.
     pub options: Vec<(String, String)>,
 }
@@ -269,10 +281,12 @@ fn config(args: Args) -> Result<Config, String> {
         options.push((key.trim().to_owned(), value.to_owned()));
     }
     let kafka = KafkaConfig {
-        transactional_id: format!(
-            "verve-reporter:{}:{}:{}",
-            args.namespace, args.window_seconds, args.kafka_topic
-        ),
+        transactional_id: args.kafka_transactions.then(|| {
+            format!(
+                "verve-reporter:{}:{}:{}",
+                args.namespace, args.window_seconds, args.kafka_topic
+            )
+        }),
         brokers: args.kafka_brokers,
         topic: args.kafka_topic,
         options,

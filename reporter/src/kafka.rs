@@ -2,6 +2,7 @@
 //!
 //! Each leader begins a [`Session`], with a producer of its own. Its first act makes the broker refuse every older producer of
 //! the same transactional id, whatever that one still has in its buffers: a replica that wakes from a pause publishes nothing.
+//! Without transactions (`--kafka-transactions false`) nothing does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use tokio::runtime::Handle;
 use verve_protocol::WindowRecord;
 
 use crate::cli::{Config, KafkaConfig};
@@ -36,6 +38,7 @@ struct Kafka {
     /// Only asked whether Kafka is there. It begins no transactions, so it is in nobody's way.
     asking: FutureProducer<Quiet>,
     topic: Arc<str>,
+    transactions: bool,
     dependency: Dependency,
     metrics: Metrics,
 }
@@ -95,7 +98,9 @@ impl KafkaConfig {
         client.set("enable.idempotence", "true");
         client.set("acks", "all");
         client.set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
-        client.set("transactional.id", &self.transactional_id);
+        if let Some(id) = &self.transactional_id {
+            client.set("transactional.id", id);
+        }
         client
     }
 
@@ -133,6 +138,7 @@ impl Publisher {
             config: client,
             asking,
             topic: config.kafka.topic.as_str().into(),
+            transactions: config.kafka.transactional_id.is_some(),
             dependency,
             metrics: metrics.clone(),
         })))
@@ -170,10 +176,11 @@ impl Session {
         };
         let begun = blocking(move || {
             let producer: FutureProducer<Quiet> = kafka.config.create_with_context(Quiet)?;
-            match producer.init_transactions(BEGIN_TIMEOUT) {
-                Ok(()) => Ok(producer),
-                Err(error) => Err(cause(&producer, error)),
+            if kafka.transactions {
+                let begun = producer.init_transactions(BEGIN_TIMEOUT);
+                begun.map_err(|error| cause(&producer, error))?;
             }
+            Ok(producer)
         });
         self.producer = Some(self.judge(begun.await)?);
         Ok(Begun::Now)
@@ -240,16 +247,25 @@ impl Drop for Session {
 }
 
 impl Kafka {
-    /// One transaction. The commit waits for every record's acknowledgement, and fails if one failed.
+    /// One transaction, or else one record after the other. Waits for every acknowledgement, and fails if one failed.
     fn transact(&self, producer: &FutureProducer<Quiet>, records: &[WindowRecord]) -> KafkaResult<()> {
-        producer.begin_transaction()?;
-        for record in records {
+        if self.transactions {
+            producer.begin_transaction()?;
+        }
+        let queued = records.iter().map(|record| {
             let (key, value, headers) = (record.key(), record.value(), headers(record));
             let message = FutureRecord::to(&self.topic).key(&key).payload(&value).headers(headers);
-            let queued = producer.send_result(message).map_err(|(error, _)| error)?;
-            drop(queued);
+            producer.send_result(message).map_err(|(error, _)| error)
+        });
+        let queued: Vec<_> = queued.collect::<KafkaResult<_>>()?;
+        if self.transactions {
+            return producer.commit_transaction(DELIVERY_TIMEOUT);
         }
-        producer.commit_transaction(DELIVERY_TIMEOUT)
+        for delivery in queued {
+            let delivered = Handle::current().block_on(delivery).map_err(|_| KafkaError::Canceled)?;
+            delivered.map_err(|(error, _)| error)?;
+        }
+        Ok(())
     }
 }
 

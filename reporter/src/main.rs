@@ -97,14 +97,19 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let admin = Admin {
         config: config.clone(),
         store: store.clone(),
-        health,
+        health: health.clone(),
         metrics: metrics.clone(),
         seen,
         replica: replica.clone(),
         stop: stop.clone(),
     };
     let admin = tokio::spawn(admin::serve(listener, admin));
-    let checks = tokio::spawn(health::watch(store.clone(), publisher.clone(), stop.clone()));
+    let checks = tokio::spawn(health::watch(
+        health.clone(),
+        store.clone(),
+        publisher.clone(),
+        stop.clone(),
+    ));
     let windows = windows::Reporter::new(
         config.clone(),
         store.clone(),

@@ -48,6 +48,8 @@ pub struct Metrics {
     pub window_revisions: Counter,
     /// Windows that nobody can report any more.
     pub windows_lost: Counter,
+    /// Windows that had ids before they had begun.
+    pub windows_ahead: Counter,
     /// From a window being due to its first record being acknowledged.
     pub window_lag: Histogram,
     /// How long the oldest due window has not been reported, in seconds.
@@ -89,6 +91,7 @@ impl Default for Metrics {
             late_ids: Counter::default(),
             windows_reported: Counter::default(),
             window_revisions: Counter::default(),
+            windows_ahead: Counter::default(),
             windows_lost: Counter::default(),
             window_lag: Histogram::new(WAITS),
             window_overdue: Gauge::default(),
@@ -192,11 +195,7 @@ impl Metrics {
             self.unique_ids.clone(),
         );
         for (name, help, counter) in [
-            (
-                "late_ids",
-                "Ids dropped because they came after their window was final",
-                &self.late_ids,
-            ),
+            ("late_ids", "Ids that came after their window was final", &self.late_ids),
             (
                 "windows_reported",
                 "Windows reported for the first time",
@@ -206,6 +205,11 @@ impl Metrics {
                 "window_revisions",
                 "Corrections of windows reported before",
                 &self.window_revisions,
+            ),
+            (
+                "windows_ahead",
+                "Windows that had ids before they had begun, since the clock of an edge host is ahead",
+                &self.windows_ahead,
             ),
             (
                 "windows_lost",
@@ -296,7 +300,7 @@ mod tests {
         metrics.callback.observe(0.2);
         let text = metrics.render().expect("text");
         for line in [
-            "# HELP verve_late_ids Ids dropped because they came after their window was final.",
+            "# HELP verve_late_ids Ids that came after their window was final.",
             "# TYPE verve_late_ids counter",
             "verve_late_ids_total 3",
             "verve_windows_lost_total 0",

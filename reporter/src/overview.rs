@@ -14,12 +14,14 @@ use verve_protocol::{Report, Window, WindowLength};
 
 use crate::cli::Config;
 use crate::clock::now_ms;
-use crate::health::Health;
+use crate::health::{Health, Problem};
 use crate::metrics::{Metrics, OUTCOMES, gauge};
 use crate::store::Store;
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// From when on a window that is due and not reported is a problem.
+const OVERDUE: Duration = Duration::from_secs(10);
 /// The fewest windows looked at, for those who count by the hour or the day.
 const FEWEST: u64 = 24;
 /// The most windows looked at, for those who count by the second.
@@ -36,7 +38,7 @@ pub struct Seen {
     /// Which replica reports windows.
     pub leader: Option<String>,
     /// What the reporter depends on, each with its error if it is not reachable.
-    pub dependencies: BTreeMap<String, Option<String>>,
+    pub dependencies: BTreeMap<String, Option<Problem>>,
     /// How long the oldest due window has not been reported, in seconds.
     pub overdue_s: u64,
 }
@@ -150,6 +152,8 @@ impl Overview {
         }
         seen.dependencies = self.health.states();
         seen.overdue_s = now_ms().saturating_sub(self.config.due_ms(self.next)) / 1000;
+        let is_overdue = seen.overdue_s >= OVERDUE.as_secs();
+        self.health.set_overdue(is_overdue.then_some(self.next));
         self.tell(&seen);
         self.seen.send_replace(seen);
     }

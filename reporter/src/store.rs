@@ -1,13 +1,14 @@
 //! The connections to Redis, one a server, which reconnect by themselves.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures::future;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Script};
+use verve_protocol::keys::UNREPORTED_SECONDS;
 use verve_protocol::{Keys, RedisUrl, RedisUrls, Report, Window};
 
 use crate::health::{Dependency, Health};
@@ -18,26 +19,61 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For the answer to a command.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Errors of a server that has become a replica: its address may lead to the new primary already, for new connections.
+const MOVED_ON: [&str; 2] = ["READONLY", "MASTERDOWN"];
+/// How often a connection is renewed for such an error.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+
 /// The most reports asked for at once, so that other commands need not wait for long.
 const BATCH: usize = 1000;
 
-/// Removes sets, and answers how many members each had more than were counted. What was counted is only subtracted the first time
-/// that a set is removed: a second reporter that does the same sees what came since.
+/// Closes windows: moves their ids aside, so that none is added to them any more, and answers how many each has. Done again, or by
+/// a reporter that has lost the lease meanwhile, it changes nothing, also when there was no id to move.
 ///
-/// KEYS: for each set its key, and that which tells of its removal. ARGV: seconds to keep the latter, then for each set how many
-/// were counted.
-const REMOVE: &str = r"
-local more = {}
-for i = 1, #KEYS / 2 do
-  local set, removed, counted = KEYS[2 * i - 1], KEYS[2 * i], tonumber(ARGV[i + 1])
-  if counted > 0 and not redis.call('SET', removed, 1, 'NX', 'EX', ARGV[1]) then counted = 0 end
-  more[i] = math.max(redis.call('SCARD', set) - counted, 0)
-  redis.call('UNLINK', set)
+/// KEYS: for each window its ids, where they go, and what tells that it was closed. ARGV: seconds to keep the latter two.
+const CLOSE: &str = r"
+local counts = {}
+for i = 1, #KEYS, 3 do
+  local ids, closed, closing = KEYS[i], KEYS[i + 1], KEYS[i + 2]
+  local first = redis.call('SET', closing, 1, 'NX', 'EX', ARGV[1])
+  if first and redis.call('EXISTS', closed) == 0 and redis.call('EXISTS', ids) == 1 then
+    redis.call('RENAME', ids, closed)
+    redis.call('EXPIRE', closed, ARGV[1])
+  end
+  counts[#counts + 1] = redis.call('SCARD', closed)
 end
-return more";
+return counts";
 
-/// How long a removal is remembered: longer than a reporter is paused.
-const REMOVED: Duration = Duration::from_secs(3600);
+/// Removes the ids of closed windows. That they were closed is remembered for longer: a reporter that was paused before it closed
+/// one of them would otherwise close what came since.
+///
+/// KEYS: for each window its closed ids, and what tells that it was closed. ARGV: seconds to remember it.
+const REMOVE: &str = r"
+for i = 1, #KEYS, 2 do
+  redis.call('SET', KEYS[i + 1], 1, 'EX', ARGV[1])
+  redis.call('UNLINK', KEYS[i])
+end
+return 1";
+
+/// How long it is remembered that a window was closed: longer than a reporter is paused.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
+/// Puts ids aside that came after their window was final, and answers how many.
+///
+/// KEYS: for each window its ids, and where they go. ARGV: seconds to keep them.
+const PUT_ASIDE: &str = r"
+local moved = {}
+for i = 1, #KEYS, 2 do
+  local ids, late = KEYS[i], KEYS[i + 1]
+  local before = redis.call('SCARD', late)
+  if redis.call('EXISTS', ids) == 1 then
+    redis.call('SUNIONSTORE', late, late, ids)
+    redis.call('EXPIRE', late, ARGV[1])
+    redis.call('UNLINK', ids)
+  end
+  moved[#moved + 1] = redis.call('SCARD', late) - before
+end
+return moved";
 
 /// All Redis servers, in the order of `--redis-urls`.
 #[derive(Clone)]
@@ -51,11 +87,28 @@ pub struct Store {
 #[derive(Clone)]
 pub struct Server {
     url: RedisUrl,
-    connection: ConnectionManager,
+    connection: Arc<Mutex<Connection>>,
     dependency: Dependency,
     metrics: RedisMetrics,
     /// Whether its commands wait, so that their times say nothing.
     blocks: bool,
+}
+
+/// What a server is reached by.
+struct Connection {
+    manager: ConnectionManager,
+    response_timeout: Duration,
+    made: Instant,
+}
+
+impl Connection {
+    fn new(url: &RedisUrl, response_timeout: Duration) -> anyhow::Result<Arc<Mutex<Self>>> {
+        Ok(Arc::new(Mutex::new(Self {
+            manager: connect(url, response_timeout)?,
+            response_timeout,
+            made: Instant::now(),
+        })))
+    }
 }
 
 impl Store {
@@ -75,15 +128,78 @@ impl Store {
 
     /// The unique ids of each window: the sums over all servers.
     pub async fn counts(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
-        let counts = self.counts_by_server(windows).await?;
-        Ok(counts.iter().map(|counts| counts.iter().sum()).collect())
+        let keys = &self.keys;
+        let counts = self.on_all(windows, |pipe, window| {
+            pipe.scard(keys.ids(window))
+                .scard(keys.closed(window))
+                .exists(keys.closing(window))
+        });
+        // What came since a window was closed came too late.
+        let count = |answers: &[u64]| match answers {
+            [ids, _, 0] => *ids,
+            [_, closed, _] => *closed,
+            _ => 0,
+        };
+        let counts = counts.await?.into_iter();
+        Ok(sums(
+            windows.len(),
+            counts.map(|counts| counts.chunks(3).map(count).collect()),
+        ))
     }
 
-    /// The unique ids of each window on each server.
-    pub async fn counts_by_server(&self, windows: &[Window]) -> RedisResult<Vec<Vec<u64>>> {
-        let counts = self.on_all(windows, |pipe, key| pipe.scard(key)).await?;
-        let of = |i: usize| counts.iter().filter_map(|counts| counts.get(i).copied()).collect();
-        Ok((0..windows.len()).map(of).collect())
+    /// How many ids came after each of these windows was final, as far as they are kept.
+    pub async fn late(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
+        let counts = self.on_all(windows, |pipe, window| pipe.scard(self.keys.late(window)));
+        Ok(sums(windows.len(), counts.await?))
+    }
+
+    /// Closes windows: nothing is added to them any more. Answers the unique ids of each.
+    pub async fn close(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
+        let keys = |window| {
+            [
+                self.keys.ids(window),
+                self.keys.closed(window),
+                self.keys.closing(window),
+            ]
+        };
+        let kept = Duration::from_secs(UNREPORTED_SECONDS);
+        let closed = self.script_on_all(CLOSE, windows, keys, kept).await;
+        let closed: Vec<Vec<u64>> = closed.into_iter().collect::<RedisResult<_>>()?;
+        Ok(sums(windows.len(), closed))
+    }
+
+    /// Removes closed windows, which are final.
+    pub async fn remove_closed(&self, windows: &[Window]) -> RedisResult<()> {
+        let keys = |window| [self.keys.closed(window), self.keys.closing(window)];
+        let removed = self.script_on_all::<u8, 2>(REMOVE, windows, keys, REMEMBERED).await;
+        removed.into_iter().try_for_each(|removed| removed.map(drop))
+    }
+
+    /// Puts aside what came after these windows were final. Answers how many ids, on the servers that answered, and whether one
+    /// did not.
+    pub async fn put_aside(&self, windows: &[Window]) -> (Vec<u64>, RedisResult<()>) {
+        let keys = |window| [self.keys.ids(window), self.keys.late(window)];
+        let kept = Duration::from_secs(UNREPORTED_SECONDS);
+        let moved: Vec<RedisResult<Vec<u64>>> = self.script_on_all(PUT_ASIDE, windows, keys, kept).await;
+        let (moved, failed): (Vec<_>, Vec<_>) = moved.into_iter().partition(Result::is_ok);
+        let moved = sums(windows.len(), moved.into_iter().flatten());
+        (moved, failed.into_iter().try_for_each(|failed| failed.map(drop)))
+    }
+
+    /// Runs a script for windows on every server: with so many keys for each window, and a time in seconds.
+    async fn script_on_all<T: FromRedisValue, const N: usize>(
+        &self,
+        script: &str,
+        windows: &[Window],
+        keys: impl Fn(Window) -> [String; N],
+        time: Duration,
+    ) -> Vec<RedisResult<T>> {
+        let script = Script::new(script);
+        let mut invocation = script.arg(time.as_secs());
+        for key in windows.iter().flat_map(|window| keys(*window)) {
+            invocation.key(key);
+        }
+        future::join_all(self.servers.iter().map(|server| server.script(&invocation))).await
     }
 
     /// What was reported of each window.
@@ -101,49 +217,26 @@ impl Store {
         Ok(reports)
     }
 
-    /// Removes the ids of windows, of which so many were counted on each server. Answers how many there were more, on the
-    /// servers that answered, and whether one did not.
-    pub async fn remove_ids(&self, windows: &[(Window, Vec<u64>)]) -> (Vec<u64>, RedisResult<()>) {
-        let script = Script::new(REMOVE);
-        let removals = self.servers.iter().enumerate().map(async |(i, server)| {
-            let mut remove = script.prepare_invoke();
-            remove.arg(REMOVED.as_secs());
-            for (window, counted) in windows {
-                remove.key(self.keys.ids(*window)).key(self.keys.removed(*window));
-                remove.arg(counted.get(i).copied().unwrap_or_default());
-            }
-            server.script::<Vec<u64>>(&remove).await
-        });
-        let (mut more, mut result) = (vec![0; windows.len()], Ok(()));
-        for removed in future::join_all(removals).await {
-            match removed {
-                Ok(removed) => more.iter_mut().zip(removed).for_each(|(sum, n)| *sum += n),
-                Err(error) => result = Err(error),
-            }
-        }
-        (more, result)
-    }
-
     /// Lets the ids of windows expire after `after`.
     pub async fn expire_ids(&self, windows: &[Window], after: Duration) -> RedisResult<()> {
         let seconds = after.as_secs().cast_signed();
-        self.on_all(windows, |pipe, key| pipe.expire(key, seconds))
+        self.on_all(windows, |pipe, window| pipe.expire(self.keys.ids(window), seconds))
             .await
             .map(drop)
     }
 
-    /// One command for each window's set of ids, on every server; answers by server.
+    /// Commands for each window, on every server; answers by server.
     async fn on_all(
         &self,
         windows: &[Window],
-        command: impl Fn(&mut Pipeline, String) -> &mut Pipeline,
+        commands: impl Fn(&mut Pipeline, Window) -> &mut Pipeline,
     ) -> RedisResult<Vec<Vec<u64>>> {
         if windows.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipe = redis::pipe();
         for window in windows {
-            command(&mut pipe, self.keys.ids(*window));
+            commands(&mut pipe, *window);
         }
         future::try_join_all(self.servers.iter().map(|server| server.run(&pipe))).await
     }
@@ -178,8 +271,17 @@ impl Store {
     }
 }
 
+/// For each of so many windows the sum over all servers.
+fn sums(windows: usize, by_server: impl IntoIterator<Item = Vec<u64>>) -> Vec<u64> {
+    let mut sums = vec![0; windows];
+    for counts in by_server {
+        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    sums
+}
+
 /// Whether the error tells that Redis is not reachable, which its connection says, and not what it answers to one command.
-pub fn is_away(error: &RedisError) -> bool {
+fn is_away(error: &RedisError) -> bool {
     let refused = error.kind() == redis::ErrorKind::AuthenticationFailed;
     error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refused
 }
@@ -195,7 +297,7 @@ impl Server {
         let dependency = Dependency::new(format!("Redis {url}"), health);
         Ok(Self {
             url: url.clone(),
-            connection: connect(url, RESPONSE_TIMEOUT)?,
+            connection: Connection::new(url, RESPONSE_TIMEOUT)?,
             dependency,
             metrics: metrics.redis(&url.to_string()),
             blocks: false,
@@ -205,7 +307,7 @@ impl Server {
     /// A connection of its own to the same server, for commands that block for up to `longest`.
     pub fn for_blocking(&self, longest: Duration) -> anyhow::Result<Self> {
         Ok(Self {
-            connection: connect(&self.url, longest + RESPONSE_TIMEOUT)?,
+            connection: Connection::new(&self.url, longest + RESPONSE_TIMEOUT)?,
             blocks: true,
             ..self.clone()
         })
@@ -213,17 +315,17 @@ impl Server {
 
     /// Runs one command.
     pub async fn command<T: FromRedisValue>(&self, command: &redis::Cmd) -> RedisResult<T> {
-        self.observe(command.query_async(&mut self.connection.clone())).await
+        self.observe(command.query_async(&mut self.connection())).await
     }
 
     /// Runs a pipeline, atomically if it says so.
     pub async fn run<T: FromRedisValue>(&self, pipe: &Pipeline) -> RedisResult<T> {
-        self.observe(pipe.query_async(&mut self.connection.clone())).await
+        self.observe(pipe.query_async(&mut self.connection())).await
     }
 
     /// Runs a script.
     pub async fn script<T: FromRedisValue>(&self, script: &redis::ScriptInvocation<'_>) -> RedisResult<T> {
-        self.observe(script.invoke_async(&mut self.connection.clone())).await
+        self.observe(script.invoke_async(&mut self.connection())).await
     }
 
     async fn observe<T>(&self, asked: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
@@ -238,10 +340,39 @@ impl Server {
                 self.metrics.away.inc();
                 self.dependency.down(error);
             }
-            // What Redis answers to one command says nothing of Redis; the caller knows what to make of it.
-            Err(_) => drop(self.metrics.refused.inc()),
+            Err(error) => {
+                self.metrics.refused.inc();
+                match error.code() {
+                    // The caller makes the group, or has made it; what was waited for is gone.
+                    Some("NOGROUP" | "BUSYGROUP" | "UNBLOCKED") | None => {}
+                    Some(kind) => {
+                        if MOVED_ON.contains(&kind) {
+                            self.renew();
+                        }
+                        let error = format!("{kind}: {}", error.detail().unwrap_or_default());
+                        self.dependency.refuses(kind, error);
+                    }
+                }
+            }
         }
         result
+    }
+
+    /// Opens a new connection in place of this one: its address may lead to another server by now.
+    fn renew(&self) {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if connection.made.elapsed() < RENEW_EVERY {
+            return;
+        }
+        // Else the one that is there goes on.
+        if let Ok(manager) = connect(&self.url, connection.response_timeout) {
+            (connection.manager, connection.made) = (manager, Instant::now());
+        }
+    }
+
+    fn connection(&self) -> ConnectionManager {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        connection.manager.clone()
     }
 }
 

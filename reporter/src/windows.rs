@@ -12,6 +12,7 @@ mod ledger;
 mod model;
 mod pending;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,10 +27,10 @@ use crate::cli::Config;
 use crate::clock::now_ms;
 use crate::kafka::{Begun, Publisher, Session, Unpublished};
 use crate::metrics::Metrics;
-use crate::store::{self, Store};
-use books::{BATCH, Books, TooLate};
+use crate::store::Store;
+use books::{BATCH, Books, Swept};
 use lease::Lease;
-use ledger::{Change, Ledger, Periods, Step};
+use ledger::{Change, Ledger, News, Periods, Step};
 
 /// How often a reported window is counted again while it is watched for late ids.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -37,8 +38,10 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// How often the ids of windows that cannot be published are kept from expiring.
 const KEEP_EVERY: Duration = Duration::from_secs(3600);
-/// How often Redis is searched for ids that came too late and reports that need not be kept.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How often Redis is searched for ids that nobody expects and reports that need not be kept. It is searched through all its keys, so
+/// after a search that took long it is left alone for [`SWEEP_REST`] times as long.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+const SWEEP_REST: u32 = 50;
 
 /// Reports windows for as long as it holds the lease.
 pub struct Reporter {
@@ -61,6 +64,37 @@ impl Last {
 
     fn is_now(&mut self) {
         self.0 = Some(Instant::now());
+    }
+}
+
+/// When Redis is searched next, and what was told of what was found.
+struct Sweeps {
+    due: Instant,
+    ahead: BTreeSet<Window>,
+}
+
+impl Default for Sweeps {
+    fn default() -> Self {
+        Self {
+            due: Instant::now(),
+            ahead: BTreeSet::new(),
+        }
+    }
+}
+
+impl Sweeps {
+    fn is_due(&self) -> bool {
+        Instant::now() >= self.due
+    }
+
+    fn done(&mut self, took: Duration) {
+        self.due = Instant::now() + SWEEP_EVERY.max(took * SWEEP_REST);
+    }
+
+    /// Those of the windows that have not begun of which nothing was told yet.
+    fn untold(&mut self, ahead: Vec<Window>) -> Vec<Window> {
+        let before = std::mem::replace(&mut self.ahead, ahead.iter().copied().collect());
+        ahead.into_iter().filter(|window| !before.contains(window)).collect()
     }
 }
 
@@ -109,8 +143,8 @@ impl Reporter {
             match led {
                 Ok(()) if stop.is_cancelled() => {}
                 Ok(()) => tracing::warn!(replica = self.replica, "lost the lease"),
-                Err(error) if store::is_away(&error) => tracing::debug!("reporting interrupted: {error}"),
-                Err(error) => tracing::warn!("reporting interrupted: {error}"),
+                // Said by `health`.
+                Err(error) => tracing::debug!("reporting interrupted: {error}"),
             }
             lease.release().await;
             stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
@@ -122,7 +156,7 @@ impl Reporter {
         let ledger = self.resume(known.as_ref()).await?;
         let ledger = known.insert(ledger);
         let mut session = self.publisher.session();
-        let (mut watched, mut swept, mut kept) = (Last::default(), Last::default(), Last::default());
+        let (mut watched, mut kept, mut sweeps) = (Last::default(), Last::default(), Sweeps::default());
         // Whoever was paused must not do what another one has done better.
         while lease.is_held() && (ledger.owes_recording() || !stop.is_cancelled()) {
             let watch = watched.is_over(WATCH_EVERY);
@@ -148,12 +182,9 @@ impl Reporter {
                         Err(Unpublished::Away) => self.put_off(ledger, &mut kept, stop).await?,
                     }
                 }
-                Step::Remove(removals) => {
-                    let mut too_late = TooLate::new();
-                    let removed = self.books.remove(&removals, &mut too_late).await;
-                    self.tell_too_late(too_late);
-                    removed?;
-                    ledger.removed(removals.into_iter().map(|(window, _)| window));
+                Step::Remove(windows) => {
+                    self.books.remove(&windows).await?;
+                    ledger.removed(&windows);
                 }
                 Step::Count(windows) => {
                     // Before anything is written down that could not be published.
@@ -172,9 +203,8 @@ impl Reporter {
                     if watch {
                         watched.is_now();
                     }
-                    if swept.is_over(SWEEP_EVERY) {
-                        swept.is_now();
-                        self.sweep(ledger).await;
+                    if sweeps.is_due() && !self.sweep(lease, ledger, &mut sweeps).await? {
+                        return Ok(());
                     }
                     self.wait(ledger, stop).await;
                 }
@@ -241,6 +271,10 @@ impl Reporter {
         ledger.recorded();
         for Change { record, report } in changes {
             let (counter, told) = match record.revision {
+                _ if record.late > 0 => (
+                    &self.metrics.window_revisions,
+                    "window reported again, with its late ids",
+                ),
                 0 => {
                     let lag_ms = report.time.saturating_sub(self.config.due_ms(record.window));
                     self.metrics
@@ -257,6 +291,7 @@ impl Reporter {
                 revision = record.revision,
                 requests = record.requests,
                 duplicates = record.duplicates,
+                late = (record.late > 0).then_some(record.late),
                 "{told}",
             );
         }
@@ -266,41 +301,55 @@ impl Reporter {
     /// Counts windows, writes down what is news, and makes final what is over. Answers whether the lease is held.
     async fn count(&self, lease: &Lease, ledger: &mut Ledger, windows: &[Window]) -> RedisResult<bool> {
         let now = now_ms();
-        let counts = self.store.counts_by_server(windows).await?;
+        let counts = self.store.counts(windows).await?;
         let plan = ledger.plan(windows.iter().copied().zip(counts), now);
-        let records = self.books.records(&plan.news).await?;
-        if !self.books.prepare(lease, &records).await? {
+        if !self.prepare(lease, ledger, &plan.news).await? {
             return Ok(false);
         }
-        ledger.prepared(records);
-        for finals in plan.finals.chunks(BATCH) {
-            let Some(done) = self.books.finish(lease, finals.to_vec()).await? else {
+        for windows in plan.over.chunks(BATCH) {
+            let counts = self.store.close(windows).await?;
+            let plan = ledger.plan_closed(windows.iter().copied().zip(counts));
+            if !self.prepare(lease, ledger, &plan.news).await? || !self.books.finish(lease, &plan.finals).await? {
                 return Ok(false);
-            };
-            done.into_iter().for_each(|done| ledger.finished(done));
+            }
+            plan.finals.iter().for_each(|(window, _)| ledger.finished(*window));
         }
         Ok(true)
     }
 
-    /// What fails here can wait.
-    async fn sweep(&self, ledger: &mut Ledger) {
-        let mut too_late = TooLate::new();
-        if let Err(error) = self.books.sweep(ledger, &mut too_late).await {
+    /// Writes down what is to be published. Answers whether the lease is held.
+    async fn prepare(&self, lease: &Lease, ledger: &mut Ledger, news: &[News]) -> RedisResult<bool> {
+        let records = self.books.records(news).await?;
+        if !self.books.prepare(lease, &records).await? {
+            return Ok(false);
+        }
+        ledger.prepared(records);
+        Ok(true)
+    }
+
+    /// Looks for what came too late, and for what need not be kept. What fails here can wait, except for writing down what was
+    /// found. Answers whether the lease is held.
+    async fn sweep(&self, lease: &Lease, ledger: &mut Ledger, sweeps: &mut Sweeps) -> RedisResult<bool> {
+        let begun = Instant::now();
+        let mut swept = Swept::default();
+        if let Err(error) = self.books.sweep(ledger, &mut swept).await {
             tracing::warn!("cannot search for ids that came too late: {error}");
         }
-        self.tell_too_late(too_late);
+        for (window, ids) in swept.late {
+            self.metrics.late_ids.inc_by(ids);
+            tracing::warn!(%window, ids, "ids came after their window was final: kept for a day, and told by a record with their number");
+        }
+        for window in sweeps.untold(swept.ahead) {
+            self.metrics.windows_ahead.inc();
+            tracing::warn!(%window, "a window that has not begun has ids: the clock of an edge host is ahead");
+        }
         match self.books.trim().await {
             Ok(0) => {}
             Ok(reports) => tracing::info!(reports, "removed old reports"),
             Err(error) => tracing::warn!("cannot remove old reports: {error}"),
         }
-    }
-
-    fn tell_too_late(&self, too_late: TooLate) {
-        for (window, ids) in too_late {
-            self.metrics.late_ids.inc_by(ids);
-            tracing::warn!(%window, ids, "ids dropped: they came after their window was final");
-        }
+        sweeps.done(begun.elapsed());
+        self.prepare(lease, ledger, &swept.news).await
     }
 
     /// Waits until something may be due, unless something is already.

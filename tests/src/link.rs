@@ -26,6 +26,7 @@ pub struct Link {
 }
 
 struct Shared {
+    to: Mutex<SocketAddr>,
     state: watch::Sender<State>,
     armed: Mutex<Vec<Armed>>,
 }
@@ -78,10 +79,11 @@ impl Link {
     pub async fn start_on(address: SocketAddr, to: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let shared = Arc::new(Shared {
+            to: Mutex::new(to),
             state: watch::Sender::new(State::Up),
             armed: Mutex::default(),
         });
-        let task = tokio::spawn(accept(listener, to, Arc::clone(&shared)));
+        let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Ok(Self { address, shared, task })
     }
 
@@ -104,6 +106,11 @@ impl Link {
     /// Undoes [`Self::cut`] and [`Self::hold`].
     pub fn mend(&self) {
         self.shared.state.send_replace(State::Up);
+    }
+
+    /// Leads new connections to another server; those that there are stay where they are.
+    pub fn lead_to(&self, to: SocketAddr) {
+        *self.shared.to.lock().unwrap_or_else(PoisonError::into_inner) = to;
     }
 
     /// Holds the first connection that sends all of `pattern`, in this order.
@@ -165,10 +172,11 @@ impl Shared {
     }
 }
 
-async fn accept(listener: TcpListener, to: SocketAddr, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((near, _)) = listener.accept().await {
         if *shared.state.borrow() != State::Cut {
+            let to = *shared.to.lock().unwrap_or_else(PoisonError::into_inner);
             connections.spawn(connect(near, to, Arc::clone(&shared)));
         }
         // Those that have ended.

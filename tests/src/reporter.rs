@@ -1,6 +1,5 @@
 //! `verve-reporter`, as a process.
 
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
@@ -94,34 +93,17 @@ impl Reporter {
 /// # Errors
 /// When it is not built.
 pub fn command() -> Result<Command> {
-    let mut command = Command::new(paths::verve_reporter()?);
-    for flag in FLAGS {
-        command.env_remove(OsString::from(flag));
-    }
+    let mut command = without_settings(Command::new(paths::verve_reporter()?));
     command.env_remove("RUST_LOG");
     command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
     Ok(command)
 }
 
-/// Every flag of the reporter, as its environment variable. `KAFKA_BROKERS`, for one, may be set for the tests themselves.
-pub const FLAGS: [&str; 19] = [
-    "REDIS_URLS",
-    "NAMESPACE",
-    "WINDOW_SECONDS",
-    "GRACE_MS",
-    "LATE_SECONDS",
-    "KAFKA_BROKERS",
-    "KAFKA_TOPIC",
-    "KAFKA_OPTION",
-    "CALLBACK_URL",
-    "CALLBACK_METHOD",
-    "CALLBACK_ALLOW",
-    "CALLBACK_ALLOW_ONLY",
-    "CALLBACK_ATTEMPTS",
-    "CALLBACK_BACKOFF_MS",
-    "CALLBACK_SECRET",
-    "LISTEN",
-    "ADMIN_TOKEN",
-    "LOG_FORMAT",
-    "CALLBACK_TIMEOUT_MS",
-];
+/// The command with none of the reporter's settings that the environment may hold.
+#[must_use]
+pub fn without_settings(mut command: Command) -> Command {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"VERVE_")) {
+        command.env_remove(name);
+    }
+    command
+}

@@ -14,6 +14,11 @@ mod instance {
     use crate::answer::{Answer, Outcome};
     use crate::request::Accept;
 
+    /// Answers another method than GET.
+    pub async fn look_around() -> Answer {
+        Answer::MethodNotAllowed
+    }
+
     /// Parses, and records nothing.
     pub async fn answer(path_with_query: &str) -> Answer {
         match Accept::parse(path_with_query) {

@@ -190,8 +190,8 @@ fn health(seen: &Seen, replica: &str) -> Markup {
         html! { li .good[good] .bad[!good] { strong { (name) } " " span { (text) } } }
     };
     html! {
-        @for (name, error) in &seen.dependencies {
-            (item(error.is_none(), name, error.as_deref().unwrap_or("answers")))
+        @for (name, problem) in &seen.dependencies {
+            (item(problem.is_none(), name, problem.as_ref().map_or("answers", |problem| problem.error.as_str())))
         }
         (item(seen.leader.is_some(), "Lease", &leader))
         @if seen.overdue_s > 0 {

@@ -111,3 +111,18 @@ fn kafka_options_are_split_at_the_first_equals_sign() {
     let config = parse(&["--kafka-option", "sasl.password=a=b"]).expect("valid");
     assert_eq!(config.kafka.options, [("sasl.password".to_owned(), "a=b".to_owned())]);
 }
+
+#[test]
+fn transactions_are_on_unless_switched_off() {
+    let id = |args: &[&str]| parse(args).expect("valid").kafka.transactional_id;
+    assert_eq!(
+        id(&["--namespace", "n"]),
+        Some("verve-reporter:n:60:unique-requests".to_owned())
+    );
+    assert_eq!(
+        id(&["--kafka-transactions", "true"]),
+        Some("verve-reporter:verve:60:unique-requests".to_owned())
+    );
+    assert_eq!(id(&["--kafka-transactions", "false"]), None);
+    assert!(parse(&["--kafka-transactions", "perhaps"]).is_err());
+}

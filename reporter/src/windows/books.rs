@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::{RedisResult, Script, ScriptInvocation};
-use verve_protocol::keys::stats;
+use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
 use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
 use super::lease::Lease;
-use super::ledger::{self, Change, Final, Ledger, Stored, Stray};
+use super::ledger::{self, Change, Ledger, News, Stored, Stray};
 use super::pending::Pending;
 use crate::cli::Config;
 use crate::clock::now_ms;
@@ -45,28 +46,31 @@ while ARGV[at] do
 end
 return 1";
 
-/// Makes windows final and removes their sets, each only if no id was added since it was counted. If there are other Redis,
-/// writes down what was counted there. Answers nil without the lease, and otherwise for each window 1, or 0 if ids were added.
+/// Makes windows final, and writes down that what they were counted by is to be removed. Answers 0 without the lease.
 ///
-/// KEYS: lease, reports, pending, then the sets. ARGV: lease holder, seconds to keep what is pending, then for each window its
-/// field, report, number of ids here, and what is pending or nothing.
+/// KEYS: lease, reports, pending. ARGV: lease holder, seconds to keep what is pending, what is pending, then for each window its
+/// field and report.
 const FINISH: &str = r"
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
-local done = {}
-for i = 4, #KEYS do
-  local at = 3 + (i - 4) * 4
-  done[i - 3] = 0
-  if redis.call('SCARD', KEYS[i]) == tonumber(ARGV[at + 2]) then
-    redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1])
-    if ARGV[at + 3] ~= '' then
-      redis.call('HSET', KEYS[3], ARGV[at], ARGV[at + 3])
-      redis.call('EXPIRE', KEYS[3], ARGV[2])
-    end
-    redis.call('UNLINK', KEYS[i])
-    done[i - 3] = 1
-  end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for i = 4, #ARGV, 2 do
+  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  redis.call('HSET', KEYS[3], ARGV[i], ARGV[3])
 end
-return done";
+redis.call('EXPIRE', KEYS[3], ARGV[2])
+return 1";
+
+/// Forgets that closed sets are to be removed. Of such a window something else may be pending by now, if this leader was followed
+/// by another one.
+///
+/// KEYS: pending. ARGV: what is pending, then the windows' fields.
+const REMOVED: &str = r"
+for i = 2, #ARGV do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
+end
+return 1";
+
+/// From when on a window that has not begun, and has ids all the same, is worth a word: clocks are never quite the same.
+const AHEAD: Duration = Duration::from_secs(5);
 
 /// Reports, statistics and sets in Redis.
 pub struct Books {
@@ -75,10 +79,19 @@ pub struct Books {
     prepare: Script,
     record: Script,
     finish: Script,
+    removed: Script,
 }
 
-/// Windows with ids that came too late, and how many.
-pub type TooLate = Vec<(Window, u64)>;
+/// What a search for ids that nobody expects has found.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Windows with ids that came after they were final, and how many since the last search.
+    pub late: Vec<(Window, u64)>,
+    /// What to publish of such windows.
+    pub news: Vec<News>,
+    /// Windows that have not begun, and have ids.
+    pub ahead: Vec<Window>,
+}
 
 impl Books {
     /// The books in these Redis.
@@ -89,6 +102,7 @@ impl Books {
             prepare: Script::new(PREPARE),
             record: Script::new(RECORD),
             finish: Script::new(FINISH),
+            removed: Script::new(REMOVED),
         }
     }
 
@@ -139,9 +153,13 @@ impl Books {
 
     /// The windows that have ids, on whatever Redis.
     async fn with_ids(&self) -> RedisResult<BTreeSet<Window>> {
-        let prefix = self.store.keys.ids_prefix(self.length());
-        let keys = self.store.scan(&prefix).await?;
-        let starts = keys.iter().filter_map(|key| key.strip_prefix(&prefix));
+        self.windows_by(&self.store.keys.ids_prefix(self.length())).await
+    }
+
+    /// The windows that have a key with this prefix, on whatever Redis.
+    async fn windows_by(&self, prefix: &str) -> RedisResult<BTreeSet<Window>> {
+        let keys = self.store.scan(prefix).await?;
+        let starts = keys.iter().filter_map(|key| key.strip_prefix(prefix));
         Ok(starts.filter_map(|start| self.window(start)).collect())
     }
 
@@ -156,25 +174,26 @@ impl Books {
         Ok(began.and_then(|start| self.length().window_starting(start)))
     }
 
-    /// The records of windows with these counts and revisions.
-    pub async fn records(&self, news: &[(Window, u64, u64)]) -> RedisResult<Vec<WindowRecord>> {
+    /// The records of these news.
+    pub async fn records(&self, news: &[News]) -> RedisResult<Vec<WindowRecord>> {
         if news.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipe = redis::pipe();
-        for (window, ..) in news {
+        for news in news {
             pipe.cmd("HMGET")
-                .arg(self.store.keys.stats(*window))
+                .arg(self.store.keys.stats(news.window))
                 .arg(stats::REQUESTS)
                 .arg(stats::DUPLICATE);
         }
         let stats: Vec<[Option<u64>; 2]> = self.store.first().run(&pipe).await?;
-        let record = |(&(window, count, revision), [requests, duplicates]): (_, [Option<u64>; 2])| WindowRecord {
-            window,
-            count,
-            revision,
+        let record = |(news, [requests, duplicates]): (&News, [Option<u64>; 2])| WindowRecord {
+            window: news.window,
+            count: news.count,
+            revision: news.revision,
             requests: requests.unwrap_or_default(),
             duplicates: duplicates.unwrap_or_default(),
+            late: news.late,
         };
         Ok(news.iter().zip(stats).map(record).collect())
     }
@@ -235,65 +254,70 @@ impl Books {
         Ok(self.store.first().script::<u8>(script).await? == 1)
     }
 
-    /// Makes windows final. Answers those that are: ids were added to the others. `None` if the lease is lost.
-    pub async fn finish(&self, lease: &Lease, finals: Vec<Final>) -> RedisResult<Option<Vec<Final>>> {
+    /// Makes windows final. Answers whether the lease is held: if not, nothing was changed.
+    pub async fn finish(&self, lease: &Lease, finals: &[(Window, Report)]) -> RedisResult<bool> {
         let mut script = self.finish.key(self.store.keys.lease());
         script
             .key(self.store.keys.reports(self.length()))
             .key(self.store.keys.reports_pending(self.length()))
             .arg(lease.holder())
-            .arg(ledger::KEPT.as_secs());
-        for last in &finals {
-            let elsewhere = last.elsewhere().map(|counted| Pending::Remove { counted }.to_json());
-            script
-                .key(self.store.keys.ids(last.window))
-                .arg(last.window.start())
-                .arg(last.report.to_json())
-                .arg(last.counted.first().copied().unwrap_or_default())
-                .arg(elsewhere.unwrap_or_default());
+            .arg(ledger::KEPT.as_secs())
+            .arg(Pending::Remove.to_json());
+        for (window, report) in finals {
+            script.arg(window.start()).arg(report.to_json());
         }
-        let done: Option<Vec<u8>> = self.store.first().script(&script).await?;
-        Ok(done.map(|done| {
-            let all = finals.into_iter().zip(done);
-            all.filter(|(_, done)| *done == 1).map(|(window, _)| window).collect()
-        }))
+        self.held(&script).await
     }
 
-    /// Removes what is left of the sets of final windows, of which so many ids were counted on each Redis. Those that came
-    /// after that are added to `too_late`, also when one of several Redis fails: what the others removed is gone.
-    pub async fn remove(&self, removals: &[(Window, Vec<u64>)], too_late: &mut TooLate) -> RedisResult<()> {
-        let (late, removed) = self.store.remove_ids(removals).await;
-        let late = removals.iter().zip(late).map(|((window, _), ids)| (*window, ids));
-        too_late.extend(late.filter(|(_, ids)| *ids > 0));
-        removed?;
-        let mut hdel = redis::cmd("HDEL");
-        hdel.arg(self.store.keys.reports_pending(self.length()));
-        for (window, _) in removals {
-            hdel.arg(window.start());
+    /// Removes what final windows were counted by.
+    pub async fn remove(&self, windows: &[Window]) -> RedisResult<()> {
+        self.store.remove_closed(windows).await?;
+        let mut script = self.removed.key(self.store.keys.reports_pending(self.length()));
+        script.arg(Pending::Remove.to_json());
+        for window in windows {
+            script.arg(window.start());
         }
-        self.store.first().command::<u64>(&hdel).await.map(drop)
+        self.store.first().script::<u8>(&script).await.map(drop)
     }
 
-    /// Removes the sets of past windows: their ids came too late, and are added to `found`. Windows that were never reported are given to the ledger.
-    pub async fn sweep(&self, ledger: &mut Ledger, found: &mut TooLate) -> RedisResult<()> {
-        let mut past = self.with_ids().await?;
-        past.retain(|window| ledger.is_past(*window));
-        let past: Vec<Window> = past.into_iter().collect();
-        for windows in past.chunks(BATCH) {
-            let mut hmget = redis::cmd("HMGET");
-            hmget.arg(self.store.keys.reports(self.length()));
-            for window in windows {
-                hmget.arg(window.start());
-            }
-            let reports: Vec<Option<String>> = self.store.first().command(&hmget).await?;
-            let now = now_ms();
-            let too_late = windows.iter().zip(reports).filter(|(window, report)| {
-                let report = report.as_ref().and_then(|json| Report::from_json(json).ok());
-                ledger.stray(**window, report.as_ref(), now) == Stray::TooLate
-            });
-            let too_late: Vec<(Window, Vec<u64>)> = too_late.map(|(window, _)| (*window, Vec::new())).collect();
-            if !too_late.is_empty() {
-                self.remove(&too_late, found).await?;
+    /// Looks for ids in windows that nobody expects them in. Those of final windows are put aside, also when one of several
+    /// Redis fails. Windows that were never reported are given to the ledger.
+    pub async fn sweep(&self, ledger: &mut Ledger, swept: &mut Swept) -> RedisResult<()> {
+        let with_ids = self.with_ids().await?;
+        self.find_ahead(&with_ids, swept).await?;
+        let past: Vec<Window> = with_ids.into_iter().filter(|window| ledger.is_past(*window)).collect();
+        let reports = self.store.reports(&past).await?;
+        let now = now_ms();
+        let strays = past.into_iter().zip(reports);
+        let late = strays.filter(|(window, report)| ledger.stray(*window, report.as_ref(), now) == Stray::TooLate);
+        let late: Vec<Window> = late.map(|(window, _)| window).collect();
+        let mut put_aside = Ok(());
+        for windows in late.chunks(BATCH) {
+            let (moved, result) = self.store.put_aside(windows).await;
+            let moved = windows.iter().copied().zip(moved);
+            swept.late.extend(moved.filter(|(_, ids)| *ids > 0));
+            put_aside = put_aside.and(result);
+        }
+        put_aside?;
+        // Also those that were put aside before somebody died.
+        let late = self.windows_by(&self.store.keys.late_prefix(self.length())).await?;
+        let late: Vec<Window> = late.into_iter().collect();
+        let (counts, reports) = (self.store.late(&late).await?, self.store.reports(&late).await?);
+        let told = late.into_iter().zip(counts).zip(reports);
+        let news = told.filter_map(|((window, ids), report)| ledger.late(window, &report?, ids));
+        swept.news.extend(news);
+        Ok(())
+    }
+
+    /// Finds windows that have not begun, and keeps their ids until they are due.
+    async fn find_ahead(&self, with_ids: &BTreeSet<Window>, swept: &mut Swept) -> RedisResult<()> {
+        let now = Duration::from_millis(now_ms());
+        for window in with_ids {
+            let begins_in = Duration::from_secs(window.start()).saturating_sub(now);
+            if begins_in > AHEAD {
+                let kept = begins_in.min(ledger::KEPT) + Duration::from_secs(UNREPORTED_SECONDS);
+                self.store.expire_ids(&[*window], kept).await?;
+                swept.ahead.push(*window);
             }
         }
         Ok(())

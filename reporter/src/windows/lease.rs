@@ -10,7 +10,7 @@ use redis::Script;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::store::{Store, is_away};
+use crate::store::Store;
 
 /// How long a lease lasts unless it is renewed. With [`TRY_EVERY`] it bounds the time of a takeover.
 const LASTS: Duration = Duration::from_secs(6);
@@ -46,17 +46,13 @@ impl Lease {
             .arg("NX")
             .arg("PX")
             .arg(lasts_ms());
-        let mut told = false;
         let held_until = loop {
             let asked = Instant::now();
             match store.first().command::<Option<()>>(&set).await {
                 Ok(Some(())) => break asked + LASTS,
                 Ok(None) => {}
-                Err(error) if told || is_away(&error) => {}
-                Err(error) => {
-                    told = true;
-                    tracing::error!("cannot get the lease: {error}; trying again");
-                }
+                // Said by `health`.
+                Err(error) => tracing::debug!("cannot get the lease: {error}"),
             }
             tokio::time::sleep(TRY_EVERY).await;
         };

@@ -4,7 +4,11 @@
 //! 1. counted, and found to be news: [`Ledger::plan`]
 //! 2. `pending`: written down in Redis, so that it is published as it is, by this leader or the next
 //! 3. `acknowledged`: Kafka has it, and Redis does not know yet
-//! 4. `watched`: recorded, and counted again until it is final
+//! 4. `watched`: recorded, and counted again until its late period is over
+//!
+//! Then the window is closed: its sets are moved aside, so that nothing is added to them any more, and counted for the last
+//! time. Once that count is reported the window is final, and what was moved aside is removed. Whatever is in its sets after
+//! that came too late: it is kept apart, and a last record tells how many ids that are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,7 +26,7 @@ pub const KEPT: Duration = Duration::from_secs(7 * 86_400);
 pub struct Periods {
     /// From a window's end to its first report.
     pub grace: Duration,
-    /// From a window being due, and from each report of it: how long late ids correct it.
+    /// From a window's first report: how long late ids correct it.
     pub late: Duration,
 }
 
@@ -52,7 +56,7 @@ pub struct Ledger {
     pending: BTreeMap<Window, WindowRecord>,
     acknowledged: BTreeMap<Window, Change>,
     watched: BTreeMap<Window, Report>,
-    removals: BTreeMap<Window, Vec<u64>>,
+    removals: BTreeSet<Window>,
 }
 
 /// What Kafka has acknowledged, and how it is recorded.
@@ -69,38 +73,38 @@ pub enum Step {
     Record(Vec<Change>),
     /// Publish what was written down; once Kafka has all of it [`Ledger::acknowledged`].
     Publish(Vec<WindowRecord>),
-    /// Remove what is left of the sets of final windows, of which so many ids were counted on each Redis; then [`Ledger::removed`].
-    Remove(Vec<(Window, Vec<u64>)>),
+    /// Remove what final windows were counted by; then [`Ledger::removed`].
+    Remove(Vec<Window>),
     /// Count these windows; then [`Ledger::plan`].
     Count(Vec<Window>),
+}
+
+/// What is to be published of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct News {
+    pub window: Window,
+    pub count: u64,
+    pub revision: u64,
+    /// Ids that came too late.
+    pub late: u64,
 }
 
 /// What follows from a count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Window, count and revision, to be written down as pending; then [`Ledger::prepared`].
-    pub news: Vec<(Window, u64, u64)>,
-    /// Windows to be made final if their sets still have these numbers of ids; then [`Ledger::finished`].
-    pub finals: Vec<Final>,
+    /// To be written down as pending; then [`Ledger::prepared`].
+    pub news: Vec<News>,
+    /// Windows whose late period is over: to be closed and counted for the last time; then [`Ledger::plan_closed`].
+    pub over: Vec<Window>,
 }
 
-/// A window whose late period is over, and whose count is reported.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Final {
-    pub window: Window,
-    pub report: Report,
-    /// How many ids each Redis has.
-    pub counted: Vec<u64>,
-}
-
-impl Final {
-    /// How many counted ids each Redis has still, once those of the first are removed with the window becoming final; `None` if
-    /// there are none.
-    pub fn elsewhere(&self) -> Option<Vec<u64>> {
-        let mut counted = self.counted.clone();
-        *counted.first_mut()? = 0;
-        counted.iter().any(|n| *n > 0).then_some(counted)
-    }
+/// What follows from the last count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastPlan {
+    /// Ids that came in the last moment. To be written down as pending; then [`Ledger::prepared`].
+    pub news: Vec<News>,
+    /// Windows whose last count is reported, to be recorded as final; then [`Ledger::finished`].
+    pub finals: Vec<(Window, Report)>,
 }
 
 /// Windows that nobody can report any more.
@@ -114,10 +118,12 @@ pub struct Lost {
 /// What to do about ids of a window that is past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stray {
-    /// They are too late: the window is final.
+    /// They came too late: the window is final.
     TooLate,
     /// The window was never reported: report it.
     Unreported,
+    /// Another replica watches the window.
+    Watched,
 }
 
 impl Ledger {
@@ -157,13 +163,12 @@ impl Ledger {
             pending: BTreeMap::new(),
             acknowledged,
             watched: BTreeMap::new(),
-            removals: BTreeMap::new(),
+            removals: BTreeSet::new(),
         };
         for (window, pending) in stored.pending {
             match (pending.record(window), pending) {
                 (Some(record), _) => drop(ledger.pending.insert(window, record)),
-                (None, Pending::Remove { counted }) => drop(ledger.removals.insert(window, counted)),
-                (None, Pending::Publish { .. }) => {}
+                (None, _) => drop(ledger.removals.insert(window)),
             }
         }
         ledger.watched = stored.reports;
@@ -197,6 +202,8 @@ impl Ledger {
                 count: 0,
                 revision: 0,
                 time: 0,
+                first: 0,
+                late: 0,
                 is_final: true,
             });
         }
@@ -210,7 +217,7 @@ impl Ledger {
         } else if !self.pending.is_empty() {
             Step::Publish(self.pending.values().copied().collect())
         } else if !self.removals.is_empty() {
-            Step::Remove(self.removals.clone().into_iter().collect())
+            Step::Remove(self.removals.iter().copied().collect())
         } else {
             let mut windows = self.due(now_ms, limit);
             windows.extend(self.watched.keys().filter(|_| watch));
@@ -240,27 +247,61 @@ impl Ledger {
         self.pending.keys().chain(self.watched.keys()).copied().collect()
     }
 
-    /// What to do about windows that had so many unique ids on each Redis at `now_ms`.
-    pub fn plan(&self, counts: impl IntoIterator<Item = (Window, Vec<u64>)>, now_ms: u64) -> Plan {
+    /// What to do about windows that had so many unique ids at `now_ms`.
+    pub fn plan(&self, counts: impl IntoIterator<Item = (Window, u64)>, now_ms: u64) -> Plan {
         let mut plan = Plan::default();
-        for (window, counted) in counts {
-            let count = counted.iter().sum();
-            match self.watched.get(&window) {
-                None => plan.news.push((window, count, 0)),
-                Some(report) if count > report.count => plan.news.push((window, count, report.revision + 1)),
-                // Ids do not leave a set; a smaller count means that Redis lost some, and what was reported stays true.
-                Some(report) if now_ms >= self.final_ms(window, report) => plan.finals.push(Final {
-                    window,
-                    report: Report {
-                        is_final: true,
-                        ..*report
-                    },
-                    counted,
-                }),
-                Some(_) => {}
+        for (window, count) in counts {
+            match (self.news(window, count), self.watched.get(&window)) {
+                (Some(news), _) => plan.news.push(news),
+                (None, Some(report)) if now_ms >= self.final_ms(window, report) => plan.over.push(window),
+                (None, _) => {}
             }
         }
         plan
+    }
+
+    /// What to do about closed windows that had so many unique ids.
+    pub fn plan_closed(&self, counts: impl IntoIterator<Item = (Window, u64)>) -> LastPlan {
+        let mut plan = LastPlan::default();
+        for (window, count) in counts {
+            match (self.news(window, count), self.watched.get(&window)) {
+                (Some(news), _) => plan.news.push(news),
+                (None, Some(report)) => plan.finals.push((
+                    window,
+                    Report {
+                        is_final: true,
+                        ..*report
+                    },
+                )),
+                (None, None) => {}
+            }
+        }
+        plan
+    }
+
+    fn news(&self, window: Window, count: u64) -> Option<News> {
+        let revision = match self.watched.get(&window) {
+            None => 0,
+            Some(report) if count > report.count => report.revision + 1,
+            // Ids do not leave a set; a smaller count means that Redis lost some, and what was reported stays true.
+            Some(_) => return None,
+        };
+        Some(News {
+            window,
+            count,
+            revision,
+            late: 0,
+        })
+    }
+
+    /// What to publish of a past window of which Redis has this report, and so many ids that came too late.
+    pub fn late(&self, window: Window, report: &Report, ids: u64) -> Option<News> {
+        (self.is_past(window) && report.is_final && ids > report.late).then_some(News {
+            window,
+            count: report.count,
+            revision: report.revision + 1,
+            late: ids,
+        })
     }
 
     /// These records were written down.
@@ -276,7 +317,10 @@ impl Ledger {
                 count: record.count,
                 revision: record.revision,
                 time: now_ms,
-                is_final: false,
+                first: self.watched.get(&window).map_or(now_ms, |report| report.first),
+                late: record.late,
+                // Only a final window has ids that came too late.
+                is_final: record.late > 0,
             };
             self.acknowledged.insert(window, Change { record, report });
         }
@@ -285,24 +329,24 @@ impl Ledger {
     /// What Kafka has acknowledged was recorded.
     pub fn recorded(&mut self) {
         for (window, change) in std::mem::take(&mut self.acknowledged) {
-            self.watched.insert(window, change.report);
+            if !change.report.is_final {
+                self.watched.insert(window, change.report);
+            }
             self.strays.remove(&window);
             self.next = self.next.max(window.next());
         }
     }
 
-    /// A window was made final. Its sets may be there still, except on the first Redis.
-    pub fn finished(&mut self, done: Final) {
-        self.watched.remove(&done.window);
-        if let Some(counted) = done.elsewhere() {
-            self.removals.insert(done.window, counted);
-        }
+    /// A window was made final. What it was counted by is there still.
+    pub fn finished(&mut self, window: Window) {
+        self.watched.remove(&window);
+        self.removals.insert(window);
     }
 
-    /// The sets of these windows were removed.
-    pub fn removed(&mut self, windows: impl IntoIterator<Item = Window>) {
+    /// What these windows were counted by was removed.
+    pub fn removed(&mut self, windows: &[Window]) {
         for window in windows {
-            self.removals.remove(&window);
+            self.removals.remove(window);
         }
     }
 
@@ -313,7 +357,7 @@ impl Ledger {
             && !self.strays.contains(&window)
             && !self.pending.contains_key(&window)
             && !self.acknowledged.contains_key(&window)
-            && !self.removals.contains_key(&window)
+            && !self.removals.contains(&window)
     }
 
     /// What to do about ids of a past window, of which Redis has this report.
@@ -324,7 +368,10 @@ impl Ledger {
             self.strays.insert(window);
             return Stray::Unreported;
         }
-        Stray::TooLate
+        match report {
+            Some(report) if !report.is_final => Stray::Watched,
+            _ => Stray::TooLate,
+        }
     }
 
     fn due_ms(&self, window: Window) -> u64 {
@@ -333,7 +380,7 @@ impl Ledger {
 
     fn final_ms(&self, window: Window, report: &Report) -> u64 {
         self.due_ms(window)
-            .max(report.time)
+            .max(report.first)
             .saturating_add(millis(self.periods.late))
     }
 }

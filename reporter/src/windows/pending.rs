@@ -15,9 +15,16 @@ pub enum Pending {
         revision: u64,
         requests: u64,
         duplicates: u64,
+        #[serde(default, skip_serializing_if = "is_none")]
+        late: u64,
     },
-    /// A window that is final, whose sets are being removed: how many of its ids were counted on each Redis.
-    Remove { counted: Vec<u64> },
+    /// A window that is final: what it was counted by is being removed.
+    Remove,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's way")]
+const fn is_none(late: &u64) -> bool {
+    *late == 0
 }
 
 impl Pending {
@@ -28,6 +35,7 @@ impl Pending {
             revision: record.revision,
             requests: record.requests,
             duplicates: record.duplicates,
+            late: record.late,
         }
     }
 
@@ -39,14 +47,16 @@ impl Pending {
                 revision,
                 requests,
                 duplicates,
+                late,
             } => Some(WindowRecord {
                 window,
                 count,
                 revision,
                 requests,
                 duplicates,
+                late,
             }),
-            Self::Remove { .. } => None,
+            Self::Remove => None,
         }
     }
 
@@ -73,14 +83,25 @@ mod tests {
             revision: 1,
             requests: 9,
             duplicates: 4,
+            late: 0,
         };
-        let remove = Pending::Remove { counted: vec![2, 3] };
+        let late = Pending::Publish {
+            count: 5,
+            revision: 2,
+            requests: 9,
+            duplicates: 4,
+            late: 3,
+        };
         for (pending, json) in [
             (
                 publish,
                 r#"{"publish":{"count":5,"revision":1,"requests":9,"duplicates":4}}"#,
             ),
-            (remove, r#"{"remove":{"counted":[2,3]}}"#),
+            (
+                late,
+                r#"{"publish":{"count":5,"revision":2,"requests":9,"duplicates":4,"late":3}}"#,
+            ),
+            (Pending::Remove, r#""remove""#),
         ] {
             assert_eq!(pending.to_json(), json);
             assert_eq!(Pending::from_json(json).expect("readable"), pending);

@@ -59,6 +59,8 @@ async fn final_windows_and_those_of_long_ago_are_told() -> Result<()> {
         count: 7,
         revision: 2,
         time: 1_700_000_100_250,
+        first: 0,
+        late: 0,
         is_final: true,
     };
     let () = redis::AsyncCommands::hset(

@@ -13,10 +13,7 @@ fn command(arguments: &[&str]) -> Result<Command> {
     paths::verve_host()?;
     paths::verve_reporter()?;
     paths::component()?;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_verve-up"));
-    for flag in reporter::FLAGS {
-        command.env_remove(flag);
-    }
+    let mut command = reporter::without_settings(Command::new(env!("CARGO_BIN_EXE_verve-up")));
     command.args(arguments);
     Ok(command)
 }

@@ -173,9 +173,12 @@ fn ports_agree() -> Result<()> {
     assert_eq!(hosts.len(), 3);
 
     let admin = the_instruction("reporter", "EXPOSE")?;
-    assert_eq!(the_instruction("reporter", "ENV")?, format!("LISTEN=0.0.0.0:{admin}"));
     assert_eq!(
-        services["reporter"]["environment"]["LISTEN"],
+        the_instruction("reporter", "ENV")?,
+        format!("VERVE_LISTEN=0.0.0.0:{admin}")
+    );
+    assert_eq!(
+        services["reporter"]["environment"]["VERVE_LISTEN"],
         format!("0.0.0.0:{admin}")
     );
     let scrape = yaml(&paths::repository().join("deploy/prometheus.yml"))?.remove(0);
@@ -196,7 +199,7 @@ fn ports_agree() -> Result<()> {
             serde_json::json!({"path": path, "port": name})
         );
     }
-    let listen = strings_of_env(container, "LISTEN");
+    let listen = strings_of_env(container, "VERVE_LISTEN");
     assert_eq!(listen, format!("0.0.0.0:{admin}"));
     Ok(())
 }

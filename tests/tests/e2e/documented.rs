@@ -1,6 +1,7 @@
 //! What the documentation and the files in `deploy/` name is there: flags, environment variables, Spin variables, and a
 //! Redis user who suffices.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -153,17 +154,19 @@ fn spin_variables_exist() -> Result<()> {
     Ok(())
 }
 
-/// `--kafka-brokers` is `KAFKA_BROKERS`: the rig empties these for the reporters it starts.
+/// `--kafka-brokers` is `VERVE_KAFKA_BROKERS`. Names without the prefix are set by others in many pods.
 #[test]
 fn the_environment_is_that_of_the_flags() -> Result<()> {
-    let variables = Help::reporter()?.variables();
-    assert!(variables.contains("REDIS_URLS"));
-    for variable in variables {
-        assert!(
-            reporter::FLAGS.contains(&variable.as_str()),
-            "the rig does not know {variable}"
-        );
-    }
+    let help = Help::reporter()?;
+    let flags = help.flags().into_iter();
+    // Those of subcommands have none.
+    let without = ["--help", "--version", "--all", "--json", "--limit"];
+    let expected: BTreeSet<String> = flags
+        .filter(|flag| !without.contains(&flag.as_str()))
+        .map(|flag| format!("VERVE_{}", flag[2..].replace('-', "_").to_uppercase()))
+        .collect();
+    assert!(expected.contains("VERVE_REDIS_URLS"));
+    assert_eq!(help.variables(), expected);
     Ok(())
 }
 
@@ -216,14 +219,20 @@ async fn the_components_redis_user_suffices() -> Result<()> {
     })
     .await
     .with_context(|| host.process().log())?;
-    assert_eq!(accept("id=3").await?, "duplicate");
+    // Another instance may go on spooling for a second.
+    let asked = Cell::new(3);
+    let found = wait::until("Redis to be asked again", SOON, || async {
+        asked.set(asked.get() + 1);
+        accept("id=3").await.ok().filter(|outcome| outcome != "spooled")
+    });
+    assert_eq!(found.await?, "duplicate");
     assert_eq!(accept("id=4&endpoint=http%3A%2F%2Fe.com%2F").await?, "new");
     let stats = site.keys().stats(window);
     wait::until("statistics that expire", SOON, || async {
         let mut redis = site.first().await.ok()?;
         let requests: u64 = redis.hget(&stats, "requests").await.ok()?;
         let expiry: i64 = redis.ttl(&stats).await.ok()?;
-        (requests == 5 && expiry > 0).then_some(())
+        (requests == asked.get() + 1 && expiry > 0).then_some(())
     })
     .await?;
     let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL")

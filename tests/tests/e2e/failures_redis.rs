@@ -9,6 +9,7 @@
 //! | | stopped and started again, between two requests | `faults::a_restart_of_redis_is_not_noticed` |
 //! | | full | [`redis_full`] |
 //! | | not there at all, or answering errors | `faults::redis_that_was_never_up`, `faults::redis_that_answers_errors` |
+//! | | demoted, and another at its address | [`redis_fails_over_behind_its_address`] |
 //! | | one of three | `faults::one_of_three_redis_is_down` |
 //! | its stream of jobs, or the group | removed | [`the_stream_of_jobs_removed`] |
 //! | the link to Redis | cut, held | [`the_link_to_redis_cut_and_held`] |
@@ -24,9 +25,10 @@
 //!
 //! What endpoints of callbacks do wrong is in `retries` and `guard`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use tokio::time::sleep;
 use verve_protocol::Method;
@@ -36,6 +38,7 @@ use verve_tests::kafka::Kafka;
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::Sink;
+use verve_tests::wait;
 
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
@@ -106,6 +109,61 @@ async fn the_link_to_redis_cut_and_held() -> Result<()> {
             sleep(Duration::from_secs(2)).await;
         }
         Ok(())
+    })
+    .await
+}
+
+/// The address leads to the new primary from some moment on, while the old one keeps its connections, and answers `READONLY`.
+#[tokio::test]
+async fn redis_fails_over_behind_its_address() -> Result<()> {
+    endure(async |trial| {
+        let replica = RedisServer::options().append_only().start().await?;
+        let (old, new) = (trial.site.redis[0].address(), replica.address());
+        let ask = async |server: SocketAddr, command: &str| -> Result<redis::Value> {
+            let client = redis::Client::open(format!("redis://{server}"))?;
+            let mut connection = client.get_multiplexed_async_connection().await?;
+            let mut words = command.split(' ');
+            let mut cmd = redis::cmd(words.next().unwrap_or_default());
+            for word in words {
+                cmd.arg(word);
+            }
+            Ok(cmd.query_async(&mut connection).await?)
+        };
+        let offset = async |server: SocketAddr, field: &str| -> Result<u64> {
+            let info: String = redis::from_redis_value(ask(server, "INFO replication").await?)?;
+            let line = info
+                .lines()
+                .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+            Ok(line.context("no such field")?.parse()?)
+        };
+        ask(new, &format!("REPLICAOF {} {}", old.ip(), old.port())).await?;
+        wait::until("the replica to follow", SOON, || async {
+            (offset(new, "slave_repl_offset").await.ok()? > 0).then_some(())
+        })
+        .await?;
+        // What a failover may lose is another matter: nothing is written from here on.
+        ask(old, "CLIENT PAUSE 10000 WRITE").await?;
+        wait::until("the replica to have all", SOON, || async {
+            let (sent, had) = (
+                offset(old, "master_repl_offset").await,
+                offset(new, "slave_repl_offset").await,
+            );
+            (sent.ok()? == had.ok()?).then_some(())
+        })
+        .await?;
+        ask(new, "REPLICAOF NO ONE").await?;
+        trial.link.lead_to(new);
+        ask(old, &format!("REPLICAOF {} {}", new.ip(), new.port())).await?;
+        ask(old, "CLIENT UNPAUSE").await?;
+        // To be dropped with everything else.
+        trial.site.redis.push(replica);
+        let reporter = &trial.reporters[0];
+        reporter.process().wait_for_text("READONLY", SOON).await?;
+        let ready = async || reporter.status("/readyz").await.ok();
+        wait::until("the reporter to be ready again", SOON, || async {
+            (ready().await? == 200).then_some(())
+        })
+        .await
     })
     .await
 }

@@ -143,6 +143,8 @@ fn recorded(window: Window, is_final: bool) -> String {
         count: IDS,
         revision: 0,
         time: clock::now_ms(),
+        first: 0,
+        late: 0,
         is_final,
     };
     format!("{}\r\n${}\r\n", window.start(), report.to_json().len())

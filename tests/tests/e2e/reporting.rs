@@ -152,17 +152,17 @@ async fn flags_may_come_from_the_environment() -> Result<()> {
     let address = net::free_address()?;
     let mut command = reporter::command()?;
     command
-        .env("REDIS_URLS", site.redis_urls())
-        .env("NAMESPACE", &site.namespace)
-        .env("WINDOW_SECONDS", "1")
-        .env("GRACE_MS", "300")
-        .env("KAFKA_BROKERS", ledger.kafka.brokers())
-        .env("KAFKA_TOPIC", &ledger.topic)
-        .env("CALLBACK_URL", sink.url("/fixed"))
-        .env("CALLBACK_METHOD", "get")
-        .env("CALLBACK_ALLOW", "127.0.0.1")
-        .env("LISTEN", address.to_string())
-        .env("LOG_FORMAT", "json");
+        .env("VERVE_REDIS_URLS", site.redis_urls())
+        .env("VERVE_NAMESPACE", &site.namespace)
+        .env("VERVE_WINDOW_SECONDS", "1")
+        .env("VERVE_GRACE_MS", "300")
+        .env("VERVE_KAFKA_BROKERS", ledger.kafka.brokers())
+        .env("VERVE_KAFKA_TOPIC", &ledger.topic)
+        .env("VERVE_CALLBACK_URL", sink.url("/fixed"))
+        .env("VERVE_CALLBACK_METHOD", "get")
+        .env("VERVE_CALLBACK_ALLOW", "127.0.0.1")
+        .env("VERVE_LISTEN", address.to_string())
+        .env("VERVE_LOG_FORMAT", "json");
     let process = Process::spawn("verve-reporter", command)?;
     ledger
         .read_until(SOON, |ledger| !ledger.read().is_empty())

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use verve_protocol::Window;
 use verve_protocol::keys::MAX_QUEUED_JOBS;
 use verve_tests::host::{Instance, Kind};
+use verve_tests::redis::RedisServer;
 use verve_tests::{clock, http, wait};
 
 use crate::site::{SOON, Site, field};
@@ -70,6 +71,22 @@ async fn it_is_drained_without_further_requests() -> Result<()> {
         assert_drained(&site, window, 1, &context).await?;
     }
     Ok(())
+}
+
+/// A host that was killed and started again, and to which nobody sends a request any more.
+#[tokio::test]
+async fn an_idle_host_drains_what_another_life_has_left() -> Result<()> {
+    let mut site = Site::with_one_window().await?;
+    let mut instance = start(&site, Kind::VerveHost).await?;
+    let window = clock::current_window(site.length);
+    site.redis[0].kill();
+    for id in 0..5 {
+        assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled");
+    }
+    instance.process().kill();
+    site.redis[0].restart().await?;
+    instance.restart().await?;
+    assert_drained(&site, window, 5, "no request").await
 }
 
 #[tokio::test]
@@ -216,6 +233,78 @@ async fn too_many_callback_jobs_wait_on_disk() -> Result<()> {
                 .all(|job| field(job, "endpoint").starts_with("http://e.com/")),
             "{kind:?}"
         );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_full_spool_refuses_and_says_so() -> Result<()> {
+    for kind in Kind::available() {
+        let context = format!("{kind:?}");
+        let mut site = Site::with_one_window().await?;
+        let instance = site.host(kind).variable("redis_timeout_ms", "300");
+        let instance = instance.variable("spool_limit", "10").start().await?;
+        let window = clock::current_window(site.length);
+        site.redis[0].kill();
+        for id in 0..10 {
+            assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled", "{context}");
+        }
+        let refused = http::get(instance.addr(), "/api/verve/accept?id=10").await?;
+        assert_eq!(refused.status, 503, "{context}");
+        assert_eq!(refused.header("verve-error"), Some("unavailable"), "{context}");
+        let line = instance.process().wait_for_text("spool: full", SOON).await?;
+        assert!(line.contains("spool_limit"), "{context}: {line}");
+        // What was promised is kept, and then there is room again.
+        site.redis[0].restart().await?;
+        let all: Vec<String> = (0..10).map(|id| id.to_string()).collect();
+        wait::until("the spooled ids", SOON, || async {
+            // Answered 503 until there is room.
+            http::get(instance.addr(), "/api/verve/accept?id=0").await.ok()?;
+            let sets = site.members(window).await.ok()?;
+            all.iter().all(|id| sets[0].contains(id)).then_some(())
+        })
+        .await
+        .with_context(|| context.clone())?;
+        site.redis[0].kill();
+        assert_eq!(accept(&instance, "id=10").await?, "spooled", "{context}");
+    }
+    Ok(())
+}
+
+/// `redis_wait_replicas`: an id that only the primary has could be lost with it, so it is spooled as well.
+#[tokio::test]
+async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<()> {
+    for kind in Kind::available() {
+        let context = format!("{kind:?}");
+        let site = Site::with_one_window().await?;
+        let replica = RedisServer::start().await?;
+        let mut follow = redis::cmd("REPLICAOF");
+        let primary = site.redis[0].address();
+        follow.arg("127.0.0.1").arg(primary.port());
+        follow.exec_async(&mut replica.connection().await?).await?;
+        let instance = site.host(kind).variable("redis_timeout_ms", "500");
+        let instance = instance.variable("redis_wait_replicas", "1").start().await?;
+        let window = clock::current_window(site.length);
+        wait::until("the replica to follow", SOON, || async {
+            (accept(&instance, "id=0").await.ok()? != "spooled").then_some(())
+        })
+        .await
+        .with_context(|| context.clone())?;
+        assert_eq!(accept(&instance, "id=1").await?, "new", "{context}");
+        let on_replica: Vec<String> = redis::cmd("SMEMBERS")
+            .arg(site.keys().ids(window))
+            .query_async(&mut replica.connection().await?)
+            .await?;
+        assert!(on_replica.contains(&"1".to_owned()), "{context}: {on_replica:?}");
+        replica.pause()?;
+        assert_eq!(accept(&instance, "id=2").await?, "spooled", "{context}");
+        replica.resume()?;
+        wait::until("the replica to follow again", SOON, || async {
+            (accept(&instance, "id=3").await.ok()? != "spooled").then_some(())
+        })
+        .await
+        .with_context(|| context.clone())?;
+        assert_drained(&site, window, 4, &context).await?;
     }
     Ok(())
 }

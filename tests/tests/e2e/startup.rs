@@ -87,8 +87,8 @@ async fn wrong_flags_of_the_reporter() -> Result<()> {
 #[tokio::test]
 async fn a_wrong_variable_of_the_reporter() -> Result<()> {
     let mut command = reporter::command()?;
-    command.env("WINDOW_SECONDS", "abc");
-    assert_refused(command, &["abc", "86400"], "WINDOW_SECONDS=abc").await
+    command.env("VERVE_WINDOW_SECONDS", "abc");
+    assert_refused(command, &["abc", "86400"], "VERVE_WINDOW_SECONDS=abc").await
 }
 
 #[tokio::test]

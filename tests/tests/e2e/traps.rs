@@ -382,7 +382,7 @@ async fn a_job_that_cannot_be_kept_for_want_of_memory_is_not_lost() -> Result<()
         Ok(set.query_async(&mut redis).await?)
     };
     memory("1").await?;
-    reporter.process().wait_for_text("callbacks are held up", SOON).await?;
+    reporter.process().wait_for_text("OOM", SOON).await?;
     let [new, ..] = places(&site).await?;
     assert_eq!(new, [sink.url("/job")], "where it was");
     memory("0").await?;

@@ -19,6 +19,8 @@ fn report(count: u64, revision: u64) -> Report {
         count,
         revision,
         time: 0,
+        first: 0,
+        late: 0,
         is_final: false,
     }
 }
@@ -37,6 +39,7 @@ fn record(start: u64, count: u64, revision: u64) -> WindowRecord {
         revision,
         requests: 0,
         duplicates: 0,
+        late: 0,
     }
 }
 
@@ -99,7 +102,7 @@ fn what_was_begun_is_finished_first_and_unchanged() {
     let begun = Stored {
         pending: BTreeMap::from([
             (window(600), Pending::publish(&record(600, 7, 1))),
-            (window(540), Pending::Remove { counted: vec![1, 2] }),
+            (window(540), Pending::Remove),
         ]),
         ..stored(&[(600, report(5, 0))], None)
     };
@@ -116,8 +119,8 @@ fn what_was_begun_is_finished_first_and_unchanged() {
     };
     assert_eq!(step(&ledger), Step::Record(vec![change]));
     ledger.recorded();
-    assert_eq!(step(&ledger), Step::Remove(vec![(window(540), vec![1, 2])]));
-    ledger.removed([window(540)]);
+    assert_eq!(step(&ledger), Step::Remove(vec![window(540)]));
+    ledger.removed(&[window(540)]);
     assert_eq!(step(&ledger), Step::Count(vec![window(660), window(600)]));
     assert_eq!(ledger.step(902_000, 1, false), Step::Count(vec![window(660)]));
 }
@@ -180,11 +183,11 @@ fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
     assert_eq!((lost, ledger.next_due_ms()), (None, 722_000));
 }
 
-/// What is planned of the window of 600: count and revision of the news, or whether it is final.
+/// What is planned of the window of 600: count and revision of the news, or whether its late period is over.
 fn plan(ledger: &Ledger, count: u64, now_s: u64) -> (Option<(u64, u64)>, bool) {
-    let plan = ledger.plan([(window(600), vec![count])], now_s * 1000);
-    let news = plan.news.first().map(|(_, count, revision)| (*count, *revision));
-    (news, !plan.finals.is_empty())
+    let plan = ledger.plan([(window(600), count)], now_s * 1000);
+    let news = plan.news.first().map(|news| (news.count, news.revision));
+    (news, !plan.over.is_empty())
 }
 
 #[test]
@@ -195,19 +198,24 @@ fn late_ids_make_a_revision_until_the_late_period_is_over() {
     assert_eq!(plan(&ledger, 5, 700), (None, false));
     assert_eq!(plan(&ledger, 4, 700), (None, false));
     assert_eq!(plan(&ledger, 6, 700), (Some((6, 1)), false));
-    assert_eq!(plan(&ledger, 5, 781), (None, false));
-    // Due at 662, and for 120 s more.
+    publish(&mut ledger, &[record(600, 6, 1)], 700);
+    assert_eq!(plan(&ledger, 6, 781), (None, false));
+    // First reported at 662, and watched for 120 s from then on.
+    assert_eq!(plan(&ledger, 6, 782), (None, true));
     assert_eq!(plan(&ledger, 5, 782), (None, true));
-    assert_eq!(plan(&ledger, 4, 782), (None, true));
     // What is not reported is not final.
-    assert_eq!(plan(&ledger, 9, 782), (Some((9, 1)), false));
-    publish(&mut ledger, &[record(600, 9, 1)], 783);
-    // A revision gives as long again.
-    assert_eq!(plan(&ledger, 9, 902), (None, false));
-    assert_eq!(plan(&ledger, 9, 903), (None, true));
-    for done in ledger.plan([(window(600), vec![9])], 903_000).finals {
-        assert!(done.report.is_final);
-        ledger.finished(done);
+    assert_eq!(plan(&ledger, 9, 782), (Some((9, 2)), false));
+    // Nor what came in the last moment.
+    let last = ledger.plan_closed([(window(600), 7)]);
+    assert_eq!((last.news[0].count, last.news[0].revision), (7, 2));
+    assert!(last.finals.is_empty());
+    publish(&mut ledger, &[record(600, 7, 2)], 783);
+    assert_eq!(plan(&ledger, 7, 783), (None, true));
+    let last = ledger.plan_closed([(window(600), 7)]);
+    assert!(last.news.is_empty());
+    for (window, report) in last.finals {
+        assert_eq!((report.count, report.revision, report.is_final), (7, 2, true));
+        ledger.finished(window);
     }
     assert!(ledger.watched.is_empty());
     assert_eq!(due(&ledger, 722_000), [660]);
@@ -223,18 +231,38 @@ fn a_window_made_up_for_has_its_late_period_still() {
 }
 
 #[test]
-fn sets_on_other_servers_are_removed_after_the_first() {
+fn what_a_final_window_was_counted_by_is_removed() {
     let (mut ledger, _) = resume(&[(600, report(3, 0))], None, 1_000);
-    for done in ledger.plan([(window(600), vec![1, 2])], 1_000_000).finals {
-        ledger.finished(done);
-    }
+    ledger.finished(window(600));
     assert!(!ledger.is_past(window(600)));
-    assert_eq!(
-        ledger.step(700_000, 1, true),
-        Step::Remove(vec![(window(600), vec![0, 2])])
-    );
-    ledger.removed([window(600)]);
+    assert_eq!(ledger.step(700_000, 1, true), Step::Remove(vec![window(600)]));
+    ledger.removed(&[window(600)]);
     assert!(ledger.is_past(window(600)));
+}
+
+#[test]
+fn ids_that_came_too_late_are_told_once() {
+    let last = finished(report(5, 1));
+    let (mut ledger, _) = resume(&[(600, last)], None, 1_000);
+    let told = ledger.late(window(600), &last, 2).expect("news");
+    assert_eq!((told.count, told.revision, told.late), (5, 2, 2));
+    assert_eq!(ledger.late(window(600), &report(5, 1), 2), None, "watched by another");
+    assert_eq!(ledger.late(window(660), &last, 2), None, "not past");
+    ledger.prepared([WindowRecord {
+        late: 2,
+        ..record(600, 5, 2)
+    }]);
+    assert_eq!(ledger.late(window(600), &last, 2), None, "on its way");
+    ledger.acknowledged(1_000_000);
+    let Step::Record(changes) = ledger.step(1_000_000, 1, true) else {
+        panic!("nothing to record")
+    };
+    let after = changes[0].report;
+    assert!(after.is_final && after.late == 2 && after.revision == 2);
+    ledger.recorded();
+    assert!(ledger.watched.is_empty());
+    assert_eq!(ledger.late(window(600), &after, 2), None);
+    assert_eq!(ledger.late(window(600), &after, 3).expect("more").revision, 3);
 }
 
 #[test]
@@ -251,6 +279,7 @@ fn ids_of_a_past_window_are_too_late_unless_it_was_never_reported() {
     assert!(!ledger.is_past(window(660)), "not reported yet");
     let last = finished(report(1, 0));
     assert_eq!(ledger.stray(window(540), Some(&last), 800_000), Stray::TooLate);
+    assert_eq!(ledger.stray(window(540), Some(&report(1, 0)), 800_000), Stray::Watched);
     // Its report was removed, or may have been.
     assert_eq!(ledger.stray(window(540), None, 700_000_000), Stray::TooLate);
     assert_eq!(ledger.stray(window(540), None, 800_000), Stray::Unreported);
@@ -297,8 +326,8 @@ proptest! {
             }
             for due in ledger.due(now, 3) {
                 prop_assert!(due.end_ms() + 2000 <= now);
-                let news = ledger.plan([(due, vec![1])], now).news;
-                prop_assert_eq!(&news, &[(due, 1, 0)]);
+                let news = ledger.plan([(due, 1)], now).news;
+                prop_assert_eq!(&news, &[News { window: due, count: 1, revision: 0, late: 0 }]);
                 ledger.prepared([record(due.start(), 1, 0)]);
                 ledger.acknowledged(now);
                 ledger.recorded();

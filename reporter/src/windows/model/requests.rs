@@ -1,10 +1,10 @@
 //! The requests of a reporter, and what it makes of the answers: the model of `lead` and of the scripts.
 
-use verve_protocol::{Window, WindowRecord};
+use verve_protocol::{Report, Window, WindowRecord};
 
-use super::super::ledger::{Change, Final, Ledger, Step, Stored, Stray};
+use super::super::ledger::{Change, Ledger, News, Step, Stored, Stray};
 use super::super::pending::Pending;
-use super::world::{Next, Outcome, PERIODS, World};
+use super::world::{Next, Outcome, PERIODS, SERVERS, World};
 
 impl World {
     pub fn request(&mut self, i: usize, outcome: Outcome) {
@@ -20,7 +20,10 @@ impl World {
                 }
             }
             Next::Load => self.redis(i, outcome, Self::load),
-            Next::Prepare(records, finals) => self.redis(i, outcome, |world, i| world.prepare(i, &records, &finals)),
+            Next::Prepare(records, over) => self.redis(i, outcome, |world, i| world.prepare(i, &records, &over)),
+            Next::Close(over, server, counts) => {
+                self.redis(i, outcome, |world, _| world.close(&over, server, &counts));
+            }
             Next::Finish(finals) => self.redis(i, outcome, |world, i| world.finish(i, &finals)),
             Next::Step => {
                 let now = self.now_ms;
@@ -63,92 +66,112 @@ impl World {
     }
 
     fn count(&mut self, _: usize, windows: &[Window]) -> Option<Answer> {
-        let count = |window: &Window| (*window, self.sets.get(window).copied().unwrap_or_default().to_vec());
-        let counts: Vec<(Window, Vec<u64>)> = windows.iter().map(count).collect();
+        let count = |window: &Window| {
+            let sets = self.sets.get(window).copied().unwrap_or_default();
+            let closed = self.closed.get(window).copied().unwrap_or_default();
+            let of = |server: usize| {
+                if self.closing.contains(&(*window, server)) {
+                    closed[server]
+                } else {
+                    sets[server]
+                }
+            };
+            (*window, (0..SERVERS).map(of).sum())
+        };
+        let counts: Vec<(Window, u64)> = windows.iter().map(count).collect();
         let now = self.now_ms;
         Some(Box::new(move |world, i| {
             let plan = world.ledger(i).plan(counts, now);
-            let record = |&(window, count, revision): &_| WindowRecord {
-                window,
-                count,
-                revision,
-                requests: 0,
-                duplicates: 0,
-            };
-            let records: Vec<WindowRecord> = plan.news.iter().map(record).collect();
-            world.reporters[i].next = if records.is_empty() {
-                after_prepare(&plan.finals)
-            } else {
-                Next::Prepare(records, plan.finals)
-            };
+            world.reporters[i].next = after_plan(&plan.news, plan.over);
         }))
     }
 
-    fn prepare(&mut self, i: usize, records: &[WindowRecord], finals: &[Final]) -> Option<Answer> {
+    fn prepare(&mut self, i: usize, records: &[WindowRecord], over: &[Window]) -> Option<Answer> {
         if !self.leads(i) {
             return None;
         }
         let pending = records.iter().map(|record| (record.window, Pending::publish(record)));
         self.pending.extend(pending);
-        let (records, finals) = (records.to_vec(), finals.to_vec());
+        let (records, over) = (records.to_vec(), over.to_vec());
         Some(Box::new(move |world, i| {
             world.ledger(i).prepared(records);
-            world.reporters[i].next = after_prepare(&finals);
+            world.reporters[i].next = after_plan(&[], over);
         }))
     }
 
-    fn finish(&mut self, i: usize, finals: &[Final]) -> Option<Answer> {
+    /// On one server after the other: between them anything may happen. Whether it is the leader still makes no difference.
+    fn close(&mut self, over: &[Window], server: usize, counts: &[u64]) -> Option<Answer> {
+        let mut counts = counts.to_vec();
+        for (window, count) in over.iter().zip(&mut counts) {
+            let closed = &mut self.closed.entry(*window).or_default()[server];
+            if self.closing.insert((*window, server))
+                && let Some(set) = self.sets.get_mut(window)
+            {
+                *closed = std::mem::take(&mut set[server]);
+            }
+            *count += *closed;
+        }
+        let over = over.to_vec();
+        Some(Box::new(move |world, i| {
+            if server + 1 < SERVERS {
+                world.reporters[i].next = Next::Close(over, server + 1, counts);
+                return;
+            }
+            let plan = world.ledger(i).plan_closed(over.into_iter().zip(counts));
+            // News beside them are found again.
+            world.reporters[i].next = if plan.finals.is_empty() {
+                after_plan(&plan.news, Vec::new())
+            } else {
+                Next::Finish(plan.finals)
+            };
+        }))
+    }
+
+    fn finish(&mut self, i: usize, finals: &[(Window, Report)]) -> Option<Answer> {
         if !self.leads(i) {
             return None;
         }
-        let mut done = Vec::new();
-        for window in finals {
-            let here = self.sets.get(&window.window).map_or(0, |set| set[0]);
-            if here == window.counted[0] {
-                self.reports.insert(window.window, window.report);
-                if let Some(counted) = window.elsewhere() {
-                    self.pending.insert(window.window, Pending::Remove { counted });
-                }
-                if let Some(set) = self.sets.get_mut(&window.window) {
-                    set[0] = 0;
-                }
-                done.push(window.clone());
-            }
+        for (window, report) in finals {
+            self.reports.insert(*window, *report);
+            self.pending.insert(*window, Pending::Remove);
         }
+        let windows: Vec<Window> = finals.iter().map(|(window, _)| *window).collect();
         Some(Box::new(move |world, i| {
-            done.into_iter().for_each(|done| world.ledger(i).finished(done));
+            windows.into_iter().for_each(|window| world.ledger(i).finished(window));
         }))
     }
 
-    fn remove(&mut self, _: usize, removals: &[(Window, Vec<u64>)]) -> Option<Answer> {
-        for (window, counted) in removals {
-            let [first, second] = self.sets.remove(window).unwrap_or_default();
-            let counted = if counted[1] > 0 && self.removed.insert(*window) {
-                counted[1]
-            } else {
-                0
-            };
-            *self.too_late.entry(*window).or_default() += first + second.saturating_sub(counted);
-            self.pending.remove(window);
+    fn remove(&mut self, _: usize, windows: &[Window]) -> Option<Answer> {
+        for window in windows {
+            self.closed.remove(window);
+            if self.pending.get(window) == Some(&Pending::Remove) {
+                self.pending.remove(window);
+            }
         }
-        let windows: Vec<Window> = removals.iter().map(|(window, _)| *window).collect();
-        Some(Box::new(move |world, i| world.ledger(i).removed(windows)))
+        let windows = windows.to_vec();
+        Some(Box::new(move |world, i| world.ledger(i).removed(&windows)))
     }
 
-    /// Looks for ids that came too late. Whether it is the leader still makes no difference.
+    /// Looks for ids that came too late, puts them aside, and finds out what to publish of them. Whether it is the leader still makes
+    /// no difference.
     pub fn sweep(&mut self, i: usize) {
         let Some(mut ledger) = self.reporters[i].ledger.clone() else {
             return;
         };
-        let mut past: Vec<Window> = self.sets.keys().copied().collect();
+        let with_ids = self.sets.iter().filter(|(_, set)| set.iter().any(|ids| *ids > 0));
+        let mut past: Vec<Window> = with_ids.map(|(window, _)| *window).collect();
         past.retain(|window| ledger.is_past(*window));
         for window in past {
-            assert_eq!(
-                ledger.stray(window, self.reports.get(&window), self.now_ms),
-                Stray::TooLate
-            );
-            let ids: u64 = self.sets.remove(&window).unwrap_or_default().iter().sum();
-            *self.too_late.entry(window).or_default() += ids;
+            if ledger.stray(window, self.reports.get(&window), self.now_ms) == Stray::TooLate {
+                let ids: u64 = self.sets.remove(&window).unwrap_or_default().iter().sum();
+                *self.late.entry(window).or_default() += ids;
+            }
+        }
+        let told = self.late.iter();
+        let news = told.filter_map(|(window, ids)| ledger.late(*window, self.reports.get(window)?, *ids));
+        let news: Vec<News> = news.collect();
+        if !news.is_empty() {
+            self.reporters[i].next = after_plan(&news, Vec::new());
         }
     }
 
@@ -212,10 +235,21 @@ impl World {
 /// What a reporter does with an answer.
 type Answer = Box<dyn FnOnce(&mut World, usize)>;
 
-fn after_prepare(finals: &[Final]) -> Next {
-    if finals.is_empty() {
+fn after_plan(news: &[News], over: Vec<Window>) -> Next {
+    let record = |news: &News| WindowRecord {
+        window: news.window,
+        count: news.count,
+        revision: news.revision,
+        requests: 0,
+        duplicates: 0,
+        late: news.late,
+    };
+    if !news.is_empty() {
+        Next::Prepare(news.iter().map(record).collect(), over)
+    } else if over.is_empty() {
         Next::Step
     } else {
-        Next::Finish(finals.to_vec())
+        let counts = vec![0; over.len()];
+        Next::Close(over, 0, counts)
     }
 }

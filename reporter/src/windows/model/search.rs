@@ -37,7 +37,8 @@ pub fn explore(first: World) -> Result<usize, String> {
     Ok(seen.0.len())
 }
 
-/// Of each window: revision 0 first, then each revision with more ids; a record may come again, the same.
+/// Of each window: revision 0 first, then each revision with more ids, or more that came too late; a record may come again, the
+/// same.
 fn check_log(world: &World) -> Result<(), String> {
     let mut last = BTreeMap::new();
     for record in &world.log {
@@ -45,7 +46,13 @@ fn check_log(world: &World) -> Result<(), String> {
             None if record.revision == 0 => continue,
             None => "begins with a correction".to_owned(),
             Some(before) if before == record => continue,
-            Some(before) if record.revision == before.revision + 1 && record.count > before.count => continue,
+            Some(before)
+                if record.revision == before.revision + 1
+                    && (record.count > before.count && record.late == 0
+                        || record.count == before.count && record.late > before.late) =>
+            {
+                continue;
+            }
             Some(before) => format!(
                 "has revision {} = {} after revision {} = {}",
                 record.revision, record.count, before.revision, before.count
@@ -70,7 +77,10 @@ fn check_end(world: &World, recovered: &mut Seen) -> Result<(), String> {
         match end.after(Move::Request(0, Outcome::Done)) {
             Some(next) => (end, idle) = (next, 0),
             None if idle == 3 => {
-                end = end.after(Move::Sweep(0)).unwrap_or(end);
+                if let Some(swept) = end.after(Move::Sweep(0)) {
+                    (end, idle) = (swept, 0);
+                    continue;
+                }
                 return check_last(&end).map_err(|problem| format!("{problem}: {end:#?}\nfrom: {world:#?}"));
             }
             None => {
@@ -94,14 +104,15 @@ fn check_last(world: &World) -> Result<(), String> {
         {
             return Err(format!("{window} is not final as {last:?}"));
         }
-        if last.count + world.too_late[window] != world.added[window] {
+        if last.count + last.late != world.added[window] {
             return Err(format!("{window}: ids are neither counted nor said to be too late"));
         }
         if last.count < world.in_time[window] {
             return Err(format!("{window}: ids that came in time are not counted"));
         }
     }
-    if !world.pending.is_empty() || world.sets.values().flatten().any(|ids| *ids > 0) {
+    let left = world.sets.values().chain(world.closed.values());
+    if !world.pending.is_empty() || left.flatten().any(|ids| *ids > 0) {
         return Err("something is left".to_owned());
     }
     Ok(())

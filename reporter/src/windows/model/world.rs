@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use verve_protocol::{Report, Window, WindowLength, WindowRecord};
 
-use super::super::ledger::{Final, Ledger, Periods};
+use super::super::ledger::{Ledger, Periods};
 use super::super::pending::Pending;
 
 /// Where ids are: two Redis, so that a window's sets are not removed at once.
@@ -47,8 +47,12 @@ pub struct World {
     pub windows: Vec<Window>,
     pub lease: Option<(usize, u8)>,
     pub sets: BTreeMap<Window, [u64; SERVERS]>,
-    /// The windows that were removed from the second.
-    pub removed: BTreeSet<Window>,
+    /// What windows were counted by for the last time.
+    pub closed: BTreeMap<Window, [u64; SERVERS]>,
+    /// The windows that were closed, by server, though they may have had no ids there.
+    pub closing: BTreeSet<(Window, usize)>,
+    /// What came after windows were final.
+    pub late: BTreeMap<Window, u64>,
     pub reports: BTreeMap<Window, Report>,
     pub pending: BTreeMap<Window, Pending>,
     pub epoch: u8,
@@ -56,10 +60,9 @@ pub struct World {
     /// Sent by a reporter that has gone on since, and neither arrived nor refused yet.
     pub in_flight: Option<(u8, Vec<WindowRecord>)>,
     pub reporters: [Reporter; 2],
-    /// What should come of it: ids ever added, those of them in time, and those said to be too late.
+    /// What should come of it: ids ever added, and those of them in time.
     pub added: BTreeMap<Window, u64>,
     pub in_time: BTreeMap<Window, u64>,
-    pub too_late: BTreeMap<Window, u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -80,8 +83,11 @@ pub enum Next {
     Load,
     /// Whatever the ledger says.
     Step,
-    Prepare(Vec<WindowRecord>, Vec<Final>),
-    Finish(Vec<Final>),
+    /// Records to write down, and windows that are over.
+    Prepare(Vec<WindowRecord>, Vec<Window>),
+    /// The first of these servers is next, and the others were counted so far.
+    Close(Vec<Window>, usize, Vec<u64>),
+    Finish(Vec<(Window, Report)>),
 }
 
 /// What a reporter's next request comes to.
@@ -124,7 +130,9 @@ impl World {
             now_ms: windows.last().map_or(0, |last| last.end_ms()),
             lease: None,
             sets: windows.iter().map(|window| (*window, [1, 0])).collect(),
-            removed: BTreeSet::new(),
+            closed: BTreeMap::new(),
+            closing: BTreeSet::new(),
+            late: BTreeMap::new(),
             reports: BTreeMap::new(),
             pending: BTreeMap::new(),
             epoch: 0,
@@ -133,7 +141,6 @@ impl World {
             reporters: Default::default(),
             added: each(1),
             in_time: each(1),
-            too_late: each(0),
             windows,
         }
     }
@@ -153,7 +160,9 @@ impl World {
             if reporter.next == Next::Acquire {
                 continue;
             }
-            moves.push(Move::Sweep(i));
+            if reporter.ledger.is_some() && matches!(reporter.next, Next::Step) {
+                moves.push(Move::Sweep(i));
+            }
             if !self.leads(i) {
                 moves.push(Move::NoticeLoss(i));
                 moves.push(Move::Request(i, Outcome::Abandoned));
