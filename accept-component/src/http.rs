@@ -1,9 +1,11 @@
 //! HTTP by the host's own types: what is not read of a request, and how the response is made, decide the speed.
 
+use futures::channel::oneshot::{self, Sender};
+use futures::future;
 use spin_sdk::wasip3::exports::http::handler::Guest;
 use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Method, Request, Response};
 use spin_sdk::wasip3::{wit_future, wit_stream};
-use wit_bindgen::{spawn, yield_async};
+use wit_bindgen::spawn;
 
 use crate::answer::Answer;
 use crate::instance;
@@ -14,17 +16,42 @@ spin_sdk::wasip3::http::service::export!(Component);
 
 impl Guest for Component {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
+        let company = Company::join();
         let answer = match request.get_method() {
             Method::Get => instance::answer(&request.get_path_with_query().unwrap_or_default()).await,
             _ => instance::look_around().await,
         };
-        // Lets the host finish what it is about, so that head and body of this response leave in one write.
-        yield_async().await;
-        respond(answer)
+        respond(answer, company)
     }
 }
 
-fn respond(answer: Answer) -> Result<Response, ErrorCode> {
+/// A future that is spawned beside a request's own and waits until that is over.
+///
+/// `wit-bindgen` drives a request by futures' `FuturesUnordered`, which wakes itself once it has polled all that it holds, since
+/// somebody else might want to go on. `wit-bindgen` takes that for a yield. To the host a request that yields comes after all that is
+/// new: under load, those that have only their response to finish would never come to an end, and fill its tables. Whenever the
+/// request's own future is polled, this one is not, and so not all are.
+struct Company(Sender<()>);
+
+impl Company {
+    fn join() -> Self {
+        let (leave, left) = oneshot::channel();
+        spawn(async move {
+            // An error tells that it was left.
+            let _ = left.await;
+        });
+        // Ready at once, and so the end of the round in which the other one is polled.
+        spawn(future::ready(()));
+        Self(leave)
+    }
+
+    /// The request is over.
+    fn leave(self) {
+        drop(self.0);
+    }
+}
+
+fn respond(answer: Answer, company: Company) -> Result<Response, ErrorCode> {
     let headers = answer
         .headers()
         .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
@@ -41,6 +68,7 @@ fn respond(answer: Answer) -> Result<Response, ErrorCode> {
         drop(body);
         // If the client has gone, nobody reads them.
         let _ = trailers.write(Ok(None)).await;
+        company.leave();
     });
     Ok(response)
 }

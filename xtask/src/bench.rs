@@ -21,7 +21,7 @@ const WRK: Need = Need {
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What `verve-bench --help` shows: --rounds, --seconds, --only
+    /// What `verve-bench --help` shows: --quick, --rounds, --seconds, --only
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -32,10 +32,12 @@ pub fn run(args: &Args) -> Result<()> {
     build::hello()?;
     build::native(&[build::HOST, build::REPORTER, "axum-peer", "verve-bench"])?;
     go_peer()?;
-    let oha = oha()?;
-    kafka::prepare()?;
     let mut bench = Command::new(sys::binary("verve-bench"));
-    bench.arg("--oha").arg(oha).args(&args.arguments);
+    if !args.arguments.iter().any(|argument| argument == "--quick") {
+        bench.arg("--oha").arg(oha()?);
+        kafka::prepare()?;
+    }
+    bench.args(&args.arguments);
     // In this process's place, so that Ctrl-C and the exit code are its own.
     Err(bench.exec()).context("cannot run verve-bench")
 }
