@@ -59,6 +59,7 @@ impl Circuit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn after_a_failure_one_at_a_time_is_let_through_to_try() {
@@ -79,5 +80,73 @@ mod tests {
         assert!(circuit.close());
         assert!(!circuit.close());
         assert_eq!(enter(152), Passage::Free);
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Enter,
+        /// The oldest of those under way comes to its end, well or not.
+        End {
+            well: bool,
+        },
+        Pass(u64),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => Just(Event::Enter),
+            2 => any::<bool>().prop_map(|well| Event::End { well }),
+            2 => (1..2_000u64).prop_map(Event::Pass),
+        ]
+    }
+
+    proptest! {
+        /// Whoever comes in whatever order: after a failure nobody goes through for [`OPEN_MS`], then one at a time does, for as long as
+        /// a trial takes; and after something went well, everybody.
+        #[test]
+        fn at_most_one_tries_a_server_that_is_away(events in proptest::collection::vec(event(), 1..200)) {
+            const TRIAL_MS: u64 = 1_500;
+            let circuit = Circuit::default();
+            let (mut now, mut under_way) = (1, std::collections::VecDeque::new());
+            // What is known of the server: when it last failed, and when it was last tried since.
+            let (mut failed, mut tried) = (None::<u64>, None::<u64>);
+            for event in events {
+                match event {
+                    Event::Pass(ms) => now += ms,
+                    Event::Enter => {
+                        let passage = circuit.enter(|| now, TRIAL_MS);
+                        let since = |then: Option<u64>| then.map_or(u64::MAX, |then| now - then);
+                        let expected = if failed.is_none() {
+                            Passage::Free
+                        } else if since(failed) < OPEN_MS || since(tried) < TRIAL_MS {
+                            Passage::Barred
+                        } else {
+                            Passage::Trial
+                        };
+                        prop_assert_eq!(passage, expected);
+                        if passage == Passage::Trial {
+                            tried = Some(now);
+                        }
+                        if passage != Passage::Barred {
+                            under_way.push_back(());
+                        }
+                    }
+                    Event::End { well } => {
+                        if under_way.pop_front().is_none() {
+                            continue;
+                        }
+                        if well {
+                            circuit.close();
+                            failed = None;
+                        } else {
+                            circuit.open(now + OPEN_MS);
+                            failed = Some(now);
+                        }
+                        tried = None;
+                    }
+                }
+                prop_assert_eq!(circuit.is_open(), failed.is_some());
+            }
+        }
     }
 }

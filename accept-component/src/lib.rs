@@ -6,7 +6,7 @@
 //! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together
 //! - `redis`: one server; attempts and the retry; `deadlines`: their time limits; [`once`]: its connection, opened once however many wait;
 //!   [`circuit`]: that it was away a moment ago
-//! - `spool`: what was accepted while a server is away, on the host's disk
+//! - `spool`: what was accepted while a server is away, on the host's disk; `no_spool` where the host has none
 //! - [`answer`]: what came of it, as status, headers and body; `http` sends it
 //! - [`stats`]: what happened is counted and flushed after responses
 //!
@@ -26,7 +26,10 @@ pub mod once;
 mod redis;
 pub mod request;
 pub mod seen;
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", feature = "spool"))]
+mod spool;
+#[cfg(all(target_family = "wasm", not(feature = "spool")))]
+#[path = "no_spool.rs"]
 mod spool;
 pub mod stats;
 #[cfg(target_family = "wasm")]

@@ -4,6 +4,7 @@ mod backoff;
 mod condition;
 pub mod dead;
 mod deliver;
+mod hosts;
 mod policy;
 mod queue;
 mod sign;
@@ -26,6 +27,7 @@ use crate::store::Store;
 use backoff::Backoff;
 use condition::Condition;
 use deliver::{Client, Failure};
+use hosts::{Hosts, Turn};
 pub use policy::Policy;
 use queue::{Attempt, MAX_RETRY, Queue, Source, Verdict};
 pub use sign::Signer;
@@ -56,6 +58,7 @@ struct Worker {
     queue: Queue,
     client: Client,
     backoff: Backoff,
+    hosts: Hosts,
     metrics: Metrics,
 }
 
@@ -73,6 +76,7 @@ impl Callbacks {
             queue,
             client,
             backoff,
+            hosts: Hosts::default(),
             metrics,
         };
         Ok(Self {
@@ -191,10 +195,20 @@ fn span_of(attempt: &Attempt) -> Span {
 
 impl Worker {
     async fn deliver(&self, attempt: Attempt) {
-        let verdict = match self.unique_count(attempt.job.window).await {
-            Ok(count) => self.call(&attempt, count).await,
-            // The job stays where it is, and is due again once its claim has run out.
-            Err(error) => return held_up(&error),
+        let verdict = match self.hosts.turn(&attempt.job.endpoint).await {
+            Ok(turn) => match self.unique_count(attempt.job.window).await {
+                Ok(count) => self.call(&attempt, count, turn).await,
+                // The job stays where it is, and is due again once its claim has run out.
+                Err(error) => return held_up(&error),
+            },
+            Err(after) => {
+                tracing::debug!(
+                    endpoint = deliver::shown(&attempt.job.endpoint),
+                    wait_ms = after.as_millis(),
+                    "callback deferred: its host has as many calls as it may"
+                );
+                Verdict::Deferred { after }
+            }
         };
         // The same: whatever the endpoint answered, it is called again.
         if let Err(error) = self.queue.settle(&attempt, &verdict).await {
@@ -202,13 +216,17 @@ impl Worker {
         }
     }
 
-    async fn call(&self, attempt: &Attempt, count: u64) -> Verdict {
+    async fn call(&self, attempt: &Attempt, count: u64, turn: Turn<'_>) -> Verdict {
         let job = &attempt.job;
         let number = attempt.number;
         let (endpoint, window) = (deliver::shown(&job.endpoint), job.window);
         let start = Instant::now();
         let called = self.client.call(&attempt.id(), job, count).await;
         self.metrics.callback.observe(start.elapsed().as_secs_f64());
+        match &called {
+            Ok(_) | Err(Failure { status: Some(_), .. }) => turn.answered(),
+            Err(_) => drop(turn),
+        }
         match called {
             Ok(status) => {
                 self.metrics.callback_attempt(Some(status), "delivered");

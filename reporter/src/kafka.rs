@@ -258,12 +258,13 @@ impl Kafka {
             producer.send_result(message).map_err(|(error, _)| error)
         });
         let queued: Vec<_> = queued.collect::<KafkaResult<_>>()?;
-        if self.transactions {
-            return producer.commit_transaction(DELIVERY_TIMEOUT);
-        }
+        // Committing would wait for them as well, but looks only every 100 ms.
         for delivery in queued {
             let delivered = Handle::current().block_on(delivery).map_err(|_| KafkaError::Canceled)?;
             delivered.map_err(|(error, _)| error)?;
+        }
+        if self.transactions {
+            producer.commit_transaction(DELIVERY_TIMEOUT)?;
         }
         Ok(())
     }

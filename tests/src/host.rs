@@ -71,6 +71,7 @@ pub struct Options {
     variables: Vec<(String, String)>,
     manifest: Option<String>,
     address: Option<SocketAddr>,
+    clock: Option<String>,
     on_line: Option<OnLine>,
 }
 
@@ -96,6 +97,13 @@ impl Options {
         self
     }
 
+    /// Has it believe in a time that is wrong by so much, such as `-30s` (libfaketime).
+    #[must_use]
+    pub fn clock(mut self, wrong_by: &str) -> Self {
+        self.clock = Some(wrong_by.to_owned());
+        self
+    }
+
     /// Calls `on_line` with each line of the log.
     #[must_use]
     pub fn on_line(mut self, on_line: impl Fn(&str) + Send + Sync + 'static) -> Self {
@@ -113,7 +121,15 @@ impl Options {
             Some(address) => address,
             None => net::free_address()?,
         };
-        let process = spawn(self.kind, &folder, address, &self.variables, self.on_line)?;
+        let mut command = command(self.kind, &folder, address, &self.variables)?;
+        if let Some(wrong_by) = self.clock {
+            // Only what time it is, not how time passes.
+            command
+                .env("LD_PRELOAD", paths::libfaketime()?)
+                .env("FAKETIME", wrong_by)
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        let process = Process::spawn_with(&format!("{:?}", self.kind), command, self.on_line)?;
         let instance = Instance {
             kind: self.kind,
             variables: self.variables,
@@ -126,13 +142,7 @@ impl Options {
     }
 }
 
-fn spawn(
-    kind: Kind,
-    folder: &TempDir,
-    address: SocketAddr,
-    variables: &[(String, String)],
-    on_line: Option<OnLine>,
-) -> Result<Process> {
+fn command(kind: Kind, folder: &TempDir, address: SocketAddr, variables: &[(String, String)]) -> Result<Command> {
     // Or the one who has the port would be taken for ours.
     TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
     let mut command = kind.command(&folder.path().join("spin.toml"))?;
@@ -140,7 +150,7 @@ fn spawn(
     for (name, value) in variables {
         command.args(["--variable", &format!("{name}={value}")]);
     }
-    Process::spawn_with(&format!("{kind:?}"), command, on_line)
+    Ok(command)
 }
 
 /// A folder of its own for an application, so that the host's state beside the manifest is its own too: the manifest, and
@@ -158,6 +168,9 @@ pub fn application_folder(manifest: Option<&str>) -> Result<TempDir> {
     let source = folder.path().join("target/wasm32-wasip2/release");
     fs::create_dir_all(&source)?;
     symlink(paths::component()?, source.join("accept_component.wasm"))?;
+    if let Ok(component) = paths::component_without_spool() {
+        symlink(component, source.join("accept_component_without_spool.wasm"))?;
+    }
     Ok(folder)
 }
 
@@ -191,6 +204,7 @@ impl Instance {
             variables: Vec::new(),
             manifest: None,
             address: None,
+            clock: None,
             on_line: None,
         }
     }
@@ -219,7 +233,8 @@ impl Instance {
     /// As [`Options::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        self.process = spawn(self.kind, &self.folder, self.address, &self.variables, None)?;
+        let command = command(self.kind, &self.folder, self.address, &self.variables)?;
+        self.process = Process::spawn(&format!("{:?}", self.kind), command)?;
         self.wait_ready().await
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 /// The top folder of the workspace.
 #[must_use]
@@ -49,6 +49,26 @@ pub fn verve_reporter() -> Result<PathBuf> {
 /// When it is not built.
 pub fn component() -> Result<PathBuf> {
     built(repository().join("target/wasm32-wasip2/release/accept_component.wasm"))
+}
+
+/// The component without its spool.
+///
+/// # Errors
+/// When it is not built.
+pub fn component_without_spool() -> Result<PathBuf> {
+    built(repository().join("target/wasm32-wasip2/release/accept_component_without_spool.wasm"))
+}
+
+/// What makes a program believe in another time.
+///
+/// # Errors
+/// When it is not installed.
+pub fn libfaketime() -> Result<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let found = folders
+        .map(|folder| folder.path().join("faketime/libfaketime.so.1"))
+        .find(|file| file.is_file());
+    found.context("no libfaketime: run `cargo xtask test` first, or install Debian's package faketime")
 }
 
 fn built(path: PathBuf) -> Result<PathBuf> {

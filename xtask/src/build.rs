@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the component, where `spin.toml` looks for it, and the native programs.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -19,6 +20,8 @@ pub struct Args {
 enum What {
     /// target/wasm32-wasip2/release/accept_component.wasm
     Component,
+    /// The same, and target/wasm32-wasip2/release/accept_component_without_spool.wasm for hosts without SQLite
+    Components,
     /// target/release/verve-host
     Host,
     /// target/release/verve-reporter
@@ -32,6 +35,7 @@ enum What {
 pub fn run(args: &Args) -> Result<()> {
     match args.what {
         What::Component => component(),
+        What::Components => both_components(),
         What::Hello => hello(),
         What::Host => native(&[HOST]),
         What::Reporter => native(&[REPORTER]),
@@ -59,28 +63,37 @@ pub fn all() -> Result<()> {
 
 /// Builds the component.
 pub fn component() -> Result<()> {
-    wasm("accept-component")
+    wasm("accept-component", &[]).map(drop)
+}
+
+/// Builds the component with and without its spool, which hosts without SQLite cannot give it.
+pub fn both_components() -> Result<()> {
+    let built = wasm("accept-component", &["--no-default-features"])?;
+    let kept = built.with_file_name("accept_component_without_spool.wasm");
+    fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+    sys::say(&kept.display().to_string());
+    component()
 }
 
 /// Builds the component that records nothing, for `cargo xtask bench`.
 pub fn hello() -> Result<()> {
-    wasm("verve-hello")
+    wasm("verve-hello", &[]).map(drop)
 }
 
-/// Builds a component.
-fn wasm(package: &str) -> Result<()> {
+/// Builds a component, and answers where it is.
+fn wasm(package: &str, flags: &[&str]) -> Result<PathBuf> {
     // Cargo's own helpers are native programs.
     install::ensure(&install::NATIVE[..1])?;
     let toolchain = Toolchain::for_wasm()?;
     sys::say(&format!("building {package} ({})", described(toolchain)));
-    sys::run(&mut toolchain.cargo_wasm("build", package)?)?;
+    sys::run(toolchain.cargo_wasm("build", package)?.args(flags))?;
     let file = format!("release/{}.wasm", package.replace('-', "_"));
     let built = sys::root().join("target").join(WASM).join(file);
     let size = fs::metadata(&built)
         .with_context(|| format!("{} was not built", built.display()))?
         .len();
     sys::say(&format!("{} ({} KB)", built.display(), size.div_ceil(1000)));
-    Ok(())
+    Ok(built)
 }
 
 /// Builds native programs.

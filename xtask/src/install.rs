@@ -60,6 +60,13 @@ pub const NGINX: Need = Need {
     present: || sys::which("nginx").is_some() || Path::new("/usr/sbin/nginx").is_file(),
 };
 
+/// A clock that is wrong for one program alone.
+pub const FAKETIME: Need = Need {
+    what: "libfaketime",
+    packages: &["faketime"],
+    present: || sys::which("faketime").is_some(),
+};
+
 /// A browser that shows the reporter's page to the tests (the first time it is fetched, 100 MB and more).
 pub const BROWSER: Need = Need {
     what: "Chromium",

@@ -30,8 +30,8 @@ pub fn run(args: &Args) -> Result<()> {
         checks(&mut steps);
     }
     let built = steps.run("build", || {
-        install::ensure(&[install::REDIS, install::NGINX])?;
-        build::component()?;
+        install::ensure(&[install::REDIS, install::NGINX, install::FAKETIME])?;
+        build::both_components()?;
         build::native_with_tests()
     });
     steps.run("unit tests", || tests(&["--lib", "--bins"], args, None));

@@ -125,6 +125,28 @@ async fn redis_that_is_down() -> Result<()> {
     Ok(())
 }
 
+/// The build for hosts that have no SQLite: it does all that the other one does, but for the spool.
+#[tokio::test]
+async fn redis_that_is_down_without_a_spool_in_the_component() -> Result<()> {
+    let component = paths::component_without_spool()?;
+    let manifest = without_spool()?.replace("accept_component.wasm", "accept_component_without_spool.wasm");
+    assert!(component.is_file() && manifest.contains("without_spool"));
+    for kind in Kind::available() {
+        let mut site = Site::with_one_window().await?;
+        let instance = options(&site, kind).manifest(manifest.clone()).start().await?;
+        assert_eq!(
+            accept(&instance, 1).await?.header("verve-outcome"),
+            Some("new"),
+            "{kind:?}"
+        );
+        site.redis[0].kill();
+        assert_unavailable(&instance, 2, &format!("{kind:?}")).await?;
+        site.redis[0].restart().await?;
+        assert_recovers(&instance, 3, &format!("{kind:?}")).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn redis_that_was_never_up() -> Result<()> {
     for kind in Kind::available() {

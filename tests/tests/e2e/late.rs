@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use verve_protocol::{Report, Window};
+use verve_tests::host::Kind;
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, wait};
@@ -153,6 +154,43 @@ async fn ids_of_a_window_that_has_not_begun_are_told_and_counted_in_their_time()
     assert_eq!(metric(&reporter, "verve_windows_ahead_total").await?, 1);
     ledger.read_to(ahead, 1, 2 * SOON).await?;
     assert_eq!(counts_and_revisions(&ledger, ahead), [("3", "0")]);
+    Ok(())
+}
+
+/// Edges whose clocks are wrong: what they were sent is in no window of its time, and all of it is told.
+#[tokio::test]
+async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
+    let site = Site::new(1).await?;
+    let mut ledger = Ledger::new().await?;
+    let flags = ledger.flags(&site, &["--late-seconds", "1"]);
+    let reporter = Reporter::ready(&flags).await?;
+    let begin = clock::current_window(site.length);
+    let (behind, ahead) = (
+        site.host(Kind::VerveHost).clock("-10s").start().await?,
+        site.host(Kind::VerveHost).clock("+30s").start().await?,
+    );
+    // The windows that the one behind believes in are final by then.
+    clock::sleep_until_ms(begin.end_ms() + 16_000).await;
+    for (host, ids) in [(&behind, 0..5), (&ahead, 5..12)] {
+        for id in ids {
+            let answer = http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await?;
+            assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+        }
+    }
+    reporter
+        .process()
+        .wait_for_text("came after their window", SOON)
+        .await?;
+    reporter.process().wait_for_text("host is ahead", SOON).await?;
+    let told = |ledger: &Ledger| {
+        let last = ledger.last();
+        let late: u64 = last.values().filter_map(|r| r.header("late").parse::<u64>().ok()).sum();
+        let counted: u64 = last.values().filter_map(|r| r.value.parse::<u64>().ok()).sum();
+        (late, counted)
+    };
+    ledger
+        .read_until(Duration::from_secs(60), |ledger| told(ledger) == (5, 7))
+        .await?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The spool: what is answered `ok` while Redis is away is counted later, in its own window, whatever dies meanwhile.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -285,26 +286,30 @@ async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<(
         let instance = site.host(kind).variable("redis_timeout_ms", "500");
         let instance = instance.variable("redis_wait_replicas", "1").start().await?;
         let window = clock::current_window(site.length);
-        wait::until("the replica to follow", SOON, || async {
-            (accept(&instance, "id=0").await.ok()? != "spooled").then_some(())
-        })
-        .await
-        .with_context(|| context.clone())?;
-        assert_eq!(accept(&instance, "id=1").await?, "new", "{context}");
+        // Until the replica follows, and all instances have found out that it does.
+        let next = Cell::new(0);
+        let new = |what: &'static str| {
+            let (instance, next) = (&instance, &next);
+            wait::until(what, SOON, move || async move {
+                let id = next.replace(next.get() + 1);
+                let outcome = accept(instance, &format!("id={id}")).await.ok()?;
+                (outcome == "new").then_some(id.to_string())
+            })
+        };
+        let id = new("the replica to follow").await.with_context(|| context.clone())?;
         let on_replica: Vec<String> = redis::cmd("SMEMBERS")
             .arg(site.keys().ids(window))
             .query_async(&mut replica.connection().await?)
             .await?;
-        assert!(on_replica.contains(&"1".to_owned()), "{context}: {on_replica:?}");
+        assert!(on_replica.contains(&id), "{context}: {id} of {on_replica:?}");
         replica.pause()?;
-        assert_eq!(accept(&instance, "id=2").await?, "spooled", "{context}");
+        let id = next.replace(next.get() + 1);
+        assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled", "{context}");
         replica.resume()?;
-        wait::until("the replica to follow again", SOON, || async {
-            (accept(&instance, "id=3").await.ok()? != "spooled").then_some(())
-        })
-        .await
-        .with_context(|| context.clone())?;
-        assert_drained(&site, window, 4, &context).await?;
+        new("the replica to follow again")
+            .await
+            .with_context(|| context.clone())?;
+        assert_drained(&site, window, next.get(), &context).await?;
     }
     Ok(())
 }

@@ -391,3 +391,37 @@ async fn a_job_that_cannot_be_kept_for_want_of_memory_is_not_lost() -> Result<()
     assert!(begin.elapsed() < Duration::from_secs(45), "once its claim has run out");
     Ok(())
 }
+
+/// One endpoint that accepts calls and never answers does not hold up the others, nor is any of its own jobs lost.
+#[tokio::test]
+async fn a_hanging_endpoint_does_not_delay_others() -> Result<()> {
+    const HANGING: usize = 1_500;
+    let site = Site::new(60).await?;
+    let (hanging, good) = (Sink::start().await?, Sink::start().await?);
+    hanging.answer("/job", [Answer::status(200).after(Duration::from_secs(60))]);
+    for _ in 0..HANGING {
+        add_job(&site, &hanging.url("/job")).await?;
+    }
+    let reporter = site.reporter(&["--callback-allow", "127.0.0.1"]).await?;
+    add_job(&site, &good.url("/first")).await?;
+    let begin = Instant::now();
+    good.wait_for("/first", 1, SOON).await?;
+    let first = begin.elapsed();
+    // Once nothing of it was answered for long, and more than once.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let begin = Instant::now();
+    add_job(&site, &good.url("/second")).await?;
+    good.wait_for("/second", 1, SOON).await?;
+    let second = begin.elapsed();
+    let limit = Duration::from_secs(5);
+    assert!(first < limit && second < limit, "{first:?}, {second:?}");
+    let [new, waiting, dead] = places(&site).await?;
+    assert_eq!(
+        new.len() + waiting.len() + dead.len(),
+        HANGING,
+        "{}",
+        reporter.process().log()
+    );
+    assert!(waiting.len() > HANGING / 2, "{} wait", waiting.len());
+    Ok(())
+}

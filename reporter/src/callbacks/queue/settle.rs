@@ -18,7 +18,8 @@ pub const MAX_DEAD: u64 = 100_000;
 ///
 /// KEYS: stream, retry, dead. ARGV: `stream` or `retry`, the id or member there, the group, and where to:
 /// - `done`
-/// - `again`, the member for the retry set, the milliseconds until it is due, the most members
+/// - `again`, the member for the retry set, the milliseconds until it is due, the most members. One that is deferred for the second
+///   time is the same member as before
 /// - `dead`, the most entries, the entry's fields
 ///
 /// Answers 0, or how many dead jobs were dropped for it; -1 where there is no room, and the job stays; -2 where the job is
@@ -47,7 +48,7 @@ end
 if from_stream then
   redis.call('XACK', KEYS[1], ARGV[3], id)
   redis.call('XDEL', KEYS[1], id)
-else
+elseif verdict ~= 'again' or ARGV[5] ~= id then
   redis.call('ZREM', KEYS[2], id)
 end
 return dropped";
@@ -57,6 +58,8 @@ return dropped";
 pub enum Verdict {
     /// Delivered.
     Done,
+    /// Not tried: its host has as many calls as it may.
+    Deferred { after: Duration },
     /// To be tried again.
     Again { after: Duration, error: String },
     /// Given up on.
@@ -69,24 +72,28 @@ impl Queue {
         let fields = attempt.job.to_fields();
         match verdict {
             Verdict::Done => self.move_job(&attempt.place, &["done"]).await,
-            Verdict::Again { after, error } => {
-                let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value));
-                let waiting = Waiting {
-                    id: attempt.place.id(),
-                    attempts: attempt.number,
-                    error: error.clone(),
-                    job: fields.collect(),
-                };
-                let member = serde_json::to_string(&waiting)
-                    .map_err(|error| RedisError::from((ErrorKind::Client, "unwritable job", error.to_string())))?;
-                let (wait, most) = (after.as_millis().to_string(), MAX_RETRY.to_string());
-                self.move_job(&attempt.place, &["again", &member, &wait, &most]).await
-            }
+            Verdict::Deferred { after } => self.wait(attempt, attempt.number - 1, *after, "not tried yet").await,
+            Verdict::Again { after, error } => self.wait(attempt, attempt.number, *after, error).await,
             Verdict::Dead { error } => {
                 let fields = fields.iter().map(|(name, value)| (*name, value.as_str()));
                 self.bury(&attempt.place, fields, error, attempt.number).await
             }
         }
+    }
+
+    /// Moves a job to the retry set, with so many attempts made.
+    async fn wait(&self, attempt: &Attempt, attempts: u32, after: Duration, error: &str) -> RedisResult<()> {
+        let fields = attempt.job.to_fields().into_iter();
+        let waiting = Waiting {
+            id: attempt.place.id(),
+            attempts,
+            error: error.to_owned(),
+            job: fields.map(|(name, value)| (name.to_owned(), value)).collect(),
+        };
+        let member = serde_json::to_string(&waiting)
+            .map_err(|error| RedisError::from((ErrorKind::Client, "unwritable job", error.to_string())))?;
+        let (wait, most) = (after.as_millis().to_string(), MAX_RETRY.to_string());
+        self.move_job(&attempt.place, &["again", &member, &wait, &most]).await
     }
 
     /// What is no job, neither the component nor the reporter wrote: kept for the operator to see.

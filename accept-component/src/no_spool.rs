@@ -1,0 +1,90 @@
+//! In place of the spool, in a build for hosts that have no SQLite: nothing can be put into it, and nothing is ever there.
+
+use verve_protocol::Id;
+
+/// Why nothing is there.
+const NONE: &str = "no spool: the component was built without one";
+
+/// No database.
+pub struct Spool;
+
+/// Ids of one key.
+pub struct Ids {
+    /// The key of their window's set.
+    pub key: String,
+    /// The ids.
+    pub ids: Vec<Id>,
+}
+
+/// Commands that run together, once.
+pub struct Batch {
+    /// Its name, unlike that of any other.
+    pub name: String,
+    /// Each a JSON array of the command and its arguments.
+    pub commands: Vec<String>,
+}
+
+/// What is in the spool.
+pub struct Contents {
+    /// Whether there are ids or commands.
+    pub any: bool,
+    /// Until when what is the case.
+    pub state: Vec<(String, u64)>,
+}
+
+impl Spool {
+    /// No spool, whatever its limit.
+    pub const fn new(_limit: u64) -> Self {
+        Self
+    }
+
+    /// Refuses.
+    pub async fn add_ids(&self, _place: usize, _key: String, _ids: &[Id]) -> Result<(), String> {
+        Err(NONE.to_owned())
+    }
+
+    /// Refuses.
+    pub async fn add_commands(&self, _commands: Vec<Vec<String>>) -> Result<(), String> {
+        Err(NONE.to_owned())
+    }
+
+    /// None.
+    pub async fn ids(&self, _place: usize, _last: bool) -> Result<Vec<Ids>, String> {
+        Ok(Vec::new())
+    }
+
+    /// Nothing to remove.
+    pub async fn remove_ids(&self, _ids: &Ids) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// None.
+    pub async fn batch(&self) -> Result<Option<Batch>, String> {
+        Ok(None)
+    }
+
+    /// Nothing to remove.
+    pub async fn remove_batch(&self, _name: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Refuses.
+    pub async fn contents(&self) -> Result<Contents, String> {
+        Err(NONE.to_owned())
+    }
+
+    /// Tells nobody.
+    pub async fn tell(&self, _name: &str, _until: u64) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Nobody drains what is not there.
+    pub async fn claim(&self, _name: &str, _now: u64, _until: u64) -> Result<bool, String> {
+        Ok(false)
+    }
+
+    /// Tells nobody.
+    pub async fn untell(&self, _name: &str) -> Result<(), String> {
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! Which endpoints' hosts are called now, so that one that does not answer cannot hold up the others.
+//!
+//! A host may take most of the slots for deliveries, but not all. One that has not answered for a while may take few: what comes
+//! beyond these is deferred, back to the retry set, without counting as an attempt. Deferred jobs of one host come back spaced, however
+//! many there are, and are deferred again until it answers.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use verve_protocol::Endpoint;
+
+use super::CONCURRENCY;
+
+/// The most calls of one host under way at once: three quarters of all.
+const MOST: usize = CONCURRENCY / 4 * 3;
+/// The same, of a host that does not answer.
+const MOST_SILENT: usize = 16;
+/// For how long a host may answer none of its calls before it is taken for one that does not.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
+/// How long a job waits for a host that answers, and has as many calls as it may.
+const WAIT: Duration = Duration::from_millis(250);
+/// When the first deferred job of a host comes back, how far apart they come, and when the last one does.
+const FIRST_AFTER: Duration = Duration::from_millis(500);
+const APART: Duration = Duration::from_millis(20);
+const LAST_AFTER: Duration = Duration::from_secs(600);
+/// How many hosts are remembered.
+const REMEMBERED: usize = 10_000;
+
+/// The hosts that are called, or were and did not answer.
+#[derive(Default)]
+pub struct Hosts {
+    known: Mutex<HashMap<String, Host>>,
+    freed: Notify,
+}
+
+struct Host {
+    under_way: usize,
+    /// When one of those under way was last answered, or the first of them began.
+    progress: Instant,
+    /// Whether a call was given up on since the last answer.
+    silent: bool,
+    /// When the last deferred job comes back.
+    last_back: Instant,
+}
+
+/// Leave to call a host; given back when it is dropped.
+pub struct Turn<'a> {
+    hosts: &'a Hosts,
+    name: String,
+    begun: Instant,
+    answered: bool,
+}
+
+impl Hosts {
+    /// Waits a little for leave to call the endpoint's host. Else says after what time to try again.
+    pub async fn turn(&self, endpoint: &Endpoint) -> Result<Turn<'_>, Duration> {
+        let url = endpoint.to_url();
+        let name = format!(
+            "{}:{:?}",
+            url.host_str().unwrap_or_default(),
+            url.port_or_known_default()
+        );
+        let leave = async {
+            loop {
+                let freed = self.freed.notified();
+                match self.enter(&name, Instant::now()) {
+                    Some(true) => return true,
+                    Some(false) => freed.await,
+                    None => return false,
+                }
+            }
+        };
+        if timeout(WAIT, leave).await.unwrap_or(false) {
+            return Ok(Turn {
+                hosts: self,
+                begun: Instant::now(),
+                name,
+                answered: false,
+            });
+        }
+        Err(self.defer(&name, Instant::now()))
+    }
+
+    /// Whether a call may begin; `None` where waiting is of no use.
+    fn enter(&self, name: &str, now: Instant) -> Option<bool> {
+        let mut known = self.known();
+        let host = known.entry(name.to_owned()).or_insert_with(|| Host::new(now));
+        let silent = host.is_silent(now);
+        if host.under_way < if silent { MOST_SILENT } else { MOST } {
+            if host.under_way == 0 {
+                host.progress = now;
+            }
+            host.under_way += 1;
+            return Some(true);
+        }
+        (!silent).then_some(false)
+    }
+
+    fn defer(&self, name: &str, now: Instant) -> Duration {
+        let mut known = self.known();
+        let host = known.entry(name.to_owned()).or_insert_with(|| Host::new(now));
+        let back = (host.last_back + APART).clamp(now + FIRST_AFTER, now + LAST_AFTER);
+        host.last_back = back;
+        back - now
+    }
+
+    fn leave(&self, name: &str, begun: Instant, answered: bool, now: Instant) {
+        let mut known = self.known();
+        if let Some(host) = known.get_mut(name) {
+            host.under_way -= 1;
+            if answered {
+                (host.progress, host.silent) = (now, false);
+            } else if now.duration_since(begun) >= SILENT_AFTER {
+                host.silent = true;
+            }
+        }
+        if known.len() > REMEMBERED {
+            known.retain(|_, host| host.under_way > 0);
+        }
+        drop(known);
+        self.freed.notify_waiters();
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Host>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Host {
+    const fn new(now: Instant) -> Self {
+        Self {
+            under_way: 0,
+            progress: now,
+            silent: false,
+            last_back: now,
+        }
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.silent || self.under_way > 0 && now.duration_since(self.progress) >= SILENT_AFTER
+    }
+}
+
+impl Turn<'_> {
+    /// The host answered, whatever it was.
+    pub fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.hosts.leave(&self.name, self.begun, self.answered, Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_does_not_answer_takes_few_slots_until_it_does() {
+        let hosts = Hosts::default();
+        let begin = Instant::now();
+        let enter = |name, seconds| hosts.enter(name, begin + Duration::from_secs(seconds));
+        for _ in 0..MOST {
+            assert_eq!(enter("a", 0), Some(true));
+        }
+        assert_eq!(enter("a", 0), Some(false), "wait");
+        assert_eq!(enter("b", 0), Some(true), "another");
+        assert_eq!(enter("a", 1), None, "no use");
+        for n in 0..MOST {
+            hosts.leave("a", begin, false, begin + Duration::from_secs(10));
+            let left = MOST - 1 - n;
+            if left >= MOST_SILENT {
+                assert_eq!(enter("a", 10), None, "{left}");
+            }
+        }
+        for _ in 0..MOST_SILENT {
+            assert_eq!(enter("a", 11), Some(true));
+        }
+        assert_eq!(enter("a", 11), None);
+        hosts.leave("a", begin, true, begin + Duration::from_secs(11));
+        assert_eq!(enter("a", 11), Some(true), "it answers again");
+    }
+
+    #[test]
+    fn deferred_jobs_come_back_one_after_the_other() {
+        let hosts = Hosts::default();
+        let now = Instant::now();
+        let waits: Vec<Duration> = (0..100_000).map(|_| hosts.defer("a", now)).collect();
+        assert_eq!(waits[..2], [FIRST_AFTER, FIRST_AFTER + APART]);
+        assert_eq!(waits[1_500], FIRST_AFTER + APART * 1_500);
+        assert_eq!(waits.last(), Some(&LAST_AFTER));
+    }
+}
