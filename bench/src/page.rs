@@ -9,6 +9,9 @@ use anyhow::Result;
 
 use crate::Options;
 
+/// What the figures say, at the page's end. Written by hand: to be looked at after each run.
+const NOTES: &str = include_str!("../notes.md");
+
 /// A page in the making. What is added is printed at once.
 pub struct Page {
     text: String,
@@ -118,7 +121,7 @@ impl Page {
 
     /// Writes the page, and its plots beside it.
     pub fn write(&self, path: &Path) -> Result<()> {
-        fs::write(path, self.text.trim_end().to_owned() + "\n")?;
+        fs::write(path, format!("{}\n\n{}", self.text.trim_end(), NOTES))?;
         for (file, svg) in &self.plots {
             fs::write(path.with_file_name(file), svg)?;
         }

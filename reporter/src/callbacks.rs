@@ -9,6 +9,7 @@ mod policy;
 mod queue;
 mod sign;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -127,12 +128,16 @@ impl Callbacks {
         if attempts.is_empty() {
             return Ok(source.look_every());
         }
+        // After they were taken, so that no count is older than its job. If it fails, they stay where they are, and are due
+        // again once their claim has run out.
+        let counts = self.worker.unique_counts(&attempts).await?;
         for attempt in attempts {
             let slot = slots.split(1);
             let worker = self.worker.clone();
             let span = span_of(&attempt);
+            let count = counts.get(&attempt.job.window).copied().unwrap_or_default();
             let delivery = async move {
-                worker.deliver(attempt).await;
+                worker.deliver(attempt, count).await;
                 drop(slot);
             };
             tokio::spawn(delivery.instrument(span));
@@ -194,13 +199,9 @@ fn span_of(attempt: &Attempt) -> Span {
 }
 
 impl Worker {
-    async fn deliver(&self, attempt: Attempt) {
+    async fn deliver(&self, attempt: Attempt, count: u64) {
         let verdict = match self.hosts.turn(&attempt.job.endpoint).await {
-            Ok(turn) => match self.unique_count(attempt.job.window).await {
-                Ok(count) => self.call(&attempt, count, turn).await,
-                // The job stays where it is, and is due again once its claim has run out.
-                Err(error) => return held_up(&error),
-            },
+            Ok(turn) => self.call(&attempt, count, turn).await,
             Err(after) => {
                 tracing::debug!(
                     endpoint = deliver::shown(&attempt.job.endpoint),
@@ -210,7 +211,7 @@ impl Worker {
                 Verdict::Deferred { after }
             }
         };
-        // The same: whatever the endpoint answered, it is called again.
+        // The job stays where it is: whatever the endpoint answered, it is called again once the claim has run out.
         if let Err(error) = self.queue.settle(&attempt, &verdict).await {
             held_up(&error);
         }
@@ -260,21 +261,18 @@ impl Worker {
         }
     }
 
-    /// The window's count now. Once it is final, what was reported last.
-    async fn unique_count(&self, window: Window) -> redis::RedisResult<u64> {
-        let mut hget = redis::cmd("HGET");
-        hget.arg(self.store.keys.reports(window.length())).arg(window.start());
-        let windows = [window];
-        let (counts, report) = futures::try_join!(
-            self.store.counts(&windows),
-            self.store.first().command::<Option<String>>(&hget)
-        )?;
-        let counted: u64 = counts.iter().sum();
-        Ok(match report.and_then(|json| Report::from_json(&json).ok()) {
+    /// The counts of the jobs' windows now. Of one that is final, what was reported last.
+    async fn unique_counts(&self, attempts: &[Attempt]) -> RedisResult<BTreeMap<Window, u64>> {
+        let windows: BTreeSet<Window> = attempts.iter().map(|attempt| attempt.job.window).collect();
+        let windows: Vec<Window> = windows.into_iter().collect();
+        let (counts, reports) = futures::try_join!(self.store.counts(&windows), self.store.reports(&windows))?;
+        let count = |(counted, report): (u64, Option<Report>)| match report {
             Some(report) if report.is_final => report.count,
             Some(report) => counted.max(report.count),
             None => counted,
-        })
+        };
+        let counts = counts.into_iter().zip(reports).map(count);
+        Ok(windows.iter().copied().zip(counts).collect())
     }
 }
 
