@@ -23,6 +23,8 @@ use crate::metrics::Metrics;
 /// For the acknowledgement of records, and then once more for that of their transaction. Together they are shorter than the
 /// time a stopped reporter has. What is not acknowledged stays due and is sent again.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(6);
+/// What is acknowledged is cleaned up at once. If not, committing sees to it, in its time.
+const CLEANED_UP_WITHIN: Duration = Duration::from_millis(100);
 /// For the answer to whether Kafka is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the beginning of a session, of which each publishing tries again.
@@ -258,12 +260,16 @@ impl Kafka {
             producer.send_result(message).map_err(|(error, _)| error)
         });
         let queued: Vec<_> = queued.collect::<KafkaResult<_>>()?;
-        // Committing would wait for them as well, but looks only every 100 ms.
+        // Committing would wait for them as well, but looks only every 100 ms; also for what is acknowledged, and not cleaned up yet.
         for delivery in queued {
             let delivered = Handle::current().block_on(delivery).map_err(|_| KafkaError::Canceled)?;
             delivered.map_err(|(error, _)| error)?;
         }
         if self.transactions {
+            let begin = Instant::now();
+            while producer.in_flight_count() > 0 && begin.elapsed() < CLEANED_UP_WITHIN {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             producer.commit_transaction(DELIVERY_TIMEOUT)?;
         }
         Ok(())
