@@ -24,7 +24,6 @@ pub struct Report {
     pub is_final: bool,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's way")]
 const fn is_none(late: &u64) -> bool {
     *late == 0
 }

@@ -22,7 +22,6 @@ pub enum Pending {
     Remove,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's way")]
 const fn is_none(late: &u64) -> bool {
     *late == 0
 }

@@ -143,7 +143,7 @@ fn recorded(window: Window, is_final: bool) -> String {
         count: IDS,
         revision: 0,
         time: clock::now_ms(),
-        first: 0,
+        first: clock::now_ms(),
         late: 0,
         is_final,
     };
