@@ -2,7 +2,7 @@
 //!
 //! The way of a request, in the order of the modules:
 //! - [`request`]: the query becomes an `Accept`, or a bad request
-//! - `instance`: what the instance keeps (parsed variables, open connections) and the recording
+//! - `instance`: what the instance keeps (parsed variables, open connections) and the recording; `instance::drain` empties the spool
 //! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together
 //! - `redis`: one server; attempts and the retry; `deadlines`: their time limits; [`once`]: its connection, opened once however many wait;
 //!   [`circuit`]: that it was away a moment ago

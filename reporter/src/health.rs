@@ -102,7 +102,7 @@ impl Dependency {
 
 impl Health {
     /// Sets the state of `name`, and answers what it was. A problem is as old as it is, whatever its error is now.
-    pub fn set(&self, name: &str, error: Option<String>) -> Option<Option<Problem>> {
+    fn set(&self, name: &str, error: Option<String>) -> Option<Option<Problem>> {
         let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         let before = dependencies.get(name).cloned();
         let since = match &before {

@@ -1,0 +1,127 @@
+//! Draining: what is in the spool is brought to Redis by one instance at a time, whichever has put it there.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use spin_sdk::time::sleep;
+use verve_protocol::Id;
+
+use super::{Instance, JOBS_FULL, now_ms};
+use crate::circuit::OPEN_MS;
+
+/// How soon an instance that drains the spool tries again while Redis is away.
+const DRAIN_AGAIN: Duration = Duration::from_secs(1);
+/// For how long an instance has the draining to itself, unless it says so again: some longer than [`DRAIN_AGAIN`].
+const DRAIN_CLAIM: Duration = Duration::from_secs(3);
+
+/// In the spool's state: somebody drains it.
+const DRAINING: &str = "draining";
+/// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
+pub async fn look_into_spool(instance: Rc<Instance>) {
+    if !instance.looking.replace(true) {
+        look(&instance).await;
+        instance.looking.set(false);
+    }
+}
+
+async fn look(instance: &Instance) {
+    // Where the host has no spool, the first request that needs it says so.
+    let Ok(contents) = instance.spool.contents().await else {
+        return;
+    };
+    for (name, until) in contents.state {
+        if name == JOBS_FULL && until > now_ms() {
+            instance.jobs.open(until);
+        }
+        for server in instance.servers.iter().filter(|server| server.name() == name) {
+            // One instance tries whether the server is back, while the others go on spooling.
+            server.told_away.set(until);
+            let trial = now_ms() + server.trial_ms();
+            match instance.spool.claim(&name, now_ms(), trial).await {
+                Ok(true) | Err(_) => {}
+                Ok(false) => server.circuit.open(until.max(now_ms() + OPEN_MS)),
+            }
+        }
+    }
+    if contents.any {
+        drain(instance).await;
+        // Somebody else drains, or has died at it.
+        sleep(DRAIN_CLAIM).await;
+        drain(instance).await;
+    }
+}
+
+/// Until when an instance that drains now has this to itself.
+fn drain_claim() -> u64 {
+    now_ms() + DRAIN_CLAIM.as_millis() as u64
+}
+
+/// Brings what is in the spool to Redis, unless another instance does.
+pub async fn drain(instance: &Instance) {
+    if let Err(error) = instance.drain().await {
+        instance.log_error(&format!("the spool is not drained: {error}"));
+    }
+}
+
+impl Instance {
+    /// Brings what is in the spool to Redis, for as long as that takes, unless another instance does.
+    async fn drain(&self) -> Result<(), String> {
+        while self.spool.claim(DRAINING, now_ms(), drain_claim()).await? {
+            while !self.drain_what_goes().await? {
+                self.spool.tell(DRAINING, drain_claim()).await?;
+                sleep(DRAIN_AGAIN).await;
+            }
+            self.to_drain.set(false);
+            self.spool.untell(DRAINING).await?;
+            // What somebody put there at the end of the claim, relying on it.
+            if !self.spool.contents().await?.any {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings to Redis what can be now. Says whether that was all. Whatever was not removed from the spool, since this
+    /// instance died or failed, is brought again: nothing changes by that.
+    async fn drain_what_goes(&self) -> Result<bool, String> {
+        let mut all = true;
+        for place in 0..self.servers.len() {
+            all &= self.drain_ids(place).await?;
+        }
+        while let Some(batch) = self.spool.batch().await? {
+            match self.servers[0].run_once(&self.config.keys, &batch).await {
+                Ok(true) => self.spool.remove_batch(&batch.name).await?,
+                Ok(false) | Err(_) => return Ok(false),
+            }
+            self.spool.tell(DRAINING, drain_claim()).await?;
+        }
+        Ok(all)
+    }
+
+    async fn drain_ids(&self, place: usize) -> Result<bool, String> {
+        let last = place + 1 == self.servers.len();
+        loop {
+            let found = self.spool.ids(place, last).await?;
+            if found.is_empty() {
+                return Ok(true);
+            }
+            for spooled in found {
+                // Where there are other servers than there were, an id has another place now.
+                for (now_at, server) in self.servers.iter().enumerate() {
+                    let is_here = |id: &&Id| id.shard(self.servers.len()) == now_at;
+                    let ids: Vec<Id> = spooled.ids.iter().filter(is_here).copied().collect();
+                    if ids.is_empty() {
+                        continue;
+                    }
+                    if let Err(redis) = server.add_spooled(&spooled.key, &ids).await {
+                        self.log_error(&format!("spooled ids stay in the spool: {redis}"));
+                        return Ok(false);
+                    }
+                    self.found_well(now_at).await;
+                }
+                self.spool.remove_ids(&spooled).await?;
+            }
+            self.spool.tell(DRAINING, drain_claim()).await?;
+        }
+    }
+}
