@@ -9,13 +9,13 @@ use std::time::Duration;
 use futures::future;
 use spin_sdk::time::sleep;
 use spin_sdk::variables;
-use spin_sdk::wasip3::clocks::system_clock;
 use verve_protocol::keys::UNREPORTED_SECONDS;
 use verve_protocol::{CallbackJob, Id, Window};
 use wit_bindgen::spawn;
 
 use crate::answer::{Answer, Outcome};
 use crate::circuit::{Circuit, OPEN_MS, Passage};
+use crate::clock::{look_again, now_ms};
 use crate::config::{Config, Log, VARIABLES};
 use crate::once::Once;
 use crate::redis::Server;
@@ -26,8 +26,6 @@ use crate::stats::{Counts, FLUSH_AFTER, Stats};
 use crate::waiting::{Queue, Recorded, Waiter};
 use drain::{drain, look_into_spool};
 
-/// How soon a request looks again for what another one is making.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// In the spool's state: there is no room for callback jobs.
 const JOBS_FULL: &str = "jobs full";
 
@@ -327,15 +325,4 @@ async fn flush_later(instance: Rc<Instance>) {
     if instance.to_drain.get() {
         drain(&instance).await;
     }
-}
-
-/// The pause of those who wait for what another request is making.
-pub async fn look_again() {
-    sleep(LOOK_AGAIN).await;
-}
-
-/// The host's clock, in milliseconds since the Unix epoch.
-pub fn now_ms() -> u64 {
-    let now = system_clock::now();
-    u64::try_from(now.seconds).unwrap_or_default() * 1000 + u64::from(now.nanoseconds / 1_000_000)
 }

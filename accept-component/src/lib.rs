@@ -4,16 +4,21 @@
 //! - [`request`]: the query becomes an `Accept`, or a bad request
 //! - `instance`: what the instance keeps (parsed variables, open connections) and the recording; `instance::drain` empties the spool
 //! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together
+//! - [`batches`]: what is recorded together, and what comes of each id of it
 //! - `redis`: one server; attempts and the retry; `deadlines`: their time limits; [`once`]: its connection, opened once however many wait;
 //!   [`circuit`]: that it was away a moment ago
 //! - `spool`: what was accepted while a server is away, on the host's disk; `no_spool` where the host has none
 //! - [`answer`]: what came of it, as status, headers and body; `http` sends it
+//! - `clock`: the time, for all of them
 //! - [`stats`]: what happened is counted and flushed after responses
 //!
 //! What talks to the host exists only in the WebAssembly build; the rest is tested natively.
 
 pub mod answer;
+pub mod batches;
 pub mod circuit;
+#[cfg(target_family = "wasm")]
+mod clock;
 pub mod config;
 #[cfg(target_family = "wasm")]
 mod deadlines;

@@ -2,27 +2,13 @@
 
 use verve_protocol::Id;
 
+use crate::batches::{Batch, SpooledIds};
+
 /// Why nothing is there.
 const NONE: &str = "no spool: the component was built without one";
 
 /// No database.
 pub struct Spool;
-
-/// Ids of one key.
-pub struct Ids {
-    /// The key of their window's set.
-    pub key: String,
-    /// The ids.
-    pub ids: Vec<Id>,
-}
-
-/// Commands that run together, once.
-pub struct Batch {
-    /// Its name, unlike that of any other.
-    pub name: String,
-    /// Each a JSON array of the command and its arguments.
-    pub commands: Vec<String>,
-}
 
 /// What is in the spool.
 pub struct Contents {
@@ -49,12 +35,12 @@ impl Spool {
     }
 
     /// None.
-    pub async fn ids(&self, _place: usize, _last: bool) -> Result<Vec<Ids>, String> {
+    pub async fn ids(&self, _place: usize, _last: bool) -> Result<Vec<SpooledIds>, String> {
         Ok(Vec::new())
     }
 
     /// Nothing to remove.
-    pub async fn remove_ids(&self, _ids: &Ids) -> Result<(), String> {
+    pub async fn remove_ids(&self, _ids: &SpooledIds) -> Result<(), String> {
         Ok(())
     }
 

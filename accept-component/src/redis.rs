@@ -1,7 +1,6 @@
 //! Recording in Redis: one connection per server, kept by the instance and shared by its requests.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,11 +10,11 @@ use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
 use verve_protocol::{Id, Keys, RedisUrl, Window};
 
 use crate::answer::Outcome;
+use crate::batches::{Batch, Distinct};
 use crate::circuit::{Circuit, OPEN_MS, Passage};
+use crate::clock::{look_again, now_ms};
 use crate::deadlines::Deadlines;
-use crate::instance::{look_again, now_ms};
 use crate::once::Once;
-use crate::spool::Batch;
 use crate::stats::Counts;
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
@@ -92,10 +91,9 @@ impl Server {
     /// Records ids in a window. Answers what came of each: the first of several equal ones is the new one.
     pub async fn add_ids(&self, keys: &Keys, window: Window, ids: &[Id]) -> Result<Vec<Outcome>, String> {
         let key = keys.ids(window);
-        let mut outcomes = vec![Outcome::Duplicate; ids.len()];
-        let distinct: BTreeMap<i64, usize> = ids.iter().enumerate().rev().map(|(i, id)| (id.0, i)).collect();
-        let members: Vec<String> = distinct.keys().map(ToString::to_string).collect();
-        let new = if members.len() < TOGETHER_FROM {
+        let distinct = Distinct::of(ids);
+        let members = distinct.members();
+        let new: Vec<bool> = if members.len() < TOGETHER_FROM {
             self.twice(async |connection| {
                 let adds = members.iter().map(async |member| {
                     let added = connection.sadd(&key, std::slice::from_ref(member)).await?;
@@ -115,12 +113,9 @@ impl Server {
             let known = known.await?.into_iter();
             known.map(|known| matches!(known, RedisResult::Int64(0))).collect()
         };
-        if new.len() != members.len() {
-            return Err(format!("{}: the answer has an unexpected length", self.url));
-        }
-        for (first, _) in distinct.into_values().zip(new).filter(|(_, new)| *new) {
-            outcomes[first] = Outcome::New;
-        }
+        let outcomes = distinct
+            .outcomes(&new)
+            .ok_or_else(|| format!("{}: the answer has an unexpected length", self.url))?;
         if self.expiring.replace(Some(window.start())) != Some(window.start()) && self.expire(&key).await.is_err() {
             // The ids are recorded all the same; the next ones set the expiry.
             self.expiring.set(None);

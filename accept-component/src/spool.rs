@@ -15,15 +15,15 @@ use std::rc::Rc;
 use spin_sdk::sqlite::{Connection, Error, Value};
 use verve_protocol::Id;
 
-use crate::instance::look_again;
+use crate::batches::{Batch, SpooledIds, together};
+use crate::clock::look_again;
 use crate::once::Once;
 
-/// How long SQLite waits for others who write, in milliseconds.
-const BUSY_TIMEOUT_MS: u32 = 5000;
+/// How long SQLite waits for others who write, in milliseconds. A request that finds Redis away is answered within two of
+/// Redis' timeouts and this.
+const BUSY_TIMEOUT_MS: u32 = 2000;
 /// The most rows or commands in a batch.
 const BATCH: i64 = 500;
-/// About how many ids are brought to Redis together.
-const MOST_TOGETHER: usize = 1000;
 
 /// What the database is made of.
 const MADE_OF: [&str; 11] = [
@@ -48,24 +48,6 @@ pub struct Spool {
     connection: Once<Rc<Connection>, String>,
     /// The most ids and callback jobs.
     limit: u64,
-}
-
-/// Ids of one key.
-pub struct Ids {
-    /// The rows that they are in.
-    numbers: Vec<i64>,
-    /// The key of their window's set.
-    pub key: String,
-    /// The ids.
-    pub ids: Vec<Id>,
-}
-
-/// Commands that run together, once.
-pub struct Batch {
-    /// Its name, unlike that of any other.
-    pub name: String,
-    /// Each a JSON array of the command and its arguments.
-    pub commands: Vec<String>,
 }
 
 /// What is in the spool.
@@ -129,39 +111,25 @@ impl Spool {
     }
 
     /// Ids for the server at `place`, the `last` of whom has those of places that are no more.
-    pub async fn ids(&self, place: usize, last: bool) -> Result<Vec<Ids>, String> {
+    pub async fn ids(&self, place: usize, last: bool) -> Result<Vec<SpooledIds>, String> {
         let to = if last { i64::MAX } else { place as i64 };
         let select = "SELECT number, key, ids FROM ids WHERE place BETWEEN ? AND ? LIMIT ?";
         let which = [integer(place as u64), Value::Integer(to), Value::Integer(BATCH)];
-        let mut found: Vec<Ids> = Vec::new();
-        for row in self.run(select, which).await? {
-            let [Value::Integer(number), Value::Text(key), Value::Text(ids)] = row.as_slice() else {
-                continue;
-            };
-            let ids = ids.split(',').filter_map(|id| id.parse().ok()).map(Id);
-            match found.last_mut() {
-                Some(last) if last.key == *key && last.ids.len() < MOST_TOGETHER => {
-                    last.numbers.push(*number);
-                    last.ids.extend(ids);
-                }
-                _ => found.push(Ids {
-                    numbers: vec![*number],
-                    key: key.clone(),
-                    ids: ids.collect(),
-                }),
-            }
-        }
-        Ok(found)
+        let rows = self.run(select, which).await?;
+        let rows = rows.into_iter().filter_map(|row| match row.as_slice() {
+            [Value::Integer(number), Value::Text(key), Value::Text(ids)] => Some(SpooledIds {
+                rows: vec![*number],
+                key: key.clone(),
+                ids: ids.split(',').filter_map(|id| id.parse().ok()).map(Id).collect(),
+            }),
+            _ => None,
+        });
+        Ok(together(rows))
     }
 
     /// Removes ids that [`Spool::ids`] gave.
-    pub async fn remove_ids(&self, ids: &Ids) -> Result<(), String> {
-        let numbers = ids
-            .numbers
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
+    pub async fn remove_ids(&self, ids: &SpooledIds) -> Result<(), String> {
+        let numbers = ids.rows.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let delete = "DELETE FROM ids WHERE number IN (SELECT value FROM json_each(?))";
         self.run(delete, [Value::Text(format!("[{numbers}]"))]).await.map(drop)
     }

@@ -10,11 +10,10 @@ use spin_sdk::wasip3::wit_bindgen::StreamWriter;
 use spin_sdk::wasip3::wit_stream;
 use verve_protocol::{Id, Window};
 
+use crate::batches::leading;
+
 /// What came of an id.
 pub type Recorded<T> = Result<T, Rc<str>>;
-
-/// The most ids recorded together: Redis' scripts take some thousand arguments.
-const MOST: usize = 500;
 
 /// The ids for one server.
 pub struct Queue<T> {
@@ -70,12 +69,10 @@ impl<T> Queue<T> {
     /// Takes ids of one window, in their order. Without any, whoever took them stops doing so.
     pub fn take(&self) -> Vec<Waiter<T>> {
         let mut waiting = self.waiting.borrow_mut();
-        let Some(window) = waiting.first().map(|first| first.window) else {
+        let count = leading(waiting.iter().map(|waiter| waiter.window));
+        if count == 0 {
             self.busy.set(false);
-            return Vec::new();
-        };
-        let others = waiting.iter().position(|waiter| waiter.window != window);
-        let count = others.unwrap_or(waiting.len()).min(MOST);
+        }
         waiting.drain(..count).collect()
     }
 }

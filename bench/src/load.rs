@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use verve_tests::paths;
 
 /// Which ids are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ struct Wrk {
 
 /// As fast as `connections` clients are answered.
 pub fn closed(address: SocketAddr, connections: usize, traffic: Traffic, time: Duration) -> Result<Run> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("load.lua");
+    let script = paths::repository().join("bench/load.lua");
     let mut wrk = Command::new("wrk");
     wrk.args(["--threads", "2", "--timeout", "10s"])
         .args(["--connections", &connections.max(2).to_string()])

@@ -1,5 +1,6 @@
 //! How the cost grows: more hosts, more Redis, more ids.
 
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -78,14 +79,15 @@ pub async fn scale(options: &Options, page: &mut Page) -> Result<()> {
     ids(page).await
 }
 
-/// The same load on 1, 2 and 4 hosts, each pinned to processors of its own as far as there are any.
+/// 1, 2 and 4 hosts with as much load each, each on one processor alone, shared as there are fewer than hosts.
 async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
-    page.say("The same load, 100 connections in all, spread over 1, 2 and 4 hosts on the same processors: the cost of a request must not grow.\n");
+    page.say("1, 2 and 4 hosts, each on one processor alone and with 25 connections of its own: the cost of a request must not grow.\n");
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let redis = RedisServer::start().await?;
     let mut targets = Vec::new();
     for number in 0..4 {
         let name = format!("host {number}");
-        targets.push(Target::host(&name, Kind::VerveHost, Component::Accept, &redis.url(), &[]).await?);
+        targets.push(Target::host_on(number % processors, &name, &redis.url()).await?);
     }
     let mut rows = vec![["hosts", "requests/s in all", "CPU µs"].map(str::to_owned).to_vec()];
     let mut bars = Vec::new();
@@ -96,7 +98,7 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
             let before = used();
             let runs = targets[..count].iter().map(|target| {
                 let (address, time) = (target.address(), options.time());
-                tokio::task::spawn_blocking(move || load::closed(address, 100 / count, Traffic::Random, time))
+                tokio::task::spawn_blocking(move || load::closed(address, 25, Traffic::Random, time))
             });
             let runs: Vec<_> = runs.collect();
             let (mut rate, mut requests) = (0.0, 0);

@@ -51,29 +51,22 @@ impl Target {
 
     /// A host with a component, and further flags of the host.
     pub async fn host(name: &str, kind: Kind, component: Component, redis: &str, flags: &[&str]) -> Result<Self> {
-        let address = net::free_address()?;
-        let folder = tempfile::tempdir()?;
-        let manifest = folder.path().join("spin.toml");
-        let (text, file) = match component {
-            Component::Accept => (paths::manifest(), "accept_component.wasm"),
-            Component::Hello => (paths::repository().join("bench/hello/spin.toml"), "verve_hello.wasm"),
-        };
-        let text = fs::read_to_string(text)?.replace("../../target", "target");
-        fs::write(&manifest, text)?;
-        let built = "target/wasm32-wasip2/release";
-        fs::create_dir_all(folder.path().join(built))?;
-        std::os::unix::fs::symlink(wasm(file)?, folder.path().join(built).join(file))?;
-        let mut command = kind.command(&manifest)?;
-        command.args(["--listen", &address.to_string()]).args(flags);
-        if component == Component::Accept {
-            command.args(["--variable", &format!("redis_urls={redis}")]);
-        }
+        let (command, address, folder) = host(kind, component, redis, flags)?;
+        Self::start(name, command, address, folder).await
+    }
+
+    /// `verve-host` with Verve's component, on one processor alone.
+    pub async fn host_on(processor: usize, name: &str, redis: &str) -> Result<Self> {
+        let (host, address, folder) = host(Kind::VerveHost, Component::Accept, redis, &[])?;
+        let mut command = Command::new("taskset");
+        command.args(["-c", &processor.to_string()]);
+        command.arg(host.get_program()).args(host.get_args());
         Self::start(name, command, address, folder).await
     }
 
     async fn start(name: &str, mut command: Command, address: SocketAddr, folder: TempDir) -> Result<Self> {
-        // Backtraces of errors that are no failures would cost more than the requests.
-        command.env("RUST_BACKTRACE", "0");
+        // No error is made on the way of a good request; if one were, its backtrace would be seen in the figures.
+        command.env("RUST_BACKTRACE", "1");
         let process = Process::spawn(name, command)?;
         let target = Self {
             name: name.to_owned(),
@@ -110,6 +103,28 @@ pub fn wasm(file: &str) -> Result<PathBuf> {
     let path = paths::repository().join("target/wasm32-wasip2/release").join(file);
     path.canonicalize()
         .with_context(|| format!("{}: run `cargo xtask bench`", path.display()))
+}
+
+/// The command that starts a host on a free port, in a folder of its own.
+fn host(kind: Kind, component: Component, redis: &str, flags: &[&str]) -> Result<(Command, SocketAddr, TempDir)> {
+    let address = net::free_address()?;
+    let folder = tempfile::tempdir()?;
+    let manifest = folder.path().join("spin.toml");
+    let (text, file) = match component {
+        Component::Accept => (paths::manifest(), "accept_component.wasm"),
+        Component::Hello => (paths::repository().join("bench/hello/spin.toml"), "verve_hello.wasm"),
+    };
+    let text = fs::read_to_string(text)?.replace("../../target", "target");
+    fs::write(&manifest, text)?;
+    let built = "target/wasm32-wasip2/release";
+    fs::create_dir_all(folder.path().join(built))?;
+    std::os::unix::fs::symlink(wasm(file)?, folder.path().join(built).join(file))?;
+    let mut command = kind.command(&manifest)?;
+    command.args(["--listen", &address.to_string()]).args(flags);
+    if component == Component::Accept {
+        command.args(["--variable", &format!("redis_urls={redis}")]);
+    }
+    Ok((command, address, folder))
 }
 
 /// A process and its children.

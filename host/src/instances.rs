@@ -23,7 +23,7 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
 
 use crate::cli::Reuse;
-use crate::redis::Connections;
+use crate::pool::Connections;
 use crate::wasm::{Grants, Guest, MAX_INSTANCES, new_store};
 
 /// Makes instances. Clones share the limit on how many there may be.

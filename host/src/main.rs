@@ -5,18 +5,22 @@
 //! - [`cli`]: the command line, whose flags are those of `spin up`
 //! - [`manifest`], [`routes`], [`variables`], [`outbound`]: what `spin.toml` says; parsed whole before a port is bound
 //! - [`wasm`]: the engine, and what of the host a component may reach; [`instances`]: how long an instance lives
+//! - [`pool`], [`database`]: connections to Redis, and the SQLite file
 //! - [`spin`], [`redis`], [`sqlite`], [`output`]: the host's side of Spin's interfaces and of the component's stdout and
 //!   stderr
-//! - [`server`], [`workers`], [`shutdown`]: HTTP in front of it all, on all processors, and how it ends
+//! - [`server`], [`workers`], [`listen`], [`shutdown`]: HTTP in front of it all, on all processors, and how it ends
 //!
 //! Exit codes: 0 after a graceful stop, 1 when the host could not start or was stopped before requests in flight had
 //! finished, 64 (`EX_USAGE`) for a bad command line or manifest.
 
 mod cli;
+mod database;
 mod instances;
+mod listen;
 mod manifest;
 mod outbound;
 mod output;
+mod pool;
 mod redis;
 mod routes;
 mod server;
@@ -36,12 +40,12 @@ use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Arguments;
+use crate::database::Database;
 use crate::instances::Factory;
 use crate::manifest::Manifest;
 use crate::outbound::AllowedHosts;
 use crate::server::Site;
 use crate::shutdown::{Ended, Signals};
-use crate::sqlite::Database;
 use crate::variables::{Template, Values};
 use crate::wasm::Grants;
 
@@ -114,7 +118,7 @@ fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants) -> anyhow:
             .await
             .with_context(|| format!("cannot listen on {}", arguments.listen))?;
         let signals = Signals::try_new().context("cannot listen for signals")?;
-        server::serve(listener, site, factory, signals)
+        listen::serve(listener, site, factory, signals)
             .await
             .context("cannot serve")
     });

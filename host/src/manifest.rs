@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
+use crate::database::DATABASE;
 use crate::routes::Route;
-use crate::sqlite::DATABASE;
-use crate::variables::check_name;
+use crate::variables::{Declaration, check_name};
 
 /// An application: one component, the paths it serves and what it is configured with.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,16 +24,6 @@ pub struct Manifest {
     pub routes: Vec<Route>,
     /// The component that they all name.
     pub component: Component,
-}
-
-/// How a variable is declared.
-#[derive(Debug, Deserialize, PartialEq, Eq)]
-pub struct Declaration {
-    /// Its value if nobody sets it.
-    pub default: Option<String>,
-    /// Whether somebody has to.
-    #[serde(default)]
-    pub required: bool,
 }
 
 /// `[component.<id>]`.
@@ -256,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_manifest_of_this_application() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let path = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo")).join("..");
         let manifest = Manifest::read(&path).expect("the manifest of this application");
         assert!(manifest.routes.iter().any(|route| route.takes("/api/verve/accept")));
     }

@@ -1,21 +1,17 @@
 //! The host's side of `spin:redis`: connections that the component opens, and the commands it sends on them.
 //!
 //! As in Spin, commands sent at the same time are pipelined, and there is no time limit on anything: the component has its
-//! own. Unlike in Spin, what the component opens is a share of one connection for each server and thread: more commands
-//! go in one write, and a new instance finds it open. A connection that fails or brings an error, or that an instance gives up
-//! while it waits for an answer, is shared no longer: whoever opens one next gets a fresh one.
+//! own. Unlike in Spin, what the component opens is a share of a connection: see [`crate::pool`].
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo as _, RedisError, Value};
+use redis::{Cmd, ErrorKind, RedisError, Value};
 use url::Url;
 use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use crate::outbound::AllowedHosts;
+use crate::pool::{Connection, Connections, Waiting};
 use crate::spin::bindings::spin::redis::redis::{
     Error, Host, HostConnection, HostConnectionWithStore, RedisParameter, RedisResult,
 };
@@ -23,71 +19,11 @@ use crate::spin::bindings::spin::redis::redis::{
 /// The most connections that one instance may have open, as in Spin.
 const MAX_CONNECTIONS: usize = 1_024;
 
-/// The connections of one thread, by URL. Clones are the same.
-#[derive(Clone, Default)]
-pub struct Connections(Arc<Mutex<HashMap<String, Shared>>>);
-
-/// A connection that several instances use.
-#[derive(Clone)]
-struct Shared {
-    connection: MultiplexedConnection,
-    /// Which it is.
-    identity: Arc<()>,
-}
-
-impl Connections {
-    /// The connection to a server, opened if there is none.
-    async fn get(&self, url: Url) -> Result<Shared, Error> {
-        if let Some(shared) = self.all().get(url.as_str()) {
-            return Ok(shared.clone());
-        }
-        let shared = Shared {
-            connection: connect(url.clone()).await?,
-            identity: Arc::default(),
-        };
-        self.all().insert(url.into(), shared.clone());
-        Ok(shared)
-    }
-
-    /// Shares it no longer.
-    fn forget(&self, shared: &Shared) {
-        self.all()
-            .retain(|_, other| !Arc::ptr_eq(&other.identity, &shared.identity));
-    }
-
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Shared>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The connections of one instance.
 pub struct Redis {
     allowed_hosts: Arc<AllowedHosts>,
     shared: Connections,
     connections: ResourceTable,
-}
-
-/// What the component's `connection` stands for.
-pub struct Connection {
-    shared: Shared,
-    /// Commands that are not answered yet.
-    waiting: Arc<AtomicUsize>,
-}
-
-/// Counts a command for as long as it is there.
-struct Waiting(Arc<AtomicUsize>);
-
-impl Waiting {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Redis {
@@ -130,7 +66,8 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
                 shared,
                 waiting: Arc::default(),
             },
-            Err(error) => return Ok(Err(error)),
+            Err(error) if error.kind() == ErrorKind::InvalidClientConfig => return Ok(Err(Error::InvalidAddress)),
+            Err(error) => return Ok(Err(other(error))),
         };
         Ok(guest
             .with(|mut access| access.get().connections.push(connection))
@@ -187,19 +124,6 @@ fn check(allowed_hosts: &AllowedHosts, address: &str) -> Result<Url, Error> {
         return Err(Error::InvalidAddress);
     }
     Ok(url)
-}
-
-async fn connect(url: Url) -> Result<MultiplexedConnection, Error> {
-    let server = url.into_connection_info().map_err(|_| Error::InvalidAddress)?;
-    let server = server.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(None)
-        .set_response_timeout(None);
-    let client = Client::open(server).map_err(|_| Error::InvalidAddress)?;
-    client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
-        .map_err(other)
 }
 
 /// Sends a command without holding on to the instance, which goes on meanwhile.

@@ -1,4 +1,4 @@
-//! HTTP/1.1 in front of the component: accepts connections, hands requests to instances, and stops gracefully.
+//! HTTP/1.1 in front of the component: what of a connection's requests goes to it, and what is answered instead.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,20 +14,15 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use wasmtime_wasi_http::WasiBody;
 
-use crate::instances::{Factory, Instances};
+use crate::instances::Instances;
 use crate::routes::Route;
-use crate::shutdown::{BACKGROUND_LIMIT, Ended, LIMIT, Signals};
-use crate::workers::Workers;
 
 /// How long a client may take to send a request's head, and how long a connection may be idle. Longer than the minute
 /// for which load balancers keep idle connections, so that it is they who close them and no request meets a closed one.
 const HEAD_LIMIT: Duration = Duration::from_secs(75);
-
-/// How long to wait after a connection could not be accepted, since the cause (such as too many open files) stays.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often the component is asked to look after its database.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(30);
@@ -45,48 +40,6 @@ pub struct Site {
     pub tcp_nodelay: bool,
     /// Whether the component has a database.
     pub has_database: bool,
-}
-
-/// Serves until a signal comes, then stops: idle connections are closed, requests in flight are answered, and what the
-/// component does after its responses may finish.
-///
-/// # Errors
-/// If the listener's address is unknown, or a thread cannot be started.
-pub async fn serve(listener: TcpListener, site: Site, factory: Factory, mut signals: Signals) -> io::Result<Ended> {
-    announce(&listener, &site)?;
-    let workers = Workers::start(&site, &factory)?;
-    let signal = loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
-                Ok(stream) => workers.serve(stream),
-                Err(error) => {
-                    tracing::warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            signal = signals.next() => break signal,
-        }
-    };
-    drop(listener);
-    tracing::info!("{signal}: stopping once requests in flight are answered; a second signal stops at once");
-    let stop = async {
-        workers.stop().await;
-        let cut = factory.drain(BACKGROUND_LIMIT).await;
-        if cut > 0 {
-            tracing::warn!("stopping although {cut} instances still work on something after their responses");
-        }
-    };
-    tokio::select! {
-        () = stop => Ok(Ended::Gracefully),
-        signal = signals.next() => {
-            tracing::warn!("{signal}: stopping at once");
-            Ok(Ended::Cut)
-        }
-        () = tokio::time::sleep(LIMIT) => {
-            tracing::warn!("stopping although requests are still in flight after {} s", LIMIT.as_secs());
-            Ok(Ended::Cut)
-        }
-    }
 }
 
 /// Has the component look after what it may have left in its database, at once and every so often, though nobody else may ever
@@ -108,17 +61,6 @@ pub async fn look_after(site: Arc<Site>, instances: Instances) {
         }
         tokio::time::sleep(LOOK_AFTER_EVERY).await;
     }
-}
-
-/// Tells that requests are welcome, and where, in Spin's words.
-fn announce(listener: &TcpListener, site: &Site) -> io::Result<()> {
-    let address = listener.local_addr()?;
-    println!("Serving http://{address}");
-    println!("Available Routes:");
-    for route in &site.routes {
-        println!("  {}: http://{address}{route}", site.component);
-    }
-    Ok(())
 }
 
 /// Serves one connection, until it ends, or `graceful` stops and it is idle.

@@ -1,5 +1,5 @@
 //! Spin's own interfaces: their bindings, and the host's side of `spin:variables`. Those of `spin:redis` and
-//! `spin:sqlite` are in [`crate::redis`] and [`crate::sqlite`].
+//! `spin:sqlite` are in `redis` and `sqlite`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ pub mod bindings {
         world: "verve:accept/spin",
         imports: { default: async | trappable },
         with: {
-            "spin:redis/redis.connection": crate::redis::Connection,
-            "spin:sqlite/sqlite.connection": crate::sqlite::Connection,
+            "spin:redis/redis.connection": crate::pool::Connection,
+            "spin:sqlite/sqlite.connection": crate::database::Connection,
         },
     });
 }

@@ -1,66 +1,26 @@
-//! The host's side of `spin:sqlite`: the database `default`, a file as in Spin, that survives the host.
+//! The host's side of `spin:sqlite`, on the database `default`.
 //!
 //! The component decides by its PRAGMAs how durable it is. What this module adds: statements run off the event loop,
 //! those of one connection one after the other; and no statement reaches another file than the database's own.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
 
-use anyhow::Context as _;
-use rusqlite::limits::Limit;
 use rusqlite::types::{Value as Stored, ValueRef};
 use wasmtime::component::{Accessor, FutureReader, HasSelf, Resource, ResourceTable, StreamReader};
 
+use crate::database::{Connection, DATABASE, Database};
 use crate::spin::bindings::spin::sqlite::sqlite::{
     Error, Host, HostConnection, HostConnectionWithStore, RowResult, Value,
 };
 
-/// The only database there is.
-pub const DATABASE: &str = "default";
-
-/// Its file's name, as in Spin, so that the one host goes on with what the other has left.
-const FILE_NAME: &str = "sqlite_db.db";
-
 /// The most connections that one instance may have open, as in Spin.
 const MAX_CONNECTIONS: usize = 256;
-
-/// The file of the database `default`. Clones are the same database.
-#[derive(Clone)]
-pub struct Database {
-    file: PathBuf,
-    /// Open for as long as the host runs: the last connection to close would clean up, while an instance waits.
-    _kept_open: Arc<Mutex<rusqlite::Connection>>,
-}
-
-impl Database {
-    /// Opens the database in a folder, and makes both if they are not there.
-    ///
-    /// # Errors
-    /// If the folder cannot be made, or the file cannot be opened as a database. The message names it.
-    pub fn try_new(folder: &Path) -> anyhow::Result<Self> {
-        let file = folder.join(FILE_NAME);
-        let context = || format!("cannot open the SQLite database {}", file.display());
-        fs::create_dir_all(folder).with_context(context)?;
-        let connection = open(&file).with_context(context)?;
-        // Only a statement looks into the file.
-        let look = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
-        look.with_context(context)?;
-        Ok(Self {
-            file,
-            _kept_open: Arc::new(Mutex::new(connection)),
-        })
-    }
-}
 
 /// The connections of one instance.
 pub struct Sqlite {
     database: Option<Database>,
     connections: ResourceTable,
 }
-
-/// What the component's `connection` stands for.
-pub struct Connection(Arc<Mutex<rusqlite::Connection>>);
 
 impl Sqlite {
     /// No connections yet. Without a database, the manifest has granted none.
@@ -91,9 +51,8 @@ impl<T: Send + 'static> HostConnectionWithStore<T> for HasSelf<Sqlite> {
         let Some(database) = granted.filter(|_| name == DATABASE) else {
             return Ok(Err(Error::AccessDenied));
         };
-        let opened = blocking(move || open(&database.file)).await?;
+        let opened = blocking(move || database.connect()).await?;
         Ok(opened.map_err(|error| describe(&error)).and_then(|connection| {
-            let connection = Connection(Arc::new(Mutex::new(connection)));
             guest
                 .with(|mut access| access.get().connections.push(connection))
                 .map_err(|_| Error::Io("too many open connections".to_owned()))
@@ -131,14 +90,6 @@ impl<T: Send + 'static> HostConnectionWithStore<T> for HasSelf<Sqlite> {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> wasmtime::Result<T> {
     Ok(tokio::task::spawn_blocking(work).await?)
-}
-
-fn open(file: &Path) -> rusqlite::Result<rusqlite::Connection> {
-    let connection = rusqlite::Connection::open(file)?;
-    // Attaching, of which `VACUUM INTO` is a case, would reach other files. Not an authorizer: it does not learn of a file's
-    // name that is a parameter.
-    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
-    Ok(connection)
 }
 
 fn execute(
@@ -185,6 +136,9 @@ fn describe(error: &rusqlite::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
     use super::*;
 
     fn folder() -> PathBuf {
@@ -210,7 +164,8 @@ mod tests {
     fn values_of_every_type_come_back_and_survive_the_connection() {
         let folder = folder();
         let database = Database::try_new(&folder.join("made")).expect("a database");
-        let connection = open(&database.file).expect("a connection");
+        let connection = database.connect().expect("a connection");
+        let connection = connection.0.lock().expect("its own");
         run(&connection, "CREATE TABLE t (a, b, c, d, e)", vec![]).expect("a table");
         let values = || {
             vec![
@@ -222,10 +177,12 @@ mod tests {
             ]
         };
         run(&connection, "INSERT INTO t VALUES (?, ?, ?, ?, ?)", values()).expect("a row");
-        drop((connection, database));
+        drop(connection);
+        drop(database);
 
         let database = Database::try_new(&folder.join("made")).expect("the database");
-        let connection = open(&database.file).expect("a connection");
+        let connection = database.connect().expect("a connection");
+        let connection = connection.0.lock().expect("its own");
         let rows = run(&connection, "SELECT * FROM t", vec![]).expect("rows");
         let expected: Vec<String> = values().iter().map(|value| format!("{value:?}")).collect();
         assert_eq!(rows, [expected]);
@@ -236,7 +193,8 @@ mod tests {
     fn no_statement_reaches_another_file() {
         let folder = folder();
         let database = Database::try_new(&folder).expect("a database");
-        let connection = open(&database.file).expect("a connection");
+        let connection = database.connect().expect("a connection");
+        let connection = connection.0.lock().expect("its own");
         let other = folder.join("other.db");
         for statement in ["ATTACH ? AS other", "VACUUM INTO ?"] {
             let named = vec![Value::Text(other.display().to_string())];
@@ -247,23 +205,6 @@ mod tests {
             );
             assert!(!other.exists(), "{statement}");
         }
-        let _ = fs::remove_dir_all(&folder);
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_database() {
-        let folder = folder();
-        fs::create_dir_all(&folder).expect("a folder");
-        fs::write(folder.join(FILE_NAME), "x".repeat(5000)).expect("a file");
-        let error = Database::try_new(&folder)
-            .err()
-            .map(|error| format!("{error:#}"))
-            .unwrap_or_default();
-        assert!(error.contains(FILE_NAME) && error.contains("not a database"), "{error}");
-        let error = Database::try_new(&folder.join(FILE_NAME))
-            .err()
-            .map(|error| format!("{error:#}"));
-        assert!(error.is_some_and(|error| error.contains("cannot open the SQLite database")));
         let _ = fs::remove_dir_all(&folder);
     }
 }

@@ -4,7 +4,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::manifest::Declaration;
+use serde::Deserialize;
+
+/// How a variable is declared.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+pub struct Declaration {
+    /// Its value if nobody sets it.
+    pub default: Option<String>,
+    /// Whether somebody has to.
+    #[serde(default)]
+    pub required: bool,
+}
 
 /// Every declared variable with its value.
 #[derive(Default)]

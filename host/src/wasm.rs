@@ -14,12 +14,14 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
+use crate::database::Database;
 use crate::outbound::AllowedHosts;
 use crate::output::{Output, Target};
-use crate::redis::{Connections, Redis};
+use crate::pool::Connections;
+use crate::redis::Redis;
 use crate::spin::Variables;
 use crate::spin::bindings::spin::{redis::redis, sqlite::sqlite, variables::variables};
-use crate::sqlite::{Database, Sqlite};
+use crate::sqlite::Sqlite;
 
 /// The most instances alive at once. One more waits until another is gone.
 pub const MAX_INSTANCES: u32 = 1_000;

@@ -19,8 +19,8 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use verve_protocol::WindowLength;
 
-use crate::cli::Config;
 use crate::health::Health;
 use crate::metrics::{self, Metrics};
 use crate::overview::Seen;
@@ -44,7 +44,10 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
 /// What the port tells of.
 #[derive(Clone)]
 pub struct Admin {
-    pub config: Arc<Config>,
+    /// Of the windows that it tells of.
+    pub length: WindowLength,
+    /// Without one it answers everybody.
+    pub token: Option<Token>,
     pub store: Store,
     pub health: Arc<Health>,
     pub metrics: Metrics,
@@ -73,7 +76,7 @@ fn router(admin: Admin) -> Router {
         .route("/page.css", get(page::style))
         .route("/page.js", get(page::script))
         .fallback(async || (StatusCode::NOT_FOUND, "no such page\n"));
-    if let Some(token) = admin.config.admin_token.clone() {
+    if let Some(token) = admin.token.clone() {
         guarded = guarded.layer(middleware::from_fn_with_state(token, auth::check));
     }
     guarded

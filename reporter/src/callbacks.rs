@@ -20,9 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
-use verve_protocol::{Report, Window};
+use verve_protocol::{Report, Window, WindowLength};
 
-use crate::cli::Config;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use backoff::Backoff;
@@ -44,6 +43,18 @@ const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
 /// How often the group is rid of replicas that are no more.
 const TIDY_EVERY: Duration = Duration::from_secs(600);
 
+/// How callbacks are delivered.
+#[derive(Clone, Debug)]
+pub struct CallbacksConfig {
+    pub policy: Policy,
+    /// Signs POST callbacks.
+    pub signer: Option<Signer>,
+    /// How often a job is tried.
+    pub attempts: u32,
+    /// Before the second attempt.
+    pub backoff: Duration,
+}
+
 /// Delivers callbacks, side by side with other replicas.
 pub struct Callbacks {
     worker: Arc<Worker>,
@@ -54,7 +65,7 @@ pub struct Callbacks {
 
 /// What delivers one job.
 struct Worker {
-    config: Arc<Config>,
+    attempts: u32,
     store: Store,
     queue: Queue,
     client: Client,
@@ -64,15 +75,19 @@ struct Worker {
 }
 
 impl Callbacks {
-    /// A consumer called `replica`.
-    pub fn new(config: Arc<Config>, store: Store, metrics: Metrics, replica: String) -> Result<Self> {
-        let queue = Queue::new(&store, config.window_length, replica)?;
-        let client = Client::new(config.callback.policy.clone(), config.callback.signer.clone())?;
-        let backoff = Backoff {
-            first: config.callback.backoff,
-        };
+    /// A consumer called `replica`, of jobs whose windows have this length.
+    pub fn new(
+        config: CallbacksConfig,
+        length: WindowLength,
+        store: Store,
+        metrics: Metrics,
+        replica: String,
+    ) -> Result<Self> {
+        let queue = Queue::new(&store, length, replica)?;
+        let client = Client::new(config.policy, config.signer)?;
+        let backoff = Backoff { first: config.backoff };
         let worker = Worker {
-            config,
+            attempts: config.attempts,
             store,
             queue,
             client,
@@ -244,7 +259,7 @@ impl Worker {
                 Span::current()
                     .record("otel.status_code", "ERROR")
                     .record("http.response.status_code", status);
-                if permanent || number >= self.config.callback.attempts {
+                if permanent || number >= self.attempts {
                     self.metrics.callback_attempt(status, "dead");
                     tracing::error!(%endpoint, %window, status, attempt = number, "callback given up on: {error}");
                     Verdict::Dead { error }

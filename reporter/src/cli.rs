@@ -4,16 +4,17 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use verve_protocol::{Endpoint, Keys, Method, Namespace, RedisUrls, Window, WindowLength};
+use verve_protocol::{Endpoint, Keys, Method, Namespace, RedisUrls, WindowLength};
 
 use crate::admin::Token;
-use crate::callbacks::Policy;
-use crate::callbacks::Signer;
 use crate::callbacks::dead::DeadCommand;
+use crate::callbacks::{CallbacksConfig, Policy, Signer};
+use crate::kafka::KafkaConfig;
+use crate::telemetry::LogFormat;
+use crate::windows::WindowsConfig;
 
 /// The exit code for a bad command line: `EX_USAGE` of sysexits.h.
 pub const USAGE: u8 = 64;
@@ -123,74 +124,18 @@ pub enum Task {
     },
 }
 
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err("expected text or json".to_owned()),
-        }
-    }
-}
-
 /// What the reporter is configured to do.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub redis_urls: RedisUrls,
     pub keys: Keys,
-    pub window_length: WindowLength,
-    /// From a window's end to its first report.
-    pub grace: Duration,
-    /// From a window's first report on: how long late ids correct it.
-    pub late: Duration,
+    pub windows: WindowsConfig,
     pub kafka: KafkaConfig,
-    pub callback: CallbackConfig,
+    pub callbacks: CallbacksConfig,
     pub listen: SocketAddr,
     /// Without one the admin port answers everybody.
     pub admin_token: Option<Token>,
     pub log_format: LogFormat,
-}
-
-impl Config {
-    /// When a window is due to be reported, in Unix milliseconds.
-    pub fn due_ms(&self, window: Window) -> u64 {
-        window.end_ms() + u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-/// Where records go.
-#[derive(Clone, Debug)]
-pub struct KafkaConfig {
-    /// Without brokers, counts are only logged.
-    pub brokers: Option<String>,
-    pub topic: String,
-    /// Whose records these are, to Kafka: of all producers of that name only the latest can publish. Without one there are no
-    /// transactions, and a replica that was paused may publish what is outdated.
-    pub transactional_id: Option<String>,
-    /// librdkafka settings; may hold passwords.
-    pub options: Vec<(String, String)>,
-}
-
-/// How callbacks are delivered.
-#[derive(Clone, Debug)]
-pub struct CallbackConfig {
-    /// The fixed callback.
-    pub fixed: Option<(Endpoint, Method)>,
-    pub policy: Policy,
-    /// Signs POST callbacks.
-    pub signer: Option<Signer>,
-    pub attempts: u32,
-    /// Before the second attempt.
-    pub backoff: Duration,
 }
 
 /// Reads the command line and the environment. What is wrong is said in one line on standard error.
@@ -295,12 +240,14 @@ fn config(args: Args) -> Result<Config, String> {
     Ok(Config {
         redis_urls: redis_urls(&args.redis_urls)?,
         keys: Keys::new(args.namespace),
-        window_length: args.window_seconds,
-        grace: Duration::from_millis(args.grace_ms),
-        late: Duration::from_secs(args.late_seconds),
+        windows: WindowsConfig {
+            length: args.window_seconds,
+            grace: Duration::from_millis(args.grace_ms),
+            late: Duration::from_secs(args.late_seconds),
+            callback: fixed,
+        },
         kafka,
-        callback: CallbackConfig {
-            fixed,
+        callbacks: CallbacksConfig {
             policy,
             signer,
             attempts: args.callback_attempts,

@@ -7,14 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
 use verve_protocol::Window;
-
-use crate::kafka::Publisher;
-use crate::store::Store;
-
-/// How often Redis and Kafka are asked whether they are there.
-const CHECK_EVERY: Duration = Duration::from_secs(2);
 
 /// The state of what was not tried yet.
 const NOT_YET: &str = "not reached yet";
@@ -149,8 +142,8 @@ impl Health {
         *overdue = error.map(|error| Problem { error, since });
     }
 
-    /// Forgets refusals that have not come for a while.
-    fn settle(&self, now: Instant) {
+    /// Forgets refusals that have not come for a while. To be called regularly.
+    pub fn settle(&self, now: Instant) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.retain(|(name, _), (problem, last)| {
             let goes_on = now.duration_since(*last) < QUIET;
@@ -159,18 +152,6 @@ impl Health {
             }
             goes_on
         });
-    }
-}
-
-/// Asks Redis and Kafka regularly, until a stop is asked for.
-pub async fn watch(health: Arc<Health>, store: Store, publisher: Publisher, stop: CancellationToken) {
-    loop {
-        futures::join!(store.ping(), publisher.ping());
-        health.settle(Instant::now());
-        tokio::select! {
-            () = tokio::time::sleep(CHECK_EVERY) => {}
-            () = stop.cancelled() => return,
-        }
     }
 }
 

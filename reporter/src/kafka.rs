@@ -16,7 +16,6 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use tokio::runtime::Handle;
 use verve_protocol::WindowRecord;
 
-use crate::cli::{Config, KafkaConfig};
 use crate::health::{Dependency, Health};
 use crate::metrics::Metrics;
 
@@ -30,7 +29,20 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the beginning of a session, of which each publishing tries again.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where records go; without brokers they go nowhere, since every count is logged anyway.
+/// Where records go.
+#[derive(Clone, Debug)]
+pub struct KafkaConfig {
+    /// Without brokers, counts are only logged.
+    pub brokers: Option<String>,
+    pub topic: String,
+    /// Whose records these are, to Kafka: of all producers of that name only the latest can publish. Without one there are no
+    /// transactions, and a replica that was paused may publish what is outdated.
+    pub transactional_id: Option<String>,
+    /// librdkafka settings; may hold passwords.
+    pub options: Vec<(String, String)>,
+}
+
+/// Publishes records; without brokers they go nowhere, since every count is logged anyway.
 #[derive(Clone)]
 pub struct Publisher(Option<Kafka>);
 
@@ -127,11 +139,11 @@ impl KafkaConfig {
 
 impl Publisher {
     /// A publisher to the configured brokers, which need not be there yet.
-    pub fn new(config: &Config, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
-        let Some(brokers) = &config.kafka.brokers else {
+    pub fn new(config: &KafkaConfig, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
+        let Some(brokers) = &config.brokers else {
             return Ok(Self(None));
         };
-        let client = config.kafka.client();
+        let client = config.client();
         let asking = client
             .create_with_context(Quiet)
             .with_context(|| format!("cannot set up the Kafka producer for {brokers}"))?;
@@ -139,8 +151,8 @@ impl Publisher {
         Ok(Self(Some(Kafka {
             config: client,
             asking,
-            topic: config.kafka.topic.as_str().into(),
-            transactions: config.kafka.transactional_id.is_some(),
+            topic: config.topic.as_str().into(),
+            transactions: config.transactional_id.is_some(),
             dependency,
             metrics: metrics.clone(),
         })))

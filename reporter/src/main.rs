@@ -5,7 +5,7 @@
 //!   the reporting itself
 //! - `kafka`: the records
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
-//! - `store`: the connections to Redis; `health`: what is reachable, said once; `metrics`: what is counted; `overview`: what is
+//! - `store`: the connections to Redis; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
 //!   going on now; `admin`: the HTTP port with all of it; `telemetry`: logs and traces
 
 mod admin;
@@ -18,6 +18,7 @@ mod metrics;
 mod overview;
 mod store;
 mod telemetry;
+mod watch;
 mod windows;
 
 use std::process::ExitCode;
@@ -71,7 +72,6 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
-    let config = Arc::new(config);
     let replica = replica_name();
     let health = Arc::new(Health::default());
     let listener = tokio::net::TcpListener::bind(&config.listen)
@@ -79,23 +79,24 @@ async fn run(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
     let metrics = Metrics::default();
     let store = Store::new(&config.redis_urls, config.keys.clone(), &health, &metrics)?;
-    let publisher = Publisher::new(&config, &health, &metrics)?;
+    let publisher = Publisher::new(&config.kafka, &health, &metrics)?;
     tracing::info!(
         replica,
         redis = %config.redis_urls.as_slice().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         kafka = config.kafka.brokers.as_deref().unwrap_or("none"),
         topic = config.kafka.topic,
-        window_seconds = config.window_length.seconds(),
+        window_seconds = config.windows.length.seconds(),
         admin = %listener.local_addr()?,
         "verve-reporter {} started",
         env!("CARGO_PKG_VERSION"),
     );
 
     let stop = CancellationToken::new();
-    let (overview, seen) = Overview::new(config.clone(), store.clone(), health.clone(), metrics.clone());
+    let (overview, seen) = Overview::new(config.windows.clone(), store.clone(), health.clone(), metrics.clone());
     let overview = tokio::spawn(overview.run(stop.clone()));
     let admin = Admin {
-        config: config.clone(),
+        length: config.windows.length,
+        token: config.admin_token,
         store: store.clone(),
         health: health.clone(),
         metrics: metrics.clone(),
@@ -104,21 +105,22 @@ async fn run(config: Config) -> anyhow::Result<()> {
         stop: stop.clone(),
     };
     let admin = tokio::spawn(admin::serve(listener, admin));
-    let checks = tokio::spawn(health::watch(
+    let checks = tokio::spawn(watch::watch(
         health.clone(),
         store.clone(),
         publisher.clone(),
         stop.clone(),
     ));
+    let length = config.windows.length;
     let windows = windows::Reporter::new(
-        config.clone(),
+        config.windows,
         store.clone(),
         publisher,
         metrics.clone(),
         replica.clone(),
     );
     let windows = tokio::spawn(windows.run(stop.clone()));
-    let callbacks = callbacks::Callbacks::new(config, store, metrics, replica)?;
+    let callbacks = callbacks::Callbacks::new(config.callbacks, length, store, metrics, replica)?;
     let callbacks = tokio::spawn(callbacks.run(stop.clone()));
 
     stop_signal().await?;

@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::{Report, Window, WindowLength};
 
-use crate::cli::Config;
 use crate::clock::now_ms;
 use crate::health::{Health, Problem};
 use crate::metrics::{Metrics, OUTCOMES, gauge};
 use crate::store::Store;
+use crate::windows::WindowsConfig;
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -94,7 +94,7 @@ impl SeenWindow {
 
 /// Looks once a second.
 pub struct Overview {
-    config: Arc<Config>,
+    config: WindowsConfig,
     store: Store,
     health: Arc<Health>,
     metrics: Metrics,
@@ -106,7 +106,7 @@ pub struct Overview {
 impl Overview {
     /// An overview, and where to see it.
     pub fn new(
-        config: Arc<Config>,
+        config: WindowsConfig,
         store: Store,
         health: Arc<Health>,
         metrics: Metrics,
@@ -120,7 +120,7 @@ impl Overview {
             overdue_s: 0,
         });
         let overview = Self {
-            next: config.window_length.window_at_ms(now_ms()),
+            next: config.length.window_at_ms(now_ms()),
             config,
             store,
             health,
@@ -161,7 +161,7 @@ impl Overview {
     /// `again`: whether it is not the first time.
     async fn read(&mut self, again: bool) -> RedisResult<Seen> {
         let keys = &self.store.keys;
-        let windows = latest(self.config.window_length, now_ms());
+        let windows = latest(self.config.length, now_ms());
         let mut pipe = redis::pipe();
         pipe.cmd("TIME");
         pipe.get(keys.lease());

@@ -1,6 +1,7 @@
 //! Log lines on standard error; and spans, exported by OTLP where OpenTelemetry's own variables say where to.
 
 use std::env;
+use std::str::FromStr;
 
 use anyhow::Context as _;
 use opentelemetry::trace::TracerProvider as _;
@@ -11,10 +12,27 @@ use tracing_subscriber::filter::{EnvFilter, FilterExt as _, filter_fn};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::cli::LogFormat;
-
 /// What spans are said to come from, unless `OTEL_SERVICE_NAME` says otherwise.
 const SERVICE: &str = "verve-reporter";
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("expected text or json".to_owned()),
+        }
+    }
+}
 
 /// The way of spans to a collector, if there is one.
 pub struct Traces(Option<SdkTracerProvider>);

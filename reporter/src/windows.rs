@@ -13,7 +13,6 @@ mod model;
 mod pending;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
@@ -21,9 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 use verve_protocol::keys::UNREPORTED_SECONDS;
-use verve_protocol::{Window, WindowRecord};
+use verve_protocol::{Endpoint, Method, Window, WindowLength, WindowRecord};
 
-use crate::cli::Config;
 use crate::clock::now_ms;
 use crate::kafka::{Begun, Publisher, Session, Unpublished};
 use crate::metrics::Metrics;
@@ -43,9 +41,28 @@ const KEEP_EVERY: Duration = Duration::from_secs(3600);
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 const SWEEP_REST: u32 = 50;
 
+/// When windows are reported.
+#[derive(Clone, Debug)]
+pub struct WindowsConfig {
+    pub length: WindowLength,
+    /// From a window's end to its first report.
+    pub grace: Duration,
+    /// From a window's first report on: how long late ids correct it.
+    pub late: Duration,
+    /// The fixed callback, called for every report.
+    pub callback: Option<(Endpoint, Method)>,
+}
+
+impl WindowsConfig {
+    /// When a window is due to be reported, in Unix milliseconds.
+    pub fn due_ms(&self, window: Window) -> u64 {
+        window.end_ms() + u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 /// Reports windows for as long as it holds the lease.
 pub struct Reporter {
-    config: Arc<Config>,
+    config: WindowsConfig,
     store: Store,
     books: Books,
     publisher: Publisher,
@@ -114,7 +131,7 @@ fn span_of(records: &[WindowRecord]) -> Span {
 
 impl Reporter {
     /// A reporter that calls itself `replica` in the lease.
-    pub fn new(config: Arc<Config>, store: Store, publisher: Publisher, metrics: Metrics, replica: String) -> Self {
+    pub fn new(config: WindowsConfig, store: Store, publisher: Publisher, metrics: Metrics, replica: String) -> Self {
         Self {
             books: Books::new(config.clone(), store.clone()),
             config,
@@ -219,7 +236,7 @@ impl Reporter {
             late: self.config.late,
         };
         let stored = self.books.load().await?;
-        let (ledger, lost) = Ledger::resume(self.config.window_length, periods, stored, known, now_ms());
+        let (ledger, lost) = Ledger::resume(self.config.length, periods, stored, known, now_ms());
         if let Some(lost) = lost {
             self.metrics.windows_lost.inc_by(lost.windows);
             tracing::error!(

@@ -56,6 +56,16 @@ impl Broker {
         process.unwrap_or_else(|| unreachable!("a broker that we started"))
     }
 
+    /// Kills it if it still runs, and starts it again without any of its data.
+    ///
+    /// # Errors
+    /// As [`Kafka::real`].
+    pub async fn restart_empty(&mut self) -> Result<()> {
+        self.process().kill();
+        self.folder = tempfile::tempdir()?;
+        self.restart().await
+    }
+
     /// Kills it if it still runs, and starts it again with all its data.
     ///
     /// # Errors

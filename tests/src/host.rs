@@ -72,6 +72,7 @@ pub struct Options {
     manifest: Option<String>,
     address: Option<SocketAddr>,
     clock: Option<String>,
+    survives_file_limit: bool,
     on_line: Option<OnLine>,
 }
 
@@ -104,6 +105,13 @@ impl Options {
         self
     }
 
+    /// Has a write beyond [`Instance::limit_files`] fail, as on a full disk, rather than end the process.
+    #[must_use]
+    pub const fn survives_file_limit(mut self) -> Self {
+        self.survives_file_limit = true;
+        self
+    }
+
     /// Calls `on_line` with each line of the log.
     #[must_use]
     pub fn on_line(mut self, on_line: impl Fn(&str) + Send + Sync + 'static) -> Self {
@@ -129,6 +137,9 @@ impl Options {
                 .env("FAKETIME", wrong_by)
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
+        if self.survives_file_limit {
+            command = ignoring_file_limit(&command);
+        }
         let process = Process::spawn_with(&format!("{:?}", self.kind), command, self.on_line)?;
         let instance = Instance {
             kind: self.kind,
@@ -151,6 +162,20 @@ fn command(kind: Kind, folder: &TempDir, address: SocketAddr, variables: &[(Stri
         command.args(["--variable", &format!("{name}={value}")]);
     }
     Ok(command)
+}
+
+/// The same command with the signal ignored that ends a process which writes too much.
+fn ignoring_file_limit(command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' XFSZ && exec \"$@\"", "sh"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 /// A folder of its own for an application, so that the host's state beside the manifest is its own too: the manifest, and
@@ -205,6 +230,7 @@ impl Instance {
             manifest: None,
             address: None,
             clock: None,
+            survives_file_limit: false,
             on_line: None,
         }
     }
@@ -219,6 +245,29 @@ impl Instance {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The spool's database.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn spool(&self) -> Result<rusqlite::Connection> {
+        let file = self.folder().join(".spin/sqlite_db.db");
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+        rusqlite::Connection::open_with_flags(&file, flags).with_context(|| file.display().to_string())
+    }
+
+    /// Lets it write no file beyond so many bytes; none: as long as it likes. See [`Options::survives_file_limit`].
+    ///
+    /// # Errors
+    /// When `prlimit` fails.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
+        let limit = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args(["--pid", &self.process.pid().to_string(), &format!("--fsize={limit}:")]);
+        let status = prlimit.status().context("prlimit")?;
+        anyhow::ensure!(status.success(), "prlimit: {status}");
+        Ok(())
     }
 
     /// The process, and with it the log.

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, StreamConsumer};
@@ -151,6 +151,31 @@ impl Kafka {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((_, code)) => bail!("topic {name}: {code}"),
             }
+        }
+        Ok(())
+    }
+
+    /// Deletes a topic of a real broker, and all its records.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn delete_topic(&self, name: &str) -> Result<()> {
+        let admin: AdminClient<DefaultClientContext> = self.client().create()?;
+        for result in admin.delete_topics(&[name], &AdminOptions::new()).await? {
+            result.map_err(|(_, code)| anyhow!("topic {name}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// Sets how many replicas must have a record of a topic of a real broker before it is acknowledged.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn set_min_insync_replicas(&self, topic: &str, count: &str) -> Result<()> {
+        let admin: AdminClient<DefaultClientContext> = self.client().create()?;
+        let config = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("min.insync.replicas", count);
+        for result in admin.alter_configs([&config], &AdminOptions::new()).await? {
+            result.map_err(|(_, code)| anyhow!("topic {topic}: {code}"))?;
         }
         Ok(())
     }

@@ -1,14 +1,17 @@
 //! Where the programs are.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
 /// The top folder of the workspace.
 #[must_use]
 pub fn repository() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests).to_owned()
+    // As cargo says when it runs this, or xtask by cargo: several clones may share a target folder, and so this very file.
+    let said = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let mut package = said.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    package.pop();
+    package
 }
 
 /// The folder that cargo builds into.

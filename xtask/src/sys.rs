@@ -5,13 +5,20 @@ use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 
 /// The top folder of the workspace.
 pub fn root() -> &'static Path {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask)
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        // As cargo says when it runs this: several clones may share a target folder, and so this very file.
+        let said = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let mut xtask = said.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        xtask.pop();
+        xtask
+    });
+    &ROOT
 }
 
 /// The folder that cargo builds native programs into.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use spin_sdk::time::sleep;
 use verve_protocol::Id;
 
-use super::{Instance, JOBS_FULL, now_ms};
+use super::{Instance, JOBS_FULL};
 use crate::circuit::OPEN_MS;
+use crate::clock::now_ms;
 
 /// How soon an instance that drains the spool tries again while Redis is away.
 const DRAIN_AGAIN: Duration = Duration::from_secs(1);
@@ -16,6 +17,7 @@ const DRAIN_CLAIM: Duration = Duration::from_secs(3);
 
 /// In the spool's state: somebody drains it.
 const DRAINING: &str = "draining";
+
 /// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
 pub async fn look_into_spool(instance: Rc<Instance>) {
     if !instance.looking.replace(true) {

@@ -50,7 +50,7 @@ pub async fn counts(
 ) -> Result<Json<Vec<Count>>, Refused> {
     let bad = |problem: String| (StatusCode::BAD_REQUEST, format!("{problem}\n"));
     let Query(asked) = asked.map_err(|rejection| bad(rejection.body_text()))?;
-    let windows = windows(&asked, admin.config.window_length, now_ms() / 1000).map_err(bad)?;
+    let windows = windows(&asked, admin.length, now_ms() / 1000).map_err(bad)?;
     let reports = admin.store.reports(&windows).await.map_err(|error| {
         let problem = format!("Redis did not answer: {error}\n");
         (StatusCode::SERVICE_UNAVAILABLE, problem)

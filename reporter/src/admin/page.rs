@@ -34,7 +34,7 @@ pub async fn script() -> impl IntoResponse {
 
 /// `/`
 pub async fn page(State(admin): State<Admin>) -> Html<String> {
-    let length = admin.config.window_length;
+    let length = admin.length;
     let page = html! {
         (DOCTYPE)
         html lang="en" {

@@ -69,8 +69,11 @@ fn the_defaults_are_those_of_the_contract() {
     let config = parse(&[]).expect("valid");
     assert_eq!(config.redis_urls.first().to_string(), "redis://127.0.0.1:6379");
     assert_eq!(config.keys.callbacks(), "verve:callbacks");
-    assert_eq!(config.window_length.seconds(), 60);
-    assert_eq!((config.grace.as_millis(), config.late.as_secs()), (2000, 120));
+    assert_eq!(config.windows.length.seconds(), 60);
+    assert_eq!(
+        (config.windows.grace.as_millis(), config.windows.late.as_secs()),
+        (2000, 120)
+    );
     assert_eq!(
         (config.kafka.brokers, config.kafka.topic.as_str()),
         (None, "unique-requests")

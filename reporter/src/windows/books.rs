@@ -1,17 +1,16 @@
 //! What the leader reads and writes in Redis. Whatever changes what is reported first checks the lease, in the same script.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{RedisResult, Script, ScriptInvocation};
 use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
 use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
+use super::WindowsConfig;
 use super::lease::Lease;
 use super::ledger::{self, Change, Ledger, News, Stored, Stray};
 use super::pending::Pending;
-use crate::cli::Config;
 use crate::clock::now_ms;
 use crate::store::Store;
 
@@ -74,7 +73,7 @@ const AHEAD: Duration = Duration::from_secs(5);
 
 /// Reports, statistics and sets in Redis.
 pub struct Books {
-    config: Arc<Config>,
+    config: WindowsConfig,
     store: Store,
     prepare: Script,
     record: Script,
@@ -95,7 +94,7 @@ pub struct Swept {
 
 impl Books {
     /// The books in these Redis.
-    pub fn new(config: Arc<Config>, store: Store) -> Self {
+    pub fn new(config: WindowsConfig, store: Store) -> Self {
         Self {
             config,
             store,
@@ -107,7 +106,7 @@ impl Books {
     }
 
     fn length(&self) -> WindowLength {
-        self.config.window_length
+        self.config.length
     }
 
     /// What a leader has to know to go on.
@@ -241,7 +240,7 @@ impl Books {
     }
 
     fn job(&self, record: &WindowRecord) -> Option<CallbackJob> {
-        let (endpoint, method) = self.config.callback.fixed.as_ref()?;
+        let (endpoint, method) = self.config.callback.as_ref()?;
         Some(CallbackJob {
             endpoint: endpoint.clone(),
             method: *method,

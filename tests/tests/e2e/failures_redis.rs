@@ -8,6 +8,10 @@
 //! | | paused, for longer than a lease | [`redis_paused_beyond_the_lease`] |
 //! | | stopped and started again, between two requests | `faults::a_restart_of_redis_is_not_noticed` |
 //! | | full | [`redis_full`] |
+//! | | back, and loading its data for long | [`redis_loading`] |
+//! | | unable to save what it should | [`redis_that_cannot_save`] |
+//! | | with another password | [`redis_with_another_password`] |
+//! | | refusing single commands of the reporter | `refusals` |
 //! | | not there at all, or answering errors | `faults::redis_that_was_never_up`, `faults::redis_that_answers_errors` |
 //! | | demoted, and another at its address | [`redis_fails_over_behind_its_address`] |
 //! | | one of three | `faults::one_of_three_redis_is_down` |
@@ -35,7 +39,7 @@ use verve_protocol::Method;
 use verve_tests::clock;
 use verve_tests::host::Kind;
 use verve_tests::kafka::Kafka;
-use verve_tests::redis::RedisServer;
+use verve_tests::redis::{Options, RedisServer};
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::Sink;
 use verve_tests::wait;
@@ -49,9 +53,14 @@ const BEYOND_THE_LEASE: Duration = Duration::from_secs(7);
 
 /// Puts a Verve through a failure of Redis, in which every request must be answered `ok`.
 async fn endure(fault: impl AsyncFn(&mut Trial) -> Result<()>) -> Result<()> {
+    endure_on(RedisServer::options(), fault).await
+}
+
+/// The same, on a Redis with further options.
+async fn endure_on(redis: Options, fault: impl AsyncFn(&mut Trial) -> Result<()>) -> Result<()> {
     let kafka = Kafka::for_tests()?;
     for kind in Kind::available() {
-        let redis = RedisServer::options().append_only().start().await?;
+        let redis = redis.clone().append_only().start().await?;
         let mut trial = Trial::start(kind, redis, kafka).await?;
         fault(&mut trial).await?;
         let answers = trial.finish(kafka).await?;
@@ -95,6 +104,67 @@ async fn redis_full() -> Result<()> {
             sleep(Duration::from_secs(lasts)).await;
         }
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn redis_loading() -> Result<()> {
+    // A millisecond for each key that it loads.
+    let redis = RedisServer::options().argument("--key-load-delay").argument("1000");
+    endure_on(redis, async |trial| {
+        let mut fill = redis::pipe();
+        for key in 0..5000 {
+            fill.set(format!("other:{key}"), 1).ignore();
+        }
+        fill.exec_async(&mut trial.site.first().await?).await?;
+        trial.site.redis[0].restart().await?;
+        trial.host.process().wait_for_text("LOADING", SOON).await.map(drop)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn redis_that_cannot_save() -> Result<()> {
+    let redis = RedisServer::options()
+        .argument("--enable-protected-configs")
+        .argument("yes");
+    endure_on(redis, async |trial| {
+        let mut redis = trial.site.first().await?;
+        let mut set = async |name: &str, value: &str| {
+            let mut set = redis::cmd("CONFIG");
+            set.arg("SET").arg(name).arg(value).exec_async(&mut redis).await
+        };
+        // Nobody may write there.
+        set("dir", "/proc").await?;
+        set("save", "1 1").await?;
+        redis::cmd("BGSAVE").exec_async(&mut trial.site.first().await?).await?;
+        trial.host.process().wait_for_text("MISCONF", SOON).await?;
+        sleep(Duration::from_secs(2)).await;
+        Ok(set("stop-writes-on-bgsave-error", "no").await?)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn redis_with_another_password() -> Result<()> {
+    endure(async |trial| {
+        let mut redis = trial.site.first().await?;
+        let mut set = async |password: &str| {
+            let mut set = redis::cmd("CONFIG");
+            set.arg("SET")
+                .arg("requirepass")
+                .arg(password)
+                .exec_async(&mut redis)
+                .await
+        };
+        set("another").await?;
+        // Connections that there are stay as they are.
+        trial.link.cut();
+        trial.link.mend();
+        trial.host.process().wait_for_text("NOAUTH", SOON).await?;
+        sleep(Duration::from_secs(2)).await;
+        Ok(set("").await?)
     })
     .await
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use verve_protocol::Window;
 use verve_protocol::keys::MAX_QUEUED_JOBS;
 use verve_tests::host::{Instance, Kind};
+use verve_tests::link::{Hold, Link};
 use verve_tests::redis::RedisServer;
 use verve_tests::{clock, http, wait};
 
@@ -310,6 +311,70 @@ async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<(
             .await
             .with_context(|| context.clone())?;
         assert_drained(&site, window, next.get(), &context).await?;
+    }
+    Ok(())
+}
+
+/// The host dies while it drains: once when Redis has not heard of what it was about to bring, once when Redis has it and the spool
+/// does not know.
+#[tokio::test]
+async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()> {
+    const COUNT: i64 = 40;
+    for kind in Kind::available() {
+        for (hold, what) in [
+            (Hold::Request, "SADD"),
+            (Hold::Answer, "SADD"),
+            (Hold::Request, "XADD"),
+            (Hold::Answer, "XADD"),
+        ] {
+            let context = format!("{kind:?}, {hold:?} of {what}");
+            let site = Site::with_one_window().await?;
+            let link = Link::start(site.redis[0].address()).await?;
+            let url = format!("redis://{}", link.address());
+            // Long, so that nobody gives up what is held.
+            let host = site.host(kind).variable("redis_urls", &url);
+            let mut instance = host.variable("redis_timeout_ms", "10000").start().await?;
+            let window = clock::current_window(site.length);
+            link.cut();
+            let requests = (0..COUNT).map(|id| {
+                let instance = &instance;
+                async move { accept(instance, &format!("id={id}&endpoint=http://e.com/{id}")).await }
+            });
+            let outcomes = futures::future::try_join_all(requests).await?;
+            assert!(outcomes.iter().all(|outcome| outcome == "spooled"), "{context}");
+            // The statistics of these requests are in the spool a moment later.
+            let spooled = "SELECT count(*) FROM commands WHERE command LIKE '[\"HINCRBY\"%'";
+            wait::until("statistics", SOON, || async {
+                let count: i64 = instance.spool().ok()?.query_one(spooled, [], |row| row.get(0)).ok()?;
+                (count > 0).then_some(())
+            })
+            .await
+            .with_context(|| context.clone())?;
+            let mut gate = link.gate(&[what], hold);
+            link.mend();
+            gate.reached(SOON).await.with_context(|| context.clone())?;
+            instance.process().kill();
+            drop(gate);
+            instance.restart().await?;
+            assert_drained(&site, window, COUNT, &context).await?;
+            wait::until("an empty spool", SOON, || async {
+                let count = "SELECT (SELECT total FROM size) + (SELECT count(*) FROM commands)";
+                let left: i64 = instance.spool().ok()?.query_one(count, [], |row| row.get(0)).ok()?;
+                (left == 0).then_some(())
+            })
+            .await
+            .with_context(|| context.clone())?;
+            let jobs = site.stream(&site.keys().callbacks()).await?;
+            let mut endpoints: Vec<&str> = jobs.iter().map(|job| field(job, "endpoint")).collect();
+            endpoints.sort_unstable();
+            let mut expected: Vec<String> = (0..COUNT).map(|id| format!("http://e.com/{id}")).collect();
+            expected.sort_unstable();
+            assert_eq!(endpoints, expected, "{context}");
+            let mut get = redis::cmd("HMGET");
+            get.arg(site.keys().stats(window)).arg("requests").arg("spooled");
+            let counts: (i64, i64) = get.query_async(&mut site.first().await?).await?;
+            assert_eq!(counts, (COUNT, COUNT), "{context}");
+        }
     }
     Ok(())
 }

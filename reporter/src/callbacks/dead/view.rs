@@ -8,8 +8,8 @@ use serde::Serialize;
 use url::Url;
 use verve_protocol::Method;
 
+use super::super::deliver;
 use super::EntryId;
-use crate::callbacks::deliver;
 
 /// A dead job, as far as it is readable and may be shown.
 #[derive(Debug, Serialize)]

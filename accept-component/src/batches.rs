@@ -1,0 +1,183 @@
+//! What is recorded together, and what comes of each part of it.
+
+use std::collections::BTreeMap;
+
+use verve_protocol::{Id, Window};
+
+use crate::answer::Outcome;
+
+/// The most ids recorded together, for requests that wait: Redis' scripts take some thousand arguments.
+pub const MOST: usize = 500;
+/// From how many ids on no more spooled rows are added to those brought to Redis together.
+pub const MOST_SPOOLED: usize = 1000;
+
+/// How many of the first that wait are recorded together: those of one window, [`MOST`] at most.
+pub fn leading(mut windows: impl Iterator<Item = Window>) -> usize {
+    let Some(first) = windows.next() else {
+        return 0;
+    };
+    1 + windows.take(MOST - 1).take_while(|window| *window == first).count()
+}
+
+/// Ids of one window, each once, though several requests may have brought it.
+#[derive(Debug)]
+pub struct Distinct {
+    /// Each id, and the first of the requests that brought it.
+    firsts: BTreeMap<i64, usize>,
+    /// How many requests there are.
+    requests: usize,
+}
+
+impl Distinct {
+    /// The distinct ones of these.
+    #[must_use]
+    pub fn of(ids: &[Id]) -> Self {
+        Self {
+            firsts: ids.iter().enumerate().rev().map(|(place, id)| (id.0, place)).collect(),
+            requests: ids.len(),
+        }
+    }
+
+    /// The members of the window's set, in the order of their numbers.
+    #[must_use]
+    pub fn members(&self) -> Vec<String> {
+        self.firsts.keys().map(ToString::to_string).collect()
+    }
+
+    /// What came of each request, by what Redis said of each member: whether it is new. The first that brought a new id is `new`, and
+    /// all others are duplicates. None if the answer is not as long as the question, which is then no answer.
+    #[must_use]
+    pub fn outcomes(&self, new: &[bool]) -> Option<Vec<Outcome>> {
+        if new.len() != self.firsts.len() {
+            return None;
+        }
+        let mut outcomes = vec![Outcome::Duplicate; self.requests];
+        for (first, _) in self.firsts.values().zip(new).filter(|(_, new)| **new) {
+            outcomes[*first] = Outcome::New;
+        }
+        Some(outcomes)
+    }
+}
+
+/// Spooled ids of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpooledIds {
+    /// The rows that they are in.
+    pub rows: Vec<i64>,
+    /// The key of their window's set.
+    pub key: String,
+    /// The ids.
+    pub ids: Vec<Id>,
+}
+
+/// Rows of the spool, in its order, as they are brought to Redis: neighbours of one key together, until there are [`MOST_SPOOLED`] ids.
+pub fn together(rows: impl IntoIterator<Item = SpooledIds>) -> Vec<SpooledIds> {
+    let mut batches: Vec<SpooledIds> = Vec::new();
+    for row in rows {
+        match batches.last_mut() {
+            Some(last) if last.key == row.key && last.ids.len() < MOST_SPOOLED => {
+                last.rows.extend(row.rows);
+                last.ids.extend(row.ids);
+            }
+            _ => batches.push(row),
+        }
+    }
+    batches
+}
+
+/// Spooled commands that run together, once.
+#[derive(Debug)]
+pub struct Batch {
+    /// Its name, unlike that of any other.
+    pub name: String,
+    /// Each a JSON array of the command and its arguments.
+    pub commands: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use verve_protocol::WindowLength;
+
+    use super::*;
+
+    fn window(number: u64) -> Window {
+        let length = WindowLength::try_new(60).expect("valid");
+        length.window_at_ms(number * 60_000)
+    }
+
+    fn row() -> impl Strategy<Value = SpooledIds> {
+        let ids = prop_oneof![vec(0..9i64, 1..4), vec(any::<i64>(), 100..=MOST)];
+        (0..3u8, ids).prop_map(|(key, ids)| SpooledIds {
+            rows: Vec::new(),
+            key: format!("verve:ids:60:{key}"),
+            ids: ids.into_iter().map(Id).collect(),
+        })
+    }
+
+    proptest! {
+        /// Whatever waits is recorded in its own window, in order, all of it, and never too much at once.
+        #[test]
+        fn who_waits_is_recorded_in_order_with_those_of_the_same_window(numbers in vec(0..3u64, 0..1500)) {
+            let (mut waiting, mut recorded) = (numbers.as_slice(), Vec::new());
+            while !waiting.is_empty() {
+                let count = leading(waiting.iter().map(|number| window(*number)));
+                prop_assert!((1..=MOST).contains(&count));
+                let (now, later) = waiting.split_at(count);
+                prop_assert!(now.iter().all(|number| number == &now[0]));
+                // No fewer than there could be.
+                prop_assert!(count == MOST || later.first() != Some(&now[0]));
+                recorded.extend_from_slice(now);
+                waiting = later;
+            }
+            prop_assert_eq!(recorded, numbers);
+            prop_assert_eq!(leading(std::iter::empty()), 0);
+        }
+
+        /// However requests that bring the same ids come together, each new id is `new` once, for who brought it first, as if
+        /// they had come one after the other.
+        #[test]
+        fn each_new_id_is_new_once(ids in vec(-5..5i64, 1..60), known in vec(-5..5i64, 0..9)) {
+            let known: BTreeSet<i64> = known.into_iter().collect();
+            let ids: Vec<Id> = ids.into_iter().map(Id).collect();
+            let distinct = Distinct::of(&ids);
+            let members = distinct.members();
+            let parsed = members.iter().map(|member| member.parse::<i64>().expect("a number"));
+            let new: Vec<bool> = parsed.map(|member| !known.contains(&member)).collect();
+            let mut set = known;
+            let one_by_one: Vec<Outcome> =
+                ids.iter().map(|id| if set.insert(id.0) { Outcome::New } else { Outcome::Duplicate }).collect();
+            prop_assert_eq!(distinct.outcomes(&new), Some(one_by_one));
+            // An answer to another question tells nothing.
+            prop_assert_eq!(distinct.outcomes(&new[1..]), None);
+            prop_assert_eq!(distinct.outcomes(&[&new[..], &[true]].concat()), None);
+        }
+
+        /// Each row is brought once, with its ids, to its own key, in the spool's order, in batches that are neither too large nor
+        /// needlessly small.
+        #[test]
+        fn spooled_rows_are_brought_once_to_their_own_key(rows in vec(row(), 0..40)) {
+            let numbered = rows.into_iter().zip(1..).map(|(row, number)| SpooledIds { rows: vec![number], ..row });
+            let rows: Vec<SpooledIds> = numbered.collect();
+            let batches = together(rows.clone());
+            let mut unread = rows.iter();
+            for batch in &batches {
+                let mut ids = Vec::new();
+                for number in &batch.rows {
+                    let row = unread.next().expect("a row");
+                    prop_assert_eq!((&row.rows[..], &row.key), (&[*number][..], &batch.key));
+                    ids.extend_from_slice(&row.ids);
+                }
+                prop_assert_eq!(&batch.ids, &ids);
+                prop_assert!(ids.len() < MOST_SPOOLED + MOST);
+            }
+            prop_assert_eq!(unread.next(), None);
+            for pair in batches.windows(2) {
+                prop_assert!(pair[0].key != pair[1].key || pair[0].ids.len() >= MOST_SPOOLED);
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The SQLite database `default`: a file as in Spin, that survives the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context as _;
+use rusqlite::limits::Limit;
+
+/// The only database there is.
+pub const DATABASE: &str = "default";
+
+/// Its file's name, as in Spin, so that the one host goes on with what the other has left.
+const FILE_NAME: &str = "sqlite_db.db";
+
+/// The file of the database `default`. Clones are the same database.
+#[derive(Clone)]
+pub struct Database {
+    file: PathBuf,
+    /// Open for as long as the host runs: the last connection to close would clean up, while an instance waits.
+    _kept_open: Arc<Mutex<rusqlite::Connection>>,
+}
+
+impl Database {
+    /// Opens the database in a folder, and makes both if they are not there.
+    ///
+    /// # Errors
+    /// If the folder cannot be made, or the file cannot be opened as a database. The message names it.
+    pub fn try_new(folder: &Path) -> anyhow::Result<Self> {
+        let file = folder.join(FILE_NAME);
+        let context = || format!("cannot open the SQLite database {}", file.display());
+        fs::create_dir_all(folder).with_context(context)?;
+        let connection = open(&file).with_context(context)?;
+        // Only a statement looks into the file.
+        let look = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+        look.with_context(context)?;
+        Ok(Self {
+            file,
+            _kept_open: Arc::new(Mutex::new(connection)),
+        })
+    }
+
+    /// A connection to it.
+    ///
+    /// # Errors
+    /// If the file cannot be opened.
+    pub fn connect(&self) -> rusqlite::Result<Connection> {
+        Ok(Connection(Arc::new(Mutex::new(open(&self.file)?))))
+    }
+}
+
+/// What the component's `connection` stands for.
+pub struct Connection(pub Arc<Mutex<rusqlite::Connection>>);
+
+fn open(file: &Path) -> rusqlite::Result<rusqlite::Connection> {
+    let connection = rusqlite::Connection::open(file)?;
+    // Attaching, of which `VACUUM INTO` is a case, would reach other files. Not an authorizer: it does not learn of a file's
+    // name that is a parameter.
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_database() {
+        let folder = std::env::temp_dir().join(format!("verve-host-database-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join(FILE_NAME), "x".repeat(5000)).expect("a file");
+        let error = Database::try_new(&folder)
+            .err()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default();
+        assert!(error.contains(FILE_NAME) && error.contains("not a database"), "{error}");
+        let error = Database::try_new(&folder.join(FILE_NAME))
+            .err()
+            .map(|error| format!("{error:#}"));
+        assert!(error.is_some_and(|error| error.contains("cannot open the SQLite database")));
+        let _ = fs::remove_dir_all(&folder);
+    }
+}

@@ -1,0 +1,94 @@
+//! The parts of each program depend on each other one way: no module imports, round about, one that imports it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use verve_tests::paths;
+
+/// The Rust files in a folder and all below it.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// What a program's top modules use of each other, tests aside.
+fn imports(sources: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in files(sources)? {
+        let inside = file.strip_prefix(sources)?;
+        let first = inside.components().next().context("a file")?;
+        let module = Path::new(first.as_os_str()).file_stem().context("a name")?;
+        let module = module.to_string_lossy().into_owned();
+        let text = fs::read_to_string(&file)?;
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let uses = imports.entry(module.clone()).or_default();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for used in line.split("crate::").skip(1) {
+                let name: String = used
+                    .chars()
+                    .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+                    .collect();
+                if name != module && !name.is_empty() {
+                    uses.insert(name);
+                }
+            }
+        }
+    }
+    Ok(imports)
+}
+
+/// What remains once all that uses nothing of what remains is taken away, again and again.
+fn circular(mut imports: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
+    loop {
+        let names: BTreeSet<String> = imports.keys().cloned().collect();
+        let before = imports.len();
+        imports.retain(|_, uses| uses.iter().any(|used| names.contains(used)));
+        if imports.len() == before {
+            return imports;
+        }
+    }
+}
+
+#[test]
+fn no_module_imports_one_that_imports_it() -> Result<()> {
+    for (program, some) in [
+        ("accept-component", ("redis", "circuit")),
+        ("bench", ("requests", "load")),
+        ("host", ("workers", "server")),
+        ("protocol", ("keys", "window")),
+        ("reporter", ("windows", "store")),
+        ("tests", ("host", "process")),
+        ("xtask", ("test", "cargo")),
+    ] {
+        let imports = imports(&paths::repository().join(program).join("src"))?;
+        let known = imports.get(some.0).is_some_and(|uses| uses.contains(some.1));
+        assert!(known, "{program}: nothing was read: {imports:?}");
+        let circular = circular(imports);
+        assert!(circular.is_empty(), "{program}: {circular:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_circle_is_found() {
+    let uses = |pairs: &[(&str, &[&str])]| {
+        let all = pairs.iter();
+        let all = all.map(|(name, uses)| ((*name).to_owned(), uses.iter().map(|&used| used.to_owned()).collect()));
+        circular(all.collect()).into_keys().collect::<Vec<_>>()
+    };
+    assert!(uses(&[("a", &["b", "c"]), ("b", &["c"]), ("c", &[])]).is_empty());
+    assert_eq!(
+        uses(&[("a", &["b"]), ("b", &["c"]), ("c", &["a"]), ("d", &[])]),
+        ["a", "b", "c"]
+    );
+}

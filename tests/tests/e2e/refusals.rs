@@ -1,0 +1,251 @@
+//! Redis that is there, and answers a reporter's commands with errors: whatever the error and whatever the command, `/readyz` says so
+//! with the error, the log says it once, and all is made up for as soon as it is over.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::future::try_join_all;
+use redis::AsyncCommands;
+use verve_protocol::{Method, Report, Window};
+use verve_tests::redis::{Options, RedisServer};
+use verve_tests::reporter::Reporter;
+use verve_tests::sink::Sink;
+use verve_tests::{clock, http, wait};
+
+use crate::site::{SOON, Site};
+
+/// A refusal is over once it has not come for ten seconds.
+const OVER: Duration = Duration::from_secs(40);
+
+/// A reporter whose Redis comes to refuse something.
+struct Case {
+    name: String,
+    site: Site,
+    reporter: Reporter,
+    sink: Sink,
+}
+
+impl Case {
+    async fn start(name: &str, redis: Options) -> Result<Self> {
+        let site = Site::with_redis(1, vec![redis.start().await?]);
+        let reporter = site.reporter(&["--callback-allow", "127.0.0.1"]).await?;
+        let (name, sink) = (name.to_owned(), Sink::start().await?);
+        let case = Self {
+            name,
+            site,
+            reporter,
+            sink,
+        };
+        case.reporter.process().wait_for_text("window reported", SOON).await?;
+        Ok(case)
+    }
+
+    /// A command of the operator, in words.
+    async fn redis(&self, command: &str) -> Result<()> {
+        let mut words = command.split(' ');
+        let mut cmd = redis::cmd(words.next().unwrap_or_default());
+        words.for_each(|word| drop(cmd.arg(word)));
+        let mut redis = self.site.first().await?;
+        cmd.exec_async(&mut redis).await.with_context(|| command.to_owned())
+    }
+
+    /// Waits until `/readyz` tells of this error.
+    async fn told(&self, error: &str) -> Result<()> {
+        wait::until("a problem", SOON, || async {
+            let ready = http::get(self.reporter.address(), "/readyz").await.ok()?;
+            (ready.status == 503 && ready.text().contains(error) && ready.text().contains(", since ")).then_some(())
+        })
+        .await
+        .with_context(|| format!("{}: {error}:\n{}", self.name, self.reporter.process().log()))?;
+        Ok(())
+    }
+
+    /// Ids and a callback job of a window that ends while Redis refuses.
+    async fn feed(&self) -> Result<Window> {
+        let window = clock::next_window(self.site.length).await;
+        self.site.add(window, 0..3).await?;
+        self.site.add_job(&self.sink.url("/job"), Method::Get, window).await?;
+        Ok(window)
+    }
+
+    /// Waits until all is well, and asserts that this window is reported with its ids, its job delivered, and the error was
+    /// logged, but not again and again.
+    async fn assert_made_up_for(&self, window: Window, told: &str) -> Result<()> {
+        let log = || format!("{}:\n{}", self.name, self.reporter.process().log());
+        self.reporter.wait_ready(OVER).await.with_context(log)?;
+        wait::until("the report", SOON, || async {
+            let mut redis = self.site.first().await.ok()?;
+            let key = self.site.keys().reports(self.site.length);
+            let json: String = redis.hget(key, window.start()).await.ok()?;
+            (Report::from_json(&json).ok()?.count == 3).then_some(())
+        })
+        .await
+        .with_context(log)?;
+        // A job that was taken and not settled is claimed after 30 s.
+        wait::until("the callback", OVER, || async {
+            self.sink.received_at("/job").first().map(|_| ())
+        })
+        .await
+        .with_context(log)?;
+        self.assert_logged(told);
+        Ok(())
+    }
+
+    fn assert_logged(&self, told: &str) {
+        let lines = self.reporter.process().lines();
+        let lines = lines
+            .iter()
+            .filter(|line| line.contains(told) && line.contains("trying again"));
+        let lines: Vec<_> = lines.collect();
+        // Once for each place that may see it first.
+        assert!((1..=2).contains(&lines.len()), "{}: {lines:#?}", self.name);
+    }
+}
+
+/// The user of the reporter may no longer run one of its commands, be it alone or in a script.
+#[tokio::test]
+async fn each_command_of_the_lease_the_count_the_recording_and_the_queue() -> Result<()> {
+    let commands = [
+        // The lease.
+        "get",
+        "pexpire",
+        // The count.
+        "scard",
+        // The recording.
+        "hset",
+        "eval",
+        // The queue.
+        "xreadgroup",
+        "xautoclaim",
+        "zrangebyscore",
+        "xack",
+    ];
+    let refuse = async |command: &str| -> Result<()> {
+        let case = Case::start(command, RedisServer::options()).await?;
+        // Scripts that were loaded run by another command.
+        let all = |sign: &str| match command {
+            "eval" => format!("{sign}eval {sign}evalsha"),
+            _ => format!("{sign}{command}"),
+        };
+        case.redis(&format!("ACL SETUSER default {}", all("-"))).await?;
+        let window = case.feed().await?;
+        case.told("refuses what it is asked").await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        case.redis(&format!("ACL SETUSER default {}", all("+"))).await?;
+        case.assert_made_up_for(window, "refuses what it is asked").await
+    };
+    try_join_all(commands.map(refuse)).await?;
+    Ok(())
+}
+
+/// Keys that have another type than they should.
+#[tokio::test]
+async fn each_key_of_the_wrong_type() -> Result<()> {
+    let refuse = async |which: &str| -> Result<()> {
+        let case = Case::start(which, RedisServer::options()).await?;
+        let keys = case.site.keys();
+        let window = clock::next_window(case.site.length).await;
+        let key = match which {
+            "reports" => keys.reports(case.site.length),
+            "stream" => keys.callbacks(),
+            "retry" => keys.callbacks_retry(),
+            _ => keys.ids(window),
+        };
+        case.redis(&format!("SET {key} x")).await?;
+        case.told("WRONGTYPE").await?;
+        case.redis(&format!("DEL {key}")).await?;
+        let window = case.feed().await?;
+        case.assert_made_up_for(window, "WRONGTYPE").await
+    };
+    try_join_all(["reports", "stream", "retry", "ids"].map(refuse)).await?;
+    Ok(())
+}
+
+/// The whole server refuses, each in its own way.
+#[tokio::test]
+async fn each_kind_of_error() -> Result<()> {
+    let kinds: [(&str, &[&str], &[&str]); 3] = [
+        ("READONLY", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF NO ONE"]),
+        ("OOM", &["CONFIG SET maxmemory 1"], &["CONFIG SET maxmemory 0"]),
+        (
+            "MISCONF",
+            &["CONFIG SET dir /proc", "CONFIG SET save 1 1", "BGSAVE"],
+            &["CONFIG SET stop-writes-on-bgsave-error no"],
+        ),
+    ];
+    let refuse = async |(kind, begin, end): (&str, &[&str], &[&str])| -> Result<()> {
+        let redis = RedisServer::options().argument("--enable-protected-configs");
+        let case = Case::start(kind, redis.argument("yes")).await?;
+        // Before it refuses, since the test may do no more than the reporter.
+        let window = case.feed().await?;
+        for command in begin {
+            // `save` takes its value in one word.
+            match command.strip_prefix("CONFIG SET save ") {
+                Some(value) => {
+                    let mut set = redis::cmd("CONFIG");
+                    set.arg("SET").arg("save").arg(value);
+                    set.exec_async(&mut case.site.first().await?).await?;
+                }
+                None => case.redis(command).await?,
+            }
+        }
+        case.told(kind).await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for command in end {
+            case.redis(command).await?;
+        }
+        case.assert_made_up_for(window, kind).await
+    };
+    let all = try_join_all(kinds.map(refuse));
+    let cluster = async {
+        // Of which nobody serves the keys.
+        let case = Site::with_redis(
+            1,
+            vec![{
+                let redis = RedisServer::options().argument("--cluster-enabled");
+                redis.argument("yes").start().await?
+            }],
+        );
+        let reporter = Reporter::start(&case.flags(&[]))?;
+        wait::until("a problem", SOON, || async {
+            let ready = http::get(reporter.address(), "/readyz").await.ok()?;
+            (ready.status == 503 && ready.text().contains("CLUSTERDOWN")).then_some(())
+        })
+        .await
+        .with_context(|| reporter.process().log())
+    };
+    futures::try_join!(all, cluster)?;
+    Ok(())
+}
+
+/// Redis that is up, and has its data yet to load.
+#[tokio::test]
+async fn a_server_that_loads_its_data() -> Result<()> {
+    // A millisecond a key.
+    let redis = RedisServer::options().append_only().argument("--key-load-delay");
+    let mut case = Case::start("LOADING", redis.argument("1000")).await?;
+    let mut fill = redis::pipe();
+    for key in 0..8000 {
+        fill.set(format!("other:{key}"), 1).ignore();
+    }
+    fill.exec_async(&mut case.site.first().await?).await?;
+    let window = case.feed().await?;
+    let (restarted, told) = {
+        let Case {
+            site, reporter, name, ..
+        } = &mut case;
+        let address = reporter.address();
+        let told = wait::until("a problem", SOON, || async move {
+            let ready = http::get(address, "/readyz").await.ok()?;
+            (ready.status == 503 && ready.text().contains("LOADING")).then_some(())
+        });
+        let (restarted, told) = futures::join!(site.redis[0].restart(), told);
+        (
+            restarted,
+            told.with_context(|| format!("{name}:\n{}", reporter.process().log())),
+        )
+    };
+    told?;
+    restarted?;
+    case.assert_made_up_for(window, "LOADING").await
+}
