@@ -41,6 +41,8 @@ struct Instance {
     queues: Vec<Queue<Outcome>>,
     seen: Seen,
     spool: Spool,
+    /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
+    background: Spool,
     /// Open while there is no room for callback jobs.
     jobs: Circuit,
     /// Whether somebody of this instance looks into the spool.
@@ -98,13 +100,14 @@ async fn load() -> Result<Rc<Instance>, String> {
         .map(|url| Server::new(url.clone(), config.redis_timeout, config.wait_replicas))
         .collect();
     let queues = servers.iter().map(|_| Queue::default()).collect();
-    let spool = Spool::new(config.spool_limit);
+    let [spool, background] = [Spool::new(config.spool_limit), Spool::new(config.spool_limit)];
     let instance = Rc::new(Instance {
         config,
         servers,
         queues,
         seen: Seen::default(),
         spool,
+        background,
         jobs: Circuit::default(),
         looking: Cell::new(false),
         to_drain: Cell::new(false),
@@ -256,7 +259,7 @@ impl Instance {
             UNREPORTED_SECONDS.to_string(),
             "NX".to_owned(),
         ]);
-        let spooled = self.spool.add_commands(commands).await;
+        let spooled = self.background.add_commands(commands).await;
         if let Err(error) = self.spooled(&redis, spooled) {
             self.log_error(&format!("statistics not flushed: {error}"));
             self.stats.put_back(window, counts);
@@ -271,7 +274,7 @@ impl Instance {
                 let until = now_ms() + OPEN_MS;
                 self.jobs.open(until);
                 // If others are not told, they find out themselves.
-                let _ = self.spool.tell(JOBS_FULL, until).await;
+                let _ = self.background.tell(JOBS_FULL, until).await;
             }
             // Another matter, found out by requests.
             Err(_) => {}

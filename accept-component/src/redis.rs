@@ -1,6 +1,6 @@
 //! Recording in Redis: one connection per server, kept by the instance and shared by its requests.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ pub struct Server {
     pub circuit: Circuit,
     /// Until when other instances have been told that it is away, in Unix milliseconds; 0 if they are not.
     pub told_away: Cell<u64>,
+    /// Why it last failed.
+    last_error: RefCell<String>,
     /// The start of the last window whose set of ids is known to have an expiry.
     expiring: Cell<Option<u64>>,
 }
@@ -74,6 +76,7 @@ impl Server {
             connection: Once::default(),
             circuit: Circuit::default(),
             told_away: Cell::new(0),
+            last_error: RefCell::default(),
             expiring: Cell::new(None),
         }
     }
@@ -147,7 +150,7 @@ impl Server {
         let answer = self.once(Passage::Trial, nothing).await;
         match &answer {
             Ok(_) => drop(self.circuit.close()),
-            Err(_) => self.circuit.open(now_ms() + OPEN_MS),
+            Err(error) => self.failed(error),
         }
         answer.is_ok()
     }
@@ -259,18 +262,28 @@ impl Server {
     async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, String>) -> Result<T, String> {
         let passage = self.circuit.enter(now_ms, self.trial_ms());
         if passage == Passage::Barred {
-            return Err(format!("{}: not reachable a moment ago", self.url));
+            let last = self.last_error.borrow();
+            return Err(match last.as_str() {
+                // Another instance has found out.
+                "" => format!("{}: not reachable a moment ago", self.url),
+                last => format!("a moment ago: {last}"),
+            });
         }
         let result = work(passage).await;
         match &result {
             Ok(_) => drop(self.circuit.close()),
-            Err(_) => {
-                self.circuit.open(now_ms() + OPEN_MS);
+            Err(error) => {
+                self.failed(error);
                 // Those who wait for it would find out no better.
                 self.deadlines.end_all();
             }
         }
         result
+    }
+
+    fn failed(&self, error: &str) {
+        error.clone_into(&mut self.last_error.borrow_mut());
+        self.circuit.open(now_ms() + OPEN_MS);
     }
 
     /// Runs a command within the timeout. A connection that failed, or was too slow, is given up.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use verve_protocol::Keys;
 use verve_tests::broker::Broker;
+use verve_tests::process::cpu_seconds;
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::{Answer, Sink};
@@ -12,7 +13,7 @@ use verve_tests::{clock, wait};
 
 use crate::Options;
 use crate::page::{Page, grouped, median};
-use crate::targets::{cpu_seconds, memory_mb};
+use crate::targets::memory_mb;
 
 /// Callbacks to deliver in a round.
 const JOBS: u64 = 20_000;

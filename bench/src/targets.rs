@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use verve_tests::host::Kind;
-use verve_tests::process::Process;
+use verve_tests::process::{Process, cpu_seconds};
 use verve_tests::{http, net, paths, wait};
 
 /// A program under load.
@@ -132,20 +132,6 @@ fn family(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
     std::iter::once(pid).chain(children.flat_map(family)).collect()
-}
-
-/// The processor time of a process, in seconds; 0 if it is gone. See proc(5), `stat`.
-pub fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // After the name in brackets, utime and stime are the 12th and 13th; a tick is 10 ms on Linux.
-    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-    let ticks: f64 = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|ticks| ticks.parse::<f64>().ok())
-        .sum();
-    ticks / 100.0
 }
 
 /// The resident memory of a process, in MB; 0 if it is gone.

@@ -1,6 +1,5 @@
 //! Callbacks: jobs from the queue in Redis, delivered by HTTP, tried again, or given up on.
 
-mod backoff;
 mod condition;
 pub mod dead;
 mod deliver;
@@ -22,9 +21,9 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 use verve_protocol::{Report, Window, WindowLength};
 
+use crate::backoff::{Backoff, Retry};
 use crate::metrics::Metrics;
 use crate::store::Store;
-use backoff::Backoff;
 use condition::Condition;
 use deliver::{Client, Failure};
 use hosts::{Hosts, Turn};
@@ -36,8 +35,10 @@ pub use sign::Signer;
 const CONCURRENCY: usize = 256;
 /// The most jobs taken from the queue at once.
 const BATCH: usize = 64;
-/// How soon the queue is looked at again after it failed.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// The longest wait before another attempt that doubling leads to.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// The longest wait that an endpoint can ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(3600);
 /// How soon it is looked at again while there is no room for jobs that fail.
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
 /// How often the group is rid of replicas that are no more.
@@ -85,7 +86,10 @@ impl Callbacks {
     ) -> Result<Self> {
         let queue = Queue::new(&store, length, replica)?;
         let client = Client::new(config.policy, config.signer)?;
-        let backoff = Backoff { first: config.backoff };
+        let backoff = Backoff {
+            first: config.backoff,
+            longest: LONGEST_WAIT,
+        };
         let worker = Worker {
             attempts: config.attempts,
             store,
@@ -119,12 +123,16 @@ impl Callbacks {
     /// Takes jobs from one source and delivers them, until a stop is asked for. Never interrupted while it takes: what Redis
     /// has given out and nobody received would have to wait until it is claimed.
     async fn take_from(&self, source: Source, stop: &CancellationToken) {
+        let mut retry = Retry::default();
         while !stop.is_cancelled() {
             let wait = match self.take_some(source, stop).await {
-                Ok(wait) => wait,
+                Ok(wait) => {
+                    retry.worked();
+                    wait
+                }
                 Err(error) => {
                     held_up(&error);
-                    RETRY_AFTER
+                    retry.pause()
                 }
             };
             stop.run_until_cancelled(tokio::time::sleep(wait)).await;
@@ -184,15 +192,17 @@ impl Callbacks {
 
     /// Rids the group of replicas that are no more, now and then, until a stop is asked for.
     async fn tidy(&self, stop: &CancellationToken) {
+        let mut retry = Retry::default();
         while !stop.is_cancelled() {
             let wait = match self.worker.queue.remove_gone().await {
                 Ok(removed) => {
+                    retry.worked();
                     tracing::debug!(removed, "consumers that were gone");
                     TIDY_EVERY
                 }
                 Err(error) => {
                     held_up(&error);
-                    RETRY_AFTER
+                    retry.pause()
                 }
             };
             stop.run_until_cancelled(tokio::time::sleep(wait)).await;
@@ -265,7 +275,7 @@ impl Worker {
                     Verdict::Dead { error }
                 } else {
                     self.metrics.callback_attempt(status, "retried");
-                    let wait = self.backoff.wait(number, retry_after);
+                    let wait = longer(self.backoff.wait(number), retry_after);
                     tracing::warn!(
                         %endpoint, %window, status, attempt = number, next_in_ms = wait.as_millis(),
                         "callback failed: {error}"
@@ -294,4 +304,27 @@ impl Worker {
 /// What Redis answers, or that it does not, is said by `health`.
 fn held_up(error: &RedisError) {
     tracing::debug!("callbacks are held up, and some perhaps delivered again: {error}");
+}
+
+/// At least the wait that the endpoint asked for, up to an hour.
+fn longer(wait: Duration, asked: Option<Duration>) -> Duration {
+    wait.max(asked.unwrap_or_default().min(LONGEST_ASKED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_endpoint_asks_for_is_kept_up_to_an_hour() {
+        let seconds = Duration::from_secs;
+        for (wait, asked, expected) in [
+            (1, None, 1),
+            (1, Some(30), 30),
+            (200, Some(1), 200),
+            (1, Some(90_000), 3600),
+        ] {
+            assert_eq!(longer(seconds(wait), asked.map(seconds)), seconds(expected));
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! Without transactions (`--kafka-transactions false`) nothing does.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -54,6 +55,8 @@ struct Kafka {
     topic: Arc<str>,
     transactions: bool,
     dependency: Dependency,
+    /// Whether records were not taken last: then it is not well, though it may answer other questions.
+    failing: Arc<AtomicBool>,
     metrics: Metrics,
 }
 
@@ -154,6 +157,7 @@ impl Publisher {
             topic: config.topic.as_str().into(),
             transactions: config.transactional_id.is_some(),
             dependency,
+            failing: Arc::default(),
             metrics: metrics.clone(),
         })))
     }
@@ -172,7 +176,7 @@ impl Publisher {
         let asked = tokio::task::spawn_blocking(move || {
             let answer = kafka.asking.client().fetch_metadata(Some(&kafka.topic), PING_TIMEOUT);
             match answer {
-                Ok(_) => kafka.dependency.up(),
+                Ok(_) => kafka.answered(),
                 Err(error) => kafka.dependency.down(error),
             }
         });
@@ -197,6 +201,7 @@ impl Session {
             Ok(producer)
         });
         self.producer = Some(self.judge(begun.await)?);
+        self.kafka.iter().for_each(Kafka::answered);
         Ok(Begun::Now)
     }
 
@@ -218,16 +223,22 @@ impl Session {
                 Err(error) => Err(cause(&producer, error)),
             }
         });
-        self.producer = Some(self.judge(published.await)?);
+        let published = self.judge(published.await);
+        let failing = published.as_ref().err() == Some(&Unpublished::Away);
+        self.set_failing(failing);
+        self.kafka.iter().for_each(Kafka::answered);
+        self.producer = Some(published?);
         Ok(())
+    }
+
+    fn set_failing(&self, failing: bool) {
+        let kafka = self.kafka.iter();
+        kafka.for_each(|kafka| kafka.failing.store(failing, Ordering::Relaxed));
     }
 
     fn judge<T>(&self, result: KafkaResult<T>) -> Result<T, Unpublished> {
         let error = match result {
-            Ok(done) => {
-                self.kafka.iter().for_each(|kafka| kafka.dependency.up());
-                return Ok(done);
-            }
+            Ok(done) => return Ok(done),
             Err(error) => error,
         };
         match error.rdkafka_error_code() {
@@ -253,6 +264,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // Whoever publishes next will see.
+        self.set_failing(false);
         if let Some(producer) = self.producer.take() {
             // It waits for its threads.
             drop(tokio::task::spawn_blocking(move || drop(producer)));
@@ -261,6 +274,13 @@ impl Drop for Session {
 }
 
 impl Kafka {
+    /// It answered something.
+    fn answered(&self) {
+        if !self.failing.load(Ordering::Relaxed) {
+            self.dependency.up();
+        }
+    }
+
     /// One transaction, or else one record after the other. Waits for every acknowledgement, and fails if one failed.
     fn transact(&self, producer: &FutureProducer<Quiet>, records: &[WindowRecord]) -> KafkaResult<()> {
         if self.transactions {

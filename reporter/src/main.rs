@@ -5,10 +5,11 @@
 //!   the reporting itself
 //! - `kafka`: the records
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
-//! - `store`: the connections to Redis; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
+//! - `store`: the connections to Redis; `backoff`: when what failed is tried again; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
 //!   going on now; `admin`: the HTTP port with all of it; `telemetry`: logs and traces
 
 mod admin;
+mod backoff;
 mod callbacks;
 mod cli;
 mod clock;

@@ -342,16 +342,18 @@ impl Server {
             }
             Err(error) => {
                 self.metrics.refused.inc();
-                match error.code() {
-                    // The caller makes the group, or has made it; what was waited for is gone.
-                    Some("NOGROUP" | "BUSYGROUP" | "UNBLOCKED") | None => {}
-                    Some(kind) => {
-                        if MOVED_ON.contains(&kind) {
-                            self.renew();
-                        }
-                        let error = format!("{kind}: {}", error.detail().unwrap_or_default());
-                        self.dependency.refuses(kind, error);
+                // Of a pipeline: each command has an answer of its own.
+                let answers = error.clone().into_server_errors();
+                let (kind, detail) = match answers.as_deref().and_then(<[_]>::first) {
+                    Some((_, error)) => (error.code(), error.details().unwrap_or_default().to_owned()),
+                    None => ("ERR", error.to_string()),
+                };
+                // The caller makes the group, or has made it; what was waited for is gone.
+                if !["NOGROUP", "BUSYGROUP", "UNBLOCKED"].contains(&kind) {
+                    if MOVED_ON.contains(&kind) {
+                        self.renew();
                     }
+                    self.dependency.refuses(kind, format!("{kind}: {detail}"));
                 }
             }
         }

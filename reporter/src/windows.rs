@@ -22,6 +22,7 @@ use tracing::{Instrument as _, Span};
 use verve_protocol::keys::UNREPORTED_SECONDS;
 use verve_protocol::{Endpoint, Method, Window, WindowLength, WindowRecord};
 
+use crate::backoff::Retry;
 use crate::clock::now_ms;
 use crate::kafka::{Begun, Publisher, Session, Unpublished};
 use crate::metrics::Metrics;
@@ -32,8 +33,8 @@ use ledger::{Change, Ledger, News, Periods, Step};
 
 /// How often a reported window is counted again while it is watched for late ids.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// How soon a step that failed is tried again.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Who has led for so long has not failed at once.
+const A_WHILE: Duration = Duration::from_secs(10);
 /// How often the ids of windows that cannot be published are kept from expiring.
 const KEEP_EVERY: Duration = Duration::from_secs(3600);
 /// How often Redis is searched for ids that nobody expects and reports that need not be kept. It is searched through all its keys, so
@@ -82,6 +83,13 @@ impl Last {
     fn is_now(&mut self) {
         self.0 = Some(Instant::now());
     }
+}
+
+/// While Kafka is away: when ids were last kept from expiring, and the pauses between tries.
+#[derive(Default)]
+struct PutOff {
+    kept: Last,
+    retry: Retry,
 }
 
 /// When Redis is searched next, and what was told of what was found.
@@ -145,26 +153,38 @@ impl Reporter {
     /// Runs until a stop is asked for.
     pub async fn run(self, stop: CancellationToken) {
         let mut ledger = None;
+        let mut retry = Retry::default();
+        // Whether it goes on after an error, so that there is nothing new to say.
+        let mut goes_on = false;
         while let Some(lease) = stop
             .run_until_cancelled(Lease::acquire(&self.store, &self.replica))
             .await
         {
-            tracing::info!(replica = self.replica, "holding the lease: reporting windows");
+            if !std::mem::take(&mut goes_on) || lease.was_waited_for() {
+                tracing::info!(replica = self.replica, "holding the lease: reporting windows");
+            }
             self.metrics.lease_held.set(1);
+            let begin = Instant::now();
             // A stop lets the step under way finish, so that what Kafka has is recorded.
             let led = tokio::select! {
                 led = self.lead(&lease, &mut ledger, &stop) => led,
                 () = lease.lost() => Ok(()),
             };
             self.metrics.lease_held.set(0);
+            if begin.elapsed() > A_WHILE {
+                retry.worked();
+            }
             match led {
                 Ok(()) if stop.is_cancelled() => {}
                 Ok(()) => tracing::warn!(replica = self.replica, "lost the lease"),
                 // Said by `health`.
-                Err(error) => tracing::debug!("reporting interrupted: {error}"),
+                Err(error) => {
+                    tracing::debug!("reporting interrupted: {error}");
+                    goes_on = true;
+                }
             }
             lease.release().await;
-            stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
+            stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
         }
     }
 
@@ -173,7 +193,7 @@ impl Reporter {
         let ledger = self.resume(known.as_ref()).await?;
         let ledger = known.insert(ledger);
         let mut session = self.publisher.session();
-        let (mut watched, mut kept, mut sweeps) = (Last::default(), Last::default(), Sweeps::default());
+        let (mut watched, mut put_off, mut sweeps) = (Last::default(), PutOff::default(), Sweeps::default());
         // Whoever was paused must not do what another one has done better.
         while lease.is_held() && (ledger.owes_recording() || !stop.is_cancelled()) {
             let watch = watched.is_over(WATCH_EVERY);
@@ -194,9 +214,12 @@ impl Reporter {
                         return Ok(());
                     };
                     match published {
-                        Ok(()) => ledger.acknowledged(now_ms()),
+                        Ok(()) => {
+                            put_off.retry.worked();
+                            ledger.acknowledged(now_ms());
+                        }
                         Err(Unpublished::Fenced) => return Ok(()),
-                        Err(Unpublished::Away) => self.put_off(ledger, &mut kept, stop).await?,
+                        Err(Unpublished::Away) => self.put_off(ledger, &mut put_off, stop).await?,
                     }
                 }
                 Step::Remove(windows) => {
@@ -210,7 +233,7 @@ impl Reporter {
                         Some(Ok(_)) => {}
                         Some(Err(Unpublished::Fenced)) => return Ok(()),
                         Some(Err(Unpublished::Away)) => {
-                            self.put_off(ledger, &mut kept, stop).await?;
+                            self.put_off(ledger, &mut put_off, stop).await?;
                             continue;
                         }
                     }
@@ -272,6 +295,7 @@ impl Reporter {
         stop: &CancellationToken,
     ) -> RedisResult<bool> {
         let mut told = false;
+        let mut retry = Retry::default();
         loop {
             match self.books.record(lease, changes).await {
                 Ok(true) => break,
@@ -281,7 +305,7 @@ impl Reporter {
                     if !std::mem::replace(&mut told, true) {
                         tracing::error!("Kafka has records that Redis does not take note of: {error}; trying again");
                     }
-                    stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
+                    stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
                 }
             }
         }
@@ -380,16 +404,17 @@ impl Reporter {
     }
 
     /// While Kafka is away, the ids of windows that are due must not expire. Prolonged now and then.
-    async fn put_off(&self, ledger: &Ledger, kept: &mut Last, stop: &CancellationToken) -> RedisResult<()> {
-        if kept.is_over(KEEP_EVERY) {
-            kept.is_now();
+    async fn put_off(&self, ledger: &Ledger, put_off: &mut PutOff, stop: &CancellationToken) -> RedisResult<()> {
+        if put_off.kept.is_over(KEEP_EVERY) {
+            put_off.kept.is_now();
             let mut windows = ledger.due(now_ms(), usize::MAX);
             windows.extend(ledger.needed());
             self.store
                 .expire_ids(&windows, Duration::from_secs(UNREPORTED_SECONDS))
                 .await?;
         }
-        stop.run_until_cancelled(tokio::time::sleep(RETRY_AFTER)).await;
+        stop.run_until_cancelled(tokio::time::sleep(put_off.retry.pause()))
+            .await;
         Ok(())
     }
 }

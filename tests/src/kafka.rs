@@ -12,13 +12,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, StreamConsumer};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaErrorCode, RDKafkaRespErr};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -167,15 +167,21 @@ impl Kafka {
         Ok(())
     }
 
-    /// Sets how many replicas must have a record of a topic of a real broker before it is acknowledged.
+    /// Has an embedded broker say of every record that too few replicas would have it, or else take records again. A real one says so
+    /// when it has lost replicas, which takes several brokers.
     ///
     /// # Errors
-    /// When the broker refuses.
-    pub async fn set_min_insync_replicas(&self, topic: &str, count: &str) -> Result<()> {
-        let admin: AdminClient<DefaultClientContext> = self.client().create()?;
-        let config = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("min.insync.replicas", count);
-        for result in admin.alter_configs([&config], &AdminOptions::new()).await? {
-            result.map_err(|(_, code)| anyhow!("topic {topic}: {code}"))?;
+    /// When this is no embedded broker.
+    pub fn set_under_replicated(&self, is: bool) -> Result<()> {
+        let Kind::Embedded(producer) = &self.kind else {
+            bail!("not an embedded broker");
+        };
+        let cluster = producer.client().mock_cluster().context("the embedded broker")?;
+        cluster.clear_request_errors(RDKafkaApiKey::Produce);
+        if is {
+            // One for each request, and more of them than there will be.
+            let errors = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 10_000];
+            cluster.request_errors(RDKafkaApiKey::Produce, &errors);
         }
         Ok(())
     }

@@ -213,6 +213,21 @@ impl Drop for Process {
     }
 }
 
+/// The processor time of a process so far, in seconds; 0 if it is gone. See proc(5), `stat`.
+#[must_use]
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // After the name in brackets, utime and stime are the 12th and 13th; a tick is 10 ms on Linux.
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let ticks: f64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum();
+    ticks / 100.0
+}
+
 fn read_lines(output: impl Read, lines: &Mutex<Vec<String>>, on_line: Option<&OnLine>) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();

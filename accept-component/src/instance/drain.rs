@@ -28,7 +28,7 @@ pub async fn look_into_spool(instance: Rc<Instance>) {
 
 async fn look(instance: &Instance) {
     // Where the host has no spool, the first request that needs it says so.
-    let Ok(contents) = instance.spool.contents().await else {
+    let Ok(contents) = instance.background.contents().await else {
         return;
     };
     for (name, until) in contents.state {
@@ -39,7 +39,7 @@ async fn look(instance: &Instance) {
             // One instance tries whether the server is back, while the others go on spooling.
             server.told_away.set(until);
             let trial = now_ms() + server.trial_ms();
-            match instance.spool.claim(&name, now_ms(), trial).await {
+            match instance.background.claim(&name, now_ms(), trial).await {
                 Ok(true) | Err(_) => {}
                 Ok(false) => server.circuit.open(until.max(now_ms() + OPEN_MS)),
             }
@@ -68,15 +68,15 @@ pub async fn drain(instance: &Instance) {
 impl Instance {
     /// Brings what is in the spool to Redis, for as long as that takes, unless another instance does.
     async fn drain(&self) -> Result<(), String> {
-        while self.spool.claim(DRAINING, now_ms(), drain_claim()).await? {
+        while self.background.claim(DRAINING, now_ms(), drain_claim()).await? {
             while !self.drain_what_goes().await? {
-                self.spool.tell(DRAINING, drain_claim()).await?;
+                self.background.tell(DRAINING, drain_claim()).await?;
                 sleep(DRAIN_AGAIN).await;
             }
             self.to_drain.set(false);
-            self.spool.untell(DRAINING).await?;
+            self.background.untell(DRAINING).await?;
             // What somebody put there at the end of the claim, relying on it.
-            if !self.spool.contents().await?.any {
+            if !self.background.contents().await?.any {
                 break;
             }
         }
@@ -90,12 +90,12 @@ impl Instance {
         for place in 0..self.servers.len() {
             all &= self.drain_ids(place).await?;
         }
-        while let Some(batch) = self.spool.batch().await? {
+        while let Some(batch) = self.background.batch().await? {
             match self.servers[0].run_once(&self.config.keys, &batch).await {
-                Ok(true) => self.spool.remove_batch(&batch.name).await?,
+                Ok(true) => self.background.remove_batch(&batch.name).await?,
                 Ok(false) | Err(_) => return Ok(false),
             }
-            self.spool.tell(DRAINING, drain_claim()).await?;
+            self.background.tell(DRAINING, drain_claim()).await?;
         }
         Ok(all)
     }
@@ -103,7 +103,7 @@ impl Instance {
     async fn drain_ids(&self, place: usize) -> Result<bool, String> {
         let last = place + 1 == self.servers.len();
         loop {
-            let found = self.spool.ids(place, last).await?;
+            let found = self.background.ids(place, last).await?;
             if found.is_empty() {
                 return Ok(true);
             }
@@ -121,9 +121,9 @@ impl Instance {
                     }
                     self.found_well(now_at).await;
                 }
-                self.spool.remove_ids(&spooled).await?;
+                self.background.remove_ids(&spooled).await?;
             }
-            self.spool.tell(DRAINING, drain_claim()).await?;
+            self.background.tell(DRAINING, drain_claim()).await?;
         }
     }
 }

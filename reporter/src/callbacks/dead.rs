@@ -12,7 +12,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use redis::streams::StreamRangeReply;
+use redis::streams::{StreamId, StreamRangeReply};
 use redis::{RedisError, RedisResult, Script};
 use verve_protocol::{Keys, RedisUrls};
 
@@ -72,7 +72,8 @@ pub enum DeadCommand {
 
 /// Which of the dead callbacks.
 #[derive(clap::Args, Clone, Debug)]
-#[group(required = true, multiple = false)]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "all"]))]
 pub struct Which {
     /// Ids, as `dead list` shows them
     #[arg(value_name = "ID")]
@@ -80,6 +81,9 @@ pub struct Which {
     /// All that are dead now
     #[arg(long)]
     all: bool,
+    /// Only show which they are, and do nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// The id of an entry of the dead stream: the Unix time in milliseconds at which the job was given up on, and a number that
@@ -172,6 +176,8 @@ impl Dead {
                 print(&jobs, *json)?;
                 return Ok(Vec::new());
             }
+            DeadCommand::Retry(which) if which.dry_run => (which, "would retry"),
+            DeadCommand::Drop(which) if which.dry_run => (which, "would drop"),
             DeadCommand::Retry(which) => (which, "retried"),
             DeadCommand::Drop(which) => (which, "dropped"),
         };
@@ -242,6 +248,11 @@ impl Dead {
 
     async fn handle_batch(&self, command: &DeadCommand, ids: &[EntryId]) -> RedisResult<Vec<Outcome>> {
         let (keys, redis) = (&self.store.keys, self.store.first());
+        if let DeadCommand::Retry(which) | DeadCommand::Drop(which) = command
+            && which.dry_run
+        {
+            return self.look_at(command, ids).await;
+        }
         let outcomes: Vec<u8> = if let DeadCommand::Retry(_) = command {
             let script = Script::new(RETRY);
             let mut retry = script.key(keys.callbacks_dead());
@@ -260,6 +271,27 @@ impl Dead {
         Ok(outcomes.into_iter().map(Outcome::from_code).collect())
     }
 
+    /// Shows jobs, and answers what would become of them.
+    async fn look_at(&self, command: &DeadCommand, ids: &[EntryId]) -> RedisResult<Vec<Outcome>> {
+        let mut read = redis::pipe();
+        for id in ids {
+            let id = id.to_string();
+            read.xrange(self.store.keys.callbacks_dead(), &id, &id);
+        }
+        let entries: Vec<StreamRangeReply> = self.store.first().run(&read).await?;
+        let outcomes = ids.iter().zip(&entries).map(|(id, entry)| {
+            let Some((_, fields)) = entry.ids.first().and_then(fields) else {
+                return Outcome::Unknown;
+            };
+            if matches!(command, DeadCommand::Retry(_)) && !fields.contains_key("endpoint") {
+                return Outcome::NoJob;
+            }
+            println!("{}", DeadJob::new(*id, &fields).line());
+            Outcome::Done
+        });
+        Ok(outcomes.collect())
+    }
+
     /// The newest jobs, those before `before` alone if it is given.
     async fn page(
         &self,
@@ -271,15 +303,15 @@ impl Dead {
         read.arg(before.map_or_else(|| "+".to_owned(), |id| format!("({id}")));
         read.arg("-").arg("COUNT").arg(count);
         let reply: StreamRangeReply = self.store.first().command(&read).await?;
-        let entry = |entry: &redis::streams::StreamId| {
-            let fields = entry
-                .map
-                .keys()
-                .filter_map(|name| Some((name.clone(), entry.get(name)?)));
-            Some((entry.id.parse().ok()?, fields.collect()))
-        };
-        Ok(reply.ids.iter().filter_map(entry).collect())
+        Ok(reply.ids.iter().filter_map(fields).collect())
     }
+}
+
+/// An entry's id and fields, as far as they are text.
+fn fields(entry: &StreamId) -> Option<(EntryId, HashMap<String, String>)> {
+    let names = entry.map.keys();
+    let fields = names.filter_map(|name| Some((name.clone(), entry.get(name)?)));
+    Some((entry.id.parse().ok()?, fields.collect()))
 }
 
 impl Outcome {

@@ -27,6 +27,8 @@ const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redi
 pub struct Lease {
     store: Store,
     holder: String,
+    /// Whether another one had it, or Redis gave no answer, when it was first asked for.
+    waited_for: bool,
     state: Arc<State>,
     renewing: JoinHandle<()>,
 }
@@ -46,6 +48,7 @@ impl Lease {
             .arg("NX")
             .arg("PX")
             .arg(lasts_ms());
+        let mut waited_for = false;
         let held_until = loop {
             let asked = Instant::now();
             match store.first().command::<Option<()>>(&set).await {
@@ -54,6 +57,7 @@ impl Lease {
                 // Said by `health`.
                 Err(error) => tracing::debug!("cannot get the lease: {error}"),
             }
+            waited_for = true;
             tokio::time::sleep(TRY_EVERY).await;
         };
         let state = Arc::new(State {
@@ -64,6 +68,7 @@ impl Lease {
         Self {
             store: store.clone(),
             holder: holder.to_owned(),
+            waited_for,
             state,
             renewing,
         }
@@ -72,6 +77,11 @@ impl Lease {
     /// Who holds it.
     pub fn holder(&self) -> &str {
         &self.holder
+    }
+
+    /// Whether it was not to be had at once.
+    pub const fn was_waited_for(&self) -> bool {
+        self.waited_for
     }
 
     /// Whether it is certainly held still.

@@ -171,6 +171,26 @@ async fn all_of_many_are_retried_or_dropped() -> Result<()> {
             .xadd(&key, "*", &[("error", "not readable"), ("attempts", "0")])
             .await?;
         assert_eq!(listed(&site).await?.len(), 1235);
+        // First only looking.
+        let ended = dead(&site, &[command, "--all", "--dry-run"]).await?;
+        let jobs = if command == "retry" { 1234 } else { 1235 };
+        assert!(
+            ended.output.contains(&format!("would {command} {jobs}")),
+            "{}",
+            ended.output
+        );
+        assert_eq!(ended.output.matches("http://e.com/").count(), 1234);
+        assert_eq!(ended.code, Some(i32::from(command == "retry")));
+        let listed_still = listed(&site).await?;
+        assert_eq!(listed_still.len(), 1235);
+        let retried = if command == "retry" { 0 } else { 1234 };
+        assert_eq!(site.stream(&site.keys().callbacks()).await?.len(), retried);
+        let ended = dead(&site, &[command, "--dry-run", &listed_still[1], "1-1"]).await?;
+        assert!(
+            ended.output.contains(&format!("would {command} 1")) && ended.output.contains("1-1:"),
+            "{}",
+            ended.output
+        );
         let ended = dead(&site, &[command, "--all"]).await?;
         if command == "retry" {
             assert_eq!(ended.code, Some(1));
@@ -247,7 +267,7 @@ async fn the_help_names_what_there_is() -> Result<()> {
             &["list", "retry", "drop", "--redis-urls", "--namespace"][..],
         ),
         (&["list", "--help"], &["--json", "--limit", "100"]),
-        (&["retry", "--help"], &["--all", "ID"]),
+        (&["retry", "--help"], &["--all", "ID", "--dry-run"]),
     ] {
         let ended = run(arguments).await?;
         assert_eq!(ended.code, Some(0), "{arguments:?}");

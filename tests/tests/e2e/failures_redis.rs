@@ -110,16 +110,17 @@ async fn redis_full() -> Result<()> {
 
 #[tokio::test]
 async fn redis_loading() -> Result<()> {
-    // A millisecond for each key that it loads.
-    let redis = RedisServer::options().argument("--key-load-delay").argument("1000");
+    // Microseconds for each key that it loads: five seconds in all; every thousand keys it looks who is there.
+    let redis = RedisServer::options().argument("--key-load-delay").argument("200");
     endure_on(redis, async |trial| {
         let mut fill = redis::pipe();
-        for key in 0..5000 {
+        for key in 0..25_000 {
             fill.set(format!("other:{key}"), 1).ignore();
         }
         fill.exec_async(&mut trial.site.first().await?).await?;
         trial.site.redis[0].restart().await?;
-        trial.host.process().wait_for_text("LOADING", SOON).await.map(drop)
+        let told = trial.host.process().wait_for_text("loading the dataset", SOON);
+        told.await.map(drop)
     })
     .await
 }
@@ -161,6 +162,7 @@ async fn redis_with_another_password() -> Result<()> {
         set("another").await?;
         // Connections that there are stay as they are.
         trial.link.cut();
+        sleep(Duration::from_secs(1)).await;
         trial.link.mend();
         trial.host.process().wait_for_text("NOAUTH", SOON).await?;
         sleep(Duration::from_secs(2)).await;

@@ -65,7 +65,6 @@ fn no_module_imports_one_that_imports_it() -> Result<()> {
         ("accept-component", ("redis", "circuit")),
         ("bench", ("requests", "load")),
         ("host", ("workers", "server")),
-        ("protocol", ("keys", "window")),
         ("reporter", ("windows", "store")),
         ("tests", ("host", "process")),
         ("xtask", ("test", "cargo")),

@@ -10,7 +10,7 @@ use verve_protocol::{Method, Report, Window};
 use verve_tests::redis::{Options, RedisServer};
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::Sink;
-use verve_tests::{clock, http, wait};
+use verve_tests::{clock, http, net, wait};
 
 use crate::site::{SOON, Site};
 
@@ -44,7 +44,9 @@ impl Case {
     async fn redis(&self, command: &str) -> Result<()> {
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap_or_default());
-        words.for_each(|word| drop(cmd.arg(word)));
+        for word in words {
+            cmd.arg(word);
+        }
         let mut redis = self.site.first().await?;
         cmd.exec_async(&mut redis).await.with_context(|| command.to_owned())
     }
@@ -199,13 +201,12 @@ async fn each_kind_of_error() -> Result<()> {
     let all = try_join_all(kinds.map(refuse));
     let cluster = async {
         // Of which nobody serves the keys.
-        let case = Site::with_redis(
-            1,
-            vec![{
-                let redis = RedisServer::options().argument("--cluster-enabled");
-                redis.argument("yes").start().await?
-            }],
-        );
+        let port = net::free_address()?.port().to_string();
+        let redis = ["--cluster-enabled", "yes", "--cluster-port", &port];
+        let redis = redis
+            .iter()
+            .fold(RedisServer::options(), |options, argument| options.argument(argument));
+        let case = Site::with_redis(1, vec![redis.start().await?]);
         let reporter = Reporter::start(&case.flags(&[]))?;
         wait::until("a problem", SOON, || async {
             let ready = http::get(reporter.address(), "/readyz").await.ok()?;
@@ -221,11 +222,11 @@ async fn each_kind_of_error() -> Result<()> {
 /// Redis that is up, and has its data yet to load.
 #[tokio::test]
 async fn a_server_that_loads_its_data() -> Result<()> {
-    // A millisecond a key.
+    // Five seconds in all; every thousand keys it looks who is there.
     let redis = RedisServer::options().append_only().argument("--key-load-delay");
-    let mut case = Case::start("LOADING", redis.argument("1000")).await?;
+    let mut case = Case::start("LOADING", redis.argument("200")).await?;
     let mut fill = redis::pipe();
-    for key in 0..8000 {
+    for key in 0..25_000 {
         fill.set(format!("other:{key}"), 1).ignore();
     }
     fill.exec_async(&mut case.site.first().await?).await?;

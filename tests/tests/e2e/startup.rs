@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use verve_tests::host::Kind;
-use verve_tests::process::Process;
+use verve_tests::process::{Process, cpu_seconds};
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::{self, Reporter};
 use verve_tests::{clock, net, paths, wait};
@@ -147,6 +147,31 @@ async fn a_reporter_waits_for_redis() -> Result<()> {
     let _redis = redis.start().await?;
     reporter.wait_ready(SOON).await?;
     assert!(!reporter.process().log().contains("hunter2"), "a password in the log");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reporter_without_redis_and_kafka_takes_next_to_no_processor_time() -> Result<()> {
+    let nobody = net::free_address()?.to_string();
+    let site = Site::new(1).await?;
+    // One that loses Redis, one that never had any, and one whose Redis does not answer.
+    let silent = Site::new(1).await?;
+    let loses = site.reporter(&[]).await?;
+    let never = format!("redis://{nobody}");
+    let never = Reporter::start(&site.flags(&["--redis-urls", &never, "--kafka-brokers", &nobody]))?;
+    let unanswered = silent.reporter(&[]).await?;
+    site.redis[0].kill();
+    silent.redis[0].pause()?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let reporters = [&loses, &never, &unanswered].map(|reporter| reporter.process().pid());
+    let before = reporters.map(cpu_seconds);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let used: Vec<f64> = reporters
+        .iter()
+        .zip(before)
+        .map(|(pid, before)| cpu_seconds(*pid) - before)
+        .collect();
+    assert!(used.iter().all(|seconds| *seconds < 0.25), "{used:?} of 5 s");
     Ok(())
 }
 

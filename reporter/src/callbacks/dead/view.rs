@@ -51,7 +51,8 @@ impl DeadJob {
         }
     }
 
-    fn line(&self) -> String {
+    /// In a line of the table.
+    pub fn line(&self) -> String {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         columns([
             &self.id.to_string(),
