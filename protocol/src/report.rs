@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::Window;
 
 /// What was last reported of a window: a value of the hash `ns:reports:L`, as JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Report {
     /// Unique ids in the window.
     pub count: u64,
@@ -16,6 +16,12 @@ pub struct Report {
     /// When the window was first reported, likewise: its late period counts from here.
     #[serde(default)]
     pub first: u64,
+    /// Requests in the window, as far as the component's statistics had arrived.
+    #[serde(default)]
+    pub requests: u64,
+    /// Requests whose id was in the window already, likewise.
+    #[serde(default)]
+    pub duplicates: u64,
     /// How many ids came after the window was final, as far as was reported.
     #[serde(default, skip_serializing_if = "is_none")]
     pub late: u64,
@@ -135,12 +141,14 @@ mod tests {
             revision: 1,
             time: 1_795_383_062_000,
             first: 1_795_383_061_000,
+            requests: 9,
+            duplicates: 4,
             late: 0,
             is_final: false,
         };
         assert_eq!(
             report.to_json(),
-            r#"{"count":5,"revision":1,"time":1795383062000,"first":1795383061000}"#
+            r#"{"count":5,"revision":1,"time":1795383062000,"first":1795383061000,"requests":9,"duplicates":4}"#
         );
         assert_eq!(
             Report {
@@ -149,7 +157,7 @@ mod tests {
                 ..report
             }
             .to_json(),
-            r#"{"count":5,"revision":1,"time":1795383062000,"first":1795383061000,"late":2,"final":true}"#
+            r#"{"count":5,"revision":1,"time":1795383062000,"first":1795383061000,"requests":9,"duplicates":4,"late":2,"final":true}"#
         );
         assert!(Report::from_json("{}").is_err());
         assert!(Report::from_json("5").is_err());
@@ -157,8 +165,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_report_reads_back(count: u64, revision: u64, time: u64, first: u64, late: u64, is_final: bool) {
-            let report = Report { count, revision, time, first, late, is_final };
+        fn a_report_reads_back(numbers: [u64; 7], is_final: bool) {
+            let [count, revision, time, first, requests, duplicates, late] = numbers;
+            let report = Report { count, revision, time, first, requests, duplicates, late, is_final };
             prop_assert_eq!(Report::from_json(&report.to_json()).expect("a report"), report);
         }
     }

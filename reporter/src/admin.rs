@@ -1,5 +1,5 @@
 //! The admin port: `/healthz` says that the process lives, `/readyz` that it reaches Redis and Kafka; `/metrics` counts;
-//! `/api/counts` tells what was reported; `/` shows what is going on, and `/events` keeps it up to date.
+//! `/api/counts` tells what was reported, and `/api/openapi.json` how to ask; `/` shows what is going on, and `/events` keeps it up to date.
 
 mod auth;
 mod counts;
@@ -71,6 +71,8 @@ fn router(admin: Admin) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(counted))
         .route("/api/counts", get(counts::counts))
+        .route("/api/counts/current", get(counts::current))
+        .route("/api/openapi.json", get(counts::description))
         .route("/", get(page::page))
         .route("/events", get(page::events))
         .route("/page.css", get(page::style))

@@ -12,6 +12,8 @@ use verve_protocol::{Endpoint, Keys, Method, Namespace, RedisUrls, WindowLength}
 use crate::admin::Token;
 use crate::callbacks::dead::DeadCommand;
 use crate::callbacks::{CallbacksConfig, Policy, Signer};
+use crate::clock::now_ms;
+use crate::counts::{Asked, Range};
 use crate::kafka::KafkaConfig;
 use crate::telemetry::LogFormat;
 use crate::windows::WindowsConfig;
@@ -42,7 +44,13 @@ struct Args {
     #[arg(long, env = "VERVE_NAMESPACE", global = true, default_value = "verve")]
     namespace: Namespace,
     /// Length of a window, in seconds: the same as the component's `window_seconds`
-    #[arg(long, env = "VERVE_WINDOW_SECONDS", value_name = "SECONDS", default_value = "60")]
+    #[arg(
+        long,
+        env = "VERVE_WINDOW_SECONDS",
+        global = true,
+        value_name = "SECONDS",
+        default_value = "60"
+    )]
     window_seconds: WindowLength,
     /// How long after a window's end it is first reported, in milliseconds (at most 10 minutes)
     #[arg(long, env = "VERVE_GRACE_MS", value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=600_000))]
@@ -109,6 +117,14 @@ enum Command {
     /// List, retry or drop the callbacks that were given up on
     #[command(subcommand, arg_required_else_help = false)]
     Dead(DeadCommand),
+    /// Show what was reported, the newest windows first
+    Counts {
+        #[command(flatten)]
+        asked: Asked,
+        /// As one JSON array
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What the command line asks for.
@@ -117,11 +133,16 @@ pub enum Task {
     /// To report, until a stop is asked for.
     Report(Box<Config>),
     /// To look after dead callbacks.
-    Dead {
-        redis_urls: RedisUrls,
-        keys: Keys,
-        command: DeadCommand,
-    },
+    Dead(Where, DeadCommand),
+    /// To show what was reported.
+    Counts { at: Where, range: Range, json: bool },
+}
+
+/// Where a command finds what it is about.
+#[derive(Debug)]
+pub struct Where {
+    pub redis_urls: RedisUrls,
+    pub keys: Keys,
 }
 
 /// What the reporter is configured to do.
@@ -181,14 +202,21 @@ fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Task, Refused>
 }
 
 fn task(mut args: Args) -> Result<Task, String> {
-    match args.command.take() {
-        None => Ok(Task::Report(Box::new(config(args)?))),
-        Some(Command::Dead(command)) => Ok(Task::Dead {
-            redis_urls: redis_urls(&args.redis_urls)?,
-            keys: Keys::new(args.namespace),
-            command,
-        }),
-    }
+    let Some(command) = args.command.take() else {
+        return Ok(Task::Report(Box::new(config(args)?)));
+    };
+    let at = Where {
+        redis_urls: redis_urls(&args.redis_urls)?,
+        keys: Keys::new(args.namespace),
+    };
+    Ok(match command {
+        Command::Dead(command) => Task::Dead(at, command),
+        Command::Counts { asked, json } => {
+            let range = asked.range(args.window_seconds, now_ms() / 1000);
+            let range = range.map_err(|problem| format!("--{problem}"))?;
+            Task::Counts { at, range, json }
+        }
+    })
 }
 
 fn redis_urls(text: &str) -> Result<RedisUrls, String> {

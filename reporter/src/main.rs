@@ -4,6 +4,7 @@
 //! - `windows`: what is to be done with windows (`ledger`, pure), who does it (`lease`), what of it is in Redis (`books`), and
 //!   the reporting itself
 //! - `kafka`: the records
+//! - `counts`: what was reported, to be asked for by HTTP or on the command line; `command`: runs what is asked for there
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
 //! - `store`: the connections to Redis; `backoff`: when what failed is tried again; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
 //!   going on now; `admin`: the HTTP port with all of it; `telemetry`: logs and traces
@@ -13,6 +14,8 @@ mod backoff;
 mod callbacks;
 mod cli;
 mod clock;
+mod command;
+mod counts;
 mod health;
 mod kafka;
 mod metrics;
@@ -44,11 +47,18 @@ const STOP_WITHIN: Duration = Duration::from_secs(15);
 fn main() -> ExitCode {
     let config = match cli::parse() {
         Ok(Task::Report(config)) => *config,
-        Ok(Task::Dead {
-            redis_urls,
-            keys,
-            command,
-        }) => return callbacks::dead::run(&redis_urls, keys, &command),
+        Ok(Task::Dead(at, dead)) => {
+            return command::run(&at.redis_urls, at.keys, async |store| {
+                callbacks::dead::run(store, &dead).await
+            });
+        }
+        Ok(Task::Counts { at, range, json }) => {
+            return command::run(&at.redis_urls, at.keys, async |store| {
+                let page = range.read(&store).await.context("what was reported is not to be had")?;
+                command::print(&counts::text(&page, json)?)?;
+                Ok(Vec::new())
+            });
+        }
         Err(code) => return code,
     };
     let traces = match telemetry::init(config.log_format) {

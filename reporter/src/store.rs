@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use futures::future;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Script};
-use verve_protocol::keys::UNREPORTED_SECONDS;
+use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
 use verve_protocol::{Keys, RedisUrl, RedisUrls, Report, Window};
 
 use crate::health::{Dependency, Health};
@@ -200,6 +200,26 @@ impl Store {
             invocation.key(key);
         }
         future::join_all(self.servers.iter().map(|server| server.script(&invocation))).await
+    }
+
+    /// For each window how many requests, and how many of them duplicates, as far as the component's statistics have arrived and
+    /// have not expired.
+    pub async fn requests(&self, windows: &[Window]) -> RedisResult<Vec<[u64; 2]>> {
+        if windows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for window in windows {
+            pipe.cmd("HMGET")
+                .arg(self.keys.stats(*window))
+                .arg(stats::REQUESTS)
+                .arg(stats::DUPLICATE);
+        }
+        let found: Vec<[Option<u64>; 2]> = self.first().run(&pipe).await?;
+        Ok(found
+            .into_iter()
+            .map(|found| found.map(Option::unwrap_or_default))
+            .collect())
     }
 
     /// What was reported of each window.

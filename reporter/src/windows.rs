@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use books::{BATCH, Books, Swept};
 use lease::Lease;
+pub use ledger::KEPT;
 use ledger::{Change, Ledger, News, Periods, Step};
 
 /// How often a reported window is counted again while it is watched for late ids.

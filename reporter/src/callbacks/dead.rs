@@ -6,18 +6,12 @@ mod view;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::io::{self, Write as _};
-use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
 
-use anyhow::Context as _;
 use redis::streams::{StreamId, StreamRangeReply};
 use redis::{RedisError, RedisResult, Script};
-use verve_protocol::{Keys, RedisUrls};
 
-use crate::health::Health;
-use crate::metrics::Metrics;
+use crate::command;
 use crate::store::Store;
 use view::{DeadJob, print};
 
@@ -136,30 +130,12 @@ struct Tally {
     problems: Vec<String>,
 }
 
-/// Runs the command. What went wrong is said on standard error, a line each.
-pub fn run(urls: &RedisUrls, keys: Keys, command: &DeadCommand) -> ExitCode {
-    let run = async {
-        // Nobody asks for this health: what fails here is said below.
-        let store = Store::new(urls, keys, &Arc::new(Health::default()), &Metrics::default())?;
-        let problems = Dead { store }.run(command).await?;
-        anyhow::Ok(problems)
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let problems = match runtime
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run))
-    {
-        Ok(problems) => problems,
-        Err(error) => vec![format!("{error:#}")],
-    };
-    for problem in &problems {
-        eprintln!("verve-reporter: {problem}");
-    }
-    if problems.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+/// Runs the command. Answers what could not be done.
+///
+/// # Errors
+/// If Redis fails at once.
+pub async fn run(store: Store, command: &DeadCommand) -> anyhow::Result<Vec<String>> {
+    Dead { store }.run(command).await
 }
 
 /// The dead stream.
@@ -190,7 +166,7 @@ impl Dead {
         };
         // Where Redis failed at once, that alone is said.
         if done.is_ok() || tally.done > 0 {
-            writeln!(io::stdout(), "{verb} {}", tally.done)?;
+            command::print(&format!("{verb} {}\n", tally.done))?;
         }
         if let Err(error) = done {
             tally.problems.push(self.failed(&error).to_string());
@@ -271,7 +247,7 @@ impl Dead {
         Ok(outcomes.into_iter().map(Outcome::from_code).collect())
     }
 
-    /// Shows jobs, and answers what would become of them.
+    /// Answers what would become of jobs.
     async fn look_at(&self, command: &DeadCommand, ids: &[EntryId]) -> RedisResult<Vec<Outcome>> {
         let mut read = redis::pipe();
         for id in ids {
@@ -279,15 +255,14 @@ impl Dead {
             read.xrange(self.store.keys.callbacks_dead(), &id, &id);
         }
         let entries: Vec<StreamRangeReply> = self.store.first().run(&read).await?;
-        let outcomes = ids.iter().zip(&entries).map(|(id, entry)| {
-            let Some((_, fields)) = entry.ids.first().and_then(fields) else {
-                return Outcome::Unknown;
-            };
-            if matches!(command, DeadCommand::Retry(_)) && !fields.contains_key("endpoint") {
-                return Outcome::NoJob;
+        let retry = matches!(command, DeadCommand::Retry(_));
+        let outcomes = entries.iter().map(|entry| match entry.ids.first().and_then(fields) {
+            None => Outcome::Unknown,
+            Some((_, fields)) if retry && !fields.contains_key("endpoint") => Outcome::NoJob,
+            Some((id, fields)) => {
+                println!("{}", DeadJob::new(id, &fields).line());
+                Outcome::Done
             }
-            println!("{}", DeadJob::new(*id, &fields).line());
-            Outcome::Done
         });
         Ok(outcomes.collect())
     }

@@ -18,15 +18,13 @@ fn dead_callbacks_are_found_by_the_same_flags_before_or_after() {
         ["dead", "list", "--redis-urls", "redis://e.com", "--namespace", "n"],
     ] {
         match parse_task(&args).expect("valid") {
-            Task::Dead {
-                redis_urls,
-                keys,
-                command:
-                    DeadCommand::List {
-                        json: false,
-                        limit: 100,
-                    },
-            } => {
+            Task::Dead(
+                Where { redis_urls, keys },
+                DeadCommand::List {
+                    json: false,
+                    limit: 100,
+                },
+            ) => {
                 assert_eq!(redis_urls.first().to_string(), "redis://e.com");
                 assert_eq!(keys.callbacks_dead(), "n:callbacks:dead");
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use redis::{RedisResult, Script, ScriptInvocation};
-use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
+use verve_protocol::keys::UNREPORTED_SECONDS;
 use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
 use super::WindowsConfig;
@@ -175,23 +175,14 @@ impl Books {
 
     /// The records of these news.
     pub async fn records(&self, news: &[News]) -> RedisResult<Vec<WindowRecord>> {
-        if news.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipe = redis::pipe();
-        for news in news {
-            pipe.cmd("HMGET")
-                .arg(self.store.keys.stats(news.window))
-                .arg(stats::REQUESTS)
-                .arg(stats::DUPLICATE);
-        }
-        let stats: Vec<[Option<u64>; 2]> = self.store.first().run(&pipe).await?;
-        let record = |(news, [requests, duplicates]): (&News, [Option<u64>; 2])| WindowRecord {
+        let windows: Vec<Window> = news.iter().map(|news| news.window).collect();
+        let stats = self.store.requests(&windows).await?;
+        let record = |(news, [requests, duplicates]): (&News, [u64; 2])| WindowRecord {
             window: news.window,
             count: news.count,
             revision: news.revision,
-            requests: requests.unwrap_or_default(),
-            duplicates: duplicates.unwrap_or_default(),
+            requests: requests.max(news.before[0]),
+            duplicates: duplicates.max(news.before[1]),
             late: news.late,
         };
         Ok(news.iter().zip(stats).map(record).collect())

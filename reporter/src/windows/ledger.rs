@@ -87,6 +87,8 @@ pub struct News {
     pub revision: u64,
     /// Ids that came too late.
     pub late: u64,
+    /// Requests and duplicates as they were reported last, for when the statistics have expired.
+    pub before: [u64; 2],
 }
 
 /// What follows from a count.
@@ -199,12 +201,8 @@ impl Ledger {
         if let Some(last) = self.next.previous() {
             // Stands for whatever was reported of it: it is only there to be gone on from.
             reports.entry(last).or_insert(Report {
-                count: 0,
-                revision: 0,
-                time: 0,
-                first: 0,
-                late: 0,
                 is_final: true,
+                ..Report::default()
             });
         }
         acknowledged
@@ -280,7 +278,8 @@ impl Ledger {
     }
 
     fn news(&self, window: Window, count: u64) -> Option<News> {
-        let revision = match self.watched.get(&window) {
+        let before = self.watched.get(&window);
+        let revision = match before {
             None => 0,
             Some(report) if count > report.count => report.revision + 1,
             // Ids do not leave a set; a smaller count means that Redis lost some, and what was reported stays true.
@@ -291,6 +290,7 @@ impl Ledger {
             count,
             revision,
             late: 0,
+            before: before.map(before_of).unwrap_or_default(),
         })
     }
 
@@ -301,6 +301,7 @@ impl Ledger {
             count: report.count,
             revision: report.revision + 1,
             late: ids,
+            before: before_of(report),
         })
     }
 
@@ -318,6 +319,8 @@ impl Ledger {
                 revision: record.revision,
                 time: now_ms,
                 first: self.watched.get(&window).map_or(now_ms, |report| report.first),
+                requests: record.requests,
+                duplicates: record.duplicates,
                 late: record.late,
                 // Only a final window has ids that came too late.
                 is_final: record.late > 0,
@@ -398,6 +401,10 @@ pub fn outdated(reports: &BTreeMap<Window, Report>, now_ms: u64) -> Vec<Window> 
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn before_of(report: &Report) -> [u64; 2] {
+    [report.requests, report.duplicates]
 }
 
 #[cfg(test)]

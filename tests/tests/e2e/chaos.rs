@@ -14,7 +14,7 @@ async fn nothing_is_lost_whatever_fails() -> Result<()> {
     paths::verve_reporter()?;
     paths::component()?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_verve-chaos"));
-    command.args(["--seconds", "20", "--seed", "1"]);
+    command.args(["--seconds", "60", "--seed", "1"]);
     let process = Process::spawn("verve-chaos", command)?;
     let status = process.wait(Duration::from_secs(400)).await?;
     assert_eq!(status.code(), Some(0), "{}", process.log());

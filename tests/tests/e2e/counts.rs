@@ -1,10 +1,14 @@
-//! `/api/counts`, and who may see it and the rest of the admin port.
+//! `/api/counts`, `verve-reporter counts`, and who may see it and the rest of the admin port.
+
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 use serde_json::Value;
 use verve_protocol::Report;
+use verve_tests::host::Kind;
 use verve_tests::http::{self, Connection};
-use verve_tests::reporter::Reporter;
+use verve_tests::process::Process;
+use verve_tests::reporter::{self, Reporter};
 use verve_tests::{clock, wait};
 
 use crate::site::{SOON, Site};
@@ -41,44 +45,200 @@ async fn reported_windows_are_told() -> Result<()> {
     assert!((0..15).contains(&(reported_at.as_second() - window.end().cast_signed())));
     site.add(window, 3..5).await?;
     assert_eq!(told(1).await?[0]["count"], 5);
-    // Without bounds it is the last hour, in order.
+    // Without bounds it is the newest, the newest first.
     let all = counts(&reporter, "").await?;
     assert!(
         all.windows(2)
-            .all(|pair| pair[0]["start"].as_u64() < pair[1]["start"].as_u64())
+            .all(|pair| pair[0]["start"].as_u64() > pair[1]["start"].as_u64())
     );
     assert!(all.iter().any(|count| count["start"] == window.start()));
     Ok(())
 }
 
+/// Requests and duplicates are those of Kafka's headers, and stay when the statistics have expired.
 #[tokio::test]
-async fn final_windows_and_those_of_long_ago_are_told() -> Result<()> {
+async fn requests_and_the_open_window_are_told() -> Result<()> {
+    let site = Site::new(3).await?;
+    let reporter = site.reporter(&["--grace-ms", "1500", "--late-seconds", "30"]).await?;
+    let host = site.host(Kind::VerveHost).start().await?;
+    let window = clock::next_window(site.length).await;
+    for id in [1, 2, 2, 3, 3] {
+        http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await?;
+    }
+    let current = wait::until("the open window", SOON, || async {
+        let response = http::get(reporter.address(), "/api/counts/current").await.ok()?;
+        let current: Value = serde_json::from_slice(&response.body).ok()?;
+        (current["requests"] == 5).then_some(current)
+    });
+    let expected = serde_json::json!({
+        "window": window.to_string(), "start": window.start(), "end": window.end(), "count": 3, "requests": 5, "duplicates": 2,
+    });
+    assert_eq!(current.await?, expected);
+    let query = format!("?from={window}&to={}", window.end());
+    let told = wait::until("the report", SOON, || async {
+        counts(&reporter, &query).await.ok()?.pop()
+    });
+    let told = told.await?;
+    assert_eq!(
+        (&told["count"], &told["requests"], &told["duplicates"], &told["late"]),
+        (&3.into(), &5.into(), &2.into(), &0.into())
+    );
+    // A correction without statistics.
+    let () = redis::AsyncCommands::del(&mut site.first().await?, site.keys().stats(window)).await?;
+    site.add(window, 4..6).await?;
+    let told = wait::until("the correction", SOON, || async {
+        counts(&reporter, &query)
+            .await
+            .ok()?
+            .pop()
+            .filter(|told| told["revision"] == 1)
+    });
+    let told = told.await?;
+    assert_eq!((&told["count"], &told["requests"]), (&5.into(), &5.into()));
+    Ok(())
+}
+
+/// A site whose reports are of these windows before the current one, each with its number for a count.
+async fn with_reports(before: impl Iterator<Item = u64>) -> Result<Site> {
+    let site = Site::new(60).await?;
+    let current = clock::current_window(site.length).start();
+    let mut redis = site.first().await?;
+    for n in before {
+        let report = Report {
+            count: n,
+            time: (current - n * 60 + 62) * 1000,
+            is_final: true,
+            ..Report::default()
+        };
+        let key = site.keys().reports(site.length);
+        let () = redis::AsyncCommands::hset(&mut redis, key, current - n * 60, report.to_json()).await?;
+    }
+    Ok(site)
+}
+
+#[tokio::test]
+async fn pages_lead_to_all_there_is() -> Result<()> {
+    // With a gap of more than a batch.
+    let numbers = (1..=70).chain(3000..3050);
+    let site = with_reports(numbers.clone()).await?;
+    let reporter = Reporter::start(&site.flags(&[]))?;
+    let (mut path, mut told) = (Some("/api/counts?limit=50".to_owned()), Vec::new());
+    let mut pages = 0;
+    while let Some(page) = path.take() {
+        let response = wait::until("a page", SOON, || async {
+            http::get(reporter.address(), &page).await.ok()
+        });
+        let response = response.await?;
+        assert_eq!(response.status, 200, "{page}: {}", response.text());
+        let counts: Vec<Value> = serde_json::from_slice(&response.body)?;
+        told.extend(
+            counts
+                .iter()
+                .filter(|count| count["final"] == true)
+                .map(|count| count["count"].as_u64()),
+        );
+        path = response.header("link").map(|link| {
+            let next = link
+                .strip_suffix(">; rel=\"next\"")
+                .and_then(|link| link.strip_prefix('<'));
+            next.expect("a link to the next page").to_owned()
+        });
+        pages += 1;
+    }
+    assert_eq!(told, numbers.map(Some).collect::<Vec<_>>());
+    assert_eq!(pages, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn counts_on_the_command_line() -> Result<()> {
+    let site = with_reports(1..=3).await?;
+    let run = async |more: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut command = reporter::command()?;
+        command.arg("counts").args(["--redis-urls", &site.redis_urls()]);
+        command.args(["--namespace", &site.namespace]).args(more);
+        let process = Process::spawn("verve-reporter counts", command)?;
+        let status = process.wait(SOON).await?;
+        Ok((status.code(), process.log()))
+    };
+    let (code, table) = run(&["--limit", "2"]).await?;
+    assert_eq!(code, Some(0), "{table}");
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[0].starts_with("WINDOW") && lines[0].contains("UNIQUE"), "{table}");
+    let current = clock::current_window(site.length);
+    let columns: Vec<&str> = lines[1].split_whitespace().collect();
+    // Another minute may have begun.
+    assert!([1, 2].contains(&(clock::current_window(site.length).start() - window_start(columns[0])?).div_euclid(60)));
+    assert_eq!(columns[1..], ["1", "0", "0", "0", "0", "yes"]);
+    assert_eq!(lines.len(), 4, "{table}");
+    assert!(lines[3].contains("--to"), "{table}");
+    let (code, json) = run(&["--json", "--to", &current.to_string()]).await?;
+    assert_eq!(code, Some(0), "{json}");
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&json)?.len(), 3, "{json}");
+    let (code, refused) = run(&["--from", "soon"]).await?;
+    assert_eq!(code, Some(64), "{refused}");
+    assert!(refused.contains("--from") && refused.contains("RFC 3339"), "{refused}");
+    site.redis[0].kill();
+    let (code, away) = {
+        let mut command = reporter::command()?;
+        command.arg("counts").args(["--redis-urls", &site.redis_urls()]);
+        let process = Process::spawn("verve-reporter counts", command)?;
+        (process.wait(SOON).await?.code(), process.log())
+    };
+    assert_eq!((code, away.lines().count()), (Some(1), 1), "{away}");
+    Ok(())
+}
+
+fn window_start(text: &str) -> Result<u64> {
+    let time: jiff::Timestamp = text.parse()?;
+    Ok(u64::try_from(time.as_second())?)
+}
+
+/// The description names what is answered, and nothing else.
+#[tokio::test]
+async fn the_description_of_the_api() -> Result<()> {
+    let site = with_reports(1..=1).await?;
+    let reporter = site.reporter(&[]).await?;
+    let get = async |path: &str| -> Result<Value> {
+        let response = http::get(reporter.address(), path).await?;
+        assert_eq!(response.status, 200, "{path}");
+        Ok(serde_json::from_slice(&response.body)?)
+    };
+    let description = get("/api/openapi.json").await?;
+    assert!(
+        description["openapi"]
+            .as_str()
+            .is_some_and(|version| version.starts_with("3."))
+    );
+    let paths = description["paths"].as_object().expect("paths");
+    assert_eq!(paths.keys().collect::<Vec<_>>(), ["/api/counts", "/api/counts/current"]);
+    let parameters = description["paths"]["/api/counts"]["get"]["parameters"]
+        .as_array()
+        .expect("parameters");
+    let names: Vec<_> = parameters
+        .iter()
+        .filter_map(|parameter| parameter["name"].as_str())
+        .collect();
+    assert_eq!(names, ["from", "to", "limit"]);
+    let described = |schema: &str| -> BTreeSet<String> {
+        let properties = description["components"]["schemas"][schema]["properties"].as_object();
+        properties.expect("a schema").keys().cloned().collect()
+    };
+    let found = |value: &Value| -> BTreeSet<String> { value.as_object().expect("an object").keys().cloned().collect() };
+    assert_eq!(described("Count"), found(&get("/api/counts").await?[0]));
+    assert_eq!(described("Current"), found(&get("/api/counts/current").await?));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_asked_for_wrongly_is_refused() -> Result<()> {
     let site = Site::new(60).await?;
     let reporter = site.reporter(&[]).await?;
-    let report = Report {
-        count: 7,
-        revision: 2,
-        time: 1_700_000_100_250,
-        first: 0,
-        late: 0,
-        is_final: true,
-    };
-    let () = redis::AsyncCommands::hset(
-        &mut site.first().await?,
-        site.keys().reports(site.length),
-        1_699_999_980,
-        report.to_json(),
-    )
-    .await?;
-    let counts = counts(&reporter, "?from=2023-11-14T22:00:00Z&to=1700000400").await?;
-    let expected = serde_json::json!([{
-        "window": "2023-11-14T22:13:00Z", "start": 1_699_999_980, "count": 7, "revision": 2, "final": true,
-        "reported_at": "2023-11-14T22:15:00.25Z",
-    }]);
-    assert_eq!(Value::from(counts), expected);
     for (query, word) in [
         ("?from=2&to=1", "after"),
-        ("?from=0", "at most"),
+        ("?limit=0", "limit"),
+        ("?limit=many", "limit"),
+        ("?form=1", "form"),
         ("?from=soon", "RFC 3339"),
         ("?from=1&from=2", "from"),
     ] {
@@ -87,8 +247,10 @@ async fn final_windows_and_those_of_long_ago_are_told() -> Result<()> {
         assert!(response.text().contains(word), "{query}: {}", response.text());
     }
     site.redis[0].kill();
-    let response = http::get(reporter.address(), "/api/counts").await?;
-    assert_eq!(response.status, 503, "{}", response.text());
+    for path in ["/api/counts", "/api/counts/current"] {
+        let response = http::get(reporter.address(), path).await?;
+        assert_eq!(response.status, 503, "{}", response.text());
+    }
     Ok(())
 }
 
@@ -114,6 +276,8 @@ async fn all_but_healthz_wants_the_token() -> Result<()> {
         "/page.js",
         "/events",
         "/api/counts",
+        "/api/counts/current",
+        "/api/openapi.json",
         "/metrics",
         "/readyz",
         "/nothing",

@@ -160,7 +160,16 @@ fn the_environment_is_that_of_the_flags() -> Result<()> {
     let help = Help::reporter()?;
     let flags = help.flags().into_iter();
     // Those of subcommands have none.
-    let without = ["--help", "--version", "--all", "--json", "--limit"];
+    let without = [
+        "--help",
+        "--version",
+        "--all",
+        "--json",
+        "--limit",
+        "--dry-run",
+        "--from",
+        "--to",
+    ];
     let expected: BTreeSet<String> = flags
         .filter(|flag| !without.contains(&flag.as_str()))
         .map(|flag| format!("VERVE_{}", flag[2..].replace('-', "_").to_uppercase()))

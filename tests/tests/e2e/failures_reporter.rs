@@ -144,8 +144,8 @@ fn recorded(window: Window, is_final: bool) -> String {
         revision: 0,
         time: clock::now_ms(),
         first: clock::now_ms(),
-        late: 0,
         is_final,
+        ..Report::default()
     };
     format!("{}\r\n${}\r\n", window.start(), report.to_json().len())
 }

@@ -264,8 +264,8 @@ async fn reports_are_kept_for_a_week() -> Result<()> {
         revision: 0,
         time: now * 1000,
         first: now * 1000,
-        late: 0,
         is_final: true,
+        ..Report::default()
     };
     let open_report = Report {
         is_final: false,

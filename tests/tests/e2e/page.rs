@@ -70,9 +70,8 @@ async fn with_history() -> Result<(Site, Reporter)> {
             count: 1000 + n * 37 % 400,
             revision: u64::from(n == 7) * 2,
             time: window.end_ms() + 2_137,
-            first: 0,
-            late: 0,
             is_final: n > 2,
+            ..Report::default()
         };
         let () = redis
             .hset(site.keys().reports(site.length), window.start(), report.to_json())

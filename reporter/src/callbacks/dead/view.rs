@@ -1,7 +1,6 @@
 //! How dead callbacks are shown: without what may hold secrets.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -10,6 +9,7 @@ use verve_protocol::Method;
 
 use super::super::deliver;
 use super::EntryId;
+use crate::command;
 
 /// A dead job, as far as it is readable and may be shown.
 #[derive(Debug, Serialize)]
@@ -82,11 +82,7 @@ pub fn print(jobs: &[DeadJob], json: bool) -> anyhow::Result<()> {
             .map(|line| line + "\n")
             .collect::<String>()
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough, such as `head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
-    }
+    Ok(command::print(&text)?)
 }
 
 #[cfg(test)]

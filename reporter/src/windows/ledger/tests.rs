@@ -18,10 +18,7 @@ fn report(count: u64, revision: u64) -> Report {
     Report {
         count,
         revision,
-        time: 0,
-        first: 0,
-        late: 0,
-        is_final: false,
+        ..Report::default()
     }
 }
 
@@ -327,7 +324,7 @@ proptest! {
             for due in ledger.due(now, 3) {
                 prop_assert!(due.end_ms() + 2000 <= now);
                 let news = ledger.plan([(due, 1)], now).news;
-                prop_assert_eq!(&news, &[News { window: due, count: 1, revision: 0, late: 0 }]);
+                prop_assert_eq!(&news, &[News { window: due, count: 1, revision: 0, late: 0, before: [0, 0] }]);
                 ledger.prepared([record(due.start(), 1, 0)]);
                 ledger.acknowledged(now);
                 ledger.recorded();

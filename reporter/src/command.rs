@@ -1,0 +1,48 @@
+//! Commands that do one thing and end: `dead`, `counts`.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use verve_protocol::{Keys, RedisUrls};
+
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// Runs a command on these Redis, to its end. It answers what it could not do: said on standard error, a line each.
+pub fn run(urls: &RedisUrls, keys: Keys, command: impl AsyncFnOnce(Store) -> anyhow::Result<Vec<String>>) -> ExitCode {
+    let run = async {
+        // Nobody asks for this health: what fails is answered.
+        let store = Store::new(urls, keys, &Arc::new(Health::default()), &Metrics::default())?;
+        command(store).await
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let problems = match runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run))
+    {
+        Ok(problems) => problems,
+        Err(error) => vec![format!("{error:#}")],
+    };
+    for problem in &problems {
+        eprintln!("verve-reporter: {problem}");
+    }
+    if problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Writes to standard output.
+///
+/// # Errors
+/// If that fails, other than by whoever reads having seen enough, such as `head`.
+pub fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}

@@ -1,0 +1,353 @@
+//! What was reported, and what is being counted: for `/api/counts` and `verve-reporter counts`.
+
+use std::io;
+
+use jiff::Timestamp;
+use redis::RedisResult;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use verve_protocol::{Report, Window, WindowLength};
+
+use crate::clock::now_ms;
+use crate::store::Store;
+use crate::windows::KEPT;
+
+/// The windows told of, without `limit`.
+const LIMIT: u64 = 60;
+/// The most windows at once: as many as a week, which is what is kept, has minutes.
+const MOST: u64 = 7 * 24 * 60;
+/// How many windows are asked for together.
+const BATCH: u64 = 1000;
+/// The last second of the year 9999.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+/// Which reported windows.
+#[derive(clap::Args, Clone, Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Asked {
+    /// Windows that start at this time or later: RFC 3339, or Unix seconds
+    #[arg(long, value_name = "TIME")]
+    from: Option<String>,
+    /// Windows that start before this time; now if not given
+    #[arg(long, value_name = "TIME")]
+    to: Option<String>,
+    /// The most windows, the newest of them first: from 1 to 10,080, 60 if not given
+    #[arg(long, value_name = "N")]
+    #[param(minimum = 1, maximum = 10_080, default = 60)]
+    limit: Option<u64>,
+}
+
+/// A reported window.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Count {
+    /// Its start in RFC 3339: the key of its record in Kafka.
+    #[schema(example = "2026-11-22T21:30:00Z")]
+    window: String,
+    /// The same in Unix seconds.
+    start: u64,
+    /// Unique ids.
+    count: u64,
+    /// 0 for the first report, one more for each correction.
+    revision: u64,
+    /// Ids that came after the window was final. They are not in the count, though some of them may be new.
+    late: u64,
+    /// Requests, as of the last report.
+    requests: u64,
+    /// Requests whose id was there already, as of the last report.
+    duplicates: u64,
+    /// Whether the window's late period is over.
+    r#final: bool,
+    /// When it was last reported, in RFC 3339.
+    reported_at: Option<String>,
+}
+
+/// The window that is open.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Current {
+    /// Its start in RFC 3339.
+    #[schema(example = "2026-11-22T21:30:00Z")]
+    window: String,
+    /// The same in Unix seconds.
+    start: u64,
+    /// Its end in Unix seconds.
+    end: u64,
+    /// Unique ids so far.
+    count: u64,
+    /// Requests so far. Statistics come some tenths of a second after the ids.
+    requests: u64,
+    /// Requests whose id was there already.
+    duplicates: u64,
+}
+
+/// A parsed [`Asked`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Range {
+    length: WindowLength,
+    /// The start of the first window, or a time before it.
+    from: u64,
+    /// A time after the start of the last window.
+    to: u64,
+    limit: u64,
+}
+
+/// Some reported windows, the newest first.
+#[derive(Debug)]
+pub struct Page {
+    /// At most as many as asked for.
+    pub counts: Vec<Count>,
+    /// Which `to` asks for those before them, if there are any.
+    pub next: Option<u64>,
+}
+
+impl Asked {
+    /// Understands the times, of windows of such a length, at `now_s`.
+    ///
+    /// # Errors
+    /// Says what was wrong, and what was expected.
+    pub fn range(&self, length: WindowLength, now_s: u64) -> Result<Range, String> {
+        let seconds = |name: &str, text: &Option<String>| text.as_deref().map(|text| time(name, text)).transpose();
+        let to = seconds("to", &self.to)?;
+        let from = seconds("from", &self.from)?;
+        if let (Some(from), Some(to)) = (from, to)
+            && from > to
+        {
+            return Err("from is after to".to_owned());
+        }
+        let limit = self.limit.unwrap_or(LIMIT);
+        if !(1..=MOST).contains(&limit) {
+            return Err(format!("limit: expected a number from 1 to {MOST}"));
+        }
+        // Elsewhere there is nothing: reports are removed after a while, and windows end before they are reported.
+        let oldest = now_s.saturating_sub(KEPT.as_secs() + 2 * length.seconds());
+        Ok(Range {
+            length,
+            from: from.unwrap_or_default().max(oldest),
+            to: to.unwrap_or(now_s).min(now_s),
+            limit,
+        })
+    }
+
+    /// The query that asks for the same, before `to`.
+    pub fn before(&self, to: u64) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        if let Some(from) = &self.from {
+            query.append_pair("from", from);
+        }
+        query.append_pair("to", &to.to_string());
+        if let Some(limit) = self.limit {
+            query.append_pair("limit", &limit.to_string());
+        }
+        query.finish()
+    }
+}
+
+impl Range {
+    /// The windows whose starts are in it, the newest first.
+    fn windows(&self) -> impl Iterator<Item = Window> {
+        let seconds = self.length.seconds();
+        let count = self.to.div_ceil(seconds).saturating_sub(self.from.div_ceil(seconds));
+        let newest = self.to.div_ceil(seconds) * seconds;
+        let starts = (1..=count).map(move |n| newest - n * seconds);
+        starts.filter_map(|start| self.length.window_starting(start))
+    }
+
+    /// What was reported of them.
+    ///
+    /// # Errors
+    /// If Redis fails.
+    pub async fn read(&self, store: &Store) -> RedisResult<Page> {
+        let mut page = Page {
+            counts: Vec::new(),
+            next: None,
+        };
+        let mut windows = self.windows();
+        loop {
+            let batch: Vec<Window> = windows.by_ref().take(BATCH as usize).collect();
+            if batch.is_empty() {
+                return Ok(page);
+            }
+            let reports = store.reports(&batch).await?;
+            for (window, report) in batch.into_iter().zip(reports) {
+                let Some(report) = report else { continue };
+                if page.counts.len() as u64 == self.limit {
+                    page.next = page.counts.last().map(|last| last.start);
+                    return Ok(page);
+                }
+                page.counts.push(Count::new(window, report));
+            }
+        }
+    }
+}
+
+impl Count {
+    fn new(window: Window, report: Report) -> Self {
+        let reported_at = Timestamp::from_millisecond(report.time.cast_signed());
+        Self {
+            window: window.to_string(),
+            start: window.start(),
+            count: report.count,
+            revision: report.revision,
+            late: report.late,
+            requests: report.requests,
+            duplicates: report.duplicates,
+            r#final: report.is_final,
+            reported_at: reported_at.ok().map(|time| time.to_string()),
+        }
+    }
+}
+
+/// What is counted of the window that is open.
+///
+/// # Errors
+/// If Redis fails.
+pub async fn current(store: &Store, length: WindowLength) -> RedisResult<Current> {
+    let window = length.window_at_ms(now_ms());
+    let windows = [window];
+    let (counts, requests) = futures::try_join!(store.counts(&windows), store.requests(&windows))?;
+    let [requests, duplicates] = requests.first().copied().unwrap_or_default();
+    Ok(Current {
+        window: window.to_string(),
+        start: window.start(),
+        end: window.end(),
+        count: counts.first().copied().unwrap_or_default(),
+        requests,
+        duplicates,
+    })
+}
+
+fn time(name: &str, text: &str) -> Result<u64, String> {
+    let seconds = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        text.parse::<Timestamp>()
+            .ok()
+            .and_then(|time| u64::try_from(time.as_second()).ok())
+    };
+    seconds.filter(|seconds| *seconds <= LAST_SECOND).ok_or_else(|| {
+        format!("{name}: expected a time since 1970 as in RFC 3339, such as 2026-11-22T21:30:00Z, or in Unix seconds")
+    })
+}
+
+/// The page as a table, or its windows as a JSON array.
+///
+/// # Errors
+/// If they cannot be written as JSON, which is not to be expected.
+pub fn text(page: &Page, json: bool) -> io::Result<String> {
+    if json {
+        return Ok(serde_json::to_string_pretty(&page.counts)? + "\n");
+    }
+    let columns = |[window, unique, revision, late, requests, duplicates, is_final]: [&str; 7]| {
+        format!("{window:<20}  {unique:>12}  {revision:>8}  {late:>8}  {requests:>12}  {duplicates:>12}  {is_final}\n")
+    };
+    let mut text = columns([
+        "WINDOW",
+        "UNIQUE",
+        "REVISION",
+        "LATE",
+        "REQUESTS",
+        "DUPLICATES",
+        "FINAL",
+    ]);
+    for count in &page.counts {
+        let numbers = [
+            count.count,
+            count.revision,
+            count.late,
+            count.requests,
+            count.duplicates,
+        ];
+        let [unique, revision, late, requests, duplicates] = numbers.map(|number| number.to_string());
+        let is_final = if count.r#final { "yes" } else { "no" };
+        text += &columns([
+            &count.window,
+            &unique,
+            &revision,
+            &late,
+            &requests,
+            &duplicates,
+            is_final,
+        ]);
+    }
+    if let Some(next) = page.next {
+        text += &format!("There are more, before these: --to {next}\n");
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_795_383_012;
+
+    fn asked(from: Option<&str>, to: Option<&str>) -> Result<Vec<u64>, String> {
+        let asked = Asked {
+            from: from.map(str::to_owned),
+            to: to.map(str::to_owned),
+            limit: None,
+        };
+        let length = WindowLength::try_new(60).expect("valid");
+        let range = asked.range(length, NOW)?;
+        Ok(range.windows().map(|window| window.start()).collect())
+    }
+
+    #[test]
+    fn windows_that_start_in_the_time_asked_for_the_newest_first() {
+        let week = asked(None, None).expect("all that is kept");
+        assert_eq!((week.len(), week[0], week[1]), (7 * 24 * 60 + 2, NOW - 12, NOW - 72));
+        for (from, to, starts) in [
+            ("1795383000", "1795383060", vec![1_795_383_000]),
+            ("1795382940", "1795383001", vec![1_795_383_000, 1_795_382_940]),
+            ("1795382941", "1795383000", vec![]),
+            ("1795383000", "1795383000", vec![]),
+            ("2026-11-22T21:30:00Z", "2026-11-22T22:31:00+01:00", vec![1_795_383_000]),
+            // Long ago, and to come.
+            ("0", "1000000000", vec![]),
+            ("1795383060", "1795389999", vec![]),
+        ] {
+            assert_eq!(asked(Some(from), Some(to)), Ok(starts), "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (from, to, word) in [
+            ("2", "1", "after"),
+            ("", "1", "from:"),
+            ("-1", "1", "from:"),
+            ("1.5", "2", "from:"),
+            ("1", "soon", "to:"),
+            ("1969-12-31T23:59:59Z", "1", "from:"),
+            ("1", "99999999999999999999", "to:"),
+            ("1", "253402300800", "to:"),
+            ("2026-11-22T21:30:00", "2026-11-22T21:31:00Z", "from:"),
+        ] {
+            match asked(Some(from), Some(to)) {
+                Err(error) => assert!(error.contains(word), "{from} {to}: {error}"),
+                Ok(windows) => panic!("{from} {to}: {windows:?}"),
+            }
+        }
+        for limit in [0, MOST + 1] {
+            let asked = Asked {
+                limit: Some(limit),
+                ..Asked::default()
+            };
+            let length = WindowLength::try_new(60).expect("valid");
+            assert!(asked.range(length, NOW).is_err_and(|error| error.contains("limit")));
+        }
+    }
+
+    #[test]
+    fn the_next_page_asks_for_the_same() {
+        let asked = Asked {
+            from: Some("2026-11-22T21:30:00+01:00".to_owned()),
+            to: Some("soon".to_owned()),
+            limit: Some(5),
+        };
+        assert_eq!(
+            asked.before(1_795_383_000),
+            "from=2026-11-22T21%3A30%3A00%2B01%3A00&to=1795383000&limit=5"
+        );
+    }
+}
