@@ -10,9 +10,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderName, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -104,9 +104,15 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, lines.concat())
 }
 
-async fn counted(State(admin): State<Admin>) -> Response {
+async fn counted(State(admin): State<Admin>, asked: HeaderMap) -> Response {
+    let formats = asked.get(ACCEPT).and_then(|formats| formats.to_str().ok());
+    let openmetrics = formats.is_some_and(|formats| formats.contains("application/openmetrics-text"));
     match admin.metrics.render() {
-        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(text) if openmetrics => ([(CONTENT_TYPE, metrics::OPENMETRICS)], text).into_response(),
+        Ok(text) => {
+            let text = metrics::prometheus_text(&text);
+            ([(CONTENT_TYPE, metrics::PROMETHEUS_TEXT)], text).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

@@ -3,6 +3,7 @@
 //! Counters and histograms are of this replica: sum them over replicas. Gauges other than `lease_held` tell what is in Redis,
 //! the same on each replica: take one of them, such as the maximum.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,7 +16,9 @@ use prometheus_client::registry::{Registry, Unit};
 use verve_protocol::keys::stats;
 
 /// The media type of [`Metrics::render`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The content type of [`prometheus_text`].
+pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The outcomes of requests: the fields of the component's statistics except their sum.
 pub const OUTCOMES: [&str; 5] = [
@@ -266,8 +269,40 @@ impl Metrics {
             Unit::Seconds,
             self.oldest_job_age.clone(),
         );
+        let build: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
+        build
+            .get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))])
+            .set(1);
+        r.register("build_info", "Which version this is", build);
         registry
     }
+}
+
+/// The same metrics in the older text format of Prometheus, for whoever does not ask for OpenMetrics: there a counter's own name ends
+/// in `_total`, and units are not told.
+pub fn prometheus_text(openmetrics: &str) -> String {
+    let told = |line: &str, what: &str| -> Option<(String, String)> {
+        let (name, rest) = line.strip_prefix(what)?.split_once(' ')?;
+        Some((name.to_owned(), rest.to_owned()))
+    };
+    let kinds = openmetrics.lines().filter_map(|line| told(line, "# TYPE "));
+    let counters: BTreeSet<String> = kinds
+        .filter(|(_, kind)| kind == "counter")
+        .map(|(name, _)| name)
+        .collect();
+    let mut text = String::with_capacity(openmetrics.len());
+    for line in openmetrics
+        .lines()
+        .filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF")
+    {
+        let counter = ["# HELP ", "# TYPE "].into_iter().find_map(|what| {
+            let (name, rest) = told(line, what)?;
+            counters.contains(&name).then(|| format!("{what}{name}_total {rest}"))
+        });
+        text.push_str(counter.as_deref().unwrap_or(line));
+        text.push('\n');
+    }
+    text
 }
 
 /// The gauge's `u64` as the library wants it.
@@ -317,9 +352,23 @@ mod tests {
             "verve_kafka_errors_total{reason=\"away\"} 1",
             "verve_callback_seconds_bucket{le=\"0.25\"} 1",
             "verve_callback_seconds_bucket{le=\"0.1\"} 0",
+            concat!("verve_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+        let older = prometheus_text(&text);
+        for line in [
+            "# HELP verve_late_ids_total Ids that came after their window was final.",
+            "# TYPE verve_late_ids_total counter",
+            "verve_late_ids_total 3",
+            "# TYPE verve_lease_held gauge",
+            "# TYPE verve_callback_seconds histogram",
+        ] {
+            assert!(older.lines().any(|found| found == line), "{line}\n{older}");
+        }
+        assert!(!older.contains("# UNIT") && !older.contains("# EOF"), "{older}");
+        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(samples(&older), samples(&text));
     }
 }

@@ -10,6 +10,7 @@ use redis::RedisResult;
 use redis::streams::StreamRangeReply;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use verve_protocol::keys::stats;
 use verve_protocol::{Report, Window, WindowLength};
 
 use crate::clock::now_ms;
@@ -86,9 +87,20 @@ impl SeenWindow {
             .map_or(0, |(_, requests)| requests)
     }
 
-    /// All requests.
+    /// All requests: as counted now, or as reported once the statistics have expired.
     pub fn requests(&self) -> u64 {
-        self.requests.iter().sum()
+        let reported = self.report.map_or(0, |report| report.requests);
+        self.requests.iter().sum::<u64>().max(reported)
+    }
+
+    /// Of requests whose id was recorded, the share of those whose id was there already, from 0 to 1; `None` without any.
+    pub fn duplicates(&self) -> Option<f64> {
+        let counted = [stats::NEW, stats::DUPLICATE].map(|outcome| self.requests_of(outcome));
+        let [new, duplicates] = match (counted, self.report) {
+            ([0, 0], Some(report)) => [report.requests.saturating_sub(report.duplicates), report.duplicates],
+            (counted, _) => counted,
+        };
+        (new + duplicates > 0).then(|| duplicates as f64 / (new + duplicates) as f64)
     }
 }
 

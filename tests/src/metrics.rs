@@ -29,7 +29,9 @@ impl Metrics {
     /// # Errors
     /// When it does not answer, or with something else than OpenMetrics.
     pub async fn scrape(reporter: &Reporter) -> Result<Self> {
-        let text = http::get(reporter.address(), "/metrics").await?.text();
+        let request = "GET /metrics HTTP/1.1\r\nhost: verve.test\r\naccept: application/openmetrics-text\r\n\r\n";
+        let mut connection = http::Connection::open(reporter.address()).await?;
+        let text = connection.exchange(request.as_bytes()).await?.text();
         Self::parse(&text).with_context(|| text.clone())
     }
 

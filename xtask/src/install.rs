@@ -67,6 +67,13 @@ pub const FAKETIME: Need = Need {
     present: || sys::which("faketime").is_some(),
 };
 
+/// What checks metrics and alert rules.
+pub const PROMTOOL: Need = Need {
+    what: "promtool",
+    packages: &["prometheus"],
+    present: || sys::which("promtool").is_some(),
+};
+
 /// A browser that shows the reporter's page to the tests (the first time it is fetched, 100 MB and more).
 pub const BROWSER: Need = Need {
     what: "Chromium",

@@ -1,4 +1,4 @@
-//! The project's own commands, `cargo xtask build | up | test | bench | chaos | kafka`.
+//! The project's own commands, `cargo xtask build | up | test | bench | chaos | screenshots | kafka`.
 //!
 //! What they need and the machine lacks is installed where that can be done, and named in one line where it cannot.
 //! This program is compiled before anything else, so it depends on next to nothing.
@@ -38,6 +38,8 @@ enum Command {
     Chaos(chaos::Args),
     /// Measures Verve beside its peers, and writes docs/benchmarks.md.
     Bench(bench::Args),
+    /// Takes the pictures of the live page that are in docs/ again.
+    Screenshots,
     /// Runs a real Apache Kafka (one node) in the foreground, for tests.
     Kafka(kafka::Args),
 }
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Chaos(args) => chaos::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Screenshots => test::screenshots(),
         Command::Kafka(args) => kafka::run(&args),
     };
     match result {

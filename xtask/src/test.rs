@@ -30,7 +30,7 @@ pub fn run(args: &Args) -> Result<()> {
         checks(&mut steps);
     }
     let built = steps.run("build", || {
-        install::ensure(&[install::REDIS, install::NGINX, install::FAKETIME])?;
+        install::ensure(&[install::REDIS, install::NGINX, install::FAKETIME, install::PROMTOOL])?;
         build::both_components()?;
         build::native_with_tests()
     });
@@ -124,6 +124,22 @@ fn tests(targets: &[&str], args: &Args, brokers: Option<&str>) -> Result<()> {
     }
     command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
     sys::run(command.args(args.filter.iter().flat_map(|filter| ["--", filter])))
+}
+
+/// Has the test of the live page leave its pictures in `docs`.
+pub fn screenshots() -> Result<()> {
+    install::ensure(&[install::REDIS, install::BROWSER])?;
+    build::native(&[build::REPORTER])?;
+    let mut command = Toolchain::Ours.cargo("test");
+    command.args([
+        "--release",
+        "--package",
+        "verve-tests",
+        "--test",
+        "e2e",
+        "a_browser_shows_it_live",
+    ]);
+    sys::run(command.env("VERVE_TESTS_PICTURES", sys::root().join("docs")))
 }
 
 /// The Kafka that the tests run on.

@@ -231,11 +231,8 @@ fn rows(seen: &Seen) -> Markup {
 }
 
 fn duplicates(seen: &SeenWindow) -> String {
-    let duplicates = seen.requests_of(stats::DUPLICATE);
-    match duplicates + seen.requests_of(stats::NEW) {
-        0 => "–".to_owned(),
-        known => format!("{:.1} %", 100.0 * duplicates as f64 / known as f64),
-    }
+    seen.duplicates()
+        .map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", 100.0 * share))
 }
 
 /// `1234567` as `1,234,567`.

@@ -13,6 +13,7 @@ use verve_protocol::{CallbackJob, Endpoint, Method};
 use super::policy::{Policy, Refused, Resolver};
 use super::sign::Signer;
 use crate::clock::now_ms;
+use crate::telemetry;
 
 /// For the connection, the name's resolution included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,6 +101,10 @@ impl Client {
             }
         };
         let request = request.header("verve-window", job.window.to_string());
+        let request = match telemetry::traceparent() {
+            Some(parent) => request.header("traceparent", parent),
+            None => request,
+        };
         match job.revision {
             Some(revision) => request.header("verve-revision", revision),
             None => request,

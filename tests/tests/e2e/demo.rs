@@ -30,6 +30,12 @@ async fn the_demo_counts_right_and_ends() -> Result<()> {
     let process = Process::spawn("verve-up", command(&arguments)?)?;
     let status = process.wait(Duration::from_secs(60)).await?;
     assert_eq!(status.code(), Some(0), "{}", process.log());
+    let lines = process.lines();
+    assert!(lines.iter().any(|line| line.contains("look:  http://")), "{lines:#?}");
+    // It ends with the table of its windows.
+    let table = lines.iter().skip_while(|line| !line.starts_with("WINDOW"));
+    let windows = table.skip(1).filter(|line| line.starts_with("20"));
+    assert_eq!(windows.count(), 2, "{lines:#?}");
     Ok(())
 }
 

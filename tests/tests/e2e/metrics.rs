@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use verve_protocol::Method;
@@ -140,7 +142,7 @@ async fn dashboard_and_alerts_ask_for_what_there_is() -> Result<()> {
     assert!(metrics.sum("verve_kafka_publish_seconds_count") >= 1.0);
     assert!(metrics.sum("verve_redis_command_seconds_count") >= 1.0);
     let there: BTreeSet<String> = metrics.names().into_iter().map(str::to_owned).collect();
-    for file in ["deploy/grafana/verve.json", "deploy/prometheus-rules.yml"] {
+    for file in ["deploy/grafana/verve.json", "deploy/prometheus/alerts.yaml"] {
         let text = fs::read_to_string(paths::repository().join(file)).context(file)?;
         let asked = names(&text);
         assert!(asked.len() >= 5, "{file}: {asked:?}");
@@ -153,5 +155,54 @@ async fn dashboard_and_alerts_ask_for_what_there_is() -> Result<()> {
     let dashboard = fs::read_to_string(paths::repository().join("deploy/grafana/verve.json"))?;
     let dashboard: serde_json::Value = serde_json::from_str(&dashboard)?;
     assert!(dashboard["panels"].as_array().is_some_and(|panels| panels.len() >= 6));
+    Ok(())
+}
+
+/// Runs Prometheus' own checker, with this on its standard input. Answers what it says, if that is anything.
+fn promtool(arguments: &[&str], input: &str) -> Result<String> {
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .current_dir(paths::repository().join("deploy/prometheus"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("promtool is needed: on Debian, the package prometheus")?;
+    child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    anyhow::ensure!(output.status.success(), "{arguments:?}: {}: {said}", output.status);
+    Ok(said)
+}
+
+#[tokio::test]
+async fn prometheus_finds_nothing_wrong() -> Result<()> {
+    let site = Site::new(1).await?;
+    let reporter = site.reporter(&[]).await?;
+    becomes(&reporter, "verve_lease_held", 1.0).await?;
+    let response = http::get(reporter.address(), "/metrics").await?;
+    let kind = response.header("content-type").unwrap_or_default();
+    assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+    assert_eq!(promtool(&["check", "metrics"], &response.text())?.trim(), "");
+    promtool(&["check", "rules", "alerts.yaml"], "")?;
+    // A case for each alert, and a time before it at which it does not fire.
+    promtool(&["test", "rules", "alerts-test.yaml"], "")?;
+    let folder = paths::repository().join("deploy/prometheus");
+    let (rules, cases) = (
+        fs::read_to_string(folder.join("alerts.yaml"))?,
+        fs::read_to_string(folder.join("alerts-test.yaml"))?,
+    );
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() >= 9, "{alerts:?}");
+    for alert in alerts {
+        assert!(cases.contains(&format!("alertname: {alert}\n")), "no case for {alert}");
+    }
+    // What is wrong is found.
+    let wrong = promtool(&["check", "metrics"], "# TYPE verve_x counter\nverve_x 1\n");
+    assert!(wrong.is_err(), "{wrong:?}");
     Ok(())
 }

@@ -66,8 +66,11 @@ async fn with_history() -> Result<(Site, Reporter)> {
     let mut window = clock::current_window(site.length);
     for n in 0..59 {
         window = window.previous().context("not 1970")?;
+        let count = 3900 + n * 37 % 400;
         let report = Report {
-            count: 1000 + n * 37 % 400,
+            count,
+            requests: count * 3 / 2,
+            duplicates: count / 2,
             revision: u64::from(n == 7) * 2,
             time: window.end_ms() + 2_137,
             is_final: n > 2,
@@ -78,7 +81,10 @@ async fn with_history() -> Result<(Site, Reporter)> {
             .await?;
     }
     let reporter = site.reporter(&[]).await?;
-    site.add(clock::current_window(site.length), 0..4321).await?;
+    let current = clock::current_window(site.length);
+    site.add(current, 0..4321).await?;
+    let counted = [("new", 4321), ("duplicate", 1920), ("requests", 6241)];
+    let () = redis.hset_multiple(site.keys().stats(current), &counted).await?;
     wait::until("the page", SOON, || async {
         let page = http::get(reporter.address(), "/").await.ok()?.text();
         (page.contains("4,321") && page.contains("held by this replica")).then_some(())
@@ -209,7 +215,7 @@ async fn a_browser_shows_it_live() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let dom = async |scripts: bool| {
         let url = format!("http://{}/", with_one_event(reporter.address(), scripts).await?);
-        chromium(folder.path(), &["--virtual-time-budget=3000", "--dump-dom"], &url)
+        chromium(folder.path(), &["--virtual-time-budget=15000", "--dump-dom"], &url)
             .await
             .context("Chromium is needed: on Debian, the package chromium")
     };
@@ -236,6 +242,10 @@ async fn a_browser_shows_it_live() -> Result<()> {
         chromium(folder.path(), &flags, &url).await?;
         let size = std::fs::metadata(&picture).context(name)?.len();
         assert!(size > 20_000, "{name} is an empty page: {size} bytes");
+        // `cargo xtask screenshots` keeps them for the README.
+        if let Some(folder) = std::env::var_os("VERVE_TESTS_PICTURES") {
+            std::fs::copy(&picture, Path::new(&folder).join(format!("page-{name}.png")))?;
+        }
     }
     Ok(())
 }

@@ -92,6 +92,11 @@ async fn reports_and_callbacks_are_traced() -> Result<()> {
     let (good, bad) = (to("/good"), to("/bad"));
     assert_eq!(attribute(good, "http.response.status_code").as_deref(), Some("200"));
     assert_eq!(attribute(bad, "http.response.status_code").as_deref(), Some("500"));
+    // The endpoint can go on with the trace.
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let parent = format!("00-{}-{}-01", hex(&good.trace_id), hex(&good.span_id));
+    let received = sink.received_at("/good");
+    assert_eq!(received[0].header("traceparent"), Some(parent.as_str()));
     assert_eq!(good.status.as_ref().map_or(0, |status| status.code), 0);
     assert_eq!(bad.status.as_ref().map_or(0, |status| status.code), 2);
     assert_eq!(spans.len(), report.len() + calls.len(), "others' spans: {spans:?}");

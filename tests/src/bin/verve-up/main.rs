@@ -68,6 +68,7 @@ async fn up(args: &Args) -> Result<ExitCode> {
     };
     if let Some(demo) = demo {
         demo.end();
+        show::counts(&parts, args)?;
     }
     parts.stop().await;
     Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -29,11 +29,18 @@ pub fn running(parts: &Parts, args: &Args) {
     for host in &parts.hosts {
         println!("  host      http://{}", host.addr());
     }
-    println!("  reporter  http://{} (/healthz, /readyz)", parts.reporter.address);
+    println!(
+        "  reporter  http://{} (/readyz, /metrics, /api/counts)",
+        parts.reporter.address
+    );
     println!("  Kafka     {} ({broker})\n", parts.kafka.brokers());
     if let Some(host) = parts.hosts.first() {
-        println!("  try:  curl -i 'http://{}/api/verve/accept?id=42'\n", host.addr());
+        println!("  try:   curl -i 'http://{}/api/verve/accept?id=42'", host.addr());
     }
+    println!(
+        "  look:  http://{}/ shows the ids as they are counted\n",
+        parts.reporter.address
+    );
     let seconds = args.window_seconds.seconds();
     println!("Records of the topic {TOPIC}, one for each window of {seconds} s, about 2 s after its end:\n");
 }
@@ -50,6 +57,18 @@ pub fn record(record: &Record, sent: Option<&str>) {
         header("duplicates"),
         sent.map(|sent| format!("  | {sent}")).unwrap_or_default()
     );
+}
+
+/// What was reported of the last windows, as `verve-reporter counts` tells it.
+pub fn counts(parts: &Parts, args: &Args) -> anyhow::Result<()> {
+    let mut command = verve_tests::reporter::command()?;
+    command.args(["counts", "--limit", &args.windows.unwrap_or(10).to_string()]);
+    command.args(["--redis-urls", &parts.redis.url()]);
+    command.args(["--window-seconds", &args.window_seconds.to_string()]);
+    let output = command.output()?;
+    anyhow::ensure!(output.status.success(), "verve-reporter counts: {}", output.status);
+    println!("\nverve-reporter counts:\n{}", String::from_utf8_lossy(&output.stdout));
+    Ok(())
 }
 
 /// A callback that reached the demo's sink.
