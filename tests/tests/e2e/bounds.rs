@@ -1,11 +1,13 @@
-//! How much is kept of callbacks that fail: a full retry set holds new ones back, and of the dead ones the newest are kept.
+//! How much is kept. Of callbacks that fail: a full retry set holds new ones back, and of the dead ones the newest are kept.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use redis::streams::StreamRangeReply;
+use verve_tests::host::Kind;
 use verve_tests::sink::{Answer, Sink};
+use verve_tests::{clock, http, wait};
 
 use crate::site::{SOON, Site};
 use crate::traps::{TWICE, add_job};
@@ -68,5 +70,76 @@ async fn the_newest_dead_jobs_are_kept_and_dropping_others_is_said() -> Result<(
     assert_eq!(oldest.ids[0].id, "4-0");
     let newest: StreamRangeReply = redis.xrevrange_count(&dead, "+", "-", 1).await?;
     assert_eq!(newest.ids[0].get::<String>("endpoint"), Some(sink.url("/job")));
+    Ok(())
+}
+
+/// Whatever happens, a key expires, unless it is one of those that are bounded otherwise.
+#[tokio::test]
+async fn every_other_key_expires() -> Result<()> {
+    let site = Site::new(1).await?;
+    let sink = Sink::start().await?;
+    sink.answer("/flaky", [Answer::status(503), Answer::status(404)]);
+    let flags = [
+        "--late-seconds",
+        "1",
+        "--callback-allow",
+        "127.0.0.1",
+        "--callback-attempts",
+        "2",
+    ];
+    let reporter = site.reporter(&flags).await?;
+    let host = site.host(Kind::VerveHost).variable("redis_timeout_ms", "300");
+    let host = host.start().await?;
+    let accept = async |id: i64, outcome: &str| -> Result<()> {
+        let endpoint = sink.url("/flaky");
+        let target = format!("/api/verve/accept?id={id}&endpoint={endpoint}");
+        let response = http::get(host.addr(), &target).await?;
+        assert_eq!(response.header("verve-outcome"), Some(outcome), "id {id}");
+        Ok(())
+    };
+    let window = clock::next_window(site.length).await;
+    accept(1, "new").await?;
+    site.redis[0].pause()?;
+    accept(2, "spooled").await?;
+    site.redis[0].resume()?;
+    wait::until("the window to be final", SOON, || async {
+        let mut redis = site.first().await.ok()?;
+        let report: String = redis
+            .hget(site.keys().reports(site.length), window.start())
+            .await
+            .ok()?;
+        report.contains("\"final\":true").then_some(())
+    })
+    .await
+    .with_context(|| reporter.process().log())?;
+    // Too late.
+    site.add(window, [9]).await?;
+    reporter
+        .process()
+        .wait_for_text("came after their window", SOON)
+        .await?;
+    site.dead(1, SOON).await?;
+    let keys = site.keys();
+    let bounded = [
+        keys.callbacks(),
+        keys.callbacks_retry(),
+        keys.callbacks_dead(),
+        keys.reports(site.length),
+        // One number.
+        keys.reports_from(site.length),
+    ];
+    let mut redis = site.first().await?;
+    let all: Vec<String> = redis.keys(format!("{}:*", site.namespace)).await?;
+    assert!(all.iter().any(|key| key.contains(":late:")), "{all:?}");
+    assert!(all.iter().any(|key| key.contains("spooled")), "{all:?}");
+    for key in all.iter().filter(|key| !bounded.contains(key)) {
+        // A set that was added to just now may get its expiry a moment later; a key may be gone meanwhile.
+        wait::until("an expiry", SOON, || async {
+            let ttl: i64 = site.first().await.ok()?.ttl(key).await.ok()?;
+            (ttl != -1).then_some(())
+        })
+        .await
+        .with_context(|| format!("{key} stays for ever: {all:?}"))?;
+    }
     Ok(())
 }

@@ -18,6 +18,8 @@
 //! | its stream of jobs, or the group | removed | [`the_stream_of_jobs_removed`] |
 //! | the link to Redis | cut, held | [`the_link_to_redis_cut_and_held`] |
 //! | Kafka | killed, paused, stopped | `failures_kafka::kafka_killed_paused_and_stopped` |
+//! | | emptied, its topic deleted, frozen; with and without transactions | `failures_kafka::a_topic_deleted_emptied_and_frozen` |
+//! | | short of replicas | `failures_kafka::a_topic_under_replicated` |
 //! | the link to Kafka | cut, held | `failures_kafka::kafka_killed_paused_and_stopped` |
 //! | | not there at first | `startup::a_reporter_waits_for_kafka` |
 //! | the reporter | killed between any two of its steps | `failures_reporter::a_reporter_killed_between_two_steps` |
