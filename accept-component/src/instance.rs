@@ -4,7 +4,6 @@ mod drain;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
 
 use futures::future;
 use spin_sdk::time::sleep;

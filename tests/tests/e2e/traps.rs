@@ -348,7 +348,8 @@ async fn a_queue_that_redis_refuses_is_said_once_and_works_again() -> Result<()>
     let mut redis = site.first().await?;
     let callbacks = site.keys().callbacks();
     let () = redis.set(&callbacks, "no stream").await?;
-    let reporter = site.reporter(&TWICE).await?;
+    // Not ready, since it is refused something.
+    let reporter = Reporter::start(&site.flags(&TWICE))?;
     let complaint = |line: &str| line.contains("ERROR") && line.contains("WRONGTYPE");
     reporter.process().wait_for_line(SOON, complaint).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
