@@ -1,4 +1,4 @@
-//! What is recorded together, and what comes of each part of it.
+//! What is recorded together, and what comes of each part of it; what is in the spool.
 
 use std::collections::BTreeMap;
 
@@ -92,6 +92,15 @@ pub struct Batch {
     pub name: String,
     /// Each a JSON array of the command and its arguments.
     pub commands: Vec<String>,
+}
+
+/// What is in the spool.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Whether there are ids or commands.
+    pub any: bool,
+    /// Until when what is the case: see `tell` of the spool.
+    pub state: Vec<(String, u64)>,
 }
 
 #[cfg(test)]

@@ -2,21 +2,13 @@
 
 use verve_protocol::Id;
 
-use crate::batches::{Batch, SpooledIds};
+use crate::batches::{Batch, Contents, SpooledIds};
 
 /// Why nothing is there.
 const NONE: &str = "no spool: the component was built without one";
 
 /// No database.
 pub struct Spool;
-
-/// What is in the spool.
-pub struct Contents {
-    /// Whether there are ids or commands.
-    pub any: bool,
-    /// Until when what is the case.
-    pub state: Vec<(String, u64)>,
-}
 
 impl Spool {
     /// No spool, whatever its limit.

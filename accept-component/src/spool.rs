@@ -15,7 +15,7 @@ use std::rc::Rc;
 use spin_sdk::sqlite::{Connection, Error, Value};
 use verve_protocol::Id;
 
-use crate::batches::{Batch, SpooledIds, together};
+use crate::batches::{Batch, Contents, SpooledIds, together};
 use crate::clock::look_again;
 use crate::once::Once;
 
@@ -48,15 +48,6 @@ pub struct Spool {
     connection: Once<Rc<Connection>, String>,
     /// The most ids and callback jobs.
     limit: u64,
-}
-
-/// What is in the spool.
-#[derive(Default)]
-pub struct Contents {
-    /// Whether there are ids or commands.
-    pub any: bool,
-    /// Until when what is the case: see [`Spool::tell`].
-    pub state: Vec<(String, u64)>,
 }
 
 impl Spool {
@@ -129,9 +120,10 @@ impl Spool {
 
     /// Removes ids that [`Spool::ids`] gave.
     pub async fn remove_ids(&self, ids: &SpooledIds) -> Result<(), String> {
-        let numbers = ids.rows.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let delete = "DELETE FROM ids WHERE number IN (SELECT value FROM json_each(?))";
-        self.run(delete, [Value::Text(format!("[{numbers}]"))]).await.map(drop)
+        self.run(delete, [Value::Text(format!("[{}]", listed(&ids.rows)))])
+            .await
+            .map(drop)
     }
 
     /// The batch of commands to run now: one that somebody began, or else a new one.
@@ -254,8 +246,8 @@ async fn execute(
     Ok(rows.into_iter().map(|row| row.values).collect())
 }
 
-fn listed(ids: &[Id]) -> String {
-    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+fn listed<T: ToString>(numbers: &[T]) -> String {
+    numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn integer(value: u64) -> Value {

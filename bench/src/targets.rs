@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use verve_tests::host::Kind;
-use verve_tests::process::{Process, cpu_seconds};
+use verve_tests::process::{Process, cpu_seconds, under};
 use verve_tests::{http, net, paths, wait};
 
 /// A program under load.
@@ -58,9 +58,7 @@ impl Target {
     /// `verve-host` with Verve's component, on one processor alone.
     pub async fn host_on(processor: usize, name: &str, redis: &str) -> Result<Self> {
         let (host, address, folder) = host(Kind::VerveHost, Component::Accept, redis, &[])?;
-        let mut command = Command::new("taskset");
-        command.args(["-c", &processor.to_string()]);
-        command.arg(host.get_program()).args(host.get_args());
+        let command = under("taskset", &["-c", &processor.to_string()], &host);
         Self::start(name, command, address, folder).await
     }
 

@@ -9,15 +9,13 @@ use utoipa::{IntoParams, ToSchema};
 use verve_protocol::{Report, Window, WindowLength};
 
 use crate::clock::now_ms;
-use crate::store::Store;
+use crate::store::{BATCH, Store};
 use crate::windows::KEPT;
 
 /// The windows told of, without `limit`.
 const LIMIT: u64 = 60;
 /// The most windows at once: as many as a week, which is what is kept, has minutes.
 const MOST: u64 = 7 * 24 * 60;
-/// How many windows are asked for together.
-const BATCH: u64 = 1000;
 /// The last second of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
 
@@ -146,9 +144,8 @@ impl Range {
     /// The windows whose starts are in it, the newest first.
     fn windows(&self) -> impl Iterator<Item = Window> {
         let seconds = self.length.seconds();
-        let count = self.to.div_ceil(seconds).saturating_sub(self.from.div_ceil(seconds));
-        let newest = self.to.div_ceil(seconds) * seconds;
-        let starts = (1..=count).map(move |n| newest - n * seconds);
+        let numbers = self.from.div_ceil(seconds)..self.to.div_ceil(seconds);
+        let starts = numbers.rev().map(move |number| number * seconds);
         starts.filter_map(|start| self.length.window_starting(start))
     }
 
@@ -163,7 +160,7 @@ impl Range {
         };
         let mut windows = self.windows();
         loop {
-            let batch: Vec<Window> = windows.by_ref().take(BATCH as usize).collect();
+            let batch: Vec<Window> = windows.by_ref().take(BATCH).collect();
             if batch.is_empty() {
                 return Ok(page);
             }

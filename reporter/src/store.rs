@@ -25,7 +25,7 @@ const MOVED_ON: [&str; 2] = ["READONLY", "MASTERDOWN"];
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 
 /// The most reports asked for at once, so that other commands need not wait for long.
-const BATCH: usize = 1000;
+pub const BATCH: usize = 1000;
 
 /// Closes windows: moves their ids aside, so that none is added to them any more, and answers how many each has. Done again, or by
 /// a reporter that has lost the lease meanwhile, it changes nothing, also when there was no id to move.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::process::{OnLine, Process};
+use crate::process::{OnLine, Process, under};
 use crate::{http, net, paths, wait};
 
 /// Which program runs the component.
@@ -138,7 +138,8 @@ impl Options {
                 .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
         if self.survives_file_limit {
-            command = ignoring_file_limit(&command);
+            // The signal that would end it.
+            command = under("sh", &["-c", "trap '' XFSZ && exec \"$@\"", "sh"], &command);
         }
         let process = Process::spawn_with(&format!("{:?}", self.kind), command, self.on_line)?;
         let instance = Instance {
@@ -162,20 +163,6 @@ fn command(kind: Kind, folder: &TempDir, address: SocketAddr, variables: &[(Stri
         command.args(["--variable", &format!("{name}={value}")]);
     }
     Ok(command)
-}
-
-/// The same command with the signal ignored that ends a process which writes too much.
-fn ignoring_file_limit(command: &Command) -> Command {
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "trap '' XFSZ && exec \"$@\"", "sh"]);
-    shell.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
-        };
-    }
-    shell
 }
 
 /// A folder of its own for an application, so that the host's state beside the manifest is its own too: the manifest, and
@@ -255,6 +242,14 @@ impl Instance {
         let file = self.folder().join(".spin/sqlite_db.db");
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
         rusqlite::Connection::open_with_flags(&file, flags).with_context(|| file.display().to_string())
+    }
+
+    /// A number in the spool's database, by a query for it.
+    ///
+    /// # Errors
+    /// When there is no database, or the query fails.
+    pub fn in_spool(&self, query: &str) -> Result<i64> {
+        Ok(self.spool()?.query_one(query, [], |row| row.get(0))?)
     }
 
     /// Lets it write no file beyond so many bytes; none: as long as it likes. See [`Options::survives_file_limit`].

@@ -213,6 +213,21 @@ impl Drop for Process {
     }
 }
 
+/// The same command, with the same environment, run by another program, such as `taskset`.
+#[must_use]
+pub fn under(program: &str, arguments: &[&str], command: &Command) -> Command {
+    let mut wrapped = Command::new(program);
+    wrapped.args(arguments);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
 /// The processor time of a process so far, in seconds; 0 if it is gone. See proc(5), `stat`.
 #[must_use]
 pub fn cpu_seconds(pid: u32) -> f64 {

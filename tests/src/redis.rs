@@ -125,6 +125,16 @@ impl RedisServer {
         Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
+    /// Sets a parameter of its configuration (`CONFIG SET`).
+    ///
+    /// # Errors
+    /// When it does not answer, or refuses.
+    pub async fn set(&self, parameter: &str, value: &str) -> Result<()> {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg(parameter).arg(value);
+        Ok(set.exec_async(&mut self.connection().await?).await?)
+    }
+
     /// The process.
     #[must_use]
     pub const fn process(&self) -> &Process {

@@ -112,12 +112,18 @@ fn dependencies(steps: &mut Steps) {
     steps.run("advisories", || deny(&["check", "--disable-fetch", "advisories"]));
 }
 
-/// Runs those targets' tests. The selection is the whole workspace each time, so that everything is compiled once.
-fn tests(targets: &[&str], args: &Args, brokers: Option<&str>) -> Result<()> {
+/// The command that runs those targets' tests. The selection is the whole workspace each time, so that everything is compiled once.
+fn cargo_test(targets: &[&str]) -> Command {
     let mut command = Toolchain::Ours.cargo("test");
     command
         .args(["--release", "--workspace", "--no-fail-fast"])
         .args(targets);
+    command
+}
+
+/// Runs those targets' tests.
+fn tests(targets: &[&str], args: &Args, brokers: Option<&str>) -> Result<()> {
+    let mut command = cargo_test(targets);
     if targets.contains(&"--test") {
         // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
         command.env("RUST_TEST_THREADS", "4");
@@ -130,15 +136,8 @@ fn tests(targets: &[&str], args: &Args, brokers: Option<&str>) -> Result<()> {
 pub fn screenshots() -> Result<()> {
     install::ensure(&[install::REDIS, install::BROWSER])?;
     build::native(&[build::REPORTER])?;
-    let mut command = Toolchain::Ours.cargo("test");
-    command.args([
-        "--release",
-        "--package",
-        "verve-tests",
-        "--test",
-        "e2e",
-        "a_browser_shows_it_live",
-    ]);
+    let mut command = cargo_test(&["--test", "e2e"]);
+    command.args(["--", "a_browser_shows_it_live"]);
     sys::run(command.env("VERVE_TESTS_PICTURES", sys::root().join("docs")))
 }
 

@@ -256,15 +256,19 @@ impl Dead {
         }
         let entries: Vec<StreamRangeReply> = self.store.first().run(&read).await?;
         let retry = matches!(command, DeadCommand::Retry(_));
+        let mut lines = String::new();
         let outcomes = entries.iter().map(|entry| match entry.ids.first().and_then(fields) {
             None => Outcome::Unknown,
             Some((_, fields)) if retry && !fields.contains_key("endpoint") => Outcome::NoJob,
             Some((id, fields)) => {
-                println!("{}", DeadJob::new(id, &fields).line());
+                lines += &DeadJob::new(id, &fields).line();
+                lines += "\n";
                 Outcome::Done
             }
         });
-        Ok(outcomes.collect())
+        let outcomes = outcomes.collect();
+        command::print(&lines)?;
+        Ok(outcomes)
     }
 
     /// The newest jobs, those before `before` alone if it is given.

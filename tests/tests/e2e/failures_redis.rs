@@ -94,15 +94,9 @@ async fn redis_paused_beyond_the_lease() -> Result<()> {
 #[tokio::test]
 async fn redis_full() -> Result<()> {
     endure(async |trial| {
-        let mut redis = trial.site.first().await?;
         // A byte, and then no limit.
-        for (bytes, lasts) in [(1, 3), (0, 0)] {
-            redis::cmd("CONFIG")
-                .arg("SET")
-                .arg("maxmemory")
-                .arg(bytes)
-                .exec_async(&mut redis)
-                .await?;
+        for (bytes, lasts) in [("1", 3), ("0", 0)] {
+            trial.site.redis[0].set("maxmemory", bytes).await?;
             sleep(Duration::from_secs(lasts)).await;
         }
         Ok(())
@@ -133,18 +127,14 @@ async fn redis_that_cannot_save() -> Result<()> {
         .argument("--enable-protected-configs")
         .argument("yes");
     endure_on(redis, async |trial| {
-        let mut redis = trial.site.first().await?;
-        let mut set = async |name: &str, value: &str| {
-            let mut set = redis::cmd("CONFIG");
-            set.arg("SET").arg(name).arg(value).exec_async(&mut redis).await
-        };
+        let redis = &trial.site.redis[0];
         // Nobody may write there.
-        set("dir", "/proc").await?;
-        set("save", "1 1").await?;
+        redis.set("dir", "/proc").await?;
+        redis.set("save", "1 1").await?;
         redis::cmd("BGSAVE").exec_async(&mut trial.site.first().await?).await?;
         trial.host.process().wait_for_text("MISCONF", SOON).await?;
         sleep(Duration::from_secs(2)).await;
-        Ok(set("stop-writes-on-bgsave-error", "no").await?)
+        redis.set("stop-writes-on-bgsave-error", "no").await
     })
     .await
 }
@@ -152,6 +142,7 @@ async fn redis_that_cannot_save() -> Result<()> {
 #[tokio::test]
 async fn redis_with_another_password() -> Result<()> {
     endure(async |trial| {
+        // On one connection: a new one would be asked for the password.
         let mut redis = trial.site.first().await?;
         let mut set = async |password: &str| {
             let mut set = redis::cmd("CONFIG");

@@ -62,6 +62,10 @@ impl Events {
 /// A site with an hour behind it, in which one window was corrected, and a reporter that has seen it.
 async fn with_history() -> Result<(Site, Reporter)> {
     let site = Site::new(60).await?;
+    // The current window must not end while it is looked at.
+    if clock::current_window(site.length).end_ms() < clock::now_ms() + 30_000 {
+        clock::next_window(site.length).await;
+    }
     let mut redis = site.first().await?;
     let mut window = clock::current_window(site.length);
     for n in 0..59 {

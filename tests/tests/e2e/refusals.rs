@@ -183,11 +183,7 @@ async fn each_kind_of_error() -> Result<()> {
         for command in begin {
             // `save` takes its value in one word.
             match command.strip_prefix("CONFIG SET save ") {
-                Some(value) => {
-                    let mut set = redis::cmd("CONFIG");
-                    set.arg("SET").arg("save").arg(value);
-                    set.exec_async(&mut case.site.first().await?).await?;
-                }
+                Some(value) => case.site.redis[0].set("save", value).await?,
                 None => case.redis(command).await?,
             }
         }

@@ -345,8 +345,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
             // The statistics of these requests are in the spool a moment later.
             let spooled = "SELECT count(*) FROM commands WHERE command LIKE '[\"HINCRBY\"%'";
             wait::until("statistics", SOON, || async {
-                let count: i64 = instance.spool().ok()?.query_one(spooled, [], |row| row.get(0)).ok()?;
-                (count > 0).then_some(())
+                (instance.in_spool(spooled).ok()? > 0).then_some(())
             })
             .await
             .with_context(|| context.clone())?;
@@ -359,8 +358,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
             assert_drained(&site, window, COUNT, &context).await?;
             wait::until("an empty spool", SOON, || async {
                 let count = "SELECT (SELECT total FROM size) + (SELECT count(*) FROM commands)";
-                let left: i64 = instance.spool().ok()?.query_one(count, [], |row| row.get(0)).ok()?;
-                (left == 0).then_some(())
+                (instance.in_spool(count).ok()? == 0).then_some(())
             })
             .await
             .with_context(|| context.clone())?;
