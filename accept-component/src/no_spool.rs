@@ -1,6 +1,6 @@
 //! In place of the spool, in a build for hosts that have no SQLite: nothing can be put into it, and nothing is ever there.
 
-use verve_protocol::Id;
+use verve_protocol::{Id, SpoolState};
 
 use crate::batches::{Batch, Contents, SpooledIds};
 
@@ -43,6 +43,16 @@ impl Spool {
 
     /// Nothing to remove.
     pub async fn remove_batch(&self, _name: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// None.
+    pub async fn state(&self, _told_s: u64) -> Result<Option<(String, SpoolState)>, String> {
+        Ok(None)
+    }
+
+    /// Nothing to rename.
+    pub async fn rename(&self, _name: &str, _drained: u64) -> Result<(), String> {
         Ok(())
     }
 

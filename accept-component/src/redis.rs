@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures::future;
 use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
-use verve_protocol::{Id, Keys, RedisUrl, Window};
+use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
+use verve_protocol::{Id, Keys, RedisUrl, SpoolState, Window};
 
 use crate::answer::Outcome;
 use crate::batches::{Batch, Distinct};
@@ -208,6 +209,18 @@ impl Server {
         // The counts are in, so this is no failure of theirs; the next flush sets the expiry.
         let _ = self.expire(&key).await;
         Ok(())
+    }
+
+    /// Tells the state of a spool, for the reporter's metrics.
+    pub async fn tell_spool(&self, keys: &Keys, name: &str, state: SpoolState) -> Result<(), String> {
+        let (key, state) = (keys.spools(), state.to_string());
+        self.twice(async |connection| {
+            let told = connection.execute("HSET", [&key, name, &state].map(text));
+            let expiry = [text(&key), RedisParameter::Int64(SPOOL_STATE_SECONDS.cast_signed())];
+            future::try_join(told, connection.execute("EXPIRE", expiry)).await
+        })
+        .await
+        .map(drop)
     }
 
     /// Waits until enough replicas have what this connection has written, which was `done`. Recording it once more changes nothing.

@@ -5,6 +5,8 @@
 //! - `commands`: commands for the first Redis which may run only once, such as the `XADD` of a callback job. They are taken
 //!   in batches; a batch has a name, by which Redis knows whether it has run it
 //! - `size`: how many ids and callback jobs there are, kept by triggers. Beyond a limit nothing is added
+//! - `drained`: how many ids were brought to Redis since the spool was last empty, kept by a trigger, and the name by which Redis
+//!   is told so
 //! - `state`: what one instance tells the others, each until a moment: which server is away, who drains
 //!
 //! In WAL mode with `synchronous=NORMAL`, what is acknowledged survives the death of every process; of the machine's
@@ -13,7 +15,7 @@
 use std::rc::Rc;
 
 use spin_sdk::sqlite::{Connection, Error, Value};
-use verve_protocol::Id;
+use verve_protocol::{Id, SpoolState};
 
 use crate::batches::{Batch, Contents, SpooledIds, together};
 use crate::clock::look_again;
@@ -26,7 +28,7 @@ const BUSY_TIMEOUT_MS: u32 = 2000;
 const BATCH: i64 = 500;
 
 /// What the database is made of.
-const MADE_OF: [&str; 11] = [
+const MADE_OF: [&str; 14] = [
     "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, place INTEGER NOT NULL, key TEXT NOT NULL, \
         ids TEXT NOT NULL, count INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS placed ON ids (place)",
@@ -41,6 +43,9 @@ const MADE_OF: [&str; 11] = [
         WHEN new.command LIKE '[\"XADD\"%' BEGIN UPDATE size SET total = total + 1; END",
     "CREATE TRIGGER IF NOT EXISTS command_removed AFTER DELETE ON commands \
         WHEN old.command LIKE '[\"XADD\"%' BEGIN UPDATE size SET total = total - 1; END",
+    "CREATE TABLE IF NOT EXISTS drained (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, total INTEGER NOT NULL)",
+    "INSERT OR IGNORE INTO drained VALUES (1, lower(hex(randomblob(8))), 0)",
+    "CREATE TRIGGER IF NOT EXISTS ids_drained AFTER DELETE ON ids BEGIN UPDATE drained SET total = total + old.count; END",
 ];
 
 /// The database, opened when first used.
@@ -166,6 +171,32 @@ impl Spool {
             .map(drop)
     }
 
+    /// How much is in the spool, and how much of it was drained, by name.
+    pub async fn state(&self, told_s: u64) -> Result<Option<(String, SpoolState)>, String> {
+        let select = "SELECT name, size.total, drained.total FROM drained, size";
+        let rows = self.run(select, []).await?;
+        Ok(match rows.first().map(Vec::as_slice) {
+            Some([Value::Text(name), Value::Integer(depth), Value::Integer(drained)]) => {
+                let state = SpoolState {
+                    depth: depth.cast_unsigned(),
+                    drained: drained.cast_unsigned(),
+                    told_s,
+                };
+                Some((name.clone(), state))
+            }
+            _ => None,
+        })
+    }
+
+    /// Gives an empty spool another name, now that it was told under this one how much was drained.
+    pub async fn rename(&self, name: &str, drained: u64) -> Result<(), String> {
+        let update = "UPDATE drained SET name = lower(hex(randomblob(8))), total = total - ?2 \
+            WHERE name = ?1 AND (SELECT total FROM size) = 0";
+        self.run(update, [Value::Text(name.to_owned()), integer(drained)])
+            .await
+            .map(drop)
+    }
+
     /// What is in the spool.
     pub async fn contents(&self) -> Result<Contents, String> {
         let select = "SELECT name, until FROM state \
@@ -219,7 +250,7 @@ async fn open() -> Result<Rc<Connection>, String> {
     execute(&connection, &format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"), []).await?;
     // The next instance finds all this made; the last of it tells.
     let made = "SELECT count(*) = 1 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' \
-        FROM sqlite_schema WHERE name = 'command_removed'";
+        FROM sqlite_schema WHERE name = 'ids_drained'";
     let made = execute(&connection, made, []).await?;
     if !matches!(made.first().map(Vec::as_slice), Some([Value::Integer(1)])) {
         let mode = execute(&connection, "PRAGMA journal_mode = WAL", []).await?;

@@ -123,6 +123,13 @@ impl Keys {
         format!("{}:spooled:{batch}", self.namespace)
     }
 
+    /// Hash with expiry: the state of each spool, by a name that it has from when something is put into it until it is empty again:
+    /// a [`SpoolState`](crate::SpoolState) each.
+    #[must_use]
+    pub fn spools(&self) -> String {
+        format!("{}:spools", self.namespace)
+    }
+
     /// Hash: what was reported, by the window's start.
     #[must_use]
     pub fn reports(&self, length: WindowLength) -> String {
@@ -189,6 +196,7 @@ mod tests {
         assert_eq!(keys.callbacks_retry(), "verve:callbacks:retry");
         assert_eq!(keys.callbacks_dead(), "verve:callbacks:dead");
         assert_eq!(keys.spooled_batch("1f"), "verve:spooled:1f");
+        assert_eq!(keys.spools(), "verve:spools");
         assert_eq!(keys.reports(length), "verve:reports:60");
         assert_eq!(keys.closing(window), "verve:closing:60:1795383000");
         assert_eq!(keys.reports_pending(length), "verve:reports:60:pending");

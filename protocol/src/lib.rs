@@ -15,6 +15,7 @@ pub mod id;
 pub mod keys;
 pub mod redis_urls;
 pub mod report;
+pub mod spool_state;
 pub mod window;
 
 pub use callback::{CallbackJob, Method};
@@ -23,4 +24,5 @@ pub use id::Id;
 pub use keys::{Keys, Namespace};
 pub use redis_urls::{RedisUrl, RedisUrls};
 pub use report::{Report, WindowRecord};
+pub use spool_state::SpoolState;
 pub use window::{Window, WindowLength};

@@ -65,6 +65,10 @@ pub struct Metrics {
     pub oldest_job_age: Gauge,
     /// A call of an endpoint.
     pub callback: Histogram,
+    /// The ids and callback jobs in the spools of edge hosts.
+    pub spool_depth: Gauge,
+    /// Ids that were brought from spools to Redis.
+    pub drained_ids: Counter,
     unique_ids: By<1, Gauge>,
     requests: By<1, Counter>,
     kafka_errors: By<1, Counter>,
@@ -102,6 +106,8 @@ impl Default for Metrics {
             kafka_publish: moments(),
             oldest_job_age: Gauge::default(),
             callback: moments(),
+            spool_depth: Gauge::default(),
+            drained_ids: Counter::default(),
             unique_ids: Family::default(),
             requests: Family::default(),
             kafka_errors: Family::default(),
@@ -268,6 +274,16 @@ impl Metrics {
             oldest,
             Unit::Seconds,
             self.oldest_job_age.clone(),
+        );
+        r.register(
+            "spool_depth",
+            "Ids and callback jobs in the spools of edge hosts, as last told by each that drains",
+            self.spool_depth.clone(),
+        );
+        r.register(
+            "spool_drained_ids",
+            "Ids brought from spools to Redis, counted by the replica that reports windows",
+            self.drained_ids.clone(),
         );
         let build: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
         build

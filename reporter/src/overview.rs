@@ -1,6 +1,6 @@
 //! What is going on now: read from Redis once a second by every replica, for `/metrics` and the page.
 //!
-//! It only looks: nothing here changes what is reported, and a Redis that is away leaves what was seen last.
+//! It looks: nothing here changes what is reported, and a Redis that is away leaves what was seen last.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use redis::streams::StreamRangeReply;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::keys::stats;
-use verve_protocol::{Report, Window, WindowLength};
+use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
+use verve_protocol::{Report, SpoolState, Window, WindowLength};
 
 use crate::clock::now_ms;
 use crate::health::{Health, Problem};
@@ -28,6 +29,9 @@ const FEWEST: u64 = 24;
 /// The most windows looked at, for those who count by the second.
 const MOST: u64 = 180;
 
+/// The state of spools, by name.
+pub type Spools = BTreeMap<String, SpoolState>;
+
 /// What was seen last.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -36,6 +40,8 @@ pub struct Seen {
     /// The last hour, or as many windows as are looked at. Oldest first; the last one is the current one.
     pub windows: Vec<SeenWindow>,
     pub jobs: Jobs,
+    /// The spools of edge hosts that were told of, by name; `None` if Redis has not answered yet.
+    pub spools: Option<Spools>,
     /// Which replica reports windows.
     pub leader: Option<String>,
     /// What the reporter depends on, each with its error if it is not reachable.
@@ -53,6 +59,14 @@ pub struct SeenWindow {
     pub report: Option<Report>,
     /// Requests by outcome, in the order of [`OUTCOMES`].
     pub requests: [u64; OUTCOMES.len()],
+}
+
+impl Seen {
+    /// The ids and callback jobs in all spools that were told of.
+    pub fn spooled(&self) -> u64 {
+        let all = self.spools.iter().flat_map(BTreeMap::values);
+        all.map(|state| state.depth).sum()
+    }
 }
 
 /// The callback jobs in Redis.
@@ -127,6 +141,7 @@ impl Overview {
             read_ms: None,
             windows: Vec::new(),
             jobs: Jobs::default(),
+            spools: None,
             leader: None,
             dependencies: health.states(),
             overdue_s: 0,
@@ -152,12 +167,16 @@ impl Overview {
 
     async fn look(&mut self) {
         let mut seen = self.seen.borrow().clone();
+        self.look_at_spools(&mut seen).await;
         match self.read(seen.read_ms.is_some()).await {
             Ok(read) => {
                 if seen.read_ms.is_some() && self.metrics.lease_held.get() == 1 {
                     self.count(&seen.windows, &read.windows);
                 }
-                seen = read;
+                seen = Seen {
+                    spools: seen.spools,
+                    ..read
+                };
             }
             // Said by its connection, or by whoever needs the answer.
             Err(error) => tracing::debug!("cannot look at what is going on: {error}"),
@@ -216,6 +235,7 @@ impl Overview {
                 dead,
                 oldest_s: oldest_s.map_or(0, |ms| now_s.saturating_sub(ms / 1000)),
             },
+            spools: None,
             leader,
             dependencies: BTreeMap::new(),
             overdue_s: 0,
@@ -244,12 +264,59 @@ impl Overview {
         }
     }
 
+    /// Looks at what was told of spools. By itself, since this needs the first Redis only.
+    async fn look_at_spools(&self, seen: &mut Seen) {
+        let mut pipe = redis::pipe();
+        pipe.hgetall(self.store.keys.spools());
+        let Ok((read,)) = self.store.first().run::<(BTreeMap<String, String>,)>(&pipe).await else {
+            return;
+        };
+        // One that cannot be read was written by another version, and goes with its key.
+        let now: Spools = (read.into_iter())
+            .filter_map(|(name, state)| Some((name, state.parse().ok()?)))
+            .collect();
+        if let Some(before) = &seen.spools
+            && self.metrics.lease_held.get() == 1
+        {
+            self.count_drained(before, &now);
+            self.forget(before, &now).await;
+        }
+        seen.spools = Some(now);
+    }
+
+    /// Adds the ids drained since the last look.
+    fn count_drained(&self, before: &Spools, now: &Spools) {
+        for (name, state) in now {
+            let counted = before.get(name).map_or(0, |before| before.drained);
+            self.metrics.drained_ids.inc_by(state.drained.saturating_sub(counted));
+        }
+    }
+
+    /// Forgets spools that were empty at the last look already, and those that nothing was told of for long. The one thing that is
+    /// changed here, by the replica that leads, which has counted them.
+    async fn forget(&self, before: &Spools, now: &Spools) {
+        let mut pipe = redis::pipe();
+        for (name, state) in now {
+            let is_empty = state.depth == 0 && before.get(name) == Some(state);
+            if is_empty || state.told_s + SPOOL_STATE_SECONDS < now_ms() / 1000 {
+                pipe.hdel(self.store.keys.spools(), name);
+            }
+        }
+        if !pipe.is_empty()
+            && let Err(error) = self.store.first().run::<Vec<u64>>(&pipe).await
+        {
+            // The next look does.
+            tracing::debug!("cannot forget spools: {error}");
+        }
+    }
+
     fn tell(&self, seen: &Seen) {
         let metrics = &self.metrics;
         for (name, error) in &seen.dependencies {
             metrics.dependency(name, error.is_none());
         }
         metrics.window_overdue.set(gauge(seen.overdue_s));
+        metrics.spool_depth.set(gauge(seen.spooled()));
         if seen.read_ms.is_none() {
             return;
         }

@@ -70,10 +70,11 @@ impl Instance {
     async fn drain(&self) -> Result<(), String> {
         while self.background.claim(DRAINING, now_ms(), drain_claim()).await? {
             while !self.drain_what_goes().await? {
-                self.background.tell(DRAINING, drain_claim()).await?;
+                self.go_on().await?;
                 sleep(DRAIN_AGAIN).await;
             }
             self.to_drain.set(false);
+            self.tell_state().await?;
             self.background.untell(DRAINING).await?;
             // What somebody put there at the end of the claim, relying on it.
             if !self.background.contents().await?.any {
@@ -95,9 +96,33 @@ impl Instance {
                 Ok(true) => self.background.remove_batch(&batch.name).await?,
                 Ok(false) | Err(_) => return Ok(false),
             }
-            self.background.tell(DRAINING, drain_claim()).await?;
+            self.go_on().await?;
         }
         Ok(all)
+    }
+
+    /// Keeps the draining to this instance, and tells how far it is.
+    async fn go_on(&self) -> Result<(), String> {
+        self.background.tell(DRAINING, drain_claim()).await?;
+        self.tell_state().await
+    }
+
+    /// Tells Redis how much is in the spool, and how much of it was drained. That is for metrics alone: if Redis cannot be told,
+    /// the next step does.
+    async fn tell_state(&self) -> Result<(), String> {
+        let Some((name, state)) = self.background.state(now_ms() / 1000).await? else {
+            return Ok(());
+        };
+        let is_news = state.depth > 0 || state.drained > 0;
+        if !is_news || self.servers[0].circuit.is_open() {
+            return Ok(());
+        }
+        if let Err(redis) = self.servers[0].tell_spool(&self.config.keys, &name, state).await {
+            self.log_error(&format!("the state of the spool is not told: {redis}"));
+        } else if state.depth == 0 {
+            self.background.rename(&name, state.drained).await?;
+        }
+        Ok(())
     }
 
     async fn drain_ids(&self, place: usize) -> Result<bool, String> {
@@ -123,7 +148,7 @@ impl Instance {
                 }
                 self.background.remove_ids(&spooled).await?;
             }
-            self.background.tell(DRAINING, drain_claim()).await?;
+            self.go_on().await?;
         }
     }
 }

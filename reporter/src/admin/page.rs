@@ -199,6 +199,9 @@ fn health(seen: &Seen, replica: &str) -> Markup {
         } @else {
             (item(true, "Windows", "reported in time"))
         }
+        @if seen.spooled() > 0 {
+            (item(false, "Spools", &format!("{} ids and callback jobs wait on edge hosts", number(seen.spooled()))))
+        }
         @if let Some(read_ms) = seen.read_ms && now_ms().saturating_sub(read_ms) > 5_000 {
             (item(false, "This page", &format!("as of {}", time(read_ms))))
         }

@@ -1,0 +1,61 @@
+//! What the component tells of its spool.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// How long a spool is remembered of which nothing is told any more, in seconds: a week.
+pub const SPOOL_STATE_SECONDS: u64 = 7 * 86_400;
+
+/// The state of one spool, from when something was put into the empty spool until it is empty again. A value of the hash
+/// [`Keys::spools`](crate::Keys::spools), as text: the three numbers with spaces between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpoolState {
+    /// The ids and callback jobs in it.
+    pub depth: u64,
+    /// The ids that were brought from it to Redis.
+    pub drained: u64,
+    /// When this was told, in Unix seconds, by the edge host's clock.
+    pub told_s: u64,
+}
+
+/// Why a text is no [`SpoolState`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not three whole numbers with spaces between them")]
+pub struct InvalidSpoolState;
+
+impl FromStr for SpoolState {
+    type Err = InvalidSpoolState;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut numbers = text.split(' ').map(|number| number.parse::<u64>());
+        match [(); 4].map(|()| numbers.next()) {
+            [Some(Ok(depth)), Some(Ok(drained)), Some(Ok(told_s)), None] => Ok(Self { depth, drained, told_s }),
+            _ => Err(InvalidSpoolState),
+        }
+    }
+}
+
+impl fmt::Display for SpoolState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.depth, self.drained, self.told_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_pinned() {
+        let state = SpoolState {
+            depth: 3,
+            drained: 20,
+            told_s: 1_795_383_012,
+        };
+        assert_eq!(state.to_string(), "3 20 1795383012");
+        assert_eq!("3 20 1795383012".parse(), Ok(state));
+        for bad in ["", "3", "3 20", "3 20 1 1", "3  20 1", "-3 20 1", "3 20 x"] {
+            assert_eq!(bad.parse::<SpoolState>(), Err(InvalidSpoolState), "{bad:?}");
+        }
+    }
+}
