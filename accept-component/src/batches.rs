@@ -85,13 +85,24 @@ pub fn together(rows: impl IntoIterator<Item = SpooledIds>) -> Vec<SpooledIds> {
     batches
 }
 
-/// Spooled commands that run together, once.
+/// Commands that run together, once.
 #[derive(Debug)]
 pub struct Batch {
     /// Its name, unlike that of any other.
     pub name: String,
     /// Each a JSON array of the command and its arguments.
     pub commands: Vec<String>,
+}
+
+/// The command, as in a [`Batch`], that adds a callback job begins so.
+pub const ADDS_A_JOB: &str = r#"["XADD""#;
+
+impl Batch {
+    /// Whether it may add callback jobs.
+    #[must_use]
+    pub fn has_jobs(&self) -> bool {
+        self.commands.iter().any(|command| command.starts_with(ADDS_A_JOB))
+    }
 }
 
 /// What is in the spool.

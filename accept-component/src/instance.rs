@@ -8,7 +8,7 @@ use std::rc::Rc;
 use futures::future;
 use spin_sdk::time::sleep;
 use spin_sdk::variables;
-use verve_protocol::keys::UNREPORTED_SECONDS;
+use spin_sdk::wasip3::random::random::get_random_u64;
 use verve_protocol::{CallbackJob, Id, Window};
 use wit_bindgen::spawn;
 
@@ -21,7 +21,7 @@ use crate::redis::Server;
 use crate::request::{Accept, Callback};
 use crate::seen::Seen;
 use crate::spool::Spool;
-use crate::stats::{Counts, FLUSH_AFTER, Stats};
+use crate::stats::{self, Counts, FLUSH_AFTER, Stats};
 use crate::waiting::{Queue, Recorded, Waiter};
 use drain::{drain, look_into_spool};
 
@@ -201,7 +201,7 @@ impl Instance {
                 Err(redis) => redis,
             },
         };
-        let spooled = self.spool.add_commands(vec![command]).await;
+        let spooled = self.spool.add_command(command).await;
         self.spooled(&redis, spooled)
     }
 
@@ -241,24 +241,15 @@ impl Instance {
         }
     }
 
-    /// Flushes counts to Redis, or else to the spool.
+    /// Flushes counts to Redis, or else to the spool: as the same batch, since Redis may have run it though its answer was lost.
     async fn flush(&self, window: Window, counts: Counts) {
         let keys = &self.config.keys;
-        let Err(redis) = self.servers[0].add_counts(keys, window, &counts).await else {
-            return;
+        let batch = stats::flush(keys, window, &counts, unique_name());
+        let redis = match self.servers[0].run_once(keys, &batch).await {
+            Ok(_) => return self.servers[0].forget(keys, &batch).await,
+            Err(redis) => redis,
         };
-        let key = keys.stats(window);
-        let mut commands: Vec<Vec<String>> = counts
-            .iter()
-            .map(|(field, n)| vec!["HINCRBY".to_owned(), key.clone(), (*field).to_owned(), n.to_string()])
-            .collect();
-        commands.push(vec![
-            "EXPIRE".to_owned(),
-            key,
-            UNREPORTED_SECONDS.to_string(),
-            "NX".to_owned(),
-        ]);
-        let spooled = self.background.add_commands(commands).await;
+        let spooled = self.background.add_batch(&batch).await;
         if let Err(error) = self.spooled(&redis, spooled) {
             self.log_error(&format!("statistics not flushed: {error}"));
             self.stats.put_back(window, counts);
@@ -327,4 +318,9 @@ async fn flush_later(instance: Rc<Instance>) {
     if instance.to_drain.get() {
         drain(&instance).await;
     }
+}
+
+/// A name that nothing else has.
+fn unique_name() -> String {
+    format!("{:016x}{:016x}", get_random_u64(), get_random_u64())
 }

@@ -22,7 +22,12 @@ impl Spool {
     }
 
     /// Refuses.
-    pub async fn add_commands(&self, _commands: Vec<Vec<String>>) -> Result<(), String> {
+    pub async fn add_command(&self, _words: Vec<String>) -> Result<(), String> {
+        Err(NONE.to_owned())
+    }
+
+    /// Refuses.
+    pub async fn add_batch(&self, _batch: &Batch) -> Result<(), String> {
         Err(NONE.to_owned())
     }
 

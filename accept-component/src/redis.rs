@@ -16,7 +16,6 @@ use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::deadlines::Deadlines;
 use crate::once::Once;
-use crate::stats::Counts;
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
 /// more commands than there are ids.
@@ -30,13 +29,13 @@ local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV))
 redis.call('SADD', KEYS[1], unpack(ARGV))
 return known";
 
-/// Runs a batch of commands unless it has run already, and if there is room for what may be callback jobs. Answers 1 if
-/// the batch has run, now or before. A command that fails is an operator's doing, such as a key of the wrong type: then
+/// Runs a batch of commands unless it has run already, and if there is room where it has callback jobs. Answers 1 if the
+/// batch has run, now or before. A command that fails is an operator's doing, such as a key of the wrong type: then
 /// the whole batch is tried again later.
 ///
-/// KEYS: the batch's own, the stream of callback jobs. ARGV: the own key's expiry, the most jobs, the commands.
+/// KEYS: the batch's own, and the stream of callback jobs if it has any. ARGV: the own key's expiry, the most jobs, the commands.
 const RUN_ONCE: &str = r"
-if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
+if KEYS[2] and redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
 if not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[1]) then return 1 end
 for i = 3, #ARGV do
   local done = redis.pcall(unpack(cjson.decode(ARGV[i])))
@@ -169,11 +168,16 @@ impl Server {
         .await
     }
 
-    /// Runs a spooled batch, unless it ran before. Says whether there was room for it.
+    /// Runs a batch, unless it ran before. Says whether there was room for it.
     pub async fn run_once(&self, keys: &Keys, batch: &Batch) -> Result<bool, String> {
         let (own, stream) = (keys.spooled_batch(&batch.name), keys.callbacks());
         let (expiry, most) = (UNREPORTED_SECONDS.to_string(), MAX_QUEUED_JOBS.to_string());
-        let mut arguments: Vec<RedisParameter> = [RUN_ONCE, "2", &own, &stream, &expiry, &most].map(text).into();
+        let mut arguments: Vec<RedisParameter> = if batch.has_jobs() {
+            [RUN_ONCE, "2", &own, &stream].map(text).into()
+        } else {
+            [RUN_ONCE, "1", &own].map(text).into()
+        };
+        arguments.extend([expiry, most].map(text));
         arguments.extend(batch.commands.iter().map(text));
         let answer = self
             .twice(async |connection| {
@@ -193,22 +197,12 @@ impl Server {
         Ok(!matches!(answer.as_slice(), [RedisResult::Int64(length)] if length.cast_unsigned() >= MAX_QUEUED_JOBS))
     }
 
-    /// Adds counts to a window's statistics. Tried once: a repeated increment may count twice.
-    pub async fn add_counts(&self, keys: &Keys, window: Window, counts: &Counts) -> Result<(), String> {
-        let key = keys.stats(window);
-        self.guarded(async |passage| {
-            self.once(passage, async |connection| {
-                let increments = counts.iter().map(|(field, n)| {
-                    connection.execute("HINCRBY", [text(&key), text(*field), RedisParameter::Int64(*n)])
-                });
-                future::try_join_all(increments).await.map(drop)
-            })
-            .await
-        })
-        .await?;
-        // The counts are in, so this is no failure of theirs; the next flush sets the expiry.
-        let _ = self.expire(&key).await;
-        Ok(())
+    /// Forgets a batch that has run, since nobody sends it again. If this fails, it is forgotten after a day.
+    pub async fn forget(&self, keys: &Keys, batch: &Batch) {
+        let own = [text(keys.spooled_batch(&batch.name))];
+        let _ = self
+            .twice(async |connection| connection.execute("DEL", own.clone()).await)
+            .await;
     }
 
     /// Tells the state of a spool, for the reporter's metrics.

@@ -90,20 +90,29 @@ impl Spool {
         Ok(())
     }
 
-    /// Adds commands for the first server, each of equally many words.
-    pub async fn add_commands(&self, commands: Vec<Vec<String>>) -> Result<(), String> {
-        let Some(words) = commands.first().map(Vec::len) else {
-            return Ok(());
-        };
-        let row = format!("(json_array({}))", vec!["?"; words].join(", "));
-        let rows = vec![row.as_str(); commands.len()].join(", ");
-        let limits = [integer(commands.len() as u64), integer(self.limit)];
-        let values = commands.into_iter().flatten().map(Value::Text).chain(limits);
+    /// Adds a command for the first server.
+    pub async fn add_command(&self, words: Vec<String>) -> Result<(), String> {
+        let limits = [integer(1), integer(self.limit)];
         let insert = format!(
-            "INSERT INTO commands (command) SELECT * FROM (VALUES {rows}) \
-            WHERE (SELECT total FROM size) + ? <= ? RETURNING 1"
+            "INSERT INTO commands (command) SELECT json_array({}) \
+            WHERE (SELECT total FROM size) + ? <= ? RETURNING 1",
+            vec!["?"; words.len()].join(", ")
         );
+        let values = words.into_iter().map(Value::Text).chain(limits);
         self.room(self.run(&insert, values).await?)
+    }
+
+    /// Adds a batch of commands for the first server, which may have run already.
+    pub async fn add_batch(&self, batch: &Batch) -> Result<(), String> {
+        let insert = "INSERT INTO commands (batch, command) SELECT ?1, value FROM json_each(?2) \
+            WHERE (SELECT total FROM size) + ?3 <= ?4 RETURNING 1";
+        let row = [
+            Value::Text(batch.name.clone()),
+            Value::Text(format!("[{}]", batch.commands.join(","))),
+            integer(batch.commands.len() as u64),
+            integer(self.limit),
+        ];
+        self.room(self.run(insert, row).await?)
     }
 
     /// Ids for the server at `place`, the `last` of whom has those of places that are no more.

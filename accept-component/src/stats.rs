@@ -7,10 +7,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use verve_protocol::Window;
-use verve_protocol::keys::stats;
+use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
+use verve_protocol::{Keys, Window};
 
 use crate::answer::{Answer, Outcome};
+use crate::batches::Batch;
 
 /// How long after a response its counts are flushed, together with those of the responses since.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(200);
@@ -25,6 +26,22 @@ pub struct Stats {
 
 /// The fields of [`verve_protocol::Keys::stats`], with what to add to each.
 pub type Counts = BTreeMap<&'static str, i64>;
+
+/// A flush of a window's counts. With a name of its own it is counted once, however often it is sent.
+#[must_use]
+pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String) -> Batch {
+    let key = keys.stats(window);
+    // Neither keys nor fields have characters that JSON would escape.
+    let increments = counts
+        .iter()
+        .map(|(field, n)| format!(r#"["HINCRBY","{key}","{field}","{n}"]"#));
+    // The reporter may have set a shorter expiry.
+    let expiry = format!(r#"["EXPIRE","{key}","{UNREPORTED_SECONDS}","NX"]"#);
+    Batch {
+        name,
+        commands: increments.chain([expiry]).collect(),
+    }
+}
 
 impl Stats {
     /// Counts an answer. Says whether it is the first since the last [`Stats::take`], so that somebody has to flush.

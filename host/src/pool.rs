@@ -4,7 +4,6 @@
 //! instance gives up while it waits for an answer, is shared no longer: whoever opens one next gets a fresh one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redis::aio::MultiplexedConnection;
@@ -19,8 +18,7 @@ pub struct Connections(Arc<Mutex<HashMap<String, Shared>>>);
 /// A connection that several instances use.
 #[derive(Clone)]
 pub struct Shared {
-    /// To send commands on.
-    pub connection: MultiplexedConnection,
+    connection: MultiplexedConnection,
     /// Which it is.
     identity: Arc<()>,
 }
@@ -40,7 +38,7 @@ impl Connections {
     }
 
     /// Shares it no longer.
-    pub fn forget(&self, shared: &Shared) {
+    fn forget(&self, shared: &Shared) {
         self.all()
             .retain(|_, other| !Arc::ptr_eq(&other.identity, &shared.identity));
     }
@@ -50,34 +48,49 @@ impl Connections {
     }
 }
 
-/// What the component's `connection` stands for.
-pub struct Connection {
-    /// Its share of what others use too.
-    pub shared: Shared,
-    /// Commands that are not answered yet.
-    pub waiting: Arc<AtomicUsize>,
+/// A connection while a command is on its way. Unless that goes well it is shared no longer, and it does not go well either if whoever
+/// sent the command gives up waiting.
+pub struct InUse {
+    shared: Shared,
+    connections: Connections,
+    went_well: bool,
 }
 
-/// Counts a command for as long as it is there.
-pub struct Waiting(Arc<AtomicUsize>);
+impl InUse {
+    /// Uses one of these connections.
+    pub fn new(shared: &Shared, connections: &Connections) -> Self {
+        Self {
+            shared: shared.clone(),
+            connections: connections.clone(),
+            went_well: false,
+        }
+    }
 
-impl Waiting {
-    /// One more of these.
-    pub fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
+    /// To send the command on.
+    pub const fn multiplexed(&mut self) -> &mut MultiplexedConnection {
+        &mut self.shared.connection
+    }
+
+    /// The command was answered.
+    pub fn answered(mut self) {
+        self.went_well = true;
     }
 }
 
-impl Drop for Waiting {
+impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if !self.went_well {
+            self.connections.forget(&self.shared);
+        }
     }
 }
 
 async fn connect(url: Url) -> RedisResult<MultiplexedConnection> {
     let server = url.into_connection_info()?;
     let server = server.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    // Without telling Redis who it is: that would be a round trip more, of the time that an attempt has.
+    let settings = server.redis_settings().clone().set_skip_set_lib_name();
+    let server = server.set_redis_settings(settings);
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(None)
         .set_response_timeout(None);

@@ -4,14 +4,13 @@
 //! own. Unlike in Spin, what the component opens is a share of a connection: see [`crate::pool`].
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use redis::{Cmd, ErrorKind, RedisError, Value};
 use url::Url;
 use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use crate::outbound::AllowedHosts;
-use crate::pool::{Connection, Connections, Waiting};
+use crate::pool::{Connections, InUse, Shared};
 use crate::spin::bindings::spin::redis::redis::{
     Error, Host, HostConnection, HostConnectionWithStore, RedisParameter, RedisResult,
 };
@@ -42,17 +41,14 @@ impl Redis {
 impl Host for Redis {}
 
 impl HostConnection for Redis {
-    async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
-        let connection = self.connections.delete(connection)?;
-        if connection.waiting.load(Ordering::Relaxed) > 0 {
-            self.shared.forget(&connection.shared);
-        }
+    async fn drop(&mut self, connection: Resource<Shared>) -> wasmtime::Result<()> {
+        self.connections.delete(connection)?;
         Ok(())
     }
 }
 
 impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
-    async fn open(guest: &Accessor<T, Self>, address: String) -> wasmtime::Result<Result<Resource<Connection>, Error>> {
+    async fn open(guest: &Accessor<T, Self>, address: String) -> wasmtime::Result<Result<Resource<Shared>, Error>> {
         let (allowed_hosts, shared) = guest.with(|mut access| {
             let redis = access.get();
             (redis.allowed_hosts.clone(), redis.shared.clone())
@@ -62,10 +58,7 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
             Err(error) => return Ok(Err(error)),
         };
         let connection = match shared.get(url).await {
-            Ok(shared) => Connection {
-                shared,
-                waiting: Arc::default(),
-            },
+            Ok(connection) => connection,
             Err(error) if error.kind() == ErrorKind::InvalidClientConfig => return Ok(Err(Error::InvalidAddress)),
             Err(error) => return Ok(Err(other(error))),
         };
@@ -76,7 +69,7 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
 
     async fn sadd(
         guest: &Accessor<T, Self>,
-        connection: Resource<Connection>,
+        connection: Resource<Shared>,
         key: String,
         values: Vec<String>,
     ) -> wasmtime::Result<Result<u32, Error>> {
@@ -91,7 +84,7 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
 
     async fn execute(
         guest: &Accessor<T, Self>,
-        connection: Resource<Connection>,
+        connection: Resource<Shared>,
         command: String,
         arguments: Vec<RedisParameter>,
     ) -> wasmtime::Result<Result<Vec<RedisResult>, Error>> {
@@ -129,20 +122,20 @@ fn check(allowed_hosts: &AllowedHosts, address: &str) -> Result<Url, Error> {
 /// Sends a command without holding on to the instance, which goes on meanwhile.
 async fn send<T: Send>(
     guest: &Accessor<T, HasSelf<Redis>>,
-    connection: &Resource<Connection>,
+    connection: &Resource<Shared>,
     command: &Cmd,
 ) -> wasmtime::Result<Result<Value, Error>> {
-    let (mut shared, waiting) = guest.with(|mut access| {
-        let connection = access.get().connections.get(connection)?;
-        wasmtime::error::Ok((connection.shared.clone(), Waiting::new(&connection.waiting)))
+    let mut connection = guest.with(|mut access| {
+        let redis = access.get();
+        let connection = redis.connections.get(connection)?;
+        wasmtime::error::Ok(InUse::new(connection, &redis.shared))
     })?;
-    let answer = command.query_async(&mut shared.connection).await;
-    drop(waiting);
-    Ok(answer.map_err(|error: RedisError| {
-        // Also what Redis answers: a demoted one's address may lead to another by now, which is found by a fresh connection.
-        guest.with(|mut access| access.get().shared.forget(&shared));
-        other(error)
-    }))
+    let answer = command.query_async(connection.multiplexed()).await;
+    // Also what Redis answers: a demoted one's address may lead to another by now, which is found by a fresh connection.
+    if answer.is_ok() {
+        connection.answered();
+    }
+    Ok(answer.map_err(|error: RedisError| other(error)))
 }
 
 /// Spin's answers are flat lists.

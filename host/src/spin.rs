@@ -16,7 +16,7 @@ pub mod bindings {
         world: "verve:accept/spin",
         imports: { default: async | trappable },
         with: {
-            "spin:redis/redis.connection": crate::pool::Connection,
+            "spin:redis/redis.connection": crate::pool::Shared,
             "spin:sqlite/sqlite.connection": crate::database::Connection,
         },
     });

@@ -376,3 +376,76 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
     }
     Ok(())
 }
+
+/// Redis has counted what happened, and its answer is lost: once while it can be asked again, once while it is away.
+#[tokio::test]
+async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()> {
+    for kind in Kind::available() {
+        for goes_away in [false, true] {
+            let context = format!("{kind:?}, goes away: {goes_away}");
+            let site = Site::with_one_window().await?;
+            let link = Link::start(site.redis[0].address()).await?;
+            let host = site
+                .host(kind)
+                .variable("redis_urls", &format!("redis://{}", link.address()));
+            let instance = host.variable("redis_timeout_ms", "1000").start().await?;
+            let window = clock::current_window(site.length);
+            let mut gate = link.gate(&["HINCRBY"], Hold::Answer);
+            assert_eq!(accept(&instance, "id=1").await?, "new", "{context}");
+            gate.reached(SOON).await.with_context(|| context.clone())?;
+            if goes_away {
+                link.cut();
+                let spooled = "SELECT count(*) FROM commands WHERE batch IS NOT NULL";
+                wait::until("statistics", SOON, || async {
+                    (instance.in_spool(spooled).ok()? > 0).then_some(())
+                })
+                .await
+                .with_context(|| context.clone())?;
+                link.mend();
+            }
+            // Sent again, and Redis has forgotten its name since nobody sends it a third time, or it is in no spool any more.
+            let remains = "SELECT count(*) FROM commands";
+            wait::until("the end of it", Duration::from_secs(20), || async {
+                let names: Vec<String> = redis::cmd("KEYS")
+                    .arg(format!("{}:spooled:*", site.namespace))
+                    .query_async(&mut site.first().await.ok()?)
+                    .await
+                    .ok()?;
+                let is_over = if goes_away {
+                    instance.in_spool(remains).ok()? == 0
+                } else {
+                    names.is_empty()
+                };
+                is_over.then_some(())
+            })
+            .await
+            .with_context(|| context.clone())?;
+            drop(gate);
+            let mut get = redis::cmd("HMGET");
+            get.arg(site.keys().stats(window)).arg("requests").arg("new");
+            let counts: (i64, i64) = get.query_async(&mut site.first().await?).await?;
+            assert_eq!(counts, (1, 1), "{context}");
+        }
+    }
+    Ok(())
+}
+
+/// As one whose way was cut without a word: Redis answers on any other.
+#[tokio::test]
+async fn a_connection_on_which_nothing_is_answered_any_more_is_replaced() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::with_one_window().await?;
+        let link = Link::start(site.redis[0].address()).await?;
+        let host = site
+            .host(kind)
+            .variable("redis_urls", &format!("redis://{}", link.address()));
+        let instance = host.variable("redis_timeout_ms", "1000").start().await?;
+        let mut gate = link.gate(&["SADD"], Hold::Answer);
+        // It was recorded the first time.
+        assert_eq!(accept(&instance, "id=1").await?, "duplicate", "{kind:?}");
+        gate.reached(SOON).await?;
+        assert_eq!(accept(&instance, "id=2").await?, "new", "{kind:?}");
+        drop(gate);
+    }
+    Ok(())
+}
