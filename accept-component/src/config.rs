@@ -22,8 +22,6 @@ pub struct Config {
     pub redis_timeout: Duration,
     /// `log`.
     pub log: Log,
-    /// `spool_limit`: how many ids and callback jobs the spool of a host may hold.
-    pub spool_limit: u64,
     /// `redis_wait_replicas`: how many replicas of a Redis must have what it records.
     pub wait_replicas: u32,
 }
@@ -40,14 +38,13 @@ pub enum Log {
 }
 
 /// The names of the variables, in the order in which [`Config::parse`] takes their values.
-pub const VARIABLES: [&str; 8] = [
+pub const VARIABLES: [&str; 7] = [
     "redis_urls",
     "namespace",
     "window_seconds",
     "callback_method",
     "redis_timeout_ms",
     "log",
-    "spool_limit",
     "redis_wait_replicas",
 ];
 
@@ -56,7 +53,7 @@ impl Config {
     ///
     /// # Errors
     /// One line that names the variable and says what was expected. It shows no password.
-    pub fn parse(values: [String; 8]) -> Result<Self, String> {
+    pub fn parse(values: [String; VARIABLES.len()]) -> Result<Self, String> {
         let [
             redis_urls,
             namespace,
@@ -64,7 +61,6 @@ impl Config {
             callback_method,
             redis_timeout_ms,
             log,
-            spool_limit,
             wait_replicas,
         ] = values;
         Ok(Self {
@@ -79,10 +75,20 @@ impl Config {
                 1..=60_000,
             )?),
             log: variable("log", &log)?,
-            spool_limit: number("spool_limit", "a number of ids", &spool_limit, 0..=1_000_000_000)?,
             wait_replicas: number("redis_wait_replicas", "a number of replicas", &wait_replicas, 0..=100)?,
         })
     }
+}
+
+/// The variable that says how many ids and callback jobs the spool of a host may hold: see [`spool_limit`].
+pub const SPOOL_LIMIT: &str = "spool_limit";
+
+/// Reads the value of [`SPOOL_LIMIT`], for a build that has a spool.
+///
+/// # Errors
+/// One line that names the variable and says what was expected.
+pub fn spool_limit(value: &str) -> Result<u64, String> {
+    number(SPOOL_LIMIT, "a number of ids", value, 0..=1_000_000_000)
 }
 
 fn variable<T: FromStr<Err: Display>>(name: &str, value: &str) -> Result<T, String> {
@@ -99,6 +105,15 @@ fn number<T: FromStr + PartialOrd + Display>(
     let expected = || format!("variable {name}: {value:?} is not {what} from {from} to {to}");
     let number = value.parse().ok().filter(|number| range.contains(number));
     number.ok_or_else(expected)
+}
+
+impl Config {
+    /// How long replicas may take, in milliseconds: less than an attempt, so that its failure can still be told.
+    #[must_use]
+    pub fn replicas_within_ms(&self) -> i64 {
+        let within = self.redis_timeout.as_millis() * 4 / 5;
+        i64::try_from(within).unwrap_or(i64::MAX).max(1)
+    }
 }
 
 impl FromStr for Log {
@@ -119,16 +134,7 @@ mod tests {
     use super::*;
 
     fn parse(changed: &str, value: &str) -> Result<Config, String> {
-        let defaults = [
-            "redis://127.0.0.1:6379",
-            "verve",
-            "60",
-            "get",
-            "500",
-            "error",
-            "10000000",
-            "0",
-        ];
+        let defaults = ["redis://127.0.0.1:6379", "verve", "60", "get", "500", "error", "0"];
         let mut values = defaults.map(str::to_owned);
         values[VARIABLES.iter().position(|v| *v == changed).expect("a variable")] = value.to_owned();
         Config::parse(values)
@@ -145,7 +151,7 @@ mod tests {
             parse("redis_timeout_ms", "50").expect("valid").redis_timeout,
             Duration::from_millis(50)
         );
-        assert_eq!(parse("spool_limit", "0").expect("valid").spool_limit, 0);
+        assert_eq!(spool_limit("0"), Ok(0));
         assert_eq!(parse("redis_wait_replicas", "2").expect("valid").wait_replicas, 2);
         assert_eq!(parse("log", "off").expect("valid").log, Log::Off);
         assert_eq!(
@@ -170,13 +176,15 @@ mod tests {
             ("redis_timeout_ms", "-1"),
             ("redis_timeout_ms", "60001"),
             ("log", "verbose"),
-            ("spool_limit", "many"),
-            ("spool_limit", "1000000001"),
             ("redis_wait_replicas", "-1"),
         ] {
             let error = parse(name, value).expect_err(value);
             assert!(error.starts_with(&format!("variable {name}: ")), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
+        }
+        for value in ["many", "1000000001", "-1"] {
+            let error = spool_limit(value).expect_err(value);
+            assert!(error.starts_with("variable spool_limit: "), "{error}");
         }
     }
 }

@@ -15,7 +15,8 @@ use wit_bindgen::spawn;
 use crate::answer::{Answer, Outcome};
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
-use crate::config::{Config, Log, VARIABLES};
+use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
+use crate::failures;
 use crate::once::Once;
 use crate::redis::Server;
 use crate::request::{Accept, Callback};
@@ -94,12 +95,13 @@ async fn load() -> Result<Rc<Instance>, String> {
         *value = got.map_err(|error| format!("variable {name}: {error}"))?;
     }
     let config = Config::parse(values)?;
+    let spool_limit = variables::get(SPOOL_LIMIT).await;
+    let spool_limit = spool_limit.map_err(|error| format!("variable {SPOOL_LIMIT}: {error}"))?;
+    let spool_limit = config::spool_limit(&spool_limit)?;
     let servers = config.redis_urls.as_slice().iter();
-    let servers: Vec<Server> = servers
-        .map(|url| Server::new(url.clone(), config.redis_timeout, config.wait_replicas))
-        .collect();
+    let servers: Vec<Server> = servers.map(|url| Server::new(url.clone(), &config)).collect();
     let queues = servers.iter().map(|_| Queue::default()).collect();
-    let [spool, background] = [Spool::new(config.spool_limit), Spool::new(config.spool_limit)];
+    let [spool, background] = [Spool::new(spool_limit), Spool::new(spool_limit)];
     let instance = Rc::new(Instance {
         config,
         servers,
@@ -192,7 +194,7 @@ impl Instance {
     async fn record_job(&self, job: &CallbackJob) -> Recorded<()> {
         let command = self.add_job(job);
         let redis = match self.jobs.enter(now_ms, OPEN_MS) {
-            Passage::Barred => "too many callback jobs wait".to_owned(),
+            Passage::Barred => failures::TOO_MANY_JOBS.to_owned(),
             Passage::Free | Passage::Trial => match self.servers[0].append(&command).await {
                 Ok(()) => {
                     self.jobs_added.set(true);

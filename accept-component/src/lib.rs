@@ -12,30 +12,36 @@
 //! - `clock`: the time, for all of them
 //! - [`stats`]: what happened is counted and flushed after responses
 //!
-//! What talks to the host exists only in the WebAssembly build; the rest is tested natively.
+//! So it is in the build for WASI 0.3. The one for WASI 0.2, whose instances serve one request each, has `wasip2` in place of most of it:
+//! [`request`], [`answer`], [`config`] and [`failures`] are the same.
+//!
+//! What talks to the host exists only in the WebAssembly builds; the rest is tested natively.
 
 pub mod answer;
 pub mod batches;
 pub mod circuit;
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod clock;
 pub mod config;
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod deadlines;
-#[cfg(target_family = "wasm")]
+pub mod failures;
+#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod http;
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod instance;
 pub mod once;
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod redis;
 pub mod request;
 pub mod seen;
-#[cfg(all(target_family = "wasm", feature = "spool"))]
+#[cfg(all(target_family = "wasm", not(feature = "wasip2"), feature = "spool"))]
 mod spool;
-#[cfg(all(target_family = "wasm", not(feature = "spool")))]
+#[cfg(all(target_family = "wasm", not(feature = "wasip2"), not(feature = "spool")))]
 #[path = "no_spool.rs"]
 mod spool;
 pub mod stats;
-#[cfg(target_family = "wasm")]
+#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod waiting;
+#[cfg(all(target_family = "wasm", feature = "wasip2"))]
+mod wasip2;

@@ -14,7 +14,9 @@ use crate::answer::Outcome;
 use crate::batches::{Batch, Distinct};
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
+use crate::config::Config;
 use crate::deadlines::Deadlines;
+use crate::failures;
 use crate::once::Once;
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
@@ -49,9 +51,12 @@ return 1";
 /// One Redis server.
 pub struct Server {
     url: RedisUrl,
+    /// For one attempt, connecting included.
     timeout: Duration,
     /// How many replicas must have what is recorded.
     wait_replicas: u32,
+    /// How long they may take.
+    replicas_within_ms: i64,
     deadlines: Rc<Deadlines>,
     connection: Once<Rc<Connection>, String>,
     /// Open while the server is away.
@@ -65,14 +70,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server at `url`; connects when first used. `timeout` is for one attempt, connecting included; within it
-    /// so many replicas must have what is recorded.
-    pub fn new(url: RedisUrl, timeout: Duration, wait_replicas: u32) -> Self {
+    /// The server at `url`; connects when first used.
+    pub fn new(url: RedisUrl, config: &Config) -> Self {
         Self {
             url,
-            timeout,
-            wait_replicas,
-            deadlines: Deadlines::new(timeout),
+            timeout: config.redis_timeout,
+            wait_replicas: config.wait_replicas,
+            replicas_within_ms: config.replicas_within_ms(),
+            deadlines: Deadlines::new(config.redis_timeout),
             connection: Once::default(),
             circuit: Circuit::default(),
             told_away: Cell::new(0),
@@ -222,16 +227,14 @@ impl Server {
         if self.wait_replicas == 0 {
             return Ok(done);
         }
-        let within = i64::try_from(self.timeout.as_millis() * 4 / 5)
-            .unwrap_or(i64::MAX)
-            .max(1);
-        let wait = [i64::from(self.wait_replicas), within].map(RedisParameter::Int64);
+        let (wanted, within) = (self.wait_replicas, self.replicas_within_ms);
+        let wait = [i64::from(wanted), within].map(RedisParameter::Int64);
         match connection.execute("WAIT", wait).await?.as_slice() {
-            [RedisResult::Int64(replicas)] if *replicas >= i64::from(self.wait_replicas) => Ok(done),
-            [RedisResult::Int64(replicas)] => Err(Error::Other(format!(
-                "{replicas} of {} replicas have it within {within} ms (redis_wait_replicas)",
-                self.wait_replicas
-            ))),
+            [RedisResult::Int64(replicas)] if *replicas >= i64::from(wanted) => Ok(done),
+            [RedisResult::Int64(replicas)] => {
+                let error = failures::too_few_replicas(*replicas, wanted, within);
+                Err(Error::Other(error))
+            }
             _ => Err(Error::TypeError),
         }
     }
@@ -254,13 +257,10 @@ impl Server {
             Ok(value) => Ok(value),
             // Another request has found out meanwhile.
             Err(first) if passage == Passage::Free && self.circuit.is_open() => Err(first),
-            Err(first) => self.once(passage, &command).await.map_err(|second| {
-                if first == second {
-                    first
-                } else {
-                    format!("{first}; on a fresh connection: {second}")
-                }
-            }),
+            Err(first) => {
+                let second = self.once(passage, &command).await;
+                second.map_err(|second| failures::both(first, &second))
+            }
         })
         .await
     }
@@ -334,9 +334,9 @@ fn text(value: impl AsRef<str>) -> RedisParameter {
 
 fn describe(error: &Error) -> String {
     match error {
-        Error::InvalidAddress => "the address is invalid or not among allowed_outbound_hosts".to_owned(),
-        Error::TooManyConnections => "too many open connections".to_owned(),
-        Error::TypeError => "the answer has an unexpected type".to_owned(),
+        Error::InvalidAddress => failures::INVALID_ADDRESS.to_owned(),
+        Error::TooManyConnections => failures::TOO_MANY_CONNECTIONS.to_owned(),
+        Error::TypeError => failures::TYPE_ERROR.to_owned(),
         Error::Other(message) => message.clone(),
     }
 }

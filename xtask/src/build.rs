@@ -20,7 +20,9 @@ pub struct Args {
 enum What {
     /// target/wasm32-wasip2/release/accept_component.wasm
     Component,
-    /// The same, and target/wasm32-wasip2/release/accept_component_without_spool.wasm for hosts without SQLite
+    /// The same, and target/wasm32-wasip2/release/accept_component_p2.wasm for hosts of WASI 0.2
+    ComponentP2,
+    /// Both, and target/wasm32-wasip2/release/accept_component_without_spool.wasm for hosts of WASI 0.3 without SQLite
     Components,
     /// target/release/verve-host
     Host,
@@ -28,18 +30,25 @@ enum What {
     Reporter,
     /// target/wasm32-wasip2/release/verve_hello.wasm, of the benchmarks
     Hello,
-    /// The component, the host and the reporter.
+    /// The component for WASI 0.3 and 0.2, the host and the reporter
     All,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     match args.what {
         What::Component => component(),
-        What::Components => both_components(),
+        What::ComponentP2 => {
+            component_p2()?;
+            component()
+        }
+        What::Components => components(),
         What::Hello => hello(),
         What::Host => native(&[HOST]),
         What::Reporter => native(&[REPORTER]),
-        What::All => all(),
+        What::All => {
+            component_p2()?;
+            all()
+        }
     }
 }
 
@@ -55,7 +64,7 @@ pub const UP: &str = "verve-up";
 /// Harms every part, for `cargo xtask chaos`.
 pub const CHAOS: &str = "verve-chaos";
 
-/// What `spin.toml` and the tests look for.
+/// What `spin.toml` looks for, and what runs it.
 pub fn all() -> Result<()> {
     component()?;
     native(&[HOST, REPORTER])
@@ -66,13 +75,26 @@ pub fn component() -> Result<()> {
     wasm("accept-component", &[]).map(drop)
 }
 
-/// Builds the component with and without its spool, which hosts without SQLite cannot give it.
-pub fn both_components() -> Result<()> {
-    let built = wasm("accept-component", &["--no-default-features"])?;
-    let kept = built.with_file_name("accept_component_without_spool.wasm");
-    fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
-    sys::say(&kept.display().to_string());
+/// Builds the component for WASI 0.2, in place of the usual one.
+fn component_p2() -> Result<()> {
+    variant(&["--no-default-features", "--features", "wasip2"], "accept_component_p2.wasm")
+}
+
+/// Builds the component in all its variants.
+pub fn components() -> Result<()> {
+    variant(&["--no-default-features"], "accept_component_without_spool.wasm")?;
+    component_p2()?;
     component()
+}
+
+/// Builds the component with other features, and keeps it under another name. The usual one has to be built again after that: they
+/// have the same name for Cargo.
+fn variant(flags: &[&str], name: &str) -> Result<()> {
+    let built = wasm("accept-component", flags)?;
+    let kept = built.with_file_name(name);
+    fs::rename(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+    sys::say(&kept.display().to_string());
+    Ok(())
 }
 
 /// Builds the component that records nothing, for `cargo xtask bench`.

@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let built = steps.run("build", || {
         install::ensure(&[install::REDIS, install::NGINX, install::FAKETIME, install::PROMTOOL])?;
-        build::both_components()?;
+        build::components()?;
         build::native_with_tests()
     });
     steps.run("unit tests", || tests(&["--lib", "--bins"], args, None));

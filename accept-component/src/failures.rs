@@ -1,0 +1,40 @@
+//! How failures of Redis are told, in each build.
+
+/// The host does not connect there.
+pub const INVALID_ADDRESS: &str = "the address is invalid or not among allowed_outbound_hosts";
+/// The host opens no more.
+pub const TOO_MANY_CONNECTIONS: &str = "too many open connections";
+/// Something else than Redis may be there.
+pub const TYPE_ERROR: &str = "the answer has an unexpected type";
+/// The stream of callback jobs is full.
+pub const TOO_MANY_JOBS: &str = "too many callback jobs wait";
+
+/// Fewer replicas than `redis_wait_replicas` have what was recorded, within so many milliseconds.
+#[must_use]
+pub fn too_few_replicas(replicas: i64, wanted: u32, within_ms: i64) -> String {
+    format!("{replicas} of {wanted} replicas have it within {within_ms} ms (redis_wait_replicas)")
+}
+
+/// Two attempts failed.
+#[must_use]
+pub fn both(first: String, second: &str) -> String {
+    if first == second {
+        first
+    } else {
+        format!("{first}; on a fresh connection: {second}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_twice_is_told_once() {
+        assert_eq!(both("broken pipe".to_owned(), "broken pipe"), "broken pipe");
+        assert_eq!(
+            both("broken pipe".to_owned(), "refused"),
+            "broken pipe; on a fresh connection: refused"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! What one request asks of Redis: one script, on a connection of its own.
+
+use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
+use verve_protocol::{CallbackJob, Id, RedisUrl, Window};
+
+use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
+use crate::answer::Outcome;
+use crate::config::Config;
+use crate::failures;
+
+/// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
+/// no room for the job, it does nothing and answers `full`.
+///
+/// An attempt after one whose answer was lost counts nothing for an id that is there: it may have been counted. So the statistics may
+/// miss a request, but never count one twice. Ids are exact either way.
+///
+/// KEYS: the window's ids, its statistics, the stream of callback jobs. ARGV: the id or nothing, the outcome where there is no id,
+/// whether this is another attempt (1 or nothing), the expiry of what has none, the most jobs, the job's fields and values.
+const RECORD: &str = r"
+local id, outcome, again, expiry, most = unpack(ARGV, 1, 5)
+local job = #ARGV > 5
+if job and redis.call('XLEN', KEYS[3]) >= tonumber(most) then return 'full' end
+if id ~= '' then
+  outcome = 'duplicate'
+  if redis.call('SADD', KEYS[1], id) == 1 then
+    outcome = 'new'
+    if redis.call('SCARD', KEYS[1]) == 1 then redis.call('EXPIRE', KEYS[1], expiry, 'NX') end
+  end
+end
+if job then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 6)) end
+if again == '' or outcome == 'new' then
+  if redis.call('HINCRBY', KEYS[2], 'requests', 1) == 1 then redis.call('EXPIRE', KEYS[2], expiry, 'NX') end
+  redis.call('HINCRBY', KEYS[2], outcome, 1)
+end
+return outcome";
+
+/// The Redis servers, as one request in a window sees them.
+pub struct Redis<'a> {
+    config: &'a Config,
+    window: Window,
+}
+
+/// What the first server is told of a request.
+#[derive(Default)]
+pub struct Note<'a> {
+    /// The id, if it is that server's.
+    id: Option<Id>,
+    /// What came of it, if that is known.
+    outcome: &'a str,
+    job: Option<&'a CallbackJob>,
+}
+
+impl<'a> Note<'a> {
+    /// Only what came of the request.
+    pub const fn of(outcome: &'a str) -> Self {
+        Self {
+            id: None,
+            outcome,
+            job: None,
+        }
+    }
+}
+
+/// Why a request was not recorded.
+pub struct Unrecorded {
+    /// In a line.
+    pub error: String,
+    /// Whether the first server answers, so that this may be counted.
+    pub may_be_noted: bool,
+}
+
+impl<'a> Redis<'a> {
+    /// None is connected yet.
+    pub const fn new(config: &'a Config, window: Window) -> Self {
+        Self { config, window }
+    }
+
+    /// Records an id, and a callback job.
+    pub fn record(&self, id: Id, job: Option<&CallbackJob>) -> Result<Outcome, Unrecorded> {
+        let place = id.shard(self.servers().len());
+        let note = if place == 0 {
+            Note {
+                id: Some(id),
+                outcome: "",
+                job,
+            }
+        } else {
+            let added = self.add(&self.servers()[place], id).map_err(|error| Unrecorded {
+                error,
+                may_be_noted: true,
+            })?;
+            Note {
+                id: None,
+                outcome: added.as_str(),
+                job,
+            }
+        };
+        let told = self.note(&note).map_err(|error| Unrecorded {
+            error,
+            may_be_noted: false,
+        })?;
+        Outcome::told(&told).ok_or_else(|| Unrecorded {
+            error: failures::TOO_MANY_JOBS.to_owned(),
+            may_be_noted: true,
+        })
+    }
+
+    /// Tells the first server of a request, and answers what that has made of it.
+    pub fn note(&self, note: &Note<'_>) -> Result<Vec<u8>, String> {
+        let keys = &self.config.keys;
+        let keys = [keys.ids(self.window), keys.stats(self.window), keys.callbacks()];
+        let id = note.id.map(|id| id.to_string()).unwrap_or_default();
+        let (expiry, most) = (UNREPORTED_SECONDS.to_string(), MAX_QUEUED_JOBS.to_string());
+        let fields = note.job.map(CallbackJob::to_fields);
+        let fields: Vec<&str> = fields
+            .iter()
+            .flatten()
+            .flat_map(|(field, value)| [*field, value])
+            .collect();
+        self.twice(&self.servers()[0], |connection, again| {
+            let again = if again { "1" } else { "" };
+            let [ids, stats, callbacks] = &keys;
+            let arguments = [
+                RECORD,
+                "3",
+                ids,
+                stats,
+                callbacks,
+                &id,
+                note.outcome,
+                again,
+                &expiry,
+                &most,
+            ];
+            let arguments = arguments.iter().chain(&fields).map(text);
+            let answer = connection.execute("EVAL", &arguments.collect::<Vec<_>>())?;
+            match answer.into_iter().next() {
+                Some(RedisResult::Binary(outcome)) => Ok(outcome),
+                _ => Err(Error::TypeError),
+            }
+        })
+    }
+
+    /// Adds an id that lives on another server than the first.
+    fn add(&self, server: &RedisUrl, id: Id) -> Result<Outcome, String> {
+        let key = self.config.keys.ids(self.window);
+        self.twice(server, |connection, _| {
+            let added = connection.execute("SADD", &[&key, &id.to_string()].map(text))?;
+            let expiry = UNREPORTED_SECONDS.to_string();
+            match added.first() {
+                Some(RedisResult::Int64(0)) => Ok(Outcome::Duplicate),
+                Some(RedisResult::Int64(_)) => {
+                    connection.execute("EXPIRE", &[key.as_str(), &expiry, "NX"].map(text))?;
+                    Ok(Outcome::New)
+                }
+                _ => Err(Error::TypeError),
+            }
+        })
+    }
+
+    /// Does what may be done twice, again on a fresh connection if it fails. Each time enough replicas have to have it.
+    fn twice<T>(
+        &self,
+        server: &RedisUrl,
+        command: impl Fn(&Connection, bool) -> Result<T, Error>,
+    ) -> Result<T, String> {
+        let attempt = |again| {
+            let connection = Connection::open(server.secret())?;
+            let done = command(&connection, again)?;
+            self.wait_for_replicas(&connection)?;
+            Ok(done)
+        };
+        let attempt = |again| attempt(again).map_err(|error: Error| format!("{server}: {}", describe(error)));
+        attempt(false).or_else(|first| attempt(true).map_err(|second| failures::both(first, &second)))
+    }
+
+    fn wait_for_replicas(&self, connection: &Connection) -> Result<(), Error> {
+        let (wanted, within) = (self.config.wait_replicas, self.config.replicas_within_ms());
+        if wanted == 0 {
+            return Ok(());
+        }
+        let wait = [i64::from(wanted), within].map(RedisParameter::Int64);
+        match connection.execute("WAIT", &wait)?.first() {
+            Some(RedisResult::Int64(replicas)) if *replicas >= i64::from(wanted) => Ok(()),
+            Some(RedisResult::Int64(replicas)) => {
+                let error = failures::too_few_replicas(*replicas, wanted, within);
+                Err(Error::Other(error))
+            }
+            _ => Err(Error::TypeError),
+        }
+    }
+
+    fn servers(&self) -> &[RedisUrl] {
+        self.config.redis_urls.as_slice()
+    }
+}
+
+fn text(value: impl AsRef<str>) -> RedisParameter {
+    RedisParameter::Binary(value.as_ref().as_bytes().to_vec())
+}
+
+fn describe(error: Error) -> String {
+    match error {
+        Error::InvalidAddress => failures::INVALID_ADDRESS.to_owned(),
+        Error::TooManyConnections => failures::TOO_MANY_CONNECTIONS.to_owned(),
+        Error::TypeError => failures::TYPE_ERROR.to_owned(),
+        Error::Other(message) => message,
+    }
+}
