@@ -4,6 +4,7 @@
 //! is none to a new one. An instance that still works on something, even after its last response, is never ended by a
 //! time limit here; only idle ones go.
 
+use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,18 +19,17 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use wasmtime::component::Accessor;
 use wasmtime::{AsContextMut as _, Store};
-use wasmtime_wasi_http::handler::{Prepared, Proxy};
-use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::handler::{Prepared, Proxy, ProxyPre};
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _};
 
 use crate::cli::Reuse;
 use crate::pool::Connections;
-use crate::wasm::{Grants, Guest, MAX_INSTANCES, new_store};
+use crate::wasm::{Grants, Guest, Loaded, MAX_INSTANCES, new_store};
 
 /// Makes instances. Clones share the limit on how many there may be.
 #[derive(Clone)]
 pub struct Factory {
-    component: ServicePre<Guest>,
+    component: Arc<Loaded>,
     grants: Grants,
     reuse: Reuse,
     /// One permit for each instance that may still be made.
@@ -39,10 +39,13 @@ pub struct Factory {
 }
 
 impl Factory {
-    /// One that makes instances of this component, with these grants.
-    pub fn new(component: ServicePre<Guest>, grants: Grants, reuse: Reuse) -> Self {
+    /// One that makes instances of this component, with these grants. Of WASI 0.2 each serves one request, as in Spin.
+    pub fn new(component: Loaded, grants: Grants, mut reuse: Reuse) -> Self {
+        if matches!(component.proxy, ProxyPre::P2(_)) {
+            reuse.requests = NonZeroUsize::MIN;
+        }
         Self {
-            component,
+            component: Arc::new(component),
             grants,
             reuse,
             slots: Arc::new(Semaphore::new(MAX_INSTANCES as usize)),
@@ -71,8 +74,8 @@ impl Factory {
 
     async fn instantiate(&self, redis: &Connections) -> wasmtime::Result<(OwnedSemaphorePermit, Store<Guest>, Proxy)> {
         let slot = self.slots.clone().acquire_owned().await?;
-        let mut store = new_store(self.component.engine(), &self.grants, redis);
-        let proxy = Proxy::P3(self.component.instantiate_async(&mut store).await?);
+        let mut store = new_store(&self.component.engine, &self.grants, redis);
+        let proxy = self.component.proxy.instantiate_async(&mut store).await?;
         Ok((slot, store, proxy))
     }
 }
@@ -139,22 +142,19 @@ impl Instances {
     ) {
         let reuse = self.0.factory.reuse;
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|instance| instance.total < reuse.requests.get() && !instance.queue.is_closed());
-        let free = |instance: &&mut Open| instance.running.load(Ordering::Relaxed) < reuse.concurrent.get();
-        let instance = match open.iter_mut().find(free) {
-            Some(instance) => instance,
-            None => {
-                let (queue, jobs) = unbounded_channel();
-                tokio::spawn(run(self.0.clone(), jobs));
-                open.push(Open {
-                    queue,
-                    running: Arc::default(),
-                    total: 0,
-                });
-                let last = open.len() - 1;
-                &mut open[last]
-            }
-        };
+        open.retain(|instance| !instance.queue.is_closed());
+        let free = |instance: &Open| instance.running.load(Ordering::Relaxed) < reuse.concurrent.get();
+        let place = open.iter().position(|instance| free(instance)).unwrap_or_else(|| {
+            let (queue, jobs) = unbounded_channel();
+            tokio::spawn(run(self.0.clone(), jobs));
+            open.push(Open {
+                queue,
+                running: Arc::default(),
+                total: 0,
+            });
+            open.len() - 1
+        });
+        let instance = &mut open[place];
         instance.total += 1;
         let running = Running::new(&instance.running);
         // One that has gone drops it, and the request fails.
@@ -163,6 +163,10 @@ impl Instances {
             response,
             running,
         });
+        if instance.total == reuse.requests.get() {
+            // It has had all its requests, and goes once it is done.
+            open.remove(place);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! As in Spin, commands sent at the same time are pipelined, and there is no time limit on anything: the component has its
 //! own. Unlike in Spin, what the component opens is a share of a connection: see [`crate::pool`].
 
+mod blocking;
+
 use std::sync::Arc;
 
 use redis::{Cmd, ErrorKind, RedisError, Value};
@@ -36,6 +38,11 @@ impl Redis {
             connections,
         }
     }
+
+    fn in_use(&self, connection: &Resource<Shared>) -> wasmtime::Result<InUse> {
+        let connection = self.connections.get(connection)?;
+        Ok(InUse::new(connection, &self.shared))
+    }
 }
 
 impl Host for Redis {}
@@ -53,14 +60,9 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
             let redis = access.get();
             (redis.allowed_hosts.clone(), redis.shared.clone())
         });
-        let url = match check(&allowed_hosts, &address) {
-            Ok(url) => url,
-            Err(error) => return Ok(Err(error)),
-        };
-        let connection = match shared.get(url).await {
+        let connection = match connect(&allowed_hosts, &shared, &address).await {
             Ok(connection) => connection,
-            Err(error) if error.kind() == ErrorKind::InvalidClientConfig => return Ok(Err(Error::InvalidAddress)),
-            Err(error) => return Ok(Err(other(error))),
+            Err(error) => return Ok(Err(error)),
         };
         Ok(guest
             .with(|mut access| access.get().connections.push(connection))
@@ -88,20 +90,30 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
         command: String,
         arguments: Vec<RedisParameter>,
     ) -> wasmtime::Result<Result<Vec<RedisResult>, Error>> {
-        let mut command = redis::cmd(&command);
-        for argument in arguments {
-            match argument {
-                RedisParameter::Int64(number) => command.arg(number),
-                RedisParameter::Binary(bytes) => command.arg(bytes),
-            };
-        }
-        let answer = send(guest, &connection, &command).await?;
-        Ok(answer.and_then(|answer| {
-            let mut results = Vec::new();
-            flatten(answer, &mut results)?;
-            Ok(results)
-        }))
+        let answer = send(guest, &connection, &cmd(&command, arguments)).await?;
+        Ok(answer.and_then(flat))
     }
+}
+
+/// A connection to a server that the component may connect to.
+async fn connect(allowed_hosts: &AllowedHosts, shared: &Connections, address: &str) -> Result<Shared, Error> {
+    let url = check(allowed_hosts, address)?;
+    shared.get(url).await.map_err(|error| match error.kind() {
+        ErrorKind::InvalidClientConfig => Error::InvalidAddress,
+        _ => other(error),
+    })
+}
+
+/// Any command.
+fn cmd(name: &str, arguments: impl IntoIterator<Item = RedisParameter>) -> Cmd {
+    let mut command = redis::cmd(name);
+    for argument in arguments {
+        match argument {
+            RedisParameter::Int64(number) => command.arg(number),
+            RedisParameter::Binary(bytes) => command.arg(bytes),
+        };
+    }
+    command
 }
 
 /// The URL of a server that the component may connect to. Parsed once, so that what is checked is what is connected to.
@@ -125,20 +137,27 @@ async fn send<T: Send>(
     connection: &Resource<Shared>,
     command: &Cmd,
 ) -> wasmtime::Result<Result<Value, Error>> {
-    let mut connection = guest.with(|mut access| {
-        let redis = access.get();
-        let connection = redis.connections.get(connection)?;
-        wasmtime::error::Ok(InUse::new(connection, &redis.shared))
-    })?;
+    let connection = guest.with(|mut access| access.get().in_use(connection))?;
+    Ok(query(connection, command).await)
+}
+
+/// Sends a command, and waits for the answer.
+async fn query(mut connection: InUse, command: &Cmd) -> Result<Value, Error> {
     let answer = command.query_async(connection.multiplexed()).await;
     // Also what Redis answers: a demoted one's address may lead to another by now, which is found by a fresh connection.
     if answer.is_ok() {
         connection.answered();
     }
-    Ok(answer.map_err(|error: RedisError| other(error)))
+    answer.map_err(|error: RedisError| other(error))
 }
 
 /// Spin's answers are flat lists.
+fn flat(answer: Value) -> Result<Vec<RedisResult>, Error> {
+    let mut results = Vec::new();
+    flatten(answer, &mut results)?;
+    Ok(results)
+}
+
 fn flatten(value: Value, results: &mut Vec<RedisResult>) -> Result<(), Error> {
     match value {
         Value::Nil => results.push(RedisResult::Nil),

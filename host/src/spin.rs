@@ -7,6 +7,7 @@ use std::sync::Arc;
 use wasmtime::component::{Accessor, HasSelf};
 
 use crate::variables::check_name;
+use bindings::fermyon::spin::variables as old;
 use bindings::spin::variables::variables::{Error, Host, HostWithStore};
 
 /// Generated from the WIT of this workspace.
@@ -17,6 +18,7 @@ pub mod bindings {
         imports: { default: async | trappable },
         with: {
             "spin:redis/redis.connection": crate::pool::Shared,
+            "fermyon:spin/redis.connection": crate::pool::Shared,
             "spin:sqlite/sqlite.connection": crate::database::Connection,
         },
     });
@@ -43,5 +45,17 @@ impl Host for Variables {}
 impl<T: Send> HostWithStore<T> for HasSelf<Variables> {
     async fn get(guest: &Accessor<T, Self>, name: String) -> wasmtime::Result<Result<String, Error>> {
         Ok(guest.with(|mut access| access.get().get(&name)))
+    }
+}
+
+/// For components of WASI 0.2.
+impl old::Host for Variables {
+    async fn get(&mut self, name: String) -> wasmtime::Result<Result<String, old::Error>> {
+        Ok(Self::get(self, &name).map_err(|error| match error {
+            Error::InvalidName(message) => old::Error::InvalidName(message),
+            Error::Undefined(message) => old::Error::Undefined(message),
+            Error::Provider(message) => old::Error::Provider(message),
+            Error::Other(message) => old::Error::Other(message),
+        }))
     }
 }

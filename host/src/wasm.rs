@@ -1,7 +1,7 @@
 //! The WebAssembly engine, and everything of the host that a component can reach.
 //!
-//! That is WASI 0.2 and 0.3 without files, network, environment or outgoing HTTP, and three interfaces of Spin's. A
-//! component that imports more is refused at start.
+//! That is WASI 0.2 and 0.3 without files, network, environment or outgoing HTTP, and of Spin's interfaces those for Redis and
+//! variables, in two versions, and for SQLite. A component that imports more is refused at start.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,6 +11,8 @@ use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::error::Context as _;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::handler::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::ProxyPre as HandlerPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
@@ -20,6 +22,7 @@ use crate::output::{Output, Target};
 use crate::pool::Connections;
 use crate::redis::Redis;
 use crate::spin::Variables;
+use crate::spin::bindings::fermyon::spin::{redis as redis2, variables as variables2};
 use crate::spin::bindings::spin::{redis::redis, sqlite::sqlite, variables::variables};
 use crate::sqlite::Sqlite;
 
@@ -73,11 +76,19 @@ impl Guest {
     }
 }
 
+/// A component, ready to make instances of.
+pub struct Loaded {
+    /// Where they run.
+    pub engine: Engine,
+    /// The component, for WASI 0.2 or 0.3.
+    pub proxy: ProxyPre<Guest>,
+}
+
 /// Compiles a component and links it to the host.
 ///
 /// # Errors
-/// If the file cannot be read, is no component with an HTTP handler of WASI 0.3, or needs what this host does not offer.
-pub fn load(path: &Path) -> wasmtime::Result<ServicePre<Guest>> {
+/// If the file cannot be read, is no component with an HTTP handler of WASI 0.2 or 0.3, or needs what this host does not offer.
+pub fn load(path: &Path) -> wasmtime::Result<Loaded> {
     let shown = path.display();
     let bytes =
         std::fs::read(path).with_context(|| format!("cannot read the component {shown}; has it been built?"))?;
@@ -86,7 +97,13 @@ pub fn load(path: &Path) -> wasmtime::Result<ServicePre<Guest>> {
     let linked = linker(&engine)?
         .instantiate_pre(&component)
         .with_context(|| format!("{shown} needs what this host does not offer"))?;
-    ServicePre::new(linked).with_context(|| format!("{shown} does not offer wasi:http/handler of WASI 0.3"))
+    let proxy = match ServicePre::new(linked.clone()) {
+        Ok(service) => ProxyPre::P3(service),
+        Err(_) => ProxyPre::P2(HandlerPre::new(linked).with_context(|| {
+            format!("{shown} offers neither wasi:http/handler of WASI 0.3 nor wasi:http/incoming-handler of WASI 0.2")
+        })?),
+    };
+    Ok(Loaded { engine, proxy })
 }
 
 /// A store for a new instance.
@@ -116,10 +133,13 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     redis::add_to_linker::<_, HasSelf<Redis>>(&mut linker, |guest: &mut Guest| &mut guest.redis)?;
     sqlite::add_to_linker::<_, HasSelf<Sqlite>>(&mut linker, |guest: &mut Guest| &mut guest.sqlite)?;
     variables::add_to_linker::<_, HasSelf<Variables>>(&mut linker, |guest: &mut Guest| &mut guest.variables)?;
+    redis2::add_to_linker::<_, HasSelf<Redis>>(&mut linker, |guest: &mut Guest| &mut guest.redis)?;
+    variables2::add_to_linker::<_, HasSelf<Variables>>(&mut linker, |guest: &mut Guest| &mut guest.variables)?;
     Ok(linker)
 }
 

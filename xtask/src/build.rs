@@ -77,7 +77,10 @@ pub fn component() -> Result<()> {
 
 /// Builds the component for WASI 0.2, in place of the usual one.
 fn component_p2() -> Result<()> {
-    variant(&["--no-default-features", "--features", "wasip2"], "accept_component_p2.wasm")
+    variant(
+        &["--no-default-features", "--features", "wasip2"],
+        "accept_component_p2.wasm",
+    )
 }
 
 /// Builds the component in all its variants.
