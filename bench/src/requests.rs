@@ -22,11 +22,14 @@ const HELLO: &str = "verve-host, hello";
 const GO: &str = "Go, native";
 const AXUM: &str = "axum (Rust, native)";
 const SPIN: &str = "Spin";
+const HOST_P2: &str = "verve-host, WASI 0.2";
+const SPIN_P2: &str = "Spin, WASI 0.2";
 
 async fn all(redis: &str) -> Result<Vec<Target>> {
     let mut targets = vec![
         Target::host(HOST, Kind::VerveHost, Component::Accept, redis, &[]).await?,
         Target::host(HELLO, Kind::VerveHost, Component::Hello, redis, &[]).await?,
+        Target::host(HOST_P2, Kind::VerveHostP2, Component::Accept, redis, &[]).await?,
         Target::go(redis).await?,
         Target::axum(redis).await?,
     ];
@@ -299,6 +302,8 @@ const fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::VerveHost => HOST,
         Kind::Spin => SPIN,
+        Kind::VerveHostP2 => HOST_P2,
+        Kind::SpinP2 => SPIN_P2,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
-use verve_tests::host::Kind;
+use verve_tests::host::{Kind, application_folder};
 use verve_tests::process::{Process, cpu_seconds, under};
 use verve_tests::{http, net, paths, wait};
 
@@ -106,18 +106,20 @@ pub fn wasm(file: &str) -> Result<PathBuf> {
 /// The command that starts a host on a free port, in a folder of its own.
 fn host(kind: Kind, component: Component, redis: &str, flags: &[&str]) -> Result<(Command, SocketAddr, TempDir)> {
     let address = net::free_address()?;
-    let folder = tempfile::tempdir()?;
-    let manifest = folder.path().join("spin.toml");
-    let (text, file) = match component {
-        Component::Accept => (paths::manifest(), "accept_component.wasm"),
-        Component::Hello => (paths::repository().join("bench/hello/spin.toml"), "verve_hello.wasm"),
+    let text = match component {
+        Component::Accept => kind.manifest()?,
+        Component::Hello => {
+            let text = fs::read_to_string(paths::repository().join("bench/hello/spin.toml"))?;
+            text.replace("../../target", "target")
+        }
     };
-    let text = fs::read_to_string(text)?.replace("../../target", "target");
-    fs::write(&manifest, text)?;
-    let built = "target/wasm32-wasip2/release";
-    fs::create_dir_all(folder.path().join(built))?;
-    std::os::unix::fs::symlink(wasm(file)?, folder.path().join(built).join(file))?;
-    let mut command = kind.command(&manifest)?;
+    let folder = application_folder(&text)?;
+    if component == Component::Hello {
+        let file = "verve_hello.wasm";
+        let built = folder.path().join("target/wasm32-wasip2/release");
+        std::os::unix::fs::symlink(wasm(file)?, built.join(file))?;
+    }
+    let mut command = kind.command(&folder.path().join("spin.toml"))?;
     command.args(["--listen", &address.to_string()]).args(flags);
     if component == Component::Accept {
         command.args(["--variable", &format!("redis_urls={redis}")]);

@@ -16,17 +16,52 @@ use tempfile::TempDir;
 use crate::process::{OnLine, Process, under};
 use crate::{http, net, paths, wait};
 
-/// Which program runs the component.
+/// Which program runs the component, and which build of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `verve-host` of this workspace.
     VerveHost,
     /// `spin up`.
     Spin,
+    /// `verve-host`, with the build for WASI 0.2.
+    VerveHostP2,
+    /// `spin up`, with the build for WASI 0.2.
+    SpinP2,
 }
 
 impl Kind {
-    /// `verve-host`, and `spin` where the PATH or `SPIN_BIN` has one.
+    /// Those that there are with either build of the component.
+    #[must_use]
+    pub fn every() -> Vec<Self> {
+        let of_wasi_0_2 = |kind| match kind {
+            Self::VerveHost => Self::VerveHostP2,
+            Self::Spin => Self::SpinP2,
+            other => other,
+        };
+        let mut kinds = Self::available();
+        kinds.extend(kinds.clone().into_iter().map(of_wasi_0_2));
+        kinds
+    }
+
+    /// Whether it runs the build for WASI 0.2.
+    #[must_use]
+    pub const fn is_p2(self) -> bool {
+        matches!(self, Self::VerveHostP2 | Self::SpinP2)
+    }
+
+    /// The manifest that it serves, unless it is given another one, as it reads at the top of the repository.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn manifest(self) -> Result<String> {
+        if !self.is_p2() {
+            return Ok(fs::read_to_string(paths::manifest())?);
+        }
+        let text = fs::read_to_string(paths::repository().join("deploy/spin-wasip2.toml"))?;
+        Ok(text.replace("\"../", "\""))
+    }
+
+    /// `verve-host`, and `spin` where the PATH or `SPIN_BIN` has one, with the usual build of the component.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut kinds = vec![Self::VerveHost];
@@ -40,8 +75,8 @@ impl Kind {
     /// When the program is not built or not installed.
     pub fn command(self, manifest: &Path) -> Result<Command> {
         let mut command = match self {
-            Self::VerveHost => Command::new(paths::verve_host()?),
-            Self::Spin => {
+            Self::VerveHost | Self::VerveHostP2 => Command::new(paths::verve_host()?),
+            Self::Spin | Self::SpinP2 => {
                 let mut command = Command::new(spin().context("neither the PATH nor SPIN_BIN has a spin")?);
                 command.arg("up");
                 // It runs the trigger as a child, which a killed `spin up` would leave behind.
@@ -124,7 +159,11 @@ impl Options {
     /// # Errors
     /// When the program or the component is not built, or the instance does not come up.
     pub async fn start(self) -> Result<Instance> {
-        let folder = application_folder(self.manifest.as_deref())?;
+        let manifest = match self.manifest {
+            Some(text) => text,
+            None => self.kind.manifest()?,
+        };
+        let folder = application_folder(&manifest)?;
         let address = match self.address {
             Some(address) => address,
             None => net::free_address()?,
@@ -170,18 +209,17 @@ fn command(kind: Kind, folder: &TempDir, address: SocketAddr, variables: &[(Stri
 ///
 /// # Errors
 /// When the component is not built, or the folder cannot be made.
-pub fn application_folder(manifest: Option<&str>) -> Result<TempDir> {
+pub fn application_folder(manifest: &str) -> Result<TempDir> {
     let folder = tempfile::tempdir()?;
-    let path = folder.path().join("spin.toml");
-    match manifest {
-        Some(text) => fs::write(&path, text)?,
-        None => fs::copy(paths::manifest(), &path).map(drop)?,
-    }
+    fs::write(folder.path().join("spin.toml"), manifest)?;
     let source = folder.path().join("target/wasm32-wasip2/release");
     fs::create_dir_all(&source)?;
     symlink(paths::component()?, source.join("accept_component.wasm"))?;
-    if let Ok(component) = paths::component_without_spool() {
-        symlink(component, source.join("accept_component_without_spool.wasm"))?;
+    for component in [paths::component_without_spool(), paths::component_p2()]
+        .into_iter()
+        .flatten()
+    {
+        symlink(&component, source.join(component.file_name().unwrap_or_default()))?;
     }
     Ok(folder)
 }

@@ -62,6 +62,14 @@ pub fn component_without_spool() -> Result<PathBuf> {
     built(repository().join("target/wasm32-wasip2/release/accept_component_without_spool.wasm"))
 }
 
+/// The component built for WASI 0.2.
+///
+/// # Errors
+/// When it has not been built.
+pub fn component_p2() -> Result<PathBuf> {
+    built(repository().join("target/wasm32-wasip2/release/accept_component_p2.wasm"))
+}
+
 /// What makes a program believe in another time.
 ///
 /// # Errors

@@ -28,7 +28,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     install::ensure(&[install::REDIS, WRK])?;
-    build::component()?;
+    build::component_with_p2()?;
     build::hello()?;
     build::native(&[build::HOST, build::REPORTER, "axum-peer", "verve-bench"])?;
     go_peer()?;

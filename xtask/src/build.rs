@@ -37,10 +37,7 @@ enum What {
 pub fn run(args: &Args) -> Result<()> {
     match args.what {
         What::Component => component(),
-        What::ComponentP2 => {
-            component_p2()?;
-            component()
-        }
+        What::ComponentP2 => component_with_p2(),
         What::Components => components(),
         What::Hello => hello(),
         What::Host => native(&[HOST]),
@@ -83,11 +80,16 @@ fn component_p2() -> Result<()> {
     )
 }
 
+/// Builds the component for WASI 0.2 and the usual one.
+pub fn component_with_p2() -> Result<()> {
+    component_p2()?;
+    component()
+}
+
 /// Builds the component in all its variants.
 pub fn components() -> Result<()> {
     variant(&["--no-default-features"], "accept_component_without_spool.wasm")?;
-    component_p2()?;
-    component()
+    component_with_p2()
 }
 
 /// Builds the component with other features, and keeps it under another name. The usual one has to be built again after that: they

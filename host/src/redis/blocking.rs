@@ -11,7 +11,7 @@ use crate::spin::bindings::fermyon::spin::redis::{Error, Host, HostConnection, R
 use crate::spin::bindings::spin::redis::redis as current;
 
 /// For connecting, and for the answer to a command.
-const WITHIN: Duration = Duration::from_secs(5);
+const WITHIN: Duration = Duration::from_secs(1);
 
 impl Host for Redis {}
 

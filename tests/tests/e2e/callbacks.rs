@@ -28,7 +28,7 @@ fn assert_post(request: &Received, target: &str, count: u64) {
 
 #[tokio::test]
 async fn from_the_request_to_the_endpoint() -> Result<()> {
-    for kind in Kind::available() {
+    for kind in Kind::every() {
         let site = Site::new(60).await?;
         let sink = Sink::start().await?;
         let instance = site.host(kind).start().await?;

@@ -29,13 +29,16 @@ struct Traffic {
 }
 
 impl Traffic {
-    async fn new(kind: Kind, window_seconds: u32, redis_servers: usize) -> Result<Self> {
+    async fn new(kinds: [Kind; 2], window_seconds: u32, redis_servers: usize) -> Result<Self> {
         let mut site = Site::new(window_seconds).await?;
         while site.redis.len() < redis_servers {
             site.redis.push(RedisServer::start().await?);
         }
         let ledger = Ledger::new().await?;
-        let instances = vec![site.host(kind).start().await?, site.host(kind).start().await?];
+        let mut instances = Vec::new();
+        for kind in kinds {
+            instances.push(site.host(kind).start().await?);
+        }
         let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
         Ok(Self {
             first: clock::current_window(site.length),
@@ -176,13 +179,13 @@ fn overlapping(count: usize, distinct: u64, seed: u64) -> Vec<i64> {
 
 /// 10,000 requests whose ids come again and again across window boundaries, and 10,000 in batches that each stay within
 /// one window, so that the sum of the windows is known beforehand.
-async fn count_exactly(kind: Kind, redis_servers: usize) -> Result<()> {
-    let mut traffic = Traffic::new(kind, 3, redis_servers).await?;
+async fn count_exactly(kinds: [Kind; 2], redis_servers: usize) -> Result<()> {
+    let mut traffic = Traffic::new(kinds, 3, redis_servers).await?;
     traffic.send(&overlapping(10_000, 4_000, 1)).await?;
     traffic
         .check()
         .await
-        .with_context(|| format!("{kind:?}, across boundaries"))?;
+        .with_context(|| format!("{kinds:?}, across boundaries"))?;
 
     // The instances' memory of the ids they saw must not outlive the window.
     let before = traffic.check().await?;
@@ -210,35 +213,44 @@ async fn count_exactly(kind: Kind, redis_servers: usize) -> Result<()> {
         );
     }
     assert_eq!(traffic.sent.len(), 20_000);
-    let sum = traffic.check().await.with_context(|| format!("{kind:?}, in batches"))?;
+    let sum = traffic
+        .check()
+        .await
+        .with_context(|| format!("{kinds:?}, in batches"))?;
     assert_eq!(
         sum - before,
         distinct,
-        "{kind:?}: the sum of the windows is the number of distinct ids"
+        "{kinds:?}: the sum of the windows is the number of distinct ids"
     );
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_one_redis() -> Result<()> {
-    for kind in Kind::available() {
-        count_exactly(kind, 1).await?;
+    for kind in Kind::every() {
+        count_exactly([kind; 2], 1).await?;
     }
     Ok(())
 }
 
+/// As while a site moves from one build of the component to the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_instances_of_both_builds() -> Result<()> {
+    count_exactly([Kind::VerveHost, Kind::VerveHostP2], 1).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_three_redis() -> Result<()> {
-    for kind in Kind::available() {
-        count_exactly(kind, 3).await?;
+    for kind in Kind::every() {
+        count_exactly([kind; 2], 3).await?;
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_boundary_in_the_middle_of_traffic() -> Result<()> {
-    for kind in Kind::available() {
-        let mut traffic = Traffic::new(kind, 1, 1).await?;
+    for kind in Kind::every() {
+        let mut traffic = Traffic::new([kind; 2], 1, 1).await?;
         let mut ids = 0;
         // Until traffic has gone on through three boundaries; no id comes twice.
         while clock::current_window(traffic.site.length).start() < traffic.first.start() + 4 {

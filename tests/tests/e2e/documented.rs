@@ -260,3 +260,36 @@ async fn the_components_redis_user_suffices() -> Result<()> {
     assert!(denied.is_empty(), "{denied:?}");
     Ok(())
 }
+
+/// What the two manifests have in common is the same in both.
+#[test]
+fn the_manifests_agree() -> Result<()> {
+    let [usual, older] = [paths::manifest(), paths::repository().join("deploy/spin-wasip2.toml")]
+        .map(|path| anyhow::Ok(fs::read_to_string(path)?.parse::<toml::Table>()?));
+    let (mut usual, older) = (usual?, older?);
+    let component = |manifest: &toml::Table| manifest["component"]["accept"].clone();
+    let [usual_component, older_component] = [component(&usual), component(&older)];
+    assert_eq!(
+        usual_component["allowed_outbound_hosts"],
+        older_component["allowed_outbound_hosts"]
+    );
+    assert_eq!(older_component.get("sqlite_databases"), None);
+    for table in [usual["variables"].clone(), usual_component["variables"].clone()] {
+        assert!(table.get("spool_limit").is_some(), "{table:?}");
+    }
+    // The one variable of the spool, which the older build does not have.
+    let without = |table: &toml::Value| {
+        let mut table = table.as_table().cloned().unwrap_or_default();
+        table.remove("spool_limit");
+        table
+    };
+    assert_eq!(without(&usual["variables"]), without(&older["variables"]));
+    assert_eq!(
+        without(&usual_component["variables"]),
+        without(&older_component["variables"])
+    );
+    for name in ["application", "trigger"] {
+        assert_eq!(usual.remove(name), older.get(name).cloned(), "{name}");
+    }
+    Ok(())
+}

@@ -39,7 +39,7 @@ fn table() -> Vec<(String, String, &'static str)> {
 
 #[tokio::test]
 async fn jobs_are_written_as_asked() -> Result<()> {
-    for kind in Kind::available() {
+    for kind in Kind::every() {
         let site = Site::with_one_window().await?;
         let instance = site.host(kind).start().await?;
         let mut connection = Connection::open(instance.addr()).await?;
@@ -63,7 +63,7 @@ async fn jobs_are_written_as_asked() -> Result<()> {
 
 #[tokio::test]
 async fn the_default_method_is_a_variable() -> Result<()> {
-    for kind in Kind::available() {
+    for kind in Kind::every() {
         let site = Site::with_one_window().await?;
         let instance = site.host(kind).variable("callback_method", "post").start().await?;
         for more in ["", "&method=get"] {

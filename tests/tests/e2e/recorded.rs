@@ -20,7 +20,7 @@ async fn accept(instance: &Instance, query: &str) -> Result<String> {
 
 #[tokio::test]
 async fn a_set_of_canonical_ids_that_expires_within_a_day() -> Result<()> {
-    for kind in Kind::available() {
+    for kind in Kind::every() {
         let site = Site::with_one_window().await?;
         let instance = site.host(kind).start().await?;
         for (query, outcome) in [("id=007", "new"), ("id=-5", "new"), ("id=7", "duplicate")] {
@@ -45,7 +45,7 @@ async fn a_set_of_canonical_ids_that_expires_within_a_day() -> Result<()> {
 
 #[tokio::test]
 async fn an_id_belongs_to_the_window_of_its_moment() -> Result<()> {
-    for kind in Kind::available() {
+    for kind in Kind::every() {
         let site = Site::new(1).await?;
         let instance = site.host(kind).start().await?;
         for _ in 0..3 {
@@ -61,7 +61,7 @@ async fn an_id_belongs_to_the_window_of_its_moment() -> Result<()> {
 
 #[tokio::test]
 async fn statistics_add_up() -> Result<()> {
-    for kind in Kind::available() {
+    for kind in Kind::every() {
         let site = Site::with_one_window().await?;
         let instance = site.host(kind).start().await?;
         for query in ["id=1", "id=2", "id=2", "id=3"] {
@@ -136,7 +136,7 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
 
 #[tokio::test]
 async fn several_redis_share_the_ids() -> Result<()> {
-    for kind in Kind::available() {
+    for kind in Kind::every() {
         let mut redis = Vec::new();
         for _ in 0..3 {
             redis.push(RedisServer::start().await?);

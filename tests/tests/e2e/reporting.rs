@@ -21,7 +21,7 @@ fn tells(line: &str, window: &str, count: &str) -> bool {
 
 #[tokio::test]
 async fn a_record_tells_of_requests_and_duplicates() -> Result<()> {
-    for kind in Kind::available() {
+    for kind in Kind::every() {
         let site = Site::new(2).await?;
         let mut ledger = Ledger::new().await?;
         let instance = site.host(kind).start().await?;

@@ -1,12 +1,13 @@
 //! The built component against the world in `wit/`: it offers what the world exports and imports nothing else.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use verve_tests::paths;
-use wit_component::targets;
-use wit_parser::Resolve;
+use wit_component::{DecodedWasm, decode, targets};
+use wit_parser::{Resolve, WorldId};
 
 /// Whether a build needs no more and offers no less than a world says.
 fn check(component: &Path, world: &str) -> Result<()> {
@@ -26,6 +27,40 @@ fn the_component_fits_its_world() -> Result<()> {
 fn the_component_without_a_spool_fits_a_smaller_one() -> Result<()> {
     check(&paths::component_without_spool()?, "accept-without-spool")?;
     assert!(check(&paths::component()?, "accept-without-spool").is_err());
+    Ok(())
+}
+
+/// What a world imports, and what it exports: interfaces, with WASI 0.2 in whatever patch, of which the linker takes the highest.
+fn interfaces(resolve: &Resolve, world: WorldId) -> [BTreeSet<String>; 2] {
+    let world = &resolve.worlds[world];
+    [&world.imports, &world.exports].map(|items| {
+        let names = items.keys().map(|key| resolve.name_world_key(key));
+        names
+            .map(|name| match name.split_once("@0.2.") {
+                Some((name, _)) => format!("{name}@0.2"),
+                None => name,
+            })
+            .collect()
+    })
+}
+
+#[test]
+fn the_component_for_wasi_0_2_fits_its_own() -> Result<()> {
+    let component = fs::read(paths::component_p2()?)?;
+    let DecodedWasm::Component(built, built_world) = decode(&component)? else {
+        anyhow::bail!("no component");
+    };
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_dir(paths::repository().join("wit"))?;
+    let world = resolve.select_world(&[package], Some("accept-wasip2"))?;
+    let ([imports, exports], [may_import, must_export]) =
+        (interfaces(&built, built_world), interfaces(&resolve, world));
+    assert_eq!(
+        imports.difference(&may_import).collect::<Vec<_>>(),
+        Vec::<&String>::new()
+    );
+    assert!(imports.contains("fermyon:spin/redis@2.0.0"), "{imports:?}");
+    assert_eq!(exports, must_export);
     Ok(())
 }
 
