@@ -85,7 +85,11 @@ fn checks(steps: &mut Steps) {
         } else {
             Toolchain::all_of_debian()?
         };
-        sys::run(both.cargo_wasm("clippy", "accept-component")?.args(strict))
+        for features in [&[][..], &build::WITHOUT_SPOOL, &build::WASIP2] {
+            let mut clippy = both.cargo_wasm("clippy", "accept-component")?;
+            sys::run(clippy.args(features).args(strict))?;
+        }
+        Ok(())
     });
     dependencies(steps);
     steps.run("documentation", || {

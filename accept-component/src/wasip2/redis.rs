@@ -24,7 +24,7 @@ if id ~= '' then
   outcome = 'duplicate'
   if redis.call('SADD', KEYS[1], id) == 1 then
     outcome = 'new'
-    if redis.call('SCARD', KEYS[1]) == 1 then redis.call('EXPIRE', KEYS[1], expiry, 'NX') end
+    redis.call('EXPIRE', KEYS[1], expiry, 'NX')
   end
 end
 if job then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 6)) end

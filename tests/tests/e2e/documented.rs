@@ -247,6 +247,12 @@ async fn the_components_redis_user_suffices() -> Result<()> {
         (requests == asked.get() && expiry > 0).then_some(())
     })
     .await?;
+    let older = site.host(Kind::VerveHostP2).variable("redis_urls", &url);
+    let older = older.start().await?;
+    for (query, outcome) in [("id=2", "duplicate"), ("id=-1&endpoint=http%3A%2F%2Fe.com%2F", "new")] {
+        let answer = http::get(older.addr(), &format!("/api/verve/accept?{query}")).await?;
+        assert_eq!(answer.header("verve-outcome"), Some(outcome), "{query} on WASI 0.2");
+    }
     let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL")
         .arg("LOG")
         .query_async(&mut site.first().await?)
