@@ -35,6 +35,16 @@ pub struct Arguments {
     #[command(flatten)]
     pub reuse: Reuse,
 
+    /// How long it goes on serving after SIGTERM, so that load balancers can turn away: its health check answers 503 meanwhile, and
+    /// each response closes its connection. SIGINT stops without that
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub stop_grace: Duration,
+
+    /// How long a kept-alive connection may be idle, and a client may take for a request's head. Longer than what load balancers keep
+    /// idle connections for, or they send requests on a connection that is being closed
+    #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = duration)]
+    pub keep_alive_timeout: Duration,
+
     /// Leaves Nagle's algorithm on, to measure what it costs: a response in two writes waits for a delayed ACK
     #[arg(long)]
     pub no_tcp_nodelay: bool,

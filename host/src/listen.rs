@@ -1,38 +1,51 @@
 //! The port: accepts connections for the threads that serve them, and stops gracefully.
 
+use std::convert::Infallible;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 
 use crate::instances::Factory;
 use crate::server::Site;
-use crate::shutdown::{BACKGROUND_LIMIT, Ended, LIMIT, Signals};
+use crate::shutdown::{BACKGROUND_LIMIT, Ended, LIMIT, SIGTERM, Signals};
 use crate::workers::Workers;
 
 /// How long to wait after a connection could not be accepted, since the cause (such as too many open files) stays.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until a signal comes, then stops: idle connections are closed, requests in flight are answered, and what the
-/// component does after its responses may finish.
+/// Serves until a signal comes, and for `grace` longer if that is SIGTERM. Then it stops: idle connections are closed, requests in
+/// flight are answered, and what the component does after its responses may finish.
 ///
 /// # Errors
 /// If the listener's address is unknown, or a thread cannot be started.
-pub async fn serve(listener: TcpListener, site: Site, factory: Factory, mut signals: Signals) -> io::Result<Ended> {
+pub async fn serve(
+    listener: TcpListener,
+    site: Site,
+    factory: Factory,
+    mut signals: Signals,
+    grace: Duration,
+) -> io::Result<Ended> {
     announce(&listener, &site)?;
     let workers = Workers::start(&site, &factory)?;
-    let signal = loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
-                Ok(stream) => workers.serve(stream),
-                Err(error) => {
-                    tracing::warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            signal = signals.next() => break signal,
-        }
+    let signal = tokio::select! {
+        never = accept(&listener, &workers) => match never {},
+        signal = signals.next() => signal,
     };
+    site.is_stopping.store(true, Ordering::Relaxed);
+    if signal == SIGTERM && !grace.is_zero() {
+        let seconds = grace.as_secs_f32();
+        tracing::info!("{signal}: serving for {seconds} s longer, until load balancers have turned away");
+        tokio::select! {
+            never = accept(&listener, &workers) => match never {},
+            () = tokio::time::sleep(grace) => {}
+            signal = signals.next() => {
+                tracing::warn!("{signal}: stopping at once");
+                return Ok(Ended::Cut);
+            }
+        }
+    }
     drop(listener);
     tracing::info!("{signal}: stopping once requests in flight are answered; a second signal stops at once");
     let stop = async {
@@ -51,6 +64,19 @@ pub async fn serve(listener: TcpListener, site: Site, factory: Factory, mut sign
         () = tokio::time::sleep(LIMIT) => {
             tracing::warn!("stopping although requests are still in flight after {} s", LIMIT.as_secs());
             Ok(Ended::Cut)
+        }
+    }
+}
+
+/// Has connections served, as they come.
+async fn accept(listener: &TcpListener, workers: &Workers) -> Infallible {
+    loop {
+        match listener.accept().await.and_then(|(stream, _)| stream.into_std()) {
+            Ok(stream) => workers.serve(stream),
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }

@@ -109,6 +109,8 @@ fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants) -> anyhow:
         component: manifest.component.id,
         routes: manifest.routes,
         tcp_nodelay: !arguments.no_tcp_nodelay,
+        keep_alive: arguments.keep_alive_timeout,
+        is_stopping: Arc::default(),
         has_database: manifest.component.sqlite,
     };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -118,7 +120,7 @@ fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants) -> anyhow:
             .await
             .with_context(|| format!("cannot listen on {}", arguments.listen))?;
         let signals = Signals::try_new().context("cannot listen for signals")?;
-        listen::serve(listener, site, factory, signals)
+        listen::serve(listener, site, factory, signals, arguments.stop_grace)
             .await
             .context("cannot serve")
     });

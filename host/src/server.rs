@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderValue};
+use hyper::header::{CONNECTION, HOST, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -19,10 +20,6 @@ use wasmtime_wasi_http::WasiBody;
 
 use crate::instances::Instances;
 use crate::routes::Route;
-
-/// How long a client may take to send a request's head, and how long a connection may be idle. Longer than the minute
-/// for which load balancers keep idle connections, so that it is they who close them and no request meets a closed one.
-const HEAD_LIMIT: Duration = Duration::from_secs(75);
 
 /// How often the component is asked to look after its database.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(30);
@@ -38,8 +35,12 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// Whether to turn Nagle's algorithm off.
     pub tcp_nodelay: bool,
+    /// How long a client may take to send a request's head, and how long a connection may be idle.
+    pub keep_alive: Duration,
     /// Whether the component has a database.
     pub has_database: bool,
+    /// Whether load balancers are to turn away.
+    pub is_stopping: Arc<AtomicBool>,
 }
 
 /// Has the component look after what it may have left in its database, at once and every so often, though nobody else may ever
@@ -76,13 +77,21 @@ pub fn serve_connection(
         // the first, which the client delays by 40 ms.
         stream.set_nodelay(site.tcp_nodelay)?;
         let stream = TokioIo::new(TcpStream::from_std(stream)?);
+        let keep_alive = site.keep_alive;
         let service = service_fn(move |request| {
             let (site, instances) = (site.clone(), instances.clone());
-            async move { Ok::<_, Infallible>(answer(&site, &instances, request).await) }
+            async move {
+                let mut response = answer(&site, &instances, request).await;
+                if site.is_stopping.load(Ordering::Relaxed) {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_LIMIT)
+            .header_read_timeout(keep_alive)
             // The body is two bytes long: cheaper to copy than to gather.
             .writev(false)
             .serve_connection(stream, service);
@@ -93,10 +102,10 @@ pub fn serve_connection(
 async fn answer(site: &Site, instances: &Instances, request: Request<Incoming>) -> Response<WasiBody> {
     let path = request.uri().path();
     if !site.routes.iter().any(|route| route.takes(path)) {
-        return if path == HEALTH {
-            plain(StatusCode::OK, "OK")
-        } else {
-            plain(StatusCode::NOT_FOUND, "")
+        return match path {
+            HEALTH if site.is_stopping.load(Ordering::Relaxed) => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            HEALTH => plain(StatusCode::OK, "OK"),
+            _ => plain(StatusCode::NOT_FOUND, ""),
         };
     }
     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());

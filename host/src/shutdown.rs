@@ -11,6 +11,9 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// How long components may go on with work of their own once every response has been sent.
 pub const BACKGROUND_LIMIT: Duration = Duration::from_secs(5);
 
+/// The name of the signal by which supervisors stop a process.
+pub const SIGTERM: &str = "SIGTERM";
+
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -41,7 +44,7 @@ impl Signals {
     /// Waits for the next signal and tells its name.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.terminate.recv() => SIGTERM,
             _ = self.interrupt.recv() => "SIGINT",
         }
     }

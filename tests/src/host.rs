@@ -109,9 +109,17 @@ pub struct Options {
     clock: Option<String>,
     survives_file_limit: bool,
     on_line: Option<OnLine>,
+    stop_grace: &'static str,
 }
 
 impl Options {
+    /// How long a `verve-host` goes on serving after SIGTERM; not at all, unless this says so.
+    #[must_use]
+    pub const fn stop_grace(mut self, duration: &'static str) -> Self {
+        self.stop_grace = duration;
+        self
+    }
+
     /// Sets a variable of the application.
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
@@ -168,7 +176,7 @@ impl Options {
             Some(address) => address,
             None => net::free_address()?,
         };
-        let mut command = command(self.kind, &folder, address, &self.variables)?;
+        let mut command = command(self.kind, &folder, address, &self.variables, self.stop_grace)?;
         if let Some(wrong_by) = self.clock {
             // Only what time it is, not how time passes.
             command
@@ -184,6 +192,7 @@ impl Options {
         let instance = Instance {
             kind: self.kind,
             variables: self.variables,
+            stop_grace: self.stop_grace,
             process,
             address,
             folder,
@@ -193,11 +202,20 @@ impl Options {
     }
 }
 
-fn command(kind: Kind, folder: &TempDir, address: SocketAddr, variables: &[(String, String)]) -> Result<Command> {
+fn command(
+    kind: Kind,
+    folder: &TempDir,
+    address: SocketAddr,
+    variables: &[(String, String)],
+    stop_grace: &str,
+) -> Result<Command> {
     // Or the one who has the port would be taken for ours.
     TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
     let mut command = kind.command(&folder.path().join("spin.toml"))?;
     command.args(["--listen", &address.to_string()]);
+    if matches!(kind, Kind::VerveHost | Kind::VerveHostP2) {
+        command.args(["--stop-grace", stop_grace]);
+    }
     for (name, value) in variables {
         command.args(["--variable", &format!("{name}={value}")]);
     }
@@ -228,6 +246,7 @@ pub fn application_folder(manifest: &str) -> Result<TempDir> {
 pub struct Instance {
     kind: Kind,
     variables: Vec<(String, String)>,
+    stop_grace: &'static str,
     process: Process,
     address: SocketAddr,
     folder: TempDir,
@@ -257,6 +276,7 @@ impl Instance {
             clock: None,
             survives_file_limit: false,
             on_line: None,
+            stop_grace: "0s",
         }
     }
 
@@ -315,7 +335,7 @@ impl Instance {
     /// As [`Options::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        let command = command(self.kind, &self.folder, self.address, &self.variables)?;
+        let command = command(self.kind, &self.folder, self.address, &self.variables, self.stop_grace)?;
         self.process = Process::spawn(&format!("{:?}", self.kind), command)?;
         self.wait_ready().await
     }

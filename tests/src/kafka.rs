@@ -88,11 +88,7 @@ impl Kafka {
     }
 
     async fn launch(advertised: u16, port: u16, dir: &Path, on_line: Option<OnLine>) -> Result<Self> {
-        let xtask = paths::target().join("release/xtask");
-        if !xtask.is_file() {
-            bail!("{} is missing: run `cargo xtask build` first", xtask.display());
-        }
-        let mut command = Command::new(xtask);
+        let mut command = Command::new(paths::program("xtask")?);
         let (port, advertised) = (port.to_string(), advertised.to_string());
         command.args(["kafka", "--port", &port, "--advertised-port", &advertised]);
         command.arg("--dir").arg(dir);

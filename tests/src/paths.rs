@@ -24,6 +24,25 @@ pub fn target() -> PathBuf {
     }
 }
 
+/// The folder of this program, where those are that were built along with it.
+fn programs() -> Result<PathBuf> {
+    let mut folder = std::env::current_exe().context("this program's own path")?;
+    folder.pop();
+    // Tests are in a folder below.
+    if folder.ends_with("deps") {
+        folder.pop();
+    }
+    Ok(folder)
+}
+
+/// A program of the workspace.
+///
+/// # Errors
+/// When it is not built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    built(programs()?.join(name))
+}
+
 /// The manifest.
 #[must_use]
 pub fn manifest() -> PathBuf {
@@ -35,7 +54,7 @@ pub fn manifest() -> PathBuf {
 /// # Errors
 /// When it is not built.
 pub fn verve_host() -> Result<PathBuf> {
-    built(target().join("release/verve-host"))
+    program("verve-host")
 }
 
 /// The program `verve-reporter`.
@@ -43,7 +62,7 @@ pub fn verve_host() -> Result<PathBuf> {
 /// # Errors
 /// When it is not built.
 pub fn verve_reporter() -> Result<PathBuf> {
-    built(target().join("release/verve-reporter"))
+    program("verve-reporter")
 }
 
 /// The component, where `spin.toml` looks for it.

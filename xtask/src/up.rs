@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{build, install, kafka, sys};
+use crate::{build, install, kafka};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,11 +26,11 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     install::ensure(&[install::REDIS])?;
     build::component()?;
-    build::native(&[build::HOST, build::REPORTER, build::UP])?;
+    let programs = build::quick()?;
     if args.kafka {
         kafka::prepare()?;
     }
-    let mut command = Command::new(sys::binary(build::UP));
+    let mut command = Command::new(programs.join(build::UP));
     command.args(["--window-seconds", &args.window_seconds.to_string()]);
     command
         .args(args.demo.then_some("--demo"))

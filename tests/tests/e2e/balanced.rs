@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,10 +11,10 @@ use verve_tests::host::{Instance, Kind};
 use verve_tests::nginx::Nginx;
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
-use verve_tests::{clock, http, load, net};
+use verve_tests::{clock, http, load, net, wait};
 
 use crate::ledger::Ledger;
-use crate::site::Site;
+use crate::site::{SOON, Site};
 
 /// All traffic of a test is sent within one window, so that its count is known beforehand.
 const WINDOW_SECONDS: u32 = 12;
@@ -94,6 +95,58 @@ async fn a_host_dies_under_load_and_the_count_is_exact() -> Result<()> {
         let members = sent.iter().map(ToString::to_string).collect();
         assert_eq!(site.members(window).await?, [members], "{kind:?}");
     }
+    Ok(())
+}
+
+/// As an update does it. This balancer does not look at the health check, so it connects in vain while a host is not there, and asks
+/// another one; but it never has to for a request that a host had already taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_host_is_restarted_under_load_and_no_request_fails() -> Result<()> {
+    let site = site().await?;
+    let mut hosts = Vec::new();
+    for _ in 0..3 {
+        hosts.push(site.host(Kind::VerveHost).stop_grace("2s").start().await?);
+    }
+    let addresses: Vec<SocketAddr> = hosts.iter().map(Instance::addr).collect();
+    let nginx = Nginx::start(&addresses).await?;
+    let entrance = [nginx.addr()];
+    let over = AtomicBool::new(false);
+    let load = async {
+        let mut sent = 0;
+        while !over.load(Ordering::Relaxed) {
+            let targets = (sent..sent + 1000)
+                .map(|id| format!("/api/verve/accept?id={id}"))
+                .collect();
+            for answer in load::run(&entrance, 40, targets).await? {
+                ensure!(answer.status == 200, "after {sent}: {answer:?}");
+            }
+            sent += 1000;
+        }
+        anyhow::Ok(sent)
+    };
+    let restarts = async {
+        for host in &mut hosts {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let is_told = wait::until("the health check to fail", SOON, || async {
+                let health = http::get(host.addr(), "/.well-known/spin/health").await.ok()?;
+                let closes = health.header("connection") == Some("close");
+                (health.status == 503 && closes).then_some(())
+            });
+            let (stopped, is_told) = tokio::join!(host.process().terminate(SOON), is_told);
+            is_told?;
+            ensure!(stopped?.success(), "{}", host.process().log());
+            host.restart().await?;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        over.store(true, Ordering::Relaxed);
+        anyhow::Ok(())
+    };
+    let (sent, restarted) = tokio::join!(load, restarts);
+    restarted?;
+    ensure!(sent? > 3000);
+    let log = nginx.process().log();
+    let taken = |line: &&str| line.contains("prematurely closed") || line.contains("reset by peer");
+    assert_eq!(log.lines().find(taken), None);
     Ok(())
 }
 
