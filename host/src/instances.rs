@@ -144,7 +144,7 @@ impl Instances {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|instance| !instance.queue.is_closed());
         let free = |instance: &Open| instance.running.load(Ordering::Relaxed) < reuse.concurrent.get();
-        let place = open.iter().position(|instance| free(instance)).unwrap_or_else(|| {
+        let place = open.iter().position(free).unwrap_or_else(|| {
             let (queue, jobs) = unbounded_channel();
             tokio::spawn(run(self.0.clone(), jobs));
             open.push(Open {
