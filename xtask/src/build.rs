@@ -43,8 +43,8 @@ pub fn run(args: &Args) -> Result<()> {
         What::Host => native(&[HOST]),
         What::Reporter => native(&[REPORTER]),
         What::All => {
-            component_p2()?;
-            all()
+            component_with_p2()?;
+            native(&[HOST, REPORTER])
         }
     }
 }
@@ -60,12 +60,6 @@ pub const UP: &str = "verve-up";
 
 /// Harms every part, for `cargo xtask chaos`.
 pub const CHAOS: &str = "verve-chaos";
-
-/// What `spin.toml` looks for, and what runs it.
-pub fn all() -> Result<()> {
-    component()?;
-    native(&[HOST, REPORTER])
-}
 
 /// Builds the component.
 pub fn component() -> Result<()> {
@@ -137,7 +131,7 @@ pub fn native(programs: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs of `cargo xtask up` in less than half the time, and answers where they are.
+/// Builds the programs of `cargo xtask up` to be there soon rather than to be fast, and answers where they are.
 pub fn quick() -> Result<PathBuf> {
     install::ensure(&install::NATIVE)?;
     sys::say(&format!("building {HOST}, {REPORTER}, {UP}, quickly"));

@@ -18,6 +18,13 @@ async fn start(site: &Site, kind: Kind) -> Result<Instance> {
     site.host(kind).variable("redis_timeout_ms", "300").start().await
 }
 
+/// A host that reaches Redis over a link alone, and waits so long for each attempt.
+async fn start_behind(link: &Link, site: &Site, kind: Kind, timeout_ms: &str) -> Result<Instance> {
+    let url = format!("redis://{}", link.address());
+    let host = site.host(kind).variable("redis_urls", &url);
+    host.variable("redis_timeout_ms", timeout_ms).start().await
+}
+
 /// Has an id accepted, and returns its outcome.
 async fn accept(instance: &Instance, query: &str) -> Result<String> {
     let response = http::get(instance.addr(), &format!("/api/verve/accept?{query}")).await?;
@@ -330,10 +337,8 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
             let context = format!("{kind:?}, {hold:?} of {what}");
             let site = Site::with_one_window().await?;
             let link = Link::start(site.redis[0].address()).await?;
-            let url = format!("redis://{}", link.address());
             // Long, so that nobody gives up what is held.
-            let host = site.host(kind).variable("redis_urls", &url);
-            let mut instance = host.variable("redis_timeout_ms", "10000").start().await?;
+            let mut instance = start_behind(&link, &site, kind, "10000").await?;
             let window = clock::current_window(site.length);
             link.cut();
             let requests = (0..COUNT).map(|id| {
@@ -385,10 +390,7 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
             let context = format!("{kind:?}, goes away: {goes_away}");
             let site = Site::with_one_window().await?;
             let link = Link::start(site.redis[0].address()).await?;
-            let host = site
-                .host(kind)
-                .variable("redis_urls", &format!("redis://{}", link.address()));
-            let instance = host.variable("redis_timeout_ms", "1000").start().await?;
+            let instance = start_behind(&link, &site, kind, "1000").await?;
             let window = clock::current_window(site.length);
             let mut gate = link.gate(&["HINCRBY"], Hold::Answer);
             assert_eq!(accept(&instance, "id=1").await?, "new", "{context}");
@@ -436,10 +438,7 @@ async fn a_connection_on_which_nothing_is_answered_any_more_is_replaced() -> Res
     for kind in Kind::available() {
         let site = Site::with_one_window().await?;
         let link = Link::start(site.redis[0].address()).await?;
-        let host = site
-            .host(kind)
-            .variable("redis_urls", &format!("redis://{}", link.address()));
-        let instance = host.variable("redis_timeout_ms", "1000").start().await?;
+        let instance = start_behind(&link, &site, kind, "1000").await?;
         let mut gate = link.gate(&["SADD"], Hold::Answer);
         // It was recorded the first time.
         assert_eq!(accept(&instance, "id=1").await?, "duplicate", "{kind:?}");
