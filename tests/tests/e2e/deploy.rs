@@ -122,8 +122,8 @@ fn every_variable_and_flag_exists() -> Result<()> {
     }
     assert_eq!(
         sets.len(),
-        7,
-        "3 hosts and a reporter in compose, 2 apps and a deployment in Kubernetes"
+        6,
+        "3 hosts and a reporter in compose, an app and a deployment in Kubernetes"
     );
     for (name, set, known) in sets {
         assert!(!set.is_empty(), "{name} sets nothing");
@@ -225,14 +225,10 @@ fn every_image_has_a_tag() -> Result<()> {
     }
     for object in kubernetes()? {
         let spec = &object["spec"];
-        let found = [
-            &spec["image"],
-            &spec["deploymentConfig"]["spinImage"],
-            &spec["template"]["spec"]["containers"][0]["image"],
-        ];
+        let found = [&spec["image"], &spec["template"]["spec"]["containers"][0]["image"]];
         images.extend(found.iter().filter_map(|image| image.as_str()).map(str::to_owned));
     }
-    assert!(images.len() > 15, "{images:?}");
+    assert!(images.len() > 13, "{images:?}");
     for image in &images {
         let tag = image
             .rsplit('/')
