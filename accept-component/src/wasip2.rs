@@ -23,7 +23,7 @@ use redis::{Note, Redis, Unrecorded};
 #[allow(unsafe_code, missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 mod bindings {
     wit_bindgen::generate!({
-        path: "../wit",
+        path: "wit",
         world: "verve:accept/wasip2",
         generate_all,
     });

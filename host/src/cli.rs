@@ -1,20 +1,26 @@
 //! The command line. Its flags are those of `spin up`, so that the one can stand in for the other, and so are their
 //! defaults, except that instances are reused for longer: this host runs one component, which it knows to bear it.
 
+use std::io::{self, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap_complete::Shell;
+use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 
 use crate::EX_USAGE;
 
 /// Runs Verve's component where no Spin is installed.
 #[derive(Parser)]
-#[command(name = "verve-host", version)]
+#[command(name = "verve-host", args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    print: Option<Print>,
+
     /// The application's manifest, or a folder with a `spin.toml`
     #[arg(short = 'f', long, value_name = "PATH", default_value = "spin.toml")]
     pub from: PathBuf,
@@ -50,6 +56,33 @@ pub struct Arguments {
     pub no_tcp_nodelay: bool,
 }
 
+/// What else there is to do than to run a component.
+#[derive(Subcommand)]
+enum Print {
+    /// Print what lets a shell complete these flags
+    Completions { shell: Shell },
+    /// Print the manual page
+    Man,
+    /// Print every flag, in Markdown
+    #[command(hide = true)]
+    Markdown,
+}
+
+impl Print {
+    fn text(self, mut command: clap::Command) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        match self {
+            Self::Completions { shell } => clap_complete::generate(shell, &mut command, "verve-host", &mut text),
+            Self::Man => clap_mangen::Man::new(command).render(&mut text)?,
+            Self::Markdown => {
+                let options = MarkdownOptions::new().title("verve-host: flags".to_owned());
+                text = help_markdown_command_custom(&command, &options.show_footer(false)).into_bytes();
+            }
+        }
+        Ok(text)
+    }
+}
+
 /// How component instances are reused.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Reuse {
@@ -71,19 +104,27 @@ pub struct Reuse {
 }
 
 impl Arguments {
-    /// Reads the command line of this process.
+    /// Reads the command line of this process. `version` is what `--version` tells.
     ///
     /// # Errors
-    /// The exit code, once help, version or what was wrong has been printed.
-    pub fn read() -> Result<Self, ExitCode> {
-        Self::try_parse().map_err(|error| {
+    /// The exit code, once what was asked for, or what was wrong, has been printed.
+    pub fn read(version: &'static str) -> Result<Self, ExitCode> {
+        let command = Self::command().version(version);
+        let read = (command.clone().try_get_matches()).and_then(|matches| Self::from_arg_matches(&matches));
+        let mut arguments = read.map_err(|error| {
             if !error.use_stderr() {
                 print!("{error}");
                 return ExitCode::SUCCESS;
             }
             eprintln!("verve-host: {}; see --help", first_line(&error));
             ExitCode::from(EX_USAGE)
-        })
+        })?;
+        let Some(print) = arguments.print.take() else {
+            return Ok(arguments);
+        };
+        // Whoever reads may have seen enough, such as `head`.
+        let printed = print.text(command).and_then(|text| io::stdout().write_all(&text));
+        Err(ExitCode::from(u8::from(printed.is_err())))
     }
 }
 

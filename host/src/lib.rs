@@ -2,13 +2,13 @@
 //!
 //! It is not a second Spin: only what this component uses, in few lines. Read on in this order:
 //!
-//! - [`cli`]: the command line, whose flags are those of `spin up`
-//! - [`manifest`], [`routes`], [`variables`], [`outbound`]: what `spin.toml` says; parsed whole before a port is bound
-//! - [`wasm`]: the engine, and what of the host a component may reach; [`instances`]: how long an instance lives
-//! - [`pool`], [`database`]: connections to Redis, and the SQLite file
-//! - [`spin`], [`redis`], [`sqlite`], [`output`]: the host's side of Spin's interfaces and of the component's stdout and
+//! - `cli`: the command line, whose flags are those of `spin up`
+//! - `manifest`, `routes`, `variables`, `outbound`: what `spin.toml` says; parsed whole before a port is bound
+//! - `wasm`: the engine, and what of the host a component may reach; `instances`: how long an instance lives
+//! - `pool`, `database`: connections to Redis, and the SQLite file
+//! - `spin`, `redis`, `sqlite`, `output`: the host's side of Spin's interfaces and of the component's stdout and
 //!   stderr
-//! - [`server`], [`workers`], [`listen`], [`shutdown`]: HTTP in front of it all, on all processors, and how it ends
+//! - `server`, `workers`, `listen`, `shutdown`: HTTP in front of it all, on all processors, and how it ends
 //!
 //! Exit codes: 0 after a graceful stop, 1 when the host could not start or was stopped before requests in flight had
 //! finished, 64 (`EX_USAGE`) for a bad command line or manifest.
@@ -55,8 +55,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// `EX_USAGE` of sysexits(3): the command line or the manifest is wrong.
 pub const EX_USAGE: u8 = 64;
 
-fn main() -> ExitCode {
-    let arguments = match Arguments::read() {
+/// Does what the command line asks for. `version` is what `--version` tells.
+#[must_use]
+pub fn main(version: &'static str) -> ExitCode {
+    let arguments = match Arguments::read(version) {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };

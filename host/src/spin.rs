@@ -13,7 +13,7 @@ use bindings::spin::variables::variables::{Error, Host, HostWithStore};
 /// Generated from the WIT of this workspace.
 pub mod bindings {
     wasmtime::component::bindgen!({
-        path: "../wit",
+        path: "wit",
         world: "verve:accept/spin",
         imports: { default: async | trappable },
         with: {

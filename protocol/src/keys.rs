@@ -62,6 +62,12 @@ impl Keys {
         Self { namespace }
     }
 
+    /// The namespace of all of them.
+    #[must_use]
+    pub const fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     /// Set: the ids of a window, in canonical decimal. On each Redis the ids of its shard.
     #[must_use]
     pub fn ids(&self, window: Window) -> String {

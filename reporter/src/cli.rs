@@ -1,12 +1,19 @@
-//! The command line and the environment, parsed whole into a `Config`.
+//! The command line, the environment and the configuration file, parsed whole into a `Config`.
+
+mod file;
+mod shown;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap_complete::Shell;
+use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 use verve_protocol::{Endpoint, Keys, Method, Namespace, RedisUrls, WindowLength};
 
 use crate::admin::Token;
@@ -17,18 +24,29 @@ use crate::counts::{Asked, Range};
 use crate::kafka::KafkaConfig;
 use crate::telemetry::LogFormat;
 use crate::windows::WindowsConfig;
+use file::Settings;
 
 /// The exit code for a bad command line: `EX_USAGE` of sysexits.h.
 pub const USAGE: u8 = 64;
+
+// What the settings are listed under in the help.
+const REDIS: &str = "Redis and windows";
+const KAFKA: &str = "Kafka";
+const CALLBACKS: &str = "Callbacks";
+const ITSELF: &str = "The reporter itself";
 
 /// Counts the unique ids of each closed window, publishes the counts to Kafka, and delivers callbacks.
 ///
 /// Runs beside Redis, in any number of replicas: one of them reports windows, all deliver callbacks.
 #[derive(Parser, Debug)]
-#[command(name = "verve-reporter", version, allow_negative_numbers = true)]
+#[command(name = "verve-reporter", allow_negative_numbers = true)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
+    /// A file with settings, in TOML, named as the flags are: `window-seconds = 60`. The command line comes first, then the environment,
+    /// then the file
+    #[arg(long, env = "VERVE_CONFIG", global = true, value_name = "FILE", help_heading = ITSELF)]
+    config: Option<PathBuf>,
     /// Redis servers, comma-separated: the same list in the same order as the component's `redis_urls`
     // Parsed after clap, whose errors show the value, and so a password.
     #[arg(
@@ -37,11 +55,10 @@ struct Args {
         global = true,
         value_name = "URLS",
         default_value = "redis://127.0.0.1:6379",
-        hide_env_values = true
-    )]
+        hide_env_values = true, help_heading = REDIS)]
     redis_urls: String,
     /// What all keys in Redis begin with: the same as the component's `namespace`
-    #[arg(long, env = "VERVE_NAMESPACE", global = true, default_value = "verve")]
+    #[arg(long, env = "VERVE_NAMESPACE", global = true, default_value = "verve", help_heading = REDIS)]
     namespace: Namespace,
     /// Length of a window, in seconds: the same as the component's `window_seconds`
     #[arg(
@@ -49,65 +66,63 @@ struct Args {
         env = "VERVE_WINDOW_SECONDS",
         global = true,
         value_name = "SECONDS",
-        default_value = "60"
-    )]
+        default_value = "60", help_heading = REDIS)]
     window_seconds: WindowLength,
     /// How long after a window's end it is first reported, in milliseconds (at most 10 minutes)
-    #[arg(long, env = "VERVE_GRACE_MS", value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=600_000))]
+    #[arg(long, env = "VERVE_GRACE_MS", global = true, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=600_000), help_heading = REDIS)]
     grace_ms: u64,
     /// How long a reported window is still watched for late ids, in seconds (at most 12 hours)
-    #[arg(long, env = "VERVE_LATE_SECONDS", value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(0..=43_200))]
+    #[arg(long, env = "VERVE_LATE_SECONDS", global = true, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(0..=43_200), help_heading = REDIS)]
     late_seconds: u64,
     /// Kafka brokers, `host:port`, comma-separated; without them counts are only logged
-    #[arg(long, env = "VERVE_KAFKA_BROKERS", value_name = "HOST:PORT")]
+    #[arg(long, env = "VERVE_KAFKA_BROKERS", global = true, value_name = "HOST:PORT", help_heading = KAFKA)]
     kafka_brokers: Option<String>,
     /// Kafka topic of the counts
-    #[arg(long, env = "VERVE_KAFKA_TOPIC", default_value = "unique-requests")]
+    #[arg(long, env = "VERVE_KAFKA_TOPIC", global = true, default_value = "unique-requests", help_heading = KAFKA)]
     kafka_topic: String,
     /// A librdkafka setting, such as `security.protocol=SSL`; repeatable (in the environment: one a line)
     #[arg(
         long,
-        env = "VERVE_KAFKA_OPTION",
+        env = "VERVE_KAFKA_OPTION", global = true,
         value_name = "KEY=VALUE",
         value_delimiter = '\n',
-        hide_env_values = true
-    )]
+        hide_env_values = true, help_heading = KAFKA)]
     kafka_option: Vec<String>,
     /// Publish in transactions, so that a replica which lost the lease can publish nothing any more; `false` for brokers that
     /// have none
-    #[arg(long, env = "VERVE_KAFKA_TRANSACTIONS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long, env = "VERVE_KAFKA_TRANSACTIONS", global = true, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, help_heading = KAFKA)]
     kafka_transactions: bool,
 
     /// A fixed callback for every reported window
-    #[arg(long, env = "VERVE_CALLBACK_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(long, env = "VERVE_CALLBACK_URL", global = true, value_name = "URL", hide_env_values = true, help_heading = CALLBACKS)]
     callback_url: Option<String>,
     /// How the fixed callback is called: get or post
-    #[arg(long, env = "VERVE_CALLBACK_METHOD", value_name = "METHOD", default_value = "post")]
+    #[arg(long, env = "VERVE_CALLBACK_METHOD", global = true, value_name = "METHOD", default_value = "post", help_heading = CALLBACKS)]
     callback_method: Method,
     /// Hosts, addresses or CIDRs that callbacks may reach although they are private; repeatable, or comma-separated
-    #[arg(long, env = "VERVE_CALLBACK_ALLOW", value_name = "HOST|CIDR", value_delimiter = ',')]
+    #[arg(long, env = "VERVE_CALLBACK_ALLOW", global = true, value_name = "HOST|CIDR", value_delimiter = ',', help_heading = CALLBACKS)]
     callback_allow: Vec<String>,
     /// Callbacks may reach what --callback-allow lists, and nothing else
-    #[arg(long, env = "VERVE_CALLBACK_ALLOW_ONLY", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "VERVE_CALLBACK_ALLOW_ONLY", global = true, value_parser = clap::builder::FalseyValueParser::new(), help_heading = CALLBACKS)]
     callback_allow_only: bool,
     /// How often a callback is tried before it is given up on
-    #[arg(long, env = "VERVE_CALLBACK_ATTEMPTS", value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, env = "VERVE_CALLBACK_ATTEMPTS", global = true, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=100), help_heading = CALLBACKS)]
     callback_attempts: u32,
     /// The wait before a callback's second attempt, in milliseconds; doubled, with jitter, for each further one
-    #[arg(long, env = "VERVE_CALLBACK_BACKOFF_MS", value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    #[arg(long, env = "VERVE_CALLBACK_BACKOFF_MS", global = true, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=600_000), help_heading = CALLBACKS)]
     callback_backoff_ms: u64,
     /// Signs POST callbacks by the Standard Webhooks scheme: `whsec_` and base64; two, comma-separated, while one is replaced
     // Parsed after clap, whose errors show the value. So is the token.
-    #[arg(long, env = "VERVE_CALLBACK_SECRET", value_name = "SECRETS", hide_env_values = true)]
+    #[arg(long, env = "VERVE_CALLBACK_SECRET", global = true, value_name = "SECRETS", hide_env_values = true, help_heading = CALLBACKS)]
     callback_secret: Option<String>,
     /// Address of the admin port: /healthz, /readyz, /metrics, /api/counts, and a page at /
-    #[arg(long, env = "VERVE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+    #[arg(long, env = "VERVE_LISTEN", global = true, value_name = "ADDRESS", default_value = "127.0.0.1:9090", help_heading = ITSELF)]
     listen: SocketAddr,
     /// What the admin port wants to see before it answers anything but /healthz: a bearer token, or the password in a browser
-    #[arg(long, env = "VERVE_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[arg(long, env = "VERVE_ADMIN_TOKEN", global = true, value_name = "TOKEN", hide_env_values = true, help_heading = ITSELF)]
     admin_token: Option<String>,
     /// text or json
-    #[arg(long, env = "VERVE_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    #[arg(long, env = "VERVE_LOG_FORMAT", global = true, value_name = "FORMAT", default_value = "text", help_heading = ITSELF)]
     log_format: LogFormat,
 }
 
@@ -125,6 +140,24 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at Redis, Kafka and what the components write, and say what to change
+    Doctor,
+    /// See what the settings come to
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print what lets a shell complete these commands and flags
+    Completions { shell: Shell },
+    /// Print the manual page
+    Man,
+    /// Print every command and flag, in Markdown
+    #[command(hide = true)]
+    Markdown,
+}
+
+#[derive(Subcommand, Debug)]
+enum ConfigCommand {
+    /// Print every setting and where it is from, secrets hidden, or what is wrong with one
+    Check,
 }
 
 /// What the command line asks for.
@@ -136,6 +169,10 @@ pub enum Task {
     Dead(Where, DeadCommand),
     /// To show what was reported.
     Counts { at: Where, range: Range, json: bool },
+    /// To look at what the reporter would work with.
+    Doctor(Box<Config>),
+    /// To print this, and no more.
+    Print(String),
 }
 
 /// Where a command finds what it is about.
@@ -159,9 +196,9 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-/// Reads the command line and the environment. What is wrong is said in one line on standard error.
-pub fn parse() -> Result<Task, ExitCode> {
-    parse_from(std::env::args_os()).map_err(|refused| {
+/// Reads the command line, the environment and the configuration file. What is wrong is said in one line on standard error.
+pub fn parse(version: &'static str) -> Result<Task, ExitCode> {
+    parse_from(version, std::env::args_os()).map_err(|refused| {
         if let Refused::Clap(help) = &refused
             && !help.use_stderr()
         {
@@ -196,27 +233,74 @@ impl fmt::Display for Refused {
     }
 }
 
-fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Task, Refused> {
-    let args = Args::try_parse_from(args).map_err(Refused::Clap)?;
-    task(args).map_err(Refused::Value)
+fn parse_from(version: &'static str, args: impl IntoIterator<Item = OsString>) -> Result<Task, Refused> {
+    let command = Args::command().version(version);
+    let mut line: Vec<OsString> = args.into_iter().collect();
+    let given = command.clone().try_get_matches_from(&line).map_err(Refused::Clap)?;
+    let Some(path) = given.get_one::<PathBuf>("config") else {
+        return task(&given, &given, &Settings::default(), command).map_err(Refused::Value);
+    };
+    let settings = Settings::read(path, &command).map_err(Refused::Value)?;
+    // Behind the program's name.
+    let at = line.len().min(1);
+    line.splice(at..at, settings.flags(&given, &command));
+    // Without the file the line was right, so what is wrong now is wrong there.
+    let matches = command.clone().try_get_matches_from(line);
+    let matches = matches.map_err(|error| Refused::Value(format!("{}: {}", path.display(), Refused::Clap(error))))?;
+    task(&matches, &given, &settings, command).map_err(|problem| {
+        if settings.are_meant_by(&problem) {
+            return Refused::Value(format!("{}: {problem}", path.display()));
+        }
+        Refused::Value(problem)
+    })
 }
 
-fn task(mut args: Args) -> Result<Task, String> {
-    let Some(command) = args.command.take() else {
+fn task(
+    matches: &ArgMatches,
+    given: &ArgMatches,
+    settings: &Settings,
+    mut command: clap::Command,
+) -> Result<Task, String> {
+    let mut args = Args::from_arg_matches(matches).map_err(|error| error.to_string())?;
+    let Some(asked) = args.command.take() else {
         return Ok(Task::Report(Box::new(config(args)?)));
     };
-    let at = Where {
-        redis_urls: redis_urls(&args.redis_urls)?,
-        keys: Keys::new(args.namespace),
+    let at = |args: &Args| {
+        Ok::<_, String>(Where {
+            redis_urls: redis_urls(&args.redis_urls)?,
+            keys: Keys::new(args.namespace.clone()),
+        })
     };
-    Ok(match command {
-        Command::Dead(command) => Task::Dead(at, command),
+    Ok(match asked {
+        Command::Dead(command) => Task::Dead(at(&args)?, command),
         Command::Counts { asked, json } => {
+            let at = at(&args)?;
             let range = asked.range(args.window_seconds, now_ms() / 1000);
             let range = range.map_err(|problem| format!("--{problem}"))?;
             Task::Counts { at, range, json }
         }
+        Command::Doctor => Task::Doctor(Box::new(config(args)?)),
+        Command::Config(ConfigCommand::Check) => {
+            config(args)?;
+            Task::Print(shown::text(&command, matches, given, settings))
+        }
+        Command::Completions { shell } => Task::Print(printed(|text| {
+            clap_complete::generate(shell, &mut command, "verve-reporter", text);
+            Ok(())
+        })?),
+        Command::Man => Task::Print(printed(|text| clap_mangen::Man::new(command).render(text))?),
+        Command::Markdown => {
+            let options = MarkdownOptions::new().title("verve-reporter: commands and flags".to_owned());
+            Task::Print(help_markdown_command_custom(&command, &options.show_footer(false)))
+        }
     })
+}
+
+/// What is written, as text.
+fn printed(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<String, String> {
+    let mut text = Vec::new();
+    write(&mut text).map_err(|error| error.to_string())?;
+    String::from_utf8(text).map_err(|error| error.to_string())
 }
 
 fn redis_urls(text: &str) -> Result<RedisUrls, String> {

@@ -46,3 +46,14 @@ pub fn print(text: &str) -> io::Result<()> {
         written => written,
     }
 }
+
+/// Writes to standard output, as a whole command.
+pub fn print_all(text: &str) -> ExitCode {
+    match print(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("verve-reporter: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -99,7 +99,8 @@ impl ClientContext for Quiet {
 }
 
 impl KafkaConfig {
-    fn client(&self) -> ClientConfig {
+    /// Of whoever asks Kafka something, a consumer too.
+    pub fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set("client.id", "verve-reporter");
         if let Some(brokers) = &self.brokers {
@@ -111,6 +112,12 @@ impl KafkaConfig {
         for (key, value) in &self.options {
             client.set(key, value);
         }
+        client
+    }
+
+    /// Of who publishes.
+    pub fn producer(&self) -> ClientConfig {
+        let mut client = self.client();
         // What the guarantees rest on comes last, so that no option undoes it.
         client.set("enable.idempotence", "true");
         client.set("acks", "all");
@@ -123,7 +130,7 @@ impl KafkaConfig {
 
     /// Says which setting librdkafka refuses. Its own message shows the value, which may be a password.
     pub fn check(&self) -> Result<(), String> {
-        match self.client().create_native_config() {
+        match self.producer().create_native_config() {
             Ok(_) => Ok(()),
             Err(KafkaError::ClientConfig(_, problem, key, _)) => {
                 let problem = if problem.contains("No such") {
@@ -146,7 +153,7 @@ impl Publisher {
         let Some(brokers) = &config.brokers else {
             return Ok(Self(None));
         };
-        let client = config.client();
+        let client = config.producer();
         let asking = client
             .create_with_context(Quiet)
             .with_context(|| format!("cannot set up the Kafka producer for {brokers}"))?;

@@ -121,6 +121,11 @@ impl Store {
         })
     }
 
+    /// All servers, in order.
+    pub fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
     /// The server of callback jobs, statistics, reports and the lease.
     pub fn first(&self) -> &Server {
         &self.servers[0]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::process::{OnLine, Process, under};
+use crate::process::{OnLine, Process, in_wrong_time, under};
 use crate::{http, net, paths, wait};
 
 /// Which program runs the component, and which build of it.
@@ -178,11 +178,7 @@ impl Options {
         };
         let mut command = command(self.kind, &folder, address, &self.variables, self.stop_grace)?;
         if let Some(wrong_by) = self.clock {
-            // Only what time it is, not how time passes.
-            command
-                .env("LD_PRELOAD", paths::libfaketime()?)
-                .env("FAKETIME", wrong_by)
-                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            in_wrong_time(&mut command, &wrong_by)?;
         }
         if self.survives_file_limit {
             // The signal that would end it.

@@ -1,5 +1,6 @@
 //! `cargo xtask build`: the component, where `spin.toml` looks for it, and the native programs.
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -137,6 +138,10 @@ pub fn quick() -> Result<PathBuf> {
     sys::say(&format!("building {HOST}, {REPORTER}, {UP}, quickly"));
     let mut command = Toolchain::Ours.cargo("build");
     command.args(["--profile", "quick", "--no-default-features"]);
+    if env::var_os("CFLAGS").is_none() {
+        // librdkafka's build does not know the profile.
+        command.env("CFLAGS", "-O0");
+    }
     command.args(
         [HOST, REPORTER, "verve-tests"]
             .iter()
@@ -144,6 +149,19 @@ pub fn quick() -> Result<PathBuf> {
     );
     sys::run(command.args([HOST, REPORTER, UP].iter().flat_map(|program| ["--bin", program])))?;
     Ok(sys::target().join("quick"))
+}
+
+/// Writes what the programs say of their flags.
+pub fn reference() -> Result<()> {
+    native(&[HOST, REPORTER])?;
+    for program in [HOST, REPORTER] {
+        let text = sys::output(sys::binary(program), &["markdown"]);
+        let text = text.with_context(|| format!("{program} markdown"))?;
+        let path = sys::root().join(format!("docs/{program}.md"));
+        fs::write(&path, text + "\n").with_context(|| path.display().to_string())?;
+        sys::say(&path.display().to_string());
+    }
+    Ok(())
 }
 
 /// Builds all native programs and tests. At once, since the tests' own dependencies add features to those of the programs:

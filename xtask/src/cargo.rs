@@ -19,6 +19,9 @@ pub const WASM: &str = "wasm32-wasip2";
 /// Says which of the two to use, where both could do: `rustup` or `debian`.
 const CHOICE: &str = "VERVE_TOOLCHAIN";
 
+/// What the programs tell for `--version`: set by whoever builds without a repository, such as for an image.
+const VERSION: &str = "VERVE_VERSION";
+
 const DEBIAN_RUST: [&str; 2] = ["rustc-web", "cargo-web"];
 const DEBIAN_WASM: [&str; 3] = ["rust-web-src", "lld-19", "wasi-libc"];
 const DEBIAN_LINTS: [&str; 2] = ["rustfmt-web", "rust-web-clippy"];
@@ -94,6 +97,10 @@ impl Toolchain {
             }
         };
         command.current_dir(sys::root()).arg(subcommand);
+        match version() {
+            Some(version) => command.env(VERSION, version),
+            None => command.env_remove(VERSION),
+        };
         command
     }
 
@@ -134,6 +141,25 @@ impl Toolchain {
         }
         Ok(command)
     }
+}
+
+/// The version, and the commit; a `+` behind it for what is not committed.
+fn version() -> Option<String> {
+    if let Some(given) = env::var(VERSION).ok().filter(|given| !given.is_empty()) {
+        return Some(given);
+    }
+    let root = sys::root().to_str()?;
+    let describe = [
+        "-C",
+        root,
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--exclude=*",
+        "--dirty=+",
+    ];
+    let commit = sys::output("git", &describe)?;
+    Some(format!("{} ({commit})", env!("CARGO_PKG_VERSION")))
 }
 
 fn wasm_by_rustup() -> Result<()> {

@@ -1,4 +1,4 @@
-//! The project's own commands, `cargo xtask build | up | test | bench | chaos | screenshots | kafka`.
+//! The project's own commands, `cargo xtask build | up | test | bench | chaos | screenshots | reference | kafka`.
 //!
 //! What they need and the machine lacks is installed where that can be done, and named in one line where it cannot.
 //! This program is compiled before anything else, so it depends on next to nothing.
@@ -40,6 +40,8 @@ enum Command {
     Bench(bench::Args),
     /// Takes the pictures of the live page that are in docs/ again.
     Screenshots,
+    /// Writes docs/verve-host.md and docs/verve-reporter.md anew, by what these programs say of themselves.
+    Reference,
     /// Runs a real Apache Kafka (one node) in the foreground, for tests.
     Kafka(kafka::Args),
 }
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Chaos(args) => chaos::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Screenshots => test::screenshots(),
+        Command::Reference => build::reference(),
         Command::Kafka(args) => kafka::run(&args),
     };
     match result {

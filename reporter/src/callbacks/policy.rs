@@ -97,6 +97,15 @@ impl Policy {
         }
     }
 
+    /// The addresses of a name that may be reached, by the system's resolver.
+    ///
+    /// # Errors
+    /// When it has none, or none may be.
+    pub async fn resolve(&self, host: &str) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+        let addresses = tokio::net::lookup_host((host, 0)).await?;
+        Ok(self.permitted(host, addresses.collect())?)
+    }
+
     /// Those of a name's addresses that may be reached.
     ///
     /// # Errors
@@ -145,8 +154,7 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let policy = self.0.clone();
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let permitted = policy.permitted(name.as_str(), addresses)?;
+            let permitted = policy.resolve(name.as_str()).await?;
             Ok(Box::new(permitted.into_iter()) as Addrs)
         })
     }

@@ -8,7 +8,8 @@ fn parse(args: &[&str]) -> Result<Config, String> {
 }
 
 fn parse_task(args: &[&str]) -> Result<Task, String> {
-    parse_from(["verve-reporter"].iter().chain(args).map(OsString::from)).map_err(|refused| refused.to_string())
+    parse_from("1.2.3", ["verve-reporter"].iter().chain(args).map(OsString::from))
+        .map_err(|refused| refused.to_string())
 }
 
 #[test]

@@ -116,8 +116,67 @@ pub fn files(folder: &str) -> Result<Vec<PathBuf>> {
 fn documents() -> Result<Vec<PathBuf>> {
     let mut all = files("docs")?;
     all.retain(|file| file.extension().is_some_and(|e| e == "md"));
-    all.extend(["README.md", "SECURITY.md"].map(|name| paths::repository().join(name)));
+    let others = ["CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"];
+    all.extend(others.map(|name| paths::repository().join(name)));
     Ok(all)
+}
+
+#[test]
+fn the_reference_is_what_the_programs_say() -> Result<()> {
+    for (name, mut command) in [
+        ("verve-reporter", reporter::command()?),
+        ("verve-host", Command::new(paths::verve_host()?)),
+    ] {
+        let output = command.arg("markdown").output()?;
+        ensure!(output.status.success(), "{name} markdown: {}", output.status);
+        let said = fs::read_to_string(paths::repository().join(format!("docs/{name}.md")))?;
+        let same = said.trim() == String::from_utf8(output.stdout)?.trim();
+        assert!(
+            same,
+            "docs/{name}.md is outdated: `cargo xtask reference` writes it anew"
+        );
+    }
+    Ok(())
+}
+
+/// What leads from a document to another file, or to a heading, leads there.
+#[test]
+fn links_lead_somewhere() -> Result<()> {
+    // As it is made of a heading for its address.
+    let anchor = |heading: &str| -> String {
+        let kept = heading
+            .trim()
+            .chars()
+            .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() })
+            .collect()
+    };
+    let mut links = 0;
+    for file in documents()? {
+        let text = fs::read_to_string(&file)?;
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (path, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => file.clone(),
+                path => file.parent().context("a folder")?.join(path),
+            };
+            assert!(target.exists(), "{}: {link}", file.display());
+            if !heading.is_empty() {
+                let text = fs::read_to_string(&target)?;
+                let mut headings = text
+                    .lines()
+                    .filter(|line| line.starts_with('#'))
+                    .map(|line| anchor(line.trim_start_matches('#')));
+                assert!(headings.any(|found| found == heading), "{}: {link}", file.display());
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 20, "{links}");
+    Ok(())
 }
 
 #[test]

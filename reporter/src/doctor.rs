@@ -1,0 +1,158 @@
+//! `verve-reporter doctor`: looks at what the reporter is to work with, and says what to change. It changes nothing.
+//!
+//! What is asked for and what is made of it are kept apart: [`redis`], [`traffic`] and [`kafka`] have a function that judges, and one that
+//! gets what is to be judged.
+
+mod kafka;
+mod redis;
+mod traffic;
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use crate::cli::Config;
+use crate::store::Store;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    /// As it should be.
+    Fine,
+    /// Works, until something fails.
+    Warning,
+    /// Counts are wrong or missing, or soon will be.
+    Problem,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finding {
+    level: Level,
+    /// What was found.
+    what: String,
+    /// What to change.
+    fix: Option<String>,
+}
+
+impl Finding {
+    fn fine(what: impl Into<String>) -> Self {
+        Self {
+            level: Level::Fine,
+            what: what.into(),
+            fix: None,
+        }
+    }
+
+    fn warning(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            level: Level::Warning,
+            what: what.into(),
+            fix: Some(fix.into()),
+        }
+    }
+
+    fn problem(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            level: Level::Problem,
+            ..Self::warning(what, fix)
+        }
+    }
+
+    /// The same, of something.
+    fn of(self, whom: &str) -> Self {
+        Self {
+            what: format!("{whom}: {}", self.what),
+            ..self
+        }
+    }
+}
+
+/// What was found, for people to read.
+pub struct Report {
+    /// A line for each thing that was looked at, another one for what to change, and how many there are of each.
+    pub text: String,
+    /// Whether counts are wrong or missing, or soon will be.
+    pub is_bad: bool,
+}
+
+/// Looks at everything.
+pub async fn examine(store: &Store, config: &Config) -> Report {
+    let (states, mut findings) = redis::examine(store, config.windows.grace).await;
+    findings.extend(traffic::examine(store, &states, &config.windows).await);
+    findings.extend(kafka::examine(&config.kafka).await);
+    findings.extend(callback(config).await);
+    findings.extend(admin(config));
+    report(&findings)
+}
+
+fn report(findings: &[Finding]) -> Report {
+    let mut text = String::new();
+    for Finding { level, what, fix } in findings {
+        let level = match level {
+            Level::Fine => "ok",
+            Level::Warning => "warning",
+            Level::Problem => "problem",
+        };
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "{level:8} {what}");
+        if let Some(fix) = fix {
+            let _ = writeln!(text, "         -> {fix}");
+        }
+    }
+    let of = |level| findings.iter().filter(|finding| finding.level == level).count();
+    let (fine, warnings, problems) = (of(Level::Fine), of(Level::Warning), of(Level::Problem));
+    let _ = writeln!(text, "{fine} ok, {warnings} to be warned of, {problems} to be mended");
+    Report {
+        text,
+        is_bad: problems > 0,
+    }
+}
+
+/// Whether the fixed callback's host can be reached, as far as the policy goes. It is not called.
+async fn callback(config: &Config) -> Option<Finding> {
+    let (endpoint, _) = config.windows.callback.as_ref()?;
+    let url = endpoint.to_url();
+    let host = url.host_str().unwrap_or_default();
+    let what = format!("callback to {host}");
+    if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+        // Judged with the command line.
+        return Some(Finding::fine(what));
+    }
+    Some(match config.callbacks.policy.resolve(host).await {
+        Ok(_) => Finding::fine(what),
+        Err(error) => Finding::problem(
+            format!("{what}: {error}"),
+            "correct --callback-url, or list the host in --callback-allow if it is yours",
+        ),
+    })
+}
+
+/// Who can read the admin port.
+fn admin(config: &Config) -> Option<Finding> {
+    let open = config.admin_token.is_none() && !config.listen.ip().is_loopback();
+    open.then(|| {
+        Finding::warning(
+            format!("the admin port {} answers whoever reaches it", config.listen),
+            "set --admin-token, or keep the port on a network of your own",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_mended_is_counted() {
+        let findings = [
+            Finding::fine("a"),
+            Finding::warning("b", "do b").of("B"),
+            Finding::problem("c", "do c"),
+        ];
+        let bad = report(&findings);
+        assert!(bad.is_bad);
+        let expected = "ok       a\nwarning  B: b\n         -> do b\nproblem  c\n         -> do c\n1 ok, 1 to be warned of, 1 to be mended\n";
+        assert_eq!(bad.text, expected);
+        assert!(!report(&findings[..2]).is_bad);
+    }
+}

@@ -1,0 +1,186 @@
+//! Kafka: whether the topic is there and kept well, and whether transactions are allowed.
+
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
+use rdkafka::producer::{BaseProducer, Producer as _};
+
+use super::Finding;
+use crate::kafka::KafkaConfig;
+
+/// For each answer of Kafka.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What there is of the topic.
+#[derive(Debug, Default)]
+struct Topic {
+    /// Of each partition: whether it has a leader, its copies, and those of them that are up to date.
+    partitions: Vec<(bool, usize, usize)>,
+}
+
+/// Looks at Kafka and the topic.
+pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
+    let Some(brokers) = config.brokers.clone() else {
+        return vec![Finding::warning(
+            "no Kafka: counts are only logged, and kept in Redis for a week",
+            "set --kafka-brokers",
+        )];
+    };
+    let config = config.clone();
+    let asked = tokio::task::spawn_blocking(move || ask(&config));
+    let findings = match asked.await {
+        Ok(findings) => findings,
+        Err(error) => vec![Finding::problem(error.to_string(), "tell the developers")],
+    };
+    let name = format!("Kafka {brokers}");
+    findings.into_iter().map(|finding| finding.of(&name)).collect()
+}
+
+fn ask(config: &KafkaConfig) -> Vec<Finding> {
+    let topic = match topic(config) {
+        Ok(topic) => topic,
+        Err(error) => return vec![away(&error)],
+    };
+    let mut findings = judge(&config.topic, topic.as_ref());
+    match transactions(config) {
+        Ok(()) => {}
+        Err(error) => findings.push(untransacted(&error)),
+    }
+    findings
+}
+
+/// Asks as a consumer: a producer's question may create the topic.
+fn topic(config: &KafkaConfig) -> Result<Option<Topic>, KafkaError> {
+    let consumer: BaseConsumer = config.client().create()?;
+    let metadata = consumer.fetch_metadata(Some(&config.topic), TIMEOUT)?;
+    let Some(topic) = metadata.topics().first() else {
+        return Ok(None);
+    };
+    if let Some(error) = topic.error() {
+        let code = RDKafkaErrorCode::from(error);
+        return match code {
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => Ok(None),
+            _ => Err(KafkaError::MetadataFetch(code)),
+        };
+    }
+    Ok(Some(Topic::of(topic)))
+}
+
+impl Topic {
+    fn of(topic: &MetadataTopic) -> Self {
+        let partitions = topic.partitions().iter();
+        Self {
+            partitions: partitions
+                .map(|of| (of.leader() >= 0, of.replicas().len(), of.isr().len()))
+                .collect(),
+        }
+    }
+}
+
+fn judge(name: &str, topic: Option<&Topic>) -> Vec<Finding> {
+    let Some(Topic { partitions }) = topic else {
+        return vec![Finding::problem(
+            format!("there is no topic {name} (or this user may not see it)"),
+            format!(
+                "kafka-topics.sh --create --topic {name}, with three copies where there are three brokers; or correct --kafka-topic"
+            ),
+        )];
+    };
+    let count = |is: fn(&(bool, usize, usize)) -> bool| partitions.iter().filter(|of| is(of)).count();
+    let (leaderless, alone, behind) = (count(|of| !of.0), count(|of| of.1 < 2), count(|of| of.2 < of.1));
+    let mut findings = Vec::new();
+    if leaderless > 0 {
+        findings.push(Finding::problem(
+            format!("{leaderless} partitions of {name} have no leader: their records wait"),
+            "see to the brokers that have their copies",
+        ));
+    }
+    if behind > 0 {
+        findings.push(Finding::warning(
+            format!("{behind} partitions of {name} have copies that are not up to date"),
+            "see to the brokers that have them: with fewer than min.insync.replicas nothing is taken",
+        ));
+    }
+    if alone > 0 {
+        findings.push(Finding::warning(
+            format!("{name} is kept in one copy: counts are lost with its broker's disk"),
+            "three copies and min.insync.replicas=2, where there are three brokers",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::fine(format!(
+            "topic {name}, {} partitions, each in several copies",
+            partitions.len()
+        )));
+    }
+    findings
+}
+
+/// Begins to be a transactional producer, under another name than the reporter's, whom the same name would fence.
+fn transactions(config: &KafkaConfig) -> Result<(), KafkaError> {
+    let Some(id) = &config.transactional_id else {
+        return Ok(());
+    };
+    let config = KafkaConfig {
+        transactional_id: Some(format!("{id}:doctor")),
+        ..config.clone()
+    };
+    let producer: BaseProducer = config.producer().create()?;
+    producer.init_transactions(TIMEOUT)
+}
+
+fn untransacted(error: &KafkaError) -> Finding {
+    let what = format!("transactions are refused: {error}");
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+            Finding::problem(
+                what,
+                "let the reporter's user Write and Describe the transactional ids that begin with verve-reporter:",
+            )
+        }
+        _ => Finding::problem(
+            what,
+            "see to transaction.state.log.replication.factor and its min.isr, which need as many brokers as they say; or set --kafka-transactions false",
+        ),
+    }
+}
+
+fn away(error: &KafkaError) -> Finding {
+    let fix = match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::Authentication) => {
+            "correct sasl.mechanism, sasl.username and sasl.password, each a --kafka-option"
+        }
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => "let the reporter's user Describe and Write the topic",
+        Some(RDKafkaErrorCode::SSL) => "correct ssl.ca.location and the like, each a --kafka-option",
+        _ => {
+            "start it, or correct --kafka-brokers, and security.protocol as a --kafka-option: brokers that want TLS or SASL do not answer without"
+        }
+    };
+    Finding::problem(error.to_string(), fix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    #[test]
+    fn each_state_of_a_topic_is_told() {
+        use Level::{Fine, Problem, Warning};
+        let cases = [
+            (vec![(true, 3, 3), (true, 3, 3)], vec![Fine]),
+            (vec![(true, 3, 3), (false, 3, 3)], vec![Problem]),
+            (vec![(true, 3, 2)], vec![Warning]),
+            (vec![(true, 1, 1)], vec![Warning]),
+            (vec![(false, 1, 0)], vec![Problem, Warning, Warning]),
+        ];
+        for (partitions, levels) in cases {
+            let found = judge("t", Some(&Topic { partitions }));
+            let found: Vec<Level> = found.iter().map(|finding| finding.level).collect();
+            assert_eq!(found, levels);
+        }
+        assert_eq!(judge("t", None)[0].level, Problem);
+    }
+}

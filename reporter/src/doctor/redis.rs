@@ -1,0 +1,319 @@
+//! Each Redis: whether it is there, keeps what it acknowledges, and agrees on the time.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use futures::future;
+use redis::{ErrorKind, RedisError};
+
+use super::Finding;
+use crate::clock::now_ms;
+use crate::store::{Server, Store};
+
+/// The oldest version that has what the component and the reporter ask of it: `EXPIRE … NX`.
+const OLDEST: u32 = 7;
+/// A share of `maxmemory`, in percent, from which on it is time to do something.
+const FULL: u64 = 80;
+/// Clocks that differ by more are told of.
+const SKEW: Duration = Duration::from_millis(500);
+
+/// What a Redis says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// The fields of `INFO`.
+    info: BTreeMap<String, String>,
+    /// Its clock less ours, in milliseconds; and how long it took to ask.
+    ahead_ms: i64,
+    asked_ms: u64,
+}
+
+impl State {
+    fn text(&self, field: &str) -> &str {
+        self.info.get(field).map_or("", String::as_str)
+    }
+
+    fn number(&self, field: &str) -> u64 {
+        self.text(field).parse().unwrap_or_default()
+    }
+
+    /// Tells one server from another, whatever its address.
+    fn run_id(&self) -> &str {
+        self.text("run_id")
+    }
+}
+
+/// Looks at each Redis. Answers the states of those that answered, in order, too.
+pub async fn examine(store: &Store, grace: Duration) -> (Vec<Option<State>>, Vec<Finding>) {
+    let asked = future::join_all(store.servers().iter().map(ask)).await;
+    let mut findings = Vec::new();
+    for (server, answer) in store.servers().iter().zip(&asked) {
+        let about = match answer {
+            Ok(state) => judge(state, grace),
+            Err(error) => vec![away(error)],
+        };
+        let name = server.to_string();
+        findings.extend(about.into_iter().map(|finding| finding.of(&name)));
+    }
+    let states: Vec<Option<State>> = asked.into_iter().map(Result::ok).collect();
+    findings.extend(twice(&states));
+    (states, findings)
+}
+
+async fn ask(server: &Server) -> Result<State, RedisError> {
+    // Opens the connection, so that the time that this takes is not taken for the clock's.
+    server.command::<String>(&redis::cmd("PING")).await?;
+    let info: String = server.command(redis::cmd("INFO").arg("everything")).await?;
+    let (before, start) = (now_ms(), Instant::now());
+    let (seconds, micros): (i64, i64) = server.command(&redis::cmd("TIME")).await?;
+    let asked = start.elapsed();
+    let asked_ms = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX);
+    let ours = before.cast_signed() + (asked / 2).as_millis().try_into().unwrap_or(0);
+    Ok(State {
+        info: fields(&info),
+        ahead_ms: seconds * 1000 + micros / 1000 - ours,
+        asked_ms,
+    })
+}
+
+fn fields(info: &str) -> BTreeMap<String, String> {
+    let fields = info.lines().filter_map(|line| line.trim_end().split_once(':'));
+    fields
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn away(error: &RedisError) -> Finding {
+    let text = error.to_string();
+    let says = |word: &str| text.contains(word);
+    let fix = if error.kind() == ErrorKind::AuthenticationFailed || says("WRONGPASS") || says("NOAUTH") {
+        "correct the user and the password in --redis-urls, redis://user:password@host:6379 (characters such as @ or / as %40, %2F)"
+    } else if says("NOPERM") {
+        "let the reporter's Redis user run INFO, TIME, SCAN and SRANDMEMBER"
+    } else if says("LOADING") {
+        "wait: it reads its data"
+    } else if says("certificate") || says("tls") || says("TLS") || says("ssl") || says("SSL") {
+        "rediss:// is for a Redis that speaks TLS, with a certificate of that host name by an authority that this machine trusts"
+    } else {
+        "start it, or correct --redis-urls; see that the network lets this machine through"
+    };
+    Finding::problem(text, fix)
+}
+
+/// What of it stands in the way of exact counts.
+fn judge(state: &State, grace: Duration) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let version = state.text("redis_version");
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let name = match state.text("valkey_version") {
+        "" => format!("Redis {version}"),
+        valkey => format!("Valkey {valkey}"),
+    };
+    if major.is_none_or(|major| major < OLDEST) {
+        findings.push(Finding::problem(
+            format!("{name} is too old: sets of ids would never expire"),
+            "Redis 7 or newer, or Valkey",
+        ));
+    }
+    if state.text("role") == "slave" {
+        findings.push(Finding::problem(
+            format!(
+                "is a replica, of {}:{}",
+                state.text("master_host"),
+                state.text("master_port")
+            ),
+            "name the primary in --redis-urls, and in the components' redis_urls",
+        ));
+    }
+    if state.number("cluster_enabled") == 1 {
+        findings.push(Finding::problem(
+            "is part of a Redis Cluster, which moves keys by itself",
+            "list single servers in --redis-urls instead: ids are spread over them",
+        ));
+    }
+    findings.extend(durability(state));
+    findings.extend(memory(state));
+    findings.extend(clock(state, grace));
+    if findings.is_empty() {
+        let kept = "keeps what it acknowledges, evicts nothing";
+        let skew = state.ahead_ms.unsigned_abs();
+        findings.push(Finding::fine(format!(
+            "{name}, answers in {} ms, {kept}, clock within {} ms",
+            state.asked_ms.max(1),
+            skew.max(1)
+        )));
+    }
+    findings
+}
+
+fn durability(state: &State) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if state.number("aof_enabled") == 0 {
+        findings.push(Finding::warning(
+            "no append-only file: what it acknowledged since its last snapshot is lost when it ends",
+            "appendonly yes, with appendfsync everysec or always",
+        ));
+    }
+    let failed = |field: &str| state.text(field) == "err";
+    if failed("aof_last_write_status") || failed("aof_last_bgrewrite_status") {
+        findings.push(Finding::problem(
+            "could not write its append-only file",
+            "see to its disk: space, rights, errors; its log has more",
+        ));
+    }
+    if failed("rdb_last_bgsave_status") {
+        findings.push(Finding::problem(
+            "could not save its last snapshot, and refuses what would be written if stop-writes-on-bgsave-error is on",
+            "see to its disk and memory (vm.overcommit_memory); its log has more",
+        ));
+    }
+    findings
+}
+
+fn memory(state: &State) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let (used, most) = (state.number("used_memory"), state.number("maxmemory"));
+    let policy = state.text("maxmemory_policy");
+    if most > 0 && policy != "noeviction" {
+        findings.push(Finding::problem(
+            format!("maxmemory-policy {policy}: when it is full it drops ids, and counts are too low without a word"),
+            "maxmemory-policy noeviction: then what does not fit is spooled",
+        ));
+    }
+    if most > 0 && used.saturating_mul(100) / most >= FULL {
+        let percent = used.saturating_mul(100) / most;
+        findings.push(Finding::warning(
+            format!("{percent}% of maxmemory is in use"),
+            "a larger maxmemory, a shorter --late-seconds, or one more server in --redis-urls",
+        ));
+    }
+    findings
+}
+
+fn clock(state: &State, grace: Duration) -> Option<Finding> {
+    let skew = Duration::from_millis(state.ahead_ms.unsigned_abs());
+    // What the answer's way took may be to one side.
+    let sure = skew.saturating_sub(Duration::from_millis(state.asked_ms / 2));
+    if sure <= SKEW {
+        return None;
+    }
+    let side = if state.ahead_ms > 0 { "ahead of" } else { "behind" };
+    let what = format!("its clock is {:.1} s {side} this machine's", skew.as_secs_f64());
+    let fix = "let every machine keep its time by NTP: a request's window is that of the clock where it arrives";
+    Some(if sure > grace {
+        Finding::problem(what, fix)
+    } else {
+        Finding::warning(what, fix)
+    })
+}
+
+/// Addresses that lead to the same server: its ids would be counted twice.
+fn twice(states: &[Option<State>]) -> Option<Finding> {
+    let ids: Vec<&str> = states.iter().flatten().map(State::run_id).collect();
+    let again = (1..ids.len()).find(|at| ids[..*at].contains(&ids[*at]))?;
+    Some(Finding::problem(
+        format!(
+            "--redis-urls: number {} leads to the same server as one before it",
+            again + 1
+        ),
+        "name each server once, here and in the components' redis_urls",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(2);
+
+    fn state(changed: &[(&str, &str)]) -> State {
+        let info = "# Server\r\nredis_version:7.2.4\r\nrun_id:a\r\nrole:master\r\naof_enabled:1\r\naof_last_write_status:ok\r\n\
+            aof_last_bgrewrite_status:ok\r\nrdb_last_bgsave_status:ok\r\nused_memory:10\r\nmaxmemory:100\r\n\
+            maxmemory_policy:noeviction\r\ncluster_enabled:0\r\n";
+        let mut info = fields(info);
+        info.extend(
+            changed
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        State {
+            info,
+            ahead_ms: 3,
+            asked_ms: 2,
+        }
+    }
+
+    /// Changed fields, and what is found.
+    type Case = (&'static [(&'static str, &'static str)], Level, &'static str);
+
+    #[test]
+    fn each_mistake_is_found() {
+        use Level::{Fine, Problem, Warning};
+        let cases: [Case; 14] = [
+            (&[], Fine, "Redis 7.2.4"),
+            (&[("valkey_version", "8.1.0")], Fine, "Valkey 8.1.0"),
+            (
+                &[("maxmemory", "0"), ("maxmemory_policy", "allkeys-lru")],
+                Fine,
+                "evicts nothing",
+            ),
+            (&[("redis_version", "6.2.14")], Problem, "too old"),
+            (&[("redis_version", "")], Problem, "too old"),
+            (
+                &[("role", "slave"), ("master_host", "h"), ("master_port", "1")],
+                Problem,
+                "of h:1",
+            ),
+            (&[("cluster_enabled", "1")], Problem, "Cluster"),
+            (&[("aof_enabled", "0")], Warning, "append-only"),
+            (&[("aof_last_write_status", "err")], Problem, "append-only"),
+            (&[("aof_last_bgrewrite_status", "err")], Problem, "append-only"),
+            (&[("rdb_last_bgsave_status", "err")], Problem, "snapshot"),
+            (&[("maxmemory_policy", "volatile-ttl")], Problem, "volatile-ttl"),
+            (&[("maxmemory_policy", "allkeys-lru")], Problem, "allkeys-lru"),
+            (&[("used_memory", "80")], Warning, "80%"),
+        ];
+        for (changed, level, word) in cases {
+            let found = judge(&state(changed), GRACE);
+            assert_eq!(found.len(), 1, "{changed:?}: {found:?}");
+            assert_eq!(found[0].level, level, "{changed:?}");
+            assert!(found[0].what.contains(word), "{changed:?}: {}", found[0].what);
+        }
+    }
+
+    #[test]
+    fn a_clock_is_judged_by_what_is_sure_of_it() {
+        for (ahead_ms, asked_ms, expected) in [
+            (0, 0, None),
+            (-500, 0, None),
+            (501, 0, Some(Level::Warning)),
+            // Its answer may have been under way for all of that.
+            (501, 4, None),
+            (-1999, 0, Some(Level::Warning)),
+            (2001, 0, Some(Level::Problem)),
+            (-60_000, 100, Some(Level::Problem)),
+        ] {
+            let state = State {
+                ahead_ms,
+                asked_ms,
+                ..state(&[])
+            };
+            let found = clock(&state, GRACE);
+            assert_eq!(
+                found.as_ref().map(|found| found.level),
+                expected,
+                "{ahead_ms} {asked_ms}"
+            );
+            let side = found.map(|found| found.what.contains("ahead of"));
+            assert_eq!(side, expected.map(|_| ahead_ms > 0), "{ahead_ms}");
+        }
+    }
+
+    #[test]
+    fn a_server_named_twice_is_found() {
+        let (a, b) = (Some(state(&[])), Some(state(&[("run_id", "b")])));
+        assert_eq!(twice(&[a.clone(), None, b.clone()]), None);
+        let found = twice(&[a.clone(), b, None, a]).expect("found");
+        assert!(found.what.contains("number 3"), "{}", found.what);
+    }
+}

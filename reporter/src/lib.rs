@@ -1,0 +1,181 @@
+//! `verve-reporter`: counts closed windows, publishes them to Kafka, and delivers callbacks.
+//!
+//! - `cli`: the command line, environment and configuration file, parsed whole before anything else happens
+//! - `windows`: what is to be done with windows (`ledger`, pure), who does it (`lease`), what of it is in Redis (`books`), and
+//!   the reporting itself
+//! - `kafka`: the records
+//! - `counts`: what was reported, to be asked for by HTTP or on the command line; `command`: runs what is asked for there
+//! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
+//! - `doctor`: looks at all of it, and says what to change
+//! - `store`: the connections to Redis; `backoff`: when what failed is tried again; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
+//!   going on now; `admin`: the HTTP port with all of it; `telemetry`: logs and traces
+
+mod admin;
+mod backoff;
+mod callbacks;
+mod cli;
+mod clock;
+mod command;
+mod counts;
+mod doctor;
+mod health;
+mod kafka;
+mod metrics;
+mod overview;
+mod store;
+mod telemetry;
+mod watch;
+mod windows;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Admin;
+use crate::cli::{Config, Task};
+use crate::health::Health;
+use crate::kafka::Publisher;
+use crate::metrics::Metrics;
+use crate::overview::Overview;
+use crate::store::Store;
+
+/// How long deliveries under way may take to finish once a stop was asked for.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+
+/// Does what the command line asks for. `version` is what `--version` tells.
+#[must_use]
+pub fn main(version: &'static str) -> ExitCode {
+    let config = match cli::parse(version) {
+        Ok(Task::Report(config)) => *config,
+        Ok(Task::Print(text)) => return command::print_all(&text),
+        Ok(Task::Doctor(config)) => {
+            return command::run(&config.redis_urls, config.keys.clone(), async |store| {
+                let report = doctor::examine(&store, &config).await;
+                command::print(&report.text)?;
+                anyhow::ensure!(!report.is_bad, "there is something to be mended");
+                Ok(Vec::new())
+            });
+        }
+        Ok(Task::Dead(at, dead)) => {
+            return command::run(&at.redis_urls, at.keys, async |store| {
+                callbacks::dead::run(store, &dead).await
+            });
+        }
+        Ok(Task::Counts { at, range, json }) => {
+            return command::run(&at.redis_urls, at.keys, async |store| {
+                let page = range.read(&store).await.context("what was reported is not to be had")?;
+                command::print(&counts::text(&page, json)?)?;
+                Ok(Vec::new())
+            });
+        }
+        Err(code) => return code,
+    };
+    let traces = match telemetry::init(config.log_format) {
+        Ok(traces) => traces,
+        Err(error) => {
+            eprintln!("verve-reporter: {error:#}");
+            return ExitCode::from(cli::USAGE);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(config, version)));
+    traces.finish();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config, version: &str) -> anyhow::Result<()> {
+    let replica = replica_name();
+    let health = Arc::new(Health::default());
+    let listener = tokio::net::TcpListener::bind(&config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
+    let metrics = Metrics::default();
+    let store = Store::new(&config.redis_urls, config.keys.clone(), &health, &metrics)?;
+    let publisher = Publisher::new(&config.kafka, &health, &metrics)?;
+    tracing::info!(
+        replica,
+        redis = %config.redis_urls.as_slice().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        kafka = config.kafka.brokers.as_deref().unwrap_or("none"),
+        topic = config.kafka.topic,
+        window_seconds = config.windows.length.seconds(),
+        admin = %listener.local_addr()?,
+        "verve-reporter {version} started",
+    );
+
+    let stop = CancellationToken::new();
+    let (overview, seen) = Overview::new(config.windows.clone(), store.clone(), health.clone(), metrics.clone());
+    let overview = tokio::spawn(overview.run(stop.clone()));
+    let admin = Admin {
+        length: config.windows.length,
+        token: config.admin_token,
+        store: store.clone(),
+        health: health.clone(),
+        metrics: metrics.clone(),
+        seen,
+        replica: replica.clone(),
+        stop: stop.clone(),
+    };
+    let admin = tokio::spawn(admin::serve(listener, admin));
+    let checks = tokio::spawn(watch::watch(
+        health.clone(),
+        store.clone(),
+        publisher.clone(),
+        stop.clone(),
+    ));
+    let length = config.windows.length;
+    let windows = windows::Reporter::new(
+        config.windows,
+        store.clone(),
+        publisher,
+        metrics.clone(),
+        replica.clone(),
+    );
+    let windows = tokio::spawn(windows.run(stop.clone()));
+    let callbacks = callbacks::Callbacks::new(config.callbacks, length, store, metrics, replica)?;
+    let callbacks = tokio::spawn(callbacks.run(stop.clone()));
+
+    stop_signal().await?;
+    tracing::info!("stopping: deliveries under way may finish");
+    stop.cancel();
+    let done = async {
+        for task in [windows, callbacks, checks, overview, admin] {
+            task.await.context("a task of the reporter failed")?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(STOP_WITHIN, done).await.unwrap_or_else(|_| {
+        Err(anyhow::anyhow!(
+            "not stopped within {} s; deliveries are left to others",
+            STOP_WITHIN.as_secs()
+        ))
+    })?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A name that no other replica, and no later run of this one, has.
+fn replica_name() -> String {
+    format!("{:08x}-{}", fastrand::u32(..), std::process::id())
+}
+
+async fn stop_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! `verve-reporter doctor` finds each mistake that is made here on purpose, and none where there is none.
+
+use anyhow::Result;
+use redis::AsyncCommands as _;
+use verve_protocol::Id;
+use verve_tests::kafka::Kafka;
+use verve_tests::process::{Process, in_wrong_time};
+use verve_tests::redis::RedisServer;
+use verve_tests::{clock, net, reporter};
+
+use crate::site::{SOON, Site};
+
+/// What the doctor says of the site: whether something is to be mended, and the whole text.
+async fn examine(site: &Site, more: &[&str]) -> Result<(bool, String)> {
+    let mut command = reporter::command()?;
+    command.arg("doctor").args(site.flags(more));
+    let process = Process::spawn("verve-reporter doctor", command)?;
+    let status = process.wait(SOON).await?;
+    let text = process.log();
+    assert!(matches!(status.code(), Some(0 | 1)), "{status}: {text}");
+    Ok((status.code() == Some(1), text))
+}
+
+/// Asserts that the doctor finds something to be mended, or to be warned of, and says all of `words` in the two lines about it.
+fn assert_found(found: &(bool, String), level: &str, words: &[&str]) {
+    let (is_bad, text) = found;
+    assert_eq!(
+        *is_bad,
+        text.contains("\nproblem") || text.starts_with("problem"),
+        "{text}"
+    );
+    let lines: Vec<&str> = text.lines().collect();
+    let about = |pair: &[&str]| pair[0].starts_with(level) && words.iter().all(|word| pair.concat().contains(word));
+    assert!(lines.windows(2).any(about), "no {level} with {words:?} in:\n{text}");
+}
+
+async fn durable(servers: usize) -> Result<Site> {
+    let mut redis = Vec::new();
+    for _ in 0..servers {
+        redis.push(RedisServer::options().append_only().start().await?);
+    }
+    Ok(Site::with_redis(60, redis))
+}
+
+/// Ids of now, where components with this list of servers would have them.
+async fn add_now(site: &Site, ids: std::ops::Range<i64>) -> Result<()> {
+    let key = site.keys().ids(clock::current_window(site.length));
+    for (at, server) in site.redis.iter().enumerate() {
+        let ids = ids.clone().map(|id| id.to_string());
+        let here = ids.filter(|id| id.parse().is_ok_and(|id: Id| id.shard(site.redis.len()) == at));
+        let () = server.connection().await?.sadd(&key, Vec::from_iter(here)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_site_that_is_well() -> Result<()> {
+    let site = durable(2).await?;
+    add_now(&site, 0..200).await?;
+    let kafka = Kafka::for_tests()?;
+    let topic = clock::unique("doctor");
+    kafka.create_topic(&topic, 1).await?;
+    let flags = ["--kafka-brokers", kafka.brokers(), "--kafka-topic", &topic];
+    let found = examine(&site, &flags).await?;
+    assert!(!found.0, "{}", found.1);
+    // One broker keeps one copy, and that is said.
+    let warnings: Vec<&str> = found.1.lines().filter(|line| line.starts_with("warning")).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("one copy"), "{}", found.1);
+    assert_eq!(
+        found.1.lines().filter(|line| line.starts_with("ok")).count(),
+        3,
+        "{}",
+        found.1
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_redis_does_not_keep() -> Result<()> {
+    let redis = RedisServer::start().await?;
+    let site = Site::with_redis(60, vec![redis]);
+    let found = examine(&site, &[]).await?;
+    assert_found(&found, "warning", &["append-only", "appendonly yes"]);
+    assert_found(&found, "warning", &["no Kafka", "--kafka-brokers"]);
+    assert_found(&found, "warning", &["no component wrote"]);
+    assert!(!found.0);
+    for (parameter, value, level, words) in [
+        ("maxmemory", "100mb", "warning", &["append-only"][..]),
+        (
+            "maxmemory-policy",
+            "volatile-ttl",
+            "problem",
+            &["volatile-ttl", "noeviction"],
+        ),
+        ("maxmemory-policy", "noeviction", "warning", &["append-only"]),
+        ("maxmemory", "1mb", "warning", &["% of maxmemory"]),
+    ] {
+        site.redis[0].set(parameter, value).await?;
+        assert_found(&examine(&site, &[]).await?, level, words);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_replica_in_place_of_its_primary() -> Result<()> {
+    let primary = RedisServer::start().await?;
+    let address = primary.address();
+    let replica = RedisServer::options()
+        .argument("--replicaof")
+        .argument(&address.ip().to_string());
+    let replica = replica.argument(&address.port().to_string()).start().await?;
+    let site = Site::with_redis(60, vec![replica]);
+    let of = format!("replica, of {}:{}", address.ip(), address.port());
+    assert_found(&examine(&site, &[]).await?, "problem", &[&of, "primary"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn servers_that_are_not_there_or_twice() -> Result<()> {
+    let site = durable(2).await?;
+    let there = site.redis[0].url();
+    let flags = |urls: &str| -> Vec<String> { vec!["--redis-urls".to_owned(), urls.to_owned()] };
+    let run = async |urls: &str| -> Result<(bool, String)> {
+        let mut command = reporter::command()?;
+        command.arg("doctor").args(flags(urls));
+        let process = Process::spawn("verve-reporter doctor", command)?;
+        let status = process.wait(SOON).await?;
+        Ok((status.code() == Some(1), process.log()))
+    };
+    let nowhere = net::free_address()?;
+    let found = run(&format!("{there},redis://:hunter2@{nowhere}")).await?;
+    assert_found(&found, "problem", &[&nowhere.to_string(), "start it"]);
+    assert!(!found.1.contains("hunter2"), "{}", found.1);
+
+    let by_name = there.replace("127.0.0.1", "localhost");
+    assert_ne!(by_name, there);
+    assert_found(
+        &run(&format!("{there},{by_name}")).await?,
+        "problem",
+        &["number 2", "same server"],
+    );
+
+    let locked = RedisServer::options().password("hunter2").start().await?;
+    let found = run(&format!("redis://:hunter3@{}", locked.address())).await?;
+    assert_found(&found, "problem", &["user and the password"]);
+    assert!(!found.1.contains("hunter3"), "{}", found.1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn settings_that_are_not_those_of_the_components() -> Result<()> {
+    let site = durable(2).await?;
+    add_now(&site, 0..200).await?;
+    let urls = format!("{},{}", site.redis[1].url(), site.redis[0].url());
+    assert_found(&examine(&site, &["--redis-urls", &urls]).await?, "problem", &["order"]);
+    let one = site.redis[1].url();
+    assert_found(
+        &examine(&site, &["--redis-urls", &one]).await?,
+        "problem",
+        &["one share of 2"],
+    );
+    assert_found(
+        &examine(&site, &["--window-seconds", "5"]).await?,
+        "problem",
+        &["windows of 60 s", "5 s"],
+    );
+    let found = examine(&site, &["--namespace", "elsewhere"]).await?;
+    assert_found(&found, "problem", &["namespace elsewhere", &site.namespace]);
+
+    // Two at once, one of which is nobody's.
+    let mut other: redis::aio::MultiplexedConnection = site.redis[0].connection().await?;
+    let window = clock::current_window(clock::length(10));
+    let zero: Id = "0".parse()?;
+    let _: () = other.sadd(site.keys().ids(window), zero.to_string()).await?;
+    assert_found(&examine(&site, &[]).await?, "problem", &["windows of 10 s"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong() -> Result<()> {
+    let site = durable(1).await?;
+    let mut command = reporter::command()?;
+    command.arg("doctor").args(site.flags(&[]));
+    in_wrong_time(&mut command, "+90s")?;
+    let process = Process::spawn("verve-reporter doctor", command)?;
+    let status = process.wait(SOON).await?;
+    let found = (status.code() == Some(1), process.log());
+    assert_found(&found, "problem", &["behind this machine", "NTP"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn kafka_and_its_topic() -> Result<()> {
+    let site = durable(1).await?;
+    let nowhere = net::free_address()?.to_string();
+    let found = examine(&site, &["--kafka-brokers", &nowhere]).await?;
+    assert_found(&found, "problem", &[&nowhere, "--kafka-brokers"]);
+    let kafka = Kafka::for_tests()?;
+    let topic = clock::unique("nobody-made-this");
+    let flags = ["--kafka-brokers", kafka.brokers(), "--kafka-topic", &topic];
+    assert_found(
+        &examine(&site, &flags).await?,
+        "problem",
+        &["no topic", "kafka-topics.sh"],
+    );
+    // Asking did not make it.
+    assert_found(&examine(&site, &flags).await?, "problem", &["no topic"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_callback_that_would_be_refused() -> Result<()> {
+    let site = durable(1).await?;
+    let found = examine(&site, &["--callback-url", "http://localhost:8080/hook"]).await?;
+    assert_found(&found, "problem", &["localhost", "--callback-allow"]);
+    let flags = [
+        "--callback-url",
+        "http://localhost:8080/hook",
+        "--callback-allow",
+        "localhost",
+    ];
+    assert!(!examine(&site, &flags).await?.0);
+    let found = examine(&site, &["--listen", "0.0.0.0:9090"]).await?;
+    assert_found(&found, "warning", &["0.0.0.0:9090", "--admin-token"]);
+    Ok(())
+}
