@@ -14,8 +14,8 @@ use verve_tests::{clock, http, paths, reporter, wait};
 
 use crate::site::{SOON, Site};
 
-/// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's.
-const OTHERS: [&str; 7] = [
+/// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's, Redis'.
+const OTHERS: [&str; 13] = [
     "--runtime-config-file",
     "--build",
     "--format",
@@ -23,6 +23,12 @@ const OTHERS: [&str; 7] = [
     "--bootstrap-server",
     "--from-beginning",
     "--topic",
+    "--create",
+    "--partitions",
+    "--replication-factor",
+    "--appendonly",
+    "--maxmemory-policy",
+    "--dir",
 ];
 
 /// What a program says of itself.
