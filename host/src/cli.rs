@@ -51,6 +51,14 @@ pub struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = duration)]
     pub keep_alive_timeout: Duration,
 
+    /// The most connections at once. Further ones wait until one ends. Each needs an open file, and memory: 10 KB when idle
+    #[arg(long, value_name = "N", default_value = "20000")]
+    pub max_connections: NonZeroUsize,
+
+    /// The most bytes of a request's head, from 8192 on; a longer one is answered 431
+    #[arg(long, value_name = "BYTES", default_value = "32768", value_parser = head_bytes)]
+    pub max_head_bytes: usize,
+
     /// Leaves Nagle's algorithm on, to measure what it costs: a response in two writes waits for a delayed ACK
     #[arg(long)]
     pub no_tcp_nodelay: bool,
@@ -141,6 +149,12 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
     let addresses: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| expected())?.collect();
     let ipv4 = addresses.iter().find(|address| address.is_ipv4());
     ipv4.or(addresses.first()).copied().ok_or_else(expected)
+}
+
+/// What hyper takes: its buffer is never smaller than that.
+fn head_bytes(text: &str) -> Result<usize, String> {
+    let bytes = text.parse().ok().filter(|bytes| (8192..=1 << 20).contains(bytes));
+    bytes.ok_or_else(|| "expected a whole number from 8192 to 1048576".to_owned())
 }
 
 /// A number and a unit (`ms`, `s`, `m`), seconds if there is none.

@@ -106,12 +106,16 @@ fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants) -> anyhow:
         let database = Database::try_new(&folder).context("--state-dir names another folder")?;
         grants.database = Some(database);
     }
+    // The soft limit is low on many machines, for programs that are older than such servers. What is refused stays as it is.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let factory = Factory::new(wasm::load(&manifest.component.source)?, grants, arguments.reuse);
     let site = Site {
         component: manifest.component.id,
         routes: manifest.routes,
         tcp_nodelay: !arguments.no_tcp_nodelay,
         keep_alive: arguments.keep_alive_timeout,
+        max_head: arguments.max_head_bytes,
+        max_connections: arguments.max_connections,
         is_stopping: Arc::default(),
         has_database: manifest.component.sqlite,
     };

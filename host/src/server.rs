@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -37,6 +38,10 @@ pub struct Site {
     pub tcp_nodelay: bool,
     /// How long a client may take to send a request's head, and how long a connection may be idle.
     pub keep_alive: Duration,
+    /// The most of a request's head that is read, in bytes.
+    pub max_head: usize,
+    /// The most connections at once.
+    pub max_connections: NonZeroUsize,
     /// Whether the component has a database.
     pub has_database: bool,
     /// Whether load balancers are to turn away.
@@ -77,7 +82,7 @@ pub fn serve_connection(
         // the first, which the client delays by 40 ms.
         stream.set_nodelay(site.tcp_nodelay)?;
         let stream = TokioIo::new(TcpStream::from_std(stream)?);
-        let keep_alive = site.keep_alive;
+        let (keep_alive, max_head) = (site.keep_alive, site.max_head);
         let service = service_fn(move |request| {
             let (site, instances) = (site.clone(), instances.clone());
             async move {
@@ -92,6 +97,9 @@ pub fn serve_connection(
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(keep_alive)
+            .max_buf_size(max_head)
+            // Who has said all may still want to hear the answer.
+            .half_close(true)
             // The body is two bytes long: cheaper to copy than to gather.
             .writev(false)
             .serve_connection(stream, service);

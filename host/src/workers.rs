@@ -11,16 +11,19 @@ use std::thread;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::instances::{Factory, Instances};
 use crate::server::{Site, look_after, serve_connection};
+
+/// A connection, and its share of how many there may be.
+type Accepted = (TcpStream, OwnedSemaphorePermit);
 
 /// All threads.
 pub struct Workers(Vec<Worker>);
 
 struct Worker {
-    streams: UnboundedSender<TcpStream>,
+    streams: UnboundedSender<Accepted>,
     /// Connections that it has now.
     connections: Arc<AtomicUsize>,
     /// Told once it has no connection any more.
@@ -40,7 +43,7 @@ impl Workers {
     }
 
     /// Has the thread with the fewest connections serve another one.
-    pub fn serve(&self, stream: TcpStream) {
+    pub fn serve(&self, accepted: Accepted) {
         let fewest = self
             .0
             .iter()
@@ -48,7 +51,7 @@ impl Workers {
         if let Some(worker) = fewest {
             worker.connections.fetch_add(1, Ordering::Relaxed);
             // A thread ends only with the process.
-            let _ = worker.streams.send(stream);
+            let _ = worker.streams.send(accepted);
         }
     }
 
@@ -86,7 +89,7 @@ fn work(
     runtime: &Runtime,
     site: Arc<Site>,
     instances: Instances,
-    mut incoming: UnboundedReceiver<TcpStream>,
+    mut incoming: UnboundedReceiver<Accepted>,
     connections: Arc<AtomicUsize>,
     stopped: oneshot::Sender<()>,
 ) {
@@ -94,7 +97,7 @@ fn work(
         let graceful = GracefulShutdown::new();
         // One thread is enough for it.
         let looking_after = (number == 0).then(|| tokio::spawn(look_after(site.clone(), instances.clone())));
-        while let Some(stream) = incoming.recv().await {
+        while let Some((stream, permit)) = incoming.recv().await {
             let served = serve_connection(stream, site.clone(), instances.clone(), &graceful);
             let connections = connections.clone();
             tokio::spawn(async move {
@@ -102,6 +105,7 @@ fn work(
                     tracing::debug!("a connection ended early: {error}");
                 }
                 connections.fetch_sub(1, Ordering::Relaxed);
+                drop(permit);
             });
         }
         if let Some(looking_after) = looking_after {

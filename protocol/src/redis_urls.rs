@@ -84,6 +84,12 @@ impl RedisUrls {
 }
 
 impl RedisUrl {
+    /// Whether the server is spoken to by TLS: `rediss://`.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.0.scheme() == "rediss"
+    }
+
     /// The whole URL, with its password: for opening the connection, not for showing.
     #[must_use]
     pub fn secret(&self) -> &str {

@@ -68,7 +68,6 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
 
 fn router(admin: Admin) -> Router {
     let mut guarded = Router::new()
-        .route("/readyz", get(ready))
         .route("/metrics", get(counted))
         .route("/api/counts", get(counts::counts))
         .route("/api/counts/current", get(counts::current))
@@ -83,6 +82,7 @@ fn router(admin: Admin) -> Router {
     }
     guarded
         .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
         .layer(middleware::map_response(with_headers))
         .with_state(admin)
 }
@@ -92,10 +92,14 @@ async fn with_headers(mut response: Response) -> Response {
     response
 }
 
-async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
+/// For everybody, as orchestrators show no token. Why it is not ready names servers, and is for those who do.
+async fn ready(State(admin): State<Admin>, asked: HeaderMap) -> (StatusCode, String) {
     let problems = admin.health.problems();
     if problems.is_empty() {
         return (StatusCode::OK, "ready\n".to_owned());
+    }
+    if admin.token.is_some_and(|token| !token.is_shown(&asked)) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned());
     }
     let lines: Vec<String> = problems
         .iter()

@@ -5,6 +5,7 @@ mod shown;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +15,8 @@ use std::time::Duration;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
-use verve_protocol::{Endpoint, Keys, Method, Namespace, RedisUrls, WindowLength};
+use redis::{ClientTlsConfig, TlsCertificates};
+use verve_protocol::{Endpoint, Keys, Method, Namespace, WindowLength};
 
 use crate::admin::Token;
 use crate::callbacks::dead::DeadCommand;
@@ -22,6 +24,7 @@ use crate::callbacks::{CallbacksConfig, Policy, Signer};
 use crate::clock::now_ms;
 use crate::counts::{Asked, Range};
 use crate::kafka::KafkaConfig;
+use crate::store::RedisConfig;
 use crate::telemetry::LogFormat;
 use crate::windows::WindowsConfig;
 use file::Settings;
@@ -57,6 +60,16 @@ struct Args {
         default_value = "redis://127.0.0.1:6379",
         hide_env_values = true, help_heading = REDIS)]
     redis_urls: String,
+    /// A file with the certificates of the authorities that vouch for Redis servers of `rediss://`, in PEM; those that this machine
+    /// trusts if not given
+    #[arg(long, env = "VERVE_REDIS_CA_FILE", global = true, value_name = "FILE", help_heading = REDIS)]
+    redis_ca_file: Option<PathBuf>,
+    /// A file with the certificate to show to Redis, in PEM; with --redis-key-file
+    #[arg(long, env = "VERVE_REDIS_CERT_FILE", global = true, value_name = "FILE", help_heading = REDIS)]
+    redis_cert_file: Option<PathBuf>,
+    /// A file with the key of that certificate, in PEM (PKCS #8)
+    #[arg(long, env = "VERVE_REDIS_KEY_FILE", global = true, value_name = "FILE", help_heading = REDIS)]
+    redis_key_file: Option<PathBuf>,
     /// What all keys in Redis begin with: the same as the component's `namespace`
     #[arg(long, env = "VERVE_NAMESPACE", global = true, default_value = "verve", help_heading = REDIS)]
     namespace: Namespace,
@@ -111,16 +124,23 @@ struct Args {
     /// The wait before a callback's second attempt, in milliseconds; doubled, with jitter, for each further one
     #[arg(long, env = "VERVE_CALLBACK_BACKOFF_MS", global = true, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=600_000), help_heading = CALLBACKS)]
     callback_backoff_ms: u64,
-    /// Signs POST callbacks by the Standard Webhooks scheme: `whsec_` and base64; two, comma-separated, while one is replaced
+    /// Signs callbacks by the Standard Webhooks scheme: `whsec_` and base64; two, comma-separated, while one is replaced
     // Parsed after clap, whose errors show the value. So is the token.
     #[arg(long, env = "VERVE_CALLBACK_SECRET", global = true, value_name = "SECRETS", hide_env_values = true, help_heading = CALLBACKS)]
     callback_secret: Option<String>,
+    /// A file with the secrets, one a line, in place of --callback-secret
+    #[arg(long, env = "VERVE_CALLBACK_SECRET_FILE", global = true, value_name = "FILE", help_heading = CALLBACKS)]
+    callback_secret_file: Option<PathBuf>,
     /// Address of the admin port: /healthz, /readyz, /metrics, /api/counts, and a page at /
     #[arg(long, env = "VERVE_LISTEN", global = true, value_name = "ADDRESS", default_value = "127.0.0.1:9090", help_heading = ITSELF)]
     listen: SocketAddr,
-    /// What the admin port wants to see before it answers anything but /healthz: a bearer token, or the password in a browser
+    /// What the admin port wants to see before it tells anything but that it lives and is ready: a bearer token, or the password in
+    /// a browser
     #[arg(long, env = "VERVE_ADMIN_TOKEN", global = true, value_name = "TOKEN", hide_env_values = true, help_heading = ITSELF)]
     admin_token: Option<String>,
+    /// A file with the token, in place of --admin-token
+    #[arg(long, env = "VERVE_ADMIN_TOKEN_FILE", global = true, value_name = "FILE", help_heading = ITSELF)]
+    admin_token_file: Option<PathBuf>,
     /// text or json
     #[arg(long, env = "VERVE_LOG_FORMAT", global = true, value_name = "FORMAT", default_value = "text", help_heading = ITSELF)]
     log_format: LogFormat,
@@ -178,14 +198,14 @@ pub enum Task {
 /// Where a command finds what it is about.
 #[derive(Debug)]
 pub struct Where {
-    pub redis_urls: RedisUrls,
+    pub redis: RedisConfig,
     pub keys: Keys,
 }
 
 /// What the reporter is configured to do.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub redis_urls: RedisUrls,
+    pub redis: RedisConfig,
     pub keys: Keys,
     pub windows: WindowsConfig,
     pub kafka: KafkaConfig,
@@ -267,7 +287,7 @@ fn task(
     };
     let at = |args: &Args| {
         Ok::<_, String>(Where {
-            redis_urls: redis_urls(&args.redis_urls)?,
+            redis: redis(args)?,
             keys: Keys::new(args.namespace.clone()),
         })
     };
@@ -303,11 +323,62 @@ fn printed(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<String,
     String::from_utf8(text).map_err(|error| error.to_string())
 }
 
-fn redis_urls(text: &str) -> Result<RedisUrls, String> {
-    text.parse().map_err(|error| format!("--redis-urls: {error}"))
+fn redis(args: &Args) -> Result<RedisConfig, String> {
+    let urls = args
+        .redis_urls
+        .parse()
+        .map_err(|error| format!("--redis-urls: {error}"))?;
+    let read = |flag: &str, path: &Option<PathBuf>| -> Result<Option<Vec<u8>>, String> {
+        let Some(path) = path else { return Ok(None) };
+        let read = fs::read(path).map(Some);
+        read.map_err(|error| format!("{flag}: {}: {error}", path.display()))
+    };
+    let root_cert = read("--redis-ca-file", &args.redis_ca_file)?;
+    let client_tls = match (
+        read("--redis-cert-file", &args.redis_cert_file)?,
+        read("--redis-key-file", &args.redis_key_file)?,
+    ) {
+        (Some(client_cert), Some(client_key)) => Some(ClientTlsConfig {
+            client_cert,
+            client_key,
+        }),
+        (None, None) => None,
+        _ => return Err("--redis-cert-file and --redis-key-file: expected both".to_owned()),
+    };
+    let given = root_cert.is_some() || client_tls.is_some();
+    let redis = RedisConfig {
+        urls,
+        tls: given.then_some(TlsCertificates { client_tls, root_cert }),
+    };
+    let checked = redis.check();
+    checked.map_err(|problem| format!("--redis-ca-file, --redis-cert-file, --redis-key-file: {problem}"))?;
+    Ok(redis)
+}
+
+/// What is given as a flag or in a file, and not empty. Errors do not show it.
+fn secret<T, E: fmt::Display>(
+    flag: &str,
+    given: Option<String>,
+    file: Option<PathBuf>,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Result<Option<T>, String> {
+    let given = given.filter(|given| !given.is_empty());
+    let (flag, text) = match (given, file) {
+        (Some(_), Some(_)) => return Err(format!("{flag} and {flag}-file: expected one of them")),
+        (Some(given), None) => (flag.to_owned(), given),
+        (None, Some(path)) => {
+            let flag = format!("{flag}-file");
+            let text = fs::read_to_string(&path).map_err(|error| format!("{flag}: {}: {error}", path.display()))?;
+            (flag, text)
+        }
+        (None, None) => return Ok(None),
+    };
+    let parsed = parse(text.trim()).map_err(|error| format!("{flag}: {error}"));
+    parsed.map(Some)
 }
 
 fn config(args: Args) -> Result<Config, String> {
+    let redis = redis(&args)?;
     let fixed = match args.callback_url {
         None => None,
         Some(url) => {
@@ -322,14 +393,15 @@ fn config(args: Args) -> Result<Config, String> {
             .check_literal(&endpoint.to_url())
             .map_err(|error| format!("--callback-url: {error}"))?;
     }
-    let signer = (args.callback_secret.filter(|secrets| !secrets.is_empty()))
-        .map(|secrets| secrets.parse::<Signer>())
-        .transpose()
-        .map_err(|error| format!("--callback-secret: {error}"))?;
-    let admin_token = (args.admin_token.filter(|token| !token.is_empty()))
-        .map(Token::try_new)
-        .transpose()
-        .map_err(|error| format!("--admin-token: {error}"))?;
+    let signer = secret(
+        "--callback-secret",
+        args.callback_secret,
+        args.callback_secret_file,
+        |secrets| secrets.lines().collect::<Vec<_>>().join(",").parse::<Signer>(),
+    )?;
+    let admin_token = secret("--admin-token", args.admin_token, args.admin_token_file, |token| {
+        Token::try_new(token.to_owned())
+    })?;
     let mut options = Vec::new();
     for option in args.kafka_option.iter().filter(|option| !option.trim().is_empty()) {
         let (key, value) = option
@@ -350,7 +422,7 @@ fn config(args: Args) -> Result<Config, String> {
     };
     kafka.check()?;
     Ok(Config {
-        redis_urls: redis_urls(&args.redis_urls)?,
+        redis,
         keys: Keys::new(args.namespace),
         windows: WindowsConfig {
             length: args.window_seconds,

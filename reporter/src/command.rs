@@ -5,17 +5,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use verve_protocol::{Keys, RedisUrls};
+use verve_protocol::Keys;
 
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{RedisConfig, Store};
 
 /// Runs a command on these Redis, to its end. It answers what it could not do: said on standard error, a line each.
-pub fn run(urls: &RedisUrls, keys: Keys, command: impl AsyncFnOnce(Store) -> anyhow::Result<Vec<String>>) -> ExitCode {
+pub fn run(
+    redis: &RedisConfig,
+    keys: Keys,
+    command: impl AsyncFnOnce(Store) -> anyhow::Result<Vec<String>>,
+) -> ExitCode {
     let run = async {
         // Nobody asks for this health: what fails is answered.
-        let store = Store::new(urls, keys, &Arc::new(Health::default()), &Metrics::default())?;
+        let store = Store::new(redis, keys, &Arc::new(Health::default()), &Metrics::default())?;
         command(store).await
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -53,7 +53,7 @@ pub fn main(version: &'static str) -> ExitCode {
         Ok(Task::Report(config)) => *config,
         Ok(Task::Print(text)) => return command::print_all(&text),
         Ok(Task::Doctor(config)) => {
-            return command::run(&config.redis_urls, config.keys.clone(), async |store| {
+            return command::run(&config.redis, config.keys.clone(), async |store| {
                 let report = doctor::examine(&store, &config).await;
                 command::print(&report.text)?;
                 anyhow::ensure!(!report.is_bad, "there is something to be mended");
@@ -61,12 +61,12 @@ pub fn main(version: &'static str) -> ExitCode {
             });
         }
         Ok(Task::Dead(at, dead)) => {
-            return command::run(&at.redis_urls, at.keys, async |store| {
+            return command::run(&at.redis, at.keys, async |store| {
                 callbacks::dead::run(store, &dead).await
             });
         }
         Ok(Task::Counts { at, range, json }) => {
-            return command::run(&at.redis_urls, at.keys, async |store| {
+            return command::run(&at.redis, at.keys, async |store| {
                 let page = range.read(&store).await.context("what was reported is not to be had")?;
                 command::print(&counts::text(&page, json)?)?;
                 Ok(Vec::new())
@@ -102,11 +102,11 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
     let metrics = Metrics::default();
-    let store = Store::new(&config.redis_urls, config.keys.clone(), &health, &metrics)?;
+    let store = Store::new(&config.redis, config.keys.clone(), &health, &metrics)?;
     let publisher = Publisher::new(&config.kafka, &health, &metrics)?;
     tracing::info!(
         replica,
-        redis = %config.redis_urls.as_slice().iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        redis = %config.redis,
         kafka = config.kafka.brokers.as_deref().unwrap_or("none"),
         topic = config.kafka.topic,
         window_seconds = config.windows.length.seconds(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures::future;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Script};
+use redis::{Client, FromRedisValue, Pipeline, RedisError, RedisResult, Script, TlsCertificates};
 use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
 use verve_protocol::{Keys, RedisUrl, RedisUrls, Report, Window};
 
@@ -75,6 +75,47 @@ for i = 1, #KEYS, 2 do
 end
 return moved";
 
+/// Where the Redis servers are.
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    pub urls: RedisUrls,
+    /// Certificates for those that speak TLS; without them those of this machine.
+    pub tls: Option<TlsCertificates>,
+}
+
+impl RedisConfig {
+    /// How to connect to one of them.
+    fn client(&self, url: &RedisUrl) -> RedisResult<Client> {
+        match &self.tls {
+            Some(tls) if url.is_tls() => Client::build_with_tls(url.secret(), tls.clone()),
+            _ => Client::open(url.secret()),
+        }
+    }
+
+    /// Says what is wrong with the certificates.
+    ///
+    /// # Errors
+    /// If they are not readable, or no server speaks TLS. Their content is not shown.
+    pub fn check(&self) -> Result<(), String> {
+        let Some(url) = self.urls.as_slice().iter().find(|url| url.is_tls()) else {
+            return match self.tls {
+                Some(_) => Err("certificates are for rediss://, of which there is none".to_owned()),
+                None => Ok(()),
+            };
+        };
+        self.client(url)
+            .map(drop)
+            .map_err(|error| format!("not a certificate, or not its key, in PEM: {error}"))
+    }
+}
+
+impl fmt::Display for RedisConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let urls: Vec<String> = self.urls.as_slice().iter().map(ToString::to_string).collect();
+        f.write_str(&urls.join(","))
+    }
+}
+
 /// All Redis servers, in the order of `--redis-urls`.
 #[derive(Clone)]
 pub struct Store {
@@ -87,6 +128,7 @@ pub struct Store {
 #[derive(Clone)]
 pub struct Server {
     url: RedisUrl,
+    client: Client,
     connection: Arc<Mutex<Connection>>,
     dependency: Dependency,
     metrics: RedisMetrics,
@@ -102,9 +144,9 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(url: &RedisUrl, response_timeout: Duration) -> anyhow::Result<Arc<Mutex<Self>>> {
+    fn new(client: &Client, response_timeout: Duration) -> anyhow::Result<Arc<Mutex<Self>>> {
         Ok(Arc::new(Mutex::new(Self {
-            manager: connect(url, response_timeout)?,
+            manager: connect(client, response_timeout)?,
             response_timeout,
             made: Instant::now(),
         })))
@@ -113,8 +155,11 @@ impl Connection {
 
 impl Store {
     /// Connects lazily: a Redis that is not there yet is waited for.
-    pub fn new(urls: &RedisUrls, keys: Keys, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
-        let servers = urls.as_slice().iter().map(|url| Server::new(url, health, metrics));
+    pub fn new(config: &RedisConfig, keys: Keys, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
+        let servers = config.urls.as_slice().iter().map(|url| {
+            let client = config.client(url).with_context(|| format!("Redis {url}"))?;
+            Server::new(url, client, health, metrics)
+        });
         Ok(Self {
             keys,
             servers: servers.collect::<anyhow::Result<_>>()?,
@@ -318,11 +363,12 @@ impl fmt::Display for Server {
 }
 
 impl Server {
-    fn new(url: &RedisUrl, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
+    fn new(url: &RedisUrl, client: Client, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
         let dependency = Dependency::new(format!("Redis {url}"), health);
         Ok(Self {
             url: url.clone(),
-            connection: Connection::new(url, RESPONSE_TIMEOUT)?,
+            connection: Connection::new(&client, RESPONSE_TIMEOUT)?,
+            client,
             dependency,
             metrics: metrics.redis(&url.to_string()),
             blocks: false,
@@ -332,7 +378,7 @@ impl Server {
     /// A connection of its own to the same server, for commands that block for up to `longest`.
     pub fn for_blocking(&self, longest: Duration) -> anyhow::Result<Self> {
         Ok(Self {
-            connection: Connection::new(&self.url, longest + RESPONSE_TIMEOUT)?,
+            connection: Connection::new(&self.client, longest + RESPONSE_TIMEOUT)?,
             blocks: true,
             ..self.clone()
         })
@@ -392,7 +438,7 @@ impl Server {
             return;
         }
         // Else the one that is there goes on.
-        if let Ok(manager) = connect(&self.url, connection.response_timeout) {
+        if let Ok(manager) = connect(&self.client, connection.response_timeout) {
             (connection.manager, connection.made) = (manager, Instant::now());
         }
     }
@@ -404,11 +450,10 @@ impl Server {
 }
 
 /// Connects lazily, and again whenever the connection is lost.
-fn connect(url: &RedisUrl, response_timeout: Duration) -> anyhow::Result<ConnectionManager> {
-    let client = redis::Client::open(url.secret()).with_context(|| format!("Redis {url}"))?;
+fn connect(client: &Client, response_timeout: Duration) -> anyhow::Result<ConnectionManager> {
     let config = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(response_timeout))
         .set_number_of_retries(0);
-    Ok(ConnectionManager::new_lazy_with_config(client, config)?)
+    Ok(ConnectionManager::new_lazy_with_config(client.clone(), config)?)
 }

@@ -108,6 +108,9 @@ pub struct Options {
     address: Option<SocketAddr>,
     clock: Option<String>,
     survives_file_limit: bool,
+    open_files: Option<u32>,
+    flags: Vec<String>,
+    environment: Vec<(String, String)>,
     on_line: Option<OnLine>,
     stop_grace: &'static str,
 }
@@ -155,6 +158,27 @@ impl Options {
         self
     }
 
+    /// Lets it have no more files and connections open than this.
+    #[must_use]
+    pub const fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
+    /// Gives `verve-host` more flags.
+    #[must_use]
+    pub fn flags(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    /// Sets a variable of the environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Calls `on_line` with each line of the log.
     #[must_use]
     pub fn on_line(mut self, on_line: impl Fn(&str) + Send + Sync + 'static) -> Self {
@@ -177,6 +201,10 @@ impl Options {
             None => net::free_address()?,
         };
         let mut command = command(self.kind, &folder, address, &self.variables, self.stop_grace)?;
+        command.args(&self.flags).envs(self.environment);
+        if let Some(limit) = self.open_files {
+            command = under("prlimit", &[&format!("--nofile={limit}:{limit}")], &command);
+        }
         if let Some(wrong_by) = self.clock {
             in_wrong_time(&mut command, &wrong_by)?;
         }
@@ -271,6 +299,9 @@ impl Instance {
             address: None,
             clock: None,
             survives_file_limit: false,
+            open_files: None,
+            flags: Vec::new(),
+            environment: Vec::new(),
             on_line: None,
             stop_grace: "0s",
         }

@@ -169,15 +169,29 @@ impl Kafka {
     /// # Errors
     /// When this is no embedded broker.
     pub fn set_under_replicated(&self, is: bool) -> Result<()> {
+        let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
+        self.set_refused(RDKafkaApiKey::Produce, is.then_some(error))
+    }
+
+    /// Has an embedded broker say to whoever begins to publish in transactions that they are not for him. A real one says so by its
+    /// access control lists.
+    ///
+    /// # Errors
+    /// When this is no embedded broker.
+    pub fn forbid_transactions(&self) -> Result<()> {
+        let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
+        self.set_refused(RDKafkaApiKey::InitProducerId, Some(error))
+    }
+
+    fn set_refused(&self, what: RDKafkaApiKey, error: Option<RDKafkaRespErr>) -> Result<()> {
         let Kind::Embedded(producer) = &self.kind else {
             bail!("not an embedded broker");
         };
         let cluster = producer.client().mock_cluster().context("the embedded broker")?;
-        cluster.clear_request_errors(RDKafkaApiKey::Produce);
-        if is {
+        cluster.clear_request_errors(what);
+        if let Some(error) = error {
             // One for each request, and more of them than there will be.
-            let errors = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 10_000];
-            cluster.request_errors(RDKafkaApiKey::Produce, &errors);
+            cluster.request_errors(what, &[error; 10_000]);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@
 //! - [`metrics`]: what `/metrics` tells
 //! - [`clock`], [`net`], [`paths`], [`wait`]: small helpers
 
+pub mod authority;
 pub mod broker;
 pub mod clock;
 pub mod host;

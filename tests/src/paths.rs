@@ -94,11 +94,24 @@ pub fn component_p2() -> Result<PathBuf> {
 /// # Errors
 /// When it is not installed.
 pub fn libfaketime() -> Result<PathBuf> {
+    library("faketime/libfaketime.so.1", "faketime")
+}
+
+/// What makes a program believe in other addresses of names.
+///
+/// # Errors
+/// When it is not installed.
+pub fn libnss_wrapper() -> Result<PathBuf> {
+    library("libnss_wrapper.so", "libnss-wrapper")
+}
+
+/// A library in one of the system's folders, of a package of Debian.
+fn library(file: &str, package: &str) -> Result<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     let found = folders
-        .map(|folder| folder.path().join("faketime/libfaketime.so.1"))
+        .map(|folder| folder.path().join(file))
         .find(|file| file.is_file());
-    found.context("no libfaketime: run `cargo xtask test` first, or install Debian's package faketime")
+    found.with_context(|| format!("no {file}: run `cargo xtask test` first, or install Debian's package {package}"))
 }
 
 fn built(path: PathBuf) -> Result<PathBuf> {

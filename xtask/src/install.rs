@@ -1,5 +1,6 @@
 //! What the machine must have besides Rust, and how it gets there.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -65,6 +66,18 @@ pub const FAKETIME: Need = Need {
     what: "libfaketime",
     packages: &["faketime"],
     present: || sys::which("faketime").is_some(),
+};
+
+/// What gives names other addresses, for tests of what callbacks may reach.
+pub const NSS_WRAPPER: Need = Need {
+    what: "libnss_wrapper",
+    packages: &["libnss-wrapper"],
+    present: || {
+        let folders = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+        folders
+            .into_iter()
+            .any(|folder| folder.path().join("libnss_wrapper.so").is_file())
+    },
 };
 
 /// What checks metrics and alert rules.

@@ -30,7 +30,13 @@ pub fn run(args: &Args) -> Result<()> {
         checks(&mut steps);
     }
     let built = steps.run("build", || {
-        install::ensure(&[install::REDIS, install::NGINX, install::FAKETIME, install::PROMTOOL])?;
+        install::ensure(&[
+            install::REDIS,
+            install::NGINX,
+            install::FAKETIME,
+            install::NSS_WRAPPER,
+            install::PROMTOOL,
+        ])?;
         build::components()?;
         build::native_with_tests()
     });

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
@@ -35,6 +35,12 @@ impl Token {
         self.0.as_bytes().ct_eq(shown).into()
     }
 
+    /// Whether a request shows the token.
+    pub fn is_shown(&self, headers: &HeaderMap) -> bool {
+        let authorization = headers.get(AUTHORIZATION);
+        authorization.is_some_and(|header| self.is_in(header.as_bytes()))
+    }
+
     /// Whether this `Authorization` header shows the token: as a bearer's, or as the password of any user, since browsers
     /// cannot send the former.
     fn is_in(&self, authorization: &[u8]) -> bool {
@@ -62,8 +68,7 @@ impl fmt::Debug for Token {
 
 /// Lets those pass who show the token.
 pub async fn check(State(token): State<Token>, request: Request, next: Next) -> Response {
-    let authorization = request.headers().get(AUTHORIZATION);
-    if authorization.is_some_and(|header| token.is_in(header.as_bytes())) {
+    if token.is_shown(request.headers()) {
         next.run(request).await
     } else {
         let challenge = [(WWW_AUTHENTICATE, CHALLENGE)];

@@ -26,7 +26,7 @@ const BODY_LIMIT: usize = 64 * 1024;
 pub struct Client {
     http: reqwest::Client,
     policy: Policy,
-    /// Signs what has a body.
+    /// Signs each call.
     signer: Option<Signer>,
 }
 
@@ -82,24 +82,27 @@ impl Client {
 
     fn request(&self, id: &str, job: &CallbackJob, unique_count: u64) -> RequestBuilder {
         let mut url = job.endpoint.to_url();
-        let request = match job.method {
+        let signed = |contents: &[&str]| {
+            let signer = self.signer.as_ref();
+            signer.map(|signer| signer.headers(id, now_ms() / 1000, contents))
+        };
+        let (request, headers) = match job.method {
             Method::Get => {
                 url.query_pairs_mut()
                     .append_pair("unique_count", &unique_count.to_string());
-                self.http.get(url)
+                // Its body is empty, and verifies; its query is what it says.
+                let headers = signed(&["", url.query().unwrap_or_default()]);
+                (self.http.get(url), headers)
             }
             Method::Post => {
                 let body = format!(r#"{{"unique_count":{unique_count}}}"#);
-                let headers = self
-                    .signer
-                    .iter()
-                    .flat_map(|signer| signer.headers(id, now_ms() / 1000, &body));
+                let headers = signed(&[&body]);
                 let request = self.http.post(url).header(CONTENT_TYPE, "application/json");
-                headers
-                    .fold(request, |request, (name, value)| request.header(name, value))
-                    .body(body)
+                (request.body(body), headers)
             }
         };
+        let headers = headers.into_iter().flatten();
+        let request = headers.fold(request, |request, (name, value)| request.header(name, value));
         let request = request.header("verve-window", job.window.to_string());
         let request = match telemetry::traceparent() {
             Some(parent) => request.header("traceparent", parent),

@@ -54,13 +54,15 @@ impl fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// The headers of a signed call: which message it is, the same for each attempt; when it is sent, in Unix seconds; and a
-    /// signature of these and the body by each secret.
-    pub fn headers(&self, id: &str, unix_s: u64, body: &str) -> [(&'static str, String); 3] {
-        let signed = format!("{id}.{unix_s}.{body}");
-        let signatures = self.0.iter().map(|key| {
-            let code = key.clone().chain_update(&signed).finalize().into_bytes();
-            format!("v1,{}", STANDARD.encode(code))
+    /// The headers of a signed call: which message it is, the same for each attempt; when it is sent, in Unix seconds; and
+    /// signatures of these and each of the contents, by each secret. Who verifies one of the contents takes one signature of it.
+    pub fn headers(&self, id: &str, unix_s: u64, contents: &[&str]) -> [(&'static str, String); 3] {
+        let signatures = contents.iter().flat_map(|content| {
+            let signed = format!("{id}.{unix_s}.{content}");
+            self.0.iter().map(move |key| {
+                let code = key.clone().chain_update(&signed).finalize().into_bytes();
+                format!("v1,{}", STANDARD.encode(code))
+            })
         });
         [
             ("webhook-id", id.to_owned()),
@@ -79,7 +81,11 @@ mod tests {
     #[test]
     fn the_scheme_s_own_example_is_signed_as_it_says() {
         let signer: Signer = SECRET.parse().expect("a secret");
-        let headers = signer.headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, r#"{"test": 2432232314}"#);
+        let headers = signer.headers(
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            1_614_265_330,
+            &[r#"{"test": 2432232314}"#],
+        );
         assert_eq!(headers[0].1, "msg_p5jXN8AQM9LWM0D4loKWxJek");
         assert_eq!(headers[1].1, "1614265330");
         assert_eq!(headers[2].1, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
@@ -89,9 +95,9 @@ mod tests {
     fn two_secrets_make_two_signatures() {
         let other = format!("whsec_{}", STANDARD.encode([7; 64]));
         let signer: Signer = format!("{SECRET}, {other}").parse().expect("secrets");
-        let both = signer.headers("1-0", 1, "{}")[2].1.clone();
+        let both = signer.headers("1-0", 1, &["{}"])[2].1.clone();
         let alone = |secret: &str| {
-            secret.parse::<Signer>().expect("a secret").headers("1-0", 1, "{}")[2]
+            secret.parse::<Signer>().expect("a secret").headers("1-0", 1, &["{}"])[2]
                 .1
                 .clone()
         };

@@ -255,10 +255,13 @@ async fn what_is_asked_for_wrongly_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn all_but_healthz_wants_the_token() -> Result<()> {
+async fn all_but_health_wants_the_token() -> Result<()> {
     const TOKEN: &str = "open-sesame-8";
     let site = Site::new(60).await?;
-    let reporter = Reporter::start(&site.flags(&["--admin-token", TOKEN]))?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("token").display().to_string();
+    std::fs::write(&file, format!("{TOKEN}\n"))?;
+    let reporter = Reporter::start(&site.flags(&["--admin-token-file", &file]))?;
     reporter.process().wait_for_text("holding the lease", SOON).await?;
     let ask = async |path: &str, header: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nhost: verve.test\r\n{header}\r\n");
@@ -279,7 +282,6 @@ async fn all_but_healthz_wants_the_token() -> Result<()> {
         "/api/counts/current",
         "/api/openapi.json",
         "/metrics",
-        "/readyz",
         "/nothing",
     ] {
         for wrong in [
@@ -300,6 +302,19 @@ async fn all_but_healthz_wants_the_token() -> Result<()> {
         }
     }
     assert_eq!(ask("/healthz", "").await?.status, 200);
+    assert_eq!(ask("/readyz", "").await?.status, 200);
+    site.redis[0].kill();
+    let away = wait::until("not ready", SOON, async || {
+        let response = ask("/readyz", "").await.ok()?;
+        (response.status == 503).then_some(response)
+    });
+    assert_eq!(away.await?.text(), "not ready\n");
+    let why = ask("/readyz", &bearer).await?;
+    assert!(
+        why.status == 503 && why.text().contains("Redis redis://"),
+        "{}",
+        why.text()
+    );
     assert!(
         !reporter.process().log().contains(TOKEN),
         "{}",

@@ -209,6 +209,23 @@ async fn kafka_and_its_topic() -> Result<()> {
 }
 
 #[tokio::test]
+async fn transactions_that_are_not_allowed() -> Result<()> {
+    let site = durable(1).await?;
+    let kafka = Kafka::embedded()?;
+    // It makes the topic.
+    kafka.read_all("t").await?;
+    let flags = ["--kafka-brokers", kafka.brokers(), "--kafka-topic", "t"];
+    let found = examine(&site, &flags).await?;
+    assert!(!found.0, "{}", found.1);
+    kafka.forbid_transactions()?;
+    let found = examine(&site, &flags).await?;
+    assert_found(&found, "problem", &["transactions are refused", "transactional ids"]);
+    let without = [&flags[..], &["--kafka-transactions", "false"]].concat();
+    assert!(!examine(&site, &without).await?.0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_callback_that_would_be_refused() -> Result<()> {
     let site = durable(1).await?;
     let found = examine(&site, &["--callback-url", "http://localhost:8080/hook"]).await?;

@@ -1,9 +1,12 @@
 //! Where callbacks may not go.
 
 use anyhow::{Context, Result};
+use redis::AsyncCommands as _;
 use verve_protocol::Method;
-use verve_tests::clock;
+use verve_tests::host::Kind;
+use verve_tests::process::Process;
 use verve_tests::sink::Sink;
+use verve_tests::{clock, http, paths, reporter};
 
 use crate::site::{SOON, Site, field};
 
@@ -17,7 +20,7 @@ async fn sink_everywhere() -> Result<Sink> {
 }
 
 /// Host as in the endpoint, address as in the error.
-const REFUSED: [(&str, &str); 24] = [
+const REFUSED: [(&str, &str); 49] = [
     ("127.0.0.1", "127.0.0.1"),
     ("127.1.2.3", "127.1.2.3"),
     ("localhost", "127.0.0.1|::1"),
@@ -45,6 +48,48 @@ const REFUSED: [(&str, &str); 24] = [
     ("%31%32%37.0.0.1", "127.0.0.1"),
     ("[::ffff:127.0.0.1]", "127.0.0.1|::ffff:7f00:1"),
     ("[64:ff9b::127.0.0.1]", "127.0.0.1|64:ff9b::7f00:1"),
+    ("017700000001", "127.0.0.1"),
+    ("0x7f.0x0.0x0.0x1", "127.0.0.1"),
+    ("127.0.0.1.", "127.0.0.1"),
+    // Some systems know no such name.
+    ("localhost.", "127.0.0.1|::1|lookup"),
+    ("LOCALHOST", "127.0.0.1|::1"),
+    ("%6c%6f%63%61%6c%68%6f%73%74", "127.0.0.1|::1"),
+    ("[0:0:0:0:0:0:0:1]", "::1"),
+    ("[::ffff:7f00:1]", "127.0.0.1|::ffff:7f00:1"),
+    ("[::ffff:10.0.0.1]", "10.0.0.1|::ffff:a00:1"),
+    ("[64:ff9b::a9fe:a9fe]", "169.254.169.254|64:ff9b::a9fe:a9fe"),
+    // Ways through which an address of IPv4 may be reached: compatible, translated, by 6to4, by Teredo, by NAT64 of one's own.
+    ("[::127.0.0.1]", "::127.0.0.1|::7f00:1"),
+    ("[::ffff:0:127.0.0.1]", "::ffff:0:7f00:1"),
+    ("[2002:7f00:1::]", "2002:7f00:1::"),
+    ("[2001:0:7f00:1::]", "2001:0:7f00:1::"),
+    ("[64:ff9b:1::7f00:1]", "64:ff9b:1::7f00:1"),
+    // Documentation, benchmarks, what is reserved, and what is not assigned.
+    ("192.0.2.1", "192.0.2.1"),
+    ("198.51.100.1", "198.51.100.1"),
+    ("203.0.113.1", "203.0.113.1"),
+    ("198.18.0.1", "198.18.0.1"),
+    ("240.0.0.1", "240.0.0.1"),
+    ("[2001:db8::1]", "2001:db8::1"),
+    ("[3fff::1]", "3fff::1"),
+    ("[fec0::1]", "fec0::1"),
+    ("[4000::1]", "4000::1"),
+    ("[100::1]", "100::1"),
+];
+
+/// What is no URL of a host at all, or has what an endpoint may not have: such a job is given up on as it is.
+const NO_ENDPOINTS: [&str; 10] = [
+    "http://user@127.0.0.1/",
+    "http://user:password@127.0.0.1/",
+    "http://127.0.0.1@e.com/",
+    "http://[fe80::1%25eth0]/",
+    "http://[fe80::1%eth0]/",
+    "http://127.0.0.1\\@e.com/",
+    "http://１２７.0.0.1/",
+    "http://ⓛocalhost/",
+    "file:///etc/passwd",
+    "gopher://127.0.0.1:6379/_FLUSHALL",
 ];
 
 #[tokio::test]
@@ -71,6 +116,99 @@ async fn private_addresses_are_refused_by_default() -> Result<()> {
         assert!(!error.contains("refused (os error"), "{host} was connected to: {error}");
     }
     assert!(sink.received().is_empty(), "{:#?}", sink.received());
+    Ok(())
+}
+
+/// They are refused by the component, and given up on by the reporter if somebody else queued them.
+#[tokio::test]
+async fn what_is_no_endpoint_is_given_up_on() -> Result<()> {
+    let site = Site::new(60).await?;
+    let reporter = site.reporter(&["--callback-allow", "127.0.0.0/8"]).await?;
+    let window = clock::current_window(site.length).start().to_string();
+    let host = site.host(Kind::VerveHost).start().await?;
+    for endpoint in NO_ENDPOINTS {
+        let encoded: String = endpoint.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let answer = http::get(host.addr(), &format!("/api/verve/accept?id=1&endpoint={encoded}")).await?;
+        assert_eq!(
+            (answer.status, answer.header("verve-error")),
+            (400, Some("invalid-endpoint")),
+            "{endpoint}"
+        );
+        let fields = [("endpoint", endpoint), ("method", "get"), ("window", &window)];
+        let () = site.first().await?.xadd(site.keys().callbacks(), "*", &fields).await?;
+    }
+    let dead = site
+        .dead(NO_ENDPOINTS.len(), SOON)
+        .await
+        .with_context(|| reporter.process().log())?;
+    for endpoint in NO_ENDPOINTS {
+        let job = dead
+            .iter()
+            .find(|job| field(job, "endpoint") == endpoint)
+            .context(endpoint)?;
+        assert!(!field(job, "error").is_empty(), "{job:?}");
+    }
+    Ok(())
+}
+
+/// A name with several addresses leads to those of them that may be reached, and one that leads elsewhere later on gains nothing.
+#[tokio::test]
+async fn names_lead_only_where_callbacks_may_go() -> Result<()> {
+    let site = Site::new(60).await?;
+    let allowed = Sink::start_on("127.0.0.2:0").await?;
+    let forbidden = Sink::start_on(&format!("127.0.0.3:{}", allowed.port())).await?;
+    let folder = tempfile::tempdir()?;
+    let names = folder.path().join("hosts");
+    std::fs::write(
+        &names,
+        "127.0.0.3 both.test\n127.0.0.2 both.test\n127.0.0.4 other.test\n127.0.0.2 moves.test\n",
+    )?;
+    let mut command = reporter::command()?;
+    command
+        .args(site.flags(&[
+            "--callback-allow",
+            "127.0.0.2",
+            "--callback-attempts",
+            "1",
+            "--listen",
+            "127.0.0.1:0",
+        ]))
+        .env("LD_PRELOAD", paths::libnss_wrapper()?)
+        .env("NSS_WRAPPER_HOSTS", &names);
+    let reporter = Process::spawn("verve-reporter", command)?;
+    let window = clock::current_window(site.length);
+    let endpoint = |name: &str| format!("http://{name}:{}/{name}", allowed.port());
+    for name in ["both.test", "other.test", "moves.test", "xn--both-9qa.test"] {
+        site.add_job(&endpoint(name), Method::Get, window).await?;
+    }
+    allowed
+        .wait_for("/both.test", 1, SOON)
+        .await
+        .with_context(|| reporter.log())?;
+    allowed.wait_for("/moves.test", 1, SOON).await?;
+    let dead = site.dead(2, SOON).await.with_context(|| reporter.log())?;
+    let error = |dead: &[Vec<(String, String)>], name: &str| -> Option<String> {
+        let job = dead.iter().find(|job| field(job, "endpoint") == endpoint(name))?;
+        Some(field(job, "error").to_owned())
+    };
+    let refused = error(&dead, "other.test").context("other.test")?;
+    assert!(
+        refused.contains("127.0.0.4") && refused.contains("--callback-allow"),
+        "{refused}"
+    );
+
+    // Its owner has it lead to another address, and ends the connection that there is.
+    let port = allowed.port();
+    drop(allowed);
+    std::fs::write(&names, "127.0.0.3 moves.test\n")?;
+    site.add_job(&format!("http://moves.test:{port}/moves.test"), Method::Get, window)
+        .await?;
+    let dead = site.dead(3, SOON).await.with_context(|| reporter.log())?;
+    let moved = dead
+        .iter()
+        .any(|job| field(job, "endpoint").contains("moves.test") && field(job, "error").contains("127.0.0.3"));
+    assert!(moved, "{dead:#?}");
+    assert!(forbidden.received().is_empty(), "{:#?}", forbidden.received());
     Ok(())
 }
 

@@ -15,27 +15,34 @@ const NEXT: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const NOBODY_S: &str = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 fn verifies(secret: &str, received: &Received) -> bool {
+    verifies_as(secret, received, &received.body)
+}
+
+/// Whether a call is signed for this content.
+fn verifies_as(secret: &str, received: &Received, content: &str) -> bool {
     let mut headers = axum::http::HeaderMap::new();
     for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
         let value = received.header(name).unwrap_or_default();
         headers.insert(name, value.parse().expect("a header"));
     }
     let webhook = Webhook::new(secret).expect("a secret");
-    webhook.verify(received.body.as_bytes(), &headers).is_ok()
+    webhook.verify(content.as_bytes(), &headers).is_ok()
 }
 
 #[tokio::test]
-async fn posts_are_signed_by_each_secret() -> Result<()> {
+async fn calls_are_signed_by_each_secret() -> Result<()> {
     let site = Site::with_one_window().await?;
     let sink = Sink::start().await?;
     sink.answer("/post", [Answer::status(500), Answer::status(200)]);
-    let secrets = format!("{SECRET},{NEXT}");
+    let folder = tempfile::tempdir()?;
+    let secrets = folder.path().join("secrets").display().to_string();
+    std::fs::write(&secrets, format!("{SECRET}\n{NEXT}\n"))?;
     let flags = [
         "--callback-allow",
         "127.0.0.1",
         "--callback-backoff-ms",
         "4000",
-        "--callback-secret",
+        "--callback-secret-file",
         &secrets,
     ];
     let reporter = site.reporter(&flags).await?;
@@ -56,9 +63,18 @@ async fn posts_are_signed_by_each_secret() -> Result<()> {
         posts[1].header("webhook-timestamp")
     );
 
-    site.add_job(&sink.url("/get"), Method::Get, window).await?;
-    let get = sink.wait_for("/get", 1, SOON).await?;
-    assert_eq!(get[0].header("webhook-signature"), None);
+    site.add_job(&sink.url("/get?a=%20b"), Method::Get, window).await?;
+    let get = &sink.wait_for("/get", 1, SOON).await?[0];
+    let (_, query) = get.target.split_once('?').expect("a query");
+    assert!(query.starts_with("a=%20b&unique_count="), "{get:?}");
+    for secret in [SECRET, NEXT] {
+        assert!(
+            verifies_as(secret, get, "") && verifies_as(secret, get, query),
+            "{get:?}"
+        );
+        assert!(!verifies_as(secret, get, "a=%20b&unique_count=1000000"), "{get:?}");
+    }
+    assert!(!verifies_as(NOBODY_S, get, query) && !verifies_as(NOBODY_S, get, ""));
     let log = reporter.process().log();
     assert!(!log.contains("whsec_") && !log.contains(&SECRET[6..]), "{log}");
     Ok(())

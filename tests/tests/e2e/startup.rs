@@ -76,6 +76,15 @@ async fn wrong_flags_of_the_reporter() -> Result<()> {
         (&["--callback-method", "put"], &["--callback-method", "put", "post"]),
         (&["--listen", "nonsense"], &["--listen", "nonsense"]),
         (&["--log-format", "xml"], &["--log-format", "xml", "json"]),
+        (
+            &["--admin-token", "a", "--admin-token-file", "b"],
+            &["--admin-token", "--admin-token-file", "one of them"],
+        ),
+        (&["--admin-token-file", "/nowhere"], &["--admin-token-file", "/nowhere"]),
+        (
+            &["--callback-secret-file", "/dev/null"],
+            &["--callback-secret-file", "whsec_"],
+        ),
     ] {
         let mut command = reporter::command()?;
         command.args(arguments);

@@ -1,0 +1,194 @@
+//! Redis over TLS, with passwords: a private authority, client certificates, and names that are not those of the certificate.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use verve_tests::authority::{Authority, Certificate};
+use verve_tests::host::Kind;
+use verve_tests::process::Process;
+use verve_tests::redis::RedisServer;
+use verve_tests::reporter::{self, Reporter};
+use verve_tests::{clock, http, net};
+
+use crate::site::{SOON, Site};
+
+const USER: &str = "verve";
+const PASSWORD: &str = "hunter2-hunter2";
+
+/// A site whose Redis speaks TLS too, on another port.
+struct Secure {
+    site: Site,
+    port: u16,
+    authority: Authority,
+    client: Certificate,
+}
+
+impl Secure {
+    /// With a certificate for `localhost`, not for 127.0.0.1.
+    async fn new(asks_for_certificates: bool) -> Result<Self> {
+        let authority = Authority::new()?;
+        let server = authority.vouch_for("server", "DNS:localhost")?;
+        let client = authority.vouch_for("client", "DNS:client")?;
+        let port = net::free_address()?.port();
+        let shown = |path: &Path| path.display().to_string();
+        let mut options = RedisServer::options();
+        for argument in [
+            "--tls-port",
+            &port.to_string(),
+            "--tls-cert-file",
+            &shown(&server.certificate),
+            "--tls-key-file",
+            &shown(&server.key),
+            "--tls-ca-cert-file",
+            &shown(&authority.certificate()),
+            "--tls-auth-clients",
+            if asks_for_certificates { "yes" } else { "no" },
+            "--user",
+            USER,
+            "on",
+            &format!(">{PASSWORD}"),
+            "~*",
+            "+@all",
+        ] {
+            options = options.argument(argument);
+        }
+        let redis = options.start().await?;
+        Ok(Self {
+            site: Site::with_redis(60, vec![redis]),
+            port,
+            authority,
+            client,
+        })
+    }
+
+    fn url(&self, host: &str, password: &str) -> String {
+        format!("rediss://{USER}:{password}@{host}:{}", self.port)
+    }
+
+    fn flags(&self, url: &str, more: &[(&str, &Path)]) -> Vec<String> {
+        let mut flags = self.site.flags(&["--redis-urls", url]);
+        flags.extend(
+            more.iter()
+                .flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()]),
+        );
+        flags
+    }
+
+    /// What the doctor says with these flags.
+    async fn doctor(&self, url: &str, more: &[(&str, &Path)]) -> Result<String> {
+        let mut command = reporter::command()?;
+        command.arg("doctor").args(self.flags(url, more));
+        let process = Process::spawn("verve-reporter doctor", command)?;
+        process.wait(SOON).await?;
+        Ok(process.log())
+    }
+}
+
+#[tokio::test]
+async fn the_reporter_speaks_tls_to_whom_the_authority_vouches_for() -> Result<()> {
+    let secure = Secure::new(false).await?;
+    let authority = secure.authority.certificate();
+    let url = secure.url("localhost", PASSWORD);
+    let trusting = [("--redis-ca-file", authority.as_path())];
+    let reporter = Reporter::ready(&secure.flags(&url, &trusting)).await?;
+    let window = clock::current_window(secure.site.length);
+    secure.site.add(window, 1..=3).await?;
+    let text = secure.doctor(&url, &trusting).await?;
+    assert!(text.contains("components write") && !text.contains("problem"), "{text}");
+
+    // Whom nobody here vouches for.
+    let text = secure.doctor(&url, &[]).await?;
+    assert!(
+        text.contains("problem  Redis rediss://localhost") && text.contains("certificate"),
+        "{text}"
+    );
+    // The certificate is for another name.
+    let text = secure.doctor(&secure.url("127.0.0.1", PASSWORD), &trusting).await?;
+    assert!(
+        text.contains("problem  Redis rediss://127.0.0.1") && text.contains("host name"),
+        "{text}"
+    );
+    // Without TLS, or with a wrong password.
+    let text = secure.doctor(&url.replace("rediss", "redis"), &[]).await?;
+    assert!(text.contains("problem  Redis redis://localhost"), "{text}");
+    let wrong = secure
+        .doctor(&secure.url("localhost", "hunter3-hunter3"), &trusting)
+        .await?;
+    assert!(wrong.contains("user and the password"), "{wrong}");
+    for said in [reporter.process().log(), text, wrong] {
+        assert!(!said.contains("hunter"), "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_a_redis_that_asks() -> Result<()> {
+    let secure = Secure::new(true).await?;
+    let authority = secure.authority.certificate();
+    let url = secure.url("localhost", PASSWORD);
+    let all = [
+        ("--redis-ca-file", authority.as_path()),
+        ("--redis-cert-file", &secure.client.certificate),
+        ("--redis-key-file", &secure.client.key),
+    ];
+    let _reporter = Reporter::ready(&secure.flags(&url, &all)).await?;
+    let text = secure.doctor(&url, &all[..1]).await?;
+    assert!(text.contains("problem  Redis rediss://localhost"), "{text}");
+    for (flags, word) in [
+        (vec![all[0], all[1]], "both"),
+        (vec![("--redis-ca-file", Path::new("/dev/null")), all[1], all[2]], "PEM"),
+        (
+            vec![all[0], ("--redis-cert-file", all[2].1), ("--redis-key-file", all[2].1)],
+            "PEM",
+        ),
+        (vec![("--redis-ca-file", Path::new("/nowhere"))], "/nowhere"),
+    ] {
+        let mut command = reporter::command()?;
+        command.args(secure.flags(&url, &flags));
+        let process = Process::spawn("verve-reporter", command)?;
+        assert_eq!(process.wait(SOON).await?.code(), Some(64), "{}", process.log());
+        assert!(process.log().contains(word), "{word}: {}", process.log());
+    }
+    Ok(())
+}
+
+/// Both builds of the component, in a host to which the authority is named as OpenSSL has it.
+#[tokio::test]
+async fn the_component_speaks_tls_to_whom_the_authority_vouches_for() -> Result<()> {
+    let secure = Secure::new(false).await?;
+    let authority = secure.authority.certificate();
+    for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+        let answers = async |url: &str, trusting: bool| -> Result<(u16, Option<String>, String)> {
+            let mut options = secure.site.host(kind).variable("redis_urls", url);
+            if trusting {
+                options = options.environment("SSL_CERT_FILE", &authority.display().to_string());
+            }
+            let host = options.start().await?;
+            let id = clock::now_ms();
+            let answer = http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await?;
+            Ok((
+                answer.status,
+                answer.header("verve-outcome").map(str::to_owned),
+                host.process().log(),
+            ))
+        };
+        let not_recorded = if kind == Kind::VerveHostP2 {
+            (503, None)
+        } else {
+            (200, Some("spooled".to_owned()))
+        };
+        let good = secure.url("localhost", PASSWORD);
+        let (status, outcome, log) = answers(&good, true).await.context("trusted")?;
+        assert_eq!((status, outcome), (200, Some("new".to_owned())), "{kind:?}: {log}");
+        for (url, trusting) in [
+            (good.as_str(), false),
+            (&secure.url("127.0.0.1", PASSWORD), true),
+            (&secure.url("localhost", "hunter3-hunter3"), true),
+        ] {
+            let (status, outcome, log) = answers(url, trusting).await?;
+            assert_eq!((status, outcome), not_recorded, "{kind:?} {url} {trusting}: {log}");
+            assert!(!log.contains("hunter"), "{kind:?}: {log}");
+        }
+    }
+    Ok(())
+}
