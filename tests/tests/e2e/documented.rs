@@ -145,6 +145,31 @@ fn the_reference_is_what_the_programs_say() -> Result<()> {
     Ok(())
 }
 
+/// Where a document names an end-to-end test, `module::test`, there is one.
+#[test]
+fn tests_that_are_named_exist() -> Result<()> {
+    let mut named = 0;
+    for file in documents()? {
+        let text = fs::read_to_string(&file)?;
+        for (module, test) in text.split('`').filter_map(|word| word.split_once("::")) {
+            let source = paths::repository().join(format!("tests/tests/e2e/{module}.rs"));
+            let is_name = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
+            if !test.chars().all(is_name) || !source.is_file() {
+                continue;
+            }
+            let source = fs::read_to_string(source)?;
+            assert!(
+                source.contains(&format!("fn {test}(")),
+                "{}: {module}::{test}",
+                file.display()
+            );
+            named += 1;
+        }
+    }
+    assert!(named > 30, "{named}");
+    Ok(())
+}
+
 /// What leads from a document to another file, or to a heading, leads there.
 #[test]
 fn links_lead_somewhere() -> Result<()> {

@@ -201,6 +201,12 @@ async fn names_lead_only_where_callbacks_may_go() -> Result<()> {
     let port = allowed.port();
     drop(allowed);
     std::fs::write(&names, "127.0.0.3 moves.test\n")?;
+    // It is read again if it is newer by a second.
+    let newer = std::time::SystemTime::now() + std::time::Duration::from_secs(10);
+    std::fs::File::options()
+        .append(true)
+        .open(&names)?
+        .set_modified(newer)?;
     site.add_job(&format!("http://moves.test:{port}/moves.test"), Method::Get, window)
         .await?;
     let dead = site.dead(3, SOON).await.with_context(|| reporter.log())?;
