@@ -95,7 +95,11 @@ impl Manifest {
         Self::parse(&text, folder).with_context(|| path.display().to_string())
     }
 
-    fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
+    /// Reads the text of a manifest that is in `folder`.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`], but that the file is not named.
+    pub fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
         let file: File = toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = 1 + before.matches('\n').count();

@@ -369,11 +369,11 @@ fn secret<T, E: fmt::Display>(
         (None, Some(path)) => {
             let flag = format!("{flag}-file");
             let text = fs::read_to_string(&path).map_err(|error| format!("{flag}: {}: {error}", path.display()))?;
-            (flag, text)
+            (flag, text.trim().to_owned())
         }
         (None, None) => return Ok(None),
     };
-    let parsed = parse(text.trim()).map_err(|error| format!("{flag}: {error}"));
+    let parsed = parse(&text).map_err(|error| format!("{flag}: {error}"));
     parsed.map(Some)
 }
 

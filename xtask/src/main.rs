@@ -1,4 +1,4 @@
-//! The project's own commands, `cargo xtask build | up | test | bench | chaos | screenshots | reference | kafka`.
+//! The project's own commands, `cargo xtask build | up | test | bench | chaos | fuzz | screenshots | reference | kafka`.
 //!
 //! What they need and the machine lacks is installed where that can be done, and named in one line where it cannot.
 //! This program is compiled before anything else, so it depends on next to nothing.
@@ -11,6 +11,7 @@ mod bench;
 mod build;
 mod cargo;
 mod chaos;
+mod fuzz;
 mod install;
 mod java;
 mod kafka;
@@ -36,6 +37,8 @@ enum Command {
     Test(test::Args),
     /// Kills, stops, pauses and cuts off every part under traffic, and checks that each id was counted exactly once.
     Chaos(chaos::Args),
+    /// Looks for texts that break what reads them, by libFuzzer.
+    Fuzz(fuzz::Args),
     /// Measures Verve beside its peers, and writes docs/benchmarks.md.
     Bench(bench::Args),
     /// Takes the pictures of the live page that are in docs/ again.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Screenshots => test::screenshots(),
         Command::Reference => build::reference(),

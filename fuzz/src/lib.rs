@@ -1,0 +1,145 @@
+//! What must hold of everything that reads what others wrote, whatever they wrote: no panic, and what is taken is what it seems.
+//!
+//! `cargo xtask fuzz` looks for what breaks it by libFuzzer, for as long as one likes (`libfuzzer/`); `cargo xtask test` tries the texts that
+//! are kept in `corpus/`, and random ones (`tests/`).
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use accept_component::request::Accept;
+use url::{Host, Url};
+use verve_protocol::{CallbackJob, Endpoint, Id, RedisUrls, Report, SpoolState, WindowLength};
+
+// Parts of programs that are no library's business otherwise.
+#[path = "../../host/src/manifest.rs"]
+#[allow(dead_code, reason = "the host reads more of it")]
+mod manifest;
+#[path = "../../reporter/src/callbacks/policy.rs"]
+#[allow(dead_code, reason = "the reporter uses more of it")]
+mod policy;
+#[path = "../../host/src/routes.rs"]
+#[allow(dead_code, reason = "the host uses more of it")]
+mod routes;
+#[path = "../../host/src/variables.rs"]
+#[allow(dead_code, reason = "the host uses more of it")]
+mod variables;
+
+/// As in the host.
+mod database {
+    pub const DATABASE: &str = "default";
+}
+
+/// What reads something, and what must hold of it.
+pub type Target = fn(&str);
+
+/// All of them, by their names.
+pub const TARGETS: [(&str, Target); 6] = [
+    ("address", address),
+    ("endpoint", endpoint),
+    ("manifest", manifest),
+    ("records", records),
+    ("redis_urls", redis_urls),
+    ("request", request),
+];
+
+/// A request's path and query. What is accepted says the same when it is written again.
+///
+/// # Panics
+/// If that does not hold; so do all others.
+pub fn request(text: &str) {
+    let Ok(accept) = Accept::parse(text) else { return };
+    let written: Id = accept.id.to_string().parse().expect("an id reads back");
+    assert_eq!(written, accept.id);
+    if let Some(callback) = accept.callback {
+        endpoint(&callback.endpoint.to_string());
+    }
+}
+
+/// An endpoint. What is taken is a URL of `http` or `https` without userinfo, kept as it is.
+pub fn endpoint(text: &str) {
+    let Ok(endpoint) = text.parse::<Endpoint>() else { return };
+    assert_eq!(endpoint.to_string(), text);
+    let url = endpoint.to_url();
+    assert!(["http", "https"].contains(&url.scheme()) && url.host().is_some());
+    assert!(url.username().is_empty() && url.password().is_none());
+    assert!(text.len() <= Endpoint::MAX_BYTES);
+}
+
+/// Whether a callback may go to a URL. None goes where the standard library says that it is no public address.
+pub fn address(text: &str) {
+    let Ok(url) = Url::parse(text) else { return };
+    let address: IpAddr = match url.host() {
+        Some(Host::Ipv4(address)) => address.into(),
+        Some(Host::Ipv6(address)) => address.into(),
+        _ => return,
+    };
+    if policy::Policy::default().check_literal(&url).is_err() {
+        return;
+    }
+    match address.to_canonical() {
+        IpAddr::V4(v4) => assert!(
+            !(v4.is_loopback()
+                || v4.is_private()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_broadcast()
+                || v4.is_documentation()
+                || v4.is_multicast()),
+            "{url}"
+        ),
+        IpAddr::V6(v6) => assert!(
+            !(v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unique_local()
+                || v6.is_unicast_link_local()),
+            "{url}"
+        ),
+    }
+}
+
+/// What is in Redis: a callback job, a report, the state of a spool. What is read says the same when it is written again.
+pub fn records(text: &str) {
+    let mut lines = text.lines();
+    let fields: Vec<Option<&str>> = ["endpoint", "method", "window", "revision"]
+        .map(|_| lines.next())
+        .to_vec();
+    let get = |name: &str| match name {
+        "endpoint" => fields[0],
+        "method" => fields[1],
+        "window" => fields[2],
+        _ => fields[3],
+    };
+    let length = WindowLength::try_new(60).expect("valid");
+    if let Ok(job) = CallbackJob::from_fields(length, get) {
+        let written = job.to_fields();
+        let again = CallbackJob::from_fields(length, |name| {
+            let field = written.iter().find(|(field, _)| *field == name);
+            field.map(|(_, value)| value.as_str())
+        });
+        assert_eq!(again, Ok(job));
+    }
+    if let Ok(report) = Report::from_json(text) {
+        let again = Report::from_json(&report.to_json()).expect("a report reads back");
+        assert_eq!(again.to_json(), report.to_json());
+    }
+    if let Ok(state) = text.parse::<SpoolState>() {
+        assert_eq!(state.to_string().parse(), Ok(state));
+    }
+}
+
+/// A list of Redis servers. What is shown of it has no password.
+pub fn redis_urls(text: &str) {
+    let Ok(urls) = text.parse::<RedisUrls>() else { return };
+    for url in urls.as_slice() {
+        let secret = Url::parse(url.secret()).expect("a URL");
+        let shown = Url::parse(&url.to_string()).expect("a URL");
+        assert_eq!((shown.password(), shown.username()), (None, ""), "{url}");
+        assert_eq!((shown.host_str(), shown.scheme()), (secret.host_str(), secret.scheme()));
+    }
+}
+
+/// A manifest.
+pub fn manifest(text: &str) {
+    let _ = manifest::Manifest::parse(text, Path::new(""));
+}
