@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use verve_tests::host::{Kind, application_folder};
-use verve_tests::process::{Process, cpu_seconds, under};
+use verve_tests::process::{Process, cpu_seconds, memory_kb, under};
 use verve_tests::{http, net, paths, wait};
 
 /// A program under load.
@@ -136,8 +136,5 @@ fn family(pid: u32) -> Vec<u32> {
 
 /// The resident memory of a process, in MB; 0 if it is gone.
 pub fn memory_mb(pid: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    kilobytes.unwrap_or_default() / 1000.0
+    memory_kb(pid, "VmRSS").unwrap_or_default() as f64 / 1000.0
 }

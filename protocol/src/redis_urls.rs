@@ -83,6 +83,14 @@ impl RedisUrls {
     }
 }
 
+/// As they are given, without passwords.
+impl fmt::Display for RedisUrls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let urls: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&urls.join(","))
+    }
+}
+
 impl RedisUrl {
     /// Whether the server is spoken to by TLS: `rediss://`.
     #[must_use]

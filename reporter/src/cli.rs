@@ -58,7 +58,9 @@ struct Args {
         global = true,
         value_name = "URLS",
         default_value = "redis://127.0.0.1:6379",
-        hide_env_values = true, help_heading = REDIS)]
+        hide_env_values = true,
+        help_heading = REDIS
+    )]
     redis_urls: String,
     /// A file with the certificates of the authorities that vouch for Redis servers of `rediss://`, in PEM; those that this machine
     /// trusts if not given
@@ -79,7 +81,9 @@ struct Args {
         env = "VERVE_WINDOW_SECONDS",
         global = true,
         value_name = "SECONDS",
-        default_value = "60", help_heading = REDIS)]
+        default_value = "60",
+        help_heading = REDIS
+    )]
     window_seconds: WindowLength,
     /// How long after a window's end it is first reported, in milliseconds (at most 10 minutes)
     #[arg(long, env = "VERVE_GRACE_MS", global = true, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=600_000), help_heading = REDIS)]
@@ -96,10 +100,13 @@ struct Args {
     /// A librdkafka setting, such as `security.protocol=SSL`; repeatable (in the environment: one a line)
     #[arg(
         long,
-        env = "VERVE_KAFKA_OPTION", global = true,
+        env = "VERVE_KAFKA_OPTION",
+        global = true,
         value_name = "KEY=VALUE",
         value_delimiter = '\n',
-        hide_env_values = true, help_heading = KAFKA)]
+        hide_env_values = true,
+        help_heading = KAFKA
+    )]
     kafka_option: Vec<String>,
     /// Publish in transactions, so that a replica which lost the lease can publish nothing any more; `false` for brokers that
     /// have none

@@ -106,7 +106,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     let publisher = Publisher::new(&config.kafka, &health, &metrics)?;
     tracing::info!(
         replica,
-        redis = %config.redis,
+        redis = %config.redis.urls,
         kafka = config.kafka.brokers.as_deref().unwrap_or("none"),
         topic = config.kafka.topic,
         window_seconds = config.windows.length.seconds(),

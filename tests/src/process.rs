@@ -240,6 +240,18 @@ pub fn in_wrong_time(command: &mut Command, by: &str) -> Result<()> {
     Ok(())
 }
 
+/// The memory of a process in KB: what it has now (`VmRSS`), or the most that it ever had (`VmHWM`). See proc(5), `status`.
+///
+/// # Errors
+/// When it is gone.
+pub fn memory_kb(pid: u32, which: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+    let value = fields.find(|(name, _)| *name == which).map(|(_, value)| value.trim());
+    let kilobytes = value.and_then(|value| value.strip_suffix(" kB"));
+    Ok(kilobytes.with_context(|| which.to_owned())?.parse()?)
+}
+
 /// The processor time of a process so far, in seconds; 0 if it is gone. See proc(5), `stat`.
 #[must_use]
 pub fn cpu_seconds(pid: u32) -> f64 {

@@ -7,12 +7,9 @@ use anyhow::{Context, Result};
 use crate::cargo::Toolchain;
 use crate::sys;
 
-/// As in `fuzz/src/lib.rs`.
-const TARGETS: [&str; 6] = ["address", "endpoint", "manifest", "records", "redis_urls", "request"];
-
 #[derive(clap::Args)]
 pub struct Args {
-    /// How long each of the six targets is tried.
+    /// How long each of the targets is tried.
     #[arg(long, default_value_t = 600)]
     seconds: u64,
 }
@@ -22,8 +19,11 @@ pub fn run(args: &Args) -> Result<()> {
         sys::say("cargo install cargo-fuzz");
         sys::run(Toolchain::Ours.cargo("install").args(["cargo-fuzz", "--locked"]))?;
     }
-    for target in TARGETS {
-        let found = sys::root().join("target/fuzz/corpus").join(target);
+    let corpus = sys::root().join("fuzz/corpus");
+    // A folder for each target.
+    for kept in fs::read_dir(&corpus).with_context(|| corpus.display().to_string())? {
+        let target = kept?.file_name().into_string().unwrap_or_default();
+        let found = sys::root().join("target/fuzz/corpus").join(&target);
         fs::create_dir_all(&found).with_context(|| found.display().to_string())?;
         sys::say(&format!("{target}, for {} s", args.seconds));
         let mut command = Toolchain::Ours.cargo("fuzz");
@@ -31,9 +31,9 @@ pub fn run(args: &Args) -> Result<()> {
         command.args(["run", "-O", "any", "--sanitizer", "none", "--fuzz-dir"]);
         command.arg(sys::root().join("fuzz/libfuzzer"));
         command.arg("--target-dir").arg(sys::root().join("target/fuzz"));
-        command.arg(found).arg(sys::root().join("fuzz/corpus").join(target));
+        command.arg(found).arg(corpus.join(&target));
         command.args(["--", "-max_len=4096", &format!("-max_total_time={}", args.seconds)]);
-        sys::run(command.env("RUSTC_BOOTSTRAP", "1").env("VERVE_FUZZ_TARGET", target))
+        sys::run(command.env("RUSTC_BOOTSTRAP", "1").env("VERVE_FUZZ_TARGET", &target))
             .with_context(|| format!("{target}: fuzz/libfuzzer/artifacts has what broke it; keep it in fuzz/corpus/{target} once it is mended"))?;
     }
     Ok(())

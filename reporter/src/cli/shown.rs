@@ -48,10 +48,7 @@ fn line(arg: &Arg, matches: &ArgMatches, given: &ArgMatches, file: &Settings) ->
 fn shown(arg: &Arg, value: &str) -> String {
     let value = match arg.get_long() {
         Some("redis-urls") => match value.parse::<RedisUrls>() {
-            Ok(urls) => {
-                let urls: Vec<String> = urls.as_slice().iter().map(ToString::to_string).collect();
-                urls.join(",")
-            }
+            Ok(urls) => urls.to_string(),
             Err(_) => HIDDEN.to_owned(),
         },
         Some("callback-url") => match value.parse::<Endpoint>() {

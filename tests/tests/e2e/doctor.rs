@@ -1,5 +1,7 @@
 //! `verve-reporter doctor` finds each mistake that is made here on purpose, and none where there is none.
 
+use std::process::Command;
+
 use anyhow::Result;
 use redis::AsyncCommands as _;
 use verve_protocol::Id;
@@ -12,8 +14,16 @@ use crate::site::{SOON, Site};
 
 /// What the doctor says of the site: whether something is to be mended, and the whole text.
 async fn examine(site: &Site, more: &[&str]) -> Result<(bool, String)> {
+    examine_by(command(site, more)?).await
+}
+
+fn command(site: &Site, more: &[&str]) -> Result<Command> {
     let mut command = reporter::command()?;
     command.arg("doctor").args(site.flags(more));
+    Ok(command)
+}
+
+async fn examine_by(command: Command) -> Result<(bool, String)> {
     let process = Process::spawn("verve-reporter doctor", command)?;
     let status = process.wait(SOON).await?;
     let text = process.log();
@@ -119,14 +129,7 @@ async fn a_replica_in_place_of_its_primary() -> Result<()> {
 async fn servers_that_are_not_there_or_twice() -> Result<()> {
     let site = durable(2).await?;
     let there = site.redis[0].url();
-    let flags = |urls: &str| -> Vec<String> { vec!["--redis-urls".to_owned(), urls.to_owned()] };
-    let run = async |urls: &str| -> Result<(bool, String)> {
-        let mut command = reporter::command()?;
-        command.arg("doctor").args(flags(urls));
-        let process = Process::spawn("verve-reporter doctor", command)?;
-        let status = process.wait(SOON).await?;
-        Ok((status.code() == Some(1), process.log()))
-    };
+    let run = async |urls: &str| examine(&site, &["--redis-urls", urls]).await;
     let nowhere = net::free_address()?;
     let found = run(&format!("{there},redis://:hunter2@{nowhere}")).await?;
     assert_found(&found, "problem", &[&nowhere.to_string(), "start it"]);
@@ -179,12 +182,9 @@ async fn settings_that_are_not_those_of_the_components() -> Result<()> {
 #[tokio::test]
 async fn a_clock_that_is_wrong() -> Result<()> {
     let site = durable(1).await?;
-    let mut command = reporter::command()?;
-    command.arg("doctor").args(site.flags(&[]));
+    let mut command = command(&site, &[])?;
     in_wrong_time(&mut command, "+90s")?;
-    let process = Process::spawn("verve-reporter doctor", command)?;
-    let status = process.wait(SOON).await?;
-    let found = (status.code() == Some(1), process.log());
+    let found = examine_by(command).await?;
     assert_found(&found, "problem", &["behind this machine", "NTP"]);
     Ok(())
 }

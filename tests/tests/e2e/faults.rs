@@ -30,6 +30,15 @@ async fn start(site: &Site, kind: Kind) -> Result<Instance> {
     options(site, kind).start().await
 }
 
+/// A site whose Redis asks for a password, and an instance that has a wrong one.
+async fn with_a_stranger(kind: Kind) -> Result<(Site, Instance)> {
+    let redis = RedisServer::options().password("right").start().await?;
+    let site = Site::with_redis(WindowLength::MAX_SECONDS, vec![redis]);
+    let wrong = site.redis_urls().replace("right", "wrong");
+    let stranger = site.host(kind).variable("redis_urls", &wrong).start().await?;
+    Ok((site, stranger))
+}
+
 /// The repository's manifest without the grant of a database, and so without a spool.
 fn without_spool() -> Result<String> {
     let manifest = std::fs::read_to_string(paths::manifest())?;
@@ -213,29 +222,15 @@ async fn redis_that_accepts_and_never_answers() -> Result<()> {
 async fn redis_that_answers_errors() -> Result<()> {
     for kind in Kind::available() {
         // A wrong password, and a right one.
-        let redis = RedisServer::options().password("right").start().await?;
-        let site = Site::with_redis(WindowLength::MAX_SECONDS, vec![redis]);
-        let wrong = site.redis_urls().replace("right", "wrong");
-        let instance = site.host(kind).variable("redis_urls", &wrong).start().await?;
+        let (site, instance) = with_a_stranger(kind).await?;
         assert_spooled(&instance, 1, &format!("{kind:?}, wrong password")).await?;
         let instance = start(&site, kind).await?;
         assert_eq!(accept(&instance, 1).await?.status, 200, "{kind:?}, right password");
 
         // No memory left.
-        let mut redis = site.first().await?;
-        let limit = async |bytes: &str| -> Result<()> {
-            let mut redis = site.first().await?;
-            let mut set = redis::cmd("CONFIG");
-            Ok(set
-                .arg("SET")
-                .arg("maxmemory")
-                .arg(bytes)
-                .exec_async(&mut redis)
-                .await?)
-        };
-        limit("1").await?;
+        site.redis[0].set("maxmemory", "1").await?;
         assert_spooled(&instance, 2, &format!("{kind:?}, no memory")).await?;
-        limit("0").await?;
+        site.redis[0].set("maxmemory", "0").await?;
         assert_recovers(&instance, 3, &format!("{kind:?}")).await?;
         assert_ids(&site, [1, 2, 3], &format!("{kind:?}, no memory")).await?;
 
@@ -255,6 +250,7 @@ async fn redis_that_answers_errors() -> Result<()> {
         assert_ids(&site, 1..=5, &format!("{kind:?}, a replica")).await?;
 
         // A job that cannot be written: its request must not be told `ok` unless the job is in the spool.
+        let mut redis = site.first().await?;
         let () = redis.set(site.keys().callbacks(), "not a stream").await?;
         let target = "/api/verve/accept?id=6&endpoint=http://e.com/";
         let failing = options(&site, kind).manifest(without_spool()?).start().await?;
@@ -281,10 +277,7 @@ async fn redis_that_answers_errors() -> Result<()> {
 #[tokio::test]
 async fn redis_that_fails_in_any_way_without_a_spool() -> Result<()> {
     for kind in Kind::every().into_iter().filter(|kind| kind.is_p2()) {
-        let redis = RedisServer::options().password("right").start().await?;
-        let site = Site::with_redis(WindowLength::MAX_SECONDS, vec![redis]);
-        let wrong = site.redis_urls().replace("right", "wrong");
-        let stranger = site.host(kind).variable("redis_urls", &wrong).start().await?;
+        let (site, stranger) = with_a_stranger(kind).await?;
         assert_unavailable(&stranger, 1, &format!("{kind:?}, wrong password")).await?;
         let instance = start(&site, kind).await?;
         // Spin has no limit of its own.

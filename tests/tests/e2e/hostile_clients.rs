@@ -1,7 +1,6 @@
 //! What a hostile client does to `verve-host`: refused or borne, in bounded memory, while others are served. The rows of
 //! `SECURITY.md` name these tests.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use verve_tests::host::{Instance, Kind};
+use verve_tests::process::memory_kb;
 use verve_tests::{http, wait};
 
 use crate::site::{SOON, Site};
@@ -44,14 +44,6 @@ async fn assert_served(address: SocketAddr, context: &str) -> Result<()> {
     let response = response.context("no answer")?.with_context(|| context.to_owned())?;
     assert_eq!(response.text(), "ok", "{context}");
     Ok(())
-}
-
-/// Memory of a process in use, in KB.
-fn memory(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(kilobytes.context("VmRSS")?.parse()?)
 }
 
 async fn started(site: &Site) -> Result<Instance> {
@@ -267,7 +259,7 @@ async fn thousands_of_idle_connections() -> Result<()> {
     let site = Site::new(60).await?;
     let host = started(&site).await?;
     assert_served(host.addr(), "before").await?;
-    let before = memory(host.process().pid())?;
+    let before = memory_kb(host.process().pid(), "VmRSS")?;
     let mut idle = Vec::with_capacity(IDLE);
     for at in 0..IDLE {
         let mut stream = TcpStream::connect(host.addr())
@@ -279,7 +271,7 @@ async fn thousands_of_idle_connections() -> Result<()> {
         idle.push(stream);
     }
     assert_served(host.addr(), "beside idle connections").await?;
-    let each = (memory(host.process().pid())?.saturating_sub(before)) * 1024 / IDLE as u64;
+    let each = (memory_kb(host.process().pid(), "VmRSS")?.saturating_sub(before)) * 1024 / IDLE as u64;
     assert!(each < 32 * 1024, "{each} bytes for each connection");
     drop(idle);
     assert_served(host.addr(), "after them").await

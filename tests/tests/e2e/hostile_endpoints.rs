@@ -1,7 +1,6 @@
 //! What a hostile endpoint does to the reporter: its job fails in time and in bounded memory, while others are delivered. The rows of
 //! `SECURITY.md` name these tests.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use verve_protocol::Method;
 use verve_tests::clock;
+use verve_tests::process::memory_kb;
 use verve_tests::sink::Sink;
 
 use crate::site::{SOON, Site, field};
@@ -174,11 +174,7 @@ async fn every_trick_at_once() -> Result<()> {
         let times = dead.iter().filter(|job| field(job, "endpoint") == endpoint).count();
         assert_eq!(times, if trick.succeeds() { 0 } else { 2 }, "{trick:?}: {dead:#?}");
     }
-    let status = fs::read_to_string(format!("/proc/{}/status", reporter.process().pid()))?;
-    let most = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-    let most: u64 = most.context("VmHWM")?.parse()?;
+    let most = memory_kb(reporter.process().pid(), "VmHWM")?;
     assert!(most < 100_000, "{most} KB");
     // Nothing of it hangs about: the queue is empty, and a further job is delivered at once.
     site.add_job(&sink.url("/after"), Method::Post, window).await?;
