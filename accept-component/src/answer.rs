@@ -25,6 +25,26 @@ impl Outcome {
     }
 }
 
+/// What a request was beyond: something that the operator has limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `window_limit`: the ids of a window.
+    Window,
+    /// `endpoint_limit`: the callback jobs of an endpoint in a window.
+    Endpoint,
+}
+
+impl Limit {
+    /// The value of the header `verve-error`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Window => "window-limit",
+            Self::Endpoint => "endpoint-limit",
+        }
+    }
+}
+
 /// The answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -32,6 +52,9 @@ pub enum Answer {
     Recorded(Outcome),
     /// The request is bad: 400.
     BadRequest(BadRequest),
+    /// Not recorded, since this would be beyond a limit: 429. Not 503, by which a client that floods one window would have balancers take
+    /// every instance for broken.
+    Limited(Limit),
     /// The id could not be recorded: 503.
     Unavailable,
     /// Another method than GET: 405.
@@ -45,6 +68,7 @@ impl Answer {
         match self {
             Self::Recorded(_) => 200,
             Self::BadRequest(_) => 400,
+            Self::Limited(_) => 429,
             Self::Unavailable => 503,
             Self::MethodNotAllowed => 405,
         }
@@ -65,6 +89,7 @@ impl Answer {
         match self {
             Self::Recorded(outcome) => ("verve-outcome", outcome.as_str()),
             Self::BadRequest(bad) => ("verve-error", bad.code()),
+            Self::Limited(limit) => ("verve-error", limit.as_str()),
             Self::Unavailable => ("verve-error", "unavailable"),
             Self::MethodNotAllowed => ("allow", "GET"),
         }
@@ -93,6 +118,8 @@ mod tests {
             Answer::Recorded(Outcome::Duplicate),
             Answer::Recorded(Outcome::Spooled),
             Answer::BadRequest(BadRequest::InvalidId),
+            Answer::Limited(Limit::Window),
+            Answer::Limited(Limit::Endpoint),
             Answer::Unavailable,
             Answer::MethodNotAllowed,
         ] {

@@ -1,10 +1,10 @@
 //! What is recorded together, and what comes of each part of it; what is in the spool.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use verve_protocol::{Id, Window};
 
-use crate::answer::Outcome;
+use crate::answer::{Answer, Outcome};
 
 /// The most ids recorded together, for requests that wait: Redis' scripts take some thousand arguments.
 pub const MOST: usize = 500;
@@ -22,10 +22,8 @@ pub fn leading(mut windows: impl Iterator<Item = Window>) -> usize {
 /// Ids of one window, each once, though several requests may have brought it.
 #[derive(Debug)]
 pub struct Distinct {
-    /// Each id, and the first of the requests that brought it.
-    firsts: BTreeMap<i64, usize>,
-    /// How many requests there are.
-    requests: usize,
+    members: BTreeSet<i64>,
+    requests: Vec<i64>,
 }
 
 impl Distinct {
@@ -33,29 +31,35 @@ impl Distinct {
     #[must_use]
     pub fn of(ids: &[Id]) -> Self {
         Self {
-            firsts: ids.iter().enumerate().rev().map(|(place, id)| (id.0, place)).collect(),
-            requests: ids.len(),
+            members: ids.iter().map(|id| id.0).collect(),
+            requests: ids.iter().map(|id| id.0).collect(),
         }
     }
 
     /// The members of the window's set, in the order of their numbers.
     #[must_use]
     pub fn members(&self) -> Vec<String> {
-        self.firsts.keys().map(ToString::to_string).collect()
+        self.members.iter().map(ToString::to_string).collect()
     }
 
-    /// What came of each request, by what Redis said of each member: whether it is new. The first that brought a new id is `new`, and
-    /// all others are duplicates. None if the answer is not as long as the question, which is then no answer.
+    /// The answer to each request, by what came of each member. The first that brought a new id is `new`, and all others are
+    /// duplicates. None if there is not one for each member.
     #[must_use]
-    pub fn outcomes(&self, new: &[bool]) -> Option<Vec<Outcome>> {
-        if new.len() != self.firsts.len() {
+    pub fn answers(&self, of_members: &[Answer]) -> Option<Vec<Answer>> {
+        if of_members.len() != self.members.len() {
             return None;
         }
-        let mut outcomes = vec![Outcome::Duplicate; self.requests];
-        for (first, _) in self.firsts.values().zip(new).filter(|(_, new)| **new) {
-            outcomes[*first] = Outcome::New;
-        }
-        Some(outcomes)
+        let mut of_members: BTreeMap<i64, Answer> =
+            self.members.iter().copied().zip(of_members.iter().copied()).collect();
+        let answers = self.requests.iter().filter_map(|id| {
+            let next = of_members.get_mut(id)?;
+            let answer = *next;
+            if answer == Answer::Recorded(Outcome::New) {
+                *next = Answer::Recorded(Outcome::Duplicate);
+            }
+            Some(answer)
+        });
+        Some(answers.collect())
     }
 }
 
@@ -116,13 +120,12 @@ pub struct Contents {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::collection::vec;
     use proptest::prelude::*;
     use verve_protocol::WindowLength;
 
     use super::*;
+    use crate::answer::Limit;
 
     fn window(number: u64) -> Window {
         let length = WindowLength::try_new(60).expect("valid");
@@ -166,14 +169,27 @@ mod tests {
             let distinct = Distinct::of(&ids);
             let members = distinct.members();
             let parsed = members.iter().map(|member| member.parse::<i64>().expect("a number"));
-            let new: Vec<bool> = parsed.map(|member| !known.contains(&member)).collect();
+            let beyond = Answer::Limited(Limit::Window);
+            let of_members: Vec<Answer> = parsed
+                .map(|member| match (known.contains(&member), member) {
+                    (true, _) => Answer::Recorded(Outcome::Duplicate),
+                    (false, 3..) => beyond,
+                    (false, _) => Answer::Recorded(Outcome::New),
+                })
+                .collect();
             let mut set = known;
-            let one_by_one: Vec<Outcome> =
-                ids.iter().map(|id| if set.insert(id.0) { Outcome::New } else { Outcome::Duplicate }).collect();
-            prop_assert_eq!(distinct.outcomes(&new), Some(one_by_one));
-            // An answer to another question tells nothing.
-            prop_assert_eq!(distinct.outcomes(&new[1..]), None);
-            prop_assert_eq!(distinct.outcomes(&[&new[..], &[true]].concat()), None);
+            let one_by_one: Vec<Answer> = ids
+                .iter()
+                .map(|id| match (set.contains(&id.0), id.0) {
+                    (false, 3..) => beyond,
+                    _ if set.insert(id.0) => Answer::Recorded(Outcome::New),
+                    _ => Answer::Recorded(Outcome::Duplicate),
+                })
+                .collect();
+            prop_assert_eq!(distinct.answers(&of_members), Some(one_by_one));
+            // What was said of other members tells nothing.
+            prop_assert_eq!(distinct.answers(&of_members[1..]), None);
+            prop_assert_eq!(distinct.answers(&[&of_members[..], &[beyond]].concat()), None);
         }
 
         /// Each row is brought once, with its ids, to its own key, in the spool's order, in batches that are neither too large nor

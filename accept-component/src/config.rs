@@ -24,6 +24,10 @@ pub struct Config {
     pub log: Log,
     /// `redis_wait_replicas`: how many replicas of a Redis must have what it records.
     pub wait_replicas: u32,
+    /// `window_limit`: the most ids of a window, if that is limited. Each Redis server takes its share.
+    pub window_limit: Option<u64>,
+    /// `endpoint_limit`: the most callback jobs of an endpoint in a window, if that is limited.
+    pub endpoint_limit: Option<u64>,
 }
 
 /// What is logged.
@@ -38,7 +42,7 @@ pub enum Log {
 }
 
 /// The names of the variables, in the order in which [`Config::parse`] takes their values.
-pub const VARIABLES: [&str; 7] = [
+pub const VARIABLES: [&str; 9] = [
     "redis_urls",
     "namespace",
     "window_seconds",
@@ -46,7 +50,15 @@ pub const VARIABLES: [&str; 7] = [
     "redis_timeout_ms",
     "log",
     "redis_wait_replicas",
+    "window_limit",
+    "endpoint_limit",
 ];
+
+/// Of a variable that the manifest does not have: none for those that were there from the beginning.
+#[must_use]
+pub fn when_undefined(name: &str) -> Option<&'static str> {
+    ["window_limit", "endpoint_limit"].contains(&name).then_some("0")
+}
 
 impl Config {
     /// Reads the values of [`VARIABLES`].
@@ -62,9 +74,14 @@ impl Config {
             redis_timeout_ms,
             log,
             wait_replicas,
+            window_limit,
+            endpoint_limit,
         ] = values;
+        let redis_urls: RedisUrls = variable("redis_urls", &redis_urls)?;
+        let window_limit = limit("window_limit", "a number of ids", &window_limit)?;
+        let servers = redis_urls.as_slice().len() as u64;
         Ok(Self {
-            redis_urls: variable("redis_urls", &redis_urls)?,
+            redis_urls,
             keys: Keys::new(variable::<Namespace>("namespace", &namespace)?),
             window_length: variable("window_seconds", &window_seconds)?,
             callback_method: variable("callback_method", &callback_method)?,
@@ -76,6 +93,8 @@ impl Config {
             )?),
             log: variable("log", &log)?,
             wait_replicas: number("redis_wait_replicas", "a number of replicas", &wait_replicas, 0..=100)?,
+            window_limit: window_limit.map(|limit| limit.div_ceil(servers)),
+            endpoint_limit: limit("endpoint_limit", "a number of callback jobs", &endpoint_limit)?,
         })
     }
 }
@@ -107,6 +126,12 @@ fn number<T: FromStr + PartialOrd + Display>(
     number.ok_or_else(expected)
 }
 
+/// Reads a limit, of which 0 means that there is none.
+fn limit(name: &str, what: &str, value: &str) -> Result<Option<u64>, String> {
+    let limit = number(name, what, value, 0..=1_000_000_000)?;
+    Ok(Some(limit).filter(|limit| *limit > 0))
+}
+
 impl Config {
     /// How long replicas may take, in milliseconds: less than an attempt, so that its failure can still be told.
     #[must_use]
@@ -134,7 +159,17 @@ mod tests {
     use super::*;
 
     fn parse(changed: &str, value: &str) -> Result<Config, String> {
-        let defaults = ["redis://127.0.0.1:6379", "verve", "60", "get", "500", "error", "0"];
+        let defaults = [
+            "redis://127.0.0.1:6379",
+            "verve",
+            "60",
+            "get",
+            "500",
+            "error",
+            "0",
+            "0",
+            "0",
+        ];
         let mut values = defaults.map(str::to_owned);
         values[VARIABLES.iter().position(|v| *v == changed).expect("a variable")] = value.to_owned();
         Config::parse(values)
@@ -153,6 +188,9 @@ mod tests {
         );
         assert_eq!(spool_limit("0"), Ok(0));
         assert_eq!(parse("redis_wait_replicas", "2").expect("valid").wait_replicas, 2);
+        assert_eq!(parse("window_limit", "0").expect("valid").window_limit, None);
+        assert_eq!(parse("window_limit", "1000").expect("valid").window_limit, Some(1000));
+        assert_eq!(parse("endpoint_limit", "1").expect("valid").endpoint_limit, Some(1));
         assert_eq!(parse("log", "off").expect("valid").log, Log::Off);
         assert_eq!(
             parse("redis_urls", "redis://a,redis://b")
@@ -177,6 +215,8 @@ mod tests {
             ("redis_timeout_ms", "60001"),
             ("log", "verbose"),
             ("redis_wait_replicas", "-1"),
+            ("window_limit", "-1"),
+            ("endpoint_limit", "none"),
         ] {
             let error = parse(name, value).expect_err(value);
             assert!(error.starts_with(&format!("variable {name}: ")), "{error}");

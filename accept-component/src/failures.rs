@@ -1,5 +1,7 @@
 //! How failures of Redis are told, in each build.
 
+use crate::answer::Limit;
+
 /// The host does not connect there.
 pub const INVALID_ADDRESS: &str = "the address is invalid or not among allowed_outbound_hosts";
 /// The host opens no more.
@@ -8,6 +10,15 @@ pub const TOO_MANY_CONNECTIONS: &str = "too many open connections";
 pub const TYPE_ERROR: &str = "the answer has an unexpected type";
 /// The stream of callback jobs is full.
 pub const TOO_MANY_JOBS: &str = "too many callback jobs wait";
+
+/// Something is beyond a limit.
+#[must_use]
+pub const fn beyond(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Window => "its window has as many ids as it may have (window_limit)",
+        Limit::Endpoint => "its endpoint has as many callback jobs in the window as it may have (endpoint_limit)",
+    }
+}
 
 /// Fewer replicas than `redis_wait_replicas` have what was recorded, within so many milliseconds.
 #[must_use]

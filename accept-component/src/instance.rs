@@ -12,7 +12,7 @@ use spin_sdk::wasip3::random::random::get_random_u64;
 use verve_protocol::{CallbackJob, Id, Window};
 use wit_bindgen::spawn;
 
-use crate::answer::{Answer, Outcome};
+use crate::answer::{Answer, Limit, Outcome};
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
@@ -38,7 +38,7 @@ struct Instance {
     config: Config,
     servers: Vec<Server>,
     /// For each server, the ids that wait to be recorded.
-    queues: Vec<Queue<Outcome>>,
+    queues: Vec<Queue<Answer>>,
     seen: Seen,
     spool: Spool,
     /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
@@ -92,7 +92,11 @@ async fn load() -> Result<Rc<Instance>, String> {
     let mut values = <[String; VARIABLES.len()]>::default();
     let got = future::join_all(VARIABLES.map(variables::get)).await;
     for ((value, got), name) in values.iter_mut().zip(got).zip(VARIABLES) {
-        *value = got.map_err(|error| format!("variable {name}: {error}"))?;
+        *value = match (got, config::when_undefined(name)) {
+            (Ok(value), _) => value,
+            (Err(variables::Error::Undefined(_)), Some(default)) => default.to_owned(),
+            (Err(error), _) => return Err(format!("variable {name}: {error}")),
+        };
     }
     let config = Config::parse(values)?;
     let spool_limit = variables::get(SPOOL_LIMIT).await;
@@ -133,16 +137,25 @@ impl Instance {
                     window,
                     revision: None,
                 };
-                let (outcome, job) = future::join(self.record_id(window, id), self.record_job(&job)).await;
-                job.and(outcome)
+                let (answer, job) = future::join(self.record_id(window, id), self.record_job(&job)).await;
+                job.and_then(|beyond| beyond.map_or(answer, |limit| Ok(Answer::Limited(limit))))
             }
         };
         match recorded {
-            Ok(outcome) => {
-                if self.config.log == Log::All {
-                    eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
+            Ok(answer) => {
+                match answer {
+                    Answer::Recorded(outcome) if self.config.log == Log::All => {
+                        eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
+                    }
+                    Answer::Limited(limit) => {
+                        self.log(
+                            &self.last_refusal,
+                            &format!("id {id} not recorded: {}", failures::beyond(limit)),
+                        );
+                    }
+                    _ => {}
                 }
-                Answer::Recorded(outcome)
+                answer
             }
             Err(error) => {
                 self.log(&self.last_refusal, &format!("id {id} not recorded: {error}"));
@@ -151,9 +164,9 @@ impl Instance {
         }
     }
 
-    async fn record_id(self: &Rc<Self>, window: Window, id: Id) -> Recorded<Outcome> {
+    async fn record_id(self: &Rc<Self>, window: Window, id: Id) -> Recorded<Answer> {
         if self.seen.has(window, id) {
-            return Ok(Outcome::Duplicate);
+            return Ok(Answer::Recorded(Outcome::Duplicate));
         }
         let place = id.shard(self.servers.len());
         if let Some(recorded) = self.queues[place].wait(window, id).await {
@@ -165,46 +178,50 @@ impl Instance {
         if !waiters.is_empty() {
             spawn(record_waiting(self.clone(), place, waiters));
         }
-        recorded.map(|outcomes| outcomes.first().copied().unwrap_or(Outcome::Duplicate))
+        recorded.map(|answers| answers.first().copied().unwrap_or(Answer::Unavailable))
     }
 
     /// Records ids of one window on one server, or else in the spool. Answers what came of each.
-    async fn record_ids(self: &Rc<Self>, place: usize, window: Window, ids: &[Id]) -> Recorded<Vec<Outcome>> {
+    async fn record_ids(self: &Rc<Self>, place: usize, window: Window, ids: &[Id]) -> Recorded<Vec<Answer>> {
         let keys = &self.config.keys;
         if self.servers[place].is_due() {
             // Not by these ids: others would wait behind them.
             spawn(look_whether_back(self.clone(), place));
         }
         match self.servers[place].add_ids(keys, window, ids).await {
-            Ok(outcomes) => {
-                ids.iter().for_each(|id| self.seen.add(window, *id));
+            Ok(answers) => {
+                let recorded = ids.iter().zip(&answers);
+                let recorded = recorded.filter(|(_, answer)| matches!(answer, Answer::Recorded(_)));
+                recorded.for_each(|(id, _)| self.seen.add(window, *id));
                 self.found_well(place).await;
-                Ok(outcomes)
+                Ok(answers)
             }
             Err(redis) => {
                 self.seen.clear();
                 let spooled = self.spool.add_ids(place, keys.ids(window), ids).await;
                 self.spooled(&redis, spooled)?;
                 self.found_away(place).await;
-                Ok(vec![Outcome::Spooled; ids.len()])
+                Ok(vec![Answer::Recorded(Outcome::Spooled); ids.len()])
             }
         }
     }
 
-    async fn record_job(&self, job: &CallbackJob) -> Recorded<()> {
+    /// Records a callback job, unless it is beyond a limit.
+    async fn record_job(&self, job: &CallbackJob) -> Recorded<Option<Limit>> {
         let command = self.add_job(job);
         let redis = match self.jobs.enter(now_ms, OPEN_MS) {
             Passage::Barred => failures::TOO_MANY_JOBS.to_owned(),
-            Passage::Free | Passage::Trial => match self.servers[0].append(&command).await {
-                Ok(()) => {
+            Passage::Free | Passage::Trial => match self.servers[0].add_job(&self.config.keys, job, &command).await {
+                Ok(beyond) => {
                     self.jobs_added.set(true);
-                    return Ok(());
+                    return Ok(beyond);
                 }
                 Err(redis) => redis,
             },
         };
         let spooled = self.spool.add_command(command).await;
-        self.spooled(&redis, spooled)
+        self.spooled(&redis, spooled)?;
+        Ok(None)
     }
 
     /// The command that adds a callback job.
@@ -287,13 +304,13 @@ impl Instance {
 }
 
 /// Records ids that wait for a server, then those that have come meanwhile, until there are none.
-async fn record_waiting(instance: Rc<Instance>, place: usize, mut waiters: Vec<Waiter<Outcome>>) {
+async fn record_waiting(instance: Rc<Instance>, place: usize, mut waiters: Vec<Waiter<Answer>>) {
     while let Some(window) = waiters.first().map(|first| first.window) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
         match instance.record_ids(place, window, &ids).await {
-            Ok(outcomes) => {
-                let outcomes = waiters.into_iter().zip(outcomes);
-                outcomes.for_each(|(waiter, outcome)| waiter.done(Ok(outcome)));
+            Ok(answers) => {
+                let answers = waiters.into_iter().zip(answers);
+                answers.for_each(|(waiter, answer)| waiter.done(Ok(answer)));
             }
             Err(error) => waiters.into_iter().for_each(|waiter| waiter.done(Err(error.clone()))),
         }

@@ -9,11 +9,12 @@
 //!   [`circuit`]: that it was away a moment ago
 //! - `spool`: what was accepted while a server is away, on the host's disk; `no_spool` where the host has none
 //! - [`answer`]: what came of it, as status, headers and body; `http` sends it
+//! - [`limits`]: what the operator may limit
 //! - `clock`: the time, for all of them
 //! - [`stats`]: what happened is counted and flushed after responses
 //!
 //! So it is in the build for WASI 0.3. The one for WASI 0.2, whose instances serve one request each, has `wasip2` in place of most of it:
-//! [`request`], [`answer`], [`config`] and [`failures`] are the same.
+//! [`request`], [`answer`], [`config`], [`limits`] and [`failures`] are the same.
 //!
 //! What talks to the host exists only in the WebAssembly builds; the rest is tested natively.
 
@@ -30,6 +31,7 @@ pub mod failures;
 mod http;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod instance;
+pub mod limits;
 pub mod once;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod redis;

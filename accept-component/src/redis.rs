@@ -8,22 +8,23 @@ use futures::future;
 use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
-use verve_protocol::{Id, Keys, RedisUrl, SpoolState, Window};
+use verve_protocol::{CallbackJob, Id, Keys, RedisUrl, SpoolState, Window};
 
-use crate::answer::Outcome;
+use crate::answer::{Answer, Limit, Outcome};
 use crate::batches::{Batch, Distinct};
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::config::Config;
 use crate::deadlines::Deadlines;
 use crate::failures;
+use crate::limits::{ADD_JOB_WITHIN, ADD_WITHIN, added, endpoints_seconds};
 use crate::once::Once;
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
 /// more commands than there are ids.
 const TOGETHER_FROM: usize = 3;
 
-/// Adds ids to a set, and answers for each whether it was there before.
+/// Adds ids to a set, and answers for each whether it was there before: see [`added`].
 ///
 /// KEYS: the set. ARGV: the ids, all different.
 const ADD_TOGETHER: &str = r"
@@ -53,6 +54,10 @@ pub struct Server {
     url: RedisUrl,
     /// For one attempt, connecting included.
     timeout: Duration,
+    /// The most ids of a window here.
+    window_limit: Option<u64>,
+    /// The most callback jobs of an endpoint in a window.
+    endpoint_limit: Option<u64>,
     /// How many replicas must have what is recorded.
     wait_replicas: u32,
     /// How long they may take.
@@ -75,6 +80,8 @@ impl Server {
         Self {
             url,
             timeout: config.redis_timeout,
+            window_limit: config.window_limit,
+            endpoint_limit: config.endpoint_limit,
             wait_replicas: config.wait_replicas,
             replicas_within_ms: config.replicas_within_ms(),
             deadlines: Deadlines::new(config.redis_timeout),
@@ -97,38 +104,49 @@ impl Server {
     }
 
     /// Records ids in a window. Answers what came of each: the first of several equal ones is the new one.
-    pub async fn add_ids(&self, keys: &Keys, window: Window, ids: &[Id]) -> Result<Vec<Outcome>, String> {
+    pub async fn add_ids(&self, keys: &Keys, window: Window, ids: &[Id]) -> Result<Vec<Answer>, String> {
         let key = keys.ids(window);
         let distinct = Distinct::of(ids);
         let members = distinct.members();
-        let new: Vec<bool> = if members.len() < TOGETHER_FROM {
-            self.twice(async |connection| {
-                let adds = members.iter().map(async |member| {
-                    let added = connection.sadd(&key, std::slice::from_ref(member)).await?;
-                    Ok(added > 0)
+        let new: Vec<Answer> = match self.window_limit {
+            None if members.len() < TOGETHER_FROM => {
+                self.twice(async |connection| {
+                    let adds = members.iter().map(async |member| {
+                        let new = connection.sadd(&key, std::slice::from_ref(member)).await? > 0;
+                        Ok(Answer::Recorded(if new { Outcome::New } else { Outcome::Duplicate }))
+                    });
+                    let added = future::try_join_all(adds).await?;
+                    self.replicated(connection, added).await
+                })
+                .await?
+            }
+            limit => {
+                let limit = limit.map(|limit| limit.to_string());
+                let script = if limit.is_some() { ADD_WITHIN } else { ADD_TOGETHER };
+                let arguments = [script, "1", &key].map(text).into_iter();
+                let arguments = arguments.chain(limit.iter().chain(&members).map(text));
+                let arguments: Vec<RedisParameter> = arguments.collect();
+                let known = self.twice(async |connection| {
+                    let known = connection.execute("EVAL", arguments.clone()).await?;
+                    self.replicated(connection, known).await
                 });
-                let added = future::try_join_all(adds).await?;
-                self.replicated(connection, added).await
-            })
-            .await?
-        } else {
-            let arguments = [ADD_TOGETHER, "1", &key].map(text).into_iter();
-            let arguments: Vec<RedisParameter> = arguments.chain(members.iter().map(text)).collect();
-            let known = self.twice(async |connection| {
-                let known = connection.execute("EVAL", arguments.clone()).await?;
-                self.replicated(connection, known).await
-            });
-            let known = known.await?.into_iter();
-            known.map(|known| matches!(known, RedisResult::Int64(0))).collect()
+                let known = known.await?.into_iter();
+                known
+                    .filter_map(|known| match known {
+                        RedisResult::Int64(known) => added(known),
+                        _ => None,
+                    })
+                    .collect()
+            }
         };
-        let outcomes = distinct
-            .outcomes(&new)
+        let answers = distinct
+            .answers(&new)
             .ok_or_else(|| format!("{}: the answer has an unexpected length", self.url))?;
         if self.expiring.replace(Some(window.start())) != Some(window.start()) && self.expire(&key).await.is_err() {
             // The ids are recorded all the same; the next ones set the expiry.
             self.expiring.set(None);
         }
-        Ok(outcomes)
+        Ok(answers)
     }
 
     /// Records spooled ids of one window, known by its key.
@@ -158,6 +176,41 @@ impl Server {
             Err(error) => self.failed(error),
         }
         answer.is_ok()
+    }
+
+    /// Adds a callback job, which `command` adds, unless its endpoint has had enough of them in its window.
+    pub async fn add_job(&self, keys: &Keys, job: &CallbackJob, command: &[String]) -> Result<Option<Limit>, String> {
+        let Some(limit) = self.endpoint_limit else {
+            return self.append(command).await.map(|()| None);
+        };
+        let (stream, endpoints) = (keys.callbacks(), keys.endpoints(job.window));
+        let (limit, expiry) = (limit.to_string(), endpoints_seconds(job.window).to_string());
+        let mut arguments = [
+            ADD_JOB_WITHIN,
+            "2",
+            &stream,
+            &endpoints,
+            &limit,
+            &expiry,
+            job.endpoint.as_str(),
+        ]
+        .map(text)
+        .to_vec();
+        arguments.extend(
+            job.to_fields()
+                .iter()
+                .flat_map(|(field, value)| [text(field), text(value)]),
+        );
+        let answer = self
+            .twice(async |connection| {
+                let answer = connection.execute("EVAL", arguments.clone()).await?;
+                self.replicated(connection, answer).await
+            })
+            .await?;
+        Ok(match answer.as_slice() {
+            [RedisResult::Int64(0)] => Some(Limit::Endpoint),
+            _ => None,
+        })
     }
 
     /// Runs a command that appends.

@@ -52,6 +52,7 @@ impl Stats {
             Answer::Recorded(Outcome::Duplicate) => stats::DUPLICATE,
             Answer::Recorded(Outcome::Spooled) => stats::SPOOLED,
             Answer::BadRequest(_) => stats::INVALID,
+            Answer::Limited(_) => stats::LIMITED,
             Answer::Unavailable => stats::FAILED,
             // Not a request to record anything.
             Answer::MethodNotAllowed => return false,

@@ -10,8 +10,9 @@ use std::time::SystemTime;
 use verve_protocol::keys::stats;
 use verve_protocol::{CallbackJob, Window};
 
-use crate::answer::{Answer, Outcome};
-use crate::config::{Config, Log, VARIABLES};
+use crate::answer::{Answer, Limit, Outcome};
+use crate::config::{self, Config, Log, VARIABLES};
+use crate::failures;
 use crate::request::{Accept, Callback};
 use bindings::exports::wasi::http0_2_0::incoming_handler::Guest;
 use bindings::fermyon::spin::variables;
@@ -64,7 +65,11 @@ impl Guest for Component {
 fn load() -> Result<Config, String> {
     let mut values = <[String; VARIABLES.len()]>::default();
     for (value, name) in values.iter_mut().zip(VARIABLES) {
-        *value = variables::get(name).map_err(|error| format!("variable {name}: {error}"))?;
+        *value = match (variables::get(name), config::when_undefined(name)) {
+            (Ok(value), _) => value,
+            (Err(variables::Error::Undefined(_)), Some(default)) => default.to_owned(),
+            (Err(error), _) => return Err(format!("variable {name}: {error}")),
+        };
     }
     Config::parse(values)
 }
@@ -78,11 +83,17 @@ fn record(config: &Config, window: Window, Accept { id, callback }: Accept) -> (
         revision: None,
     });
     match Redis::new(config, window).record(id, job.as_ref()) {
-        Ok(outcome) => {
-            if config.log == Log::All {
-                eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
+        Ok(answer) => {
+            match answer {
+                Answer::Recorded(outcome) if config.log == Log::All => {
+                    eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
+                }
+                Answer::Limited(limit) if config.log >= Log::Error => {
+                    eprintln!("verve: id {id} not recorded: {}", failures::beyond(limit));
+                }
+                _ => {}
             }
-            (Answer::Recorded(outcome), None)
+            (answer, None)
         }
         Err(Unrecorded { error, may_be_noted }) => {
             if config.log >= Log::Error {
@@ -93,11 +104,16 @@ fn record(config: &Config, window: Window, Accept { id, callback }: Accept) -> (
     }
 }
 
-impl Outcome {
-    /// The outcome that the script tells, if it is one.
-    fn told(outcome: &[u8]) -> Option<Self> {
-        let known = [Self::New, Self::Duplicate];
-        known.into_iter().find(|known| known.as_str().as_bytes() == outcome)
+impl Answer {
+    /// The answer that the script tells, if it is one.
+    fn told(said: &[u8]) -> Option<Self> {
+        let known = [
+            Self::Recorded(Outcome::New),
+            Self::Recorded(Outcome::Duplicate),
+            Self::Limited(Limit::Window),
+            Self::Limited(Limit::Endpoint),
+        ];
+        known.into_iter().find(|known| known.reason().1.as_bytes() == said)
     }
 }
 

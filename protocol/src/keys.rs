@@ -105,6 +105,12 @@ impl Keys {
         format!("{}:stats:{}:{}", self.namespace, window.length(), window.start())
     }
 
+    /// Hash with expiry: how many callback jobs each endpoint has had in a window, where that is limited, by the SHA-1 of the endpoint.
+    #[must_use]
+    pub fn endpoints(&self, window: Window) -> String {
+        format!("{}:endpoints:{}:{}", self.namespace, window.length(), window.start())
+    }
+
     /// Stream: callback jobs.
     #[must_use]
     pub fn callbacks(&self) -> String {
@@ -179,6 +185,8 @@ pub mod stats {
     pub const SPOOLED: &str = "spooled";
     /// Requests refused as bad.
     pub const INVALID: &str = "invalid";
+    /// Requests not recorded since they were beyond a limit.
+    pub const LIMITED: &str = "limited";
     /// Requests that could not be recorded.
     pub const FAILED: &str = "failed";
 }
@@ -198,6 +206,7 @@ mod tests {
         assert_eq!(keys.late(window), "verve:late:60:1795383000");
         assert_eq!(keys.late_prefix(length), "verve:late:60:");
         assert_eq!(keys.stats(window), "verve:stats:60:1795383000");
+        assert_eq!(keys.endpoints(window), "verve:endpoints:60:1795383000");
         assert_eq!(keys.callbacks(), "verve:callbacks");
         assert_eq!(keys.callbacks_retry(), "verve:callbacks:retry");
         assert_eq!(keys.callbacks_dead(), "verve:callbacks:dead");

@@ -21,11 +21,12 @@ pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; char
 pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The outcomes of requests: the fields of the component's statistics except their sum.
-pub const OUTCOMES: [&str; 5] = [
+pub const OUTCOMES: [&str; 6] = [
     stats::NEW,
     stats::DUPLICATE,
     stats::SPOOLED,
     stats::INVALID,
+    stats::LIMITED,
     stats::FAILED,
 ];
 

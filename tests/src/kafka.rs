@@ -76,7 +76,26 @@ impl Kafka {
     /// # Errors
     /// As [`Self::real`].
     pub async fn real_with(port: u16, dir: &Path, on_line: Option<OnLine>) -> Result<Self> {
-        Self::launch(port, port, dir, on_line).await
+        Self::launch(port, port, dir, on_line, &[]).await
+    }
+
+    /// The same, and there is a second listener, for clients with TLS and a password (SASL_SSL with SCRAM-SHA-512). They connect to
+    /// `localhost:secure_port`; `pem` has that name's certificate and key; `user` is `name:password`.
+    ///
+    /// # Errors
+    /// As [`Self::real`].
+    pub async fn real_secure(port: u16, dir: &Path, secure_port: u16, pem: &Path, user: &str) -> Result<Self> {
+        let pem = pem.display().to_string();
+        let secure_port = secure_port.to_string();
+        let secure = [
+            "--secure-port",
+            &secure_port,
+            "--secure-pem",
+            &pem,
+            "--secure-user",
+            user,
+        ];
+        Self::launch(port, port, dir, None, &secure).await
     }
 
     /// The same, and clients are told to connect to the port `advertised`, where a link to the broker listens.
@@ -84,14 +103,14 @@ impl Kafka {
     /// # Errors
     /// As [`Self::real`].
     pub async fn real_behind(advertised: u16, port: u16, dir: &Path) -> Result<Self> {
-        Self::launch(advertised, port, dir, None).await
+        Self::launch(advertised, port, dir, None, &[]).await
     }
 
-    async fn launch(advertised: u16, port: u16, dir: &Path, on_line: Option<OnLine>) -> Result<Self> {
+    async fn launch(advertised: u16, port: u16, dir: &Path, on_line: Option<OnLine>, more: &[&str]) -> Result<Self> {
         let mut command = Command::new(paths::program("xtask")?);
         let (port, advertised) = (port.to_string(), advertised.to_string());
         command.args(["kafka", "--port", &port, "--advertised-port", &advertised]);
-        command.arg("--dir").arg(dir);
+        command.arg("--dir").arg(dir).args(more);
         let kafka = Self {
             brokers: format!("127.0.0.1:{advertised}"),
             kind: Kind::Real(Process::spawn_with("kafka", command, on_line)?),

@@ -24,6 +24,8 @@ pub struct Args {
     /// The port that the broker tells clients to connect to, where something stands between them and it.
     #[arg(long)]
     advertised_port: Option<u16>,
+    #[command(flatten)]
+    secure: Option<Secure>,
     /// Where the data go; they outlive the broker. Without it they go to a new temporary folder.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -33,6 +35,26 @@ pub struct Args {
     /// Kill the broker when the process that started this one ends, however it ends (Linux).
     #[arg(long)]
     die_with_parent: bool,
+}
+
+/// A second listener, which wants TLS and a password (SASL_SSL with SCRAM-SHA-512).
+#[derive(clap::Args)]
+#[group(requires_all = ["secure_port", "secure_pem", "secure_user"])]
+struct Secure {
+    /// The port of 127.0.0.1 for clients with TLS and a password, who are told to connect to `localhost`.
+    #[arg(long, required = false)]
+    secure_port: u16,
+    /// Its certificate and key, in one PEM file.
+    #[arg(long, required = false)]
+    secure_pem: PathBuf,
+    /// Who may connect there: `name:password`. Both are given to the broker at its first start.
+    #[arg(long, required = false, value_parser = user)]
+    secure_user: (String, String),
+}
+
+fn user(text: &str) -> Result<(String, String), &'static str> {
+    let (name, password) = text.split_once(':').ok_or("expected name:password")?;
+    Ok((name.to_owned(), password.to_owned()))
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -48,8 +70,12 @@ pub fn run(args: &Args) -> Result<()> {
     let dir = dir.canonicalize()?;
     let config = dir.join("server.properties");
     let advertised = args.advertised_port.unwrap_or(port);
-    fs::write(&config, properties(port, advertised, sys::free_port()?, &dir))?;
-    format(&jars, &config)?;
+    let mut text = properties(port, advertised, sys::free_port()?, &dir);
+    if let Some(secure) = &args.secure {
+        text = with_secure_listener(&text, secure);
+    }
+    fs::write(&config, text)?;
+    format(&jars, &config, args.secure.as_ref())?;
     sys::say(&format!("Kafka on 127.0.0.1:{port}, its data in {}", dir.display()));
     let mut command = launcher(args.die_with_parent);
     command
@@ -100,7 +126,7 @@ fn launcher(die_with_parent: bool) -> Command {
     command
 }
 
-fn format(jars: &Path, config: &Path) -> Result<()> {
+fn format(jars: &Path, config: &Path, secure: Option<&Secure>) -> Result<()> {
     let mut command = Command::new(java::java()?);
     command
         .arg("-Xmx128m")
@@ -109,6 +135,14 @@ fn format(jars: &Path, config: &Path) -> Result<()> {
     command
         .args(["format", "--ignore-formatted", "--cluster-id", CLUSTER_ID, "--config"])
         .arg(config);
+    if let Some(Secure {
+        secure_user: (name, password),
+        ..
+    }) = secure
+    {
+        let user = format!("SCRAM-SHA-512=[name={name},password={password}]");
+        command.args(["--add-scram", &user]);
+    }
     let output = command.stdin(Stdio::null()).output().context("cannot run java")?;
     if !output.status.success() {
         bail!(
@@ -165,6 +199,26 @@ broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=500
 ",
         data = data.display()
+    )
+}
+
+fn with_secure_listener(properties: &str, secure: &Secure) -> String {
+    let port = secure.secure_port;
+    let lines = properties.lines().map(|line| match line.split_once('=') {
+        Some(("listeners", _)) => format!("{line},SASL_SSL://127.0.0.1:{port}\n"),
+        Some(("advertised.listeners", _)) => format!("{line},SASL_SSL://localhost:{port}\n"),
+        _ => format!("{line}\n"),
+    });
+    let lines: String = lines.collect();
+    format!(
+        "\
+{lines}listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+ssl.keystore.type=PEM
+ssl.keystore.location={}
+",
+        secure.secure_pem.display()
     )
 }
 

@@ -11,6 +11,7 @@ mod bench;
 mod build;
 mod cargo;
 mod chaos;
+mod failures;
 mod fuzz;
 mod install;
 mod java;

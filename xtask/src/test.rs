@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every check there is, one step after the other, and a summary.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::Toolchain;
-use crate::{build, install, kafka, sys};
+use crate::{build, failures, install, kafka, sys};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -21,6 +21,7 @@ pub struct Args {
 
 /// How long a broker whose jars are there may take to start.
 const BROKER_PATIENCE: Duration = Duration::from_secs(90);
+const BROKER_LOG: &str = "log";
 
 pub fn run(args: &Args) -> Result<()> {
     // Asked for now: a step may build this very program anew, and then the system calls it deleted.
@@ -40,9 +41,10 @@ pub fn run(args: &Args) -> Result<()> {
         build::components()?;
         build::native_with_tests()
     });
-    steps.run("unit tests", || tests(&["--lib", "--bins"], args, None));
+    let mut failed = Vec::new();
+    steps.run("unit tests", || tests(&["--lib", "--bins"], args, None, &mut failed));
     if args.filter.is_none() {
-        steps.run("doc tests", || tests(&["--doc"], args, None));
+        steps.run("doc tests", || tests(&["--doc"], args, None, &mut failed));
     }
     // Without it one test fails, and says so.
     steps.run("browser", || install::ensure(&[install::BROWSER]));
@@ -52,9 +54,14 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(())
     });
     if built {
-        steps.run("end-to-end tests", || tests(&["--test", "*"], args, broker.address()));
+        steps.run("end-to-end tests", || {
+            tests(&["--test", "*"], args, broker.address(), &mut failed)
+        });
     } else {
         steps.skip("end-to-end tests", "NOT RUN: the build failed");
+    }
+    for failure in &failed {
+        println!("\n{failure}");
     }
     steps.summary(&broker, args);
     drop(broker);
@@ -131,15 +138,16 @@ fn cargo_test(targets: &[&str]) -> Command {
     command
 }
 
-/// Runs those targets' tests.
-fn tests(targets: &[&str], args: &Args, brokers: Option<&str>) -> Result<()> {
+/// Runs those targets' tests. Those that failed are added to `failed`, in short.
+fn tests(targets: &[&str], args: &Args, brokers: Option<&str>, failed: &mut Vec<String>) -> Result<()> {
     let mut command = cargo_test(targets);
     if targets.contains(&"--test") {
         // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
         command.env("RUST_TEST_THREADS", "4");
     }
     command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
-    sys::run(command.args(args.filter.iter().flat_map(|filter| ["--", filter])))
+    command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
+    failures::keep(&mut command, failed)
 }
 
 /// Has the test of the live page leave its pictures in `docs`.
@@ -185,6 +193,10 @@ impl Broker {
         command
             .args(["kafka", "--die-with-parent", "--port", &port.to_string(), "--dir"])
             .arg(&folder);
+        // It says much of clients that the tests have misbehave.
+        fs::create_dir_all(&folder)?;
+        let log = File::create(folder.join(BROKER_LOG))?;
+        command.stdout(log.try_clone()?).stderr(log);
         let process = command.spawn().context("cannot run xtask kafka")?;
         let address = format!("127.0.0.1:{port}");
         let mut broker = Self::Ours {
@@ -197,7 +209,12 @@ impl Broker {
     }
 
     fn wait_ready(&mut self) -> Result<()> {
-        let Self::Ours { address, process, .. } = self else {
+        let Self::Ours {
+            address,
+            process,
+            folder,
+        } = self
+        else {
             return Ok(());
         };
         let start = Instant::now();
@@ -207,7 +224,8 @@ impl Broker {
                 return Ok(());
             }
             if let Some(status) = process.try_wait()? {
-                bail!("Kafka ended: {status}");
+                let log = fs::read_to_string(folder.join(BROKER_LOG)).unwrap_or_default();
+                bail!("Kafka ended: {status}\n{log}");
             }
             thread::sleep(Duration::from_millis(100));
         }

@@ -1,38 +1,49 @@
 //! What one request asks of Redis: one script, on a connection of its own.
 
-use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
+use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, stats};
 use verve_protocol::{CallbackJob, Id, RedisUrl, Window};
 
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
-use crate::answer::Outcome;
+use crate::answer::{Answer, Outcome};
 use crate::config::Config;
 use crate::failures;
+use crate::limits::{ADD_WITHIN, added, endpoints_seconds};
 
 /// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
-/// no room for the job, it does nothing and answers `full`.
+/// no room for the job, it does nothing and answers `full`; if one of both is beyond a limit, it answers which, and counts the request.
 ///
 /// An attempt after one whose answer was lost counts nothing for an id that is there: it may have been counted. So the statistics may
 /// miss a request, but never count one twice. Ids are exact either way.
 ///
-/// KEYS: the window's ids, its statistics, the stream of callback jobs. ARGV: the id or nothing, the outcome where there is no id,
-/// whether this is another attempt (1 or nothing), the expiry of what has none, the most jobs, the job's fields and values.
+/// KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints. ARGV: the id or nothing, the outcome where
+/// there is no id, whether this is another attempt (1 or nothing), the expiry of what has none, the most jobs, the most ids of a window or
+/// nothing, the most jobs of an endpoint or nothing, the expiry of the endpoints, the job's endpoint, its fields and values.
 const RECORD: &str = r"
-local id, outcome, again, expiry, most = unpack(ARGV, 1, 5)
-local job = #ARGV > 5
+local id, outcome, again, expiry, most, ids_limit, jobs_limit, brief, endpoint = unpack(ARGV, 1, 9)
+local job = #ARGV > 9
 if job and redis.call('XLEN', KEYS[3]) >= tonumber(most) then return 'full' end
-if id ~= '' then
+local beyond = nil
+if id ~= '' and ids_limit ~= '' and redis.call('SCARD', KEYS[1]) >= tonumber(ids_limit)
+    and redis.call('SISMEMBER', KEYS[1], id) == 0 then
+  beyond = 'window-limit'
+elseif job and jobs_limit ~= '' then
+  local jobs = redis.call('HINCRBY', KEYS[4], redis.sha1hex(endpoint), 1)
+  if jobs == 1 then redis.call('EXPIRE', KEYS[4], brief, 'NX') end
+  if jobs > tonumber(jobs_limit) then beyond = 'endpoint-limit' end
+end
+if id ~= '' and not beyond then
   outcome = 'duplicate'
   if redis.call('SADD', KEYS[1], id) == 1 then
     outcome = 'new'
     redis.call('EXPIRE', KEYS[1], expiry, 'NX')
   end
 end
-if job then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 6)) end
+if job and not beyond then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 10)) end
 if again == '' or outcome == 'new' then
   if redis.call('HINCRBY', KEYS[2], 'requests', 1) == 1 then redis.call('EXPIRE', KEYS[2], expiry, 'NX') end
-  redis.call('HINCRBY', KEYS[2], outcome, 1)
+  redis.call('HINCRBY', KEYS[2], beyond and 'limited' or outcome, 1)
 end
-return outcome";
+return beyond or outcome";
 
 /// The Redis servers, as one request in a window sees them.
 pub struct Redis<'a> {
@@ -76,7 +87,7 @@ impl<'a> Redis<'a> {
     }
 
     /// Records an id, and a callback job.
-    pub fn record(&self, id: Id, job: Option<&CallbackJob>) -> Result<Outcome, Unrecorded> {
+    pub fn record(&self, id: Id, job: Option<&CallbackJob>) -> Result<Answer, Unrecorded> {
         let place = id.shard(self.servers().len());
         let note = if place == 0 {
             Note {
@@ -89,17 +100,21 @@ impl<'a> Redis<'a> {
                 error,
                 may_be_noted: true,
             })?;
-            Note {
-                id: None,
-                outcome: added.as_str(),
-                job,
-            }
+            let outcome = match added {
+                Answer::Recorded(outcome) => outcome.as_str(),
+                // Nothing more is recorded of it, and it is counted as such.
+                _ => {
+                    let _ = self.note(&Note::of(stats::LIMITED));
+                    return Ok(added);
+                }
+            };
+            Note { id: None, outcome, job }
         };
         let told = self.note(&note).map_err(|error| Unrecorded {
             error,
             may_be_noted: false,
         })?;
-        Outcome::told(&told).ok_or_else(|| Unrecorded {
+        Answer::told(&told).ok_or_else(|| Unrecorded {
             error: failures::TOO_MANY_JOBS.to_owned(),
             may_be_noted: true,
         })
@@ -108,7 +123,16 @@ impl<'a> Redis<'a> {
     /// Tells the first server of a request, and answers what that has made of it.
     pub fn note(&self, note: &Note<'_>) -> Result<Vec<u8>, String> {
         let keys = &self.config.keys;
-        let keys = [keys.ids(self.window), keys.stats(self.window), keys.callbacks()];
+        let keys = [
+            keys.ids(self.window),
+            keys.stats(self.window),
+            keys.callbacks(),
+            keys.endpoints(self.window),
+        ];
+        let limit = |limit: Option<u64>| limit.map(|limit| limit.to_string()).unwrap_or_default();
+        let (ids_limit, jobs_limit) = (limit(self.config.window_limit), limit(self.config.endpoint_limit));
+        let brief = endpoints_seconds(self.window).to_string();
+        let endpoint = note.job.map_or("", |job| job.endpoint.as_str());
         let id = note.id.map(|id| id.to_string()).unwrap_or_default();
         let (expiry, most) = (UNREPORTED_SECONDS.to_string(), MAX_QUEUED_JOBS.to_string());
         let fields = note.job.map(CallbackJob::to_fields);
@@ -119,18 +143,23 @@ impl<'a> Redis<'a> {
             .collect();
         self.twice(&self.servers()[0], |connection, again| {
             let again = if again { "1" } else { "" };
-            let [ids, stats, callbacks] = &keys;
+            let [ids, stats, callbacks, endpoints] = &keys;
             let arguments = [
                 RECORD,
-                "3",
+                "4",
                 ids,
                 stats,
                 callbacks,
+                endpoints,
                 &id,
                 note.outcome,
                 again,
                 &expiry,
                 &most,
+                &ids_limit,
+                &jobs_limit,
+                &brief,
+                endpoint,
             ];
             let arguments = arguments.iter().chain(&fields).map(text);
             let answer = connection.execute("EVAL", &arguments.collect::<Vec<_>>())?;
@@ -142,19 +171,27 @@ impl<'a> Redis<'a> {
     }
 
     /// Adds an id that lives on another server than the first.
-    fn add(&self, server: &RedisUrl, id: Id) -> Result<Outcome, String> {
-        let key = self.config.keys.ids(self.window);
+    fn add(&self, server: &RedisUrl, id: Id) -> Result<Answer, String> {
+        let (key, id) = (self.config.keys.ids(self.window), id.to_string());
         self.twice(server, |connection, _| {
-            let added = connection.execute("SADD", &[&key, &id.to_string()].map(text))?;
-            let expiry = UNREPORTED_SECONDS.to_string();
-            match added.first() {
-                Some(RedisResult::Int64(0)) => Ok(Outcome::Duplicate),
-                Some(RedisResult::Int64(_)) => {
-                    connection.execute("EXPIRE", &[key.as_str(), &expiry, "NX"].map(text))?;
-                    Ok(Outcome::New)
+            let said = match self.config.window_limit {
+                None => connection.execute("SADD", &[&key, &id].map(text))?,
+                Some(limit) => {
+                    let arguments = [ADD_WITHIN, "1", &key, &limit.to_string(), &id];
+                    connection.execute("EVAL", &arguments.map(text))?
                 }
-                _ => Err(Error::TypeError),
+            };
+            let answer = match (said.first(), self.config.window_limit) {
+                (Some(RedisResult::Int64(0)), None) => Answer::Recorded(Outcome::Duplicate),
+                (Some(RedisResult::Int64(_)), None) => Answer::Recorded(Outcome::New),
+                (Some(RedisResult::Int64(said)), Some(_)) => added(*said).ok_or(Error::TypeError)?,
+                _ => return Err(Error::TypeError),
+            };
+            if answer == Answer::Recorded(Outcome::New) {
+                let expiry = UNREPORTED_SECONDS.to_string();
+                connection.execute("EXPIRE", &[key.as_str(), &expiry, "NX"].map(text))?;
             }
+            Ok(answer)
         })
     }
 

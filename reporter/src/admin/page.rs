@@ -154,9 +154,14 @@ fn last(seen: &Seen) -> Markup {
 fn requests(seen: &SeenWindow) -> Markup {
     html! {
         p { (number(seen.requests())) " requests, " (duplicates(seen)) " duplicates" }
-        @for (outcome, told) in [(stats::SPOOLED, "spooled"), (stats::INVALID, "invalid"), (stats::FAILED, "failed")] {
+        @for (outcome, told) in [
+            (stats::SPOOLED, "spooled"),
+            (stats::INVALID, "invalid"),
+            (stats::LIMITED, "beyond a limit"),
+            (stats::FAILED, "failed"),
+        ] {
             @if seen.requests_of(outcome) > 0 {
-                p .(if outcome == stats::FAILED { "bad" } else { "quiet" }) {
+                p .(if [stats::LIMITED, stats::FAILED].contains(&outcome) { "bad" } else { "quiet" }) {
                     (number(seen.requests_of(outcome))) " " (told)
                 }
             }

@@ -1,8 +1,10 @@
 //! Kafka: whether the topic is there and kept well, and whether transactions are allowed.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{BaseProducer, Producer as _};
@@ -41,7 +43,7 @@ pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
 fn ask(config: &KafkaConfig) -> Vec<Finding> {
     let topic = match topic(config) {
         Ok(topic) => topic,
-        Err(error) => return vec![away(&error)],
+        Err((error, told)) => return vec![away(&error, told)],
     };
     let mut findings = judge(&config.topic, topic.as_ref());
     match transactions(config) {
@@ -51,10 +53,50 @@ fn ask(config: &KafkaConfig) -> Vec<Finding> {
     findings
 }
 
+/// Why brokers refuse a client: an answer never comes then, and no more is said of that than that none came.
+#[derive(Clone, Default)]
+struct Refusals(Arc<Mutex<Option<Told>>>);
+
+impl ClientContext for Refusals {
+    fn error(&self, error: KafkaError, reason: &str) {
+        let told = matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)
+        );
+        if told {
+            self.tell(Some((error, reason.to_owned())));
+        }
+    }
+}
+
+impl Refusals {
+    /// Keeps the last one; answers the one before.
+    fn tell(&self, refusal: Option<Told>) -> Option<Told> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), refusal)
+    }
+}
+
+impl ConsumerContext for Refusals {}
+
+/// An error, and what was said of it.
+type Told = (KafkaError, String);
+
 /// Asks as a consumer: a producer's question may create the topic.
-fn topic(config: &KafkaConfig) -> Result<Option<Topic>, KafkaError> {
-    let consumer: BaseConsumer = config.client().create()?;
-    let metadata = consumer.fetch_metadata(Some(&config.topic), TIMEOUT)?;
+fn topic(config: &KafkaConfig) -> Result<Option<Topic>, Told> {
+    let plain = |error: KafkaError| {
+        let text = error.to_string();
+        (error, text)
+    };
+    let refusals = Refusals::default();
+    let consumer: BaseConsumer<Refusals> = config.client().create_with_context(refusals.clone()).map_err(plain)?;
+    let metadata = consumer.fetch_metadata(Some(&config.topic), TIMEOUT).map_err(|error| {
+        // What it heard meanwhile is told, one after the other, as it is asked for messages, of which there are none.
+        let refusal = (0..100).find_map(|_| {
+            let _ = consumer.poll(Duration::from_millis(10));
+            refusals.tell(None)
+        });
+        refusal.unwrap_or_else(|| plain(error))
+    })?;
     let Some(topic) = metadata.topics().first() else {
         return Ok(None);
     };
@@ -62,7 +104,7 @@ fn topic(config: &KafkaConfig) -> Result<Option<Topic>, KafkaError> {
         let code = RDKafkaErrorCode::from(error);
         return match code {
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => Ok(None),
-            _ => Err(KafkaError::MetadataFetch(code)),
+            _ => Err(plain(KafkaError::MetadataFetch(code))),
         };
     }
     Ok(Some(Topic::of(topic)))
@@ -147,7 +189,7 @@ fn untransacted(error: &KafkaError) -> Finding {
     }
 }
 
-fn away(error: &KafkaError) -> Finding {
+fn away(error: &KafkaError, told: String) -> Finding {
     let fix = match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::Authentication) => {
             "correct sasl.mechanism, sasl.username and sasl.password, each a --kafka-option"
@@ -158,7 +200,7 @@ fn away(error: &KafkaError) -> Finding {
             "start it, or correct --kafka-brokers, and security.protocol as a --kafka-option: brokers that want TLS or SASL do not answer without"
         }
     };
-    Finding::problem(error.to_string(), fix)
+    Finding::problem(told, fix)
 }
 
 #[cfg(test)]

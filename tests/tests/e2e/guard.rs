@@ -161,7 +161,7 @@ async fn names_lead_only_where_callbacks_may_go() -> Result<()> {
     let names = folder.path().join("hosts");
     std::fs::write(
         &names,
-        "127.0.0.3 both.test\n127.0.0.2 both.test\n127.0.0.4 other.test\n127.0.0.2 moves.test\n",
+        "127.0.0.3 both.test\n127.0.0.2 both.test\n127.0.0.4 other.test\n127.0.0.2 moves.test\n127.0.0.4 xn--both-9qa.test\n",
     )?;
     let mut command = reporter::command()?;
     command

@@ -30,6 +30,7 @@ mod hosting;
 mod late;
 mod layers;
 mod ledger;
+mod limits;
 mod logging;
 mod metrics;
 mod page;

@@ -1,14 +1,16 @@
-//! Redis over TLS, with passwords: a private authority, client certificates, and names that are not those of the certificate.
+//! Redis and Kafka over TLS, with passwords: a private authority, client certificates, and names that are not those of the
+//! certificate.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use verve_tests::authority::{Authority, Certificate};
 use verve_tests::host::Kind;
+use verve_tests::kafka::Kafka;
 use verve_tests::process::Process;
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::{self, Reporter};
-use verve_tests::{clock, http, net};
+use verve_tests::{clock, http, net, wait};
 
 use crate::site::{SOON, Site};
 
@@ -189,6 +191,79 @@ async fn the_component_speaks_tls_to_whom_the_authority_vouches_for() -> Result<
             assert_eq!((status, outcome), not_recorded, "{kind:?} {url} {trusting}: {log}");
             assert!(!log.contains("hunter"), "{kind:?}: {log}");
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn kafka_by_tls_and_scram() -> Result<()> {
+    let authority = Authority::new()?;
+    let server = authority.vouch_for("server", "DNS:localhost")?;
+    let folder = tempfile::tempdir()?;
+    let pem = folder.path().join("server.pem");
+    let parts = [std::fs::read(&server.key)?, std::fs::read(&server.certificate)?];
+    std::fs::write(&pem, parts.concat())?;
+    let (port, secure_port) = (net::free_address()?.port(), net::free_address()?.port());
+    let user = format!("{USER}:{PASSWORD}");
+    let kafka = Kafka::real_secure(port, &folder.path().join("kafka"), secure_port, &pem, &user).await?;
+
+    let site = Site::new(2).await?;
+    let topic = clock::unique("secure");
+    kafka.create_topic(&topic, 1).await?;
+    let ca = format!("ssl.ca.location={}", authority.certificate().display());
+    let flags = |broker: &str, options: &[&str]| {
+        let mut all = vec!["--kafka-brokers", broker, "--kafka-topic", &topic];
+        all.extend(options.iter().flat_map(|option| ["--kafka-option", option]));
+        site.flags(&all)
+    };
+    let broker = format!("localhost:{secure_port}");
+    let password = format!("sasl.password={PASSWORD}");
+    let right = [
+        "security.protocol=SASL_SSL",
+        "sasl.mechanism=SCRAM-SHA-512",
+        "sasl.username=verve",
+        &password,
+        &ca,
+    ];
+    let reporter = Reporter::ready(&flags(&broker, &right)).await?;
+    let window = clock::next_window(site.length).await;
+    site.add(window, 1..=5).await?;
+    wait::until("the record", SOON, || async {
+        let records = kafka.read_all(&topic).await.ok()?;
+        let record = records.into_iter().find(|record| record.key == window.to_string())?;
+        (record.value == "5").then_some(())
+    })
+    .await
+    .with_context(|| reporter.process().log())?;
+
+    let doctor = async |broker: &str, options: &[&str]| -> Result<String> {
+        let mut command = reporter::command()?;
+        command.arg("doctor").args(flags(broker, options));
+        let process = Process::spawn("verve-reporter doctor", command)?;
+        process.wait(SOON).await?;
+        Ok(process.log())
+    };
+    let said = doctor(&broker, &right).await?;
+    assert!(!said.contains("problem"), "{said}");
+    let mut wrong_password = right;
+    wrong_password[3] = "sasl.password=hunter3-hunter3";
+    let wrong_password = doctor(&broker, &wrong_password).await?;
+    assert!(wrong_password.contains("and sasl.password,"), "{wrong_password}");
+    // Whom nobody here vouches for, another name than the certificate's, and no TLS.
+    for (broker, options, fix) in [
+        (broker.as_str(), &right[..4], "ssl.ca.location"),
+        (&format!("127.0.0.1:{secure_port}"), &right, "ssl.ca.location"),
+        (&broker, &[], "security.protocol"),
+    ] {
+        let said = doctor(broker, options).await?;
+        assert!(
+            said.contains("problem  Kafka") && said.contains(fix),
+            "{broker} {options:?}: {said}"
+        );
+        assert!(!said.contains("hunter"), "{said}");
+    }
+    for said in [reporter.process().log(), said, wrong_password] {
+        assert!(!said.contains("hunter"), "{said}");
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ use crate::parts::{FIXED, Parts, TOPIC};
 /// How long it may take until all is settled: jobs of a reporter that was killed are free for another one after 30 s.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the hosts may take to bring their spools to Redis while all is well: an instance that was killed while it did so
-/// has it to itself for 10 s more.
-const DRAINED_WITHIN: Duration = Duration::from_secs(20);
+/// has it to itself for 10 s more. The machine may be busy with other tests; what counts is that the late period is longer.
+const DRAINED_WITHIN: Duration = Duration::from_secs(45);
 /// How often it is looked whether all is settled.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
