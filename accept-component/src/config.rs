@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use verve_protocol::{Keys, Method, Namespace, RedisUrls, WindowLength};
+use verve_protocol::{Keys, Method, Namespace, Partitions, RedisUrls, WindowLength};
 
 /// What the component is configured to do.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Config {
     pub keys: Keys,
     /// `window_seconds`.
     pub window_length: WindowLength,
+    /// `partitions`: how many sets the ids of a window are in.
+    pub partitions: Partitions,
     /// `callback_method`: for requests that name an endpoint and no method.
     pub callback_method: Method,
     /// `redis_timeout_ms`: for one attempt to record, connecting included.
@@ -24,7 +26,7 @@ pub struct Config {
     pub log: Log,
     /// `redis_wait_replicas`: how many replicas of a Redis must have what it records.
     pub wait_replicas: u32,
-    /// `window_limit`: the most ids of a window, if that is limited. Each Redis server takes its share.
+    /// `window_limit`: the most ids of a partition of a window, if that is limited: each takes its share.
     pub window_limit: Option<u64>,
     /// `endpoint_limit`: the most callback jobs of an endpoint in a window, if that is limited.
     pub endpoint_limit: Option<u64>,
@@ -42,7 +44,7 @@ pub enum Log {
 }
 
 /// The names of the variables, in the order in which [`Config::parse`] takes their values.
-pub const VARIABLES: [&str; 9] = [
+pub const VARIABLES: [&str; 10] = [
     "redis_urls",
     "namespace",
     "window_seconds",
@@ -52,12 +54,17 @@ pub const VARIABLES: [&str; 9] = [
     "redis_wait_replicas",
     "window_limit",
     "endpoint_limit",
+    "partitions",
 ];
 
 /// Of a variable that the manifest does not have: none for those that were there from the beginning.
 #[must_use]
 pub fn when_undefined(name: &str) -> Option<&'static str> {
-    ["window_limit", "endpoint_limit"].contains(&name).then_some("0")
+    match name {
+        "window_limit" | "endpoint_limit" => Some("0"),
+        "partitions" => Some("1"),
+        _ => None,
+    }
 }
 
 impl Config {
@@ -76,12 +83,17 @@ impl Config {
             wait_replicas,
             window_limit,
             endpoint_limit,
+            partitions,
         ] = values;
-        let redis_urls: RedisUrls = variable("redis_urls", &redis_urls)?;
+        let partitions: Partitions = variable("partitions", &partitions)?;
         let window_limit = limit("window_limit", "a number of ids", &window_limit)?;
-        let servers = redis_urls.as_slice().len() as u64;
+        let redis_urls: RedisUrls = variable("redis_urls", &redis_urls)?;
+        redis_urls
+            .expect_one()
+            .map_err(|error| format!("variable redis_urls: {error}"))?;
         Ok(Self {
             redis_urls,
+            partitions,
             keys: Keys::new(variable::<Namespace>("namespace", &namespace)?),
             window_length: variable("window_seconds", &window_seconds)?,
             callback_method: variable("callback_method", &callback_method)?,
@@ -93,7 +105,7 @@ impl Config {
             )?),
             log: variable("log", &log)?,
             wait_replicas: number("redis_wait_replicas", "a number of replicas", &wait_replicas, 0..=100)?,
-            window_limit: window_limit.map(|limit| limit.div_ceil(servers)),
+            window_limit: window_limit.map(|limit| limit.div_ceil(u64::from(partitions.count()))),
             endpoint_limit: limit("endpoint_limit", "a number of callback jobs", &endpoint_limit)?,
         })
     }
@@ -169,6 +181,7 @@ mod tests {
             "0",
             "0",
             "0",
+            "1",
         ];
         let mut values = defaults.map(str::to_owned);
         values[VARIABLES.iter().position(|v| *v == changed).expect("a variable")] = value.to_owned();
@@ -192,14 +205,7 @@ mod tests {
         assert_eq!(parse("window_limit", "1000").expect("valid").window_limit, Some(1000));
         assert_eq!(parse("endpoint_limit", "1").expect("valid").endpoint_limit, Some(1));
         assert_eq!(parse("log", "off").expect("valid").log, Log::Off);
-        assert_eq!(
-            parse("redis_urls", "redis://a,redis://b")
-                .expect("valid")
-                .redis_urls
-                .as_slice()
-                .len(),
-            2
-        );
+        assert_eq!(parse("partitions", "16").expect("valid").partitions.count(), 16);
     }
 
     #[test]
@@ -216,6 +222,7 @@ mod tests {
             ("log", "verbose"),
             ("redis_wait_replicas", "-1"),
             ("window_limit", "-1"),
+            ("partitions", "0"),
             ("endpoint_limit", "none"),
         ] {
             let error = parse(name, value).expect_err(value);

@@ -9,7 +9,7 @@ use futures::future;
 use spin_sdk::time::sleep;
 use spin_sdk::variables;
 use spin_sdk::wasip3::random::random::get_random_u64;
-use verve_protocol::{CallbackJob, Id, Window};
+use verve_protocol::{CallbackJob, Id, Partition, Window};
 use wit_bindgen::spawn;
 
 use crate::answer::{Answer, Limit, Outcome};
@@ -36,8 +36,8 @@ thread_local! {
 /// Parsed variables, open connections and unflushed counts.
 struct Instance {
     config: Config,
-    servers: Vec<Server>,
-    /// For each server, the ids that wait to be recorded.
+    server: Server,
+    /// For each partition, the ids that wait to be recorded.
     queues: Vec<Queue<Answer>>,
     seen: Seen,
     spool: Spool,
@@ -102,13 +102,12 @@ async fn load() -> Result<Rc<Instance>, String> {
     let spool_limit = variables::get(SPOOL_LIMIT).await;
     let spool_limit = spool_limit.map_err(|error| format!("variable {SPOOL_LIMIT}: {error}"))?;
     let spool_limit = config::spool_limit(&spool_limit)?;
-    let servers = config.redis_urls.as_slice().iter();
-    let servers: Vec<Server> = servers.map(|url| Server::new(url.clone(), &config)).collect();
-    let queues = servers.iter().map(|_| Queue::default()).collect();
+    let server = Server::new(config.redis_urls.first().clone(), &config);
+    let queues = config.partitions.all().map(|_| Queue::default()).collect();
     let [spool, background] = [Spool::new(spool_limit), Spool::new(spool_limit)];
     let instance = Rc::new(Instance {
         config,
-        servers,
+        server,
         queues,
         seen: Seen::default(),
         spool,
@@ -168,39 +167,43 @@ impl Instance {
         if self.seen.has(window, id) {
             return Ok(Answer::Recorded(Outcome::Duplicate));
         }
-        let place = id.shard(self.servers.len());
-        if let Some(recorded) = self.queues[place].wait(window, id).await {
+        let partition = id.partition(self.config.partitions);
+        if let Some(recorded) = self.queue(partition).wait(window, id).await {
             return recorded;
         }
-        let recorded = self.record_ids(place, window, &[id]).await;
+        let recorded = self.record_ids(window, partition, &[id]).await;
         // Those that came meanwhile.
-        let waiters = self.queues[place].take();
+        let waiters = self.queue(partition).take();
         if !waiters.is_empty() {
-            spawn(record_waiting(self.clone(), place, waiters));
+            spawn(record_waiting(self.clone(), partition, waiters));
         }
         recorded.map(|answers| answers.first().copied().unwrap_or(Answer::Unavailable))
     }
 
-    /// Records ids of one window on one server, or else in the spool. Answers what came of each.
-    async fn record_ids(self: &Rc<Self>, place: usize, window: Window, ids: &[Id]) -> Recorded<Vec<Answer>> {
+    fn queue(&self, partition: Partition) -> &Queue<Answer> {
+        &self.queues[usize::from(partition.number())]
+    }
+
+    /// Records ids of one partition of a window in Redis, or else in the spool. Answers what came of each.
+    async fn record_ids(self: &Rc<Self>, window: Window, partition: Partition, ids: &[Id]) -> Recorded<Vec<Answer>> {
         let keys = &self.config.keys;
-        if self.servers[place].is_due() {
+        if self.server.is_due() {
             // Not by these ids: others would wait behind them.
-            spawn(look_whether_back(self.clone(), place));
+            spawn(look_whether_back(self.clone()));
         }
-        match self.servers[place].add_ids(keys, window, ids).await {
+        match self.server.add_ids(keys, (window, partition), ids).await {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
                 let recorded = recorded.filter(|(_, answer)| matches!(answer, Answer::Recorded(_)));
                 recorded.for_each(|(id, _)| self.seen.add(window, *id));
-                self.found_well(place).await;
+                self.found_well().await;
                 Ok(answers)
             }
             Err(redis) => {
                 self.seen.clear();
-                let spooled = self.spool.add_ids(place, keys.ids(window), ids).await;
+                let spooled = self.spool.add_ids(keys.ids(window, partition), ids).await;
                 self.spooled(&redis, spooled)?;
-                self.found_away(place).await;
+                self.found_away().await;
                 Ok(vec![Answer::Recorded(Outcome::Spooled); ids.len()])
             }
         }
@@ -211,7 +214,7 @@ impl Instance {
         let command = self.add_job(job);
         let redis = match self.jobs.enter(now_ms, OPEN_MS) {
             Passage::Barred => failures::TOO_MANY_JOBS.to_owned(),
-            Passage::Free | Passage::Trial => match self.servers[0].add_job(&self.config.keys, job, &command).await {
+            Passage::Free | Passage::Trial => match self.server.add_job(&self.config.keys, job, &command).await {
                 Ok(beyond) => {
                     self.jobs_added.set(true);
                     return Ok(beyond);
@@ -242,8 +245,8 @@ impl Instance {
     }
 
     /// Tells other instances that a server is away, unless they have just been told.
-    async fn found_away(&self, place: usize) {
-        let server = &self.servers[place];
+    async fn found_away(&self) {
+        let server = &self.server;
         let now = now_ms();
         if server.circuit.is_open() && server.told_away.get() < now {
             server.told_away.set(now + OPEN_MS);
@@ -253,8 +256,8 @@ impl Instance {
     }
 
     /// Tells other instances that a server that was away is back.
-    async fn found_well(&self, place: usize) {
-        let server = &self.servers[place];
+    async fn found_well(&self) {
+        let server = &self.server;
         if server.told_away.replace(0) != 0 {
             let _ = self.spool.untell(&server.name()).await;
         }
@@ -264,8 +267,8 @@ impl Instance {
     async fn flush(&self, window: Window, counts: Counts) {
         let keys = &self.config.keys;
         let batch = stats::flush(keys, window, &counts, unique_name());
-        let redis = match self.servers[0].run_once(keys, &batch).await {
-            Ok(_) => return self.servers[0].forget(keys, &batch).await,
+        let redis = match self.server.run_once(keys, &batch).await {
+            Ok(_) => return self.server.forget(keys, &batch).await,
             Err(redis) => redis,
         };
         let spooled = self.background.add_batch(&batch).await;
@@ -277,7 +280,7 @@ impl Instance {
 
     /// Finds out whether there is room for further callback jobs, and tells other instances if not.
     async fn look_for_room(&self) {
-        match self.servers[0].has_room(&self.config.keys).await {
+        match self.server.has_room(&self.config.keys).await {
             Ok(true) => drop(self.jobs.close()),
             Ok(false) => {
                 let until = now_ms() + OPEN_MS;
@@ -303,25 +306,25 @@ impl Instance {
     }
 }
 
-/// Records ids that wait for a server, then those that have come meanwhile, until there are none.
-async fn record_waiting(instance: Rc<Instance>, place: usize, mut waiters: Vec<Waiter<Answer>>) {
+/// Records ids of a partition that wait, then those that have come meanwhile, until there are none.
+async fn record_waiting(instance: Rc<Instance>, partition: Partition, mut waiters: Vec<Waiter<Answer>>) {
     while let Some(window) = waiters.first().map(|first| first.window) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
-        match instance.record_ids(place, window, &ids).await {
+        match instance.record_ids(window, partition, &ids).await {
             Ok(answers) => {
                 let answers = waiters.into_iter().zip(answers);
                 answers.for_each(|(waiter, answer)| waiter.done(Ok(answer)));
             }
             Err(error) => waiters.into_iter().for_each(|waiter| waiter.done(Err(error.clone()))),
         }
-        waiters = instance.queues[place].take();
+        waiters = instance.queue(partition).take();
     }
 }
 
 /// Asks a server that was away whether it is back.
-async fn look_whether_back(instance: Rc<Instance>, place: usize) {
-    if instance.servers[place].is_back().await {
-        instance.found_well(place).await;
+async fn look_whether_back(instance: Rc<Instance>) {
+    if instance.server.is_back().await {
+        instance.found_well().await;
     }
 }
 

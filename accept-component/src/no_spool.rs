@@ -17,7 +17,7 @@ impl Spool {
     }
 
     /// Refuses.
-    pub async fn add_ids(&self, _place: usize, _key: String, _ids: &[Id]) -> Result<(), String> {
+    pub async fn add_ids(&self, _key: String, _ids: &[Id]) -> Result<(), String> {
         Err(NONE.to_owned())
     }
 
@@ -32,7 +32,7 @@ impl Spool {
     }
 
     /// None.
-    pub async fn ids(&self, _place: usize, _last: bool) -> Result<Vec<SpooledIds>, String> {
+    pub async fn ids(&self) -> Result<Vec<SpooledIds>, String> {
         Ok(Vec::new())
     }
 

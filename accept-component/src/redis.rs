@@ -1,6 +1,7 @@
 //! Recording in Redis: one connection per server, kept by the instance and shared by its requests.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use futures::future;
 use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
-use verve_protocol::{CallbackJob, Id, Keys, RedisUrl, SpoolState, Window};
+use verve_protocol::{CallbackJob, Id, Keys, Partition, RedisUrl, SpoolState, Window};
 
 use crate::answer::{Answer, Limit, Outcome};
 use crate::batches::{Batch, Distinct};
@@ -70,8 +71,8 @@ pub struct Server {
     pub told_away: Cell<u64>,
     /// Why it last failed.
     last_error: RefCell<String>,
-    /// The start of the last window whose set of ids is known to have an expiry.
-    expiring: Cell<Option<u64>>,
+    /// The last window, by its start, and those of its partitions, whose sets of ids are known to have an expiry.
+    expiring: RefCell<(u64, BTreeSet<Partition>)>,
 }
 
 impl Server {
@@ -89,7 +90,7 @@ impl Server {
             circuit: Circuit::default(),
             told_away: Cell::new(0),
             last_error: RefCell::default(),
-            expiring: Cell::new(None),
+            expiring: RefCell::default(),
         }
     }
 
@@ -104,8 +105,13 @@ impl Server {
     }
 
     /// Records ids in a window. Answers what came of each: the first of several equal ones is the new one.
-    pub async fn add_ids(&self, keys: &Keys, window: Window, ids: &[Id]) -> Result<Vec<Answer>, String> {
-        let key = keys.ids(window);
+    pub async fn add_ids(
+        &self,
+        keys: &Keys,
+        (window, partition): (Window, Partition),
+        ids: &[Id],
+    ) -> Result<Vec<Answer>, String> {
+        let key = keys.ids(window, partition);
         let distinct = Distinct::of(ids);
         let members = distinct.members();
         let new: Vec<Answer> = match self.window_limit {
@@ -142,14 +148,23 @@ impl Server {
         let answers = distinct
             .answers(&new)
             .ok_or_else(|| format!("{}: the answer has an unexpected length", self.url))?;
-        if self.expiring.replace(Some(window.start())) != Some(window.start()) && self.expire(&key).await.is_err() {
+        if self.is_first(window, partition) && self.expire(&key).await.is_err() {
             // The ids are recorded all the same; the next ones set the expiry.
-            self.expiring.set(None);
+            self.expiring.borrow_mut().1.remove(&partition);
         }
         Ok(answers)
     }
 
-    /// Records spooled ids of one window, known by its key.
+    /// Whether this set of ids is not known to have an expiry. From now on it is.
+    fn is_first(&self, window: Window, partition: Partition) -> bool {
+        let mut expiring = self.expiring.borrow_mut();
+        if expiring.0 != window.start() {
+            *expiring = (window.start(), BTreeSet::new());
+        }
+        expiring.1.insert(partition)
+    }
+
+    /// Records spooled ids of one set, known by its key.
     pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), String> {
         let members: Vec<String> = ids.iter().map(ToString::to_string).collect();
         self.twice(async |connection| {

@@ -1,8 +1,7 @@
 //! The spool: what was accepted while Redis is away, in the host's SQLite database `default`, until it is brought to Redis.
 //!
-//! - `ids`: ids of one window that were recorded together, by the key of their set and Redis' place: the position of the
-//!   server among `redis_urls`
-//! - `commands`: commands for the first Redis which may run only once, such as the `XADD` of a callback job. They are taken
+//! - `ids`: ids of one set that were recorded together, by its key
+//! - `commands`: commands which may run only once, such as the `XADD` of a callback job. They are taken
 //!   in batches; a batch has a name, by which Redis knows whether it has run it
 //! - `size`: how many ids and callback jobs there are, kept by triggers. Beyond a limit nothing is added
 //! - `drained`: how many ids were brought to Redis since the spool was last empty, kept by a trigger, and the name by which Redis
@@ -28,10 +27,8 @@ const BUSY_TIMEOUT_MS: u32 = 2000;
 const BATCH: i64 = 500;
 
 /// What the database is made of.
-const MADE_OF: [&str; 14] = [
-    "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, place INTEGER NOT NULL, key TEXT NOT NULL, \
-        ids TEXT NOT NULL, count INTEGER NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS placed ON ids (place)",
+const MADE_OF: [&str; 13] = [
+    "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, key TEXT NOT NULL, ids TEXT NOT NULL, count INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS commands (number INTEGER PRIMARY KEY, batch TEXT, command TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS begun ON commands (batch) WHERE batch IS NOT NULL",
     "CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID",
@@ -64,13 +61,11 @@ impl Spool {
         }
     }
 
-    /// Adds ids for the server at `place`, as one row: each is written once and at the end, however many there are. They may
-    /// be there already.
-    pub async fn add_ids(&self, place: usize, key: String, ids: &[Id]) -> Result<(), String> {
-        let insert = "INSERT INTO ids (place, key, ids, count) SELECT ?1, ?2, ?3, ?4 \
-            WHERE (SELECT total FROM size) + ?4 <= ?5 RETURNING 1";
+    /// Adds ids of a set, as one row: each is written once and at the end, however many there are. They may be there already.
+    pub async fn add_ids(&self, key: String, ids: &[Id]) -> Result<(), String> {
+        let insert = "INSERT INTO ids (key, ids, count) SELECT ?1, ?2, ?3 \
+            WHERE (SELECT total FROM size) + ?3 <= ?4 RETURNING 1";
         let row = [
-            integer(place as u64),
             Value::Text(key),
             Value::Text(listed(ids)),
             integer(ids.len() as u64),
@@ -90,7 +85,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Adds a command for the first server.
+    /// Adds a command.
     pub async fn add_command(&self, words: Vec<String>) -> Result<(), String> {
         let limits = [integer(1), integer(self.limit)];
         let insert = format!(
@@ -102,7 +97,7 @@ impl Spool {
         self.room(self.run(&insert, values).await?)
     }
 
-    /// Adds a batch of commands for the first server, which may have run already.
+    /// Adds a batch of commands, which may have run already.
     pub async fn add_batch(&self, batch: &Batch) -> Result<(), String> {
         let insert = "INSERT INTO commands (batch, command) SELECT ?1, value FROM json_each(?2) \
             WHERE (SELECT total FROM size) + ?3 <= ?4 RETURNING 1";
@@ -115,12 +110,10 @@ impl Spool {
         self.room(self.run(insert, row).await?)
     }
 
-    /// Ids for the server at `place`, the `last` of whom has those of places that are no more.
-    pub async fn ids(&self, place: usize, last: bool) -> Result<Vec<SpooledIds>, String> {
-        let to = if last { i64::MAX } else { place as i64 };
-        let select = "SELECT number, key, ids FROM ids WHERE place BETWEEN ? AND ? LIMIT ?";
-        let which = [integer(place as u64), Value::Integer(to), Value::Integer(BATCH)];
-        let rows = self.run(select, which).await?;
+    /// The first ids.
+    pub async fn ids(&self) -> Result<Vec<SpooledIds>, String> {
+        let select = "SELECT number, key, ids FROM ids ORDER BY number LIMIT ?";
+        let rows = self.run(select, [Value::Integer(BATCH)]).await?;
         let rows = rows.into_iter().filter_map(|row| match row.as_slice() {
             [Value::Integer(number), Value::Text(key), Value::Text(ids)] => Some(SpooledIds {
                 rows: vec![*number],

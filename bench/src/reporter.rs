@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use verve_protocol::Keys;
+use verve_protocol::{Keys, Partition};
 use verve_tests::broker::Broker;
 use verve_tests::process::cpu_seconds;
 use verve_tests::redis::RedisServer;
@@ -127,7 +127,7 @@ async fn windows() -> Result<(Vec<f64>, f64)> {
     let mut connection = redis.connection().await?;
     for first in (0..MANY).step_by(5_000) {
         let mut add = redis::cmd("SADD");
-        add.arg(keys.ids(full)).arg(
+        add.arg(keys.ids(full, Partition::Whole)).arg(
             (first..first + 5_000)
                 .map(|id| 1_000_000_000 + id * 37)
                 .collect::<Vec<_>>(),

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use verve_protocol::{Id, Keys};
+use verve_protocol::{Id, Keys, Partition};
 use verve_tests::clock;
 use verve_tests::host::Kind;
 use verve_tests::redis::RedisServer;
@@ -75,7 +75,7 @@ pub async fn component(options: &Options, page: &mut Page) -> Result<()> {
 pub async fn scale(options: &Options, page: &mut Page) -> Result<()> {
     page.section("How it grows");
     hosts(options, page).await?;
-    servers(options, page).await?;
+    partitions(options, page).await?;
     ids(page).await
 }
 
@@ -119,17 +119,14 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// The same load on 1 to 4 Redis.
-async fn servers(options: &Options, page: &mut Page) -> Result<()> {
-    page.say("One host, 100 connections, ids on 1 to 4 Redis on the same processors.\n");
-    let mut rows = vec![["Redis", "requests/s", "CPU µs"].map(str::to_owned).to_vec()];
-    for count in 1..=4 {
-        let mut redis = Vec::new();
-        for _ in 0..count {
-            redis.push(RedisServer::start().await?);
-        }
-        let urls: Vec<String> = redis.iter().map(RedisServer::url).collect();
-        let target = Target::host("host", Kind::VerveHost, Component::Accept, &urls.join(","), &[]).await?;
+/// The same load with the ids of a window in one set and in more.
+async fn partitions(options: &Options, page: &mut Page) -> Result<()> {
+    page.say("One host, 100 connections, one Redis, the ids of a window in 1, 16 and 64 partitions.\n");
+    let mut rows = vec![["partitions", "requests/s", "CPU µs"].map(str::to_owned).to_vec()];
+    for count in [1, 16, 64] {
+        let redis = RedisServer::start().await?;
+        let variables = ["--variable", &format!("partitions={count}")];
+        let target = Target::host("host", Kind::VerveHost, Component::Accept, &redis.url(), &variables).await?;
         let (mut rates, mut cpus) = (Vec::new(), Vec::new());
         for _ in 0..options.rounds {
             let before = target.cpu_seconds();
@@ -152,7 +149,7 @@ async fn ids(page: &mut Page) -> Result<()> {
     let mut connection = redis.connection().await?;
     let keys = Keys::new("bench".parse()?);
     let window = clock::current_window(clock::length(60));
-    let key = keys.ids(window);
+    let key = keys.ids(window, Partition::Whole);
     let mut filled = 0_i64;
     let mut bars = Vec::new();
     for count in [10_000_i64, 100_000, 1_000_000, 10_000_000] {

@@ -1,7 +1,9 @@
-//! Ids: what counts as one, how it is written, and which Redis it lives on.
+//! Ids: what counts as one, how it is written, and which partition of its window it is in.
 
 use std::fmt;
 use std::str::FromStr;
+
+use crate::partitions::{Partition, Partitions};
 
 /// An id: a signed 64-bit integer. The number counts, not its spelling: `007` and `7` are one id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,17 +37,15 @@ impl fmt::Display for Id {
 }
 
 impl Id {
-    /// The index, in `redis_urls`, of the Redis that holds this id: `splitmix64(id) mod shards`.
+    /// The partition of a window that has this id: `splitmix64(id) mod partitions`.
     ///
     /// The hash is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
     /// generators", OOPSLA 2014) with the id's two's complement as its state. It is part of the contract: another hash would
-    /// count an id twice. `shards` of 0 is read as 1.
+    /// count an id twice.
     #[must_use]
-    pub const fn shard(self, shards: usize) -> usize {
-        match shards {
-            0 | 1 => 0,
-            n => (splitmix64(self.0.cast_unsigned()) % n as u64) as usize,
-        }
+    pub fn partition(self, partitions: Partitions) -> Partition {
+        let number = splitmix64(self.0.cast_unsigned()) % u64::from(partitions.count());
+        partitions.of_number(number as u16)
     }
 }
 
@@ -115,34 +115,37 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_pinned() {
+    fn partitions_are_pinned() {
         // Whoever changes a line here counts ids twice on every upgrade.
-        for (id, of_2, of_3, of_4, of_16) in SHARD_VECTORS {
-            assert_eq!(
-                [Id(id).shard(2), Id(id).shard(3), Id(id).shard(4), Id(id).shard(16)],
-                [of_2, of_3, of_4, of_16],
-                "id {id}"
-            );
-            assert_eq!(Id(id).shard(1), 0);
+        for (id, numbers) in VECTORS {
+            for (count, number) in [2, 3, 4, 16].into_iter().zip(numbers) {
+                let partition = Id(id).partition(of(count));
+                assert_eq!(partition.number(), number, "id {id} of {count}");
+            }
+            assert_eq!(Id(id).partition(Partitions::default()).number(), 0);
         }
     }
 
-    const SHARD_VECTORS: [(i64, usize, usize, usize, usize); 8] = [
-        (0, 1, 1, 3, 15),
-        (1, 1, 2, 1, 1),
-        (-1, 0, 2, 0, 0),
-        (7, 1, 0, 3, 7),
-        (42, 1, 1, 1, 5),
-        (1_000_000, 1, 0, 3, 7),
-        (i64::MAX, 1, 0, 3, 7),
-        (i64::MIN, 1, 1, 3, 11),
+    const VECTORS: [(i64, [u16; 4]); 8] = [
+        (0, [1, 1, 3, 15]),
+        (1, [1, 2, 1, 1]),
+        (-1, [0, 2, 0, 0]),
+        (7, [1, 0, 3, 7]),
+        (42, [1, 1, 1, 5]),
+        (1_000_000, [1, 0, 3, 7]),
+        (i64::MAX, [1, 0, 3, 7]),
+        (i64::MIN, [1, 1, 3, 11]),
     ];
+
+    fn of(count: u16) -> Partitions {
+        Partitions::try_new(count).expect("a valid count")
+    }
 
     #[test]
     fn running_numbers_spread_evenly() {
         let mut counts = [0u32; 3];
         for id in 0..30_000 {
-            counts[Id(id).shard(3)] += 1;
+            counts[usize::from(Id(id).partition(of(3)).number())] += 1;
         }
         assert!(counts.iter().all(|c| (9_700..10_300).contains(c)), "{counts:?}");
     }
@@ -162,8 +165,8 @@ mod tests {
         }
 
         #[test]
-        fn a_shard_exists(id: i64, shards in 0..100usize) {
-            prop_assert!(Id(id).shard(shards) < shards.max(1));
+        fn a_partition_is_one_of_them(id: i64, count in 1..=256u16) {
+            prop_assert!(of(count).all().any(|partition| partition == Id(id).partition(of(count))));
         }
     }
 }

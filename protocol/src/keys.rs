@@ -1,9 +1,13 @@
-//! The names of the Redis keys. `L` is the window's length in seconds, `S` its start in Unix seconds.
+//! The names of the Redis keys. `L` is the window's length in seconds, `S` its start in Unix seconds, `p` a partition.
+//!
+//! A cluster has a key on the node of its slot, and a script or a transaction must keep to one slot. So all keys but those of ids begin
+//! with a hash tag, `{ns}:`, and are together; each set of ids, `ns:ids:L:S` or `ns:ids:L:S:p`, is by itself, and what it becomes is
+//! tagged with its whole name.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Window, WindowLength};
+use crate::{Partition, Window, WindowLength};
 
 /// How long an unreported set of ids, and its statistics, are kept: a day, in seconds.
 pub const UNREPORTED_SECONDS: u64 = 86_400;
@@ -19,7 +23,7 @@ pub struct Namespace(String);
 
 /// Why a text is no [`Namespace`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("namespace {0:?} is not 1 to 64 of the characters a-z A-Z 0-9 . _ - : {{ }}")]
+#[error("namespace {0:?} is not 1 to 64 of the characters a-z A-Z 0-9 . _ - :")]
 pub struct InvalidNamespace(String);
 
 impl Namespace {
@@ -34,7 +38,7 @@ impl FromStr for Namespace {
     type Err = InvalidNamespace;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-:{}".contains(&b);
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-:".contains(&b);
         if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
@@ -68,109 +72,146 @@ impl Keys {
         &self.namespace
     }
 
-    /// Set: the ids of a window, in canonical decimal. On each Redis the ids of its shard.
+    /// Set: the ids of a window's partition, in canonical decimal.
     #[must_use]
-    pub fn ids(&self, window: Window) -> String {
-        format!("{}:ids:{}:{}", self.namespace, window.length(), window.start())
-    }
-
-    /// What [`Keys::ids`] of every window of this length begins with.
-    #[must_use]
-    pub fn ids_prefix(&self, length: WindowLength) -> String {
-        format!("{}:ids:{length}:", self.namespace)
+    pub fn ids(&self, window: Window, partition: Partition) -> String {
+        let (length, start) = (window.length(), window.start());
+        match partition {
+            Partition::Whole => format!("{}:ids:{length}:{start}", self.namespace),
+            Partition::Part(number) => format!("{}:ids:{length}:{start}:{number}", self.namespace),
+        }
     }
 
     /// Set with expiry: the ids of a window that is becoming final. They were moved here at once, so that what comes to
     /// [`Keys::ids`] from then on came too late.
     #[must_use]
-    pub fn closed(&self, window: Window) -> String {
-        format!("{}:closed:{}:{}", self.namespace, window.length(), window.start())
+    pub fn closed(&self, window: Window, partition: Partition) -> String {
+        format!("{{{}}}:closed", self.ids(window, partition))
+    }
+
+    /// String with expiry: that the window was closed, though it may have had no ids.
+    #[must_use]
+    pub fn closing(&self, window: Window, partition: Partition) -> String {
+        format!("{{{}}}:closing", self.ids(window, partition))
     }
 
     /// Set with expiry: the ids of a window that came after it was final.
     #[must_use]
-    pub fn late(&self, window: Window) -> String {
-        format!("{}:late:{}:{}", self.namespace, window.length(), window.start())
+    pub fn late(&self, window: Window, partition: Partition) -> String {
+        format!("{{{}}}:late", self.ids(window, partition))
     }
 
-    /// What [`Keys::late`] of every window of this length begins with.
+    /// A pattern, as `SCAN` takes it, of [`Keys::ids`] of every window of this length.
     #[must_use]
-    pub fn late_prefix(&self, length: WindowLength) -> String {
-        format!("{}:late:{length}:", self.namespace)
+    pub fn ids_pattern(&self, length: WindowLength) -> String {
+        format!("{}:ids:{length}:*", self.namespace)
+    }
+
+    /// A pattern, as `SCAN` takes it, of [`Keys::late`] of every window of this length.
+    #[must_use]
+    pub fn late_pattern(&self, length: WindowLength) -> String {
+        format!("{{{}:ids:{length}:*}}:late", self.namespace)
+    }
+
+    /// The window whose [`Keys::ids`] or [`Keys::late`] this is.
+    #[must_use]
+    pub fn window_of(&self, key: &str, length: WindowLength) -> Option<Window> {
+        let key = match key.strip_prefix('{') {
+            Some(late) => late.strip_suffix("}:late")?,
+            None => key,
+        };
+        let (namespace, seconds, start, _) = ids_parts(key)?;
+        let ours = namespace == self.namespace.as_str() && seconds == length.seconds();
+        length.window_starting(start).filter(|_| ours)
     }
 
     /// Hash: what happened in a window, as far as flushed: see [`stats`].
     #[must_use]
     pub fn stats(&self, window: Window) -> String {
-        format!("{}:stats:{}:{}", self.namespace, window.length(), window.start())
+        format!("{{{}}}:stats:{}:{}", self.namespace, window.length(), window.start())
     }
 
     /// Hash with expiry: how many callback jobs each endpoint has had in a window, where that is limited, by the SHA-1 of the endpoint.
     #[must_use]
     pub fn endpoints(&self, window: Window) -> String {
-        format!("{}:endpoints:{}:{}", self.namespace, window.length(), window.start())
+        format!(
+            "{{{}}}:endpoints:{}:{}",
+            self.namespace,
+            window.length(),
+            window.start()
+        )
     }
 
     /// Stream: callback jobs.
     #[must_use]
     pub fn callbacks(&self) -> String {
-        format!("{}:callbacks", self.namespace)
+        format!("{{{}}}:callbacks", self.namespace)
     }
 
     /// Sorted set: callback jobs waiting for their next attempt, scored by its Unix time in milliseconds.
     #[must_use]
     pub fn callbacks_retry(&self) -> String {
-        format!("{}:callbacks:retry", self.namespace)
+        format!("{{{}}}:callbacks:retry", self.namespace)
     }
 
     /// Stream: callback jobs given up on, with their last error.
     #[must_use]
     pub fn callbacks_dead(&self) -> String {
-        format!("{}:callbacks:dead", self.namespace)
+        format!("{{{}}}:callbacks:dead", self.namespace)
     }
 
     /// String with expiry: that a batch of spooled commands has been run, so that it is not run twice.
     #[must_use]
     pub fn spooled_batch(&self, batch: &str) -> String {
-        format!("{}:spooled:{batch}", self.namespace)
+        format!("{{{}}}:spooled:{batch}", self.namespace)
     }
 
     /// Hash with expiry: the state of each spool, by a name that it has from when something is put into it until it is empty again:
     /// a [`SpoolState`](crate::SpoolState) each.
     #[must_use]
     pub fn spools(&self) -> String {
-        format!("{}:spools", self.namespace)
+        format!("{{{}}}:spools", self.namespace)
     }
 
     /// Hash: what was reported, by the window's start.
     #[must_use]
     pub fn reports(&self, length: WindowLength) -> String {
-        format!("{}:reports:{length}", self.namespace)
-    }
-
-    /// String with expiry: that the window was closed, though it may have had no ids.
-    #[must_use]
-    pub fn closing(&self, window: Window) -> String {
-        format!("{}:closing:{}:{}", self.namespace, window.length(), window.start())
+        format!("{{{}}}:reports:{length}", self.namespace)
     }
 
     /// Hash: what the reporter has begun with a window and not finished, by the window's start. Empty most of the time.
     #[must_use]
     pub fn reports_pending(&self, length: WindowLength) -> String {
-        format!("{}:reports:{length}:pending", self.namespace)
+        format!("{{{}}}:reports:{length}:pending", self.namespace)
     }
 
     /// String: the start of the first window to report, in Unix seconds, for as long as there is no report.
     #[must_use]
     pub fn reports_from(&self, length: WindowLength) -> String {
-        format!("{}:reports:{length}:from", self.namespace)
+        format!("{{{}}}:reports:{length}:from", self.namespace)
     }
 
     /// String with expiry: which reporter publishes windows now.
     #[must_use]
     pub fn lease(&self) -> String {
-        format!("{}:reporter:lease", self.namespace)
+        format!("{{{}}}:reporter:lease", self.namespace)
     }
+}
+
+/// Namespace, length in seconds and start of the window, and its partition, whose ids are under this key: [`Keys::ids`] read backwards.
+#[must_use]
+pub fn ids_parts(key: &str) -> Option<(&str, u64, u64, Partition)> {
+    let (namespace, rest) = key.rsplit_once(":ids:")?;
+    let mut numbers = rest.split(':');
+    let (seconds, start) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
+    let partition = match numbers.next() {
+        None => Partition::Whole,
+        Some(number) => Partition::Part(number.parse().ok()?),
+    };
+    numbers
+        .next()
+        .is_none()
+        .then_some((namespace, seconds, start, partition))
 }
 
 /// The fields of the hash [`Keys::stats`].
@@ -200,31 +241,72 @@ mod tests {
         let keys = Keys::new("verve".parse().expect("valid"));
         let length = WindowLength::try_new(60).expect("valid");
         let window = length.window_at_ms(1_795_383_012_345);
-        assert_eq!(keys.ids(window), "verve:ids:60:1795383000");
-        assert_eq!(keys.ids_prefix(length), "verve:ids:60:");
-        assert_eq!(keys.closed(window), "verve:closed:60:1795383000");
-        assert_eq!(keys.late(window), "verve:late:60:1795383000");
-        assert_eq!(keys.late_prefix(length), "verve:late:60:");
-        assert_eq!(keys.stats(window), "verve:stats:60:1795383000");
-        assert_eq!(keys.endpoints(window), "verve:endpoints:60:1795383000");
-        assert_eq!(keys.callbacks(), "verve:callbacks");
-        assert_eq!(keys.callbacks_retry(), "verve:callbacks:retry");
-        assert_eq!(keys.callbacks_dead(), "verve:callbacks:dead");
-        assert_eq!(keys.spooled_batch("1f"), "verve:spooled:1f");
-        assert_eq!(keys.spools(), "verve:spools");
-        assert_eq!(keys.reports(length), "verve:reports:60");
-        assert_eq!(keys.closing(window), "verve:closing:60:1795383000");
-        assert_eq!(keys.reports_pending(length), "verve:reports:60:pending");
-        assert_eq!(keys.reports_from(length), "verve:reports:60:from");
-        assert_eq!(keys.lease(), "verve:reporter:lease");
+        let (whole, part) = (Partition::Whole, Partition::Part(7));
+        assert_eq!(keys.ids(window, whole), "verve:ids:60:1795383000");
+        assert_eq!(keys.ids(window, part), "verve:ids:60:1795383000:7");
+        assert_eq!(keys.closed(window, whole), "{verve:ids:60:1795383000}:closed");
+        assert_eq!(keys.closing(window, part), "{verve:ids:60:1795383000:7}:closing");
+        assert_eq!(keys.late(window, part), "{verve:ids:60:1795383000:7}:late");
+        assert_eq!(keys.ids_pattern(length), "verve:ids:60:*");
+        assert_eq!(keys.late_pattern(length), "{verve:ids:60:*}:late");
+        assert_eq!(keys.stats(window), "{verve}:stats:60:1795383000");
+        assert_eq!(keys.endpoints(window), "{verve}:endpoints:60:1795383000");
+        assert_eq!(keys.callbacks(), "{verve}:callbacks");
+        assert_eq!(keys.callbacks_retry(), "{verve}:callbacks:retry");
+        assert_eq!(keys.callbacks_dead(), "{verve}:callbacks:dead");
+        assert_eq!(keys.spooled_batch("1f"), "{verve}:spooled:1f");
+        assert_eq!(keys.spools(), "{verve}:spools");
+        assert_eq!(keys.reports(length), "{verve}:reports:60");
+        assert_eq!(keys.reports_pending(length), "{verve}:reports:60:pending");
+        assert_eq!(keys.reports_from(length), "{verve}:reports:60:from");
+        assert_eq!(keys.lease(), "{verve}:reporter:lease");
+    }
+
+    #[test]
+    fn keys_of_ids_are_read_back() {
+        for (key, parts) in [
+            (
+                "verve:ids:60:1795383000",
+                ("verve", 60, 1_795_383_000, Partition::Whole),
+            ),
+            (
+                "verve:ids:60:1795383000:255",
+                ("verve", 60, 1_795_383_000, Partition::Part(255)),
+            ),
+            ("a:ids:5:ids:5:0", ("a:ids:5", 5, 0, Partition::Whole)),
+        ] {
+            assert_eq!(ids_parts(key), Some(parts), "{key}");
+        }
+        for other in [
+            "verve:stats:60:0",
+            "verve:ids:60",
+            "ids:60:0",
+            "verve:ids:x:0",
+            "verve:ids:60:",
+            "verve:ids:60:0:1:2",
+        ] {
+            assert_eq!(ids_parts(other), None, "{other}");
+        }
+        let keys = Keys::new("verve".parse().expect("valid"));
+        let length = WindowLength::try_new(60).expect("valid");
+        let window = length.window_at_ms(1_795_383_012_345);
+        for partition in [Partition::Whole, Partition::Part(9)] {
+            for key in [keys.ids(window, partition), keys.late(window, partition)] {
+                assert_eq!(keys.window_of(&key, length), Some(window), "{key}");
+            }
+            assert_eq!(keys.window_of(&keys.closed(window, partition), length), None);
+        }
+        assert_eq!(keys.window_of("shop:ids:60:1795383000", length), None);
+        assert_eq!(keys.window_of("verve:ids:5:1795383000", length), None);
+        assert_eq!(keys.window_of("verve:ids:60:1795383001", length), None);
     }
 
     #[test]
     fn namespaces_that_would_break_keys_are_refused() {
-        for bad in ["", " ", "a b", "a*", "a?", "[a]", "ä", "a\n", &"x".repeat(65)] {
+        for bad in ["", " ", "a b", "a*", "a?", "[a]", "ä", "a\n", "{tag}", &"x".repeat(65)] {
             assert!(bad.parse::<Namespace>().is_err(), "{bad:?}");
         }
-        for good in ["verve", "a:b", "{tag}", "A_1.2-3"] {
+        for good in ["verve", "a:b", "A_1.2-3"] {
             assert!(good.parse::<Namespace>().is_ok(), "{good:?}");
         }
     }

@@ -76,6 +76,17 @@ impl RedisUrls {
         &self.0
     }
 
+    /// Says that there are several.
+    ///
+    /// # Errors
+    /// When there are.
+    pub fn expect_one(&self) -> Result<(), &'static str> {
+        match self.0.as_slice() {
+            [_] => Ok(()),
+            _ => Err("there are several; expected one Redis"),
+        }
+    }
+
     /// The server that holds callback jobs, statistics, reports and the lease.
     #[must_use]
     pub fn first(&self) -> &RedisUrl {

@@ -16,7 +16,7 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use clap_complete::Shell;
 use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 use redis::{ClientTlsConfig, TlsCertificates};
-use verve_protocol::{Endpoint, Keys, Method, Namespace, WindowLength};
+use verve_protocol::{Endpoint, Keys, Method, Namespace, Partitions, RedisUrls, WindowLength};
 
 use crate::admin::Token;
 use crate::callbacks::dead::DeadCommand;
@@ -50,7 +50,7 @@ struct Args {
     /// then the file
     #[arg(long, env = "VERVE_CONFIG", global = true, value_name = "FILE", help_heading = ITSELF)]
     config: Option<PathBuf>,
-    /// Redis servers, comma-separated: the same list in the same order as the component's `redis_urls`
+    /// Where Redis is: the same as the component's `redis_urls`
     // Parsed after clap, whose errors show the value, and so a password.
     #[arg(
         long,
@@ -72,6 +72,9 @@ struct Args {
     /// A file with the key of that certificate, in PEM (PKCS #8)
     #[arg(long, env = "VERVE_REDIS_KEY_FILE", global = true, value_name = "FILE", help_heading = REDIS)]
     redis_key_file: Option<PathBuf>,
+    /// How many sets a window's ids are in, up to 256: the same as the component's `partitions`
+    #[arg(long, env = "VERVE_PARTITIONS", global = true, value_name = "COUNT", default_value_t, help_heading = REDIS)]
+    partitions: Partitions,
     /// What all keys in Redis begin with: the same as the component's `namespace`
     #[arg(long, env = "VERVE_NAMESPACE", global = true, default_value = "verve", help_heading = REDIS)]
     namespace: Namespace,
@@ -331,10 +334,11 @@ fn printed(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<String,
 }
 
 fn redis(args: &Args) -> Result<RedisConfig, String> {
-    let urls = args
+    let urls: RedisUrls = args
         .redis_urls
         .parse()
         .map_err(|error| format!("--redis-urls: {error}"))?;
+    urls.expect_one().map_err(|error| format!("--redis-urls: {error}"))?;
     let read = |flag: &str, path: &Option<PathBuf>| -> Result<Option<Vec<u8>>, String> {
         let Some(path) = path else { return Ok(None) };
         let read = fs::read(path).map(Some);
@@ -356,6 +360,7 @@ fn redis(args: &Args) -> Result<RedisConfig, String> {
     let redis = RedisConfig {
         urls,
         tls: given.then_some(TlsCertificates { client_tls, root_cert }),
+        partitions: args.partitions,
     };
     let checked = redis.check();
     checked.map_err(|problem| format!("--redis-ca-file, --redis-cert-file, --redis-key-file: {problem}"))?;

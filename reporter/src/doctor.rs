@@ -77,8 +77,10 @@ pub struct Report {
 
 /// Looks at everything.
 pub async fn examine(store: &Store, config: &Config) -> Report {
-    let (states, mut findings) = redis::examine(store, config.windows.grace).await;
-    findings.extend(traffic::examine(store, &states, &config.windows).await);
+    let (answers, mut findings) = redis::examine(store, config.windows.grace).await;
+    if answers {
+        findings.extend(traffic::examine(store, &config.windows).await);
+    }
     findings.extend(kafka::examine(&config.kafka).await);
     findings.extend(callback(config).await);
     findings.extend(admin(config));

@@ -206,7 +206,7 @@ impl Overview {
             by_outcome.cmd("HMGET").arg(keys.stats(*window)).arg(&OUTCOMES);
         }
         let with_sets = &windows[windows.len().saturating_sub(2)..];
-        let first = self.store.first();
+        let first = self.store.redis();
         let ((time, leader, stream, retry, dead, oldest), by_outcome, reports, ids) = futures::try_join!(
             first.run::<Reply>(&pipe),
             first.run::<Vec<[Option<u64>; OUTCOMES.len()]>>(&by_outcome),
@@ -268,7 +268,7 @@ impl Overview {
     async fn look_at_spools(&self, seen: &mut Seen) {
         let mut pipe = redis::pipe();
         pipe.hgetall(self.store.keys.spools());
-        let Ok((read,)) = self.store.first().run::<(BTreeMap<String, String>,)>(&pipe).await else {
+        let Ok((read,)) = self.store.redis().run::<(BTreeMap<String, String>,)>(&pipe).await else {
             return;
         };
         // One that cannot be read was written by another version, and goes with its key.
@@ -303,7 +303,7 @@ impl Overview {
             }
         }
         if !pipe.is_empty()
-            && let Err(error) = self.store.first().run::<Vec<u64>>(&pipe).await
+            && let Err(error) = self.store.redis().run::<Vec<u64>>(&pipe).await
         {
             // The next look does.
             tracing::debug!("cannot forget spools: {error}");

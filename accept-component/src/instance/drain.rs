@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use spin_sdk::time::sleep;
-use verve_protocol::Id;
 
 use super::{Instance, JOBS_FULL};
 use crate::circuit::OPEN_MS;
@@ -35,7 +34,8 @@ async fn look(instance: &Instance) {
         if name == JOBS_FULL && until > now_ms() {
             instance.jobs.open(until);
         }
-        for server in instance.servers.iter().filter(|server| server.name() == name) {
+        let server = &instance.server;
+        if server.name() == name {
             // One instance tries whether the server is back, while the others go on spooling.
             server.told_away.set(until);
             let trial = now_ms() + server.trial_ms();
@@ -87,12 +87,9 @@ impl Instance {
     /// Brings to Redis what can be now. Says whether that was all. Whatever was not removed from the spool, since this
     /// instance died or failed, is brought again: nothing changes by that.
     async fn drain_what_goes(&self) -> Result<bool, String> {
-        let mut all = true;
-        for place in 0..self.servers.len() {
-            all &= self.drain_ids(place).await?;
-        }
+        let all = self.drain_ids().await?;
         while let Some(batch) = self.background.batch().await? {
-            match self.servers[0].run_once(&self.config.keys, &batch).await {
+            match self.server.run_once(&self.config.keys, &batch).await {
                 Ok(true) => self.background.remove_batch(&batch.name).await?,
                 Ok(false) | Err(_) => return Ok(false),
             }
@@ -114,10 +111,10 @@ impl Instance {
             return Ok(());
         };
         let is_news = state.depth > 0 || state.drained > 0;
-        if !is_news || self.servers[0].circuit.is_open() {
+        if !is_news || self.server.circuit.is_open() {
             return Ok(());
         }
-        if let Err(redis) = self.servers[0].tell_spool(&self.config.keys, &name, state).await {
+        if let Err(redis) = self.server.tell_spool(&self.config.keys, &name, state).await {
             self.log_error(&format!("the state of the spool is not told: {redis}"));
         } else if state.depth == 0 {
             self.background.rename(&name, state.drained).await?;
@@ -125,27 +122,18 @@ impl Instance {
         Ok(())
     }
 
-    async fn drain_ids(&self, place: usize) -> Result<bool, String> {
-        let last = place + 1 == self.servers.len();
+    async fn drain_ids(&self) -> Result<bool, String> {
         loop {
-            let found = self.background.ids(place, last).await?;
+            let found = self.background.ids().await?;
             if found.is_empty() {
                 return Ok(true);
             }
             for spooled in found {
-                // Where there are other servers than there were, an id has another place now.
-                for (now_at, server) in self.servers.iter().enumerate() {
-                    let is_here = |id: &&Id| id.shard(self.servers.len()) == now_at;
-                    let ids: Vec<Id> = spooled.ids.iter().filter(is_here).copied().collect();
-                    if ids.is_empty() {
-                        continue;
-                    }
-                    if let Err(redis) = server.add_spooled(&spooled.key, &ids).await {
-                        self.log_error(&format!("spooled ids stay in the spool: {redis}"));
-                        return Ok(false);
-                    }
-                    self.found_well(now_at).await;
+                if let Err(redis) = self.server.add_spooled(&spooled.key, &spooled.ids).await {
+                    self.log_error(&format!("spooled ids stay in the spool: {redis}"));
+                    return Ok(false);
                 }
+                self.found_well().await;
                 self.background.remove_ids(&spooled).await?;
             }
             self.go_on().await?;

@@ -1,13 +1,13 @@
 //! What one request asks of Redis: one script, on a connection of its own.
 
-use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, stats};
-use verve_protocol::{CallbackJob, Id, RedisUrl, Window};
+use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
+use verve_protocol::{CallbackJob, Id, Partition, Window};
 
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
-use crate::answer::{Answer, Outcome};
+use crate::answer::Answer;
 use crate::config::Config;
 use crate::failures;
-use crate::limits::{ADD_WITHIN, added, endpoints_seconds};
+use crate::limits::endpoints_seconds;
 
 /// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
 /// no room for the job, it does nothing and answers `full`; if one of both is beyond a limit, it answers which, and counts the request.
@@ -45,16 +45,16 @@ if again == '' or outcome == 'new' then
 end
 return beyond or outcome";
 
-/// The Redis servers, as one request in a window sees them.
+/// Redis, as one request in a window sees it.
 pub struct Redis<'a> {
     config: &'a Config,
     window: Window,
 }
 
-/// What the first server is told of a request.
+/// What Redis is told of a request.
 #[derive(Default)]
 pub struct Note<'a> {
-    /// The id, if it is that server's.
+    /// The id, if it is to be recorded.
     id: Option<Id>,
     /// What came of it, if that is known.
     outcome: &'a str,
@@ -76,7 +76,7 @@ impl<'a> Note<'a> {
 pub struct Unrecorded {
     /// In a line.
     pub error: String,
-    /// Whether the first server answers, so that this may be counted.
+    /// Whether Redis answers, so that this may be counted.
     pub may_be_noted: bool,
 }
 
@@ -88,27 +88,10 @@ impl<'a> Redis<'a> {
 
     /// Records an id, and a callback job.
     pub fn record(&self, id: Id, job: Option<&CallbackJob>) -> Result<Answer, Unrecorded> {
-        let place = id.shard(self.servers().len());
-        let note = if place == 0 {
-            Note {
-                id: Some(id),
-                outcome: "",
-                job,
-            }
-        } else {
-            let added = self.add(&self.servers()[place], id).map_err(|error| Unrecorded {
-                error,
-                may_be_noted: true,
-            })?;
-            let outcome = match added {
-                Answer::Recorded(outcome) => outcome.as_str(),
-                // Nothing more is recorded of it, and it is counted as such.
-                _ => {
-                    let _ = self.note(&Note::of(stats::LIMITED));
-                    return Ok(added);
-                }
-            };
-            Note { id: None, outcome, job }
+        let note = Note {
+            id: Some(id),
+            outcome: "",
+            job,
         };
         let told = self.note(&note).map_err(|error| Unrecorded {
             error,
@@ -120,11 +103,15 @@ impl<'a> Redis<'a> {
         })
     }
 
-    /// Tells the first server of a request, and answers what that has made of it.
+    /// Tells Redis of a request, and answers what that has made of it.
     pub fn note(&self, note: &Note<'_>) -> Result<Vec<u8>, String> {
         let keys = &self.config.keys;
+        // Without an id it does not matter which.
+        let partition = note
+            .id
+            .map_or(Partition::Whole, |id| id.partition(self.config.partitions));
         let keys = [
-            keys.ids(self.window),
+            keys.ids(self.window, partition),
             keys.stats(self.window),
             keys.callbacks(),
             keys.endpoints(self.window),
@@ -141,7 +128,7 @@ impl<'a> Redis<'a> {
             .flatten()
             .flat_map(|(field, value)| [*field, value])
             .collect();
-        self.twice(&self.servers()[0], |connection, again| {
+        self.twice(|connection, again| {
             let again = if again { "1" } else { "" };
             let [ids, stats, callbacks, endpoints] = &keys;
             let arguments = [
@@ -170,37 +157,9 @@ impl<'a> Redis<'a> {
         })
     }
 
-    /// Adds an id that lives on another server than the first.
-    fn add(&self, server: &RedisUrl, id: Id) -> Result<Answer, String> {
-        let (key, id) = (self.config.keys.ids(self.window), id.to_string());
-        self.twice(server, |connection, _| {
-            let said = match self.config.window_limit {
-                None => connection.execute("SADD", &[&key, &id].map(text))?,
-                Some(limit) => {
-                    let arguments = [ADD_WITHIN, "1", &key, &limit.to_string(), &id];
-                    connection.execute("EVAL", &arguments.map(text))?
-                }
-            };
-            let answer = match (said.first(), self.config.window_limit) {
-                (Some(RedisResult::Int64(0)), None) => Answer::Recorded(Outcome::Duplicate),
-                (Some(RedisResult::Int64(_)), None) => Answer::Recorded(Outcome::New),
-                (Some(RedisResult::Int64(said)), Some(_)) => added(*said).ok_or(Error::TypeError)?,
-                _ => return Err(Error::TypeError),
-            };
-            if answer == Answer::Recorded(Outcome::New) {
-                let expiry = UNREPORTED_SECONDS.to_string();
-                connection.execute("EXPIRE", &[key.as_str(), &expiry, "NX"].map(text))?;
-            }
-            Ok(answer)
-        })
-    }
-
     /// Does what may be done twice, again on a fresh connection if it fails. Each time enough replicas have to have it.
-    fn twice<T>(
-        &self,
-        server: &RedisUrl,
-        command: impl Fn(&Connection, bool) -> Result<T, Error>,
-    ) -> Result<T, String> {
+    fn twice<T>(&self, command: impl Fn(&Connection, bool) -> Result<T, Error>) -> Result<T, String> {
+        let server = self.config.redis_urls.first();
         let attempt = |again| {
             let connection = Connection::open(server.secret())?;
             let done = command(&connection, again)?;
@@ -225,10 +184,6 @@ impl<'a> Redis<'a> {
             }
             _ => Err(Error::TypeError),
         }
-    }
-
-    fn servers(&self) -> &[RedisUrl] {
-        self.config.redis_urls.as_slice()
     }
 }
 

@@ -176,7 +176,7 @@ impl Dead {
 
     /// In one line: what causes an error of Redis says the same again.
     fn failed(&self, error: &RedisError) -> anyhow::Error {
-        anyhow::anyhow!("{}: {error}", self.store.first())
+        anyhow::anyhow!("{}: {error}", self.store.redis())
     }
 
     async fn list(&self, limit: usize) -> RedisResult<Vec<DeadJob>> {
@@ -223,7 +223,7 @@ impl Dead {
     }
 
     async fn handle_batch(&self, command: &DeadCommand, ids: &[EntryId]) -> RedisResult<Vec<Outcome>> {
-        let (keys, redis) = (&self.store.keys, self.store.first());
+        let (keys, redis) = (&self.store.keys, self.store.redis());
         if let DeadCommand::Retry(which) | DeadCommand::Drop(which) = command
             && which.dry_run
         {
@@ -254,7 +254,7 @@ impl Dead {
             let id = id.to_string();
             read.xrange(self.store.keys.callbacks_dead(), &id, &id);
         }
-        let entries: Vec<StreamRangeReply> = self.store.first().run(&read).await?;
+        let entries: Vec<StreamRangeReply> = self.store.redis().run(&read).await?;
         let retry = matches!(command, DeadCommand::Retry(_));
         let mut lines = String::new();
         let outcomes = entries.iter().map(|entry| match entry.ids.first().and_then(fields) {
@@ -281,7 +281,7 @@ impl Dead {
         read.arg(self.store.keys.callbacks_dead());
         read.arg(before.map_or_else(|| "+".to_owned(), |id| format!("({id}")));
         read.arg("-").arg("COUNT").arg(count);
-        let reply: StreamRangeReply = self.store.first().command(&read).await?;
+        let reply: StreamRangeReply = self.store.redis().command(&read).await?;
         Ok(reply.ids.iter().filter_map(fields).collect())
     }
 }

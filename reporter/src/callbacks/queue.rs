@@ -113,7 +113,7 @@ struct Waiting {
 impl Queue {
     /// The queue, read by the consumer `replica`.
     pub fn new(store: &Store, window_length: WindowLength, replica: String) -> anyhow::Result<Self> {
-        let reading = store.first().for_blocking(BLOCK)?;
+        let reading = store.redis().for_blocking(BLOCK)?;
         Ok(Self {
             store: store.clone(),
             reading,
@@ -126,7 +126,7 @@ impl Queue {
     pub async fn has_room(&self) -> RedisResult<bool> {
         let mut count = redis::cmd("ZCARD");
         count.arg(self.store.keys.callbacks_retry());
-        Ok(self.store.first().command::<u64>(&count).await? < MAX_RETRY)
+        Ok(self.store.redis().command::<u64>(&count).await? < MAX_RETRY)
     }
 
     /// Takes jobs, at most `limit`.
@@ -158,7 +158,7 @@ impl Queue {
             .arg("0-0")
             .arg("COUNT")
             .arg(limit);
-        let reply: RedisResult<StreamAutoClaimReply> = self.store.first().command(&claim).await;
+        let reply: RedisResult<StreamAutoClaimReply> = self.store.redis().command(&claim).await;
         let reply = self.with_group(reply).await?.unwrap_or_default();
         self.attempts(reply.claimed).await
     }
@@ -167,7 +167,7 @@ impl Queue {
         let script = Script::new(TAKE_WAITING);
         let mut take = script.key(self.store.keys.callbacks_retry());
         take.arg(CLAIM.as_millis() as u64).arg(limit);
-        let members: Vec<String> = self.store.first().script(&take).await?;
+        let members: Vec<String> = self.store.redis().script(&take).await?;
         let mut attempts = Vec::with_capacity(members.len());
         for member in members {
             let waiting = serde_json::from_str::<Waiting>(&member).ok();

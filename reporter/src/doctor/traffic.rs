@@ -1,25 +1,25 @@
 //! What the components write: whether it is what this reporter counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redis::RedisResult;
-use verve_protocol::{Id, Keys, SpoolState, Window, WindowLength};
+use verve_protocol::keys::ids_parts;
+use verve_protocol::{Id, Partition, Partitions, SpoolState, Window, WindowLength};
 
 use super::Finding;
-use super::redis::State;
 use crate::clock::now_ms;
-use crate::store::{Server, Store};
+use crate::store::Store;
 use crate::windows::WindowsConfig;
 
-/// Keys looked through at most on each Redis, some milliseconds of its time a thousand.
+/// Keys looked through at most, some milliseconds of its time a thousand.
 const LOOKED_THROUGH: usize = 200_000;
 const PAGE: usize = 1000;
 /// What ended longer ago, in seconds, does not tell what is written now.
 const RECENT_S: u64 = 120;
-/// Ids asked for of a server. That so many have one hash modulo 2 by chance does not happen.
+/// Ids asked for of a set.
 const SAMPLE: usize = 64;
-/// A list of servers that is longer than this is not guessed at.
-const MOST_SERVERS: usize = 16;
+/// The most sets asked.
+const SETS: usize = 16;
 
 /// What is written now.
 #[derive(Debug, Default)]
@@ -28,65 +28,60 @@ struct Written {
     sets: BTreeSet<(String, u64)>,
     /// The latest start of a window with ids, in Unix seconds.
     latest: u64,
-    /// Ids of this reporter's windows on each server, or nothing of those that did not answer.
-    samples: Vec<Option<Vec<Id>>>,
+    /// Ids of this reporter's latest window, by their set.
+    samples: BTreeMap<Partition, Vec<Id>>,
     /// Whether there were too many keys to look at all of them.
     partly: bool,
     /// Ids and jobs in spools.
     spooled: u64,
 }
 
-/// Looks at what is written. Servers that did not answer for their state are not asked.
-pub async fn examine(store: &Store, states: &[Option<State>], windows: &WindowsConfig) -> Vec<Finding> {
+/// Looks at what is written.
+pub async fn examine(store: &Store, windows: &WindowsConfig) -> Vec<Finding> {
     let now = now_ms() / 1000;
-    let mut written = Written::default();
-    for (server, state) in store.servers().iter().zip(states) {
-        let sample = match state {
-            Some(_) => match look(server, &store.keys, windows.length, now, &mut written).await {
-                Ok(sample) => Some(sample),
-                Err(error) => return vec![Finding::problem(error.to_string(), LOOK_RIGHTS).of(&server.to_string())],
-            },
-            None => None,
-        };
-        written.samples.push(sample);
+    match look(store, windows.length, now).await {
+        Ok(written) => judge(
+            &written,
+            store.keys.namespace().as_str(),
+            (windows.length, store.partitions()),
+            now,
+        ),
+        Err(error) => vec![Finding::problem(error.to_string(), LOOK_RIGHTS).of(&store.redis().to_string())],
     }
-    if written.samples.iter().all(Option::is_none) {
-        // Nothing is known, and that was said.
-        return Vec::new();
-    }
-    judge(&written, store.keys.namespace().as_str(), windows.length, now)
 }
 
 const LOOK_RIGHTS: &str = "let the reporter's Redis user run SCAN, SRANDMEMBER and HVALS";
 
-/// Looks at one server, and answers some ids of this reporter's latest window on it.
-async fn look(
-    server: &Server,
-    keys: &Keys,
-    length: WindowLength,
-    now: u64,
-    written: &mut Written,
-) -> RedisResult<Vec<Id>> {
+/// Looks at what there is, some ids of this reporter's latest window among it.
+async fn look(store: &Store, length: WindowLength, now: u64) -> RedisResult<Written> {
+    let (server, keys) = (store.redis(), &store.keys);
+    let mut written = Written::default();
     let (mut cursor, mut looked_through) = (0u64, 0);
     let mut newest: Option<Window> = None;
+    let mut sets = BTreeSet::new();
     loop {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor)
             .arg("MATCH")
-            .arg("*:ids:*:*")
+            .arg("*:ids:*")
             .arg("COUNT")
             .arg(PAGE)
             .arg("TYPE")
             .arg("set");
         let (next, found): (u64, Vec<String>) = server.command(&scan).await?;
-        for (namespace, seconds, start) in found.iter().filter_map(|key| parts(key)) {
+        for (namespace, seconds, start, set) in found.iter().filter_map(|key| ids_parts(key)) {
             if start + seconds + RECENT_S < now {
                 continue;
             }
             written.sets.insert((namespace.to_owned(), seconds));
             if namespace == keys.namespace().as_str() && seconds == length.seconds() {
                 written.latest = written.latest.max(start);
-                newest = newest.max(length.window_starting(start));
+                let window = length.window_starting(start);
+                if window > newest {
+                    newest = window;
+                    sets.clear();
+                }
+                sets.extend((window == newest).then_some(set));
             }
         }
         looked_through += PAGE;
@@ -102,20 +97,24 @@ async fn look(
     let spools: Vec<String> = server.command(redis::cmd("HVALS").arg(keys.spools())).await?;
     let states = spools.iter().filter_map(|text| text.parse::<SpoolState>().ok());
     written.spooled += states.map(|state| state.depth).sum::<u64>();
-    let Some(newest) = newest else { return Ok(Vec::new()) };
-    let mut sample = redis::cmd("SRANDMEMBER");
-    let ids: Vec<String> = server.command(sample.arg(keys.ids(newest)).arg(SAMPLE)).await?;
-    Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+    if let Some(newest) = newest {
+        for set in sets.into_iter().take(SETS) {
+            let mut sample = redis::cmd("SRANDMEMBER");
+            let ids: Vec<String> = server.command(sample.arg(keys.ids(newest, set)).arg(SAMPLE)).await?;
+            written
+                .samples
+                .insert(set, ids.iter().filter_map(|id| id.parse().ok()).collect());
+        }
+    }
+    Ok(written)
 }
 
-/// Namespace, length and start of the window whose ids are under this key.
-fn parts(key: &str) -> Option<(&str, u64, u64)> {
-    let mut parts = key.rsplitn(3, ':');
-    let (start, seconds, rest) = (parts.next()?, parts.next()?, parts.next()?);
-    Some((rest.strip_suffix(":ids")?, seconds.parse().ok()?, start.parse().ok()?))
-}
-
-fn judge(written: &Written, namespace: &str, length: WindowLength, now: u64) -> Vec<Finding> {
+fn judge(
+    written: &Written,
+    namespace: &str,
+    (length, partitions): (WindowLength, Partitions),
+    now: u64,
+) -> Vec<Finding> {
     let seconds = length.seconds();
     let ours = written.sets.contains(&(namespace.to_owned(), seconds));
     let mut findings = Vec::new();
@@ -153,7 +152,7 @@ fn judge(written: &Written, namespace: &str, length: WindowLength, now: u64) -> 
             "let the hosts keep their time by NTP",
         ));
     }
-    findings.extend(order(&written.samples));
+    findings.extend(partitioned(&written.samples, partitions));
     if written.spooled > 0 {
         findings.push(Finding::warning(
             format!("{} ids and jobs are in spools, not in Redis yet", written.spooled),
@@ -168,25 +167,29 @@ fn judge(written: &Written, namespace: &str, length: WindowLength, now: u64) -> 
     findings
 }
 
-/// Whether ids are on the servers on which this reporter would have put them.
-fn order(samples: &[Option<Vec<Id>>]) -> Option<Finding> {
-    let servers = samples.len();
-    let fix = "the same servers in the same order in --redis-urls as in the components' redis_urls";
-    let of = |at: usize| samples[at].iter().flatten();
-    if (0..servers).any(|at| of(at).any(|id| id.shard(servers) != at)) {
+/// Whether ids are in the sets in which this reporter would have put them.
+fn partitioned(samples: &BTreeMap<Partition, Vec<Id>>, partitions: Partitions) -> Option<Finding> {
+    let elsewhere = |(set, ids): (&Partition, &Vec<Id>)| ids.iter().any(|id| id.partition(partitions) != *set);
+    let fix = "the same --partitions here as partitions there";
+    let numbered = samples.keys().any(|set| *set != Partition::Whole);
+    if samples.len() > 1 && samples.contains_key(&Partition::Whole) {
         let what =
-            "ids are not on the servers where the order of --redis-urls has them: the components' order is another one";
-        return Some(Finding::problem(what, fix));
+            "some components write whole windows, and some partitions: an id that comes to both is counted twice";
+        return Some(Finding::problem(what, "one number of partitions in all components"));
     }
-    let [Some(sample)] = samples else { return None };
-    let share = (2..=MOST_SERVERS).find(|servers| {
-        let shards: BTreeSet<usize> = sample.iter().map(|id| id.shard(*servers)).collect();
-        shards.len() == 1
-    })?;
-    (sample.len() >= SAMPLE).then(|| {
-        let what =
-            format!("the ids here are one share of {share}: the components have more servers than this reporter");
+    if !samples.iter().any(elsewhere) {
+        return None;
+    }
+    Some(if numbered {
+        let what = format!(
+            "components write other partitions than the {partitions} of this reporter: not all ids are counted"
+        );
         Finding::problem(what, fix)
+    } else {
+        let what = format!(
+            "components write whole windows, and not {partitions} partitions: they are counted, but on one node"
+        );
+        Finding::warning(what, fix)
     })
 }
 
@@ -206,31 +209,19 @@ mod tests {
         all.filter(|id| of(*id)).take(SAMPLE).collect()
     }
 
-    fn written(sets: &[(&str, u64)], samples: Vec<Option<Vec<Id>>>) -> Written {
+    fn written(sets: &[(&str, u64)]) -> Written {
         Written {
             sets: sets
                 .iter()
                 .map(|(namespace, length)| ((*namespace).to_owned(), *length))
                 .collect(),
             latest: NOW - NOW % 60,
-            samples,
             ..Written::default()
         }
     }
 
-    #[test]
-    fn keys_of_ids_are_known() {
-        assert_eq!(parts("verve:ids:60:1795383000"), Some(("verve", 60, 1_795_383_000)));
-        assert_eq!(parts("a:b:ids:5:0"), Some(("a:b", 5, 0)));
-        for other in [
-            "verve:stats:60:0",
-            "verve:ids:60",
-            "ids:60:0",
-            "verve:ids:x:0",
-            "verve:ids:60:",
-        ] {
-            assert_eq!(parts(other), None, "{other}");
-        }
+    fn found(written: &Written) -> Vec<Finding> {
+        judge(written, "verve", (minute(), Partitions::default()), NOW)
     }
 
     /// What is written, and what is found.
@@ -247,26 +238,21 @@ mod tests {
             (&[("shop", 60)], Problem, "shop"),
         ];
         for (sets, level, word) in cases {
-            let found = judge(&written(sets, vec![Some(ids(|_| true))]), "verve", minute(), NOW);
+            let found = found(&written(sets));
             assert_eq!(found.len(), 1, "{sets:?}: {found:?}");
             assert_eq!(found[0].level, level, "{sets:?}");
             assert!(found[0].what.contains(word), "{sets:?}: {}", found[0].what);
         }
-        let both = judge(
-            &written(&[("shop", 5), ("verve", 60)], vec![Some(vec![])]),
-            "verve",
-            minute(),
-            NOW,
-        );
+        let both = found(&written(&[("shop", 5), ("verve", 60)]));
         assert_eq!(both[0].level, Level::Fine);
     }
 
     #[test]
     fn components_ahead_of_time_and_spools_are_found() {
-        let mut seen = written(&[("verve", 60)], vec![Some(vec![])]);
+        let mut seen = written(&[("verve", 60)]);
         seen.latest = NOW + 30;
         seen.spooled = 7;
-        let found = judge(&seen, "verve", minute(), NOW);
+        let found = found(&seen);
         assert!(
             found[0].what.contains("in 30 s") && found[1].what.starts_with("7 ids"),
             "{found:?}"
@@ -274,21 +260,25 @@ mod tests {
     }
 
     #[test]
-    fn another_order_or_number_of_servers_is_found() {
-        let of = |shard: usize, shards: usize| Some(ids(move |id| id.shard(shards) == shard));
-        assert_eq!(order(&[of(0, 2), of(1, 2)]), None);
-        assert_eq!(order(&[of(0, 2), None]), None);
-        assert_eq!(order(&[of(0, 1)]), None);
-        assert_eq!(order(&[None]), None);
-        for wrong in [
-            vec![of(1, 2), of(0, 2)],
-            vec![of(0, 3), of(1, 3)],
-            vec![of(0, 2)],
-            vec![of(2, 3)],
-        ] {
-            assert!(order(&wrong).is_some(), "{wrong:?}");
-        }
-        // Few ids tell nothing.
-        assert_eq!(order(&[Some(ids(|id| id.shard(2) == 0)[..5].to_vec())]), None);
+    fn another_number_of_partitions_is_found() {
+        use Level::{Problem, Warning};
+        let counted = |count| Partitions::try_new(count).expect("valid");
+        let of = |set: Partition, count| (set, ids(move |id| id.partition(counted(count)) == set));
+        let level = |samples: &[(Partition, Vec<Id>)], count| {
+            let samples = samples.iter().cloned().collect();
+            partitioned(&samples, counted(count)).map(|finding| finding.level)
+        };
+        let [part_0, part_1, part_3] = [0, 1, 3].map(Partition::Part);
+        assert_eq!(level(&[], 1), None);
+        assert_eq!(level(&[of(Partition::Whole, 1)], 1), None);
+        assert_eq!(level(&[of(part_0, 2), of(part_1, 2)], 2), None);
+        // Not all are counted.
+        assert_eq!(level(&[of(part_0, 2)], 1), Some(Problem));
+        assert_eq!(level(&[of(part_3, 4)], 2), Some(Problem));
+        assert_eq!(level(&[of(part_0, 4), of(part_1, 4)], 3), Some(Problem));
+        // Counted, though not as it was meant.
+        assert_eq!(level(&[of(Partition::Whole, 1)], 4), Some(Warning));
+        // Counted twice.
+        assert_eq!(level(&[of(Partition::Whole, 1), of(part_0, 2)], 2), Some(Problem));
     }
 }

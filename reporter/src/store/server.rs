@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, FromRedisValue, Pipeline, RedisError, RedisResult, TlsCertificates};
-use verve_protocol::{RedisUrl, RedisUrls};
+use verve_protocol::{Partitions, RedisUrl, RedisUrls};
 
 use crate::health::{Dependency, Health};
 use crate::metrics::{Metrics, RedisMetrics};
@@ -28,6 +28,8 @@ pub struct RedisConfig {
     pub urls: RedisUrls,
     /// Certificates for those that speak TLS; without them those of this machine.
     pub tls: Option<TlsCertificates>,
+    /// How many sets the ids of a window are in.
+    pub partitions: Partitions,
 }
 
 impl RedisConfig {

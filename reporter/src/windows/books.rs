@@ -135,7 +135,7 @@ impl Books {
         read: impl Fn(&str) -> serde_json::Result<T>,
     ) -> RedisResult<BTreeMap<Window, T>> {
         let mut hgetall = redis::cmd("HGETALL");
-        let stored: BTreeMap<String, String> = self.store.first().command(hgetall.arg(key)).await?;
+        let stored: BTreeMap<String, String> = self.store.redis().command(hgetall.arg(key)).await?;
         let mut values = BTreeMap::new();
         for (start, json) in stored {
             match (self.window(&start), read(&json)) {
@@ -150,16 +150,18 @@ impl Books {
         self.length().window_starting(start.parse().ok()?)
     }
 
-    /// The windows that have ids, on whatever Redis.
+    /// The windows that have ids.
     async fn with_ids(&self) -> RedisResult<BTreeSet<Window>> {
-        self.windows_by(&self.store.keys.ids_prefix(self.length())).await
+        self.windows_by(&self.store.keys.ids_pattern(self.length())).await
     }
 
-    /// The windows that have a key with this prefix, on whatever Redis.
-    async fn windows_by(&self, prefix: &str) -> RedisResult<BTreeSet<Window>> {
-        let keys = self.store.scan(prefix).await?;
-        let starts = keys.iter().filter_map(|key| key.strip_prefix(prefix));
-        Ok(starts.filter_map(|start| self.window(start)).collect())
+    /// The windows that have a key of this pattern.
+    async fn windows_by(&self, pattern: &str) -> RedisResult<BTreeSet<Window>> {
+        let keys = self.store.scan(pattern).await?;
+        let windows = keys
+            .iter()
+            .filter_map(|key| self.store.keys.window_of(key, self.length()));
+        Ok(windows.collect())
     }
 
     /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
@@ -169,7 +171,7 @@ impl Books {
         begin
             .arg(self.store.keys.reports_from(self.length()))
             .arg(current.start());
-        let began: Option<u64> = self.store.first().command(begin.arg("NX").arg("GET")).await?;
+        let began: Option<u64> = self.store.redis().command(begin.arg("NX").arg("GET")).await?;
         Ok(began.and_then(|start| self.length().window_starting(start)))
     }
 
@@ -241,7 +243,7 @@ impl Books {
     }
 
     async fn held(&self, script: &ScriptInvocation<'_>) -> RedisResult<bool> {
-        Ok(self.store.first().script::<u8>(script).await? == 1)
+        Ok(self.store.redis().script::<u8>(script).await? == 1)
     }
 
     /// Makes windows final. Answers whether the lease is held: if not, nothing was changed.
@@ -267,11 +269,11 @@ impl Books {
         for window in windows {
             script.arg(window.start());
         }
-        self.store.first().script::<u8>(&script).await.map(drop)
+        self.store.redis().script::<u8>(&script).await.map(drop)
     }
 
-    /// Looks for ids in windows that nobody expects them in. Those of final windows are put aside, also when one of several
-    /// Redis fails. Windows that were never reported are given to the ledger.
+    /// Looks for ids in windows that nobody expects them in. Those of final windows are put aside, also when some of their
+    /// sets fail. Windows that were never reported are given to the ledger.
     pub async fn sweep(&self, ledger: &mut Ledger, swept: &mut Swept) -> RedisResult<()> {
         let with_ids = self.with_ids().await?;
         self.find_ahead(&with_ids, swept).await?;
@@ -290,7 +292,7 @@ impl Books {
         }
         put_aside?;
         // Also those that were put aside before somebody died.
-        let late = self.windows_by(&self.store.keys.late_prefix(self.length())).await?;
+        let late = self.windows_by(&self.store.keys.late_pattern(self.length())).await?;
         let late: Vec<Window> = late.into_iter().collect();
         let (counts, reports) = (self.store.late(&late).await?, self.store.reports(&late).await?);
         let told = late.into_iter().zip(counts).zip(reports);
@@ -321,7 +323,7 @@ impl Books {
         loop {
             let mut hscan = redis::cmd("HSCAN");
             hscan.arg(&key).arg(cursor).arg("COUNT").arg(1000);
-            let (next, fields): (u64, Vec<(String, String)>) = self.store.first().command(&hscan).await?;
+            let (next, fields): (u64, Vec<(String, String)>) = self.store.redis().command(&hscan).await?;
             reports.extend(
                 fields
                     .iter()
@@ -339,7 +341,7 @@ impl Books {
             for window in windows {
                 hdel.arg(window.start());
             }
-            self.store.first().command::<u64>(&hdel).await?;
+            self.store.redis().command::<u64>(&hdel).await?;
         }
         Ok(outdated.len())
     }

@@ -51,7 +51,7 @@ impl Lease {
         let mut waited_for = false;
         let held_until = loop {
             let asked = Instant::now();
-            match store.first().command::<Option<()>>(&set).await {
+            match store.redis().command::<Option<()>>(&set).await {
                 Ok(Some(())) => break asked + LASTS,
                 Ok(None) => {}
                 // Said by `health`.
@@ -99,7 +99,7 @@ impl Lease {
         let script = Script::new(RELEASE);
         let mut release = script.key(self.store.keys.lease());
         // If Redis is away, the lease runs out by itself.
-        let _ = self.store.first().script::<u8>(release.arg(&self.holder)).await;
+        let _ = self.store.redis().script::<u8>(release.arg(&self.holder)).await;
     }
 }
 
@@ -121,7 +121,7 @@ async fn renew(store: Store, holder: String, state: Arc<State>) {
         tokio::time::sleep(RENEW_EVERY).await;
         let asked = Instant::now();
         let mut renew = script.key(store.keys.lease());
-        match store.first().script::<u8>(renew.arg(&holder).arg(lasts_ms())).await {
+        match store.redis().script::<u8>(renew.arg(&holder).arg(lasts_ms())).await {
             Ok(1) => *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + LASTS,
             Ok(_) => break,
             Err(_) if state.is_held() => {}

@@ -24,7 +24,7 @@ const BATCH: i64 = 750;
 
 async fn site() -> Result<Site> {
     let redis = RedisServer::options().append_only();
-    Ok(Site::with_redis(WINDOW_SECONDS, vec![redis.start().await?]))
+    Ok(Site::with_redis(WINDOW_SECONDS, redis.start().await?))
 }
 
 async fn hosts(site: &Site, kind: Kind) -> Result<Vec<Instance>> {

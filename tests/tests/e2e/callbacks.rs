@@ -140,7 +140,7 @@ async fn a_delivered_job_is_gone_and_its_status_is_logged() -> Result<()> {
     // Nothing waits: neither for a reporter, nor for a confirmation, nor for another attempt.
     let keys = site.keys();
     let empty = wait::until("nothing to be left", SOON, || async {
-        let mut redis = site.first().await.ok()?;
+        let mut redis = site.connection().await.ok()?;
         let groups: redis::streams::StreamInfoGroupsReply = redis.xinfo_groups(keys.callbacks()).await.ok()?;
         let retries: usize = redis.zcard(keys.callbacks_retry()).await.ok()?;
         let pending: usize = groups.groups.iter().map(|group| group.pending).sum();

@@ -9,7 +9,6 @@ use verve_protocol::{Id, Window};
 use verve_tests::clock;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::load::{self, Answer};
-use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::wait;
 
@@ -29,11 +28,8 @@ struct Traffic {
 }
 
 impl Traffic {
-    async fn new(kinds: [Kind; 2], window_seconds: u32, redis_servers: usize) -> Result<Self> {
-        let mut site = Site::new(window_seconds).await?;
-        while site.redis.len() < redis_servers {
-            site.redis.push(RedisServer::start().await?);
-        }
+    async fn new(kinds: [Kind; 2], window_seconds: u32, partitions: u16) -> Result<Self> {
+        let site = Site::new(window_seconds).await?.partitioned(partitions);
         let ledger = Ledger::new().await?;
         let mut instances = Vec::new();
         for kind in kinds {
@@ -74,13 +70,14 @@ impl Traffic {
         let mut ids: BTreeMap<Window, BTreeSet<i64>> = BTreeMap::new();
         for window in windows(self.first, last) {
             let mut all = BTreeSet::new();
-            for (shard, members) in self.site.members(window).await?.into_iter().enumerate() {
+            let sets = self.site.members(window).await?;
+            for (partition, members) in self.site.partitions.all().zip(sets) {
                 for member in members {
                     let id: i64 = member.parse()?;
                     assert_eq!(
-                        Id(id).shard(self.site.redis.len()),
-                        shard,
-                        "{window}: {id} is on the wrong Redis"
+                        Id(id).partition(self.site.partitions),
+                        partition,
+                        "{window}: {id} is in the wrong set"
                     );
                     all.insert(id);
                 }
@@ -132,7 +129,7 @@ impl Traffic {
     async fn check_statistics(&self, ids: &BTreeMap<Window, BTreeSet<i64>>) -> Result<()> {
         let sum = async || -> Result<HashMap<String, usize>> {
             let mut sum = HashMap::new();
-            let mut redis = self.site.first().await?;
+            let mut redis = self.site.connection().await?;
             for window in ids.keys() {
                 let stats: HashMap<String, usize> = redis.hgetall(self.site.keys().stats(*window)).await?;
                 stats
@@ -179,8 +176,8 @@ fn overlapping(count: usize, distinct: u64, seed: u64) -> Vec<i64> {
 
 /// 10,000 requests whose ids come again and again across window boundaries, and 10,000 in batches that each stay within
 /// one window, so that the sum of the windows is known beforehand.
-async fn count_exactly(kinds: [Kind; 2], redis_servers: usize) -> Result<()> {
-    let mut traffic = Traffic::new(kinds, 3, redis_servers).await?;
+async fn count_exactly(kinds: [Kind; 2], partitions: u16) -> Result<()> {
+    let mut traffic = Traffic::new(kinds, 3, partitions).await?;
     traffic.send(&overlapping(10_000, 4_000, 1)).await?;
     traffic
         .check()
@@ -226,7 +223,7 @@ async fn count_exactly(kinds: [Kind; 2], redis_servers: usize) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_one_redis() -> Result<()> {
+async fn in_one_set() -> Result<()> {
     for kind in Kind::every() {
         count_exactly([kind; 2], 1).await?;
     }
@@ -240,7 +237,7 @@ async fn on_instances_of_both_builds() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_three_redis() -> Result<()> {
+async fn in_three_partitions() -> Result<()> {
     for kind in Kind::every() {
         count_exactly([kind; 2], 3).await?;
     }

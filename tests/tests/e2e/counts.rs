@@ -84,7 +84,7 @@ async fn requests_and_the_open_window_are_told() -> Result<()> {
         (&3.into(), &5.into(), &2.into(), &0.into())
     );
     // A correction without statistics.
-    let () = redis::AsyncCommands::del(&mut site.first().await?, site.keys().stats(window)).await?;
+    let () = redis::AsyncCommands::del(&mut site.connection().await?, site.keys().stats(window)).await?;
     site.add(window, 4..6).await?;
     let told = wait::until("the correction", SOON, || async {
         counts(&reporter, &query)
@@ -102,7 +102,7 @@ async fn requests_and_the_open_window_are_told() -> Result<()> {
 async fn with_reports(before: impl Iterator<Item = u64>) -> Result<Site> {
     let site = Site::new(60).await?;
     let current = clock::current_window(site.length).start();
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     for n in before {
         let report = Report {
             count: n,
@@ -178,7 +178,7 @@ async fn counts_on_the_command_line() -> Result<()> {
     let (code, refused) = run(&["--from", "soon"]).await?;
     assert_eq!(code, Some(64), "{refused}");
     assert!(refused.contains("--from") && refused.contains("RFC 3339"), "{refused}");
-    site.redis[0].kill();
+    site.redis.kill();
     let (code, away) = {
         let mut command = reporter::command()?;
         command.arg("counts").args(["--redis-urls", &site.redis_urls()]);
@@ -246,7 +246,7 @@ async fn what_is_asked_for_wrongly_is_refused() -> Result<()> {
         assert_eq!(response.status, 400, "{query}");
         assert!(response.text().contains(word), "{query}: {}", response.text());
     }
-    site.redis[0].kill();
+    site.redis.kill();
     for path in ["/api/counts", "/api/counts/current"] {
         let response = http::get(reporter.address(), path).await?;
         assert_eq!(response.status, 503, "{}", response.text());
@@ -303,7 +303,7 @@ async fn all_but_health_wants_the_token() -> Result<()> {
     }
     assert_eq!(ask("/healthz", "").await?.status, 200);
     assert_eq!(ask("/readyz", "").await?.status, 200);
-    site.redis[0].kill();
+    site.redis.kill();
     let away = wait::until("not ready", SOON, async || {
         let response = ask("/readyz", "").await.ok()?;
         (response.status == 503).then_some(response)

@@ -51,7 +51,7 @@ async fn bury(site: &Site, endpoint: &str) -> Result<String> {
         ("attempts", "12"),
     ];
     Ok(site
-        .first()
+        .connection()
         .await?
         .xadd(site.keys().callbacks_dead(), "*", &fields)
         .await?)
@@ -159,7 +159,7 @@ async fn some_are_retried_and_dropped_and_unknown_ones_are_named() -> Result<()>
 async fn all_of_many_are_retried_or_dropped() -> Result<()> {
     let site = Site::new(60).await?;
     let key = site.keys().callbacks_dead();
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     let fill = redis::Script::new(
         "for n = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'endpoint', 'http://e.com/' .. n, \
          'method', 'get', 'window', '60', 'error', 'e', 'attempts', '1') end",

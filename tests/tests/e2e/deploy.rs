@@ -324,7 +324,7 @@ async fn health_checks_see_life_and_death() -> Result<()> {
     let host = site.host(Kind::VerveHost).start().await?;
     let reporter = site.reporter(&[]).await?;
     // Waiting for Redis is no illness.
-    site.redis[0].kill();
+    site.redis.kill();
     let (host_port, reporter_port) = (host.addr().port(), reporter.address().port());
     assert!(healthy("host", host_port).await?);
     assert!(healthy("reporter", reporter_port).await?);

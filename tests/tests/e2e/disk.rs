@@ -49,7 +49,7 @@ async fn a_disk_that_takes_no_more_refuses_once_a_second_aloud() -> Result<()> {
     let instance = host.survives_file_limit().start().await?;
     let mut accepted = Vec::new();
     assert_eq!(accept(&instance, 0).await?, "new");
-    site.redis[0].kill();
+    site.redis.kill();
     // Full before the spool has been written to at all, and then while it is in use.
     let mut id = 0;
     for round in 0..2 {
@@ -81,7 +81,7 @@ async fn a_disk_that_takes_no_more_refuses_once_a_second_aloud() -> Result<()> {
         accepted.push(id);
     }
     // What is refused is in no window, since it could not be.
-    site.redis[0].restart().await?;
+    site.redis.restart().await?;
     assert_counted(&site, &accepted).await?;
     wait::until("an empty spool", SOON, || async {
         (instance.in_spool("SELECT total FROM size").ok()? == 0).then_some(())
@@ -95,7 +95,7 @@ async fn a_spool_that_another_one_has_locked() -> Result<()> {
         let mut site = Site::with_one_window().await?;
         let host = site.host(kind).variable("redis_timeout_ms", &TIMEOUT_MS.to_string());
         let instance = host.start().await?;
-        site.redis[0].kill();
+        site.redis.kill();
         assert_eq!(accept(&instance, 1).await?, "spooled", "{kind:?}");
         let locked = instance.spool()?;
         locked.execute_batch("BEGIN IMMEDIATE")?;
@@ -109,7 +109,7 @@ async fn a_spool_that_another_one_has_locked() -> Result<()> {
             locked.execute_batch("COMMIT").expect("unlocked");
         });
         assert_eq!(accepted?, "spooled", "{kind:?}");
-        site.redis[0].restart().await?;
+        site.redis.restart().await?;
         assert_counted(&site, &[1, 3]).await?;
     }
     Ok(())

@@ -44,28 +44,19 @@ fn assert_found(found: &(bool, String), level: &str, words: &[&str]) {
     assert!(lines.windows(2).any(about), "no {level} with {words:?} in:\n{text}");
 }
 
-async fn durable(servers: usize) -> Result<Site> {
-    let mut redis = Vec::new();
-    for _ in 0..servers {
-        redis.push(RedisServer::options().append_only().start().await?);
-    }
-    Ok(Site::with_redis(60, redis))
+async fn durable() -> Result<Site> {
+    let redis = RedisServer::options().append_only().start().await?;
+    Ok(Site::with_redis(60, redis).partitioned(2))
 }
 
-/// Ids of now, where components with this list of servers would have them.
+/// Ids of now, where components would have them.
 async fn add_now(site: &Site, ids: std::ops::Range<i64>) -> Result<()> {
-    let key = site.keys().ids(clock::current_window(site.length));
-    for (at, server) in site.redis.iter().enumerate() {
-        let ids = ids.clone().map(|id| id.to_string());
-        let here = ids.filter(|id| id.parse().is_ok_and(|id: Id| id.shard(site.redis.len()) == at));
-        let () = server.connection().await?.sadd(&key, Vec::from_iter(here)).await?;
-    }
-    Ok(())
+    site.add(clock::current_window(site.length), ids).await
 }
 
 #[tokio::test]
 async fn a_site_that_is_well() -> Result<()> {
-    let site = durable(2).await?;
+    let site = durable().await?;
     add_now(&site, 0..200).await?;
     let kafka = Kafka::for_tests()?;
     let topic = clock::unique("doctor");
@@ -78,7 +69,7 @@ async fn a_site_that_is_well() -> Result<()> {
     assert!(warnings.len() == 1 && warnings[0].contains("one copy"), "{}", found.1);
     assert_eq!(
         found.1.lines().filter(|line| line.starts_with("ok")).count(),
-        3,
+        2,
         "{}",
         found.1
     );
@@ -88,7 +79,7 @@ async fn a_site_that_is_well() -> Result<()> {
 #[tokio::test]
 async fn what_redis_does_not_keep() -> Result<()> {
     let redis = RedisServer::start().await?;
-    let site = Site::with_redis(60, vec![redis]);
+    let site = Site::with_redis(60, redis);
     let found = examine(&site, &[]).await?;
     assert_found(&found, "warning", &["append-only", "appendonly yes"]);
     assert_found(&found, "warning", &["no Kafka", "--kafka-brokers"]);
@@ -105,7 +96,7 @@ async fn what_redis_does_not_keep() -> Result<()> {
         ("maxmemory-policy", "noeviction", "warning", &["append-only"]),
         ("maxmemory", "1mb", "warning", &["% of maxmemory"]),
     ] {
-        site.redis[0].set(parameter, value).await?;
+        site.redis.set(parameter, value).await?;
         assert_found(&examine(&site, &[]).await?, level, words);
     }
     Ok(())
@@ -119,29 +110,20 @@ async fn a_replica_in_place_of_its_primary() -> Result<()> {
         .argument("--replicaof")
         .argument(&address.ip().to_string());
     let replica = replica.argument(&address.port().to_string()).start().await?;
-    let site = Site::with_redis(60, vec![replica]);
+    let site = Site::with_redis(60, replica);
     let of = format!("replica, of {}:{}", address.ip(), address.port());
     assert_found(&examine(&site, &[]).await?, "problem", &[&of, "primary"]);
     Ok(())
 }
 
 #[tokio::test]
-async fn servers_that_are_not_there_or_twice() -> Result<()> {
-    let site = durable(2).await?;
-    let there = site.redis[0].url();
+async fn a_server_that_is_not_there_or_refuses() -> Result<()> {
+    let site = durable().await?;
     let run = async |urls: &str| examine(&site, &["--redis-urls", urls]).await;
     let nowhere = net::free_address()?;
-    let found = run(&format!("{there},redis://:hunter2@{nowhere}")).await?;
+    let found = run(&format!("redis://:hunter2@{nowhere}")).await?;
     assert_found(&found, "problem", &[&nowhere.to_string(), "start it"]);
     assert!(!found.1.contains("hunter2"), "{}", found.1);
-
-    let by_name = there.replace("127.0.0.1", "localhost");
-    assert_ne!(by_name, there);
-    assert_found(
-        &run(&format!("{there},{by_name}")).await?,
-        "problem",
-        &["number 2", "same server"],
-    );
 
     let locked = RedisServer::options().password("hunter2").start().await?;
     let found = run(&format!("redis://:hunter3@{}", locked.address())).await?;
@@ -152,16 +134,15 @@ async fn servers_that_are_not_there_or_twice() -> Result<()> {
 
 #[tokio::test]
 async fn settings_that_are_not_those_of_the_components() -> Result<()> {
-    let site = durable(2).await?;
+    let site = durable().await?;
     add_now(&site, 0..200).await?;
-    let urls = format!("{},{}", site.redis[1].url(), site.redis[0].url());
-    assert_found(&examine(&site, &["--redis-urls", &urls]).await?, "problem", &["order"]);
-    let one = site.redis[1].url();
-    assert_found(
-        &examine(&site, &["--redis-urls", &one]).await?,
-        "problem",
-        &["one share of 2"],
-    );
+    for other in ["1", "3"] {
+        assert_found(
+            &examine(&site, &["--partitions", other]).await?,
+            "problem",
+            &["other partitions", other],
+        );
+    }
     assert_found(
         &examine(&site, &["--window-seconds", "5"]).await?,
         "problem",
@@ -171,17 +152,17 @@ async fn settings_that_are_not_those_of_the_components() -> Result<()> {
     assert_found(&found, "problem", &["namespace elsewhere", &site.namespace]);
 
     // Two at once, one of which is nobody's.
-    let mut other: redis::aio::MultiplexedConnection = site.redis[0].connection().await?;
+    let mut other: redis::aio::MultiplexedConnection = site.redis.connection().await?;
     let window = clock::current_window(clock::length(10));
     let zero: Id = "0".parse()?;
-    let _: () = other.sadd(site.keys().ids(window), zero.to_string()).await?;
+    let _: () = other.sadd(site.ids(window), zero.to_string()).await?;
     assert_found(&examine(&site, &[]).await?, "problem", &["windows of 10 s"]);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_clock_that_is_wrong() -> Result<()> {
-    let site = durable(1).await?;
+    let site = durable().await?;
     let mut command = command(&site, &[])?;
     in_wrong_time(&mut command, "+90s")?;
     let found = examine_by(command).await?;
@@ -191,7 +172,7 @@ async fn a_clock_that_is_wrong() -> Result<()> {
 
 #[tokio::test]
 async fn kafka_and_its_topic() -> Result<()> {
-    let site = durable(1).await?;
+    let site = durable().await?;
     let nowhere = net::free_address()?.to_string();
     let found = examine(&site, &["--kafka-brokers", &nowhere]).await?;
     assert_found(&found, "problem", &[&nowhere, "--kafka-brokers"]);
@@ -210,7 +191,7 @@ async fn kafka_and_its_topic() -> Result<()> {
 
 #[tokio::test]
 async fn transactions_that_are_not_allowed() -> Result<()> {
-    let site = durable(1).await?;
+    let site = durable().await?;
     let kafka = Kafka::embedded()?;
     // It makes the topic.
     kafka.read_all("t").await?;
@@ -227,7 +208,7 @@ async fn transactions_that_are_not_allowed() -> Result<()> {
 
 #[tokio::test]
 async fn a_callback_that_would_be_refused() -> Result<()> {
-    let site = durable(1).await?;
+    let site = durable().await?;
     let found = examine(&site, &["--callback-url", "http://localhost:8080/hook"]).await?;
     assert_found(&found, "problem", &["localhost", "--callback-allow"]);
     let flags = [

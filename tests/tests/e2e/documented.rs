@@ -279,10 +279,11 @@ fn what_is_no_flag_is_not_taken_for_one() {
 /// The rules of the component's own Redis user, for this site's namespace.
 fn redis_user(site: &Site) -> Result<Vec<String>> {
     let text = fs::read_to_string(paths::repository().join("docs/deploy.md"))?;
-    let rules = text.split('`').find(|code| code.starts_with("~verve:* +"));
+    let rules = text.split('`').find(|code| code.starts_with("~verve:* ~{verve}:* +"));
     let rules = rules
         .context("docs/deploy.md has no rules")?
-        .replace("~verve:", &format!("~{}:", site.namespace));
+        .replace("~verve:", &format!("~{}:", site.namespace))
+        .replace("~{verve}:", &format!("~{{{}}}:", site.namespace));
     let (rules, selector) = rules.split_once(" (").context("a selector")?;
     let words = ["SETUSER", "edge", "reset", "on", ">hunter2"]
         .into_iter()
@@ -294,7 +295,7 @@ fn redis_user(site: &Site) -> Result<Vec<String>> {
 async fn the_components_redis_user_suffices() -> Result<()> {
     let site = Site::with_one_window().await?;
     let rules = redis_user(&site)?;
-    let url = format!("redis://edge:hunter2@{}", site.redis[0].address());
+    let url = format!("redis://edge:hunter2@{}", site.redis.address());
     let host = site.host(Kind::VerveHost).variable("redis_urls", &url);
     let host = host.variable("redis_timeout_ms", "300").start().await?;
     let window = clock::current_window(site.length);
@@ -308,7 +309,7 @@ async fn the_components_redis_user_suffices() -> Result<()> {
     }
     let mut acl = redis::cmd("ACL");
     acl.arg(&rules)
-        .exec_async(&mut site.first().await?)
+        .exec_async(&mut site.connection().await?)
         .await
         .context("ACL")?;
     wait::until("the spool to be drained", SOON, || async {
@@ -331,7 +332,7 @@ async fn the_components_redis_user_suffices() -> Result<()> {
     recorded(&|n| format!("id={n}&endpoint=http%3A%2F%2Fe.com%2F"), "new").await?;
     let stats = site.keys().stats(window);
     wait::until("statistics that expire", SOON, || async {
-        let mut redis = site.first().await.ok()?;
+        let mut redis = site.connection().await.ok()?;
         let requests: u64 = redis.hget(&stats, "requests").await.ok()?;
         let expiry: i64 = redis.ttl(&stats).await.ok()?;
         (requests == asked.get() && expiry > 0).then_some(())
@@ -345,7 +346,7 @@ async fn the_components_redis_user_suffices() -> Result<()> {
     }
     let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL")
         .arg("LOG")
-        .query_async(&mut site.first().await?)
+        .query_async(&mut site.connection().await?)
         .await?;
     // While it was unknown it could not log in; and the name that clients give themselves (Redis 7.2) is not missed.
     let is_refusal = |entry: &&BTreeMap<String, String>| {

@@ -74,9 +74,9 @@ async fn endure_on(redis: Options, fault: impl AsyncFn(&mut Trial) -> Result<()>
 #[tokio::test]
 async fn redis_killed_and_back_with_its_data() -> Result<()> {
     endure(async |trial| {
-        trial.site.redis[0].kill();
+        trial.site.redis.kill();
         sleep(Duration::from_secs(3)).await;
-        trial.site.redis[0].restart().await
+        trial.site.redis.restart().await
     })
     .await
 }
@@ -84,9 +84,9 @@ async fn redis_killed_and_back_with_its_data() -> Result<()> {
 #[tokio::test]
 async fn redis_paused_beyond_the_lease() -> Result<()> {
     endure(async |trial| {
-        trial.site.redis[0].pause()?;
+        trial.site.redis.pause()?;
         sleep(BEYOND_THE_LEASE).await;
-        trial.site.redis[0].resume()
+        trial.site.redis.resume()
     })
     .await
 }
@@ -96,7 +96,7 @@ async fn redis_full() -> Result<()> {
     endure(async |trial| {
         // A byte, and then no limit.
         for (bytes, lasts) in [("1", 3), ("0", 0)] {
-            trial.site.redis[0].set("maxmemory", bytes).await?;
+            trial.site.redis.set("maxmemory", bytes).await?;
             sleep(Duration::from_secs(lasts)).await;
         }
         Ok(())
@@ -113,8 +113,8 @@ async fn redis_loading() -> Result<()> {
         for key in 0..25_000 {
             fill.set(format!("other:{key}"), 1).ignore();
         }
-        fill.exec_async(&mut trial.site.first().await?).await?;
-        trial.site.redis[0].restart().await?;
+        fill.exec_async(&mut trial.site.connection().await?).await?;
+        trial.site.redis.restart().await?;
         let told = trial.host.process().wait_for_text("loading the dataset", SOON);
         told.await.map(drop)
     })
@@ -127,11 +127,13 @@ async fn redis_that_cannot_save() -> Result<()> {
         .argument("--enable-protected-configs")
         .argument("yes");
     endure_on(redis, async |trial| {
-        let redis = &trial.site.redis[0];
+        let redis = &trial.site.redis;
         // Nobody may write there.
         redis.set("dir", "/proc").await?;
         redis.set("save", "1 1").await?;
-        redis::cmd("BGSAVE").exec_async(&mut trial.site.first().await?).await?;
+        redis::cmd("BGSAVE")
+            .exec_async(&mut trial.site.connection().await?)
+            .await?;
         trial.host.process().wait_for_text("MISCONF", SOON).await?;
         sleep(Duration::from_secs(2)).await;
         redis.set("stop-writes-on-bgsave-error", "no").await
@@ -143,7 +145,7 @@ async fn redis_that_cannot_save() -> Result<()> {
 async fn redis_with_another_password() -> Result<()> {
     endure(async |trial| {
         // On one connection: a new one would be asked for the password.
-        let mut redis = trial.site.first().await?;
+        let mut redis = trial.site.connection().await?;
         let mut set = async |password: &str| {
             let mut set = redis::cmd("CONFIG");
             set.arg("SET")
@@ -183,7 +185,7 @@ async fn the_link_to_redis_cut_and_held() -> Result<()> {
 async fn redis_fails_over_behind_its_address() -> Result<()> {
     endure(async |trial| {
         let replica = RedisServer::options().append_only().start().await?;
-        let (old, new) = (trial.site.redis[0].address(), replica.address());
+        let (old, new) = (trial.site.redis.address(), replica.address());
         let ask = async |server: SocketAddr, command: &str| -> Result<redis::Value> {
             let client = redis::Client::open(format!("redis://{server}"))?;
             let mut connection = client.get_multiplexed_async_connection().await?;
@@ -220,8 +222,8 @@ async fn redis_fails_over_behind_its_address() -> Result<()> {
         trial.link.lead_to(new);
         ask(old, &format!("REPLICAOF {} {}", new.ip(), new.port())).await?;
         ask(old, "CLIENT UNPAUSE").await?;
-        // To be dropped with everything else.
-        trial.site.redis.push(replica);
+        // The other one is to be dropped with everything else.
+        let _old = std::mem::replace(&mut trial.site.redis, replica);
         let reporter = &trial.reporters[0];
         reporter.process().wait_for_text("READONLY", SOON).await?;
         let ready = async || reporter.status("/readyz").await.ok();
@@ -244,9 +246,9 @@ async fn redis_back_without_its_data() -> Result<()> {
     site.add(before, 0..5).await?;
     // Logged when it is recorded, which is after Kafka has it.
     reporter.process().wait_for_text(&before.to_string(), SOON).await?;
-    site.redis[0].kill();
+    site.redis.kill();
     sleep(Duration::from_secs(2)).await;
-    site.redis[0].restart().await?;
+    site.redis.restart().await?;
     site.add_job(&sink.url("/job"), Method::Get, before).await?;
     let after = clock::next_window(site.length).await;
     site.add(after, 0..3).await?;
@@ -266,7 +268,7 @@ async fn the_stream_of_jobs_removed() -> Result<()> {
     let sink = Sink::start().await?;
     let _reporter = site.reporter(&["--callback-allow", "127.0.0.1"]).await?;
     let window = clock::current_window(site.length);
-    let (stream, mut redis) = (site.keys().callbacks(), site.first().await?);
+    let (stream, mut redis) = (site.keys().callbacks(), site.connection().await?);
     site.add_job(&sink.url("/first"), Method::Get, window).await?;
     sink.wait_for("/first", 1, SOON).await?;
     let () = redis.del(&stream).await?;

@@ -62,7 +62,7 @@ struct Stage<'a> {
 impl<'a> Stage<'a> {
     async fn new(broker: &'a Broker) -> Result<Self> {
         let site = Site::new(1).await?;
-        let link = Link::start(site.redis[0].address()).await?;
+        let link = Link::start(site.redis.address()).await?;
         let (url, topic) = (format!("redis://{}", link.address()), clock::unique("steps"));
         broker.kafka().create_topic(&topic, 1).await?;
         let flags = site.flags(&[
@@ -225,12 +225,12 @@ async fn the_host_killed() -> Result<()> {
         let mut trial = Trial::start(kind, redis, kafka).await?;
         trial.host.restart().await?;
         sleep(Duration::from_secs(1)).await;
-        trial.site.redis[0].kill();
+        trial.site.redis.kill();
         sleep(Duration::from_secs(1)).await;
         trial.host.restart().await?;
         sleep(Duration::from_secs(1)).await;
         trial.host.process().kill();
-        trial.site.redis[0].restart().await?;
+        trial.site.redis.restart().await?;
         trial.host.restart().await?;
         let answers = trial.finish(kafka).await?;
         // One request at a time, so that each of three deaths can take one along.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
+use verve_protocol::WindowLength;
 use verve_protocol::keys::MAX_QUEUED_JOBS;
-use verve_protocol::{Id, WindowLength};
 use verve_tests::host::{Instance, Kind, Options};
 use verve_tests::http::Response;
 use verve_tests::link::{Hold, Link};
@@ -33,7 +33,7 @@ async fn start(site: &Site, kind: Kind) -> Result<Instance> {
 /// A site whose Redis asks for a password, and an instance that has a wrong one.
 async fn with_a_stranger(kind: Kind) -> Result<(Site, Instance)> {
     let redis = RedisServer::options().password("right").start().await?;
-    let site = Site::with_redis(WindowLength::MAX_SECONDS, vec![redis]);
+    let site = Site::with_redis(WindowLength::MAX_SECONDS, redis);
     let wrong = site.redis_urls().replace("right", "wrong");
     let stranger = site.host(kind).variable("redis_urls", &wrong).start().await?;
     Ok((site, stranger))
@@ -124,12 +124,12 @@ async fn redis_that_is_down() -> Result<()> {
         let mut site = Site::with_one_window().await?;
         let instance = start(&site, kind).await?;
         assert_eq!(accept(&instance, 1).await?.status, 200, "{kind:?}");
-        site.redis[0].kill();
+        site.redis.kill();
         assert_spooled(&instance, 2, &format!("{kind:?}, on a connection that broke")).await?;
         assert_spooled(&instance, 3, &format!("{kind:?}, where nobody listens")).await?;
         assert_spooled(&instance, 3, &format!("{kind:?}, again")).await?;
         // It comes back without its data.
-        site.redis[0].restart().await?;
+        site.redis.restart().await?;
         assert_recovers(&instance, 4, &format!("{kind:?}")).await?;
         assert_ids(&site, [2, 3, 4], &format!("{kind:?}")).await?;
     }
@@ -156,10 +156,10 @@ async fn redis_that_is_down_without_a_spool_in_the_component() -> Result<()> {
             Some("new"),
             "{kind:?}"
         );
-        site.redis[0].kill();
+        site.redis.kill();
         assert_unavailable(&instance, 2, &format!("{kind:?}, on a connection that broke")).await?;
         assert_unavailable(&instance, 2, &format!("{kind:?}, where nobody listens")).await?;
-        site.redis[0].restart().await?;
+        site.redis.restart().await?;
         assert_recovers(&instance, 3, &format!("{kind:?}")).await?;
         assert_ids(&site, [3], &format!("{kind:?}")).await?;
     }
@@ -192,18 +192,18 @@ async fn redis_that_accepts_and_never_answers() -> Result<()> {
         let spooling = start(&site, kind).await?;
         let failing = options(&site, kind).manifest(without_spool()?).start().await?;
         // Never asked before: the connection is not open yet.
-        site.redis[0].pause()?;
+        site.redis.pause()?;
         assert_spooled(&spooling, 1, &format!("{kind:?}, connecting")).await?;
         assert_unavailable(&failing, 10, &format!("{kind:?}, connecting")).await?;
-        site.redis[0].resume()?;
+        site.redis.resume()?;
         assert_recovers(&spooling, 2, &format!("{kind:?}")).await?;
         assert_recovers(&failing, 2, &format!("{kind:?}")).await?;
         // Now it is.
-        site.redis[0].pause()?;
+        site.redis.pause()?;
         assert_spooled(&spooling, 3, &format!("{kind:?}, connected")).await?;
         assert_spooled(&spooling, 4, &format!("{kind:?}, again")).await?;
         assert_unavailable(&failing, 11, &format!("{kind:?}, connected")).await?;
-        site.redis[0].resume()?;
+        site.redis.resume()?;
         assert_recovers(&spooling, 5, &format!("{kind:?}")).await?;
         assert_recovers(&failing, 5, &format!("{kind:?}")).await?;
         // What was answered 503 may have arrived all the same.
@@ -228,15 +228,15 @@ async fn redis_that_answers_errors() -> Result<()> {
         assert_eq!(accept(&instance, 1).await?.status, 200, "{kind:?}, right password");
 
         // No memory left.
-        site.redis[0].set("maxmemory", "1").await?;
+        site.redis.set("maxmemory", "1").await?;
         assert_spooled(&instance, 2, &format!("{kind:?}, no memory")).await?;
-        site.redis[0].set("maxmemory", "0").await?;
+        site.redis.set("maxmemory", "0").await?;
         assert_recovers(&instance, 3, &format!("{kind:?}")).await?;
         assert_ids(&site, [1, 2, 3], &format!("{kind:?}, no memory")).await?;
 
         // It reads and does not write.
         let replicate = async |host: &str, port: &str| -> Result<()> {
-            let mut redis = site.first().await?;
+            let mut redis = site.connection().await?;
             Ok(redis::cmd("REPLICAOF")
                 .arg(host)
                 .arg(port)
@@ -250,7 +250,7 @@ async fn redis_that_answers_errors() -> Result<()> {
         assert_ids(&site, 1..=5, &format!("{kind:?}, a replica")).await?;
 
         // A job that cannot be written: its request must not be told `ok` unless the job is in the spool.
-        let mut redis = site.first().await?;
+        let mut redis = site.connection().await?;
         let () = redis.set(site.keys().callbacks(), "not a stream").await?;
         let target = "/api/verve/accept?id=6&endpoint=http://e.com/";
         let failing = options(&site, kind).manifest(without_spool()?).start().await?;
@@ -282,18 +282,18 @@ async fn redis_that_fails_in_any_way_without_a_spool() -> Result<()> {
         let instance = start(&site, kind).await?;
         // Spin has no limit of its own.
         if kind == Kind::VerveHostP2 {
-            site.redis[0].pause()?;
+            site.redis.pause()?;
             let response = accept(&instance, 2).await?;
             assert_eq!(response.status, 503, "{kind:?}: {response:?}");
-            site.redis[0].resume()?;
+            site.redis.resume()?;
             assert_recovers(&instance, 2, &format!("{kind:?}, paused")).await?;
         }
-        site.redis[0].set("maxmemory", "1").await?;
+        site.redis.set("maxmemory", "1").await?;
         assert_unavailable(&instance, 3, &format!("{kind:?}, no memory")).await?;
-        site.redis[0].set("maxmemory", "0").await?;
+        site.redis.set("maxmemory", "0").await?;
         assert_recovers(&instance, 4, &format!("{kind:?}")).await?;
         // What cannot be told to the endpoint is not accepted, though the id is there.
-        let mut redis = site.first().await?;
+        let mut redis = site.connection().await?;
         let () = redis.set(site.keys().callbacks(), "not a stream").await?;
         let target = "/api/verve/accept?id=5&endpoint=http://e.com/";
         assert_eq!(http::get(instance.addr(), target).await?.status, 503, "{kind:?}");
@@ -314,7 +314,7 @@ async fn redis_that_fails_in_any_way_without_a_spool() -> Result<()> {
 #[tokio::test]
 async fn a_lost_answer_counts_a_request_once_on_wasi_0_2() -> Result<()> {
     let site = Site::with_one_window().await?;
-    let link = Link::start(site.redis[0].address()).await?;
+    let link = Link::start(site.redis.address()).await?;
     let url = format!("redis://{}", link.address());
     // Spin waits for the answer for as long as it takes.
     let host = site.host(Kind::VerveHostP2).variable("redis_urls", &url);
@@ -325,7 +325,7 @@ async fn a_lost_answer_counts_a_request_once_on_wasi_0_2() -> Result<()> {
     assert_eq!(response.header("verve-outcome"), Some("duplicate"), "{response:?}");
     drop(gate);
     assert_eq!(accept(&instance, 2).await?.header("verve-outcome"), Some("new"));
-    let stats: BTreeMap<String, u64> = (site.first().await?)
+    let stats: BTreeMap<String, u64> = (site.connection().await?)
         .hgetall(site.keys().stats(clock::current_window(site.length)))
         .await?;
     let wanted = [("new", 2), ("requests", 2)].map(|(name, n)| (name.to_owned(), n));
@@ -342,38 +342,7 @@ async fn a_restart_of_redis_is_not_noticed() -> Result<()> {
             let response = accept(&instance, id).await?;
             assert_eq!(response.status, 200, "{kind:?}, request {id}: {response:?}");
             // The connection is dead from here on; the next request is to find that out and go on.
-            site.redis[0].restart().await?;
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn one_of_three_redis_is_down() -> Result<()> {
-    for kind in Kind::available() {
-        let mut site = Site::with_one_window().await?;
-        site.redis.push(RedisServer::start().await?);
-        site.redis.push(RedisServer::start().await?);
-        let instance = start(&site, kind).await?;
-        site.redis[1].kill();
-        for id in 0..12 {
-            let context = format!("{kind:?} id {id}");
-            if Id(id).shard(3) == 1 {
-                assert_spooled(&instance, id, &context).await?;
-            } else {
-                assert_answer(&instance, id, 200, ("verve-outcome", "new"), &context).await?;
-            }
-        }
-        site.redis[1].restart().await?;
-        let spooled = (0..12).find(|id| Id(*id).shard(3) == 1).expect("one of twelve");
-        assert_recovers(&instance, spooled, &format!("{kind:?}")).await?;
-        assert_ids(&site, 0..12, &format!("{kind:?}")).await?;
-        let window = clock::current_window(site.length);
-        for (place, ids) in site.members(window).await?.iter().enumerate() {
-            let elsewhere = ids
-                .iter()
-                .find(|id| id.parse::<Id>().is_ok_and(|id| id.shard(3) != place));
-            assert_eq!(elsewhere, None, "{kind:?}: on Redis {place}");
+            site.redis.restart().await?;
         }
     }
     Ok(())

@@ -44,7 +44,7 @@ async fn records_are_not_repeated_while_redis_takes_no_note_of_them() -> Result<
     ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
     // Not a stream: the recording, which also queues the fixed callback, fails; and nothing else does.
     let callbacks = site.keys().callbacks();
-    let () = site.first().await?.set(&callbacks, "not a stream").await?;
+    let () = site.connection().await?.set(&callbacks, "not a stream").await?;
     reporter
         .process()
         .wait_for_text("Redis does not take note", SOON)
@@ -56,7 +56,7 @@ async fn records_are_not_repeated_while_redis_takes_no_note_of_them() -> Result<
     assert_eq!(log.matches("Redis does not take note").count(), 1, "{log}");
     // What comes meanwhile makes the next revision.
     site.add(window, 0..3).await?;
-    let () = site.first().await?.del(&callbacks).await?;
+    let () = site.connection().await?.del(&callbacks).await?;
     ledger.read_to(window, 2, SOON).await?;
     let until = clock::current_window(site.length);
     ledger.read_to(until, 1, SOON).await?;
@@ -70,7 +70,7 @@ async fn records_are_not_repeated_while_redis_takes_no_note_of_them() -> Result<
     assert!(repeated.iter().all(|r| r.header("revision") == "0"), "{ledger}");
     assert_eq!(ledger.of(window)[1].value, "3");
     let json: String = site
-        .first()
+        .connection()
         .await?
         .hget(site.keys().reports(site.length), window.start())
         .await?;
@@ -226,7 +226,7 @@ async fn a_reporter_stops_soon_though_kafka_was_never_there() -> Result<()> {
         reporter.process().log()
     );
     wait::until("the lease", SOON, || async {
-        let holder: Option<String> = site.first().await.ok()?.get(site.keys().lease()).await.ok()?;
+        let holder: Option<String> = site.connection().await.ok()?.get(site.keys().lease()).await.ok()?;
         holder.is_none().then_some(())
     })
     .await

@@ -135,7 +135,11 @@ async fn what_is_no_endpoint_is_given_up_on() -> Result<()> {
             "{endpoint}"
         );
         let fields = [("endpoint", endpoint), ("method", "get"), ("window", &window)];
-        let () = site.first().await?.xadd(site.keys().callbacks(), "*", &fields).await?;
+        let () = site
+            .connection()
+            .await?
+            .xadd(site.keys().callbacks(), "*", &fields)
+            .await?;
     }
     let dead = site
         .dead(NO_ENDPOINTS.len(), SOON)

@@ -42,7 +42,7 @@ async fn connections(redis: &RedisServer) -> Result<u64> {
 async fn only_allowed_hosts_are_reached() -> Result<()> {
     for kind in Kind::available() {
         let site = Site::with_one_window().await?;
-        let port = site.redis[0].address().port();
+        let port = site.redis.address().port();
         for (id, (hosts, outcome)) in (0..).zip([
             (r#""redis://*:*", "rediss://*:*""#.to_owned(), "new"),
             (format!(r#""redis://127.0.0.1:{port}""#), "new"),
@@ -58,7 +58,7 @@ async fn only_allowed_hosts_are_reached() -> Result<()> {
         ]) {
             let options = site.host(kind).manifest(manifest_allowing(&hosts)?);
             let instance = options.start().await?;
-            let before = connections(&site.redis[0]).await?;
+            let before = connections(&site.redis).await?;
             let response = http::get(instance.addr(), &format!("/api/verve/accept?id={id}")).await?;
             assert_eq!(
                 response.header("verve-outcome"),
@@ -67,7 +67,7 @@ async fn only_allowed_hosts_are_reached() -> Result<()> {
                 instance.process().log()
             );
             if outcome == "spooled" {
-                let new = connections(&site.redis[0]).await? - before;
+                let new = connections(&site.redis).await? - before;
                 assert_eq!(new, 1, "{kind:?} [{hosts}]: Redis was reached");
             }
         }
@@ -83,7 +83,7 @@ async fn a_stopped_host_finishes_what_it_has_begun() -> Result<()> {
         // One that waits for its next request, and several whose answers wait for Redis.
         let mut idle = Connection::open(instance.addr()).await?;
         assert_eq!(idle.get("/api/verve/accept?id=1").await?.status, 200);
-        site.redis[0].pause()?;
+        site.redis.pause()?;
         let mut slow = Vec::new();
         for id in 10..18 {
             let mut connection = Connection::open(instance.addr()).await?;
@@ -97,7 +97,7 @@ async fn a_stopped_host_finishes_what_it_has_begun() -> Result<()> {
         assert_eq!(instance.process().exit_status(), None, "{signal} waits for requests");
         let late = Connection::open(instance.addr()).await;
         assert!(late.is_err(), "{signal}: new connections are still accepted");
-        site.redis[0].resume()?;
+        site.redis.resume()?;
         for mut connection in slow {
             let response = connection.receive(false).await?;
             assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{signal}");

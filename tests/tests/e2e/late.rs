@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
-use verve_protocol::{Report, Window};
+use verve_protocol::{Partition, Report, Window};
 use verve_tests::host::Kind;
-use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, wait};
 
@@ -36,7 +35,7 @@ async fn no_ids(site: &Site, window: Window) -> Result<()> {
 
 async fn report(site: &Site, window: Window) -> Result<Report> {
     let json: String = site
-        .first()
+        .connection()
         .await?
         .hget(site.keys().reports(site.length), window.start())
         .await?;
@@ -67,19 +66,13 @@ async fn a_window_made_up_for_has_its_late_period_still() -> Result<()> {
 /// They are kept for a day, logged, counted, and told by one more record with their number; those that come later still by another.
 #[tokio::test]
 async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
-    let mut site = Site::new(1).await?;
-    site.redis.push(RedisServer::start().await?);
+    let site = Site::new(1).await?.partitioned(2);
     let mut ledger = Ledger::new().await?;
     let flags = ledger.flags(&site, &["--late-seconds", "1"]);
     let reporter = Reporter::ready(&flags).await?;
-    let add = async |window: Window, ids: [i64; 2]| -> Result<()> {
-        for (redis, id) in site.redis.iter().zip(ids) {
-            let () = redis.connection().await?.sadd(site.keys().ids(window), id).await?;
-        }
-        Ok(())
-    };
     let window = clock::next_window(site.length).await;
-    add(window, [1, 2]).await?;
+    // The first of them in another set than the others.
+    site.add(window, [-1, 1]).await?;
     ledger.read_to(window, 1, SOON).await?;
     no_ids(&site, window).await?;
     wait::until("the window to be final", SOON, || async {
@@ -89,7 +82,7 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     assert_eq!(metric(&reporter, "verve_late_ids_total").await?, 0);
 
     // One of them was counted: that cannot be known any more.
-    add(window, [1, 4]).await?;
+    site.add(window, [-1, 7]).await?;
     ledger.read_to(window, 2, SOON).await?;
     let key = window.to_string();
     let line = reporter
@@ -104,7 +97,8 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
 
     // Put aside by a reporter that died before it told.
     reporter.process().terminate(SOON).await?;
-    let () = site.first().await?.sadd(site.keys().late(window), 5).await?;
+    let [first, second] = [0, 1].map(|number| site.keys().late(window, Partition::Part(number)));
+    let () = site.connection().await?.sadd(&first, -2).await?;
     let _reporter = Reporter::ready(&flags).await?;
     ledger.read_to(window, 3, SOON).await?;
     ledger.read_for(Duration::from_secs(7)).await;
@@ -116,17 +110,17 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     let kept = report(&site, window).await?;
     assert_eq!((kept.count, kept.revision, kept.late, kept.is_final), (2, 2, 3, true));
     let mut kept = Vec::new();
-    for redis in &site.redis {
-        let mut connection = redis.connection().await?;
-        let mut ids: Vec<i64> = connection.smembers(site.keys().late(window)).await?;
+    let mut connection = site.connection().await?;
+    for late in [first, second] {
+        let mut ids: Vec<i64> = connection.smembers(&late).await?;
         ids.sort_unstable();
-        let seconds: i64 = connection.ttl(site.keys().late(window)).await?;
+        let seconds: i64 = connection.ttl(&late).await?;
         kept.push((ids, (86_000..=86_400).contains(&seconds)));
     }
-    assert_eq!(kept, [(vec![1, 5], true), (vec![4], true)]);
+    assert_eq!(kept, [(vec![-2, -1], true), (vec![7], true)]);
     // Nothing is left of what was begun with windows.
     wait::until("nothing but the window of the moment", SOON, || async {
-        let mut redis = site.first().await.ok()?;
+        let mut redis = site.connection().await.ok()?;
         let pending: u64 = redis.hlen(site.keys().reports_pending(site.length)).await.ok()?;
         (pending <= 1).then_some(())
     })
@@ -193,11 +187,10 @@ async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
     Ok(())
 }
 
-/// What was removed from one Redis is said, though another one fails at that moment.
+/// What was removed from one set is said, though another one fails at that moment.
 #[tokio::test]
-async fn ids_that_came_too_late_are_counted_though_one_redis_fails() -> Result<()> {
-    let mut site = Site::new(1).await?;
-    site.redis.push(RedisServer::start().await?);
+async fn ids_that_came_too_late_are_counted_though_one_set_fails() -> Result<()> {
+    let site = Site::new(1).await?.partitioned(2);
     let mut ledger = Ledger::new().await?;
     let flags = ledger.flags(&site, &["--late-seconds", "1"]);
     let reporter = Reporter::ready(&flags).await?;
@@ -208,15 +201,9 @@ async fn ids_that_came_too_late_are_counted_though_one_redis_fails() -> Result<(
     })
     .await?;
     reporter.process().terminate(SOON).await?;
-    for redis in &site.redis {
-        let () = redis.connection().await?.sadd(site.keys().ids(window), &[1, 2]).await?;
-    }
-    let put_aside = async |allowed: &str| -> Result<()> {
-        let mut acl = redis::cmd("ACL");
-        acl.arg("SETUSER").arg("default").arg(format!("{allowed}sunionstore"));
-        Ok(acl.exec_async(&mut site.redis[1].connection().await?).await?)
-    };
-    put_aside("-").await?;
+    site.add(window, [-1, 1, 7]).await?;
+    let blocked = site.keys().late(window, Partition::Part(1));
+    let () = site.connection().await?.set(&blocked, "no set").await?;
     // Not ready, since it is refused something.
     let reporter = Reporter::start(&flags)?;
     let late = async |ids: u64| {
@@ -225,11 +212,11 @@ async fn ids_that_came_too_late_are_counted_though_one_redis_fails() -> Result<(
         })
         .await
     };
-    late(2).await?;
+    late(1).await?;
     let left = site.members(window).await?;
     assert_eq!(left.iter().map(|ids| ids.len()).collect::<Vec<_>>(), [0, 2]);
-    put_aside("+").await?;
-    Ok(())
+    let () = site.connection().await?.del(&blocked).await?;
+    late(3).await
 }
 
 #[tokio::test]
@@ -271,7 +258,7 @@ async fn reports_are_kept_for_a_week() -> Result<()> {
         is_final: false,
         ..final_report
     };
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     let written = [
         (now - 9 * DAY, final_report),
         (now - 8 * DAY, final_report),

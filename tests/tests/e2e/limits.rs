@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use futures::future;
 use redis::AsyncCommands;
 use verve_tests::host::{Instance, Kind};
-use verve_tests::redis::RedisServer;
 use verve_tests::{clock, http, wait};
 
 use crate::site::{SOON, Site};
@@ -67,12 +66,11 @@ async fn a_window_takes_as_many_ids_as_it_may() -> Result<()> {
     Ok(())
 }
 
-/// Of several servers, each takes its share.
+/// Each takes its share.
 #[tokio::test]
-async fn several_servers_share_the_limit() -> Result<()> {
-    for kind in [Kind::VerveHost, Kind::VerveHostP2] {
-        let mut site = Site::with_one_window().await?;
-        site.redis.push(RedisServer::start().await?);
+async fn partitions_share_the_limit() -> Result<()> {
+    for kind in Kind::every() {
+        let site = Site::with_one_window().await?.partitioned(2);
         let host = site.host(kind).variable("window_limit", "20").start().await?;
         let window = clock::current_window(site.length);
         let mut refused = 0;
@@ -111,7 +109,7 @@ async fn an_endpoint_gets_as_many_jobs_as_it_may() -> Result<()> {
         counted(&site, window, &[("limited", 3), ("requests", 7)])
             .await
             .with_context(|| format!("{kind:?}"))?;
-        let mut redis = site.first().await?;
+        let mut redis = site.connection().await?;
         let endpoints = site.keys().endpoints(window);
         let (known, expiry): (usize, i64) = (redis.hlen(&endpoints).await?, redis.ttl(&endpoints).await?);
         assert_eq!(known, 2, "{kind:?}");
@@ -148,7 +146,7 @@ async fn without_the_variables_there_is_no_limit() -> Result<()> {
 /// Waits until the statistics of a window say so.
 async fn counted(site: &Site, window: verve_protocol::Window, expected: &[(&str, u64)]) -> Result<()> {
     let stats = site.keys().stats(window);
-    let read = async || -> Option<BTreeMap<String, u64>> { site.first().await.ok()?.hgetall(&stats).await.ok() };
+    let read = async || -> Option<BTreeMap<String, u64>> { site.connection().await.ok()?.hgetall(&stats).await.ok() };
     let reached = wait::until("statistics", SOON, || async {
         let counts = read().await?;
         let agrees = |(name, n): &(&str, u64)| counts.get(*name) == Some(n);

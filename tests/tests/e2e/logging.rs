@@ -31,7 +31,7 @@ async fn all_logs_each_id_and_outcome() -> Result<()> {
             let line = instance.process().wait_for_line(SOON, logged).await;
             line.with_context(|| format!("{kind:?} {outcome}"))?;
         }
-        site.redis[0].kill();
+        site.redis.kill();
         assert_eq!(accept(&instance, OTHER_ID).await?, 200);
         instance.process().wait_for_text(OTHER_ID, SOON).await?;
     }
@@ -53,7 +53,7 @@ async fn error_logs_failures_alone_and_off_logs_nothing() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(500)).await;
             assert_eq!(process.lines().len(), begin, "{kind:?} {log}: {}", process.log());
 
-            site.redis[0].kill();
+            site.redis.kill();
             assert_eq!(accept(&instance, OTHER_ID).await?, 200);
             if logs_errors {
                 let is_new = |line: &str| !process.lines()[..begin].iter().any(|old| old == line);
@@ -72,7 +72,7 @@ async fn passwords_are_never_logged() -> Result<()> {
     const PASSWORD: &str = "hunter2hunter2";
     for kind in Kind::available() {
         let redis = RedisServer::options().password(PASSWORD).start().await?;
-        let site = Site::with_redis(WindowLength::MAX_SECONDS, vec![redis]);
+        let site = Site::with_redis(WindowLength::MAX_SECONDS, redis);
         let wrong = site.redis_urls().replace(PASSWORD, &format!("{PASSWORD}x"));
         let broken = format!("redis://:{PASSWORD}@");
         let mut instances = Vec::new();
@@ -82,7 +82,7 @@ async fn passwords_are_never_logged() -> Result<()> {
             assert_eq!(accept(&instance, ID).await?, status, "{kind:?}");
             instances.push((instance, status));
         }
-        site.redis[0].kill();
+        site.redis.kill();
         for (instance, status) in instances {
             assert_eq!(accept(&instance, OTHER_ID).await?, status, "{kind:?}");
             let log = instance.process().log();

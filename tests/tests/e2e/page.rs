@@ -66,7 +66,7 @@ async fn with_history() -> Result<(Site, Reporter)> {
     if clock::current_window(site.length).end_ms() < clock::now_ms() + 30_000 {
         clock::next_window(site.length).await;
     }
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     let mut window = clock::current_window(site.length);
     for n in 0..59 {
         window = window.previous().context("not 1970")?;
@@ -149,7 +149,7 @@ async fn an_error_s_text_cannot_become_part_of_the_page() -> Result<()> {
     let site = Site::new(60).await?;
     let reporter = site.reporter(&[]).await?;
     let () = site
-        .first()
+        .connection()
         .await?
         .set(site.keys().lease(), "<script>alert(1)</script>")
         .await?;

@@ -28,13 +28,13 @@ async fn a_set_of_canonical_ids_that_expires_within_a_day() -> Result<()> {
         }
         let window = clock::current_window(site.length);
         let key = format!("{}:ids:{}:{}", site.namespace, site.length, window.start());
-        let mut redis = site.first().await?;
+        let mut redis = site.connection().await?;
         let members: Vec<String> = redis.smembers(&key).await?;
         let members: std::collections::BTreeSet<_> = members.iter().map(String::as_str).collect();
         assert_eq!(members, ["-5", "7"].into(), "{kind:?}");
         // The expiry may follow the answer.
         let ttl: i64 = wait::until("the set's expiry", SOON, || async {
-            let mut redis = site.first().await.ok()?;
+            let mut redis = site.connection().await.ok()?;
             redis.ttl(&key).await.ok().filter(|ttl| *ttl > 0)
         })
         .await?;
@@ -74,14 +74,14 @@ async fn statistics_add_up() -> Result<()> {
         let wanted = [("requests", 7), ("new", 3), ("duplicate", 1), ("invalid", 3)];
         let wanted: HashMap<String, u64> = wanted.map(|(name, n)| (name.to_owned(), n)).into();
         let stats = wait::until("the statistics", SOON, || async {
-            let stats: HashMap<String, u64> = site.first().await.ok()?.hgetall(&key).await.ok()?;
+            let stats: HashMap<String, u64> = site.connection().await.ok()?.hgetall(&key).await.ok()?;
             (stats.get("requests") == Some(&7)).then_some(stats)
         })
         .await
         .with_context(|| format!("{kind:?}"))?;
         let stats: HashMap<_, _> = stats.into_iter().filter(|(_, n)| *n > 0).collect();
         assert_eq!(stats, wanted, "{kind:?}");
-        let ttl: i64 = site.first().await?.ttl(&key).await?;
+        let ttl: i64 = site.connection().await?.ttl(&key).await?;
         assert!((1..=86_400).contains(&ttl), "{kind:?}: statistics never expire: {ttl}");
     }
     Ok(())
@@ -112,12 +112,12 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
         tokio::time::sleep(Duration::from_secs(1)).await;
         // Everything counts: scripts and what they run, expiry, statistics and connecting, which are once for each instance of
         // the component.
-        let total = async || Ok::<u64, anyhow::Error>(calls(&site.redis[0]).await?.into_values().sum());
+        let total = async || Ok::<u64, anyhow::Error>(calls(&site.redis).await?.into_values().sum());
         let of_ids = total().await?;
         assert!(
             of_ids <= IDS + IDS / 10,
             "{kind:?}: {of_ids}: {:?}",
-            calls(&site.redis[0]).await?
+            calls(&site.redis).await?
         );
 
         // All by one client, and so by one instance of the component, which knows them.
@@ -135,14 +135,9 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
 }
 
 #[tokio::test]
-async fn several_redis_share_the_ids() -> Result<()> {
+async fn partitions_share_the_ids() -> Result<()> {
     for kind in Kind::every() {
-        let mut redis = Vec::new();
-        for _ in 0..3 {
-            redis.push(RedisServer::start().await?);
-        }
-        let mut site = Site::with_one_window().await?;
-        site.redis = redis;
+        let site = Site::with_one_window().await?.partitioned(3);
         let instance = site.host(kind).start().await?;
         let ids: Vec<i64> = (0..60).chain([i64::MIN, i64::MAX, -1]).collect();
         for id in &ids {
@@ -150,26 +145,18 @@ async fn several_redis_share_the_ids() -> Result<()> {
             assert_eq!(accept(&instance, &query).await?, "new", "{kind:?} {id}");
         }
         let window = clock::current_window(site.length);
-        for (shard, members) in site.members(window).await?.into_iter().enumerate() {
-            let here = ids.iter().filter(|id| Id(**id).shard(3) == shard);
-            assert_eq!(
-                members,
-                here.map(ToString::to_string).collect(),
-                "{kind:?} shard {shard}"
-            );
+        let sets = site.members(window).await?;
+        for (partition, members) in site.partitions.all().zip(sets) {
+            let here = ids.iter().filter(|id| Id(**id).partition(site.partitions) == partition);
+            let here = here.map(ToString::to_string).collect();
+            assert_eq!(members, here, "{kind:?} {partition:?}");
             let ttl: i64 = wait::until("each set's expiry", SOON, || async {
-                let mut redis = site.redis[shard].connection().await.ok()?;
-                redis.ttl(site.keys().ids(window)).await.ok().filter(|ttl| *ttl > 0)
+                let key = site.keys().ids(window, partition);
+                let mut redis = site.connection().await.ok()?;
+                redis.ttl(key).await.ok().filter(|ttl| *ttl > 0)
             })
             .await?;
             assert!(ttl <= 86_400, "{kind:?}: {ttl}");
-            // Jobs live on the first, wherever their ids do.
-            let jobs: usize = site.redis[shard]
-                .connection()
-                .await?
-                .xlen(site.keys().callbacks())
-                .await?;
-            assert_eq!(jobs, if shard == 0 { ids.len() } else { 0 }, "{kind:?} shard {shard}");
         }
     }
     Ok(())

@@ -27,7 +27,7 @@ struct Case {
 
 impl Case {
     async fn start(name: &str, redis: Options) -> Result<Self> {
-        let site = Site::with_redis(1, vec![redis.start().await?]);
+        let site = Site::with_redis(1, redis.start().await?);
         let reporter = site.reporter(&["--callback-allow", "127.0.0.1"]).await?;
         let (name, sink) = (name.to_owned(), Sink::start().await?);
         let case = Self {
@@ -47,7 +47,7 @@ impl Case {
         for word in words {
             cmd.arg(word);
         }
-        let mut redis = self.site.first().await?;
+        let mut redis = self.site.connection().await?;
         cmd.exec_async(&mut redis).await.with_context(|| command.to_owned())
     }
 
@@ -76,7 +76,7 @@ impl Case {
         let log = || format!("{}:\n{}", self.name, self.reporter.process().log());
         self.reporter.wait_ready(OVER).await.with_context(log)?;
         wait::until("the report", SOON, || async {
-            let mut redis = self.site.first().await.ok()?;
+            let mut redis = self.site.connection().await.ok()?;
             let key = self.site.keys().reports(self.site.length);
             let json: String = redis.hget(key, window.start()).await.ok()?;
             (Report::from_json(&json).ok()?.count == 3).then_some(())
@@ -151,7 +151,7 @@ async fn each_key_of_the_wrong_type() -> Result<()> {
             "reports" => keys.reports(case.site.length),
             "stream" => keys.callbacks(),
             "retry" => keys.callbacks_retry(),
-            _ => keys.ids(window),
+            _ => case.site.ids(window),
         };
         case.redis(&format!("SET {key} x")).await?;
         case.told("WRONGTYPE").await?;
@@ -183,7 +183,7 @@ async fn each_kind_of_error() -> Result<()> {
         for command in begin {
             // `save` takes its value in one word.
             match command.strip_prefix("CONFIG SET save ") {
-                Some(value) => case.site.redis[0].set("save", value).await?,
+                Some(value) => case.site.redis.set("save", value).await?,
                 None => case.redis(command).await?,
             }
         }
@@ -202,7 +202,7 @@ async fn each_kind_of_error() -> Result<()> {
         let redis = redis
             .iter()
             .fold(RedisServer::options(), |options, argument| options.argument(argument));
-        let case = Site::with_redis(1, vec![redis.start().await?]);
+        let case = Site::with_redis(1, redis.start().await?);
         let reporter = Reporter::start(&case.flags(&[]))?;
         wait::until("a problem", SOON, || async {
             let ready = http::get(reporter.address(), "/readyz").await.ok()?;
@@ -225,7 +225,7 @@ async fn a_server_that_loads_its_data() -> Result<()> {
     for key in 0..25_000 {
         fill.set(format!("other:{key}"), 1).ignore();
     }
-    fill.exec_async(&mut case.site.first().await?).await?;
+    fill.exec_async(&mut case.site.connection().await?).await?;
     let window = case.feed().await?;
     let (restarted, told) = {
         let Case {
@@ -236,7 +236,7 @@ async fn a_server_that_loads_its_data() -> Result<()> {
             let ready = http::get(address, "/readyz").await.ok()?;
             (ready.status == 503 && ready.text().contains("LOADING")).then_some(())
         });
-        let (restarted, told) = futures::join!(site.redis[0].restart(), told);
+        let (restarted, told) = futures::join!(site.redis.restart(), told);
         (
             restarted,
             told.with_context(|| format!("{name}:\n{}", reporter.process().log())),

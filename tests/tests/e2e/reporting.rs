@@ -88,7 +88,7 @@ async fn json_logs_are_json() -> Result<()> {
         .wait_for_line(SOON, |l| tells(l, &key, "4711"))
         .await?;
     // Errors too: the callback is refused, since its name leads to a private address, and Redis goes away.
-    site.redis[0].kill();
+    site.redis.kill();
     tokio::time::sleep(Duration::from_secs(1)).await;
     reporter.process().terminate(SOON).await?;
     for line in reporter.process().lines() {
@@ -113,14 +113,14 @@ async fn health_and_readiness() -> Result<()> {
     };
     assert_eq!(statuses().await?, (200, 200));
     assert_eq!(reporter.status("/nothing-here").await?, 404);
-    site.redis[0].kill();
+    site.redis.kill();
     becomes((200, 503)).await?;
-    site.redis[0].restart().await?;
+    site.redis.restart().await?;
     becomes((200, 200)).await?;
     // Stopped, so that connections are open and nothing comes.
-    site.redis[0].pause()?;
+    site.redis.pause()?;
     becomes((200, 503)).await?;
-    site.redis[0].resume()?;
+    site.redis.resume()?;
     becomes((200, 200)).await?;
     Ok(())
 }
@@ -130,14 +130,14 @@ async fn reports_go_on_after_an_outage_of_redis() -> Result<()> {
     use verve_tests::redis::RedisServer;
     // A disk, so that the outage loses nothing that was promised.
     let redis = RedisServer::options().append_only().start().await?;
-    let mut site = Site::with_redis(1, vec![redis]);
+    let mut site = Site::with_redis(1, redis);
     let mut ledger = Ledger::new().await?;
     let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
     let window = clock::next_window(site.length).await;
     site.add(window, 0..7).await?;
-    site.redis[0].kill();
+    site.redis.kill();
     clock::sleep_until_ms(window.end_ms() + 2_000).await;
-    site.redis[0].restart().await?;
+    site.redis.restart().await?;
     ledger.read_to(window.next(), 1, Duration::from_secs(30)).await?;
     assert_eq!(ledger.of(window)[0].value, "7");
     crate::ledger::values_in_order(&site, ledger.read());

@@ -40,7 +40,7 @@ async fn what_fails_is_retried_until_it_succeeds() -> Result<()> {
     assert!(pauses.iter().all(|pause| (50..10_000).contains(pause)), "{pauses:?}");
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(sink.received().len(), 4, "success is the end");
-    let retries: usize = site.first().await?.zcard(site.keys().callbacks_retry()).await?;
+    let retries: usize = site.connection().await?.zcard(site.keys().callbacks_retry()).await?;
     assert_eq!(retries, 0);
     assert!(site.stream(&site.keys().callbacks_dead()).await?.is_empty());
     Ok(())
@@ -160,7 +160,13 @@ async fn an_endpoint_cannot_ask_for_more_than_an_hour() -> Result<()> {
     }
     let due = wait::until("all to wait", SOON, || async {
         let retry = site.keys().callbacks_retry();
-        let due: Vec<(String, f64)> = site.first().await.ok()?.zrange_withscores(retry, 0, -1).await.ok()?;
+        let due: Vec<(String, f64)> = site
+            .connection()
+            .await
+            .ok()?
+            .zrange_withscores(retry, 0, -1)
+            .await
+            .ok()?;
         let now = clock::now_ms() as f64;
         // Taken ones are due in half a minute.
         let waits: Vec<f64> = due
@@ -210,7 +216,7 @@ async fn an_endpoint_that_is_down_is_called_once_it_is_up() -> Result<()> {
 #[tokio::test]
 async fn a_broken_entry_does_not_stop_the_others() -> Result<()> {
     let (site, sink, reporter) = start("2", "50").await?;
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     let callbacks = site.keys().callbacks();
     for fields in [
         &[("endpoint", "nonsense"), ("method", "get"), ("window", "60")][..],

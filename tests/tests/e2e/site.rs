@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use redis::streams::StreamRangeReply;
-use verve_protocol::{CallbackJob, Keys, Method, Window, WindowLength};
+use verve_protocol::{CallbackJob, Id, Keys, Method, Partition, Partitions, Window, WindowLength};
 use verve_tests::clock;
 use verve_tests::host::{self, Instance, Kind};
 use verve_tests::redis::RedisServer;
@@ -19,24 +19,32 @@ pub const SOON: Duration = Duration::from_secs(15);
 
 /// The parts that belong together, and the names they share.
 pub struct Site {
-    pub redis: Vec<RedisServer>,
+    pub redis: RedisServer,
     pub namespace: String,
     pub length: WindowLength,
+    pub partitions: Partitions,
 }
 
 impl Site {
     /// A site on one Redis.
     pub async fn new(window_seconds: u32) -> Result<Self> {
-        Ok(Self::with_redis(window_seconds, vec![RedisServer::start().await?]))
+        Ok(Self::with_redis(window_seconds, RedisServer::start().await?))
     }
 
-    /// A site on these Redis servers.
-    pub fn with_redis(window_seconds: u32, redis: Vec<RedisServer>) -> Self {
+    /// A site on this Redis.
+    pub fn with_redis(window_seconds: u32, redis: RedisServer) -> Self {
         Self {
             redis,
             namespace: clock::unique("e2e"),
             length: clock::length(window_seconds),
+            partitions: Partitions::default(),
         }
+    }
+
+    /// The same with its windows' ids in so many sets.
+    pub fn partitioned(mut self, partitions: u16) -> Self {
+        self.partitions = Partitions::try_new(partitions).expect("a valid count");
+        self
     }
 
     /// A site whose windows do not end while a test runs.
@@ -51,8 +59,7 @@ impl Site {
     }
 
     pub fn redis_urls(&self) -> String {
-        let urls: Vec<String> = self.redis.iter().map(RedisServer::url).collect();
-        urls.join(",")
+        self.redis.url()
     }
 
     pub fn keys(&self) -> Keys {
@@ -65,6 +72,7 @@ impl Site {
             .variable("redis_urls", &self.redis_urls())
             .variable("namespace", &self.namespace)
             .variable("window_seconds", &self.length.to_string())
+            .variable("partitions", &self.partitions.to_string())
             // Not what is under test, except where a test says otherwise: the machine may be slow.
             .variable("redis_timeout_ms", "5000")
     }
@@ -75,6 +83,7 @@ impl Site {
             ("--redis-urls", self.redis_urls()),
             ("--namespace", self.namespace.clone()),
             ("--window-seconds", self.length.to_string()),
+            ("--partitions", self.partitions.to_string()),
             ("--grace-ms", "300".to_owned()),
         ];
         // A flag that a test names is the test's.
@@ -88,18 +97,24 @@ impl Site {
         Reporter::ready(&self.flags(more)).await
     }
 
-    /// A connection to the first Redis.
-    pub async fn first(&self) -> Result<MultiplexedConnection> {
-        self.redis.first().context("a Redis")?.connection().await
+    /// A connection to its Redis.
+    pub async fn connection(&self) -> Result<MultiplexedConnection> {
+        self.redis.connection().await
     }
 
-    /// Puts ids into a window behind the component's back, on the first Redis.
+    /// The key of a window that has one set of ids.
+    pub fn ids(&self, window: Window) -> String {
+        self.keys().ids(window, Partition::Whole)
+    }
+
+    /// Puts ids into a window behind the component's back, each into its set.
     pub async fn add(&self, window: Window, ids: impl IntoIterator<Item = i64>) -> Result<()> {
-        let ids: Vec<i64> = ids.into_iter().collect();
-        if !ids.is_empty() {
-            let () = self.first().await?.sadd(self.keys().ids(window), ids).await?;
+        let mut pipe = redis::pipe();
+        for id in ids {
+            let partition = Id(id).partition(self.partitions);
+            pipe.sadd(self.keys().ids(window, partition), id);
         }
-        Ok(())
+        Ok(pipe.exec_async(&mut self.connection().await?).await?)
     }
 
     /// Puts a callback job into the stream behind the component's back.
@@ -111,25 +126,25 @@ impl Site {
             revision: None,
         };
         let () = self
-            .first()
+            .connection()
             .await?
             .xadd(self.keys().callbacks(), "*", &job.to_fields())
             .await?;
         Ok(())
     }
 
-    /// The members of a window's set, on each Redis.
+    /// The members of each of a window's sets.
     pub async fn members(&self, window: Window) -> Result<Vec<BTreeSet<String>>> {
-        let mut sets = Vec::new();
-        for redis in &self.redis {
-            sets.push(redis.connection().await?.smembers(self.keys().ids(window)).await?);
+        let mut pipe = redis::pipe();
+        for partition in self.partitions.all() {
+            pipe.smembers(self.keys().ids(window, partition));
         }
-        Ok(sets)
+        Ok(pipe.query_async(&mut self.connection().await?).await?)
     }
 
     /// The fields of the entries of a stream, in order.
     pub async fn stream(&self, key: &str) -> Result<Vec<Vec<(String, String)>>> {
-        let reply: StreamRangeReply = self.first().await?.xrange_all(key).await?;
+        let reply: StreamRangeReply = self.connection().await?.xrange_all(key).await?;
         let text = |value: &redis::Value| redis::from_redis_value_ref::<String>(value);
         let entry = |map: &std::collections::HashMap<String, redis::Value>| {
             let fields = map.iter().map(|(name, value)| Ok((name.clone(), text(value)?)));

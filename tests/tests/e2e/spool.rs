@@ -50,14 +50,14 @@ async fn a_host_that_was_killed_drains_what_it_had_spooled() -> Result<()> {
         let mut site = Site::with_one_window().await?;
         let mut instance = start(&site, kind).await?;
         let window = clock::current_window(site.length);
-        site.redis[0].kill();
+        site.redis.kill();
         for id in 0..300 {
             assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled", "{context}");
         }
         instance.restart().await?;
         assert_eq!(accept(&instance, "id=7").await?, "spooled", "{context}");
         instance.process().kill();
-        site.redis[0].restart().await?;
+        site.redis.restart().await?;
         instance.restart().await?;
         // The first request after Redis is back, and no other.
         accept(&instance, "id=300").await?;
@@ -73,10 +73,10 @@ async fn it_is_drained_without_further_requests() -> Result<()> {
         let mut site = Site::with_one_window().await?;
         let instance = start(&site, kind).await?;
         let window = clock::current_window(site.length);
-        site.redis[0].kill();
+        site.redis.kill();
         assert_eq!(accept(&instance, "id=0").await?, "spooled", "{context}");
         tokio::time::sleep(Duration::from_secs(3)).await;
-        site.redis[0].restart().await?;
+        site.redis.restart().await?;
         assert_drained(&site, window, 1, &context).await?;
     }
     Ok(())
@@ -88,12 +88,12 @@ async fn an_idle_host_drains_what_another_life_has_left() -> Result<()> {
     let mut site = Site::with_one_window().await?;
     let mut instance = start(&site, Kind::VerveHost).await?;
     let window = clock::current_window(site.length);
-    site.redis[0].kill();
+    site.redis.kill();
     for id in 0..5 {
         assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled");
     }
     instance.process().kill();
-    site.redis[0].restart().await?;
+    site.redis.restart().await?;
     instance.restart().await?;
     assert_drained(&site, window, 5, "no request").await
 }
@@ -104,7 +104,7 @@ async fn ids_and_jobs_come_into_their_own_windows() -> Result<()> {
         let context = format!("{kind:?}");
         let mut site = Site::new(2).await?;
         let instance = start(&site, kind).await?;
-        site.redis[0].kill();
+        site.redis.kill();
         let mut windows = Vec::new();
         for _ in 0..3 {
             let window = clock::next_window(site.length).await;
@@ -118,7 +118,7 @@ async fn ids_and_jobs_come_into_their_own_windows() -> Result<()> {
             );
             windows.push(window);
         }
-        site.redis[0].restart().await?;
+        site.redis.restart().await?;
         for window in &windows {
             assert_drained(&site, *window, 3, &context).await?;
         }
@@ -139,7 +139,7 @@ async fn ids_and_jobs_come_into_their_own_windows() -> Result<()> {
             .collect();
         assert_eq!(found, expected, "{kind:?}");
         // Statistics come late too, and none twice.
-        let mut first = site.first().await?;
+        let mut first = site.connection().await?;
         let mut counts = async |window: Window| -> Result<(Option<u64>, Option<u64>)> {
             let mut get = redis::cmd("HMGET");
             get.arg(site.keys().stats(window)).arg("requests").arg("spooled");
@@ -167,7 +167,7 @@ async fn many_spool_and_drain_at_once() -> Result<()> {
         let mut site = Site::with_one_window().await?;
         let instance = start(&site, kind).await?;
         let window = clock::current_window(site.length);
-        site.redis[0].kill();
+        site.redis.kill();
         // Several instances of the component, of up to 16 requests at once each.
         let client = |first: i64| {
             let instance = &instance;
@@ -179,7 +179,7 @@ async fn many_spool_and_drain_at_once() -> Result<()> {
             }
         };
         futures::future::try_join_all((0..40).map(client)).await?;
-        site.redis[0].restart().await?;
+        site.redis.restart().await?;
         // All drain side by side with new ids.
         futures::future::try_join_all((0..40).map(client)).await?;
         assert_drained(&site, window, 4000, &context).await?;
@@ -200,7 +200,7 @@ async fn too_many_callback_jobs_wait_on_disk() -> Result<()> {
     for kind in Kind::available() {
         let site = Site::with_one_window().await?;
         let instance = start(&site, kind).await?;
-        let (key, mut first) = (site.keys().callbacks(), site.first().await?);
+        let (key, mut first) = (site.keys().callbacks(), site.connection().await?);
         let fill = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'a', 'b') end";
         let mut eval = redis::cmd("EVAL");
         eval.arg(fill).arg(1).arg(&key).arg(MAX_QUEUED_JOBS - 1);
@@ -213,7 +213,7 @@ async fn too_many_callback_jobs_wait_on_disk() -> Result<()> {
                 "spooled"
             );
             let mut length = redis::cmd("XLEN");
-            Ok(length.arg(&key).query_async(&mut site.first().await?).await?)
+            Ok(length.arg(&key).query_async(&mut site.connection().await?).await?)
         };
         // It takes a moment to be noticed.
         assert!(send().await? >= MAX_QUEUED_JOBS, "{kind:?}");
@@ -254,7 +254,7 @@ async fn a_full_spool_refuses_and_says_so() -> Result<()> {
         let instance = site.host(kind).variable("redis_timeout_ms", "300");
         let instance = instance.variable("spool_limit", "10").start().await?;
         let window = clock::current_window(site.length);
-        site.redis[0].kill();
+        site.redis.kill();
         for id in 0..10 {
             assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled", "{context}");
         }
@@ -264,17 +264,18 @@ async fn a_full_spool_refuses_and_says_so() -> Result<()> {
         let line = instance.process().wait_for_text("spool: full", SOON).await?;
         assert!(line.contains("spool_limit"), "{context}: {line}");
         // What was promised is kept, and then there is room again.
-        site.redis[0].restart().await?;
+        site.redis.restart().await?;
         let all: Vec<String> = (0..10).map(|id| id.to_string()).collect();
         wait::until("the spooled ids", SOON, || async {
             // Answered 503 until there is room.
             http::get(instance.addr(), "/api/verve/accept?id=0").await.ok()?;
             let sets = site.members(window).await.ok()?;
-            all.iter().all(|id| sets[0].contains(id)).then_some(())
+            let left = instance.in_spool("SELECT total FROM size").ok()?;
+            (all.iter().all(|id| sets[0].contains(id)) && left == 0).then_some(())
         })
         .await
         .with_context(|| context.clone())?;
-        site.redis[0].kill();
+        site.redis.kill();
         assert_eq!(accept(&instance, "id=10").await?, "spooled", "{context}");
     }
     Ok(())
@@ -288,7 +289,7 @@ async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<(
         let site = Site::with_one_window().await?;
         let replica = RedisServer::start().await?;
         let mut follow = redis::cmd("REPLICAOF");
-        let primary = site.redis[0].address();
+        let primary = site.redis.address();
         follow.arg("127.0.0.1").arg(primary.port());
         follow.exec_async(&mut replica.connection().await?).await?;
         let instance = site.host(kind).variable("redis_timeout_ms", "500");
@@ -306,7 +307,7 @@ async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<(
         };
         let id = new("the replica to follow").await.with_context(|| context.clone())?;
         let on_replica: Vec<String> = redis::cmd("SMEMBERS")
-            .arg(site.keys().ids(window))
+            .arg(site.ids(window))
             .query_async(&mut replica.connection().await?)
             .await?;
         assert!(on_replica.contains(&id), "{context}: {id} of {on_replica:?}");
@@ -336,7 +337,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
         ] {
             let context = format!("{kind:?}, {hold:?} of {what}");
             let site = Site::with_one_window().await?;
-            let link = Link::start(site.redis[0].address()).await?;
+            let link = Link::start(site.redis.address()).await?;
             // Long, so that nobody gives up what is held.
             let mut instance = start_behind(&link, &site, kind, "10000").await?;
             let window = clock::current_window(site.length);
@@ -375,7 +376,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
             assert_eq!(endpoints, expected, "{context}");
             let mut get = redis::cmd("HMGET");
             get.arg(site.keys().stats(window)).arg("requests").arg("spooled");
-            let counts: (i64, i64) = get.query_async(&mut site.first().await?).await?;
+            let counts: (i64, i64) = get.query_async(&mut site.connection().await?).await?;
             assert_eq!(counts, (COUNT, COUNT), "{context}");
         }
     }
@@ -389,7 +390,7 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
         for goes_away in [false, true] {
             let context = format!("{kind:?}, goes away: {goes_away}");
             let site = Site::with_one_window().await?;
-            let link = Link::start(site.redis[0].address()).await?;
+            let link = Link::start(site.redis.address()).await?;
             let instance = start_behind(&link, &site, kind, "1000").await?;
             let window = clock::current_window(site.length);
             let mut gate = link.gate(&["HINCRBY"], Hold::Answer);
@@ -410,7 +411,7 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
             wait::until("the end of it", Duration::from_secs(20), || async {
                 let names: Vec<String> = redis::cmd("KEYS")
                     .arg(format!("{}:spooled:*", site.namespace))
-                    .query_async(&mut site.first().await.ok()?)
+                    .query_async(&mut site.connection().await.ok()?)
                     .await
                     .ok()?;
                 let is_over = if goes_away {
@@ -425,7 +426,7 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
             drop(gate);
             let mut get = redis::cmd("HMGET");
             get.arg(site.keys().stats(window)).arg("requests").arg("new");
-            let counts: (i64, i64) = get.query_async(&mut site.first().await?).await?;
+            let counts: (i64, i64) = get.query_async(&mut site.connection().await?).await?;
             assert_eq!(counts, (1, 1), "{context}");
         }
     }
@@ -437,7 +438,7 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
 async fn a_connection_on_which_nothing_is_answered_any_more_is_replaced() -> Result<()> {
     for kind in Kind::available() {
         let site = Site::with_one_window().await?;
-        let link = Link::start(site.redis[0].address()).await?;
+        let link = Link::start(site.redis.address()).await?;
         let instance = start_behind(&link, &site, kind, "1000").await?;
         let mut gate = link.gate(&["SADD"], Hold::Answer);
         // It was recorded the first time.

@@ -169,8 +169,8 @@ async fn a_reporter_without_redis_and_kafka_takes_next_to_no_processor_time() ->
     let never = format!("redis://{nobody}");
     let never = Reporter::start(&site.flags(&["--redis-urls", &never, "--kafka-brokers", &nobody]))?;
     let unanswered = silent.reporter(&[]).await?;
-    site.redis[0].kill();
-    silent.redis[0].pause()?;
+    site.redis.kill();
+    silent.redis.pause()?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let reporters = [&loses, &never, &unanswered].map(|reporter| reporter.process().pid());
     let before = reporters.map(cpu_seconds);

@@ -56,7 +56,7 @@ impl Secure {
         }
         let redis = options.start().await?;
         Ok(Self {
-            site: Site::with_redis(60, vec![redis]),
+            site: Site::with_redis(60, redis),
             port,
             authority,
             client,

@@ -37,7 +37,7 @@ async fn places(site: &Site) -> Result<[Vec<String>; 3]> {
     let keys = site.keys();
     let of_stream =
         |jobs: Vec<Vec<(String, String)>>| jobs.iter().map(|job| field(job, "endpoint").to_owned()).collect();
-    let members: Vec<String> = site.first().await?.zrange(keys.callbacks_retry(), 0, -1).await?;
+    let members: Vec<String> = site.connection().await?.zrange(keys.callbacks_retry(), 0, -1).await?;
     let members = members.iter().map(|member| {
         let member: Value = serde_json::from_str(member)?;
         Ok(member["job"]["endpoint"].as_str().context("an endpoint")?.to_owned())
@@ -51,7 +51,7 @@ async fn places(site: &Site) -> Result<[Vec<String>; 3]> {
 
 async fn consumers(site: &Site) -> Result<Vec<String>> {
     let reply: StreamInfoConsumersReply = site
-        .first()
+        .connection()
         .await?
         .xinfo_consumers(site.keys().callbacks(), "reporter")
         .await?;
@@ -147,7 +147,7 @@ async fn a_job_is_retried_when_due_by_a_reporter_that_was_not_there() -> Result<
     .await?;
     killed.process().kill();
     let due: Vec<(String, f64)> = site
-        .first()
+        .connection()
         .await?
         .zrange_withscores(site.keys().callbacks_retry(), 0, -1)
         .await?;
@@ -163,7 +163,7 @@ async fn callbacks_go_on_when_the_queue_was_deleted() -> Result<()> {
     let site = Site::new(60).await?;
     let sink = Sink::start().await?;
     let reporter = site.reporter(&TWICE).await?;
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     let callbacks = site.keys().callbacks();
     for (n, command) in [
         vec!["DEL", &callbacks],
@@ -259,7 +259,7 @@ async fn a_reporter_that_was_paused_does_not_undo_what_another_did() -> Result<(
 /// Makes a consumer of the group look as if it was last heard of two hours ago: nothing but time does that, so the copy that
 /// Redis makes of the stream is changed, and put back.
 async fn age_consumer(site: &Site, consumer: &str) -> Result<()> {
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     let key = site.keys().callbacks();
     let mut dump: Vec<u8> = redis::cmd("DUMP").arg(&key).query_async(&mut redis).await?;
     let found = dump
@@ -282,8 +282,8 @@ async fn consumers_that_are_gone_are_removed_unless_they_have_jobs() -> Result<(
     let redis = RedisServer::options()
         .argument("--enable-debug-command")
         .argument("yes");
-    let site = Site::with_redis(60, vec![redis.start().await?]);
-    let mut redis = site.first().await?;
+    let site = Site::with_redis(60, redis.start().await?);
+    let mut redis = site.connection().await?;
     let key = site.keys().callbacks();
     let () = redis.xgroup_create_mkstream(&key, "reporter", "0").await?;
     add_job(&site, "http://127.0.0.1:1/").await?;
@@ -320,19 +320,19 @@ async fn consumers_that_are_gone_are_removed_unless_they_have_jobs() -> Result<(
 #[tokio::test]
 async fn a_redis_that_is_away_is_said_once_and_no_job_is_lost() -> Result<()> {
     let redis = RedisServer::options().append_only();
-    let mut site = Site::with_redis(60, vec![redis.start().await?]);
+    let mut site = Site::with_redis(60, redis.start().await?);
     let sink = Sink::start().await?;
     let reporter = site.reporter(&TWICE).await?;
     // Answered while Redis is away, so that nothing can be written down.
     sink.answer("/job", [Answer::status(500).after(Duration::from_secs(1))]);
     add_job(&site, &sink.url("/job")).await?;
     sink.wait_for("/job", 1, SOON).await?;
-    site.redis[0].kill();
+    site.redis.kill();
     tokio::time::sleep(Duration::from_secs(5)).await;
     let log = reporter.process().log();
     assert_eq!(log.matches("ERROR").count(), 1, "{log}");
     assert!(log.contains("is not reachable"), "{log}");
-    site.redis[0].restart().await?;
+    site.redis.restart().await?;
     reporter.process().wait_for_text("is reachable again", SOON).await?;
     let [new, ..] = places(&site).await?;
     assert_eq!(new, [sink.url("/job")], "where it was");
@@ -345,7 +345,7 @@ async fn a_redis_that_is_away_is_said_once_and_no_job_is_lost() -> Result<()> {
 async fn a_queue_that_redis_refuses_is_said_once_and_works_again() -> Result<()> {
     let site = Site::new(60).await?;
     let sink = Sink::start().await?;
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     let callbacks = site.keys().callbacks();
     let () = redis.set(&callbacks, "no stream").await?;
     // Not ready, since it is refused something.
@@ -376,7 +376,7 @@ async fn a_job_that_cannot_be_kept_for_want_of_memory_is_not_lost() -> Result<()
     );
     add_job(&site, &sink.url("/job")).await?;
     sink.wait_for("/job", 1, SOON).await?;
-    let mut redis = site.first().await?;
+    let mut redis = site.connection().await?;
     let mut memory = async |bytes: &str| -> Result<()> {
         let mut set = redis::cmd("CONFIG");
         set.arg("SET").arg("maxmemory").arg(bytes);

@@ -67,7 +67,7 @@ impl Trial {
     /// Starts everything on this Redis and this Kafka, with windows of a second, and waits until all of it works.
     pub async fn start(kind: Kind, redis: RedisServer, kafka: &Kafka) -> Result<Self> {
         let link = Link::start(redis.address()).await?;
-        let site = Site::with_redis(1, vec![redis]);
+        let site = Site::with_redis(1, redis);
         let url = format!("redis://{}", link.address());
         let host = site
             .host(kind)

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use redis::AsyncCommands;
-use verve_protocol::Window;
-use verve_tests::redis::RedisServer;
+use verve_protocol::{Partitions, Window};
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, wait};
 
@@ -127,9 +126,9 @@ async fn ids_may_be_late_for_the_late_period_and_no_longer() -> Result<()> {
     ledger.read_to(window, 2, SOON).await?;
     assert_eq!(counts_and_revisions(&ledger, window), [("3", "0"), ("5", "1")]);
     // Sets never leak: a reported one is removed once its late period is over.
-    let key = site.keys().ids(window);
+    let key = site.ids(window);
     wait::until("the set to be removed", SOON, || async {
-        let there: bool = site.first().await.ok()?.exists(&key).await.ok()?;
+        let there: bool = site.connection().await.ok()?.exists(&key).await.ok()?;
         (!there).then_some(())
     })
     .await?;
@@ -145,17 +144,16 @@ fn counts_and_revisions(ledger: &Ledger, window: Window) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn the_count_is_the_sum_of_all_redis() -> Result<()> {
-    let (mut site, mut ledger) = site().await?;
-    site.redis.push(RedisServer::start().await?);
-    site.redis.push(RedisServer::start().await?);
+async fn the_count_is_the_sum_of_all_partitions() -> Result<()> {
+    let (site, mut ledger) = site().await?;
+    let mut site = site.partitioned(3);
     let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
     let window = clock::next_window(site.length).await;
-    for (redis, ids) in site.redis.iter().zip([0..3, 3..7, 7..12]) {
-        let ids: Vec<i64> = ids.collect();
-        let () = redis.connection().await?.sadd(site.keys().ids(window), ids).await?;
-    }
+    site.add(window, 0..12).await?;
+    // Some components had one set for all a moment ago.
+    site.partitions = Partitions::default();
+    site.add(window, 12..15).await?;
     ledger.read_to(window, 1, SOON).await?;
-    assert_eq!(ledger.last()[window.to_string().as_str()].value, "12");
+    assert_eq!(ledger.last()[window.to_string().as_str()].value, "15");
     Ok(())
 }

@@ -45,7 +45,7 @@ impl Queue {
         let script = Script::new(REMOVE_CONSUMERS);
         let mut remove = script.key(self.store.keys.callbacks());
         remove.arg(GROUP).arg(idle.as_millis() as u64).arg(name);
-        self.store.first().script(&remove).await
+        self.store.redis().script(&remove).await
     }
 
     /// Makes the group where it is missing: on a new Redis, or one that came back without its data.
@@ -61,7 +61,7 @@ impl Queue {
                     .arg(GROUP)
                     .arg("0")
                     .arg("MKSTREAM");
-                match self.store.first().command::<()>(&create).await {
+                match self.store.redis().command::<()>(&create).await {
                     Err(error) if error.code() != Some("BUSYGROUP") => Err(error),
                     _ => Ok(None),
                 }

@@ -131,7 +131,7 @@ impl Queue {
             Place::Stream(id) => settle.arg("stream").arg(id),
             Place::Retry(member) => settle.arg("retry").arg(member),
         };
-        match self.store.first().script::<i64>(settle.arg(GROUP).arg(verdict)).await? {
+        match self.store.redis().script::<i64>(settle.arg(GROUP).arg(verdict)).await? {
             0 => {}
             -1 => tracing::debug!("no room for another attempt: the job stays in the stream until there is"),
             -2 => tracing::debug!("another replica has settled this job already"),

@@ -10,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use redis::streams::StreamRangeReply;
 use rusqlite::OpenFlags;
 use tokio::time::{Instant, sleep};
-use verve_protocol::{Window, WindowLength};
+use verve_protocol::{Partition, Window, WindowLength};
 use verve_tests::kafka::Record;
 use verve_tests::{clock, http};
 
@@ -115,7 +115,7 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
 async fn counts(parts: &Parts, windows: &[Window], redis: &mut MultiplexedConnection) -> Result<Vec<u64>> {
     let mut counts = Vec::new();
     for window in windows {
-        counts.push(redis.scard(parts.keys.ids(*window)).await?);
+        counts.push(redis.scard(parts.keys.ids(*window, Partition::Whole)).await?);
     }
     Ok(counts)
 }
