@@ -63,30 +63,29 @@ impl Distinct {
     }
 }
 
-/// Spooled ids of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Spooled ids of one set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpooledIds {
     /// The rows that they are in.
     pub rows: Vec<i64>,
-    /// The key of their window's set.
-    pub key: String,
     /// The ids.
     pub ids: Vec<Id>,
 }
 
-/// Rows of the spool, in its order, as they are brought to Redis: neighbours of one key together, until there are [`MOST_SPOOLED`] ids.
-pub fn together(rows: impl IntoIterator<Item = SpooledIds>) -> Vec<SpooledIds> {
-    let mut batches: Vec<SpooledIds> = Vec::new();
-    for row in rows {
-        match batches.last_mut() {
-            Some(last) if last.key == row.key && last.ids.len() < MOST_SPOOLED => {
-                last.rows.extend(row.rows);
-                last.ids.extend(row.ids);
+impl SpooledIds {
+    /// Of rows of the spool, each a number and its ids, those that are brought to Redis together: the first, until there are
+    /// [`MOST_SPOOLED`] ids.
+    pub fn leading(rows: impl IntoIterator<Item = (i64, Vec<Id>)>) -> Self {
+        let mut leading = Self::default();
+        for (number, ids) in rows {
+            leading.rows.push(number);
+            leading.ids.extend(ids);
+            if leading.ids.len() >= MOST_SPOOLED {
+                break;
             }
-            _ => batches.push(row),
         }
+        leading
     }
-    batches
 }
 
 /// Commands that run together, once.
@@ -130,15 +129,6 @@ mod tests {
     fn window(number: u64) -> Window {
         let length = WindowLength::try_new(60).expect("valid");
         length.window_at_ms(number * 60_000)
-    }
-
-    fn row() -> impl Strategy<Value = SpooledIds> {
-        let ids = prop_oneof![vec(0..9i64, 1..4), vec(any::<i64>(), 100..=MOST)];
-        (0..3u8, ids).prop_map(|(key, ids)| SpooledIds {
-            rows: Vec::new(),
-            key: format!("verve:ids:60:{key}"),
-            ids: ids.into_iter().map(Id).collect(),
-        })
     }
 
     proptest! {
@@ -192,28 +182,21 @@ mod tests {
             prop_assert_eq!(distinct.answers(&[&of_members[..], &[beyond]].concat()), None);
         }
 
-        /// Each row is brought once, with its ids, to its own key, in the spool's order, in batches that are neither too large nor
-        /// needlessly small.
+        /// Each row is brought once, with all its ids, in the spool's order, and neither too much nor needlessly little at once.
         #[test]
-        fn spooled_rows_are_brought_once_to_their_own_key(rows in vec(row(), 0..40)) {
-            let numbered = rows.into_iter().zip(1..).map(|(row, number)| SpooledIds { rows: vec![number], ..row });
-            let rows: Vec<SpooledIds> = numbered.collect();
-            let batches = together(rows.clone());
-            let mut unread = rows.iter();
-            for batch in &batches {
-                let mut ids = Vec::new();
-                for number in &batch.rows {
-                    let row = unread.next().expect("a row");
-                    prop_assert_eq!((&row.rows[..], &row.key), (&[*number][..], &batch.key));
-                    ids.extend_from_slice(&row.ids);
-                }
-                prop_assert_eq!(&batch.ids, &ids);
-                prop_assert!(ids.len() < MOST_SPOOLED + MOST);
+        fn spooled_rows_are_brought_once_and_in_order(sizes in vec(1..=MOST, 0..40)) {
+            let rows: Vec<(i64, Vec<Id>)> = (1..).zip(sizes.iter().map(|size| vec![Id(7); *size])).collect();
+            let mut unread = rows.as_slice();
+            while !unread.is_empty() {
+                let together = SpooledIds::leading(unread.to_vec());
+                let (read, later) = unread.split_at(together.rows.len());
+                prop_assert!(read.iter().map(|(number, _)| *number).eq(together.rows.iter().copied()));
+                prop_assert_eq!(together.ids.len(), read.iter().map(|(_, ids)| ids.len()).sum::<usize>());
+                prop_assert!(together.ids.len() < MOST_SPOOLED + MOST);
+                prop_assert!(later.is_empty() || together.ids.len() >= MOST_SPOOLED);
+                unread = later;
             }
-            prop_assert_eq!(unread.next(), None);
-            for pair in batches.windows(2) {
-                prop_assert!(pair[0].key != pair[1].key || pair[0].ids.len() >= MOST_SPOOLED);
-            }
+            prop_assert_eq!(SpooledIds::leading([]), SpooledIds::default());
         }
     }
 }

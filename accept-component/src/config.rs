@@ -87,12 +87,8 @@ impl Config {
         ] = values;
         let partitions: Partitions = variable("partitions", &partitions)?;
         let window_limit = limit("window_limit", "a number of ids", &window_limit)?;
-        let redis_urls: RedisUrls = variable("redis_urls", &redis_urls)?;
-        redis_urls
-            .expect_one()
-            .map_err(|error| format!("variable redis_urls: {error}"))?;
         Ok(Self {
-            redis_urls,
+            redis_urls: variable("redis_urls", &redis_urls)?,
             partitions,
             keys: Keys::new(variable::<Namespace>("namespace", &namespace)?),
             window_length: variable("window_seconds", &window_seconds)?,

@@ -8,6 +8,9 @@ pub const INVALID_ADDRESS: &str = "the address is invalid or not among allowed_o
 pub const TOO_MANY_CONNECTIONS: &str = "too many open connections";
 /// Something else than Redis may be there.
 pub const TYPE_ERROR: &str = "the answer has an unexpected type";
+/// Several servers are named that are not one.
+pub const NO_CLUSTER: &str =
+    "redis_urls names several servers, which are no cluster; expected one Redis, or nodes of one cluster";
 /// The stream of callback jobs is full.
 pub const TOO_MANY_JOBS: &str = "too many callback jobs wait";
 

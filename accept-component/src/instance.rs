@@ -18,7 +18,7 @@ use crate::clock::{look_again, now_ms};
 use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
 use crate::failures;
 use crate::once::Once;
-use crate::redis::Server;
+use crate::redis::{Node, Redis};
 use crate::request::{Accept, Callback};
 use crate::seen::Seen;
 use crate::spool::Spool;
@@ -36,7 +36,7 @@ thread_local! {
 /// Parsed variables, open connections and unflushed counts.
 struct Instance {
     config: Config,
-    server: Server,
+    redis: Redis,
     /// For each partition, the ids that wait to be recorded.
     queues: Vec<Queue<Answer>>,
     seen: Seen,
@@ -102,12 +102,12 @@ async fn load() -> Result<Rc<Instance>, String> {
     let spool_limit = variables::get(SPOOL_LIMIT).await;
     let spool_limit = spool_limit.map_err(|error| format!("variable {SPOOL_LIMIT}: {error}"))?;
     let spool_limit = config::spool_limit(&spool_limit)?;
-    let server = Server::new(config.redis_urls.first().clone(), &config);
+    let redis = Redis::new(&config);
     let queues = config.partitions.all().map(|_| Queue::default()).collect();
     let [spool, background] = [Spool::new(spool_limit), Spool::new(spool_limit)];
     let instance = Rc::new(Instance {
         config,
-        server,
+        redis,
         queues,
         seen: Seen::default(),
         spool,
@@ -187,23 +187,26 @@ impl Instance {
     /// Records ids of one partition of a window in Redis, or else in the spool. Answers what came of each.
     async fn record_ids(self: &Rc<Self>, window: Window, partition: Partition, ids: &[Id]) -> Recorded<Vec<Answer>> {
         let keys = &self.config.keys;
-        if self.server.is_due() {
+        let key = keys.ids(window, partition);
+        let node = self.redis.node_of(&key);
+        if node.is_due() {
             // Not by these ids: others would wait behind them.
-            spawn(look_whether_back(self.clone()));
+            spawn(look_whether_back(self.clone(), node));
         }
-        match self.server.add_ids(keys, (window, partition), ids).await {
+        match self.redis.add_ids(keys, (window, partition), ids).await {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
                 let recorded = recorded.filter(|(_, answer)| matches!(answer, Answer::Recorded(_)));
                 recorded.for_each(|(id, _)| self.seen.add(window, *id));
-                self.found_well().await;
+                self.found_well(&self.redis.node_of(&key)).await;
                 Ok(answers)
             }
             Err(redis) => {
                 self.seen.clear();
-                let spooled = self.spool.add_ids(keys.ids(window, partition), ids).await;
+                let node = self.redis.node_of(&key);
+                let spooled = self.spool.add_ids(key, ids).await;
                 self.spooled(&redis, spooled)?;
-                self.found_away().await;
+                self.found_away(&node).await;
                 Ok(vec![Answer::Recorded(Outcome::Spooled); ids.len()])
             }
         }
@@ -214,7 +217,7 @@ impl Instance {
         let command = self.add_job(job);
         let redis = match self.jobs.enter(now_ms, OPEN_MS) {
             Passage::Barred => failures::TOO_MANY_JOBS.to_owned(),
-            Passage::Free | Passage::Trial => match self.server.add_job(&self.config.keys, job, &command).await {
+            Passage::Free | Passage::Trial => match self.redis.add_job(&self.config.keys, job, &command).await {
                 Ok(beyond) => {
                     self.jobs_added.set(true);
                     return Ok(beyond);
@@ -244,22 +247,20 @@ impl Instance {
         Ok(())
     }
 
-    /// Tells other instances that a server is away, unless they have just been told.
-    async fn found_away(&self) {
-        let server = &self.server;
+    /// Tells other instances that a node is away, unless they have just been told.
+    async fn found_away(&self, node: &Node) {
         let now = now_ms();
-        if server.circuit.is_open() && server.told_away.get() < now {
-            server.told_away.set(now + OPEN_MS);
+        if node.circuit.is_open() && node.told_away.get() < now {
+            node.told_away.set(now + OPEN_MS);
             // If they are not told, they find out themselves.
-            let _ = self.spool.tell(&server.name(), now + OPEN_MS).await;
+            let _ = self.spool.tell(&node.name(), now + OPEN_MS).await;
         }
     }
 
-    /// Tells other instances that a server that was away is back.
-    async fn found_well(&self) {
-        let server = &self.server;
-        if server.told_away.replace(0) != 0 {
-            let _ = self.spool.untell(&server.name()).await;
+    /// Tells other instances that a node that was away is back.
+    async fn found_well(&self, node: &Node) {
+        if node.told_away.replace(0) != 0 {
+            let _ = self.spool.untell(&node.name()).await;
         }
     }
 
@@ -267,8 +268,8 @@ impl Instance {
     async fn flush(&self, window: Window, counts: Counts) {
         let keys = &self.config.keys;
         let batch = stats::flush(keys, window, &counts, unique_name());
-        let redis = match self.server.run_once(keys, &batch).await {
-            Ok(_) => return self.server.forget(keys, &batch).await,
+        let redis = match self.redis.run_once(keys, &batch).await {
+            Ok(_) => return self.redis.forget(keys, &batch).await,
             Err(redis) => redis,
         };
         let spooled = self.background.add_batch(&batch).await;
@@ -280,7 +281,7 @@ impl Instance {
 
     /// Finds out whether there is room for further callback jobs, and tells other instances if not.
     async fn look_for_room(&self) {
-        match self.server.has_room(&self.config.keys).await {
+        match self.redis.has_room(&self.config.keys).await {
             Ok(true) => drop(self.jobs.close()),
             Ok(false) => {
                 let until = now_ms() + OPEN_MS;
@@ -321,10 +322,10 @@ async fn record_waiting(instance: Rc<Instance>, partition: Partition, mut waiter
     }
 }
 
-/// Asks a server that was away whether it is back.
-async fn look_whether_back(instance: Rc<Instance>) {
-    if instance.server.is_back().await {
-        instance.found_well().await;
+/// Asks a node that was away whether it is back.
+async fn look_whether_back(instance: Rc<Instance>, node: Rc<Node>) {
+    if node.is_back().await {
+        instance.found_well(&node).await;
     }
 }
 

@@ -5,8 +5,8 @@
 //! - `instance`: what the instance keeps (parsed variables, open connections) and the recording; `instance::drain` empties the spool
 //! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together
 //! - [`batches`]: what is recorded together, and what comes of each id of it
-//! - `redis`: one server; attempts and the retry; `deadlines`: their time limits; [`once`]: its connection, opened once however many wait;
-//!   [`circuit`]: that it was away a moment ago
+//! - `redis`: what is asked of Redis; [`cluster`]: which node of several has a key; `redis::node`: one of them, attempts and the retry;
+//!   `deadlines`: their time limits; [`once`]: its connection, opened once however many wait; [`circuit`]: that it was away a moment ago
 //! - `spool`: what was accepted while a server is away, on the host's disk; `no_spool` where the host has none
 //! - [`answer`]: what came of it, as status, headers and body; `http` sends it
 //! - [`limits`]: what the operator may limit
@@ -14,7 +14,7 @@
 //! - [`stats`]: what happened is counted and flushed after responses
 //!
 //! So it is in the build for WASI 0.3. The one for WASI 0.2, whose instances serve one request each, has `wasip2` in place of most of it:
-//! [`request`], [`answer`], [`config`], [`limits`] and [`failures`] are the same.
+//! [`request`], [`answer`], [`config`], [`limits`], [`cluster`] and [`failures`] are the same.
 //!
 //! What talks to the host exists only in the WebAssembly builds; the rest is tested natively.
 
@@ -23,6 +23,7 @@ pub mod batches;
 pub mod circuit;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod clock;
+pub mod cluster;
 pub mod config;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod deadlines;

@@ -32,8 +32,13 @@ impl Spool {
     }
 
     /// None.
-    pub async fn ids(&self) -> Result<Vec<SpooledIds>, String> {
+    pub async fn sets(&self) -> Result<Vec<String>, String> {
         Ok(Vec::new())
+    }
+
+    /// None.
+    pub async fn ids(&self, _key: &str) -> Result<SpooledIds, String> {
+        Ok(SpooledIds::default())
     }
 
     /// Nothing to remove.

@@ -70,6 +70,14 @@ impl<T: Clone, E: Clone> Once<T, E> {
         result
     }
 
+    /// The value, if somebody has made it.
+    pub fn made(&self) -> Option<T> {
+        match &self.0.borrow().state {
+            State::Made(value) => Some(value.clone()),
+            State::Empty | State::Making => None,
+        }
+    }
+
     /// Gives the value up if `outdated` says so of it; the next caller makes it anew.
     pub fn clear_if(&self, outdated: impl FnOnce(&T) -> bool) {
         let mut slot = self.0.borrow_mut();

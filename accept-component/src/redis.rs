@@ -1,25 +1,33 @@
-//! Recording in Redis: one connection per server, kept by the instance and shared by its requests.
+//! Recording in Redis: a server, or a cluster, whose nodes are found by what they say of each other.
+
+mod node;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::time::Duration;
 
-use futures::future;
-use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
+use futures::{StreamExt, TryStreamExt, stream};
+use spin_sdk::redis::{Error, RedisParameter, RedisResult};
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
+use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
-use verve_protocol::{CallbackJob, Id, Keys, Partition, RedisUrl, SpoolState, Window};
+use verve_protocol::{CallbackJob, Id, Keys, Partition, RedisUrls, SpoolState, Window};
 
 use crate::answer::{Answer, Limit, Outcome};
 use crate::batches::{Batch, Distinct};
-use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
+use crate::cluster::{Address, Map, Redirect};
 use crate::config::Config;
-use crate::deadlines::Deadlines;
 use crate::failures;
 use crate::limits::{ADD_JOB_WITHIN, ADD_WITHIN, added, endpoints_seconds};
 use crate::once::Once;
+pub use node::Node;
+use node::{Failure, Via};
+
+/// How often a command is sent to another node before it is given up.
+const REDIRECTIONS: usize = 5;
+/// How often it is asked anew, after failures, which node has what, in milliseconds.
+const MAP_ANEW_MS: u64 = 500;
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
 /// more commands than there are ids.
@@ -50,58 +58,148 @@ for i = 3, #ARGV do
 end
 return 1";
 
-/// One Redis server.
-pub struct Server {
-    url: RedisUrl,
-    /// For one attempt, connecting included.
-    timeout: Duration,
-    /// The most ids of a window here.
-    window_limit: Option<u64>,
-    /// The most callback jobs of an endpoint in a window.
-    endpoint_limit: Option<u64>,
-    /// How many replicas must have what is recorded.
-    wait_replicas: u32,
-    /// How long they may take.
-    replicas_within_ms: i64,
-    deadlines: Rc<Deadlines>,
-    connection: Once<Rc<Connection>, String>,
-    /// Open while the server is away.
-    pub circuit: Circuit,
-    /// Until when other instances have been told that it is away, in Unix milliseconds; 0 if they are not.
-    pub told_away: Cell<u64>,
-    /// Why it last failed.
-    last_error: RefCell<String>,
+/// Redis: one server, or a cluster.
+pub struct Redis {
+    config: Config,
+    /// All that were asked for so far; first those that the variable names.
+    nodes: RefCell<Vec<Rc<Node>>>,
+    /// Which node has which slots; nothing is in it where there is one server.
+    map: Once<Rc<Topology>, String>,
     /// The last window, by its start, and those of its partitions, whose sets of ids are known to have an expiry.
     expiring: RefCell<(u64, BTreeSet<Partition>)>,
 }
 
-impl Server {
-    /// The server at `url`; connects when first used.
-    pub fn new(url: RedisUrl, config: &Config) -> Self {
+/// What a node says of its cluster.
+enum Asked {
+    /// It is by itself.
+    One,
+    /// It may not be asked.
+    Nobody,
+    Cluster(Vec<RedisResult>),
+}
+
+/// What there is.
+enum Topology {
+    /// A server by itself.
+    One,
+    /// A cluster, and when it was asked for its map.
+    Cluster {
+        map: RefCell<Map>,
+        asked_ms: u64,
+        outdated: Cell<bool>,
+    },
+}
+
+impl Redis {
+    /// The Redis that the variables name; connects when first used.
+    pub fn new(config: &Config) -> Self {
+        let named = config.redis_urls.as_slice().iter();
+        let named = named.map(|url| Rc::new(Node::new(url.clone(), config)));
         Self {
-            url,
-            timeout: config.redis_timeout,
-            window_limit: config.window_limit,
-            endpoint_limit: config.endpoint_limit,
-            wait_replicas: config.wait_replicas,
-            replicas_within_ms: config.replicas_within_ms(),
-            deadlines: Deadlines::new(config.redis_timeout),
-            connection: Once::default(),
-            circuit: Circuit::default(),
-            told_away: Cell::new(0),
-            last_error: RefCell::default(),
+            config: config.clone(),
+            nodes: RefCell::new(named.collect()),
+            map: Once::default(),
             expiring: RefCell::default(),
         }
     }
 
-    /// Its name among instances of the component: its URL without password.
-    pub fn name(&self) -> String {
-        self.url.to_string()
+    /// The node that has a key, as far as is known by now.
+    pub fn node_of(&self, key: &str) -> Rc<Node> {
+        let address = self.map.made().and_then(|topology| topology.node(slot(key)));
+        let node = address.and_then(|address| self.node_at(&self.first(), &address));
+        node.unwrap_or_else(|| self.first())
     }
 
-    /// How long a trial of a server that was away takes at most, in milliseconds: two attempts, and the circuit's time.
-    pub fn trial_ms(&self) -> u64 {
-        2 * self.timeout.as_millis() as u64 + OPEN_MS
+    /// The node of this name, of which another instance has told.
+    pub fn named(&self, name: &str) -> Option<Rc<Node>> {
+        let urls: RedisUrls = name.parse().ok()?;
+        let (host, port) = (urls.first().host().to_owned(), urls.first().port());
+        self.node_at(&self.first(), &Address { host, port })
+    }
+
+    fn first(&self) -> Rc<Node> {
+        self.nodes.borrow()[0].clone()
+    }
+
+    fn find(&self, is: impl Fn(&Node) -> bool) -> Option<Rc<Node>> {
+        self.nodes.borrow().iter().find(|node| is(node)).cloned()
+    }
+
+    /// The node at this address, as `asked` sees it.
+    fn node_at(&self, asked: &Node, address: &Address) -> Option<Rc<Node>> {
+        let url = asked.url().of_node(&address.host, address.port)?;
+        let is = |node: &Node| (node.url().host(), node.url().port()) == (url.host(), url.port());
+        Some(self.find(is).unwrap_or_else(|| {
+            let node = Rc::new(Node::new(url, &self.config));
+            self.nodes.borrow_mut().push(node.clone());
+            node
+        }))
+    }
+
+    /// Asks the nodes, one after the other, for the cluster's map.
+    async fn read_map(&self) -> Result<Rc<Topology>, String> {
+        let nodes = self.nodes.borrow().clone();
+        // Those that are away would have everybody wait.
+        let (away, there): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|node| node.circuit.is_open());
+        let mut errors = Vec::new();
+        for node in there.iter().chain(&away) {
+            let ask = async |via: &Via<'_>| match via.execute("CLUSTER", [text("NODES")]).await {
+                Err(Error::Other(error)) if is_no_cluster(&error) => Ok(Asked::One),
+                Err(Error::Other(error)) if is_forbidden(&error) => Ok(Asked::Nobody),
+                answer => answer.map(Asked::Cluster),
+            };
+            match node.twice(ask).await {
+                Ok(Asked::One) => return self.one(),
+                // Whatever node is asked sends on, if it is one of several.
+                Ok(Asked::Nobody) => return Ok(Topology::cluster(Map::default())),
+                Ok(Asked::Cluster(answer)) => {
+                    let [RedisResult::Binary(nodes)] = answer.as_slice() else {
+                        return Err(format!("{}: {}", node.url(), failures::TYPE_ERROR));
+                    };
+                    return Ok(Topology::cluster(Map::parse(&String::from_utf8_lossy(nodes))));
+                }
+                Err(Failure::Failed(error)) => errors.push(error),
+                Err(Failure::Redirected(_)) => {}
+            }
+        }
+        Err(errors.join("; "))
+    }
+
+    fn one(&self) -> Result<Rc<Topology>, String> {
+        match self.config.redis_urls.as_slice() {
+            [_] => Ok(Rc::new(Topology::One)),
+            _ => Err(failures::NO_CLUSTER.to_owned()),
+        }
+    }
+
+    /// Runs an idempotent command on the node that has the key, again on a fresh connection if it fails, and wherever the nodes send it.
+    async fn twice<T>(&self, key: &str, command: impl AsyncFn(&Via<'_>) -> Result<T, Error>) -> Result<T, String> {
+        let slot = slot(key);
+        self.map.clear_if(|topology| topology.is_to_be_asked_anew());
+        let topology = self.map.get(async || self.read_map().await, look_again).await?;
+        let node = topology.node(slot);
+        let node = node.and_then(|address| self.node_at(&self.first(), &address));
+        let mut node = node.unwrap_or_else(|| self.first());
+        for _ in 0..REDIRECTIONS {
+            let redirect = match node.twice(&command).await {
+                Ok(done) => return Ok(done),
+                Err(Failure::Failed(error)) => {
+                    topology.set_outdated();
+                    return Err(error);
+                }
+                Err(Failure::Redirected(redirect)) => redirect,
+            };
+            let (Redirect::Moved(_, address) | Redirect::Ask(address)) = &redirect;
+            let Some(to) = self.node_at(&node, address) else {
+                return Err(format!("{}: sends on to {address}, which is no address", node.url()));
+            };
+            if let Redirect::Ask(_) = redirect {
+                return to.asking(&command).await;
+            }
+            topology.moved(slot, address.clone());
+            node = to;
+        }
+        Err(format!("{}: sent on more than {REDIRECTIONS} times", node.url()))
     }
 
     /// Records ids in a window. Answers what came of each: the first of several equal ones is the new one.
@@ -114,15 +212,17 @@ impl Server {
         let key = keys.ids(window, partition);
         let distinct = Distinct::of(ids);
         let members = distinct.members();
-        let new: Vec<Answer> = match self.window_limit {
+        let new: Vec<Answer> = match self.config.window_limit {
             None if members.len() < TOGETHER_FROM => {
-                self.twice(async |connection| {
+                self.twice(&key, async |via| {
                     let adds = members.iter().map(async |member| {
-                        let new = connection.sadd(&key, std::slice::from_ref(member)).await? > 0;
+                        let new = via.sadd(&key, std::slice::from_ref(member)).await? > 0;
                         Ok(Answer::Recorded(if new { Outcome::New } else { Outcome::Duplicate }))
                     });
-                    let added = future::try_join_all(adds).await?;
-                    self.replicated(connection, added).await
+                    // What a node has to be asked for comes by itself.
+                    let at_once = if via.asking { 1 } else { TOGETHER_FROM };
+                    let added = stream::iter(adds).buffered(at_once).try_collect().await?;
+                    self.replicated(via, added).await
                 })
                 .await?
             }
@@ -132,9 +232,9 @@ impl Server {
                 let arguments = [script, "1", &key].map(text).into_iter();
                 let arguments = arguments.chain(limit.iter().chain(&members).map(text));
                 let arguments: Vec<RedisParameter> = arguments.collect();
-                let known = self.twice(async |connection| {
-                    let known = connection.execute("EVAL", arguments.clone()).await?;
-                    self.replicated(connection, known).await
+                let known = self.twice(&key, async |via| {
+                    let known = via.execute("EVAL", arguments.clone()).await?;
+                    self.replicated(via, known).await
                 });
                 let known = known.await?.into_iter();
                 known
@@ -147,7 +247,7 @@ impl Server {
         };
         let answers = distinct
             .answers(&new)
-            .ok_or_else(|| format!("{}: the answer has an unexpected length", self.url))?;
+            .ok_or_else(|| format!("{key}: the answer has an unexpected length"))?;
         if self.is_first(window, partition) && self.expire(&key).await.is_err() {
             // The ids are recorded all the same; the next ones set the expiry.
             self.expiring.borrow_mut().1.remove(&partition);
@@ -167,35 +267,17 @@ impl Server {
     /// Records spooled ids of one set, known by its key.
     pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), String> {
         let members: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        self.twice(async |connection| {
-            let added = connection.sadd(key, &members).await?;
-            self.replicated(connection, added).await
+        self.twice(key, async |via| {
+            let added = via.sadd(key, &members).await?;
+            self.replicated(via, added).await
         })
         .await?;
         self.expire(key).await
     }
 
-    /// Whether the server was away for long enough to be asked again. Says so to one who asks; who does has to call
-    /// [`Server::is_back`].
-    pub fn is_due(&self) -> bool {
-        self.circuit.is_open() && self.circuit.enter(now_ms, self.trial_ms()) == Passage::Trial
-    }
-
-    /// Asks the server whether it is back.
-    pub async fn is_back(&self) -> bool {
-        // Not `PING`: a user of few rights may do what recording takes, and no more.
-        let nothing = async |connection: &Connection| connection.execute("EVAL", ["return 1", "0"].map(text)).await;
-        let answer = self.once(Passage::Trial, nothing).await;
-        match &answer {
-            Ok(_) => drop(self.circuit.close()),
-            Err(error) => self.failed(error),
-        }
-        answer.is_ok()
-    }
-
     /// Adds a callback job, which `command` adds, unless its endpoint has had enough of them in its window.
     pub async fn add_job(&self, keys: &Keys, job: &CallbackJob, command: &[String]) -> Result<Option<Limit>, String> {
-        let Some(limit) = self.endpoint_limit else {
+        let Some(limit) = self.config.endpoint_limit else {
             return self.append(command).await.map(|()| None);
         };
         let (stream, endpoints) = (keys.callbacks(), keys.endpoints(job.window));
@@ -217,9 +299,9 @@ impl Server {
                 .flat_map(|(field, value)| [text(field), text(value)]),
         );
         let answer = self
-            .twice(async |connection| {
-                let answer = connection.execute("EVAL", arguments.clone()).await?;
-                self.replicated(connection, answer).await
+            .twice(&stream, async |via| {
+                let answer = via.execute("EVAL", arguments.clone()).await?;
+                self.replicated(via, answer).await
             })
             .await?;
         Ok(match answer.as_slice() {
@@ -230,13 +312,14 @@ impl Server {
 
     /// Runs a command that appends.
     pub async fn append(&self, command: &[String]) -> Result<(), String> {
-        let Some((name, arguments)) = command.split_first() else {
+        let [name, arguments @ ..] = command else {
             return Ok(());
         };
+        let key = arguments.first().map_or("", String::as_str);
         let arguments: Vec<RedisParameter> = arguments.iter().map(text).collect();
-        self.twice(async |connection| {
-            connection.execute(name, arguments.clone()).await?;
-            self.replicated(connection, ()).await
+        self.twice(key, async |via| {
+            via.execute(name, arguments.clone()).await?;
+            self.replicated(via, ()).await
         })
         .await
     }
@@ -253,9 +336,9 @@ impl Server {
         arguments.extend([expiry, most].map(text));
         arguments.extend(batch.commands.iter().map(text));
         let answer = self
-            .twice(async |connection| {
-                let answer = connection.execute("EVAL", arguments.clone()).await?;
-                self.replicated(connection, answer).await
+            .twice(&own, async |via| {
+                let answer = via.execute("EVAL", arguments.clone()).await?;
+                self.replicated(via, answer).await
             })
             .await?;
         Ok(matches!(answer.as_slice(), [RedisResult::Int64(1)]))
@@ -263,41 +346,41 @@ impl Server {
 
     /// Whether there is room for another callback job.
     pub async fn has_room(&self, keys: &Keys) -> Result<bool, String> {
-        let stream = [text(keys.callbacks())];
+        let stream = keys.callbacks();
         let answer = self
-            .twice(async |connection| connection.execute("XLEN", stream.clone()).await)
+            .twice(&stream, async |via| via.execute("XLEN", [text(&stream)]).await)
             .await?;
         Ok(!matches!(answer.as_slice(), [RedisResult::Int64(length)] if length.cast_unsigned() >= MAX_QUEUED_JOBS))
     }
 
     /// Forgets a batch that has run, since nobody sends it again. If this fails, it is forgotten after a day.
     pub async fn forget(&self, keys: &Keys, batch: &Batch) {
-        let own = [text(keys.spooled_batch(&batch.name))];
+        let own = keys.spooled_batch(&batch.name);
         let _ = self
-            .twice(async |connection| connection.execute("DEL", own.clone()).await)
+            .twice(&own, async |via| via.execute("DEL", [text(&own)]).await)
             .await;
     }
 
     /// Tells the state of a spool, for the reporter's metrics.
     pub async fn tell_spool(&self, keys: &Keys, name: &str, state: SpoolState) -> Result<(), String> {
         let (key, state) = (keys.spools(), state.to_string());
-        self.twice(async |connection| {
-            let told = connection.execute("HSET", [&key, name, &state].map(text));
+        self.twice(&key, async |via| {
+            via.execute("HSET", [&key, name, &state].map(text)).await?;
             let expiry = [text(&key), RedisParameter::Int64(SPOOL_STATE_SECONDS.cast_signed())];
-            future::try_join(told, connection.execute("EXPIRE", expiry)).await
+            via.execute("EXPIRE", expiry).await
         })
         .await
         .map(drop)
     }
 
     /// Waits until enough replicas have what this connection has written, which was `done`. Recording it once more changes nothing.
-    async fn replicated<T>(&self, connection: &Connection, done: T) -> Result<T, Error> {
-        if self.wait_replicas == 0 {
+    async fn replicated<T>(&self, via: &Via<'_>, done: T) -> Result<T, Error> {
+        if self.config.wait_replicas == 0 {
             return Ok(done);
         }
-        let (wanted, within) = (self.wait_replicas, self.replicas_within_ms);
+        let (wanted, within) = (self.config.wait_replicas, self.config.replicas_within_ms());
         let wait = [i64::from(wanted), within].map(RedisParameter::Int64);
-        match connection.execute("WAIT", wait).await?.as_slice() {
+        match via.execute("WAIT", wait).await?.as_slice() {
             [RedisResult::Int64(replicas)] if *replicas >= i64::from(wanted) => Ok(done),
             [RedisResult::Int64(replicas)] => {
                 let error = failures::too_few_replicas(*replicas, wanted, within);
@@ -310,101 +393,65 @@ impl Server {
     /// Gives a key its expiry unless it has one: the reporter may have set a shorter one.
     async fn expire(&self, key: &str) -> Result<(), String> {
         let seconds = RedisParameter::Int64(UNREPORTED_SECONDS.cast_signed());
-        self.twice(async |connection| {
-            connection
-                .execute("EXPIRE", [text(key), seconds.clone(), text("NX")])
-                .await
+        self.twice(key, async |via| {
+            via.execute("EXPIRE", [text(key), seconds.clone(), text("NX")]).await
         })
         .await
         .map(drop)
     }
+}
 
-    /// Runs an idempotent command, again on a fresh connection if it fails.
-    async fn twice<T>(&self, command: impl AsyncFn(&Connection) -> Result<T, Error>) -> Result<T, String> {
-        self.guarded(async |passage| match self.once(passage, &command).await {
-            Ok(value) => Ok(value),
-            // Another request has found out meanwhile.
-            Err(first) if passage == Passage::Free && self.circuit.is_open() => Err(first),
-            Err(first) => {
-                let second = self.once(passage, &command).await;
-                second.map_err(|second| failures::both(first, &second))
-            }
-        })
-        .await
-    }
-
-    /// Does what the circuit lets through, and tells it how that went.
-    async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, String>) -> Result<T, String> {
-        let passage = self.circuit.enter(now_ms, self.trial_ms());
-        if passage == Passage::Barred {
-            let last = self.last_error.borrow();
-            return Err(match last.as_str() {
-                // Another instance has found out.
-                "" => format!("{}: not reachable a moment ago", self.url),
-                last => format!("a moment ago: {last}"),
-            });
-        }
-        let result = work(passage).await;
-        match &result {
-            Ok(_) => drop(self.circuit.close()),
-            Err(error) => {
-                self.failed(error);
-                // Those who wait for it would find out no better.
-                self.deadlines.end_all();
-            }
-        }
-        result
-    }
-
-    fn failed(&self, error: &str) {
-        error.clone_into(&mut self.last_error.borrow_mut());
-        self.circuit.open(now_ms() + OPEN_MS);
-    }
-
-    /// Runs a command within the timeout. A connection that failed, or was too slow, is given up.
-    async fn once<T>(
-        &self,
-        passage: Passage,
-        command: impl AsyncFn(&Connection) -> Result<T, Error>,
-    ) -> Result<T, String> {
-        let used = Cell::new(None);
-        let attempt = async {
-            let connection = self.connection.get(async || self.open().await, look_again).await?;
-            used.set(Some(connection.clone()));
-            command(&connection).await.map_err(|error| describe(&error))
-        };
-        let result = match self.deadlines.limit(attempt).await {
-            Some(result) => result,
-            None if passage == Passage::Free && self.circuit.is_open() => {
-                Err("no answer, and not reachable a moment ago".to_owned())
-            }
-            None => Err(format!("no answer within {} ms", self.timeout.as_millis())),
-        };
-        result.map_err(|error| {
-            if let Some(used) = used.take() {
-                self.connection.clear_if(|kept| Rc::ptr_eq(kept, &used));
-            }
-            format!("{}: {error}", self.url)
+impl Topology {
+    fn cluster(map: Map) -> Rc<Self> {
+        Rc::new(Self::Cluster {
+            map: RefCell::new(map),
+            asked_ms: now_ms(),
+            outdated: Cell::new(false),
         })
     }
 
-    async fn open(&self) -> Result<Rc<Connection>, String> {
-        match Connection::open(self.url.secret()).await {
-            Ok(connection) => Ok(Rc::new(connection)),
-            Err(error) => Err(describe(&error)),
+    fn node(&self, slot: u16) -> Option<Address> {
+        match self {
+            Self::One => None,
+            Self::Cluster { map, .. } => map.borrow().node(slot).cloned(),
         }
     }
+
+    /// Learns that another node has a slot. The others may have moved too.
+    fn moved(&self, slot: u16, address: Address) {
+        if let Self::Cluster { map, .. } = self {
+            map.borrow_mut().moved(slot, address);
+        }
+        self.set_outdated();
+    }
+
+    /// Notes that a node has failed, or has a slot no more: another one may have taken over.
+    fn set_outdated(&self) {
+        if let Self::Cluster { outdated, .. } = self {
+            outdated.set(true);
+        }
+    }
+
+    fn is_to_be_asked_anew(&self) -> bool {
+        match self {
+            Self::One => false,
+            Self::Cluster { asked_ms, outdated, .. } => outdated.get() && now_ms() > asked_ms + MAP_ANEW_MS,
+        }
+    }
+}
+
+/// Whether an error of `CLUSTER NODES` says that there is no cluster.
+fn is_no_cluster(error: &str) -> bool {
+    let error = error.to_ascii_lowercase();
+    error.contains("cluster support disabled") || error.contains("unknown command")
+}
+
+/// Whether an error of `CLUSTER NODES` says that this user may not ask.
+fn is_forbidden(error: &str) -> bool {
+    let error = error.to_ascii_lowercase();
+    error.contains("noperm") || error.contains("no permissions")
 }
 
 fn text(value: impl AsRef<str>) -> RedisParameter {
     RedisParameter::Binary(value.as_ref().as_bytes().to_vec())
-}
-
-fn describe(error: &Error) -> String {
-    match error {
-        Error::InvalidAddress => failures::INVALID_ADDRESS.to_owned(),
-        Error::TooManyConnections => failures::TOO_MANY_CONNECTIONS.to_owned(),
-        Error::TypeError => failures::TYPE_ERROR.to_owned(),
-        Error::Other(message) => message.clone(),
-    }
 }

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use spin_sdk::sqlite::{Connection, Error, Value};
 use verve_protocol::{Id, SpoolState};
 
-use crate::batches::{Batch, Contents, SpooledIds, together};
+use crate::batches::{Batch, Contents, SpooledIds};
 use crate::clock::look_again;
 use crate::once::Once;
 
@@ -27,8 +27,9 @@ const BUSY_TIMEOUT_MS: u32 = 2000;
 const BATCH: i64 = 500;
 
 /// What the database is made of.
-const MADE_OF: [&str; 13] = [
+const MADE_OF: [&str; 14] = [
     "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, key TEXT NOT NULL, ids TEXT NOT NULL, count INTEGER NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS keyed ON ids (key)",
     "CREATE TABLE IF NOT EXISTS commands (number INTEGER PRIMARY KEY, batch TEXT, command TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS begun ON commands (batch) WHERE batch IS NOT NULL",
     "CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID",
@@ -110,19 +111,30 @@ impl Spool {
         self.room(self.run(insert, row).await?)
     }
 
-    /// The first ids.
-    pub async fn ids(&self) -> Result<Vec<SpooledIds>, String> {
-        let select = "SELECT number, key, ids FROM ids ORDER BY number LIMIT ?";
-        let rows = self.run(select, [Value::Integer(BATCH)]).await?;
-        let rows = rows.into_iter().filter_map(|row| match row.as_slice() {
-            [Value::Integer(number), Value::Text(key), Value::Text(ids)] => Some(SpooledIds {
-                rows: vec![*number],
-                key: key.clone(),
-                ids: ids.split(',').filter_map(|id| id.parse().ok()).map(Id).collect(),
-            }),
+    /// The keys of the sets that there are ids of, the oldest windows first.
+    pub async fn sets(&self) -> Result<Vec<String>, String> {
+        let rows = self.run("SELECT DISTINCT key FROM ids ORDER BY key", []).await?;
+        let keys = rows.into_iter().flatten().filter_map(|value| match value {
+            Value::Text(key) => Some(key),
             _ => None,
         });
-        Ok(together(rows))
+        Ok(keys.collect())
+    }
+
+    /// The first ids of a set, as many as are brought to Redis together.
+    pub async fn ids(&self, key: &str) -> Result<SpooledIds, String> {
+        let select = "SELECT number, ids FROM ids WHERE key = ? ORDER BY number LIMIT ?";
+        let rows = self
+            .run(select, [Value::Text(key.to_owned()), Value::Integer(BATCH)])
+            .await?;
+        let rows = rows.into_iter().filter_map(|row| match row.as_slice() {
+            [Value::Integer(number), Value::Text(ids)] => Some((
+                *number,
+                ids.split(',').filter_map(|id| id.parse().ok()).map(Id).collect(),
+            )),
+            _ => None,
+        });
+        Ok(SpooledIds::leading(rows))
     }
 
     /// Removes ids that [`Spool::ids`] gave.

@@ -6,8 +6,10 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use accept_component::cluster::{Map, Redirect};
 use accept_component::request::Accept;
 use url::{Host, Url};
+use verve_protocol::slot::SLOTS;
 use verve_protocol::{CallbackJob, Endpoint, Id, RedisUrls, Report, SpoolState, WindowLength};
 
 // Parts of programs that are no library's business otherwise.
@@ -33,8 +35,9 @@ mod database {
 pub type Target = fn(&str);
 
 /// All of them, by their names.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("address", address),
+    ("cluster", cluster),
     ("endpoint", endpoint),
     ("manifest", manifest),
     ("records", records),
@@ -136,6 +139,18 @@ pub fn redis_urls(text: &str) {
         let shown = Url::parse(&url.to_string()).expect("a URL");
         assert_eq!((shown.password(), shown.username()), (None, ""), "{url}");
         assert_eq!((shown.host_str(), shown.scheme()), (secret.host_str(), secret.scheme()));
+    }
+}
+
+/// What the nodes of a cluster say: a map has a node or none for each slot, and a redirection is told the same however it is introduced.
+pub fn cluster(text: &str) {
+    let mut map = Map::parse(text);
+    assert!(map.node(SLOTS - 1).is_none_or(|address| address.port > 0));
+    if let Some(Redirect::Moved(slot, address)) = Redirect::told(text) {
+        let again = format!("An error was signalled by the server - Moved: {slot} {address}");
+        assert_eq!(Redirect::told(&again), Some(Redirect::Moved(slot, address.clone())));
+        map.moved(slot, address.clone());
+        assert_eq!(map.node(slot), Some(&address));
     }
 }
 

@@ -3,7 +3,7 @@
 //! - [`window`]: how time is cut into windows
 //! - [`id`]: what an id is, and which of a window's [`partitions`] it is in
 //! - [`redis_urls`]: where Redis is
-//! - [`keys`]: the names of the Redis keys
+//! - [`keys`]: the names of the Redis keys; [`slot`]: where a cluster has them
 //! - [`endpoint`] and [`callback`]: the jobs that requests ask for
 //! - [`report`]: what is known and published of a closed window
 //!
@@ -16,6 +16,7 @@ pub mod keys;
 pub mod partitions;
 pub mod redis_urls;
 pub mod report;
+pub mod slot;
 pub mod spool_state;
 pub mod window;
 

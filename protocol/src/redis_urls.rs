@@ -1,14 +1,14 @@
-//! The Redis servers that hold the ids, in their order.
+//! Where Redis is.
 
 use std::fmt;
 use std::str::FromStr;
 
 use url::Url;
 
-/// A comma-separated list of one or more Redis URLs.
-///
-/// The order counts: [`crate::Id::shard`] is an index into it. The first server also holds callback jobs, statistics,
-/// reports and the lease.
+/// Redis' own port.
+const DEFAULT_PORT: u16 = 6379;
+
+/// A comma-separated list of one or more Redis URLs: one server, or some nodes of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisUrls(Vec<RedisUrl>);
 
@@ -70,24 +70,13 @@ fn parse(text: &str) -> Result<RedisUrl, &'static str> {
 }
 
 impl RedisUrls {
-    /// The servers in their order; never empty.
+    /// All of them, in their order; never empty.
     #[must_use]
     pub fn as_slice(&self) -> &[RedisUrl] {
         &self.0
     }
 
-    /// Says that there are several.
-    ///
-    /// # Errors
-    /// When there are.
-    pub fn expect_one(&self) -> Result<(), &'static str> {
-        match self.0.as_slice() {
-            [_] => Ok(()),
-            _ => Err("there are several; expected one Redis"),
-        }
-    }
-
-    /// The server that holds callback jobs, statistics, reports and the lease.
+    /// The first.
     #[must_use]
     pub fn first(&self) -> &RedisUrl {
         &self.0[0]
@@ -107,6 +96,32 @@ impl RedisUrl {
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.0.scheme() == "rediss"
+    }
+
+    /// The host, without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.0.host_str().unwrap_or_default().trim_matches(['[', ']'])
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.0.port().unwrap_or(DEFAULT_PORT)
+    }
+
+    /// Another node of the same cluster, which has the same user and password. None if the host is no host.
+    #[must_use]
+    pub fn of_node(&self, host: &str, port: u16) -> Option<Self> {
+        let mut url = self.0.clone();
+        let is_ipv6 = host.contains(':');
+        let host = if is_ipv6 { format!("[{host}]") } else { host.to_owned() };
+        // A node that has no name for itself is where it was asked.
+        if host.is_empty() || url.set_host(Some(&host)).is_ok() {
+            url.set_port(Some(port)).ok()?;
+            return Some(Self(url));
+        }
+        None
     }
 
     /// The whole URL, with its password: for opening the connection, not for showing.
@@ -152,6 +167,25 @@ mod tests {
             format!("{} {urls:?}", urls.first()),
             "redis://host:6379/1 RedisUrls([RedisUrl(redis://host:6379/1)])"
         );
+    }
+
+    #[test]
+    fn other_nodes_are_asked_by_the_same_user() {
+        let url: RedisUrls = "rediss://user:hunter2@a:6379".parse().expect("a list");
+        for (host, expected) in [
+            ("b.example", "b.example"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("::1", "[::1]"),
+            ("", "a"),
+        ] {
+            let node = url.first().of_node(host, 7000).expect(host);
+            assert_eq!(
+                node.secret(),
+                format!("rediss://user:hunter2@{expected}:7000"),
+                "{host}"
+            );
+        }
+        assert_eq!(url.first().of_node("a b", 1), None);
     }
 
     #[test]

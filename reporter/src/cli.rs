@@ -16,7 +16,7 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 use clap_complete::Shell;
 use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 use redis::{ClientTlsConfig, TlsCertificates};
-use verve_protocol::{Endpoint, Keys, Method, Namespace, Partitions, RedisUrls, WindowLength};
+use verve_protocol::{Endpoint, Keys, Method, Namespace, Partitions, WindowLength};
 
 use crate::admin::Token;
 use crate::callbacks::dead::DeadCommand;
@@ -50,7 +50,7 @@ struct Args {
     /// then the file
     #[arg(long, env = "VERVE_CONFIG", global = true, value_name = "FILE", help_heading = ITSELF)]
     config: Option<PathBuf>,
-    /// Where Redis is: the same as the component's `redis_urls`
+    /// Where Redis is, a server or some nodes of one cluster, comma-separated: the same as the component's `redis_urls`
     // Parsed after clap, whose errors show the value, and so a password.
     #[arg(
         long,
@@ -334,11 +334,10 @@ fn printed(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<String,
 }
 
 fn redis(args: &Args) -> Result<RedisConfig, String> {
-    let urls: RedisUrls = args
+    let urls = args
         .redis_urls
         .parse()
         .map_err(|error| format!("--redis-urls: {error}"))?;
-    urls.expect_one().map_err(|error| format!("--redis-urls: {error}"))?;
     let read = |flag: &str, path: &Option<PathBuf>| -> Result<Option<Vec<u8>>, String> {
         let Some(path) = path else { return Ok(None) };
         let read = fs::read(path).map(Some);

@@ -5,19 +5,19 @@ mod server;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use redis::{FromRedisValue, Pipeline, RedisResult, Script};
 use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
 use verve_protocol::{Keys, Partition, Partitions, Report, Window};
 
 use crate::health::Health;
 use crate::metrics::Metrics;
-pub use server::{RedisConfig, Server};
+pub use server::{Node, RedisConfig, Server};
 
 /// The most reports asked for at once, so that other commands need not wait for long.
 pub const BATCH: usize = 1000;
 
-/// The most scripts that are under way at once, for the same reason.
+/// The most commands and scripts that are under way at once, for the same reason.
 const AT_ONCE: usize = 500;
 
 /// Closes a set of a window: moves its ids aside, so that none is added to them any more, and answers how many there are. Done again, or
@@ -73,11 +73,11 @@ impl Store {
         Ok(Self {
             keys,
             partitions: config.partitions,
-            redis: Server::new(config.urls.first(), config, health, metrics)?,
+            redis: Server::new(config, health, metrics)?,
         })
     }
 
-    /// The Redis that has everything.
+    /// The connection.
     pub fn redis(&self) -> &Server {
         &self.redis
     }
@@ -234,30 +234,32 @@ impl Store {
         windows: &[Window],
         commands: impl Fn(&mut Pipeline, Window, Partition) -> &mut Pipeline,
     ) -> RedisResult<Vec<u64>> {
-        if windows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipe = redis::pipe();
-        for (window, set) in self.each(windows) {
+        let answers = self.each(windows).map(|(window, set)| {
+            let mut pipe = redis::pipe();
             commands(&mut pipe, window, set);
-        }
-        self.redis.run(&pipe).await
+            async move { self.redis.run::<Vec<u64>>(&pipe).await }
+        });
+        let answers: Vec<Vec<u64>> = stream::iter(answers).buffered(AT_ONCE).try_collect().await?;
+        Ok(answers.concat())
     }
 
     /// All keys of this pattern.
     pub async fn scan(&self, pattern: &str) -> RedisResult<Vec<String>> {
         let mut found = Vec::new();
-        let mut cursor = 0u64;
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
-            let (next, keys): (u64, Vec<String>) = self.redis.command(&scan).await?;
-            found.extend(keys);
-            if next == 0 {
-                return Ok(found);
+        for node in self.redis.nodes().await? {
+            let mut cursor = 0u64;
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
+                let (next, keys): (u64, Vec<String>) = node.command(&scan).await?;
+                found.extend(keys);
+                if next == 0 {
+                    break;
+                }
+                cursor = next;
             }
-            cursor = next;
         }
+        Ok(found)
     }
 
     /// Asks Redis whether it is there.

@@ -13,6 +13,8 @@ use tracing_subscriber::filter::{EnvFilter, FilterExt as _, filter_fn};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+/// What is logged unless `RUST_LOG` says otherwise. What the Redis client notices is told once, by whoever asked.
+const LEVELS: &str = "info,redis=off";
 /// What spans are said to come from, unless `OTEL_SERVICE_NAME` says otherwise.
 const SERVICE: &str = "verve-reporter";
 
@@ -45,7 +47,7 @@ pub struct Traces(Option<SdkTracerProvider>);
 /// When the environment names an endpoint or a setting of OpenTelemetry that is none.
 pub fn init(format: LogFormat) -> anyhow::Result<Traces> {
     let provider = provider()?;
-    let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LEVELS));
     // A line says all that is to be said; spans are for the collector.
     let levels = levels.and(filter_fn(|metadata| metadata.is_event()));
     let lines = tracing_subscriber::fmt::layer()

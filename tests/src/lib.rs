@@ -14,6 +14,7 @@
 pub mod authority;
 pub mod broker;
 pub mod clock;
+pub mod cluster;
 pub mod host;
 pub mod http;
 pub mod kafka;

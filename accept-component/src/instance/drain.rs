@@ -34,14 +34,13 @@ async fn look(instance: &Instance) {
         if name == JOBS_FULL && until > now_ms() {
             instance.jobs.open(until);
         }
-        let server = &instance.server;
-        if server.name() == name {
-            // One instance tries whether the server is back, while the others go on spooling.
-            server.told_away.set(until);
-            let trial = now_ms() + server.trial_ms();
+        if let Some(node) = instance.redis.named(&name) {
+            // One instance tries whether the node is back, while the others go on spooling.
+            node.told_away.set(until);
+            let trial = now_ms() + node.trial_ms();
             match instance.background.claim(&name, now_ms(), trial).await {
                 Ok(true) | Err(_) => {}
-                Ok(false) => server.circuit.open(until.max(now_ms() + OPEN_MS)),
+                Ok(false) => node.circuit.open(until.max(now_ms() + OPEN_MS)),
             }
         }
     }
@@ -89,7 +88,7 @@ impl Instance {
     async fn drain_what_goes(&self) -> Result<bool, String> {
         let all = self.drain_ids().await?;
         while let Some(batch) = self.background.batch().await? {
-            match self.server.run_once(&self.config.keys, &batch).await {
+            match self.redis.run_once(&self.config.keys, &batch).await {
                 Ok(true) => self.background.remove_batch(&batch.name).await?,
                 Ok(false) | Err(_) => return Ok(false),
             }
@@ -111,10 +110,11 @@ impl Instance {
             return Ok(());
         };
         let is_news = state.depth > 0 || state.drained > 0;
-        if !is_news || self.server.circuit.is_open() {
+        let node = self.redis.node_of(&self.config.keys.spools());
+        if !is_news || node.circuit.is_open() {
             return Ok(());
         }
-        if let Err(redis) = self.server.tell_spool(&self.config.keys, &name, state).await {
+        if let Err(redis) = self.redis.tell_spool(&self.config.keys, &name, state).await {
             self.log_error(&format!("the state of the spool is not told: {redis}"));
         } else if state.depth == 0 {
             self.background.rename(&name, state.drained).await?;
@@ -123,19 +123,26 @@ impl Instance {
     }
 
     async fn drain_ids(&self) -> Result<bool, String> {
+        let mut all = true;
+        // Of a cluster some nodes may be away, and others not.
+        for key in self.background.sets().await? {
+            all &= self.drain_set(&key).await?;
+        }
+        Ok(all)
+    }
+
+    async fn drain_set(&self, key: &str) -> Result<bool, String> {
         loop {
-            let found = self.background.ids().await?;
-            if found.is_empty() {
+            let found = self.background.ids(key).await?;
+            if found.ids.is_empty() {
                 return Ok(true);
             }
-            for spooled in found {
-                if let Err(redis) = self.server.add_spooled(&spooled.key, &spooled.ids).await {
-                    self.log_error(&format!("spooled ids stay in the spool: {redis}"));
-                    return Ok(false);
-                }
-                self.found_well().await;
-                self.background.remove_ids(&spooled).await?;
+            if let Err(redis) = self.redis.add_spooled(key, &found.ids).await {
+                self.log_error(&format!("spooled ids stay in the spool: {redis}"));
+                return Ok(false);
             }
+            self.found_well(&self.redis.node_of(key)).await;
+            self.background.remove_ids(&found).await?;
             self.go_on().await?;
         }
     }

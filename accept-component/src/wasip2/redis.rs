@@ -1,10 +1,12 @@
-//! What one request asks of Redis: one script, on a connection of its own.
+//! What one request asks of Redis: one script, on a connection of its own. In a cluster it is two scripts, on the nodes that have the
+//! id's set and the statistics, which are asked for at the first node that the variable names.
 
-use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
-use verve_protocol::{CallbackJob, Id, Partition, Window};
+use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, stats};
+use verve_protocol::{CallbackJob, Id, RedisUrl, Window};
 
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
 use crate::answer::Answer;
+use crate::cluster::Redirect;
 use crate::config::Config;
 use crate::failures;
 use crate::limits::endpoints_seconds;
@@ -44,6 +46,18 @@ if again == '' or outcome == 'new' then
   redis.call('HINCRBY', KEYS[2], beyond and 'limited' or outcome, 1)
 end
 return beyond or outcome";
+
+/// Adds an id to a set of a cluster, and answers what came of it.
+///
+/// KEYS: the window's ids. ARGV: the id, the expiry of what has none, the most ids of a window or nothing.
+const ADD: &str = r"
+if ARGV[3] ~= '' and redis.call('SCARD', KEYS[1]) >= tonumber(ARGV[3])
+    and redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then
+  return 'window-limit'
+end
+if redis.call('SADD', KEYS[1], ARGV[1]) == 0 then return 'duplicate' end
+redis.call('EXPIRE', KEYS[1], ARGV[2], 'NX')
+return 'new'";
 
 /// Redis, as one request in a window sees it.
 pub struct Redis<'a> {
@@ -88,15 +102,31 @@ impl<'a> Redis<'a> {
 
     /// Records an id, and a callback job.
     pub fn record(&self, id: Id, job: Option<&CallbackJob>) -> Result<Answer, Unrecorded> {
+        let failed = |error| Unrecorded {
+            error,
+            may_be_noted: false,
+        };
         let note = Note {
             id: Some(id),
             outcome: "",
             job,
         };
-        let told = self.note(&note).map_err(|error| Unrecorded {
-            error,
-            may_be_noted: false,
-        })?;
+        let is_cluster = self.config.redis_urls.as_slice().len() > 1;
+        let told = match (!is_cluster).then(|| self.note(&note)) {
+            Some(Err(error)) if !is_crossed(&error) => return Err(failed(error)),
+            Some(Ok(told)) => told,
+            _ => {
+                let added = self.add(id).map_err(failed)?;
+                let outcome = match Answer::told(&added) {
+                    Some(Answer::Recorded(outcome)) => outcome.as_str(),
+                    _ => stats::LIMITED,
+                };
+                // Nothing more is recorded of what is beyond a limit.
+                let job = job.filter(|_| outcome != stats::LIMITED);
+                let told = self.note(&Note { id: None, outcome, job }).map_err(failed)?;
+                if outcome == stats::LIMITED { added } else { told }
+            }
+        };
         Answer::told(&told).ok_or_else(|| Unrecorded {
             error: failures::TOO_MANY_JOBS.to_owned(),
             may_be_noted: true,
@@ -106,13 +136,11 @@ impl<'a> Redis<'a> {
     /// Tells Redis of a request, and answers what that has made of it.
     pub fn note(&self, note: &Note<'_>) -> Result<Vec<u8>, String> {
         let keys = &self.config.keys;
-        // Without an id it does not matter which.
-        let partition = note
-            .id
-            .map_or(Partition::Whole, |id| id.partition(self.config.partitions));
+        let stats = keys.stats(self.window);
         let keys = [
-            keys.ids(self.window, partition),
-            keys.stats(self.window),
+            // Without an id it is not touched, but has to be where the others are.
+            note.id.map_or_else(|| stats.clone(), |id| self.ids(id)),
+            stats,
             keys.callbacks(),
             keys.endpoints(self.window),
         ];
@@ -148,25 +176,54 @@ impl<'a> Redis<'a> {
                 &brief,
                 endpoint,
             ];
-            let arguments = arguments.iter().chain(&fields).map(text);
-            let answer = connection.execute("EVAL", &arguments.collect::<Vec<_>>())?;
-            match answer.into_iter().next() {
-                Some(RedisResult::Binary(outcome)) => Ok(outcome),
-                _ => Err(Error::TypeError),
-            }
+            evaluate(connection, arguments.iter().chain(&fields))
         })
     }
 
-    /// Does what may be done twice, again on a fresh connection if it fails. Each time enough replicas have to have it.
+    /// Adds an id on the node that has its set.
+    fn add(&self, id: Id) -> Result<Vec<u8>, String> {
+        let (key, id) = (self.ids(id), id.to_string());
+        let limit = self
+            .config
+            .window_limit
+            .map(|limit| limit.to_string())
+            .unwrap_or_default();
+        let expiry = UNREPORTED_SECONDS.to_string();
+        self.twice(|connection, _| evaluate(connection, &[ADD, "1", &key, &id, &expiry, &limit]))
+    }
+
+    fn ids(&self, id: Id) -> String {
+        self.config.keys.ids(self.window, id.partition(self.config.partitions))
+    }
+
+    /// Does what may be done twice, again on a fresh connection if it fails, and where the node that is asked sends it. Each time enough
+    /// replicas have to have it.
     fn twice<T>(&self, command: impl Fn(&Connection, bool) -> Result<T, Error>) -> Result<T, String> {
-        let server = self.config.redis_urls.first();
-        let attempt = |again| {
-            let connection = Connection::open(server.secret())?;
-            let done = command(&connection, again)?;
-            self.wait_for_replicas(&connection)?;
-            Ok(done)
+        let named = self.config.redis_urls.as_slice();
+        let at = |node: &RedisUrl, asking: bool, again: bool| {
+            let attempt = || {
+                let connection = Connection::open(node.secret())?;
+                if asking {
+                    connection.execute("ASKING", &[])?;
+                }
+                let done = command(&connection, again)?;
+                self.wait_for_replicas(&connection)?;
+                Ok(done)
+            };
+            attempt().map_err(|error: Error| format!("{node}: {}", describe(error)))
         };
-        let attempt = |again| attempt(again).map_err(|error: Error| format!("{server}: {}", describe(error)));
+        let attempt = |again: bool| {
+            // Where there are several, the first may be away.
+            let node = &named[usize::from(again) % named.len()];
+            at(node, false, again).or_else(|error| {
+                let redirect = Redirect::told(&error);
+                let Some(Redirect::Moved(_, address) | Redirect::Ask(address)) = &redirect else {
+                    return Err(error);
+                };
+                let to = node.of_node(&address.host, address.port).ok_or(error)?;
+                at(&to, matches!(redirect, Some(Redirect::Ask(_))), again)
+            })
+        };
         attempt(false).or_else(|first| attempt(true).map_err(|second| failures::both(first, &second)))
     }
 
@@ -185,6 +242,20 @@ impl<'a> Redis<'a> {
             _ => Err(Error::TypeError),
         }
     }
+}
+
+/// Runs a script that answers a text.
+fn evaluate<'a>(connection: &Connection, arguments: impl IntoIterator<Item = &'a &'a str>) -> Result<Vec<u8>, Error> {
+    let arguments: Vec<RedisParameter> = arguments.into_iter().map(text).collect();
+    match connection.execute("EVAL", &arguments)?.into_iter().next() {
+        Some(RedisResult::Binary(said)) => Ok(said),
+        _ => Err(Error::TypeError),
+    }
+}
+
+/// Whether an error says that the keys are on several nodes.
+fn is_crossed(error: &str) -> bool {
+    error.contains("same slot")
 }
 
 fn text(value: impl AsRef<str>) -> RedisParameter {

@@ -113,7 +113,7 @@ struct Waiting {
 impl Queue {
     /// The queue, read by the consumer `replica`.
     pub fn new(store: &Store, window_length: WindowLength, replica: String) -> anyhow::Result<Self> {
-        let reading = store.redis().for_blocking(BLOCK)?;
+        let reading = store.redis().for_blocking(BLOCK);
         Ok(Self {
             store: store.clone(),
             reading,

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use redis::{ErrorKind, RedisError};
 
+use verve_protocol::slot::SLOTS;
+
 use super::Finding;
 use crate::clock::now_ms;
-use crate::store::{Server, Store};
+use crate::store::{Node, Store};
 
 /// The oldest version that has what the component and the reporter ask of it: `EXPIRE … NX`.
 const OLDEST: u32 = 7;
@@ -36,22 +38,59 @@ impl State {
     }
 }
 
-/// Looks at Redis. Answers whether it answered, too.
+/// Looks at Redis, each node of it. Answers whether it answered, too.
 pub async fn examine(store: &Store, grace: Duration) -> (bool, Vec<Finding>) {
     let server = store.redis();
-    let answer = ask(server).await;
-    let findings = match &answer {
-        Ok(state) => judge(state, grace),
-        Err(error) => vec![away(error)],
+    let nodes = match server.nodes().await {
+        Ok(nodes) => nodes,
+        Err(error) => return (false, vec![away(&error).of(&server.to_string())]),
     };
-    let name = server.to_string();
-    (
-        answer.is_ok(),
-        findings.into_iter().map(|finding| finding.of(&name)).collect(),
+    let mut findings = Vec::new();
+    let mut answered = true;
+    for node in &nodes {
+        let answer = ask(node).await;
+        answered &= answer.is_ok();
+        let name = match &answer {
+            Ok(state) if node.is_of_cluster() => format!("Redis Cluster, node at port {}", state.text("tcp_port")),
+            _ => server.to_string(),
+        };
+        let found = match &answer {
+            Ok(state) => judge(state, grace),
+            Err(error) => vec![away(error)],
+        };
+        findings.extend(found.into_iter().map(|finding| finding.of(&name)));
+    }
+    if nodes.iter().any(Node::is_of_cluster) {
+        let info: Result<String, RedisError> = server.command(redis::cmd("CLUSTER").arg("INFO")).await;
+        let found = match info {
+            Ok(info) => coverage(&fields(&info), nodes.len()),
+            Err(error) => away(&error),
+        };
+        findings.push(found.of("Redis Cluster"));
+    }
+    (answered, findings)
+}
+
+/// Whether every slot has a node.
+fn coverage(info: &BTreeMap<String, String>, primaries: usize) -> Finding {
+    let number = |field: &str| {
+        info.get(field)
+            .and_then(|text| text.parse::<u16>().ok())
+            .unwrap_or_default()
+    };
+    let missing = SLOTS.saturating_sub(number("cluster_slots_ok"));
+    if info.get("cluster_state").is_some_and(|state| state == "ok") && missing == 0 {
+        return Finding::fine(format!("{primaries} primaries have all {SLOTS} slots"));
+    }
+    Finding::problem(
+        format!(
+            "{missing} of {SLOTS} slots have no node that answers: ids of these wait in spools, and windows are not reported"
+        ),
+        "bring the nodes back, or let replicas take over; redis-cli --cluster check and --cluster fix",
     )
 }
 
-async fn ask(server: &Server) -> Result<State, RedisError> {
+async fn ask(server: &Node<'_>) -> Result<State, RedisError> {
     // Opens the connection, so that the time that this takes is not taken for the clock's.
     server.command::<String>(&redis::cmd("PING")).await?;
     let info: String = server.command(redis::cmd("INFO").arg("everything")).await?;
@@ -116,10 +155,11 @@ fn judge(state: &State, grace: Duration) -> Vec<Finding> {
             "name the primary in --redis-urls, and in the components' redis_urls",
         ));
     }
-    if state.number("cluster_enabled") == 1 {
-        findings.push(Finding::problem(
-            "is part of a Redis Cluster, which moves keys by itself",
-            "list single servers in --redis-urls instead: ids are spread over them",
+    // A primary of a cluster by itself.
+    if state.number("cluster_enabled") == 1 && state.text("role") == "master" && state.number("connected_slaves") == 0 {
+        findings.push(Finding::warning(
+            "has no replica: while it is away, ids of its slots wait in spools, and windows are not reported",
+            "a replica for each primary, and redis_wait_replicas = 1 in the components",
         ));
     }
     findings.extend(durability(state));
@@ -226,6 +266,14 @@ mod tests {
     type Case = (&'static [(&'static str, &'static str)], Level, &'static str);
 
     #[test]
+    fn slots_without_a_node_are_found() {
+        let info = |text: &str| coverage(&fields(text), 3).level;
+        assert_eq!(info("cluster_state:ok\r\ncluster_slots_ok:16384\r\n"), Level::Fine);
+        assert_eq!(info("cluster_state:fail\r\ncluster_slots_ok:16384\r\n"), Level::Problem);
+        assert_eq!(info("cluster_state:ok\r\ncluster_slots_ok:16000\r\n"), Level::Problem);
+    }
+
+    #[test]
     fn each_mistake_is_found() {
         use Level::{Fine, Problem, Warning};
         let cases: [Case; 14] = [
@@ -243,7 +291,7 @@ mod tests {
                 Problem,
                 "of h:1",
             ),
-            (&[("cluster_enabled", "1")], Problem, "Cluster"),
+            (&[("cluster_enabled", "1")], Warning, "no replica"),
             (&[("aof_enabled", "0")], Warning, "append-only"),
             (&[("aof_last_write_status", "err")], Problem, "append-only"),
             (&[("aof_last_bgrewrite_status", "err")], Problem, "append-only"),

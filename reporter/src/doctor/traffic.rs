@@ -56,42 +56,45 @@ const LOOK_RIGHTS: &str = "let the reporter's Redis user run SCAN, SRANDMEMBER a
 async fn look(store: &Store, length: WindowLength, now: u64) -> RedisResult<Written> {
     let (server, keys) = (store.redis(), &store.keys);
     let mut written = Written::default();
-    let (mut cursor, mut looked_through) = (0u64, 0);
+    let mut looked_through = 0;
     let mut newest: Option<Window> = None;
     let mut sets = BTreeSet::new();
-    loop {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor)
-            .arg("MATCH")
-            .arg("*:ids:*")
-            .arg("COUNT")
-            .arg(PAGE)
-            .arg("TYPE")
-            .arg("set");
-        let (next, found): (u64, Vec<String>) = server.command(&scan).await?;
-        for (namespace, seconds, start, set) in found.iter().filter_map(|key| ids_parts(key)) {
-            if start + seconds + RECENT_S < now {
-                continue;
-            }
-            written.sets.insert((namespace.to_owned(), seconds));
-            if namespace == keys.namespace().as_str() && seconds == length.seconds() {
-                written.latest = written.latest.max(start);
-                let window = length.window_starting(start);
-                if window > newest {
-                    newest = window;
-                    sets.clear();
+    for node in server.nodes().await? {
+        let mut cursor = 0u64;
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor)
+                .arg("MATCH")
+                .arg("*:ids:*")
+                .arg("COUNT")
+                .arg(PAGE)
+                .arg("TYPE")
+                .arg("set");
+            let (next, found): (u64, Vec<String>) = node.command(&scan).await?;
+            for (namespace, seconds, start, set) in found.iter().filter_map(|key| ids_parts(key)) {
+                if start + seconds + RECENT_S < now {
+                    continue;
                 }
-                sets.extend((window == newest).then_some(set));
+                written.sets.insert((namespace.to_owned(), seconds));
+                if namespace == keys.namespace().as_str() && seconds == length.seconds() {
+                    written.latest = written.latest.max(start);
+                    let window = length.window_starting(start);
+                    if window > newest {
+                        newest = window;
+                        sets.clear();
+                    }
+                    sets.extend((window == newest).then_some(set));
+                }
             }
-        }
-        looked_through += PAGE;
-        cursor = next;
-        if cursor == 0 {
-            break;
-        }
-        if looked_through >= LOOKED_THROUGH {
-            written.partly = true;
-            break;
+            looked_through += PAGE;
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+            if looked_through >= LOOKED_THROUGH {
+                written.partly = true;
+                break;
+            }
         }
     }
     let spools: Vec<String> = server.command(redis::cmd("HVALS").arg(keys.spools())).await?;

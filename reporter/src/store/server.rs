@@ -1,12 +1,20 @@
-//! One Redis server, and the connection to it, which is made anew by itself.
+//! Redis, a server or a cluster, and the connection to it, which is made anew by itself.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, FromRedisValue, Pipeline, RedisError, RedisResult, TlsCertificates};
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult,
+    TlsCertificates, Value,
+};
+use tokio::sync::Mutex as AsyncMutex;
 use verve_protocol::{Partitions, RedisUrl, RedisUrls};
 
 use crate::health::{Dependency, Health};
@@ -19,6 +27,10 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Errors of a server that has become a replica: its address may lead to the new primary already, for new connections.
 const MOVED_ON: [&str; 2] = ["READONLY", "MASTERDOWN"];
+/// How often a command to a cluster is sent again, to wherever a slot has moved.
+const CLUSTER_RETRIES: u32 = 5;
+/// How long a node of a cluster is held to be away after it did not answer: longer than its next answer may take.
+const MISSED: Duration = Duration::from_secs(6);
 /// How often a connection is renewed for such an error.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 
@@ -58,84 +70,158 @@ impl RedisConfig {
     }
 }
 
-/// One Redis server.
+/// Redis: one server, or a cluster.
 #[derive(Clone)]
 pub struct Server {
-    url: RedisUrl,
-    client: Client,
-    connection: Arc<Mutex<Connection>>,
+    config: RedisConfig,
+    connection: Arc<Connection>,
     dependency: Dependency,
     metrics: RedisMetrics,
     /// Whether its commands wait, so that their times say nothing.
     blocks: bool,
 }
 
-/// What a server is reached by.
+/// What Redis is reached by.
 struct Connection {
-    manager: ConnectionManager,
     response_timeout: Duration,
-    made: Instant,
+    /// Nothing until it is known whether there is a cluster.
+    link: AsyncMutex<Option<Link>>,
+    /// When it was last renewed.
+    renewed: Mutex<Instant>,
+    /// When a node of a cluster was last found away.
+    missed: Mutex<Option<Instant>>,
 }
 
 impl Connection {
-    fn new(client: &Client, response_timeout: Duration) -> anyhow::Result<Arc<Mutex<Self>>> {
-        Ok(Arc::new(Mutex::new(Self {
-            manager: connect(client, response_timeout)?,
+    fn new(response_timeout: Duration) -> Arc<Self> {
+        Arc::new(Self {
             response_timeout,
-            made: Instant::now(),
-        })))
+            link: AsyncMutex::default(),
+            renewed: Mutex::new(Instant::now()),
+            missed: Mutex::default(),
+        })
+    }
+}
+
+/// A connection of one kind or the other.
+#[derive(Clone)]
+enum Link {
+    Server(ConnectionManager),
+    Cluster(ClusterConnection),
+}
+
+impl ConnectionLike for Link {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Server(server) => server.req_packed_command(cmd),
+            Self::Cluster(cluster) => cluster.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Server(server) => server.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(cluster) => cluster.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Server(server) => server.get_db(),
+            Self::Cluster(cluster) => cluster.get_db(),
+        }
     }
 }
 
 /// Whether the error tells that Redis is not reachable, which its connection says, and not what it answers to one command.
 fn is_away(error: &RedisError) -> bool {
     let refused = error.kind() == redis::ErrorKind::AuthenticationFailed;
-    error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refused
+    let lost = error.kind() == redis::ErrorKind::ClusterConnectionNotFound;
+    error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refused || lost
 }
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Redis {}", self.url)
+        write!(f, "Redis {}", self.config.urls)
     }
 }
 
 impl Server {
-    /// One of those of `config`, which need not be there yet.
-    pub fn new(url: &RedisUrl, config: &RedisConfig, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
-        let client = config.client(url).with_context(|| format!("Redis {url}"))?;
-        let dependency = Dependency::new(format!("Redis {url}"), health);
+    /// That of `config`, which need not be there yet.
+    pub fn new(config: &RedisConfig, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
+        for url in config.urls.as_slice() {
+            config.client(url).with_context(|| format!("Redis {url}"))?;
+        }
         Ok(Self {
-            url: url.clone(),
-            connection: Connection::new(&client, RESPONSE_TIMEOUT)?,
-            client,
-            dependency,
-            metrics: metrics.redis(&url.to_string()),
+            connection: Connection::new(RESPONSE_TIMEOUT),
+            dependency: Dependency::new(format!("Redis {}", config.urls), health),
+            metrics: metrics.redis(&config.urls.to_string()),
+            config: config.clone(),
             blocks: false,
         })
     }
 
-    /// A connection of its own to the same server, for commands that block for up to `longest`.
-    pub fn for_blocking(&self, longest: Duration) -> anyhow::Result<Self> {
-        Ok(Self {
-            connection: Connection::new(&self.client, longest + RESPONSE_TIMEOUT)?,
+    /// A connection of its own to the same Redis, for commands that block for up to `longest`.
+    pub fn for_blocking(&self, longest: Duration) -> Self {
+        Self {
+            connection: Connection::new(longest + RESPONSE_TIMEOUT),
             blocks: true,
             ..self.clone()
-        })
+        }
     }
 
     /// Runs one command.
     pub async fn command<T: FromRedisValue>(&self, command: &redis::Cmd) -> RedisResult<T> {
-        self.observe(command.query_async(&mut self.connection())).await
+        self.observe(async { command.query_async(&mut self.link().await?).await })
+            .await
     }
 
     /// Runs a pipeline, atomically if it says so.
     pub async fn run<T: FromRedisValue>(&self, pipe: &Pipeline) -> RedisResult<T> {
-        self.observe(pipe.query_async(&mut self.connection())).await
+        self.observe(async { pipe.query_async(&mut self.link().await?).await })
+            .await
     }
 
     /// Runs a script.
     pub async fn script<T: FromRedisValue>(&self, script: &redis::ScriptInvocation<'_>) -> RedisResult<T> {
-        self.observe(script.invoke_async(&mut self.connection())).await
+        self.observe(async { script.invoke_async(&mut self.link().await?).await })
+            .await
+    }
+
+    /// What can be asked one node alone.
+    ///
+    /// # Errors
+    /// If it is not known which nodes there are.
+    pub async fn nodes(&self) -> RedisResult<Vec<Node<'_>>> {
+        let slots = match self.observe(self.link()).await? {
+            Link::Server(_) => {
+                return Ok(vec![Node {
+                    server: self,
+                    slot: None,
+                }]);
+            }
+            Link::Cluster(_) => {
+                let slots: Vec<Vec<Value>> = self.command(redis::cmd("CLUSTER").arg("SLOTS")).await?;
+                let first = slots.iter().filter_map(|range| {
+                    let (slot, primary) = (range.first()?, range.get(2)?);
+                    let primary: Vec<Value> = redis::from_redis_value_ref(primary).ok()?;
+                    let id: String = redis::from_redis_value_ref(primary.get(2)?).ok()?;
+                    Some((id, redis::from_redis_value_ref::<u16>(slot).ok()?))
+                });
+                let first: BTreeMap<String, u16> = first.collect();
+                first.into_values()
+            }
+        };
+        let node = |slot| Node {
+            server: self,
+            slot: Some(slot),
+        };
+        Ok(slots.map(node).collect())
     }
 
     async fn observe<T>(&self, asked: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
@@ -145,10 +231,12 @@ impl Server {
             self.metrics.seconds.observe(start.elapsed().as_secs_f64());
         }
         match &result {
+            Ok(_) if self.is_missing_a_node() => {}
             Ok(_) => self.dependency.up(),
             Err(error) if is_away(error) => {
                 self.metrics.away.inc();
                 self.dependency.down(error);
+                self.miss_a_node().await;
             }
             Err(error) => {
                 self.metrics.refused.inc();
@@ -161,7 +249,7 @@ impl Server {
                 // The caller makes the group, or has made it; what was waited for is gone.
                 if !["NOGROUP", "BUSYGROUP", "UNBLOCKED"].contains(&kind) {
                     if MOVED_ON.contains(&kind) {
-                        self.renew();
+                        self.renew(|link| matches!(link, Link::Server(_))).await;
                     }
                     self.dependency.refuses(kind, format!("{kind}: {detail}"));
                 }
@@ -170,29 +258,122 @@ impl Server {
         result
     }
 
-    /// Opens a new connection in place of this one: its address may lead to another server by now.
-    fn renew(&self) {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.made.elapsed() < RENEW_EVERY {
-            return;
-        }
-        // Else the one that is there goes on.
-        if let Ok(manager) = connect(&self.client, connection.response_timeout) {
-            (connection.manager, connection.made) = (manager, Instant::now());
+    /// Opens a new connection in place of one of this kind: the address may lead to another server by now, or the map of the cluster be
+    /// another one.
+    async fn renew(&self, is: impl Fn(&Link) -> bool) {
+        let mut link = self.connection.link.lock().await;
+        let mut renewed = self.connection.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        if renewed.elapsed() >= RENEW_EVERY && link.as_ref().is_some_and(is) {
+            *renewed = Instant::now();
+            // Made by the next command.
+            *link = None;
         }
     }
 
-    fn connection(&self) -> ConnectionManager {
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        connection.manager.clone()
+    /// Notes that a command failed to reach its node of a cluster. The client may wait for ever for the nodes to agree on their slots,
+    /// so it is made anew.
+    async fn miss_a_node(&self) {
+        if matches!(*self.connection.link.lock().await, Some(Link::Cluster(_))) {
+            *self.connection.missed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            self.renew(|link| matches!(link, Link::Cluster(_))).await;
+        }
+    }
+
+    /// Whether a node of a cluster was away a moment ago: then it is no news that others answer.
+    fn is_missing_a_node(&self) -> bool {
+        let missed = self.connection.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        missed.is_some_and(|missed| missed.elapsed() < MISSED)
+    }
+
+    /// The connection. Without one, finds out whether there is a cluster.
+    async fn link(&self) -> RedisResult<Link> {
+        let mut link = self.connection.link.lock().await;
+        if let Some(link) = &*link {
+            return Ok(link.clone());
+        }
+        let made = self.connect().await?;
+        *link = Some(made.clone());
+        Ok(made)
+    }
+
+    /// Asks the named nodes, one after the other, whether they are of a cluster.
+    async fn connect(&self) -> RedisResult<Link> {
+        let urls = self.config.urls.as_slice();
+        let mut failed = None;
+        for url in urls {
+            let client = self.config.client(url)?;
+            let asked = async {
+                let config = AsyncConnectionConfig::new()
+                    .set_connection_timeout(Some(CONNECT_TIMEOUT))
+                    .set_response_timeout(Some(RESPONSE_TIMEOUT));
+                let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+                let info: String = redis::cmd("INFO").arg("cluster").query_async(&mut connection).await?;
+                RedisResult::Ok(info.contains("cluster_enabled:1"))
+            };
+            match asked.await {
+                Ok(true) => return self.connect_to_cluster().await.map(Link::Cluster),
+                Ok(false) if urls.len() == 1 => return self.connect_to_server(client).map(Link::Server),
+                Ok(false) => {
+                    let what = "is no node of a cluster, but one of several in --redis-urls";
+                    return Err((redis::ErrorKind::InvalidClientConfig, what).into());
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| (redis::ErrorKind::InvalidClientConfig, "no URL").into()))
+    }
+
+    async fn connect_to_cluster(&self) -> RedisResult<ClusterConnection> {
+        let urls = self.config.urls.as_slice();
+        if self.config.tls.is_some() {
+            // The client takes them with another TLS library only.
+            let what =
+                "--redis-ca-file and the like are for one server; for a cluster, name the authority by SSL_CERT_FILE";
+            return Err((redis::ErrorKind::InvalidClientConfig, what).into());
+        }
+        let builder = ClusterClient::builder(urls.iter().map(RedisUrl::secret))
+            .connection_timeout(CONNECT_TIMEOUT)
+            .response_timeout(self.connection.response_timeout)
+            .retries(CLUSTER_RETRIES);
+        builder.build()?.get_async_connection().await
+    }
+
+    /// Connects lazily, and again whenever the connection is lost.
+    fn connect_to_server(&self, client: Client) -> RedisResult<ConnectionManager> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(self.connection.response_timeout))
+            .set_number_of_retries(0);
+        ConnectionManager::new_lazy_with_config(client, config)
     }
 }
 
-/// Connects lazily, and again whenever the connection is lost.
-fn connect(client: &Client, response_timeout: Duration) -> anyhow::Result<ConnectionManager> {
-    let config = ConnectionManagerConfig::new()
-        .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        .set_response_timeout(Some(response_timeout))
-        .set_number_of_retries(0);
-    Ok(ConnectionManager::new_lazy_with_config(client.clone(), config)?)
+/// One node of Redis, for what is not about one key.
+pub struct Node<'a> {
+    server: &'a Server,
+    /// One of its slots, if it is of a cluster.
+    slot: Option<u16>,
+}
+
+impl Node<'_> {
+    /// Whether it is one of a cluster.
+    pub const fn is_of_cluster(&self) -> bool {
+        self.slot.is_some()
+    }
+
+    /// Runs one command here.
+    pub async fn command<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        let Some(slot) = self.slot else {
+            return self.server.command(command).await;
+        };
+        let here = Route::new(slot, SlotAddr::Master);
+        let here = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(here));
+        let asked = async {
+            match self.server.link().await? {
+                Link::Cluster(mut cluster) => cluster.route_command(command.clone(), here).await,
+                Link::Server(mut server) => server.req_packed_command(command).await,
+            }
+        };
+        Ok(redis::from_redis_value(self.server.observe(asked).await?)?)
+    }
 }

@@ -8,6 +8,7 @@ mod balanced;
 mod bounds;
 mod callbacks;
 mod chaos;
+mod cluster;
 mod contract;
 mod counting;
 mod counts;

@@ -1,0 +1,240 @@
+//! One node: a Redis server, or one of a cluster's. One connection, kept by the instance and shared by its requests.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
+use verve_protocol::RedisUrl;
+
+use crate::circuit::{Circuit, OPEN_MS, Passage};
+use crate::clock::{look_again, now_ms};
+use crate::cluster::Redirect;
+use crate::config::Config;
+use crate::deadlines::Deadlines;
+use crate::failures;
+use crate::once::Once;
+
+/// One Redis server.
+pub struct Node {
+    url: RedisUrl,
+    /// For one attempt, connecting included.
+    timeout: Duration,
+    deadlines: Rc<Deadlines>,
+    connection: Once<Rc<Connection>, String>,
+    /// Open while the node is away.
+    pub circuit: Circuit,
+    /// Until when other instances have been told that it is away, in Unix milliseconds; 0 if they are not.
+    pub told_away: Cell<u64>,
+    /// Why it last failed.
+    last_error: RefCell<String>,
+}
+
+/// Why a command was not run.
+pub enum Failure {
+    /// It is another node's.
+    Redirected(Redirect),
+    /// In a line.
+    Failed(String),
+}
+
+/// How a command is sent.
+pub struct Via<'a> {
+    connection: &'a Connection,
+    /// Whether the node has to be asked for each: the slot is on its way to it.
+    pub asking: bool,
+}
+
+impl Via<'_> {
+    /// Runs any command.
+    pub async fn execute(
+        &self,
+        command: &str,
+        arguments: impl IntoIterator<Item = RedisParameter>,
+    ) -> Result<Vec<RedisResult>, Error> {
+        self.ask().await?;
+        self.connection.execute(command, arguments).await
+    }
+
+    /// Adds members to a set, and answers how many are new.
+    pub async fn sadd(&self, key: &str, members: &[String]) -> Result<u32, Error> {
+        self.ask().await?;
+        self.connection.sadd(key, members).await
+    }
+
+    async fn ask(&self) -> Result<(), Error> {
+        if self.asking {
+            self.connection.execute("ASKING", []).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    /// The node at `url`; connects when first used.
+    pub fn new(url: RedisUrl, config: &Config) -> Self {
+        Self {
+            url,
+            timeout: config.redis_timeout,
+            deadlines: Deadlines::new(config.redis_timeout),
+            connection: Once::default(),
+            circuit: Circuit::default(),
+            told_away: Cell::new(0),
+            last_error: RefCell::default(),
+        }
+    }
+
+    /// Where it is.
+    pub const fn url(&self) -> &RedisUrl {
+        &self.url
+    }
+
+    /// Its name among instances of the component: its URL without password.
+    pub fn name(&self) -> String {
+        self.url.to_string()
+    }
+
+    /// How long a trial of a node that was away takes at most, in milliseconds: two attempts, and the circuit's time.
+    pub fn trial_ms(&self) -> u64 {
+        2 * self.timeout.as_millis() as u64 + OPEN_MS
+    }
+
+    /// Whether the node was away for long enough to be asked again. Says so to one who asks; who does has to call
+    /// [`Node::is_back`].
+    pub fn is_due(&self) -> bool {
+        self.circuit.is_open() && self.circuit.enter(now_ms, self.trial_ms()) == Passage::Trial
+    }
+
+    /// Asks the node whether it is back.
+    pub async fn is_back(&self) -> bool {
+        // Not `PING`: a user of few rights may do what recording takes, and no more.
+        let nothing = async |via: &Via<'_>| {
+            let script = ["return 1", "0"].map(|word| RedisParameter::Binary(word.into()));
+            via.execute("EVAL", script).await
+        };
+        match self.once(Passage::Trial, nothing).await {
+            Ok(_) | Err(Failure::Redirected(_)) => {
+                self.circuit.close();
+                true
+            }
+            Err(Failure::Failed(error)) => {
+                self.failed(&error);
+                false
+            }
+        }
+    }
+
+    /// Runs an idempotent command, again on a fresh connection if it fails.
+    pub async fn twice<T>(&self, command: impl AsyncFn(&Via<'_>) -> Result<T, Error>) -> Result<T, Failure> {
+        self.guarded(async |passage| match self.once(passage, &command).await {
+            // Another request has found out meanwhile.
+            Err(Failure::Failed(first)) if passage == Passage::Free && self.circuit.is_open() => {
+                Err(Failure::Failed(first))
+            }
+            Err(Failure::Failed(first)) => match self.once(passage, &command).await {
+                Err(Failure::Failed(second)) => Err(Failure::Failed(failures::both(first, &second))),
+                other => other,
+            },
+            other => other,
+        })
+        .await
+    }
+
+    /// Runs a command that another node says this one may run already. What says so to a node holds for the next command of the
+    /// connection alone, so it is one that nobody shares.
+    pub async fn asking<T>(&self, command: impl AsyncFn(&Via<'_>) -> Result<T, Error>) -> Result<T, String> {
+        let attempt = async {
+            let connection = self.open().await?;
+            let via = Via {
+                connection: &connection,
+                asking: true,
+            };
+            command(&via).await.map_err(|error| describe(&error))
+        };
+        let answer = self.deadlines.limit(attempt).await;
+        let answer = answer.unwrap_or_else(|| Err(self.no_answer()));
+        answer.map_err(|error| format!("{}: {error}", self.url))
+    }
+
+    /// Does what the circuit lets through, and tells it how that went.
+    async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, Failure>) -> Result<T, Failure> {
+        let passage = self.circuit.enter(now_ms, self.trial_ms());
+        if passage == Passage::Barred {
+            let last = self.last_error.borrow();
+            return Err(Failure::Failed(match last.as_str() {
+                // Another instance has found out.
+                "" => format!("{}: not reachable a moment ago", self.url),
+                last => format!("a moment ago: {last}"),
+            }));
+        }
+        let result = work(passage).await;
+        match &result {
+            Ok(_) | Err(Failure::Redirected(_)) => drop(self.circuit.close()),
+            Err(Failure::Failed(error)) => {
+                self.failed(error);
+                // Those who wait for it would find out no better.
+                self.deadlines.end_all();
+            }
+        }
+        result
+    }
+
+    fn failed(&self, error: &str) {
+        error.clone_into(&mut self.last_error.borrow_mut());
+        self.circuit.open(now_ms() + OPEN_MS);
+    }
+
+    /// Runs a command within the timeout. A connection that failed, or was too slow, is given up.
+    async fn once<T>(
+        &self,
+        passage: Passage,
+        command: impl AsyncFn(&Via<'_>) -> Result<T, Error>,
+    ) -> Result<T, Failure> {
+        let used = Cell::new(None);
+        let attempt = async {
+            let connection = self.connection.get(async || self.open().await, look_again).await?;
+            used.set(Some(connection.clone()));
+            let via = Via {
+                connection: &connection,
+                asking: false,
+            };
+            command(&via).await.map_err(|error| describe(&error))
+        };
+        let result = match self.deadlines.limit(attempt).await {
+            Some(result) => result,
+            None if passage == Passage::Free && self.circuit.is_open() => {
+                Err("no answer, and not reachable a moment ago".to_owned())
+            }
+            None => Err(self.no_answer()),
+        };
+        result.map_err(|error| {
+            if let Some(redirect) = Redirect::told(&error) {
+                return Failure::Redirected(redirect);
+            }
+            if let Some(used) = used.take() {
+                self.connection.clear_if(|kept| Rc::ptr_eq(kept, &used));
+            }
+            Failure::Failed(format!("{}: {error}", self.url))
+        })
+    }
+
+    fn no_answer(&self) -> String {
+        format!("no answer within {} ms", self.timeout.as_millis())
+    }
+
+    async fn open(&self) -> Result<Rc<Connection>, String> {
+        match Connection::open(self.url.secret()).await {
+            Ok(connection) => Ok(Rc::new(connection)),
+            Err(error) => Err(describe(&error)),
+        }
+    }
+}
+
+fn describe(error: &Error) -> String {
+    match error {
+        Error::InvalidAddress => failures::INVALID_ADDRESS.to_owned(),
+        Error::TooManyConnections => failures::TOO_MANY_CONNECTIONS.to_owned(),
+        Error::TypeError => failures::TYPE_ERROR.to_owned(),
+        Error::Other(message) => message.clone(),
+    }
+}

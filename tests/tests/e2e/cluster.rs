@@ -1,0 +1,284 @@
+//! On a Redis Cluster: the same counts, while slots move and nodes die.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use redis::AsyncCommands;
+use tokio::time::sleep;
+use verve_tests::cluster::Cluster;
+use verve_tests::host::{Instance, Kind};
+use verve_tests::redis::RedisServer;
+use verve_tests::reporter::Reporter;
+use verve_tests::sink::Sink;
+use verve_tests::{clock, http, wait};
+
+use crate::ledger::Ledger;
+use crate::site::{SOON, Site};
+
+/// For what waits until the nodes have agreed.
+const LATER: Duration = Duration::from_secs(60);
+
+/// A site on a cluster. Its own Redis is not used.
+struct Clustered {
+    cluster: Cluster,
+    site: Site,
+    ledger: Ledger,
+    reporter: Reporter,
+}
+
+impl Clustered {
+    async fn new(cluster: Cluster, partitions: u16, more: &[&str]) -> Result<Self> {
+        let site = Site::new(2).await?.partitioned(partitions);
+        let ledger = Ledger::new().await?;
+        let urls = cluster.urls();
+        let mut flags = vec!["--redis-urls", &urls];
+        flags.extend(more);
+        let reporter = Reporter::ready(&ledger.flags(&site, &flags)).await?;
+        Ok(Self {
+            cluster,
+            site,
+            ledger,
+            reporter,
+        })
+    }
+
+    async fn host(&self, kind: Kind, variables: &[(&str, &str)]) -> Result<Instance> {
+        let mut host = self.site.host(kind).variable("redis_urls", &self.cluster.urls());
+        host = host.variable("redis_timeout_ms", "1000");
+        for (name, value) in variables {
+            host = host.variable(name, value);
+        }
+        host.start().await
+    }
+
+    /// Reads on until the records tell of so many ids in all.
+    async fn all_counted(&mut self, ids: usize) -> Result<()> {
+        let told = |ledger: &Ledger| -> usize {
+            ledger
+                .last()
+                .values()
+                .filter_map(|record| record.value.parse::<usize>().ok())
+                .sum()
+        };
+        let read = self.ledger.read_until(LATER, |ledger| told(ledger) >= ids).await;
+        read.with_context(|| self.reporter.process().log())?;
+        // And of no more.
+        self.ledger.read_for(Duration::from_secs(3)).await;
+        assert_eq!(told(&self.ledger), ids);
+        Ok(())
+    }
+}
+
+/// The ids that were accepted, and the other answers.
+type Sent = (BTreeSet<i64>, Vec<String>);
+
+/// Sends one new id after the other to each host until told to stop. Answers those that were accepted, and the other answers.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    senders: Vec<tokio::task::JoinHandle<Result<Sent>>>,
+}
+
+impl Traffic {
+    fn start(hosts: &[&Instance]) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let senders = hosts.iter().zip(0..).map(|(host, number)| {
+            let (address, stop) = (host.addr(), stop.clone());
+            tokio::spawn(async move {
+                let (mut accepted, mut other) = (BTreeSet::new(), Vec::new());
+                let mut id = number * 1_000_000;
+                while !stop.load(Ordering::Relaxed) {
+                    id += 1;
+                    let answer = http::get(address, &format!("/api/verve/accept?id={id}")).await?;
+                    if answer.status == 200 {
+                        accepted.insert(id);
+                    } else {
+                        other.push(format!("{id}: {}", answer.status));
+                    }
+                    sleep(Duration::from_millis(2)).await;
+                }
+                Ok((accepted, other))
+            })
+        });
+        Self {
+            senders: senders.collect(),
+            stop,
+        }
+    }
+
+    async fn stop(self) -> Result<(usize, Vec<String>)> {
+        self.stop.store(true, Ordering::Relaxed);
+        let (mut accepted, mut others) = (0, Vec::new());
+        for sender in self.senders {
+            let (ids, other) = sender.await??;
+            accepted += ids.len();
+            others.extend(other);
+        }
+        Ok((accepted, others))
+    }
+}
+
+#[tokio::test]
+async fn ids_and_callbacks_of_both_builds() -> Result<()> {
+    let cluster = Cluster::start(3, 0).await?;
+    let mut on = Clustered::new(cluster, 16, &["--callback-allow", "127.0.0.1"]).await?;
+    let sink = Sink::start().await?;
+    for (kind, first) in [(Kind::VerveHost, 0), (Kind::VerveHostP2, 100)] {
+        let host = on.host(kind, &[]).await?;
+        for id in first..first + 60 {
+            let endpoint = if id % 10 == 0 {
+                format!("&endpoint={}", sink.url(&format!("/{id}")))
+            } else {
+                String::new()
+            };
+            let answer = http::get(host.addr(), &format!("/api/verve/accept?id={id}{endpoint}")).await?;
+            assert_eq!(
+                answer.header("verve-outcome"),
+                Some("new"),
+                "{kind:?} {id}: {}",
+                host.process().log()
+            );
+        }
+    }
+    on.all_counted(120).await?;
+    for id in [0, 50, 100, 150] {
+        sink.wait_for(&format!("/{id}"), 1, SOON).await?;
+    }
+    // What one script touches is on one node, and the ids are on all.
+    let sizes = on.cluster.sizes().await?;
+    assert!(sizes.iter().all(|keys| *keys >= 3), "{sizes:?}");
+    // They go when they are final, everywhere; what came too late is found everywhere.
+    let window = clock::current_window(on.site.length).start() - 600;
+    let window = on.site.length.window_starting(window).context("a window")?;
+    let mut redis = on.cluster.connection().await?;
+    for partition in on.site.partitions.all() {
+        let key = on.site.keys().ids(window, partition);
+        let () = redis.sadd(&key, partition.number()).await?;
+    }
+    on.ledger.read_to(window, 1, SOON).await?;
+    assert_eq!(on.ledger.last()[window.to_string().as_str()].value, "16");
+    Ok(())
+}
+
+/// Limits, duplicates and the statistics are as on one server.
+#[tokio::test]
+async fn what_is_answered_is_the_same() -> Result<()> {
+    let cluster = Cluster::start(3, 0).await?;
+    let on = Clustered::new(cluster, 1, &[]).await?;
+    let limits = [
+        ("window_limit", "3"),
+        ("endpoint_limit", "1"),
+        ("window_seconds", "86400"),
+    ];
+    for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+        let namespace = clock::unique("answers");
+        let variables = [&limits[..], &[("namespace", namespace.as_str())]].concat();
+        let host = on.host(kind, &variables).await?;
+        for (query, expected) in [
+            ("id=1", "new"),
+            ("id=1", "duplicate"),
+            ("id=2&endpoint=http%3A%2F%2Fe.com%2F", "new"),
+            ("id=3&endpoint=http%3A%2F%2Fe.com%2F", "endpoint-limit"),
+            ("id=4", "window-limit"),
+            ("id=5", "window-limit"),
+            ("id=1", "duplicate"),
+            ("id=x", "invalid-id"),
+        ] {
+            let answer = http::get(host.addr(), &format!("/api/verve/accept?{query}")).await?;
+            let said = answer.header("verve-outcome").or_else(|| answer.header("verve-error"));
+            assert_eq!(said, Some(expected), "{kind:?} {query}: {}", host.process().log());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn slots_move_under_traffic() -> Result<()> {
+    let cluster = Cluster::start(3, 0).await?;
+    let mut on = Clustered::new(cluster, 16, &[]).await?;
+    let hosts = [
+        on.host(Kind::VerveHost, &[]).await?,
+        on.host(Kind::VerveHostP2, &[]).await?,
+    ];
+    let traffic = Traffic::start(&[&hosts[0], &hosts[1]]);
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        on.cluster.reshard(2000, from, to).await?;
+    }
+    let (accepted, others) = traffic.stop().await?;
+    assert!(accepted > 200, "{accepted}: {others:?}");
+    on.all_counted(accepted).await.with_context(|| hosts[0].process().log())
+}
+
+#[tokio::test]
+async fn a_primary_dies_and_its_replica_takes_over() -> Result<()> {
+    let cluster = Cluster::start(3, 1).await?;
+    let mut on = Clustered::new(cluster, 16, &[]).await?;
+    let host = on.host(Kind::VerveHost, &[("redis_wait_replicas", "1")]).await?;
+    let traffic = Traffic::start(&[&host]);
+    sleep(Duration::from_secs(3)).await;
+    on.cluster.nodes()[1].kill();
+    // Until another node has its slots.
+    wait::until("the replica to take over", LATER, || async {
+        let mut info = redis::cmd("CLUSTER");
+        info.arg("INFO");
+        let mut node = on.cluster.nodes()[0].connection().await.ok()?;
+        let said: String = info.query_async(&mut node).await.ok()?;
+        said.contains("cluster_state:ok").then_some(())
+    })
+    .await?;
+    sleep(Duration::from_secs(4)).await;
+    // As a replica, which its ids have waited for in the spool.
+    on.cluster.restart(1).await?;
+    let (accepted, others) = traffic.stop().await?;
+    assert!(others.is_empty(), "{others:?}");
+    on.all_counted(accepted).await.with_context(|| host.process().log())
+}
+
+/// As `docs/operations.md` has it.
+#[tokio::test]
+async fn from_one_server_to_a_cluster() -> Result<()> {
+    let site = Site::new(2).await?;
+    let mut ledger = Ledger::new().await?;
+    let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    let before = clock::next_window(site.length).await;
+    site.add(before, 0..5).await?;
+    ledger.read_to(before, 1, SOON).await?;
+    reporter.process().terminate(SOON).await?;
+    site.add(before, 5..7).await?;
+    let unreported = clock::current_window(site.length);
+    site.add(unreported, 0..3).await?;
+
+    let cluster = Cluster::start(3, 0).await?;
+    cluster.import(&site.redis).await?;
+    let _reporter = Reporter::ready(&ledger.flags(&site, &["--redis-urls", &cluster.urls()])).await?;
+    ledger.read_to(before, 2, SOON).await?;
+    ledger.read_to(unreported, 1, SOON).await?;
+    let told = |window| {
+        ledger
+            .of(window)
+            .into_iter()
+            .map(|record| (record.value.as_str(), record.header("revision")))
+    };
+    assert!(told(before).eq([("5", "0"), ("7", "1")]), "{ledger}");
+    assert!(told(unreported).eq([("3", "0")]), "{ledger}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_servers_that_are_no_cluster() -> Result<()> {
+    let site = Site::new(60).await?;
+    let other = RedisServer::start().await?;
+    let urls = format!("{},{}", site.redis_urls(), other.url());
+    let host = site.host(Kind::VerveHost).variable("redis_urls", &urls).start().await?;
+    let answer = http::get(host.addr(), "/api/verve/accept?id=1").await?;
+    assert_eq!(answer.header("verve-outcome"), Some("spooled"));
+    host.process().wait_for_text("are no cluster", SOON).await?;
+    let reporter = Reporter::start(&site.flags(&["--redis-urls", &urls]))?;
+    reporter
+        .process()
+        .wait_for_text("is no node of a cluster", SOON)
+        .await?;
+    Ok(())
+}
