@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use verve_protocol::{Id, Keys, Partition};
 use verve_tests::clock;
+use verve_tests::cluster::Cluster;
 use verve_tests::host::Kind;
 use verve_tests::redis::RedisServer;
 
@@ -75,7 +76,7 @@ pub async fn component(options: &Options, page: &mut Page) -> Result<()> {
 pub async fn scale(options: &Options, page: &mut Page) -> Result<()> {
     page.section("How it grows");
     hosts(options, page).await?;
-    partitions(options, page).await?;
+    clusters(options, page).await?;
     ids(page).await
 }
 
@@ -119,22 +120,44 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// The same load with the ids of a window in one set and in more.
-async fn partitions(options: &Options, page: &mut Page) -> Result<()> {
-    page.say("One host, 100 connections, one Redis, the ids of a window in 1, 16 and 64 partitions.\n");
-    let mut rows = vec![["partitions", "requests/s", "CPU µs"].map(str::to_owned).to_vec()];
-    for count in [1, 16, 64] {
-        let redis = RedisServer::start().await?;
-        let variables = ["--variable", &format!("partitions={count}")];
-        let target = Target::host("host", Kind::VerveHost, Component::Accept, &redis.url(), &variables).await?;
-        let (mut rates, mut cpus) = (Vec::new(), Vec::new());
-        for _ in 0..options.rounds {
+/// The same load on one server and on a cluster, with the ids of a window in one set and in more.
+async fn clusters(options: &Options, page: &mut Page) -> Result<()> {
+    page.say(
+        "One host, 100 connections: one server, and a cluster of three primaries on the same processors, with the ids of a window in 1, 16 \
+         and 64 partitions. What the cluster costs the host is the difference in processor time.\n",
+    );
+    let server = RedisServer::start().await?;
+    let cluster = Cluster::start(3, 0).await?;
+    let mut targets = Vec::new();
+    for (name, urls) in [("one server", server.url()), ("three primaries", cluster.urls())] {
+        for count in [1, 16, 64] {
+            let namespace = format!("namespace=bench-{count}");
+            let partitions = format!("partitions={count}");
+            let variables = ["--variable", &partitions, "--variable", &namespace];
+            let target = Target::host("host", Kind::VerveHost, Component::Accept, &urls, &variables).await?;
+            targets.push((name, count, target, Vec::new(), Vec::new()));
+        }
+    }
+    for _ in 0..options.rounds {
+        for (_, _, target, rates, cpus) in &mut targets {
             let before = target.cpu_seconds();
             let run = load::closed(target.address(), 100, Traffic::Random, options.time())?;
             rates.push(run.rate);
             cpus.push((target.cpu_seconds() - before) * 1e6 / run.requests.max(1) as f64);
         }
-        rows.push(vec![count.to_string(), grouped(median(rates)), grouped(median(cpus))]);
+    }
+    let mut rows = vec![
+        ["Redis", "partitions", "requests/s", "CPU µs"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for (name, count, _, rates, cpus) in targets {
+        rows.push(vec![
+            name.to_owned(),
+            count.to_string(),
+            grouped(median(rates)),
+            grouped(median(cpus)),
+        ]);
     }
     page.table(&rows);
     Ok(())

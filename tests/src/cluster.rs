@@ -46,6 +46,17 @@ impl Cluster {
         &self.nodes
     }
 
+    /// Ends all nodes properly.
+    ///
+    /// # Errors
+    /// When one does not end within seconds.
+    pub async fn stop(&self) -> Result<()> {
+        for node in &self.nodes {
+            node.stop().await?;
+        }
+        Ok(())
+    }
+
     /// Starts a node again that was killed, with what it knew.
     ///
     /// # Errors

@@ -15,6 +15,9 @@ pub struct Args {
     /// Run a real Apache Kafka instead of the embedded broker (the first time it is fetched, 40 MB).
     #[arg(long)]
     kafka: bool,
+    /// Run a Redis Cluster, three primaries and three replicas, instead of one server.
+    #[arg(long)]
+    cluster: bool,
     /// Length of a window, in seconds.
     #[arg(long, default_value_t = 10)]
     window_seconds: u32,
@@ -34,7 +37,8 @@ pub fn run(args: &Args) -> Result<()> {
     command.args(["--window-seconds", &args.window_seconds.to_string()]);
     command
         .args(args.demo.then_some("--demo"))
-        .args(args.kafka.then_some("--kafka"));
+        .args(args.kafka.then_some("--kafka"))
+        .args(args.cluster.then_some("--cluster"));
     if let Some(windows) = args.windows {
         command.args(["--windows", &windows.to_string()]);
     }

@@ -198,7 +198,12 @@ impl Server {
     /// # Errors
     /// If it is not known which nodes there are.
     pub async fn nodes(&self) -> RedisResult<Vec<Node<'_>>> {
-        let slots = match self.observe(self.link()).await? {
+        let link = match self.link().await {
+            // Which says nothing of whether Redis is there now.
+            Ok(link) => link,
+            Err(error) => return self.observe(async { Err(error) }).await,
+        };
+        let slots = match link {
             Link::Server(_) => {
                 return Ok(vec![Node {
                     server: self,
@@ -235,7 +240,12 @@ impl Server {
             Ok(_) => self.dependency.up(),
             Err(error) if is_away(error) => {
                 self.metrics.away.inc();
-                self.dependency.down(error);
+                match error.kind() {
+                    redis::ErrorKind::ClusterConnectionNotFound => self
+                        .dependency
+                        .down("no node of the cluster that can be reached has the slots that are asked for"),
+                    _ => self.dependency.down(error),
+                }
                 self.miss_a_node().await;
             }
             Err(error) => {

@@ -8,10 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use tokio::time::sleep;
+use verve_protocol::Id;
 use verve_tests::cluster::Cluster;
 use verve_tests::host::{Instance, Kind};
+use verve_tests::process::Process;
 use verve_tests::redis::RedisServer;
-use verve_tests::reporter::Reporter;
+use verve_tests::reporter::{self, Reporter};
 use verve_tests::sink::Sink;
 use verve_tests::{clock, http, wait};
 
@@ -234,6 +236,41 @@ async fn a_primary_dies_and_its_replica_takes_over() -> Result<()> {
     let (accepted, others) = traffic.stop().await?;
     assert!(others.is_empty(), "{others:?}");
     on.all_counted(accepted).await.with_context(|| host.process().log())
+}
+
+#[tokio::test]
+async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
+    let cluster = Cluster::start(3, 0).await?;
+    let site = Site::new(60).await?.partitioned(16);
+    let window = clock::current_window(site.length);
+    let mut redis = cluster.connection().await?;
+    for id in 0..200 {
+        let key = site.keys().ids(window, Id(id).partition(site.partitions));
+        let () = redis.sadd(key, id).await?;
+    }
+    let urls = cluster.urls();
+    let doctor = async |more: &[&str]| -> Result<String> {
+        let mut command = reporter::command()?;
+        let flags = [&["--redis-urls", urls.as_str()], more].concat();
+        command.arg("doctor").args(site.flags(&flags));
+        let process = Process::spawn("verve-reporter doctor", command)?;
+        process.wait(LATER).await?;
+        Ok(process.log())
+    };
+    let said = doctor(&[]).await?;
+    assert!(
+        !said.contains("problem") && said.contains("3 primaries have all 16384 slots"),
+        "{said}"
+    );
+    assert_eq!(said.matches("has no replica").count(), 3, "{said}");
+    assert!(said.contains("components write windows of 60 s"), "{said}");
+    // What it looks for is on every node.
+    let said = doctor(&["--partitions", "8"]).await?;
+    assert!(said.contains("other partitions than the 8"), "{said}");
+    cluster.nodes()[2].kill();
+    let said = doctor(&[]).await?;
+    assert!(said.contains("problem"), "{said}");
+    Ok(())
 }
 
 /// As `docs/operations.md` has it.

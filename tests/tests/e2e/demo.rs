@@ -21,13 +21,14 @@ fn command(arguments: &[&str]) -> Result<Command> {
 /// One after the other, since both want the ports that users expect.
 #[tokio::test]
 async fn verve_up() -> Result<()> {
-    the_demo_counts_right_and_ends().await?;
+    the_demo_counts_right_and_ends(&[]).await?;
+    the_demo_counts_right_and_ends(&["--cluster"]).await?;
     an_interrupt_ends_all_that_it_started().await
 }
 
-async fn the_demo_counts_right_and_ends() -> Result<()> {
+async fn the_demo_counts_right_and_ends(more: &[&str]) -> Result<()> {
     let arguments = ["--demo", "--windows", "2", "--window-seconds", "2"];
-    let process = Process::spawn("verve-up", command(&arguments)?)?;
+    let process = Process::spawn("verve-up", command(&[&arguments[..], more].concat())?)?;
     let status = process.wait(Duration::from_secs(60)).await?;
     assert_eq!(status.code(), Some(0), "{}", process.log());
     let lines = process.lines();

@@ -15,7 +15,7 @@ use verve_tests::{clock, http, paths, reporter, wait};
 use crate::site::{SOON, Site};
 
 /// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's, Redis'.
-const OTHERS: [&str; 13] = [
+const OTHERS: [&str; 14] = [
     "--runtime-config-file",
     "--build",
     "--format",
@@ -29,6 +29,7 @@ const OTHERS: [&str; 13] = [
     "--appendonly",
     "--maxmemory-policy",
     "--dir",
+    "--cluster-from",
 ];
 
 /// What a program says of itself.

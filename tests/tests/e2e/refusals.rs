@@ -206,7 +206,7 @@ async fn each_kind_of_error() -> Result<()> {
         let reporter = Reporter::start(&case.flags(&[]))?;
         wait::until("a problem", SOON, || async {
             let ready = http::get(reporter.address(), "/readyz").await.ok()?;
-            (ready.status == 503 && ready.text().contains("CLUSTERDOWN")).then_some(())
+            (ready.status == 503 && ready.text().contains("has the slots")).then_some(())
         })
         .await
         .with_context(|| reporter.process().log())

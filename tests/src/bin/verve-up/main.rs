@@ -27,6 +27,9 @@ struct Args {
     /// Run a real Apache Kafka instead of the embedded broker
     #[arg(long)]
     kafka: bool,
+    /// Run a Redis Cluster, three primaries and three replicas, instead of one server
+    #[arg(long)]
+    cluster: bool,
     /// Length of a window, in seconds
     #[arg(long, default_value = "10")]
     window_seconds: WindowLength,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+use verve_tests::cluster::Cluster;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::kafka::Kafka;
 use verve_tests::process::Process;
@@ -22,11 +23,50 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Everything that runs.
 pub struct Parts {
-    pub redis: RedisServer,
+    pub redis: Redis,
     pub kafka: Kafka,
     pub hosts: Vec<Instance>,
     pub reporter: Reporter,
     _kafka_data: TempDir,
+}
+
+/// One server, or a cluster of three primaries with a replica each.
+pub enum Redis {
+    Server(RedisServer),
+    Cluster(Cluster),
+}
+
+impl Redis {
+    async fn start(is_cluster: bool) -> Result<Self> {
+        Ok(if is_cluster {
+            Self::Cluster(Cluster::start(3, 1).await?)
+        } else {
+            Self::Server(RedisServer::start().await?)
+        })
+    }
+
+    /// For `redis_urls`.
+    pub fn urls(&self) -> String {
+        match self {
+            Self::Server(server) => server.url(),
+            Self::Cluster(cluster) => cluster.urls(),
+        }
+    }
+
+    /// For `partitions`: enough to keep all nodes busy.
+    pub const fn partitions(&self) -> &'static str {
+        match self {
+            Self::Server(_) => "1",
+            Self::Cluster(_) => "16",
+        }
+    }
+
+    async fn stop(&self) -> Result<()> {
+        match self {
+            Self::Server(server) => server.stop().await,
+            Self::Cluster(cluster) => cluster.stop().await,
+        }
+    }
 }
 
 /// The reporter, on a port that a user expects.
@@ -38,7 +78,7 @@ pub struct Reporter {
 impl Parts {
     pub async fn start(args: &Args) -> Result<Self> {
         let kafka_data = tempfile::tempdir()?;
-        let redis = RedisServer::start().await.context("Redis")?;
+        let redis = Redis::start(args.cluster).await.context("Redis")?;
         let kafka = match args.kafka {
             true => {
                 let port = net::free_address()?.port();
@@ -51,7 +91,8 @@ impl Parts {
         let mut hosts = Vec::new();
         for port in [3001, 3002] {
             let host = Instance::options(Kind::VerveHost)
-                .variable("redis_urls", &redis.url())
+                .variable("redis_urls", &redis.urls())
+                .variable("partitions", redis.partitions())
                 .variable("window_seconds", &args.window_seconds.seconds().to_string())
                 .listen(preferably(port)?)
                 .on_line(show::lines_of("host", show::is_warning));
@@ -95,11 +136,11 @@ impl Parts {
 }
 
 impl Reporter {
-    async fn start(redis: &RedisServer, kafka: &Kafka, args: &Args) -> Result<Self> {
+    async fn start(redis: &Redis, kafka: &Kafka, args: &Args) -> Result<Self> {
         let address = preferably(9090)?;
         let mut command: Command = reporter::command()?;
         command
-            .args(["--redis-urls", &redis.url()])
+            .args(["--redis-urls", &redis.urls(), "--partitions", redis.partitions()])
             .args(["--window-seconds", &args.window_seconds.seconds().to_string()])
             .args(["--kafka-brokers", kafka.brokers(), "--kafka-topic", TOPIC])
             .args(["--listen", &address.to_string()])

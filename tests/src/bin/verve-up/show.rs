@@ -25,7 +25,7 @@ pub fn running(parts: &Parts, args: &Args) {
         false => "librdkafka's embedded broker; --kafka runs a real one",
     };
     println!("\nVerve is up. Ctrl-C ends it all.\n");
-    println!("  Redis     {}", parts.redis.url());
+    println!("  Redis     {}", parts.redis.urls());
     for host in &parts.hosts {
         println!("  host      http://{}", host.addr());
     }
@@ -63,7 +63,8 @@ pub fn record(record: &Record, sent: Option<&str>) {
 pub fn counts(parts: &Parts, args: &Args) -> anyhow::Result<()> {
     let mut command = verve_tests::reporter::command()?;
     command.args(["counts", "--limit", &args.windows.unwrap_or(10).to_string()]);
-    command.args(["--redis-urls", &parts.redis.url()]);
+    let redis = &parts.redis;
+    command.args(["--redis-urls", &redis.urls(), "--partitions", redis.partitions()]);
     command.args(["--window-seconds", &args.window_seconds.to_string()]);
     let output = command.output()?;
     anyhow::ensure!(output.status.success(), "verve-reporter counts: {}", output.status);
