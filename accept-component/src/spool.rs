@@ -267,7 +267,7 @@ async fn open() -> Result<Rc<Connection>, String> {
         FROM sqlite_schema WHERE name = 'ids_drained'";
     let made = execute(&connection, made, []).await?;
     if !matches!(made.first().map(Vec::as_slice), Some([Value::Integer(1)])) {
-        let mode = execute(&connection, "PRAGMA journal_mode = WAL", []).await?;
+        let mode = into_wal(&connection).await?;
         if let Some([Value::Text(mode)]) = mode.first().map(Vec::as_slice)
             && matches!(mode.as_str(), "memory" | "off")
         {
@@ -279,6 +279,17 @@ async fn open() -> Result<Rc<Connection>, String> {
     }
     execute(&connection, "PRAGMA synchronous = NORMAL", []).await?;
     Ok(Rc::new(connection))
+}
+
+/// Two that do this at the same time are in each other's way, and SQLite does not wait then.
+async fn into_wal(connection: &Connection) -> Result<Vec<Vec<Value>>, String> {
+    for _ in 0..BUSY_TIMEOUT_MS {
+        match execute(connection, "PRAGMA journal_mode = WAL", []).await {
+            Err(error) if error.contains("locked") => look_again().await,
+            done => return done,
+        }
+    }
+    Err("spool: database is locked".to_owned())
 }
 
 async fn execute(

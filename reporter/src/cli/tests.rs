@@ -27,7 +27,7 @@ fn dead_callbacks_are_found_by_the_same_flags_before_or_after() {
                 },
             ) => {
                 assert_eq!(redis.urls.first().to_string(), "redis://e.com");
-                assert_eq!(keys.callbacks_dead(), "n:callbacks:dead");
+                assert_eq!(keys.callbacks_dead(), "{n}:callbacks:dead");
             }
             task => panic!("{args:?}: {task:?}"),
         }
@@ -67,7 +67,7 @@ fn a_dead_callback_is_chosen_by_its_id_or_all_are() {
 fn the_defaults_are_those_of_the_contract() {
     let config = parse(&[]).expect("valid");
     assert_eq!(config.redis.urls.first().to_string(), "redis://127.0.0.1:6379");
-    assert_eq!(config.keys.callbacks(), "verve:callbacks");
+    assert_eq!(config.keys.callbacks(), "{verve}:callbacks");
     assert_eq!(config.windows.length.seconds(), 60);
     assert_eq!(
         (config.windows.grace.as_millis(), config.windows.late.as_secs()),

@@ -50,10 +50,7 @@ pub async fn examine(store: &Store, grace: Duration) -> (bool, Vec<Finding>) {
     for node in &nodes {
         let answer = ask(node).await;
         answered &= answer.is_ok();
-        let name = match &answer {
-            Ok(state) if node.is_of_cluster() => format!("Redis Cluster, node at port {}", state.text("tcp_port")),
-            _ => server.to_string(),
-        };
+        let name = node.to_string();
         let found = match &answer {
             Ok(state) => judge(state, grace),
             Err(error) => vec![away(error)],

@@ -1,20 +1,19 @@
 //! Redis, a server or a cluster, and the connection to it, which is made anew by itself.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult,
     TlsCertificates, Value,
 };
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 use verve_protocol::{Partitions, RedisUrl, RedisUrls};
 
 use crate::health::{Dependency, Health};
@@ -203,30 +202,30 @@ impl Server {
             Ok(link) => link,
             Err(error) => return self.observe(async { Err(error) }).await,
         };
-        let slots = match link {
-            Link::Server(_) => {
-                return Ok(vec![Node {
-                    server: self,
-                    slot: None,
-                }]);
-            }
+        let node = |url: Option<RedisUrl>| Node {
+            server: self,
+            url,
+            connection: OnceCell::new(),
+        };
+        match link {
+            Link::Server(_) => Ok(vec![node(None)]),
             Link::Cluster(_) => {
                 let slots: Vec<Vec<Value>> = self.command(redis::cmd("CLUSTER").arg("SLOTS")).await?;
-                let first = slots.iter().filter_map(|range| {
-                    let (slot, primary) = (range.first()?, range.get(2)?);
-                    let primary: Vec<Value> = redis::from_redis_value_ref(primary).ok()?;
-                    let id: String = redis::from_redis_value_ref(primary.get(2)?).ok()?;
-                    Some((id, redis::from_redis_value_ref::<u16>(slot).ok()?))
+                let primaries = slots.iter().filter_map(|range| {
+                    let primary: Vec<Value> = redis::from_redis_value_ref(range.get(2)?).ok()?;
+                    // Nothing where a node means the host that was asked.
+                    let host: Option<String> = redis::from_redis_value_ref(primary.first()?).ok()?;
+                    Some((
+                        host.unwrap_or_default(),
+                        redis::from_redis_value_ref(primary.get(1)?).ok()?,
+                    ))
                 });
-                let first: BTreeMap<String, u16> = first.collect();
-                first.into_values()
+                let primaries: BTreeSet<(String, u16)> = primaries.collect();
+                let first = self.config.urls.first();
+                let urls = primaries.iter().filter_map(|(host, port)| first.of_node(host, *port));
+                Ok(urls.map(Some).map(node).collect())
             }
-        };
-        let node = |slot| Node {
-            server: self,
-            slot: Some(slot),
-        };
-        Ok(slots.map(node).collect())
+        }
     }
 
     async fn observe<T>(&self, asked: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
@@ -313,10 +312,7 @@ impl Server {
         for url in urls {
             let client = self.config.client(url)?;
             let asked = async {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(CONNECT_TIMEOUT))
-                    .set_response_timeout(Some(RESPONSE_TIMEOUT));
-                let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+                let mut connection = connect(&client).await?;
                 let info: String = redis::cmd("INFO").arg("cluster").query_async(&mut connection).await?;
                 RedisResult::Ok(info.contains("cluster_enabled:1"))
             };
@@ -361,29 +357,45 @@ impl Server {
 /// One node of Redis, for what is not about one key.
 pub struct Node<'a> {
     server: &'a Server,
-    /// One of its slots, if it is of a cluster.
-    slot: Option<u16>,
+    /// Where it is, if it is of a cluster.
+    url: Option<RedisUrl>,
+    /// By itself: the cluster's client would ask another node while this one is away.
+    connection: OnceCell<MultiplexedConnection>,
+}
+
+impl fmt::Display for Node<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.url {
+            Some(url) => write!(f, "Redis {url}, of a cluster"),
+            None => self.server.fmt(f),
+        }
+    }
 }
 
 impl Node<'_> {
     /// Whether it is one of a cluster.
     pub const fn is_of_cluster(&self) -> bool {
-        self.slot.is_some()
+        self.url.is_some()
     }
 
     /// Runs one command here.
     pub async fn command<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        let Some(slot) = self.slot else {
+        let Some(url) = &self.url else {
             return self.server.command(command).await;
         };
-        let here = Route::new(slot, SlotAddr::Master);
-        let here = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(here));
         let asked = async {
-            match self.server.link().await? {
-                Link::Cluster(mut cluster) => cluster.route_command(command.clone(), here).await,
-                Link::Server(mut server) => server.req_packed_command(command).await,
-            }
+            let connect = async || connect(&self.server.config.client(url)?).await;
+            let connection = self.connection.get_or_try_init(connect).await?;
+            command.query_async(&mut connection.clone()).await
         };
-        Ok(redis::from_redis_value(self.server.observe(asked).await?)?)
+        self.server.observe(asked).await
     }
+}
+
+/// A connection to one server.
+async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(RESPONSE_TIMEOUT));
+    client.get_multiplexed_async_connection_with_config(&config).await
 }

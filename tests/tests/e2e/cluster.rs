@@ -269,7 +269,11 @@ async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
     assert!(said.contains("other partitions than the 8"), "{said}");
     cluster.nodes()[2].kill();
     let said = doctor(&[]).await?;
-    assert!(said.contains("problem"), "{said}");
+    let away = cluster.nodes()[2].address().to_string();
+    assert!(
+        said.contains(&format!("problem  Redis redis://{away}, of a cluster")),
+        "{said}"
+    );
     Ok(())
 }
 
