@@ -10,6 +10,7 @@ use redis::AsyncCommands;
 use verve_protocol::Method;
 use verve_tests::host::Kind;
 use verve_tests::metrics::Metrics;
+use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::{Answer, Sink};
 use verve_tests::{clock, http, paths, wait};
@@ -123,7 +124,9 @@ async fn a_redis_that_is_away_is_told() -> Result<()> {
 #[tokio::test]
 async fn what_is_in_spools_and_what_was_drained_is_counted_once() -> Result<()> {
     for kind in Kind::available() {
-        let mut site = Site::new(86_400).await?;
+        // The lease survives, so that one replica counts.
+        let redis = RedisServer::options().append_only().start().await?;
+        let mut site = Site::with_redis(86_400, redis);
         let host = site.host(kind).variable("redis_timeout_ms", "300");
         let instance = host.start().await?;
         let reporters = [site.reporter(&[]).await?, site.reporter(&[]).await?];
