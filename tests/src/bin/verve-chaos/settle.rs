@@ -93,6 +93,8 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
     let counts = counts(parts, windows, &mut redis).await?;
     callbacks(parts, jobs, &mut redis, &mut seen).await?;
     seen.records = parts.broker.lock().await.kafka().read_all(TOPIC).await?;
+    // Only now, since each report is told after it was published.
+    told(parts, &mut seen)?;
     let last: BTreeMap<&str, &Record> = seen
         .records
         .iter()
@@ -110,6 +112,27 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
         }
     }
     Ok(seen)
+}
+
+/// Looks at what the fixed callback was told, and at which window's last revision it was not.
+fn told(parts: &Parts, seen: &mut Seen) -> Result<()> {
+    for received in parts.sink.received() {
+        if received.target == FIXED {
+            let revision = received.header("verve-revision").context("a revision")?.parse()?;
+            let window = received.header("verve-window").unwrap_or_default().to_owned();
+            seen.told.insert((window, revision));
+        }
+    }
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    for record in &seen.records {
+        last.insert(&record.key, record.header("revision").parse()?);
+    }
+    for (window, revision) in last {
+        if !seen.told.contains(&(window.to_owned(), revision)) {
+            seen.left.push(format!("revision {revision} of {window} is not told"));
+        }
+    }
+    Ok(())
 }
 
 async fn counts(parts: &Parts, windows: &[Window], redis: &mut MultiplexedConnection) -> Result<Vec<u64>> {
@@ -140,14 +163,9 @@ async fn callbacks(
         .iter()
         .filter_map(|entry| job(&entry.get::<String>("endpoint")?))
         .collect();
-    for received in parts.sink.received() {
-        if received.target == FIXED {
-            let revision = received.header("verve-revision").context("a revision")?.parse()?;
-            seen.told
-                .insert((received.header("verve-window").unwrap_or_default().to_owned(), revision));
-        }
-        seen.delivered.extend(job(&received.target));
-    }
+    let received = parts.sink.received();
+    seen.delivered
+        .extend(received.iter().filter_map(|received| job(&received.target)));
     let lost = jobs
         .difference(&seen.delivered)
         .filter(|job| !seen.dead.contains(job))
