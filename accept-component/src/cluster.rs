@@ -104,14 +104,6 @@ impl Map {
     pub fn moved(&mut self, slot: u16, address: Address) {
         self.moved.insert(slot, address);
     }
-
-    /// The nodes that have slots.
-    pub fn nodes(&self) -> impl Iterator<Item = &Address> {
-        self.ranges
-            .iter()
-            .map(|(_, address)| address)
-            .chain(self.moved.values())
-    }
 }
 
 /// `ip:port@bus-port[,name[,…]]`.

@@ -105,9 +105,16 @@ impl Redis {
 
     /// The node that has a key, as far as is known by now.
     pub fn node_of(&self, key: &str) -> Rc<Node> {
-        let address = self.map.made().and_then(|topology| topology.node(slot(key)));
-        let node = address.and_then(|address| self.node_at(&self.first(), &address));
-        node.unwrap_or_else(|| self.first())
+        match self.map.made() {
+            Some(topology) => self.node_in(&topology, slot(key)),
+            None => self.first(),
+        }
+    }
+
+    fn node_in(&self, topology: &Topology, slot: u16) -> Rc<Node> {
+        let first = self.first();
+        let node = topology.node(slot).and_then(|address| self.node_at(&first, &address));
+        node.unwrap_or(first)
     }
 
     /// The node of this name, of which another instance has told.
@@ -121,15 +128,22 @@ impl Redis {
         self.nodes.borrow()[0].clone()
     }
 
-    fn find(&self, is: impl Fn(&Node) -> bool) -> Option<Rc<Node>> {
-        self.nodes.borrow().iter().find(|node| is(node)).cloned()
+    fn known(&self, host: &str, port: u16) -> Option<Rc<Node>> {
+        let nodes = self.nodes.borrow();
+        let known = nodes
+            .iter()
+            .find(|node| (node.url().host(), node.url().port()) == (host, port));
+        known.cloned()
     }
 
     /// The node at this address, as `asked` sees it.
     fn node_at(&self, asked: &Node, address: &Address) -> Option<Rc<Node>> {
+        // Each command asks, so nothing is parsed where it need not be.
+        if let Some(known) = self.known(&address.host, address.port) {
+            return Some(known);
+        }
         let url = asked.url().of_node(&address.host, address.port)?;
-        let is = |node: &Node| (node.url().host(), node.url().port()) == (url.host(), url.port());
-        Some(self.find(is).unwrap_or_else(|| {
+        Some(self.known(url.host(), url.port()).unwrap_or_else(|| {
             let node = Rc::new(Node::new(url, &self.config));
             self.nodes.borrow_mut().push(node.clone());
             node
@@ -177,9 +191,7 @@ impl Redis {
         let slot = slot(key);
         self.map.clear_if(|topology| topology.is_to_be_asked_anew());
         let topology = self.map.get(async || self.read_map().await, look_again).await?;
-        let node = topology.node(slot);
-        let node = node.and_then(|address| self.node_at(&self.first(), &address));
-        let mut node = node.unwrap_or_else(|| self.first());
+        let mut node = self.node_in(&topology, slot);
         for _ in 0..REDIRECTIONS {
             let redirect = match node.twice(&command).await {
                 Ok(done) => return Ok(done),
@@ -232,11 +244,7 @@ impl Redis {
                 let arguments = [script, "1", &key].map(text).into_iter();
                 let arguments = arguments.chain(limit.iter().chain(&members).map(text));
                 let arguments: Vec<RedisParameter> = arguments.collect();
-                let known = self.twice(&key, async |via| {
-                    let known = via.execute("EVAL", arguments.clone()).await?;
-                    self.replicated(via, known).await
-                });
-                let known = known.await?.into_iter();
+                let known = self.evaluate(&key, arguments).await?.into_iter();
                 known
                     .filter_map(|known| match known {
                         RedisResult::Int64(known) => added(known),
@@ -298,20 +306,24 @@ impl Redis {
                 .iter()
                 .flat_map(|(field, value)| [text(field), text(value)]),
         );
-        let answer = self
-            .twice(&stream, async |via| {
-                let answer = via.execute("EVAL", arguments.clone()).await?;
-                self.replicated(via, answer).await
-            })
-            .await?;
+        let answer = self.evaluate(&stream, arguments).await?;
         Ok(match answer.as_slice() {
             [RedisResult::Int64(0)] => Some(Limit::Endpoint),
             _ => None,
         })
     }
 
+    /// Runs an idempotent script that writes, where the key is.
+    async fn evaluate(&self, key: &str, arguments: Vec<RedisParameter>) -> Result<Vec<RedisResult>, String> {
+        self.twice(key, async |via| {
+            let answer = via.execute("EVAL", arguments.clone()).await?;
+            self.replicated(via, answer).await
+        })
+        .await
+    }
+
     /// Runs a command that appends.
-    pub async fn append(&self, command: &[String]) -> Result<(), String> {
+    async fn append(&self, command: &[String]) -> Result<(), String> {
         let [name, arguments @ ..] = command else {
             return Ok(());
         };
@@ -335,12 +347,7 @@ impl Redis {
         };
         arguments.extend([expiry, most].map(text));
         arguments.extend(batch.commands.iter().map(text));
-        let answer = self
-            .twice(&own, async |via| {
-                let answer = via.execute("EVAL", arguments.clone()).await?;
-                self.replicated(via, answer).await
-            })
-            .await?;
+        let answer = self.evaluate(&own, arguments).await?;
         Ok(matches!(answer.as_slice(), [RedisResult::Int64(1)]))
     }
 

@@ -152,6 +152,5 @@ async fn counted(site: &Site, window: verve_protocol::Window, expected: &[(&str,
         let agrees = |(name, n): &(&str, u64)| counts.get(*name) == Some(n);
         expected.iter().all(agrees).then_some(())
     });
-    let reached = reached.await;
-    reached.with_context(|| format!("{expected:?}"))
+    reached.await.with_context(|| format!("{expected:?}"))
 }
