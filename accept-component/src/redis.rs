@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future, stream};
 use spin_sdk::redis::{Error, RedisParameter, RedisResult};
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
 use verve_protocol::slot::slot;
@@ -150,33 +150,47 @@ impl Redis {
         }))
     }
 
-    /// Asks the nodes, one after the other, for the cluster's map.
+    /// Asks for the cluster's map: the node that is likeliest to be there, and if it does not tell, all others at the same time, since
+    /// requests wait.
     async fn read_map(&self) -> Result<Rc<Topology>, String> {
-        let nodes = self.nodes.borrow().clone();
-        // Those that are away would have everybody wait.
-        let (away, there): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|node| node.circuit.is_open());
-        let mut errors = Vec::new();
-        for node in there.iter().chain(&away) {
-            let ask = async |via: &Via<'_>| match via.execute("CLUSTER", [text("NODES")]).await {
-                Err(Error::Other(error)) if is_no_cluster(&error) => Ok(Asked::One),
-                Err(Error::Other(error)) if is_forbidden(&error) => Ok(Asked::Nobody),
-                answer => answer.map(Asked::Cluster),
-            };
-            match node.twice(ask).await {
-                Ok(Asked::One) => return self.one(),
-                // Whatever node is asked sends on, if it is one of several.
-                Ok(Asked::Nobody) => return Ok(Topology::cluster(Map::default())),
-                Ok(Asked::Cluster(answer)) => {
-                    let [RedisResult::Binary(nodes)] = answer.as_slice() else {
-                        return Err(format!("{}: {}", node.url(), failures::TYPE_ERROR));
-                    };
-                    return Ok(Topology::cluster(Map::parse(&String::from_utf8_lossy(nodes))));
-                }
-                Err(Failure::Failed(error)) => errors.push(error),
-                Err(Failure::Redirected(_)) => {}
+        let mut nodes = self.nodes.borrow().clone();
+        nodes.sort_by_key(|node| node.circuit.is_open());
+        let [first, others @ ..] = nodes.as_slice() else {
+            return Err(failures::INVALID_ADDRESS.to_owned());
+        };
+        let error = match self.ask_for_map(first).await {
+            Ok(topology) => return Ok(topology),
+            Err(error) if others.is_empty() => return Err(error),
+            Err(error) => error,
+        };
+        let asked = others.iter().map(|node| Box::pin(self.ask_for_map(node)));
+        let told = future::select_ok(asked).await;
+        told.map(|(topology, _)| topology).map_err(|last| {
+            if last == error {
+                last
+            } else {
+                format!("{error}; {last}")
             }
+        })
+    }
+
+    async fn ask_for_map(&self, node: &Node) -> Result<Rc<Topology>, String> {
+        let ask = async |via: &Via<'_>| match via.execute("CLUSTER", [text("NODES")]).await {
+            Err(Error::Other(error)) if is_no_cluster(&error) => Ok(Asked::One),
+            Err(Error::Other(error)) if is_forbidden(&error) => Ok(Asked::Nobody),
+            answer => answer.map(Asked::Cluster),
+        };
+        match node.twice(ask).await {
+            Ok(Asked::One) => self.one(),
+            // Whatever node is asked sends on, if it is one of several.
+            Ok(Asked::Nobody) => Ok(Topology::cluster(Map::default())),
+            Ok(Asked::Cluster(answer)) => match answer.as_slice() {
+                [RedisResult::Binary(nodes)] => Ok(Topology::cluster(Map::parse(&String::from_utf8_lossy(nodes)))),
+                _ => Err(format!("{}: {}", node.url(), failures::TYPE_ERROR)),
+            },
+            Err(Failure::Failed(error)) => Err(error),
+            Err(Failure::Redirected(_)) => Err(format!("{}: {}", node.url(), failures::TYPE_ERROR)),
         }
-        Err(errors.join("; "))
     }
 
     fn one(&self) -> Result<Rc<Topology>, String> {

@@ -1,14 +1,19 @@
 //! A real Redis Cluster: its nodes are `redis-server` processes, put together by `redis-cli --cluster`.
 
+use std::iter;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use redis::RedisResult;
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use tokio::task::spawn_blocking;
+use verve_protocol::slot::SLOTS;
 
-use crate::redis::RedisServer;
+use crate::link::Link;
+use crate::redis::{Options, RedisServer};
 use crate::{net, wait};
 
 /// For what the nodes have to agree on, on a busy machine.
@@ -17,19 +22,75 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The nodes of one cluster. Dropping it kills them.
 pub struct Cluster {
     nodes: Vec<RedisServer>,
+    /// Of each node, if all that reaches it passes through links.
+    links: Vec<Links>,
+}
+
+/// What leads to one node.
+struct Links {
+    /// For clients, and for the node that follows it.
+    clients: Link,
+    /// For what the nodes tell each other.
+    bus: Link,
+    /// Where the node's own connections come from.
+    source: IpAddr,
 }
 
 impl Cluster {
-    /// So many primaries, each with so many replicas; the primaries come first.
+    /// So many primaries, each with so many replicas: first all primaries, then a replica of each in the same order, and so on.
     ///
     /// # Errors
     /// When there is no `redis-server` or `redis-cli`, or the nodes do not come together.
     pub async fn start(primaries: usize, replicas: usize) -> Result<Self> {
+        Self::start_with(RedisServer::options(), primaries, replicas).await
+    }
+
+    /// The same, of nodes with these options.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(options: Options, primaries: usize, replicas: usize) -> Result<Self> {
         let mut nodes = Vec::new();
         for _ in 0..primaries * (1 + replicas) {
-            nodes.push(node().await?);
+            nodes.push(node(options.clone()).await?);
         }
-        let cluster = Self { nodes };
+        Self::of(nodes, Vec::new(), replicas).await
+    }
+
+    /// The same, of nodes that are at other ports than those they listen on, as behind a NAT, and that announce a name.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn behind_links(primaries: usize, replicas: usize) -> Result<Self> {
+        let (mut nodes, mut links) = (Vec::new(), Vec::new());
+        for number in 1..=primaries * (1 + replicas) {
+            let [port, bus] = [net::free_address()?, net::free_address()?];
+            let (clients_link, bus_link) = (Link::start(port).await?, Link::start(bus).await?);
+            let source = IpAddr::from([127, 0, 1, u8::try_from(number)?]);
+            let mut options = RedisServer::options().port(port.port());
+            for (name, value) in [
+                ("--cluster-port", bus.port().to_string()),
+                ("--cluster-announce-port", clients_link.address().port().to_string()),
+                ("--cluster-announce-bus-port", bus_link.address().port().to_string()),
+                ("--cluster-announce-hostname", "localhost".to_owned()),
+                ("--cluster-preferred-endpoint-type", "hostname".to_owned()),
+                ("--bind-source-addr", source.to_string()),
+            ] {
+                options = options.argument(name).argument(&value);
+            }
+            nodes.push(of_cluster(options).start().await?);
+            links.push(Links {
+                clients: clients_link,
+                bus: bus_link,
+                source,
+            });
+        }
+        Self::of(nodes, links, replicas).await
+    }
+
+    async fn of(nodes: Vec<RedisServer>, links: Vec<Links>, replicas: usize) -> Result<Self> {
+        let primaries = nodes.len() / (1 + replicas);
+        let mut cluster = Self { nodes, links };
         let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address().to_string()).collect();
         let replicas = replicas.to_string();
         let mut create = vec!["--cluster", "create"];
@@ -37,24 +98,83 @@ impl Cluster {
         create.extend(["--cluster-replicas", &replicas, "--cluster-yes"]);
         cli(&create).await?;
         cluster.wait_ready().await?;
+        cluster.sort(primaries).await?;
         Ok(cluster)
+    }
+
+    /// Puts the replicas in the order of their primaries.
+    async fn sort(&mut self, primaries: usize) -> Result<()> {
+        let ports: Vec<u16> = (0..primaries).map(|node| self.announced(node).port()).collect();
+        let links = self.links.drain(..).map(Some).chain(iter::repeat_with(|| None));
+        let mut placed = Vec::new();
+        for (number, (node, links)) in self.nodes.drain(..).zip(links).enumerate() {
+            let primary = primary_of(&node).await?;
+            // Those of a primary stay in order, as the sort is stable: each time one of each.
+            let place = match ports.iter().position(|port| primary == Some(*port)) {
+                None => number,
+                Some(place) => primaries + place,
+            };
+            placed.push((place, node, links));
+        }
+        placed.sort_by_key(|(place, ..)| *place);
+        for (_, node, links) in placed {
+            self.nodes.push(node);
+            self.links.extend(links);
+        }
+        Ok(())
+    }
+
+    /// Where a node says it is.
+    fn announced(&self, node: usize) -> SocketAddr {
+        let links = self.links.get(node);
+        links.map_or_else(|| self.nodes[node].address(), |links| links.clients.address())
+    }
+
+    /// Cuts a node off from everybody, until [`Self::join`].
+    pub fn isolate(&self, node: usize) {
+        let source = self.links.get(node).map(|links| links.source);
+        for (number, links) in self.links.iter().enumerate() {
+            for link in [&links.clients, &links.bus] {
+                match source {
+                    Some(source) if number != node => link.hold_from(source),
+                    _ => link.hold(),
+                }
+            }
+        }
+    }
+
+    /// Keeps from all others what one node asks of them: it follows its primary no more, and everybody else reaches it.
+    pub fn mute(&self, node: usize) {
+        if let Some(source) = self.links.get(node).map(|links| links.source) {
+            self.links.iter().for_each(|links| links.clients.hold_from(source));
+        }
+    }
+
+    /// Ends all connections of clients and of its replica with a node, until [`Self::join`].
+    pub fn cut(&self, node: usize) {
+        if let Some(links) = self.links.get(node) {
+            links.clients.cut();
+        }
+    }
+
+    /// Undoes [`Self::isolate`], [`Self::mute`] and [`Self::cut`].
+    pub fn join(&self) {
+        for links in &self.links {
+            links.clients.mend();
+            links.bus.mend();
+        }
+    }
+
+    /// Its nodes, each by itself.
+    #[must_use]
+    pub fn into_nodes(self) -> Vec<RedisServer> {
+        self.nodes
     }
 
     /// Its nodes.
     #[must_use]
     pub fn nodes(&self) -> &[RedisServer] {
         &self.nodes
-    }
-
-    /// Ends all nodes properly.
-    ///
-    /// # Errors
-    /// When one does not end within seconds.
-    pub async fn stop(&self) -> Result<()> {
-        for node in &self.nodes {
-            node.stop().await?;
-        }
-        Ok(())
     }
 
     /// Starts a node again that was killed, with what it knew.
@@ -65,11 +185,23 @@ impl Cluster {
         self.nodes[node].restart().await
     }
 
+    /// Starts all nodes again that were killed, or are to be.
+    ///
+    /// # Errors
+    /// When they do not come up, or together.
+    pub async fn restart_all(&mut self) -> Result<()> {
+        self.nodes.iter().for_each(RedisServer::kill);
+        for node in &mut self.nodes {
+            node.restart().await?;
+        }
+        self.wait_ready().await
+    }
+
     /// All of them, for `redis_urls`.
     #[must_use]
     pub fn urls(&self) -> String {
-        let urls: Vec<String> = self.nodes.iter().map(RedisServer::url).collect();
-        urls.join(",")
+        let nodes = (0..self.nodes.len()).map(|node| format!("redis://{}", self.announced(node)));
+        nodes.collect::<Vec<_>>().join(",")
     }
 
     /// A connection that finds each key.
@@ -77,11 +209,7 @@ impl Cluster {
     /// # Errors
     /// When no node answers.
     pub async fn connection(&self) -> Result<ClusterConnection> {
-        let client = ClusterClient::builder(self.nodes.iter().map(RedisServer::url))
-            .connection_timeout(PATIENCE)
-            .response_timeout(PATIENCE)
-            .build()?;
-        Ok(client.get_async_connection().await?)
+        connection(self.nodes.iter().map(RedisServer::url)).await
     }
 
     /// Moves so many slots from one node to another, while all goes on.
@@ -89,19 +217,37 @@ impl Cluster {
     /// # Errors
     /// When that fails.
     pub async fn reshard(&self, slots: u16, from: usize, to: usize) -> Result<()> {
-        let (from, to) = (self.id(from).await?, self.id(to).await?);
-        let (address, slots) = (self.nodes[0].address().to_string(), slots.to_string());
-        let reshard = [
-            "--cluster",
-            "reshard",
-            &address,
-            "--cluster-from",
-            &from,
-            "--cluster-to",
-            &to,
-        ];
-        let how = ["--cluster-slots", &slots, "--cluster-yes"];
-        cli(&[&reshard[..], &how].concat()).await
+        let from = id(self.nodes[from].address()).await?;
+        reshard(slots, &from, self.nodes[to].address()).await
+    }
+
+    /// Adds an empty node, and gives it so many slots of the others.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub async fn grow(&mut self, slots: u16) -> Result<()> {
+        let node = node(RedisServer::options()).await?;
+        let [new, known] = [node.address(), self.nodes[0].address()].map(|address| address.to_string());
+        cli(&["--cluster", "add-node", &new, &known]).await?;
+        let address = node.address();
+        self.nodes.push(node);
+        // Until the others know it.
+        self.wait_ready().await?;
+        wait::until("the new node to be known", PATIENCE, || async {
+            reshard(slots, "all", address).await.ok()
+        })
+        .await
+    }
+
+    /// Gives the slots of a node to another one, and takes it out.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub async fn shrink(&mut self, node: usize, to: usize) -> Result<()> {
+        self.reshard(SLOTS, node, to).await?;
+        let gone = self.nodes.remove(node);
+        let (known, name) = (self.nodes[0].address().to_string(), id(gone.address()).await?);
+        cli(&["--cluster", "del-node", &known, &name]).await
     }
 
     /// Brings all keys of a server by itself here.
@@ -113,10 +259,17 @@ impl Cluster {
         cli(&["--cluster", "import", &to, "--cluster-from", &from]).await
     }
 
-    async fn id(&self, node: usize) -> Result<String> {
-        let mut my_id = redis::cmd("CLUSTER");
-        my_id.arg("MYID");
-        Ok(my_id.query_async(&mut self.nodes[node].connection().await?).await?)
+    /// Whether a node is the one that has this key, or would have it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn has(&self, node: usize, key: &str) -> Result<bool> {
+        // Any other node answers by an error.
+        let had: RedisResult<bool> = redis::cmd("EXISTS")
+            .arg(key)
+            .query_async(&mut self.nodes[node].connection().await?)
+            .await;
+        Ok(had.is_ok())
     }
 
     /// How many keys each node has.
@@ -131,7 +284,11 @@ impl Cluster {
         Ok(sizes)
     }
 
-    async fn wait_ready(&self) -> Result<()> {
+    /// Waits until each node says that all is well.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn wait_ready(&self) -> Result<()> {
         let mut info = redis::cmd("CLUSTER");
         info.arg("INFO");
         for node in &self.nodes {
@@ -146,22 +303,76 @@ impl Cluster {
     }
 }
 
-async fn node() -> Result<RedisServer> {
+/// A connection to the cluster of the nodes at `urls` that finds each key.
+///
+/// # Errors
+/// When no node answers.
+pub async fn connection(urls: impl IntoIterator<Item = String>) -> Result<ClusterConnection> {
+    let client = ClusterClient::builder(urls)
+        .connection_timeout(PATIENCE)
+        .response_timeout(PATIENCE)
+        .build()?;
+    Ok(client.get_async_connection().await?)
+}
+
+/// Moves so many slots to the node at `to`, from the node of this id, or from `all`.
+///
+/// # Errors
+/// When that fails.
+pub async fn reshard(slots: u16, from: &str, to: SocketAddr) -> Result<()> {
+    let (to, address, slots) = (id(to).await?, to.to_string(), slots.to_string());
+    let reshard = [
+        "--cluster",
+        "reshard",
+        &address,
+        "--cluster-from",
+        from,
+        "--cluster-to",
+        &to,
+    ];
+    let how = ["--cluster-slots", &slots, "--cluster-yes"];
+    cli(&[&reshard[..], &how].concat()).await
+}
+
+/// What a node is called among them.
+async fn id(node: SocketAddr) -> Result<String> {
+    let client = redis::Client::open(format!("redis://{node}"))?;
+    let mut my_id = redis::cmd("CLUSTER");
+    my_id.arg("MYID");
+    Ok(my_id
+        .query_async(&mut client.get_multiplexed_async_connection().await?)
+        .await?)
+}
+
+/// The port of the primary that a node follows; nothing if it is one itself.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn primary_of(node: &RedisServer) -> Result<Option<u16>> {
+    let mut info = redis::cmd("INFO");
+    info.arg("replication");
+    let said: String = info.query_async(&mut node.connection().await?).await?;
+    let port = said.lines().find_map(|line| line.strip_prefix("master_port:"));
+    Ok(port.map(str::parse).transpose()?)
+}
+
+async fn node(options: Options) -> Result<RedisServer> {
     let bus = net::free_address()?.port().to_string();
-    let mut options = RedisServer::options();
-    for argument in [
+    of_cluster(options.argument("--cluster-port").argument(&bus))
+        .start()
+        .await
+}
+
+fn of_cluster(options: Options) -> Options {
+    let arguments = [
         "--cluster-enabled",
         "yes",
-        "--cluster-port",
-        &bus,
         "--cluster-node-timeout",
         "2000",
         "--repl-diskless-sync-delay",
         "0",
-    ] {
-        options = options.argument(argument);
-    }
-    options.start().await
+    ];
+    arguments.into_iter().fold(options, Options::argument)
 }
 
 async fn cli(arguments: &[&str]) -> Result<()> {

@@ -4,7 +4,7 @@
 //! folders, so that any number of rigs run side by side; what a value started ends when the value is dropped.
 //!
 //! - [`process`]: a child process, its output line by line
-//! - [`redis`], [`host`], [`reporter`], [`kafka`], [`broker`], [`nginx`]: the parts
+//! - [`redis`], [`cluster`], and [`store`] for either; [`host`], [`reporter`], [`kafka`], [`broker`], [`nginx`]: the parts
 //! - [`link`]: a connection between parts that can be cut, held, and held at a given moment
 //! - [`http`], [`load`]: HTTP clients, one raw and one fast
 //! - [`sink`]: an HTTP server that records what callbacks reach it
@@ -28,4 +28,5 @@ pub mod process;
 pub mod redis;
 pub mod reporter;
 pub mod sink;
+pub mod store;
 pub mod wait;

@@ -1,7 +1,7 @@
 //! A link between two parts that fails as networks do: cut, held, or held at the very moment that a test is after.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,8 +36,17 @@ enum State {
     Up,
     /// Connections stay, and new ones are accepted, but nothing passes.
     Held,
+    /// The same, for the connections that come from this address.
+    HeldFrom(IpAddr),
     /// There are no connections, and new ones end at once.
     Cut,
+}
+
+impl State {
+    /// Whether nothing of a connection from `peer` passes.
+    fn holds(self, peer: IpAddr) -> bool {
+        self == Self::Held || self == Self::HeldFrom(peer)
+    }
 }
 
 /// What of a request that a [`Gate`] has found is held.
@@ -103,7 +112,12 @@ impl Link {
         self.shared.state.send_replace(State::Held);
     }
 
-    /// Undoes [`Self::cut`] and [`Self::hold`].
+    /// The same for the connections that come from this address alone.
+    pub fn hold_from(&self, peer: IpAddr) {
+        self.shared.state.send_replace(State::HeldFrom(peer));
+    }
+
+    /// Undoes [`Self::cut`], [`Self::hold`] and [`Self::hold_from`].
     pub fn mend(&self) {
         self.shared.state.send_replace(State::Up);
     }
@@ -174,17 +188,17 @@ impl Shared {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
-    while let Ok((near, _)) = listener.accept().await {
+    while let Ok((near, peer)) = listener.accept().await {
         if *shared.state.borrow() != State::Cut {
             let to = *shared.to.lock().unwrap_or_else(PoisonError::into_inner);
-            connections.spawn(connect(near, to, Arc::clone(&shared)));
+            connections.spawn(connect(near, peer.ip(), to, Arc::clone(&shared)));
         }
         // Those that have ended.
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn connect(near: TcpStream, to: SocketAddr, shared: Arc<Shared>) -> io::Result<()> {
+async fn connect(near: TcpStream, peer: IpAddr, to: SocketAddr, shared: Arc<Shared>) -> io::Result<()> {
     let far = TcpStream::connect(to).await?;
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
@@ -192,15 +206,20 @@ async fn connect(near: TcpStream, to: SocketAddr, shared: Arc<Shared>) -> io::Re
     // What the answers of this connection wait for.
     let answers = watch::Sender::new(None);
     tokio::select! {
-        ended = requests(near_read, far_write, &shared, &answers) => ended,
-        ended = replies(far_read, near_write, &shared, &answers) => ended,
+        ended = requests(near_read, far_write, (&shared, peer), &answers) => ended,
+        ended = replies(far_read, near_write, (&shared, peer), &answers) => ended,
         () = shared.is(|state| *state == State::Cut) => Ok(()),
     }
 }
 
 type Held = watch::Sender<Option<watch::Receiver<bool>>>;
 
-async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, answers: &Held) -> io::Result<()> {
+async fn requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    (shared, peer): (&Shared, IpAddr),
+    answers: &Held,
+) -> io::Result<()> {
     let mut sent = Vec::new();
     loop {
         let before = sent.len();
@@ -214,13 +233,18 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shar
                 Hold::Answer => drop(answers.send_replace(Some(gate.open))),
             }
         }
-        shared.is(|state| *state != State::Held).await;
+        shared.is(|state| !state.holds(peer)).await;
         to.write_all(&sent[before..]).await?;
         sent.drain(..sent.len().saturating_sub(REMEMBERED));
     }
 }
 
-async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, answers: &Held) -> io::Result<()> {
+async fn replies(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    (shared, peer): (&Shared, IpAddr),
+    answers: &Held,
+) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let read = from.read(&mut buffer).await?;
@@ -231,7 +255,7 @@ async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Share
         if let Some(gate) = held {
             opened(gate).await;
         }
-        shared.is(|state| *state != State::Held).await;
+        shared.is(|state| !state.holds(peer)).await;
         to.write_all(&buffer[..read]).await?;
     }
 }
@@ -299,6 +323,14 @@ mod tests {
         assert!(!answers(&mut stream, "two").await);
         link.mend();
         assert!(answers(&mut stream, "two").await);
+        link.hold_from([127, 0, 0, 2].into());
+        stream.write_all(b"of others").await?;
+        assert!(answers(&mut stream, "of others").await);
+        link.hold_from(stream.local_addr()?.ip());
+        stream.write_all(b"mine").await?;
+        assert!(!answers(&mut stream, "mine").await);
+        link.mend();
+        assert!(answers(&mut stream, "mine").await);
         link.cut();
         assert_eq!(timeout(SOON, stream.read(&mut [0])).await?.unwrap_or(0), 0);
         let mut new = TcpStream::connect(link.address()).await?;

@@ -15,6 +15,9 @@ pub struct Args {
     /// Repeats the faults of another run; drawn by lot without it.
     #[arg(long)]
     seed: Option<u64>,
+    /// On a Redis Cluster, three primaries and three replicas, instead of one server.
+    #[arg(long)]
+    cluster: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -26,6 +29,9 @@ pub fn run(args: &Args) -> Result<()> {
     command.args(["--seconds", &args.seconds.to_string()]);
     if let Some(seed) = args.seed {
         command.args(["--seed", &seed.to_string()]);
+    }
+    if args.cluster {
+        command.arg("--cluster");
     }
     // In this process's place, so that Ctrl-C and the exit code are its own.
     Err(command.exec()).context("cannot run verve-chaos")

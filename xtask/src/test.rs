@@ -57,6 +57,10 @@ pub fn run(args: &Args) -> Result<()> {
         steps.run("end-to-end tests", || {
             tests(&["--test", "*"], args, broker.address(), &mut failed)
         });
+        // A filter is for single tests, on what they are on.
+        if args.filter.is_none() {
+            steps.run("on a cluster", || on_cluster(broker.address(), &mut failed));
+        }
     } else {
         steps.skip("end-to-end tests", "NOT RUN: the build failed");
     }
@@ -147,6 +151,17 @@ fn tests(targets: &[&str], args: &Args, brokers: Option<&str>, failed: &mut Vec<
     }
     command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
     command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
+    failures::keep(&mut command, failed)
+}
+
+/// The suites that say what Verve does, and one on what it does in need, each of whose sites is on a Redis Cluster of its own.
+const ON_CLUSTER: [&str; 5] = ["callbacks::", "contract::", "counting::", "faults::", "late::"];
+
+fn on_cluster(brokers: Option<&str>, failed: &mut Vec<String>) -> Result<()> {
+    let mut command = cargo_test(&["--test", "e2e"]);
+    command.env("VERVE_TESTS_ON_CLUSTER", "1").env("RUST_TEST_THREADS", "4");
+    command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
+    command.arg("--").args(ON_CLUSTER);
     failures::keep(&mut command, failed)
 }
 

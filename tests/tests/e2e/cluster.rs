@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use tokio::time::sleep;
-use verve_protocol::Id;
 use verve_tests::cluster::Cluster;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::process::Process;
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::{self, Reporter};
 use verve_tests::sink::Sink;
+use verve_tests::store::Store;
 use verve_tests::{clock, http, wait};
 
 use crate::ledger::Ledger;
@@ -23,9 +23,8 @@ use crate::site::{SOON, Site};
 /// For what waits until the nodes have agreed.
 const LATER: Duration = Duration::from_secs(60);
 
-/// A site on a cluster. Its own Redis is not used.
+/// A site on a cluster, and its reports.
 struct Clustered {
-    cluster: Cluster,
     site: Site,
     ledger: Ledger,
     reporter: Reporter,
@@ -33,23 +32,18 @@ struct Clustered {
 
 impl Clustered {
     async fn new(cluster: Cluster, partitions: u16, more: &[&str]) -> Result<Self> {
-        let site = Site::new(2).await?.partitioned(partitions);
+        let site = Site::with_cluster(2, cluster).partitioned(partitions);
         let ledger = Ledger::new().await?;
-        let urls = cluster.urls();
-        let mut flags = vec!["--redis-urls", &urls];
-        flags.extend(more);
-        let reporter = Reporter::ready(&ledger.flags(&site, &flags)).await?;
-        Ok(Self {
-            cluster,
-            site,
-            ledger,
-            reporter,
-        })
+        let reporter = Reporter::ready(&ledger.flags(&site, more)).await?;
+        Ok(Self { site, ledger, reporter })
+    }
+
+    fn cluster(&mut self) -> Result<&mut Cluster> {
+        self.site.redis.cluster()
     }
 
     async fn host(&self, kind: Kind, variables: &[(&str, &str)]) -> Result<Instance> {
-        let mut host = self.site.host(kind).variable("redis_urls", &self.cluster.urls());
-        host = host.variable("redis_timeout_ms", "1000");
+        let mut host = self.site.host(kind).variable("redis_timeout_ms", "1000");
         for (name, value) in variables {
             host = host.variable(name, value);
         }
@@ -153,12 +147,12 @@ async fn ids_and_callbacks_of_both_builds() -> Result<()> {
         sink.wait_for(&format!("/{id}"), 1, SOON).await?;
     }
     // What one script touches is on one node, and the ids are on all.
-    let sizes = on.cluster.sizes().await?;
+    let sizes = on.cluster()?.sizes().await?;
     assert!(sizes.iter().all(|keys| *keys >= 3), "{sizes:?}");
     // They go when they are final, everywhere; what came too late is found everywhere.
     let window = clock::current_window(on.site.length).start() - 600;
     let window = on.site.length.window_starting(window).context("a window")?;
-    let mut redis = on.cluster.connection().await?;
+    let mut redis = on.site.connection().await?;
     for partition in on.site.partitions.all() {
         let key = on.site.keys().ids(window, partition);
         let () = redis.sadd(&key, partition.number()).await?;
@@ -210,7 +204,7 @@ async fn slots_move_under_traffic() -> Result<()> {
     ];
     let traffic = Traffic::start(&[&hosts[0], &hosts[1]]);
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
-        on.cluster.reshard(2000, from, to).await?;
+        on.cluster()?.reshard(2000, from, to).await?;
     }
     let (accepted, others) = traffic.stop().await?;
     assert!(accepted > 200, "{accepted}: {others:?}");
@@ -220,25 +214,117 @@ async fn slots_move_under_traffic() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_node_joins_and_another_leaves() -> Result<()> {
+    let cluster = Cluster::start(3, 0).await?;
+    let mut on = Clustered::new(cluster, 16, &[]).await?;
+    let hosts = [
+        on.host(Kind::VerveHost, &[]).await?,
+        on.host(Kind::VerveHostP2, &[]).await?,
+    ];
+    let traffic = Traffic::start(&[&hosts[0], &hosts[1]]);
+    on.cluster()?.grow(4000).await?;
+    // The first is the one that everybody asks first.
+    on.cluster()?.shrink(0, 1).await?;
+    sleep(Duration::from_secs(3)).await;
+    let (accepted, others) = traffic.stop().await?;
+    assert!(accepted > 200, "{accepted}: {others:?}");
+    on.all_counted(accepted, others.len())
+        .await
+        .with_context(|| hosts[0].process().log())
+}
+
+/// The nodes are where they say they are, by a name and other ports than their own.
+#[tokio::test]
+async fn a_node_is_cut_off() -> Result<()> {
+    let cluster = Cluster::behind_links(3, 1).await?;
+    let mut on = Clustered::new(cluster, 16, &[]).await?;
+    let host = on.host(Kind::VerveHost, &[("redis_wait_replicas", "1")]).await?;
+    let traffic = Traffic::start(&[&host]);
+    sleep(Duration::from_secs(3)).await;
+    for node in [1, 0] {
+        on.cluster()?.isolate(node);
+        // Its replica is the primary then.
+        sleep(Duration::from_secs(6)).await;
+        on.cluster()?.join();
+        on.cluster()?.wait_ready().await?;
+        sleep(Duration::from_secs(3)).await;
+    }
+    let (accepted, others) = traffic.stop().await?;
+    assert!(others.is_empty(), "{others:?}");
+    assert!(accepted > 200, "{accepted}");
+    on.all_counted(accepted, 0).await.with_context(|| host.process().log())
+}
+
+/// What a primary was given last and its replica did not get yet, when it dies: lost, unless it is waited for.
+#[tokio::test]
+async fn what_a_dead_primary_takes_along() -> Result<()> {
+    for (replicas, lost) in [("1", false), ("0", true)] {
+        let cluster = Cluster::behind_links(3, 1).await?;
+        let mut on = Clustered::new(cluster, 1, &[]).await?;
+        let host = on
+            .host(
+                Kind::VerveHost,
+                &[("redis_wait_replicas", replicas), ("redis_timeout_ms", "400")],
+            )
+            .await?;
+        let window = clock::next_window(on.site.length).await;
+        let key = on.site.ids(window);
+        let mut primary = 0;
+        while !on.cluster()?.has(primary, &key).await? {
+            primary += 1;
+        }
+        let accept = async |id: i64| http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await;
+        assert_eq!(accept(1).await?.status, 200);
+        on.cluster()?.mute(primary + 3);
+        sleep(Duration::from_millis(100)).await;
+        let outcome = accept(2).await?;
+        assert_eq!(
+            clock::current_window(on.site.length),
+            window,
+            "this machine is too slow for this test"
+        );
+        let said = outcome.header("verve-outcome");
+        assert_eq!(said, Some(if lost { "new" } else { "spooled" }), "{outcome:?}");
+        on.site.redis.servers()[primary].kill();
+        // What is on its way dies with it.
+        on.cluster()?.cut(primary);
+        sleep(Duration::from_millis(200)).await;
+        on.cluster()?.join();
+        let taken_over = wait::until("the replica to take over", LATER, || async {
+            let Store::Cluster(cluster) = &on.site.redis else {
+                return None;
+            };
+            cluster.has(primary + 3, &key).await.ok().filter(|has| *has)
+        });
+        taken_over.await?;
+        // Without the old one nobody is there to wait for.
+        on.cluster()?.restart(primary).await?;
+        let counted = if lost { 1 } else { 2 };
+        on.all_counted(counted, 0).await.with_context(|| host.process().log())?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_primary_dies_and_its_replica_takes_over() -> Result<()> {
     let cluster = Cluster::start(3, 1).await?;
     let mut on = Clustered::new(cluster, 16, &[]).await?;
     let host = on.host(Kind::VerveHost, &[("redis_wait_replicas", "1")]).await?;
     let traffic = Traffic::start(&[&host]);
     sleep(Duration::from_secs(3)).await;
-    on.cluster.nodes()[1].kill();
+    on.site.redis.servers()[1].kill();
     // Until another node has its slots.
     wait::until("the replica to take over", LATER, || async {
         let mut info = redis::cmd("CLUSTER");
         info.arg("INFO");
-        let mut node = on.cluster.nodes()[0].connection().await.ok()?;
+        let mut node = on.site.redis.servers()[0].connection().await.ok()?;
         let said: String = info.query_async(&mut node).await.ok()?;
         said.contains("cluster_state:ok").then_some(())
     })
     .await?;
     sleep(Duration::from_secs(4)).await;
     // As a replica, which its ids have waited for in the spool.
-    on.cluster.restart(1).await?;
+    on.cluster()?.restart(1).await?;
     let (accepted, others) = traffic.stop().await?;
     assert!(others.is_empty(), "{others:?}");
     on.all_counted(accepted, 0).await.with_context(|| host.process().log())
@@ -247,18 +333,11 @@ async fn a_primary_dies_and_its_replica_takes_over() -> Result<()> {
 #[tokio::test]
 async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
     let cluster = Cluster::start(3, 0).await?;
-    let site = Site::new(60).await?.partitioned(16);
-    let window = clock::current_window(site.length);
-    let mut redis = cluster.connection().await?;
-    for id in 0..200 {
-        let key = site.keys().ids(window, Id(id).partition(site.partitions));
-        let () = redis.sadd(key, id).await?;
-    }
-    let urls = cluster.urls();
+    let site = Site::with_cluster(60, cluster).partitioned(16);
+    site.add(clock::current_window(site.length), 0..200).await?;
     let doctor = async |more: &[&str]| -> Result<String> {
         let mut command = reporter::command()?;
-        let flags = [&["--redis-urls", urls.as_str()], more].concat();
-        command.arg("doctor").args(site.flags(&flags));
+        command.arg("doctor").args(site.flags(more));
         let process = Process::spawn("verve-reporter doctor", command)?;
         process.wait(LATER).await?;
         Ok(process.log())
@@ -273,9 +352,9 @@ async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
     // What it looks for is on every node.
     let said = doctor(&["--partitions", "8"]).await?;
     assert!(said.contains("other partitions than the 8"), "{said}");
-    cluster.nodes()[2].kill();
+    site.redis.servers()[2].kill();
     let said = doctor(&[]).await?;
-    let away = cluster.nodes()[2].address().to_string();
+    let away = site.redis.servers()[2].address().to_string();
     assert!(
         said.contains(&format!("problem  Redis redis://{away}, of a cluster")),
         "{said}"
@@ -286,7 +365,7 @@ async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
 /// As `docs/operations.md` has it.
 #[tokio::test]
 async fn from_one_server_to_a_cluster() -> Result<()> {
-    let site = Site::new(2).await?;
+    let site = Site::with_redis(2, RedisServer::start().await?);
     let mut ledger = Ledger::new().await?;
     let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
     let before = clock::next_window(site.length).await;
@@ -298,7 +377,7 @@ async fn from_one_server_to_a_cluster() -> Result<()> {
     site.add(unreported, 0..3).await?;
 
     let cluster = Cluster::start(3, 0).await?;
-    cluster.import(&site.redis).await?;
+    cluster.import(site.redis.server()).await?;
     let _reporter = Reporter::ready(&ledger.flags(&site, &["--redis-urls", &cluster.urls()])).await?;
     ledger.read_to(before, 2, SOON).await?;
     ledger.read_to(unreported, 1, SOON).await?;
@@ -315,7 +394,7 @@ async fn from_one_server_to_a_cluster() -> Result<()> {
 
 #[tokio::test]
 async fn several_servers_that_are_no_cluster() -> Result<()> {
-    let site = Site::new(60).await?;
+    let site = Site::with_redis(60, RedisServer::start().await?);
     let other = RedisServer::start().await?;
     let urls = format!("{},{}", site.redis_urls(), other.url());
     let host = site.host(Kind::VerveHost).variable("redis_urls", &urls).start().await?;

@@ -152,7 +152,7 @@ async fn settings_that_are_not_those_of_the_components() -> Result<()> {
     assert_found(&found, "problem", &["namespace elsewhere", &site.namespace]);
 
     // Two at once, one of which is nobody's.
-    let mut other: redis::aio::MultiplexedConnection = site.redis.connection().await?;
+    let mut other = site.redis.connection().await?;
     let window = clock::current_window(clock::length(10));
     let zero: Id = "0".parse()?;
     let _: () = other.sadd(site.ids(window), zero.to_string()).await?;

@@ -296,7 +296,7 @@ fn redis_user(site: &Site) -> Result<Vec<String>> {
 async fn the_components_redis_user_suffices() -> Result<()> {
     let site = Site::with_one_window().await?;
     let rules = redis_user(&site)?;
-    let url = format!("redis://edge:hunter2@{}", site.redis.address());
+    let url = format!("redis://edge:hunter2@{}", site.redis.server().address());
     let host = site.host(Kind::VerveHost).variable("redis_urls", &url);
     let host = host.variable("redis_timeout_ms", "300").start().await?;
     let window = clock::current_window(site.length);

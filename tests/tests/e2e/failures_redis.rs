@@ -14,7 +14,7 @@
 //! | | refusing single commands of the reporter | `refusals` |
 //! | | not there at all, or answering errors | `faults::redis_that_was_never_up`, `faults::redis_that_answers_errors` |
 //! | | demoted, and another at its address | [`redis_fails_over_behind_its_address`] |
-//! | | one of three | `faults::one_of_three_redis_is_down` |
+//! | a node of a cluster | killed, paused, cut off, added, removed, its slots moved | `cluster` |
 //! | its stream of jobs, or the group | removed | [`the_stream_of_jobs_removed`] |
 //! | the link to Redis | cut, held | [`the_link_to_redis_cut_and_held`] |
 //! | Kafka | killed, paused, stopped | `failures_kafka::kafka_killed_paused_and_stopped` |
@@ -44,6 +44,7 @@ use verve_tests::kafka::Kafka;
 use verve_tests::redis::{Options, RedisServer};
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::Sink;
+use verve_tests::store::Store;
 use verve_tests::wait;
 
 use crate::ledger::Ledger;
@@ -185,7 +186,7 @@ async fn the_link_to_redis_cut_and_held() -> Result<()> {
 async fn redis_fails_over_behind_its_address() -> Result<()> {
     endure(async |trial| {
         let replica = RedisServer::options().append_only().start().await?;
-        let (old, new) = (trial.site.redis.address(), replica.address());
+        let (old, new) = (trial.site.redis.server().address(), replica.address());
         let ask = async |server: SocketAddr, command: &str| -> Result<redis::Value> {
             let client = redis::Client::open(format!("redis://{server}"))?;
             let mut connection = client.get_multiplexed_async_connection().await?;
@@ -223,7 +224,7 @@ async fn redis_fails_over_behind_its_address() -> Result<()> {
         ask(old, &format!("REPLICAOF {} {}", new.ip(), new.port())).await?;
         ask(old, "CLIENT UNPAUSE").await?;
         // The other one is to be dropped with everything else.
-        let _old = std::mem::replace(&mut trial.site.redis, replica);
+        let _old = std::mem::replace(&mut trial.site.redis, Store::Server(replica));
         let reporter = &trial.reporters[0];
         reporter.process().wait_for_text("READONLY", SOON).await?;
         let ready = async || reporter.status("/readyz").await.ok();

@@ -62,7 +62,7 @@ struct Stage<'a> {
 impl<'a> Stage<'a> {
     async fn new(broker: &'a Broker) -> Result<Self> {
         let site = Site::new(1).await?;
-        let link = Link::start(site.redis.address()).await?;
+        let link = Link::start(site.redis.server().address()).await?;
         let (url, topic) = (format!("redis://{}", link.address()), clock::unique("steps"));
         broker.kafka().create_topic(&topic, 1).await?;
         let flags = site.flags(&[

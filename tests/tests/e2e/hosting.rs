@@ -42,7 +42,7 @@ async fn connections(redis: &RedisServer) -> Result<u64> {
 async fn only_allowed_hosts_are_reached() -> Result<()> {
     for kind in Kind::available() {
         let site = Site::with_one_window().await?;
-        let port = site.redis.address().port();
+        let port = site.redis.server().address().port();
         for (id, (hosts, outcome)) in (0..).zip([
             (r#""redis://*:*", "rediss://*:*""#.to_owned(), "new"),
             (format!(r#""redis://127.0.0.1:{port}""#), "new"),
@@ -58,7 +58,7 @@ async fn only_allowed_hosts_are_reached() -> Result<()> {
         ]) {
             let options = site.host(kind).manifest(manifest_allowing(&hosts)?);
             let instance = options.start().await?;
-            let before = connections(&site.redis).await?;
+            let before = connections(site.redis.server()).await?;
             let response = http::get(instance.addr(), &format!("/api/verve/accept?id={id}")).await?;
             assert_eq!(
                 response.header("verve-outcome"),
@@ -67,7 +67,7 @@ async fn only_allowed_hosts_are_reached() -> Result<()> {
                 instance.process().log()
             );
             if outcome == "spooled" {
-                let new = connections(&site.redis).await? - before;
+                let new = connections(site.redis.server()).await? - before;
                 assert_eq!(new, 1, "{kind:?} [{hosts}]: Redis was reached");
             }
         }

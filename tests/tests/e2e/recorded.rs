@@ -112,12 +112,12 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
         tokio::time::sleep(Duration::from_secs(1)).await;
         // Everything counts: scripts and what they run, expiry, statistics and connecting, which are once for each instance of
         // the component.
-        let total = async || Ok::<u64, anyhow::Error>(calls(&site.redis).await?.into_values().sum());
+        let total = async || Ok::<u64, anyhow::Error>(calls(site.redis.server()).await?.into_values().sum());
         let of_ids = total().await?;
         assert!(
             of_ids <= IDS + IDS / 10,
             "{kind:?}: {of_ids}: {:?}",
-            calls(&site.redis).await?
+            calls(site.redis.server()).await?
         );
 
         // All by one client, and so by one instance of the component, which knows them.

@@ -1,38 +1,56 @@
 //! One Verve of a test's own: its Redis servers, namespace and window length.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
-use redis::aio::MultiplexedConnection;
 use redis::streams::StreamRangeReply;
 use verve_protocol::{CallbackJob, Id, Keys, Method, Partition, Partitions, Window, WindowLength};
 use verve_tests::clock;
+use verve_tests::cluster::Cluster;
 use verve_tests::host::{self, Instance, Kind};
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
+use verve_tests::store::{Connection, Store};
 use verve_tests::wait;
 
 /// Long enough for anything that happens at once, on a machine that is busy with all the other tests.
 pub const SOON: Duration = Duration::from_secs(15);
 
+/// The variable that has all sites which do not ask for a Redis of a kind be on a cluster.
+const ON_CLUSTER: &str = "VERVE_TESTS_ON_CLUSTER";
+
 /// The parts that belong together, and the names they share.
 pub struct Site {
-    pub redis: RedisServer,
+    pub redis: Store,
     pub namespace: String,
     pub length: WindowLength,
     pub partitions: Partitions,
 }
 
 impl Site {
-    /// A site on one Redis.
+    /// A site on one Redis server, or where the variable [`ON_CLUSTER`] is set, on a cluster of three primaries with a replica each.
     pub async fn new(window_seconds: u32) -> Result<Self> {
-        Ok(Self::with_redis(window_seconds, RedisServer::start().await?))
+        Ok(if env::var_os(ON_CLUSTER).is_some() {
+            Self::with_cluster(window_seconds, Cluster::start(3, 1).await?)
+        } else {
+            Self::with_redis(window_seconds, RedisServer::start().await?)
+        })
     }
 
-    /// A site on this Redis.
+    /// A site on this server.
     pub fn with_redis(window_seconds: u32, redis: RedisServer) -> Self {
+        Self::with_store(window_seconds, Store::Server(redis))
+    }
+
+    /// A site on this cluster.
+    pub fn with_cluster(window_seconds: u32, redis: Cluster) -> Self {
+        Self::with_store(window_seconds, Store::Cluster(redis))
+    }
+
+    fn with_store(window_seconds: u32, redis: Store) -> Self {
         Self {
             redis,
             namespace: clock::unique("e2e"),
@@ -59,7 +77,7 @@ impl Site {
     }
 
     pub fn redis_urls(&self) -> String {
-        self.redis.url()
+        self.redis.urls()
     }
 
     pub fn keys(&self) -> Keys {
@@ -98,7 +116,7 @@ impl Site {
     }
 
     /// A connection to its Redis.
-    pub async fn connection(&self) -> Result<MultiplexedConnection> {
+    pub async fn connection(&self) -> Result<Connection> {
         self.redis.connection().await
     }
 
@@ -109,12 +127,12 @@ impl Site {
 
     /// Puts ids into a window behind the component's back, each into its set.
     pub async fn add(&self, window: Window, ids: impl IntoIterator<Item = i64>) -> Result<()> {
-        let mut pipe = redis::pipe();
+        let mut redis = self.connection().await?;
         for id in ids {
             let partition = Id(id).partition(self.partitions);
-            pipe.sadd(self.keys().ids(window, partition), id);
+            let () = redis.sadd(self.keys().ids(window, partition), id).await?;
         }
-        Ok(pipe.exec_async(&mut self.connection().await?).await?)
+        Ok(())
     }
 
     /// Puts a callback job into the stream behind the component's back.
@@ -135,11 +153,11 @@ impl Site {
 
     /// The members of each of a window's sets.
     pub async fn members(&self, window: Window) -> Result<Vec<BTreeSet<String>>> {
-        let mut pipe = redis::pipe();
+        let (mut redis, mut members) = (self.connection().await?, Vec::new());
         for partition in self.partitions.all() {
-            pipe.smembers(self.keys().ids(window, partition));
+            members.push(redis.smembers(self.keys().ids(window, partition)).await?);
         }
-        Ok(pipe.query_async(&mut self.connection().await?).await?)
+        Ok(members)
     }
 
     /// The fields of the entries of a stream, in order.

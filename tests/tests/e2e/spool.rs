@@ -289,7 +289,7 @@ async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<(
         let site = Site::with_one_window().await?;
         let replica = RedisServer::start().await?;
         let mut follow = redis::cmd("REPLICAOF");
-        let primary = site.redis.address();
+        let primary = site.redis.server().address();
         follow.arg("127.0.0.1").arg(primary.port());
         follow.exec_async(&mut replica.connection().await?).await?;
         let instance = site.host(kind).variable("redis_timeout_ms", "500");
@@ -337,7 +337,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
         ] {
             let context = format!("{kind:?}, {hold:?} of {what}");
             let site = Site::with_one_window().await?;
-            let link = Link::start(site.redis.address()).await?;
+            let link = Link::start(site.redis.server().address()).await?;
             // Long, so that nobody gives up what is held.
             let mut instance = start_behind(&link, &site, kind, "10000").await?;
             let window = clock::current_window(site.length);
@@ -390,7 +390,7 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
         for goes_away in [false, true] {
             let context = format!("{kind:?}, goes away: {goes_away}");
             let site = Site::with_one_window().await?;
-            let link = Link::start(site.redis.address()).await?;
+            let link = Link::start(site.redis.server().address()).await?;
             let instance = start_behind(&link, &site, kind, "1000").await?;
             let window = clock::current_window(site.length);
             let mut gate = link.gate(&["HINCRBY"], Hold::Answer);
@@ -438,7 +438,7 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
 async fn a_connection_on_which_nothing_is_answered_any_more_is_replaced() -> Result<()> {
     for kind in Kind::available() {
         let site = Site::with_one_window().await?;
-        let link = Link::start(site.redis.address()).await?;
+        let link = Link::start(site.redis.server().address()).await?;
         let instance = start_behind(&link, &site, kind, "1000").await?;
         let mut gate = link.gate(&["SADD"], Hold::Answer);
         // It was recorded the first time.

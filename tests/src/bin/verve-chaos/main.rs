@@ -45,6 +45,9 @@ struct Args {
     /// Repeats the faults of another run; drawn by lot without it
     #[arg(long)]
     seed: Option<u64>,
+    /// On a Redis Cluster, three primaries and three replicas, instead of one server
+    #[arg(long)]
+    cluster: bool,
 }
 
 const WINDOW_SECONDS: u32 = 2;
@@ -59,10 +62,14 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let logs = Logs::new();
-    println!("chaos for {} s, seed {seed}", args.seconds);
+    let (redis, flag) = match args.cluster {
+        false => (schedule::Redis::Server, ""),
+        true => (schedule::Redis::Cluster, " --cluster"),
+    };
+    println!("chaos for {} s{flag}, seed {seed}", args.seconds);
     // Whatever ends it, all parts are ended as they are dropped.
     let kept = tokio::select! {
-        kept = run(args.seconds, seed, &logs) => kept,
+        kept = run(redis, args.seconds, seed, &logs) => kept,
         () = interrupted() => return ExitCode::FAILURE,
     };
     let error = match kept {
@@ -72,7 +79,7 @@ async fn main() -> ExitCode {
     };
     eprintln!("verve-chaos: {error}");
     eprintln!(
-        "the same faults again: cargo xtask chaos --seconds {} --seed {seed}",
+        "the same faults again: cargo xtask chaos --seconds {} --seed {seed}{flag}",
         args.seconds
     );
     match logs.save(seed) {
@@ -94,9 +101,9 @@ async fn interrupted() {
 }
 
 /// Says whether every promise was kept.
-async fn run(seconds: u64, seed: u64, logs: &Logs) -> Result<bool> {
+async fn run(redis: schedule::Redis, seconds: u64, seed: u64, logs: &Logs) -> Result<bool> {
     let length = clock::length(WINDOW_SECONDS);
-    let parts = Parts::start(length).await?;
+    let parts = Parts::start(redis, length).await?;
     let kept = disturb(&parts, length, seconds, seed, logs).await;
     parts.collect(logs).await;
     kept
@@ -130,7 +137,7 @@ async fn rounds(parts: &Parts, time: Duration, mut rng: Rng, logs: &Logs) -> Res
     let mut number = 0;
     while begin.elapsed() < time {
         number += 1;
-        let faults = schedule::round(&mut rng);
+        let faults = schedule::round(parts.redis(), &mut rng);
         logs.event(&format!("round {number}: {} faults", faults.len()));
         future::try_join_all(faults.iter().map(|fault| async {
             sleep(fault.after).await;

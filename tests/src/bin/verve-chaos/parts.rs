@@ -5,26 +5,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
-use verve_protocol::{Keys, WindowLength};
+use verve_protocol::{Keys, Partitions, WindowLength};
 use verve_tests::broker::Broker;
+use verve_tests::cluster::{self, Cluster};
 use verve_tests::host::{Instance, Kind};
 use verve_tests::link::Link;
 use verve_tests::process::{Process, Signal};
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::Sink;
+use verve_tests::store::Connection;
 
 use crate::logs::Logs;
-use crate::schedule::{Fault, Part, REPLICAS, Trouble};
+use crate::schedule::{self, Fault, PRIMARIES, Part, REPLICAS, Trouble};
 
 /// Where the reporters publish.
 pub const TOPIC: &str = "chaos";
 /// Where the fixed callback goes.
 pub const FIXED: &str = "/fixed";
 const NAMESPACE: &str = "chaos";
+/// Enough to have some on each node.
+const CLUSTER_PARTITIONS: u16 = 4;
 const GRACE_MS: &str = "500";
 /// Longer than a round, with all that may be restarted in it, and the rest after it: see `main`.
 const LATE_SECONDS: &str = "60";
@@ -33,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// All parts, each to be harmed beside the others.
 pub struct Parts {
-    pub redis: Mutex<RedisServer>,
+    redis: Redis,
     redis_link: Link,
     pub broker: Mutex<Broker>,
     kafka_link: Arc<Link>,
@@ -41,7 +45,51 @@ pub struct Parts {
     reporters: Vec<Mutex<Replica>>,
     pub sink: Sink,
     pub keys: Keys,
+    pub partitions: Partitions,
     pub addresses: Vec<SocketAddr>,
+}
+
+/// One server, or the nodes of a cluster.
+struct Redis {
+    is: schedule::Redis,
+    urls: Vec<String>,
+    nodes: Vec<Mutex<RedisServer>>,
+}
+
+impl Redis {
+    async fn start(is: schedule::Redis) -> Result<Self> {
+        // Written through before each answer: what a client was told outlives Redis' own death.
+        let options = RedisServer::options().append_only();
+        let nodes = match is {
+            schedule::Redis::Server => vec![options.start().await?],
+            schedule::Redis::Cluster => Cluster::start_with(options, PRIMARIES, 1).await?.into_nodes(),
+        };
+        Ok(Self {
+            is,
+            urls: nodes.iter().map(RedisServer::url).collect(),
+            nodes: nodes.into_iter().map(Mutex::new).collect(),
+        })
+    }
+
+    async fn connection(&self) -> Result<Connection> {
+        Ok(match self.is {
+            schedule::Redis::Server => Connection::Server(self.nodes[0].lock().await.connection().await?),
+            schedule::Redis::Cluster => Connection::Cluster(cluster::connection(self.urls.clone()).await?),
+        })
+    }
+
+    /// Moves slots to some primary.
+    async fn move_slots(&self, fault: &Fault) -> Result<()> {
+        let moved = u16::try_from(fault.lasts.as_millis())?;
+        let shard = usize::from(moved) % PRIMARIES;
+        for node in [shard, shard + PRIMARIES] {
+            let node = self.nodes[node].lock().await;
+            if cluster::primary_of(&node).await?.is_none() {
+                return cluster::reshard(moved, "all", node.address()).await;
+            }
+        }
+        bail!("no node of {shard} is a primary")
+    }
 }
 
 struct Host(Instance);
@@ -60,21 +108,29 @@ trait Runs {
 
 impl Parts {
     /// Starts everything.
-    pub async fn start(length: WindowLength) -> Result<Self> {
-        // Written through before each answer: what a client was told outlives Redis' own death.
-        let redis = RedisServer::options().append_only().start().await.context("Redis")?;
-        let redis_link = Link::start(redis.address()).await?;
+    pub async fn start(is: schedule::Redis, length: WindowLength) -> Result<Self> {
+        let redis = Redis::start(is).await.context("Redis")?;
+        let redis_link = Link::start(redis.nodes[0].lock().await.address()).await?;
         let broker = Broker::start().await.context("Kafka")?;
         broker.kafka().create_topic(TOPIC, 1).await?;
         let sink = Sink::start().await?;
-        let urls = [redis.url(), format!("redis://{}", redis_link.address())];
+        // What leads to a cluster's node does not lead to the others.
+        let (second, partitions, replicas) = match is {
+            schedule::Redis::Server => (format!("redis://{}", redis_link.address()), 1, "0"),
+            schedule::Redis::Cluster => (redis.urls.join(","), CLUSTER_PARTITIONS, "1"),
+        };
+        let partitions = Partitions::try_new(partitions).context("partitions")?;
+        let urls = [redis.urls.join(","), second];
         let (mut hosts, mut reporters) = (Vec::new(), Vec::new());
         for url in urls.iter().cycle().take(REPLICAS) {
             let seconds = length.to_string();
+            let sets = partitions.to_string();
             let variables = [
                 ("redis_urls", url.as_str()),
                 ("namespace", NAMESPACE),
                 ("window_seconds", &seconds),
+                ("partitions", &sets),
+                ("redis_wait_replicas", replicas),
             ];
             hosts.push(Host(Instance::start(Kind::VerveHost, &variables).await?));
             let fixed = sink.url(FIXED);
@@ -82,6 +138,7 @@ impl Parts {
                 ["--redis-urls", url],
                 ["--namespace", NAMESPACE],
                 ["--window-seconds", &seconds],
+                ["--partitions", &sets],
                 ["--grace-ms", GRACE_MS],
                 ["--late-seconds", LATE_SECONDS],
                 ["--kafka-brokers", broker.kafka().brokers()],
@@ -95,8 +152,9 @@ impl Parts {
         }
         Ok(Self {
             addresses: hosts.iter().map(|host| host.0.addr()).collect(),
-            redis: Mutex::new(redis),
+            redis,
             redis_link,
+            partitions,
             kafka_link: Arc::clone(broker.link()),
             broker: Mutex::new(broker),
             hosts: hosts.into_iter().map(Mutex::new).collect(),
@@ -106,10 +164,21 @@ impl Parts {
         })
     }
 
+    /// What Redis is.
+    pub const fn redis(&self) -> schedule::Redis {
+        self.redis.is
+    }
+
+    /// A new connection to Redis.
+    pub async fn connection(&self) -> Result<Connection> {
+        self.redis.connection().await
+    }
+
     /// Makes a part suffer from a fault, and brings it back.
     pub async fn suffer(&self, fault: &Fault, logs: &Logs) -> Result<()> {
         let suffered = match fault.part {
-            Part::Redis => suffer(&self.redis, fault, logs).await,
+            Part::Redis(n) => suffer(&self.redis.nodes[n], fault, logs).await,
+            Part::Slots => self.redis.move_slots(fault).await,
             Part::Kafka => suffer(&self.broker, fault, logs).await,
             Part::Host(n) => suffer(&self.hosts[n], fault, logs).await,
             Part::Reporter(n) => suffer(&self.reporters[n], fault, logs).await,
@@ -146,7 +215,9 @@ impl Parts {
     async fn for_each<T>(&self, look: impl Fn(&Process) -> T) -> Vec<(Part, T)> {
         let mut seen = Vec::new();
         let mut see = |part, process: &Process| seen.push((part, look(process)));
-        see(Part::Redis, self.redis.lock().await.process());
+        for (n, node) in self.redis.nodes.iter().enumerate() {
+            see(Part::Redis(n), node.lock().await.process());
+        }
         see(Part::Kafka, self.broker.lock().await.process());
         for (n, host) in self.hosts.iter().enumerate() {
             see(Part::Host(n), host.lock().await.process());

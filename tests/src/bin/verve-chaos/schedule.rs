@@ -7,12 +7,16 @@ use fastrand::Rng;
 
 /// How many hosts there are, and how many reporters.
 pub const REPLICAS: usize = 2;
+/// How many primaries a cluster has, each with a replica.
+pub const PRIMARIES: usize = 3;
 
 /// What a fault befalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Redis itself.
-    Redis,
+    /// Redis itself: a server, or a node of the cluster.
+    Redis(usize),
+    /// The slots of the cluster.
+    Slots,
     /// The link to Redis that the second host and the second reporter use.
     RedisLink,
     /// Kafka itself.
@@ -38,6 +42,8 @@ pub enum Trouble {
     Cut,
     /// Nothing passes through a link.
     Hold,
+    /// Some slots go to another node.
+    Move,
 }
 
 /// One thing that goes wrong in a round.
@@ -53,9 +59,7 @@ pub struct Fault {
     pub lasts: Duration,
 }
 
-const PARTS: [Part; 8] = [
-    Part::Redis,
-    Part::RedisLink,
+const OTHERS: [Part; 6] = [
     Part::Kafka,
     Part::KafkaLink,
     Part::Host(0),
@@ -64,10 +68,35 @@ const PARTS: [Part; 8] = [
     Part::Reporter(1),
 ];
 
+/// What Redis is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redis {
+    /// One server.
+    Server,
+    /// A cluster of three primaries, and then their replicas.
+    Cluster,
+}
+
+impl Redis {
+    /// What of it may come to harm in the same round. Of a primary and its replica one at most: who has one replica survives the loss of
+    /// one of them at a time.
+    fn parts(self, rng: &mut Rng) -> Vec<Part> {
+        match self {
+            Self::Server => vec![Part::Redis(0), Part::RedisLink],
+            // Redis itself may lose what is between two nodes when one of them fails.
+            Self::Cluster if rng.f64() < 0.3 => vec![Part::Slots],
+            Self::Cluster => (0..PRIMARIES)
+                .map(|primary| Part::Redis(primary + PRIMARIES * usize::from(rng.bool())))
+                .collect(),
+        }
+    }
+}
+
 /// The next round: at most one fault of each part, and at least one in all.
-pub fn round(rng: &mut Rng) -> Vec<Fault> {
+pub fn round(redis: Redis, rng: &mut Rng) -> Vec<Fault> {
     loop {
-        let faults: Vec<Fault> = PARTS.into_iter().filter_map(|part| fault(part, rng)).collect();
+        let parts = redis.parts(rng).into_iter().chain(OTHERS);
+        let faults: Vec<Fault> = parts.filter_map(|part| fault(part, rng)).collect();
         if !faults.is_empty() {
             return faults;
         }
@@ -84,7 +113,8 @@ fn fault(part: Part, rng: &mut Rng) -> Option<Fault> {
     ];
     let link = [Trouble::Cut, Trouble::Hold];
     let (likely, trouble) = match part {
-        Part::Redis | Part::Host(_) | Part::Reporter(_) => (0.6, rng.choice(process)?),
+        Part::Slots => (1.0, Trouble::Move),
+        Part::Redis(_) | Part::Host(_) | Part::Reporter(_) => (0.6, rng.choice(process)?),
         Part::Kafka => (0.3, rng.choice(process)?),
         Part::RedisLink | Part::KafkaLink => (0.4, rng.choice(link)?),
     };
@@ -107,7 +137,8 @@ fn fault(part: Part, rng: &mut Rng) -> Option<Fault> {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Redis => f.write_str("redis"),
+            Self::Redis(n) => write!(f, "redis-{n}"),
+            Self::Slots => f.write_str("slots"),
             Self::RedisLink => f.write_str("redis-link"),
             Self::Kafka => f.write_str("kafka"),
             Self::KafkaLink => f.write_str("kafka-link"),
@@ -125,6 +156,7 @@ impl fmt::Display for Trouble {
             Self::Pause => "paused",
             Self::Cut => "cut",
             Self::Hold => "held",
+            Self::Move => "moved",
         })
     }
 }
@@ -133,29 +165,50 @@ impl fmt::Display for Trouble {
 mod tests {
     use super::*;
 
-    fn rounds(seed: u64) -> Vec<Vec<Fault>> {
+    fn rounds(redis: Redis, seed: u64) -> Vec<Vec<Fault>> {
         let mut rng = Rng::with_seed(seed);
-        (0..100).map(|_| round(&mut rng)).collect()
+        (0..100).map(|_| round(redis, &mut rng)).collect()
     }
 
     #[test]
     fn a_seed_gives_the_same_rounds_again() {
-        assert_eq!(rounds(7), rounds(7));
-        assert_ne!(rounds(7), rounds(8));
+        assert_eq!(rounds(Redis::Server, 7), rounds(Redis::Server, 7));
+        assert_ne!(rounds(Redis::Server, 7), rounds(Redis::Server, 8));
     }
 
     #[test]
     fn everything_that_can_happen_does() {
-        let all: Vec<Fault> = rounds(1).concat();
-        for part in PARTS {
-            let troubles = match part {
-                Part::RedisLink | Part::KafkaLink => vec![Trouble::Cut, Trouble::Hold],
-                _ => vec![Trouble::Kill, Trouble::Stop, Trouble::Pause],
-            };
-            for trouble in troubles {
-                let mut found = all.iter().filter(|f| f.part == part && f.trouble == trouble);
-                assert!(found.next().is_some(), "{part} is never {trouble}");
+        let server = [&OTHERS[..], &[Part::Redis(0), Part::RedisLink]].concat();
+        let cluster = [&OTHERS[..], &[Part::Slots], &[0, 1, 2, 3, 4, 5].map(Part::Redis)].concat();
+        for (redis, parts) in [(Redis::Server, server), (Redis::Cluster, cluster)] {
+            let all: Vec<Fault> = rounds(redis, 1).concat();
+            for part in parts {
+                let troubles = match part {
+                    Part::RedisLink | Part::KafkaLink => vec![Trouble::Cut, Trouble::Hold],
+                    Part::Slots => vec![Trouble::Move],
+                    _ => vec![Trouble::Kill, Trouble::Stop, Trouble::Pause],
+                };
+                for trouble in troubles {
+                    let mut found = all.iter().filter(|f| f.part == part && f.trouble == trouble);
+                    assert!(found.next().is_some(), "{part} is never {trouble}");
+                }
             }
+        }
+    }
+
+    #[test]
+    fn one_of_a_primary_and_its_replica_is_left() {
+        for round in rounds(Redis::Cluster, 1) {
+            let nodes: Vec<usize> = round
+                .iter()
+                .filter_map(|fault| match fault.part {
+                    Part::Redis(node) => Some(node % PRIMARIES),
+                    _ => None,
+                })
+                .collect();
+            assert!((0..PRIMARIES).all(|shard| nodes.iter().filter(|node| **node == shard).count() <= 1));
+            let moves = round.iter().any(|fault| fault.part == Part::Slots);
+            assert!(!moves || nodes.is_empty(), "{round:?}");
         }
     }
 }

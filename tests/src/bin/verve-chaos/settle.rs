@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
-use redis::aio::MultiplexedConnection;
 use redis::streams::StreamRangeReply;
 use rusqlite::OpenFlags;
 use tokio::time::{Instant, sleep};
-use verve_protocol::{Partition, Window, WindowLength};
+use verve_protocol::{Window, WindowLength};
 use verve_tests::kafka::Record;
+use verve_tests::store::Connection;
 use verve_tests::{clock, http};
 
 use crate::parts::{FIXED, Parts, TOPIC};
@@ -89,7 +89,7 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
                 .push(format!("{rows} ids and commands in the spool of host-{n}"));
         }
     }
-    let mut redis = parts.redis.lock().await.connection().await?;
+    let mut redis = parts.connection().await?;
     let counts = counts(parts, windows, &mut redis).await?;
     callbacks(parts, jobs, &mut redis, &mut seen).await?;
     seen.records = parts.broker.lock().await.kafka().read_all(TOPIC).await?;
@@ -135,20 +135,19 @@ fn told(parts: &Parts, seen: &mut Seen) -> Result<()> {
     Ok(())
 }
 
-async fn counts(parts: &Parts, windows: &[Window], redis: &mut MultiplexedConnection) -> Result<Vec<u64>> {
+async fn counts(parts: &Parts, windows: &[Window], redis: &mut Connection) -> Result<Vec<u64>> {
     let mut counts = Vec::new();
     for window in windows {
-        counts.push(redis.scard(parts.keys.ids(*window, Partition::Whole)).await?);
+        let mut count = 0;
+        for partition in parts.partitions.all() {
+            count += redis.scard::<_, u64>(parts.keys.ids(*window, partition)).await?;
+        }
+        counts.push(count);
     }
     Ok(counts)
 }
 
-async fn callbacks(
-    parts: &Parts,
-    jobs: &BTreeSet<u64>,
-    redis: &mut MultiplexedConnection,
-    seen: &mut Seen,
-) -> Result<()> {
+async fn callbacks(parts: &Parts, jobs: &BTreeSet<u64>, redis: &mut Connection, seen: &mut Seen) -> Result<()> {
     // An entry of the stream is removed once its job is settled, so these are new ones and pending ones.
     let waiting: u64 = redis.xlen(parts.keys.callbacks()).await?;
     let retried: u64 = redis.zcard(parts.keys.callbacks_retry()).await?;

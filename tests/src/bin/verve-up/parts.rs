@@ -11,6 +11,7 @@ use verve_tests::host::{Instance, Kind};
 use verve_tests::kafka::Kafka;
 use verve_tests::process::Process;
 use verve_tests::redis::RedisServer;
+use verve_tests::store::Store;
 use verve_tests::{http, net, reporter, wait};
 
 use crate::{Args, show};
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Everything that runs.
 pub struct Parts {
-    pub redis: Redis,
+    pub redis: Store,
     pub kafka: Kafka,
     pub hosts: Vec<Instance>,
     pub reporter: Reporter,
@@ -31,41 +32,19 @@ pub struct Parts {
 }
 
 /// One server, or a cluster of three primaries with a replica each.
-pub enum Redis {
-    Server(RedisServer),
-    Cluster(Cluster),
+async fn redis(is_cluster: bool) -> Result<Store> {
+    Ok(if is_cluster {
+        Store::Cluster(Cluster::start(3, 1).await?)
+    } else {
+        Store::Server(RedisServer::start().await?)
+    })
 }
 
-impl Redis {
-    async fn start(is_cluster: bool) -> Result<Self> {
-        Ok(if is_cluster {
-            Self::Cluster(Cluster::start(3, 1).await?)
-        } else {
-            Self::Server(RedisServer::start().await?)
-        })
-    }
-
-    /// For `redis_urls`.
-    pub fn urls(&self) -> String {
-        match self {
-            Self::Server(server) => server.url(),
-            Self::Cluster(cluster) => cluster.urls(),
-        }
-    }
-
-    /// For `partitions`: enough to keep all nodes busy.
-    pub const fn partitions(&self) -> &'static str {
-        match self {
-            Self::Server(_) => "1",
-            Self::Cluster(_) => "16",
-        }
-    }
-
-    async fn stop(&self) -> Result<()> {
-        match self {
-            Self::Server(server) => server.stop().await,
-            Self::Cluster(cluster) => cluster.stop().await,
-        }
+/// For `partitions`: enough to keep all nodes busy.
+pub const fn partitions(redis: &Store) -> &'static str {
+    match redis {
+        Store::Server(_) => "1",
+        Store::Cluster(_) => "16",
     }
 }
 
@@ -78,7 +57,7 @@ pub struct Reporter {
 impl Parts {
     pub async fn start(args: &Args) -> Result<Self> {
         let kafka_data = tempfile::tempdir()?;
-        let redis = Redis::start(args.cluster).await.context("Redis")?;
+        let redis = redis(args.cluster).await.context("Redis")?;
         let kafka = match args.kafka {
             true => {
                 let port = net::free_address()?.port();
@@ -92,7 +71,7 @@ impl Parts {
         for port in [3001, 3002] {
             let host = Instance::options(Kind::VerveHost)
                 .variable("redis_urls", &redis.urls())
-                .variable("partitions", redis.partitions())
+                .variable("partitions", partitions(&redis))
                 .variable("window_seconds", &args.window_seconds.seconds().to_string())
                 .listen(preferably(port)?)
                 .on_line(show::lines_of("host", show::is_warning));
@@ -131,16 +110,18 @@ impl Parts {
         if let Some(kafka) = self.kafka.process() {
             complain("Kafka", kafka.terminate(PATIENCE).await);
         }
-        complain("Redis", self.redis.stop().await);
+        for server in self.redis.servers() {
+            complain("Redis", server.stop().await);
+        }
     }
 }
 
 impl Reporter {
-    async fn start(redis: &Redis, kafka: &Kafka, args: &Args) -> Result<Self> {
+    async fn start(redis: &Store, kafka: &Kafka, args: &Args) -> Result<Self> {
         let address = preferably(9090)?;
         let mut command: Command = reporter::command()?;
         command
-            .args(["--redis-urls", &redis.urls(), "--partitions", redis.partitions()])
+            .args(["--redis-urls", &redis.urls(), "--partitions", partitions(redis)])
             .args(["--window-seconds", &args.window_seconds.seconds().to_string()])
             .args(["--kafka-brokers", kafka.brokers(), "--kafka-topic", TOPIC])
             .args(["--listen", &address.to_string()])

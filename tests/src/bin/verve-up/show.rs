@@ -7,7 +7,7 @@ use verve_tests::process::OnLine;
 use verve_tests::sink::Received;
 
 use crate::Args;
-use crate::parts::{Parts, TOPIC};
+use crate::parts::{self, Parts, TOPIC};
 
 pub fn starting(kafka: bool) {
     let broker = if kafka {
@@ -64,7 +64,7 @@ pub fn counts(parts: &Parts, args: &Args) -> anyhow::Result<()> {
     let mut command = verve_tests::reporter::command()?;
     command.args(["counts", "--limit", &args.windows.unwrap_or(10).to_string()]);
     let redis = &parts.redis;
-    command.args(["--redis-urls", &redis.urls(), "--partitions", redis.partitions()]);
+    command.args(["--redis-urls", &redis.urls(), "--partitions", parts::partitions(redis)]);
     command.args(["--window-seconds", &args.window_seconds.to_string()]);
     let output = command.output()?;
     anyhow::ensure!(output.status.success(), "verve-reporter counts: {}", output.status);
