@@ -1,13 +1,17 @@
 //! How the cost grows: more hosts, more Redis, more ids.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use verve_protocol::{Id, Keys, Partition};
+use redis::AsyncCommands;
+use verve_protocol::slot::{SLOTS, slot};
+use verve_protocol::{Id, Keys, Partition, Partitions, Window};
 use verve_tests::clock;
 use verve_tests::cluster::Cluster;
 use verve_tests::host::Kind;
+use verve_tests::process::cpu_seconds;
 use verve_tests::redis::RedisServer;
 
 use crate::Options;
@@ -15,6 +19,9 @@ use crate::load::{self, Traffic};
 use crate::page::{Page, grouped, median};
 use crate::requests::size_kb;
 use crate::targets::{Component, Target};
+
+/// How many ids [`balance`] is about.
+const IDS: i64 = 10_000_000;
 
 /// The component by itself: size, time to instantiate, memory.
 pub async fn component(options: &Options, page: &mut Page) -> Result<()> {
@@ -77,6 +84,7 @@ pub async fn scale(options: &Options, page: &mut Page) -> Result<()> {
     page.section("How it grows");
     hosts(options, page).await?;
     clusters(options, page).await?;
+    balance(page).await?;
     ids(page).await
 }
 
@@ -124,39 +132,119 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
 async fn clusters(options: &Options, page: &mut Page) -> Result<()> {
     page.say(
         "One host, 100 connections: one server, and a cluster of three primaries on the same processors, with the ids of a window in 1, 16 \
-         and 64 partitions. What the cluster costs the host is the difference in processor time.\n",
+         and 64 partitions. What the cluster costs the host is the difference in processor time; that of Redis is of all its nodes.\n",
     );
     let server = RedisServer::start().await?;
     let cluster = Cluster::start(3, 0).await?;
     let mut targets = Vec::new();
-    for (name, urls) in [("one server", server.url()), ("three primaries", cluster.urls())] {
+    for (name, urls, nodes) in [
+        ("one server", server.url(), std::slice::from_ref(&server)),
+        ("three primaries", cluster.urls(), cluster.nodes()),
+    ] {
         for count in [1, 16, 64] {
             let namespace = format!("namespace=bench-{count}");
             let partitions = format!("partitions={count}");
             let variables = ["--variable", &partitions, "--variable", &namespace];
             let target = Target::host("host", Kind::VerveHost, Component::Accept, &urls, &variables).await?;
-            targets.push((name, count, target, Vec::new(), Vec::new()));
+            targets.push((name, count, target, nodes, Vec::new(), Vec::new(), Vec::new()));
         }
     }
     for _ in 0..options.rounds {
-        for (_, _, target, rates, cpus) in &mut targets {
-            let before = target.cpu_seconds();
+        for (_, _, target, nodes, rates, cpus, of_redis) in &mut targets {
+            let used = || nodes.iter().map(|node| cpu_seconds(node.process().pid())).sum::<f64>();
+            let (before, redis_before) = (target.cpu_seconds(), used());
             let run = load::closed(target.address(), 100, Traffic::Random, options.time())?;
+            let of_each = |seconds: f64| seconds * 1e6 / run.requests.max(1) as f64;
             rates.push(run.rate);
-            cpus.push((target.cpu_seconds() - before) * 1e6 / run.requests.max(1) as f64);
+            cpus.push(of_each(target.cpu_seconds() - before));
+            of_redis.push(of_each(used() - redis_before));
         }
     }
     let mut rows = vec![
-        ["Redis", "partitions", "requests/s", "CPU µs"]
+        ["Redis", "partitions", "requests/s", "CPU µs", "Redis' CPU µs"]
             .map(str::to_owned)
             .to_vec(),
     ];
-    for (name, count, _, rates, cpus) in targets {
+    for (name, count, _, _, rates, cpus, of_redis) in targets {
         rows.push(vec![
             name.to_owned(),
             count.to_string(),
             grouped(median(rates)),
             grouped(median(cpus)),
+            grouped(median(of_redis)),
+        ]);
+    }
+    page.table(&rows);
+    Ok(())
+}
+
+/// How evenly the nodes of a cluster share a window of 10 million ids, and what counting it takes.
+async fn balance(page: &mut Page) -> Result<()> {
+    page.say(
+        "10 million ids in one window on a cluster of three primaries: the fullest partition and the fullest node against an even share, the same of \
+         the node for a thousand windows one after the other, and counting the window, by as many `SCARD` as there are partitions.\n",
+    );
+    let head = [
+        "partitions",
+        "fullest partition",
+        "fullest node",
+        "of 1,000 windows, median",
+        "counting, ms",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let keys = Keys::new("bench".parse()?);
+    for count in [1, 4, 16, 64] {
+        let cluster = Cluster::start(3, 0).await?;
+        let mut redis = cluster.connection().await?;
+        let partitions = Partitions::try_new(count)?;
+        let mut window = clock::current_window(clock::length(60));
+        let mut waiting: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for number in 0..IDS {
+            // Ids of ten digits, as of a platform's users.
+            let id = Id(1_000_000_000 + number * 37);
+            let key = keys.ids(window, id.partition(partitions));
+            let ids = waiting.entry(key.clone()).or_default();
+            ids.push(id.to_string());
+            if ids.len() == 5_000 {
+                let ids = std::mem::take(ids);
+                let () = redis.sadd(key, ids).await?;
+            }
+        }
+        for (key, ids) in waiting.into_iter().filter(|(_, ids)| !ids.is_empty()) {
+            let () = redis.sadd(key, ids).await?;
+        }
+        let mut times = Vec::new();
+        let mut sizes: Vec<u64> = Vec::new();
+        for _ in 0..100 {
+            let begin = Instant::now();
+            sizes.clear();
+            for partition in partitions.all() {
+                sizes.push(redis.scard(keys.ids(window, partition)).await?);
+            }
+            times.push(begin.elapsed().as_secs_f64() * 1e3);
+        }
+        anyhow::ensure!(sizes.iter().sum::<u64>() == IDS as u64, "ids are missing: {sizes:?}");
+        // As `redis-cli --cluster create` has given out the slots.
+        let share = |window: Window| {
+            let mut nodes = [0; 3];
+            for (partition, size) in partitions.all().zip(&sizes) {
+                nodes[usize::from(slot(&keys.ids(window, partition))) * 3 / usize::from(SLOTS)] += size;
+            }
+            nodes.into_iter().max().unwrap_or_default() as f64 * 3.0 / IDS as f64
+        };
+        let fullest_node = share(window);
+        let mut shares = Vec::new();
+        for _ in 0..1_000 {
+            window = window.next();
+            shares.push(share(window));
+        }
+        let fullest = sizes.iter().max().copied().unwrap_or_default() as f64;
+        rows.push(vec![
+            count.to_string(),
+            format!("{:.3}", fullest * f64::from(count) / IDS as f64),
+            format!("{fullest_node:.2}"),
+            format!("{:.2}", median(shares)),
+            format!("{:.1}", median(times)),
         ]);
     }
     page.table(&rows);

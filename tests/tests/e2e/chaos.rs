@@ -1,4 +1,4 @@
-//! `verve-chaos`: a short run of `cargo xtask chaos`, with the same faults each time.
+//! `verve-chaos`: short runs of `cargo xtask chaos`, with the same faults each time.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,16 +7,25 @@ use anyhow::Result;
 use verve_tests::paths;
 use verve_tests::process::Process;
 
-#[tokio::test]
-async fn nothing_is_lost_whatever_fails() -> Result<()> {
+async fn run(more: &[&str]) -> Result<()> {
     // What it starts must be built; it would say so, but in many more words.
     paths::verve_host()?;
     paths::verve_reporter()?;
     paths::component()?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_verve-chaos"));
-    command.args(["--seconds", "60", "--seed", "1"]);
+    command.args(["--seconds", "60", "--seed", "1"]).args(more);
     let process = Process::spawn("verve-chaos", command)?;
     let status = process.wait(Duration::from_secs(400)).await?;
     assert_eq!(status.code(), Some(0), "{}", process.log());
     Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_lost_whatever_fails() -> Result<()> {
+    run(&[]).await
+}
+
+#[tokio::test]
+async fn nothing_is_lost_on_a_cluster() -> Result<()> {
+    run(&["--cluster"]).await
 }

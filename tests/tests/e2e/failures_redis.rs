@@ -27,7 +27,7 @@
 //! | | the leader killed, or paused beyond its lease | `failures_reporter::the_leader_killed_and_paused` |
 //! | | with a record on its way for longer than its lease | `failures_reporter::a_record_on_its_way_for_longer_than_the_lease` |
 //! | the host | killed under traffic, with and without Redis | `failures_reporter::the_host_killed` |
-//! | all of them | by lot, several at once | `chaos::nothing_is_lost_whatever_fails` |
+//! | all of them | by lot, several at once | `chaos::nothing_is_lost_whatever_fails`, `chaos::nothing_is_lost_on_a_cluster` |
 //!
 //! What endpoints of callbacks do wrong is in `retries` and `guard`.
 
