@@ -1,8 +1,9 @@
 //! What is recorded together, and what comes of each part of it; what is in the spool.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::vec;
 
-use verve_protocol::{Id, Window};
+use verve_protocol::{Id, Partition, Partitions, Window};
 
 use crate::answer::{Answer, Outcome};
 
@@ -17,6 +18,37 @@ pub fn leading(mut windows: impl Iterator<Item = Window>) -> usize {
         return 0;
     };
     1 + windows.take(MOST - 1).take_while(|window| *window == first).count()
+}
+
+/// The ids of each partition, in their order.
+#[must_use]
+pub fn by_partition(ids: &[Id], partitions: Partitions) -> BTreeMap<Partition, Vec<Id>> {
+    let mut sets: BTreeMap<Partition, Vec<Id>> = BTreeMap::new();
+    for id in ids {
+        sets.entry(id.partition(partitions)).or_default().push(*id);
+    }
+    sets
+}
+
+/// What came of each id, by what came of those of each partition, as [`by_partition`] has put them. `unavailable` of one of which nothing
+/// is said.
+pub fn in_order<E: Clone>(
+    ids: &[Id],
+    partitions: Partitions,
+    of_partitions: BTreeMap<Partition, Result<Vec<Answer>, E>>,
+) -> Vec<Result<Answer, E>> {
+    let of_partitions = of_partitions.into_iter();
+    let mut of_partitions: BTreeMap<Partition, Result<vec::IntoIter<Answer>, E>> = of_partitions
+        .map(|(partition, answers)| (partition, answers.map(Vec::into_iter)))
+        .collect();
+    let answers = ids
+        .iter()
+        .map(|id| match of_partitions.get_mut(&id.partition(partitions)) {
+            Some(Ok(answers)) => Ok(answers.next().unwrap_or(Answer::Unavailable)),
+            Some(Err(error)) => Err(error.clone()),
+            None => Ok(Answer::Unavailable),
+        });
+    answers.collect()
 }
 
 /// Ids of one window, each once, though several requests may have brought it.
@@ -148,6 +180,27 @@ mod tests {
             }
             prop_assert_eq!(recorded, numbers);
             prop_assert_eq!(leading(std::iter::empty()), 0);
+        }
+
+        /// Each id is in its own partition's set, and gets its own answer, or its set's error.
+        #[test]
+        fn answers_of_partitions_come_in_the_order_of_ids(
+            numbers in vec(-50..50i64, 0..40), partitions in 1..9u16, failing in 0..9u16,
+        ) {
+            let ids: Vec<Id> = numbers.into_iter().map(Id).collect();
+            let partitions = Partitions::try_new(partitions).expect("valid");
+            let answer = |id: &Id| Answer::Recorded(if id.0 < 0 { Outcome::New } else { Outcome::Duplicate });
+            let sets = by_partition(&ids, partitions);
+            prop_assert_eq!(sets.values().map(Vec::len).sum::<usize>(), ids.len());
+            let of_partitions = sets.into_iter().map(|(partition, ids)| {
+                let answers: Vec<Answer> = ids.iter().map(answer).collect();
+                (partition, if partition.number() == failing { Err(failing) } else { Ok(answers) })
+            });
+            let expected: Vec<Result<Answer, u16>> = ids
+                .iter()
+                .map(|id| if id.partition(partitions).number() == failing { Err(failing) } else { Ok(answer(id)) })
+                .collect();
+            prop_assert_eq!(in_order(&ids, partitions, of_partitions.collect()), expected);
         }
 
         /// However requests that bring the same ids come together, each new id is `new` once, for who brought it first, as if

@@ -3,6 +3,7 @@
 mod drain;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use futures::future;
@@ -13,6 +14,7 @@ use verve_protocol::{CallbackJob, Id, Partition, Window};
 use wit_bindgen::spawn;
 
 use crate::answer::{Answer, Limit, Outcome};
+use crate::batches::{by_partition, in_order};
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
@@ -23,7 +25,7 @@ use crate::request::{Accept, Callback};
 use crate::seen::Seen;
 use crate::spool::Spool;
 use crate::stats::{self, Counts, FLUSH_AFTER, Stats};
-use crate::waiting::{Queue, Recorded, Waiter};
+use crate::waiting::{Recorded, Waiter};
 use drain::{drain, look_into_spool};
 
 /// In the spool's state: there is no room for callback jobs.
@@ -37,8 +39,6 @@ thread_local! {
 struct Instance {
     config: Config,
     redis: Redis,
-    /// For each partition, the ids that wait to be recorded.
-    queues: Vec<Queue<Answer>>,
     seen: Seen,
     spool: Spool,
     /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
@@ -103,12 +103,10 @@ async fn load() -> Result<Rc<Instance>, String> {
     let spool_limit = spool_limit.map_err(|error| format!("variable {SPOOL_LIMIT}: {error}"))?;
     let spool_limit = config::spool_limit(&spool_limit)?;
     let redis = Redis::new(&config);
-    let queues = config.partitions.all().map(|_| Queue::default()).collect();
     let [spool, background] = [Spool::new(spool_limit), Spool::new(spool_limit)];
     let instance = Rc::new(Instance {
         config,
         redis,
-        queues,
         seen: Seen::default(),
         spool,
         background,
@@ -167,44 +165,63 @@ impl Instance {
         if self.seen.has(window, id) {
             return Ok(Answer::Recorded(Outcome::Duplicate));
         }
-        let partition = id.partition(self.config.partitions);
-        if let Some(recorded) = self.queue(partition).wait(window, id).await {
+        let node = self.node_of(window, id.partition(self.config.partitions));
+        if let Some(recorded) = node.queue.wait(window, id).await {
             return recorded;
         }
-        let recorded = self.record_ids(window, partition, &[id]).await;
+        let recorded = self.record_ids(window, &[id]).await.pop();
         // Those that came meanwhile.
-        let waiters = self.queue(partition).take();
+        let waiters = node.queue.take();
         if !waiters.is_empty() {
-            spawn(record_waiting(self.clone(), partition, waiters));
+            spawn(record_waiting(self.clone(), node, waiters));
         }
-        recorded.map(|answers| answers.first().copied().unwrap_or(Answer::Unavailable))
+        recorded.unwrap_or(Ok(Answer::Unavailable))
     }
 
-    fn queue(&self, partition: Partition) -> &Queue<Answer> {
-        &self.queues[usize::from(partition.number())]
+    /// Records ids of a window in Redis, or else in the spool. Answers what came of each.
+    async fn record_ids(self: &Rc<Self>, window: Window, ids: &[Id]) -> Vec<Recorded<Answer>> {
+        let (keys, partitions) = (&self.config.keys, self.config.partitions);
+        let sets = by_partition(ids, partitions);
+        for partition in sets.keys() {
+            let node = self.node_of(window, *partition);
+            if node.is_due() {
+                // Not by these ids: others would wait behind them.
+                spawn(look_whether_back(self.clone(), node));
+            }
+        }
+        let added = self.redis.add_ids(keys, window, &sets).await;
+        let mut recorded = BTreeMap::new();
+        for ((partition, ids), added) in sets.iter().zip(added) {
+            let answers = self.recorded(window, *partition, ids, added).await;
+            recorded.insert(*partition, answers);
+        }
+        in_order(ids, partitions, recorded)
     }
 
-    /// Records ids of one partition of a window in Redis, or else in the spool. Answers what came of each.
-    async fn record_ids(self: &Rc<Self>, window: Window, partition: Partition, ids: &[Id]) -> Recorded<Vec<Answer>> {
-        let keys = &self.config.keys;
-        let key = keys.ids(window, partition);
-        let node = self.redis.node_of(&key);
-        if node.is_due() {
-            // Not by these ids: others would wait behind them.
-            spawn(look_whether_back(self.clone(), node));
-        }
-        match self.redis.add_ids(keys, (window, partition), ids).await {
+    fn node_of(&self, window: Window, partition: Partition) -> Rc<Node> {
+        self.redis.node_of(|| self.config.keys.ids(window, partition))
+    }
+
+    /// Spools ids of one set that Redis did not record.
+    async fn recorded(
+        &self,
+        window: Window,
+        partition: Partition,
+        ids: &[Id],
+        added: Result<Vec<Answer>, String>,
+    ) -> Recorded<Vec<Answer>> {
+        let node = self.node_of(window, partition);
+        match added {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
                 let recorded = recorded.filter(|(_, answer)| matches!(answer, Answer::Recorded(_)));
                 recorded.for_each(|(id, _)| self.seen.add(window, *id));
-                self.found_well(&self.redis.node_of(&key)).await;
+                self.found_well(&node).await;
                 Ok(answers)
             }
             Err(redis) => {
                 self.seen.clear();
-                let node = self.redis.node_of(&key);
-                let spooled = self.spool.add_ids(key, ids).await;
+                let spooled = self.spool.add_ids(self.config.keys.ids(window, partition), ids).await;
                 self.spooled(&redis, spooled)?;
                 self.found_away(&node).await;
                 Ok(vec![Answer::Recorded(Outcome::Spooled); ids.len()])
@@ -307,18 +324,13 @@ impl Instance {
     }
 }
 
-/// Records ids of a partition that wait, then those that have come meanwhile, until there are none.
-async fn record_waiting(instance: Rc<Instance>, partition: Partition, mut waiters: Vec<Waiter<Answer>>) {
+/// Records ids that wait for a node, then those that have come meanwhile, until there are none.
+async fn record_waiting(instance: Rc<Instance>, node: Rc<Node>, mut waiters: Vec<Waiter<Answer>>) {
     while let Some(window) = waiters.first().map(|first| first.window) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
-        match instance.record_ids(window, partition, &ids).await {
-            Ok(answers) => {
-                let answers = waiters.into_iter().zip(answers);
-                answers.for_each(|(waiter, answer)| waiter.done(Ok(answer)));
-            }
-            Err(error) => waiters.into_iter().for_each(|waiter| waiter.done(Err(error.clone()))),
-        }
-        waiters = instance.queue(partition).take();
+        let recorded = waiters.into_iter().zip(instance.record_ids(window, &ids).await);
+        recorded.for_each(|(waiter, recorded)| waiter.done(recorded));
+        waiters = node.queue.take();
     }
 }
 

@@ -45,7 +45,7 @@ enum State {
 impl State {
     /// Whether nothing of a connection from `peer` passes.
     fn holds(self, peer: IpAddr) -> bool {
-        self == Self::Held || self == Self::HeldFrom(peer)
+        matches!(self, Self::Held | Self::Cut) || self == Self::HeldFrom(peer)
     }
 }
 

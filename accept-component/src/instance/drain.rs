@@ -110,7 +110,7 @@ impl Instance {
             return Ok(());
         };
         let is_news = state.depth > 0 || state.drained > 0;
-        let node = self.redis.node_of(&self.config.keys.spools());
+        let node = self.redis.node_of(|| self.config.keys.spools());
         if !is_news || node.circuit.is_open() {
             return Ok(());
         }
@@ -141,7 +141,7 @@ impl Instance {
                 self.log_error(&format!("spooled ids stay in the spool: {redis}"));
                 return Ok(false);
             }
-            self.found_well(&self.redis.node_of(key)).await;
+            self.found_well(&self.redis.node_of(|| key.to_owned())).await;
             self.background.remove_ids(&found).await?;
             self.go_on().await?;
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
 use verve_protocol::RedisUrl;
 
+use crate::answer::Answer;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::cluster::Redirect;
@@ -14,6 +15,7 @@ use crate::config::Config;
 use crate::deadlines::Deadlines;
 use crate::failures;
 use crate::once::Once;
+use crate::waiting::Queue;
 
 /// One Redis server.
 pub struct Node {
@@ -22,6 +24,8 @@ pub struct Node {
     timeout: Duration,
     deadlines: Rc<Deadlines>,
     connection: Once<Rc<Connection>, String>,
+    /// Ids that wait to be recorded here.
+    pub queue: Queue<Answer>,
     /// Open while the node is away.
     pub circuit: Circuit,
     /// Until when other instances have been told that it is away, in Unix milliseconds; 0 if they are not.
@@ -78,6 +82,7 @@ impl Node {
             timeout: config.redis_timeout,
             deadlines: Deadlines::new(config.redis_timeout),
             connection: Once::default(),
+            queue: Queue::default(),
             circuit: Circuit::default(),
             told_away: Cell::new(0),
             last_error: RefCell::default(),
