@@ -50,9 +50,17 @@ impl Cluster {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(options: Options, primaries: usize, replicas: usize) -> Result<Self> {
+        Self::start_each(vec![options; primaries * (1 + replicas)], replicas).await
+    }
+
+    /// The same, of as many nodes as there are options.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_each(options: Vec<Options>, replicas: usize) -> Result<Self> {
         let mut nodes = Vec::new();
-        for _ in 0..primaries * (1 + replicas) {
-            nodes.push(node(options.clone()).await?);
+        for options in options {
+            nodes.push(node(options).await?);
         }
         Self::of(nodes, Vec::new(), replicas).await
     }

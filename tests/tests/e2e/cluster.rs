@@ -1,6 +1,7 @@
 //! On a Redis Cluster: the same counts, while slots move and nodes die.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,14 +9,15 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use tokio::time::sleep;
+use verve_tests::authority::Authority;
 use verve_tests::cluster::Cluster;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::process::Process;
-use verve_tests::redis::RedisServer;
+use verve_tests::redis::{Options, RedisServer};
 use verve_tests::reporter::{self, Reporter};
 use verve_tests::sink::Sink;
 use verve_tests::store::Store;
-use verve_tests::{clock, http, wait};
+use verve_tests::{clock, http, net, wait};
 
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
@@ -53,13 +55,6 @@ impl Clustered {
     /// Reads on until the records tell of so many ids in all, and of no more than so many others: what was answered `failed` may have been
     /// recorded all the same.
     async fn all_counted(&mut self, ids: usize, others: usize) -> Result<()> {
-        let told = |ledger: &Ledger| -> usize {
-            ledger
-                .last()
-                .values()
-                .filter_map(|record| record.value.parse::<usize>().ok())
-                .sum()
-        };
         let read = self.ledger.read_until(LATER, |ledger| told(ledger) >= ids).await;
         read.with_context(|| self.reporter.process().log())?;
         self.ledger.read_for(Duration::from_secs(3)).await;
@@ -70,6 +65,13 @@ impl Clustered {
         );
         Ok(())
     }
+}
+
+/// How many ids the records tell of, in all.
+fn told(ledger: &Ledger) -> usize {
+    let last = ledger.last();
+    let counts = last.values().filter_map(|record| record.value.parse::<usize>().ok());
+    counts.sum()
 }
 
 /// The ids that were accepted, and the other answers.
@@ -328,6 +330,53 @@ async fn a_primary_dies_and_its_replica_takes_over() -> Result<()> {
     let (accepted, others) = traffic.stop().await?;
     assert!(others.is_empty(), "{others:?}");
     on.all_counted(accepted, 0).await.with_context(|| host.process().log())
+}
+
+/// The nodes speak TLS, among themselves too, and are known by the name of their certificate.
+#[tokio::test]
+async fn over_tls() -> Result<()> {
+    let authority = Authority::new()?;
+    let server = authority.vouch_for("server", "DNS:localhost")?;
+    let shown = |path: &Path| path.display().to_string();
+    let (mut nodes, mut urls) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let port = net::free_address()?.port().to_string();
+        let options = [
+            ("--tls-port", port.as_str()),
+            ("--tls-cert-file", &shown(&server.certificate)),
+            ("--tls-key-file", &shown(&server.key)),
+            ("--tls-ca-cert-file", &shown(&authority.certificate())),
+            ("--tls-auth-clients", "no"),
+            ("--tls-cluster", "yes"),
+            ("--cluster-announce-hostname", "localhost"),
+            ("--cluster-preferred-endpoint-type", "hostname"),
+        ];
+        let add = |node: Options, (name, value): (&str, &str)| node.argument(name).argument(value);
+        nodes.push(options.into_iter().fold(RedisServer::options(), add));
+        urls.push(format!("rediss://localhost:{port}"));
+    }
+    let (site, urls) = (
+        Site::with_cluster(2, Cluster::start_each(nodes, 0).await?).partitioned(16),
+        urls.join(","),
+    );
+    let mut ledger = Ledger::new().await?;
+    let mut command = reporter::command()?;
+    command.env("SSL_CERT_FILE", authority.certificate());
+    command.args(["--listen", &net::free_address()?.to_string()]);
+    command.args(ledger.flags(&site, &["--redis-urls", &urls]));
+    let reporter = Process::spawn("verve-reporter", command)?;
+    for (kind, first) in [(Kind::VerveHost, 0), (Kind::VerveHostP2, 100)] {
+        let host = site.host(kind).variable("redis_urls", &urls);
+        let host = host.environment("SSL_CERT_FILE", &shown(&authority.certificate()));
+        let host = host.start().await?;
+        for id in first..first + 40 {
+            let answer = http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await?;
+            let said = answer.header("verve-outcome");
+            assert_eq!(said, Some("new"), "{kind:?} {id}: {}", host.process().log());
+        }
+    }
+    let read = ledger.read_until(LATER, |ledger| told(ledger) == 80).await;
+    read.with_context(|| reporter.log())
 }
 
 #[tokio::test]
