@@ -3,8 +3,9 @@
 use std::env;
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
@@ -87,9 +88,17 @@ pub fn which(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A port of 127.0.0.1 that nobody listens on.
+/// Below the ports that tests give out, and below those that Linux gives to outgoing connections: one of these could be taken at any
+/// moment between this choice and its use.
+const PORTS: Range<u16> = 5_000..10_000;
+
+/// A port of 127.0.0.1 that nobody listens on. Processes begin to look at different places.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    let count = u32::from(PORTS.end - PORTS.start);
+    let begin = process::id().wrapping_mul(97) % count;
+    let ports = (0..count).map(|n| PORTS.start + u16::try_from((begin + n) % count).unwrap_or_default());
+    let mut free = ports.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    free.next().context("no free port of 127.0.0.1")
 }
 
 /// A command as one would type it.
