@@ -3,23 +3,23 @@
 use futures::channel::oneshot::{self, Sender};
 use futures::future;
 use spin_sdk::wasip3::exports::http::handler::Guest;
-use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Method, Request, Response};
+use spin_sdk::wasip3::http::types::{self, ErrorCode, Fields, Method, Request};
 use spin_sdk::wasip3::{wit_future, wit_stream};
 use wit_bindgen::spawn;
 
-use crate::answer::Answer;
-use crate::instance;
+use crate::accept;
+use crate::response::Response;
 
 struct Component;
 
 spin_sdk::wasip3::http::service::export!(Component);
 
 impl Guest for Component {
-    async fn handle(request: Request) -> Result<Response, ErrorCode> {
+    async fn handle(request: Request) -> Result<types::Response, ErrorCode> {
         let company = Company::join();
         let answer = match request.get_method() {
-            Method::Get => instance::answer(&request.get_path_with_query().unwrap_or_default()).await,
-            _ => instance::look_around().await,
+            Method::Get => accept::answer(&request.get_path_with_query().unwrap_or_default()).await,
+            _ => accept::look_around().await,
         };
         respond(answer, company)
     }
@@ -51,14 +51,14 @@ impl Company {
     }
 }
 
-fn respond(answer: Answer, company: Company) -> Result<Response, ErrorCode> {
+fn respond(answer: Response, company: Company) -> Result<types::Response, ErrorCode> {
     let headers = answer
         .headers()
         .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
     let headers = Fields::from_list(&headers).map_err(|error| ErrorCode::InternalError(Some(error.to_string())))?;
     let (mut body, body_reader) = wit_stream::new();
     let (trailers, trailers_reader) = wit_future::new(|| Ok(None));
-    let (response, _sent) = Response::new(headers, Some(body_reader), trailers_reader);
+    let (response, _sent) = types::Response::new(headers, Some(body_reader), trailers_reader);
     response
         .set_status_code(answer.status())
         .map_err(|()| ErrorCode::InternalError(None))?;

@@ -1,50 +1,18 @@
-//! Verve's Spin component: `GET /api/verve/accept?id=…` in, `SADD` out.
+//! Verve's Spin component: `GET /api/verve/accept?id=…` in, an id counted by [`verve_counter`].
 //!
-//! The way of a request, in the order of the modules:
 //! - [`request`]: the query becomes an `Accept`, or a bad request
-//! - `instance`: what the instance keeps (parsed variables, open connections) and the recording; `instance::drain` empties the spool
-//! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together
-//! - [`batches`]: what is recorded together, and what comes of each id of it
-//! - `redis`: what is asked of Redis; [`cluster`]: which node of several has a key; `redis::node`: one of them, attempts and the retry;
-//!   `deadlines`: their time limits; [`once`]: its connection, opened once however many wait; [`circuit`]: that it was away a moment ago
-//! - `spool`: what was accepted while a server is away, on the host's disk; `no_spool` where the host has none
-//! - [`answer`]: what came of it, as status, headers and body; `http` sends it
-//! - [`limits`]: what the operator may limit
-//! - `clock`: the time, for all of them
-//! - [`stats`]: what happened is counted and flushed after responses
+//! - `accept`: counts it
+//! - [`response`]: what came of it, as status, headers and body; `http` sends it
 //!
-//! So it is in the build for WASI 0.3. The one for WASI 0.2, whose instances serve one request each, has `wasip2` in place of most of it:
-//! [`request`], [`answer`], [`config`], [`limits`], [`cluster`] and [`failures`] are the same.
+//! So it is in the build for WASI 0.3. The one for WASI 0.2 has `wasip2` in place of `accept` and `http`.
 //!
 //! What talks to the host exists only in the WebAssembly builds; the rest is tested natively.
 
-pub mod answer;
-pub mod batches;
-pub mod circuit;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
-mod clock;
-pub mod cluster;
-pub mod config;
-#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
-mod deadlines;
-pub mod failures;
+mod accept;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod http;
-#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
-mod instance;
-pub mod limits;
-pub mod once;
-#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
-mod redis;
 pub mod request;
-pub mod seen;
-#[cfg(all(target_family = "wasm", not(feature = "wasip2"), feature = "spool"))]
-mod spool;
-#[cfg(all(target_family = "wasm", not(feature = "wasip2"), not(feature = "spool")))]
-#[path = "no_spool.rs"]
-mod spool;
-pub mod stats;
-#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
-mod waiting;
+pub mod response;
 #[cfg(all(target_family = "wasm", feature = "wasip2"))]
 mod wasip2;

@@ -1,6 +1,7 @@
 //! The query of a request: `id=<integer>[&endpoint=<url>][&method=get|post]`.
 
-use verve_protocol::{Endpoint, Id, Method};
+use verve_counter::Callback;
+use verve_protocol::Id;
 
 /// What a valid request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,15 +10,6 @@ pub struct Accept {
     pub id: Id,
     /// Whom to tell the count, and how.
     pub callback: Option<Callback>,
-}
-
-/// The callback that a request asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Callback {
-    /// Whom to call.
-    pub endpoint: Endpoint,
-    /// How; the variable `callback_method` decides where the request does not.
-    pub method: Option<Method>,
 }
 
 /// Why a request is bad.
@@ -92,6 +84,7 @@ impl Accept {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use verve_protocol::Method;
 
     fn parse(query: &str) -> Result<Accept, BadRequest> {
         Accept::parse(&format!("/api/verve/accept?{query}"))

@@ -6,9 +6,9 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use accept_component::cluster::{Map, Redirect};
 use accept_component::request::Accept;
 use url::{Host, Url};
+use verve_counter::cluster::{Map, Redirect};
 use verve_protocol::slot::SLOTS;
 use verve_protocol::{CallbackJob, Endpoint, Id, RedisUrls, Report, SpoolState, WindowLength};
 

@@ -257,10 +257,12 @@ pub fn application_folder(manifest: &str) -> Result<TempDir> {
     let source = folder.path().join("target/wasm32-wasip2/release");
     fs::create_dir_all(&source)?;
     symlink(paths::component()?, source.join("accept_component.wasm"))?;
-    for component in [paths::component_without_spool(), paths::component_p2()]
-        .into_iter()
-        .flatten()
-    {
+    let others = [
+        paths::component_without_spool(),
+        paths::component_p2(),
+        paths::example_pixel(),
+    ];
+    for component in others.into_iter().flatten() {
         symlink(&component, source.join(component.file_name().unwrap_or_default()))?;
     }
     Ok(folder)

@@ -97,6 +97,14 @@ pub fn libfaketime() -> Result<PathBuf> {
     library("faketime/libfaketime.so.1", "faketime")
 }
 
+/// The example of a component that counts by the library.
+///
+/// # Errors
+/// When it has not been built.
+pub fn example_pixel() -> Result<PathBuf> {
+    built(repository().join("target/wasm32-wasip2/release/verve_example_pixel.wasm"))
+}
+
 /// What makes a program believe in other addresses of names.
 ///
 /// # Errors

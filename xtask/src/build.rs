@@ -23,7 +23,7 @@ enum What {
     Component,
     /// The same, and target/wasm32-wasip2/release/accept_component_p2.wasm for hosts of WASI 0.2
     ComponentP2,
-    /// Both, and target/wasm32-wasip2/release/accept_component_without_spool.wasm for hosts of WASI 0.3 without SQLite
+    /// Both, target/wasm32-wasip2/release/accept_component_without_spool.wasm for hosts of WASI 0.3 without SQLite, and the examples
     Components,
     /// target/release/verve-host
     Host,
@@ -84,11 +84,17 @@ pub fn component_with_p2() -> Result<()> {
     component()
 }
 
-/// Builds the component in all its variants.
+/// Builds the component in all its variants, and the examples.
 pub fn components() -> Result<()> {
     variant(&WITHOUT_SPOOL, "accept_component_without_spool.wasm")?;
-    component_with_p2()
+    component_with_p2()?;
+    EXAMPLES
+        .into_iter()
+        .try_for_each(|example| wasm(example, &[]).map(drop))
 }
+
+/// Applications of their own, which count by the library.
+pub const EXAMPLES: [&str; 1] = ["verve-example-pixel"];
 
 /// Builds the component with other features, and keeps it under another name. The usual one has to be built again after that: they
 /// have the same name for Cargo.

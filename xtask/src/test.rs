@@ -106,6 +106,9 @@ fn checks(steps: &mut Steps) {
             let mut clippy = both.cargo_wasm("clippy", "accept-component")?;
             sys::run(clippy.args(features).args(strict))?;
         }
+        for example in build::EXAMPLES {
+            sys::run(both.cargo_wasm("clippy", example)?.args(strict))?;
+        }
         Ok(())
     });
     dependencies(steps);

@@ -2,28 +2,30 @@
 //! code. What it cannot reach is the platform's cost.
 #![cfg(target_family = "wasm")]
 
-#[path = "../../../accept-component/src/answer.rs"]
-#[allow(dead_code)]
-mod answer;
 #[path = "../../../accept-component/src/http.rs"]
 mod http;
 #[path = "../../../accept-component/src/request.rs"]
 mod request;
+#[path = "../../../accept-component/src/response.rs"]
+#[allow(dead_code)]
+mod response;
 
-mod instance {
-    use crate::answer::{Answer, Outcome};
+mod accept {
+    use verve_counter::{Answer, Outcome};
+
     use crate::request::Accept;
+    use crate::response::Response;
 
     /// Answers another method than GET.
-    pub async fn look_around() -> Answer {
-        Answer::MethodNotAllowed
+    pub async fn look_around() -> Response {
+        Response::MethodNotAllowed
     }
 
     /// Parses, and records nothing.
-    pub async fn answer(path_with_query: &str) -> Answer {
+    pub async fn answer(path_with_query: &str) -> Response {
         match Accept::parse(path_with_query) {
-            Ok(_) => Answer::Recorded(Outcome::New),
-            Err(bad) => Answer::BadRequest(bad),
+            Ok(_) => Response::Answered(Answer::Recorded(Outcome::New)),
+            Err(bad) => Response::BadRequest(bad),
         }
     }
 }

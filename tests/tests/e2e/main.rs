@@ -31,6 +31,7 @@ mod hosting;
 mod late;
 mod layers;
 mod ledger;
+mod library;
 mod limits;
 mod logging;
 mod metrics;

@@ -57,12 +57,18 @@ pub const VARIABLES: [&str; 10] = [
     "partitions",
 ];
 
-/// Of a variable that the manifest does not have: none for those that were there from the beginning.
+/// The value of a variable that the manifest does not have. Where Redis is has to be said.
 #[must_use]
 pub fn when_undefined(name: &str) -> Option<&'static str> {
     match name {
-        "window_limit" | "endpoint_limit" => Some("0"),
+        "namespace" => Some("verve"),
+        "window_seconds" => Some("60"),
+        "callback_method" => Some("get"),
+        "redis_timeout_ms" => Some("500"),
+        "log" => Some("error"),
+        "redis_wait_replicas" | "window_limit" | "endpoint_limit" => Some("0"),
         "partitions" => Some("1"),
+        SPOOL_LIMIT => Some("10000000"),
         _ => None,
     }
 }
@@ -182,6 +188,22 @@ mod tests {
         let mut values = defaults.map(str::to_owned);
         values[VARIABLES.iter().position(|v| *v == changed).expect("a variable")] = value.to_owned();
         Config::parse(values)
+    }
+
+    #[test]
+    fn what_is_not_in_a_manifest_is_as_in_ours() {
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../spin.toml");
+        let manifest = std::fs::read_to_string(manifest).expect("the manifest");
+        for name in VARIABLES
+            .into_iter()
+            .chain([SPOOL_LIMIT])
+            .filter(|name| *name != "redis_urls")
+        {
+            let default = when_undefined(name).expect(name);
+            let line = format!("\n{name} = {{ default = \"{default}\" }}\n");
+            assert!(manifest.contains(&line), "{line}");
+        }
+        assert_eq!(when_undefined("redis_urls"), None);
     }
 
     #[test]

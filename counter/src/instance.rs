@@ -10,21 +10,22 @@ use futures::future;
 use spin_sdk::time::sleep;
 use spin_sdk::variables;
 use spin_sdk::wasip3::random::random::get_random_u64;
+use verve_protocol::keys::stats;
 use verve_protocol::{CallbackJob, Id, Partition, Window};
 use wit_bindgen::spawn;
 
 use crate::answer::{Answer, Limit, Outcome};
 use crate::batches::{by_partition, in_order};
+use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
 use crate::failures;
 use crate::once::Once;
 use crate::redis::{Node, Redis};
-use crate::request::{Accept, Callback};
 use crate::seen::Seen;
 use crate::spool::Spool;
-use crate::stats::{self, Counts, FLUSH_AFTER, Stats};
+use crate::stats::{Counts, FLUSH_AFTER, Stats, flush};
 use crate::waiting::{Recorded, Waiter};
 use drain::{drain, look_into_spool};
 
@@ -58,49 +59,67 @@ struct Instance {
     last_refusal: Cell<u64>,
 }
 
-/// Answers a GET on the route.
-pub async fn answer(path_with_query: &str) -> Answer {
-    let slot = INSTANCE.with(Rc::clone);
-    let instance = match slot.get(load, look_again).await {
-        Ok(instance) => instance,
-        Err(error) => {
-            eprintln!("verve: {error}");
-            return Answer::Unavailable;
-        }
-    };
-    let window = instance.config.window_length.window_at_ms(now_ms());
-    let answer = match Accept::parse(path_with_query) {
-        Ok(accept) => instance.record(window, accept).await,
-        Err(bad) => Answer::BadRequest(bad),
-    };
-    if instance.stats.count(window, answer) {
-        spawn(flush_later(instance));
+/// A counter of unique ids, which the application's variables describe. One for each instance of a component, however often it is asked for.
+#[derive(Clone)]
+pub struct Counter(Rc<Instance>);
+
+impl Counter {
+    /// The counter.
+    ///
+    /// # Errors
+    /// If a variable is not there, or not valid: a line that names it and says what was expected. It shows no password.
+    pub async fn get() -> Result<Self, String> {
+        let slot = INSTANCE.with(Rc::clone);
+        slot.get(load, look_again).await.map(Self)
     }
-    answer
+
+    /// Counts an id in the window that is open now. Whatever fails after it is answered [`Answer::Recorded`], it is counted once.
+    pub async fn add(&self, id: Id) -> Answer {
+        self.add_with_callback(id, None).await
+    }
+
+    /// The same, and has the reporter call somebody with the window's count. Answered [`Answer::Recorded`] if both are recorded.
+    pub async fn add_with_callback(&self, id: Id, callback: Option<Callback>) -> Answer {
+        let window = self.0.window();
+        let answer = self.0.record(window, id, callback).await;
+        self.note(window, answer.statistic());
+        answer
+    }
+
+    /// Counts, in the statistics alone, a request that had no valid id.
+    pub fn count_invalid(&self) {
+        self.note(self.0.window(), stats::INVALID);
+    }
+
+    fn note(&self, window: Window, field: &'static str) {
+        if self.0.stats.count(window, field) {
+            spawn(flush_later(self.0.clone()));
+        }
+    }
+
+    /// Brings to Redis what may be left in the spool, in the background, as every first request of an instance does.
+    pub fn look_into_spool(&self) {
+        spawn(look_into_spool(self.0.clone()));
+    }
 }
 
-/// Answers another method than GET. That an instance is there is enough for what is left in the spool.
-pub async fn look_around() -> Answer {
-    let slot = INSTANCE.with(Rc::clone);
-    if let Ok(instance) = slot.get(load, look_again).await {
-        spawn(look_into_spool(instance));
+/// The value of a variable, as the host has told it.
+fn or_default(name: &str, got: Result<String, variables::Error>) -> Result<String, String> {
+    match (got, config::when_undefined(name)) {
+        (Ok(value), _) => Ok(value),
+        (Err(variables::Error::Undefined(_)), Some(default)) => Ok(default.to_owned()),
+        (Err(error), _) => Err(format!("variable {name}: {error}")),
     }
-    Answer::MethodNotAllowed
 }
 
 async fn load() -> Result<Rc<Instance>, String> {
     let mut values = <[String; VARIABLES.len()]>::default();
     let got = future::join_all(VARIABLES.map(variables::get)).await;
     for ((value, got), name) in values.iter_mut().zip(got).zip(VARIABLES) {
-        *value = match (got, config::when_undefined(name)) {
-            (Ok(value), _) => value,
-            (Err(variables::Error::Undefined(_)), Some(default)) => default.to_owned(),
-            (Err(error), _) => return Err(format!("variable {name}: {error}")),
-        };
+        *value = or_default(name, got)?;
     }
     let config = Config::parse(values)?;
-    let spool_limit = variables::get(SPOOL_LIMIT).await;
-    let spool_limit = spool_limit.map_err(|error| format!("variable {SPOOL_LIMIT}: {error}"))?;
+    let spool_limit = or_default(SPOOL_LIMIT, variables::get(SPOOL_LIMIT).await)?;
     let spool_limit = config::spool_limit(&spool_limit)?;
     let redis = Redis::new(&config);
     let [spool, background] = [Spool::new(spool_limit), Spool::new(spool_limit)];
@@ -123,8 +142,13 @@ async fn load() -> Result<Rc<Instance>, String> {
 }
 
 impl Instance {
+    /// The window that is open now.
+    fn window(&self) -> Window {
+        self.config.window_length.window_at_ms(now_ms())
+    }
+
     /// Records the id and, at the same time, the callback job. `ok` is answered when each is in Redis or in the spool.
-    async fn record(self: &Rc<Self>, window: Window, Accept { id, callback }: Accept) -> Answer {
+    async fn record(self: &Rc<Self>, window: Window, id: Id, callback: Option<Callback>) -> Answer {
         let recorded = match callback {
             None => self.record_id(window, id).await,
             Some(Callback { endpoint, method }) => {
@@ -284,7 +308,7 @@ impl Instance {
     /// Flushes counts to Redis, or else to the spool: as the same batch, since Redis may have run it though its answer was lost.
     async fn flush(&self, window: Window, counts: Counts) {
         let keys = &self.config.keys;
-        let batch = stats::flush(keys, window, &counts, unique_name());
+        let batch = flush(keys, window, &counts, unique_name());
         let redis = match self.redis.run_once(keys, &batch).await {
             Ok(_) => return self.redis.forget(keys, &batch).await,
             Err(redis) => redis,

@@ -1,0 +1,181 @@
+//! Recording ids: those of one node that wait at the same time by as few commands as there can be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use futures::{StreamExt, TryStreamExt, future, stream};
+use spin_sdk::redis::{RedisParameter, RedisResult};
+use verve_protocol::{Id, Keys, Partition, Window};
+
+use super::{Redis, text};
+use crate::answer::{Answer, Outcome};
+use crate::batches::Distinct;
+use crate::limits::{ADD_WITHIN, added};
+
+/// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
+/// more commands than there are ids.
+const TOGETHER_FROM: usize = 3;
+
+/// Adds ids to sets, and answers for each whether it was there before, see [`added`], or -1 if its set is not on this node any more, which
+/// is an error if it is the only one.
+///
+/// KEYS: one of the sets, which brings the script to their node. ARGV: for each set its key, how many ids there are for it, and these, all
+/// different.
+const ADD_TOGETHER: &str = r"
+local run = #ARGV == 2 + ARGV[2] and redis.call or redis.pcall
+local known, at = {}, 1
+while at < #ARGV do
+  local key, first, last = ARGV[at], at + 2, at + 1 + tonumber(ARGV[at + 1])
+  local answers = {}
+  if last - first < 2 then
+    for i = first, last do
+      local added = run('SADD', key, ARGV[i])
+      answers[i - first + 1] = type(added) == 'number' and 1 - added
+    end
+  else
+    local before = run('SMISMEMBER', key, unpack(ARGV, first, last))
+    if not before.err and type(run('SADD', key, unpack(ARGV, first, last))) == 'number' then answers = before end
+  end
+  for i = 1, last - first + 1 do known[#known + 1] = answers[i] or -1 end
+  at = last + 1
+end
+return known";
+
+/// Ids to be recorded in one set.
+struct Set {
+    key: String,
+    distinct: Distinct,
+    /// These of it, each once.
+    members: Vec<String>,
+}
+
+impl Redis {
+    /// Records ids in the sets of a window. Answers for each set what came of its ids: the first of several equal ones is the new one.
+    pub async fn add_ids(
+        &self,
+        keys: &Keys,
+        window: Window,
+        sets: &BTreeMap<Partition, Vec<Id>>,
+    ) -> Vec<Result<Vec<Answer>, String>> {
+        let set = |(partition, ids): (&Partition, &Vec<Id>)| {
+            let distinct = Distinct::of(ids);
+            Set {
+                key: keys.ids(window, *partition),
+                members: distinct.members(),
+                distinct,
+            }
+        };
+        let of_each: Vec<Set> = sets.iter().map(set).collect();
+        let together = self.add_together(&of_each).await;
+        let left: Vec<&Set> = of_each.iter().filter(|set| !together.contains_key(&set.key)).collect();
+        let mut alone = match left.as_slice() {
+            [set] => vec![self.add(set).await],
+            sets => future::join_all(sets.iter().map(|set| self.add(set))).await,
+        }
+        .into_iter();
+        let mut answers = Vec::new();
+        let mut expiring = Vec::new();
+        for (set, partition) in of_each.iter().zip(sets.keys()) {
+            let added = match together.get(&set.key) {
+                Some(added) => Some(Ok(added.clone())),
+                None => alone.next(),
+            };
+            let added = added.unwrap_or_else(|| Ok(Vec::new())).and_then(|added| {
+                let answers = set.distinct.answers(&added);
+                answers.ok_or_else(|| format!("{}: the answer has an unexpected length", set.key))
+            });
+            if added.is_ok() && self.is_first(window, *partition) {
+                expiring.push((&set.key, partition));
+            }
+            answers.push(added);
+        }
+        if !expiring.is_empty() {
+            future::join_all(expiring.into_iter().map(async |(key, partition)| {
+                if self.expire(key).await.is_err() {
+                    // The ids are recorded all the same; the next ones set the expiry.
+                    self.expiring.borrow_mut().1.remove(partition);
+                }
+            }))
+            .await;
+        }
+        answers
+    }
+
+    /// Records ids of several sets of one node by one command, since commands are what costs. Answers what came of those that are recorded.
+    async fn add_together(&self, sets: &[Set]) -> BTreeMap<String, Vec<Answer>> {
+        let [first, others @ ..] = sets else {
+            return BTreeMap::new();
+        };
+        let node_of = |set: &Set| self.node_of(|| set.key.clone());
+        let (node, limited) = (node_of(first), self.config.window_limit.is_some());
+        if others.is_empty() || limited || !others.iter().all(|set| Rc::ptr_eq(&node_of(set), &node)) {
+            return BTreeMap::new();
+        }
+        // Without an answer each set is tried by itself, which tells why.
+        let Ok(known) = self.evaluate(&first.key, add_together(sets)).await else {
+            return BTreeMap::new();
+        };
+        let mut known = known.iter().map(known_to_be);
+        let recorded = sets.iter().filter_map(|set| {
+            let answers: Vec<Option<Answer>> = known.by_ref().take(set.members.len()).collect();
+            Some((set.key.clone(), answers.into_iter().collect::<Option<_>>()?))
+        });
+        recorded.collect()
+    }
+
+    /// Records the ids of one set.
+    async fn add(&self, set: &Set) -> Result<Vec<Answer>, String> {
+        let Set { key, members, .. } = set;
+        let arguments = match self.config.window_limit {
+            None if members.len() < TOGETHER_FROM => {
+                return self
+                    .twice(key, async |via| {
+                        let adds = members.iter().map(async |member| {
+                            let new = via.sadd(key, std::slice::from_ref(member)).await? > 0;
+                            Ok(Answer::Recorded(if new { Outcome::New } else { Outcome::Duplicate }))
+                        });
+                        // What a node has to be asked for comes by itself.
+                        let at_once = if via.asking { 1 } else { TOGETHER_FROM };
+                        let added = stream::iter(adds).buffered(at_once).try_collect().await?;
+                        self.replicated(via, added).await
+                    })
+                    .await;
+            }
+            None => add_together(std::slice::from_ref(set)),
+            Some(limit) => {
+                let arguments = [ADD_WITHIN, "1", key, &limit.to_string()].map(text).into_iter();
+                arguments.chain(members.iter().map(text)).collect()
+            }
+        };
+        let known = self.evaluate(key, arguments).await?;
+        Ok(known.iter().filter_map(known_to_be).collect())
+    }
+
+    /// Whether this set of ids is not known to have an expiry. From now on it is.
+    fn is_first(&self, window: Window, partition: Partition) -> bool {
+        let mut expiring = self.expiring.borrow_mut();
+        if expiring.0 != window.start() {
+            *expiring = (window.start(), BTreeSet::new());
+        }
+        expiring.1.insert(partition)
+    }
+}
+
+/// The arguments of [`ADD_TOGETHER`].
+fn add_together(sets: &[Set]) -> Vec<RedisParameter> {
+    let key = sets.first().map_or("", |set| &set.key);
+    let mut arguments = [ADD_TOGETHER, "1", key].map(text).to_vec();
+    for Set { key, members, .. } in sets {
+        arguments.extend([text(key), text(members.len().to_string())]);
+        arguments.extend(members.iter().map(text));
+    }
+    arguments
+}
+
+/// What a script says of an id.
+fn known_to_be(said: &RedisResult) -> Option<Answer> {
+    match said {
+        RedisResult::Int64(said) => added(*said),
+        _ => None,
+    }
+}

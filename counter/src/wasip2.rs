@@ -1,0 +1,140 @@
+//! The counter of components for WASI 0.2, which every Spin since 2.0 can run. It answers as the other one does.
+//!
+//! An instance serves one request there, and each call of the host blocks it. So there is nothing to keep, nothing to share, and no
+//! spool; what one request asks of Redis is one script.
+
+mod redis;
+
+use std::time::SystemTime;
+
+use verve_protocol::keys::stats;
+use verve_protocol::{CallbackJob, Id, Window};
+
+use crate::answer::{Answer, Limit, Outcome};
+use crate::callback::Callback;
+use crate::config::{self, Config, Log, VARIABLES};
+use crate::failures;
+use bindings::fermyon::spin::variables;
+use redis::{Redis, Unrecorded};
+
+#[allow(unsafe_code, missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+mod bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "verve:accept/counter-wasip2",
+        generate_all,
+    });
+}
+
+/// A counter of unique ids, which the application's variables describe.
+pub struct Counter {
+    config: Config,
+}
+
+/// What the statistics are to be told of a request. Best after its response, since they are nothing to wait for.
+#[must_use = "not in the statistics until it is told"]
+pub struct Note<'a> {
+    counter: &'a Counter,
+    window: Window,
+    /// Nothing where Redis knows by what it has recorded.
+    outcome: Option<&'static str>,
+}
+
+impl Note<'_> {
+    /// Tells it.
+    pub fn tell(self) {
+        if let Some(outcome) = self.outcome {
+            // Statistics alone, of a request that was not recorded.
+            let _ = Redis::new(&self.counter.config, self.window).note(&redis::Note::of(outcome));
+        }
+    }
+}
+
+impl Counter {
+    /// The counter.
+    ///
+    /// # Errors
+    /// If a variable is not there, or not valid: a line that names it and says what was expected. It shows no password.
+    pub fn get() -> Result<Self, String> {
+        let mut values = <[String; VARIABLES.len()]>::default();
+        for (value, name) in values.iter_mut().zip(VARIABLES) {
+            *value = match (variables::get(name), config::when_undefined(name)) {
+                (Ok(value), _) => value,
+                (Err(variables::Error::Undefined(_)), Some(default)) => default.to_owned(),
+                (Err(error), _) => return Err(format!("variable {name}: {error}")),
+            };
+        }
+        Config::parse(values).map(|config| Self { config })
+    }
+
+    /// Counts an id in the window that is open now, and has the reporter call somebody with the window's count, if that is asked for. Whatever
+    /// fails after it is answered [`Answer::Recorded`], it is counted once.
+    pub fn add(&self, id: Id, callback: Option<Callback>) -> (Answer, Note<'_>) {
+        let window = self.window();
+        let (answer, outcome) = self.record(window, id, callback);
+        (answer, self.note(window, outcome))
+    }
+
+    /// A request that had no valid id, for the statistics alone.
+    pub fn count_invalid(&self) -> Note<'_> {
+        self.note(self.window(), Some(stats::INVALID))
+    }
+
+    const fn note(&self, window: Window, outcome: Option<&'static str>) -> Note<'_> {
+        Note {
+            counter: self,
+            window,
+            outcome,
+        }
+    }
+
+    /// The window that is open now.
+    fn window(&self) -> Window {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        self.config.window_length.window_at_ms(now.as_millis() as u64)
+    }
+
+    /// Records an id and its callback job. Answers also which outcome is to be noted yet.
+    fn record(&self, window: Window, id: Id, callback: Option<Callback>) -> (Answer, Option<&'static str>) {
+        let config = &self.config;
+        let job = callback.map(|Callback { endpoint, method }| CallbackJob {
+            endpoint,
+            method: method.unwrap_or(config.callback_method),
+            window,
+            revision: None,
+        });
+        match Redis::new(config, window).record(id, job.as_ref()) {
+            Ok(answer) => {
+                match answer {
+                    Answer::Recorded(outcome) if config.log == Log::All => {
+                        eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
+                    }
+                    Answer::Limited(limit) if config.log >= Log::Error => {
+                        eprintln!("verve: id {id} not recorded: {}", failures::beyond(limit));
+                    }
+                    _ => {}
+                }
+                (answer, None)
+            }
+            Err(Unrecorded { error, may_be_noted }) => {
+                if config.log >= Log::Error {
+                    eprintln!("verve: id {id} not recorded: {error}");
+                }
+                (Answer::Unavailable, may_be_noted.then_some(stats::FAILED))
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// The answer that the script tells, if it is one.
+    fn told(said: &[u8]) -> Option<Self> {
+        let outcomes = [Outcome::New, Outcome::Duplicate].map(|outcome| (outcome.as_str(), Self::Recorded(outcome)));
+        let limits = [Limit::Window, Limit::Endpoint].map(|limit| (limit.as_str(), Self::Limited(limit)));
+        let known = outcomes.into_iter().chain(limits);
+        known
+            .filter(|(name, _)| name.as_bytes() == said)
+            .map(|(_, answer)| answer)
+            .next()
+    }
+}
