@@ -93,9 +93,9 @@ impl Redis {
     }
 
     /// The node that has a key, as far as is known by now. The key is asked for if there are several.
-    pub fn node_of(&self, key: impl FnOnce() -> String) -> Rc<Node> {
+    pub fn node_of<K: AsRef<str>>(&self, key: impl FnOnce() -> K) -> Rc<Node> {
         match self.map.made() {
-            Some(topology) if topology.is_cluster() => self.node_in(&topology, slot(&key())),
+            Some(topology) if topology.is_cluster() => self.node_in(&topology, slot(key().as_ref())),
             _ => self.first(),
         }
     }

@@ -225,8 +225,8 @@ impl Cluster {
     /// # Errors
     /// When that fails.
     pub async fn reshard(&self, slots: u16, from: usize, to: usize) -> Result<()> {
-        let from = id(self.nodes[from].address()).await?;
-        reshard(slots, &from, self.nodes[to].address()).await
+        let from = id(&self.nodes[from]).await?;
+        reshard(slots, &from, &self.nodes[to]).await
     }
 
     /// Adds an empty node, and gives it so many slots of the others.
@@ -237,12 +237,12 @@ impl Cluster {
         let node = node(RedisServer::options()).await?;
         let [new, known] = [node.address(), self.nodes[0].address()].map(|address| address.to_string());
         cli(&["--cluster", "add-node", &new, &known]).await?;
-        let address = node.address();
         self.nodes.push(node);
         // Until the others know it.
         self.wait_ready().await?;
+        let node = self.nodes.last().context("a node")?;
         wait::until("the new node to be known", PATIENCE, || async {
-            reshard(slots, "all", address).await.ok()
+            reshard(slots, "all", node).await.ok()
         })
         .await
     }
@@ -254,7 +254,7 @@ impl Cluster {
     pub async fn shrink(&mut self, node: usize, to: usize) -> Result<()> {
         self.reshard(SLOTS, node, to).await?;
         let gone = self.nodes.remove(node);
-        let (known, name) = (self.nodes[0].address().to_string(), id(gone.address()).await?);
+        let (known, name) = (self.nodes[0].address().to_string(), id(&gone).await?);
         cli(&["--cluster", "del-node", &known, &name]).await
     }
 
@@ -297,17 +297,26 @@ impl Cluster {
     /// # Errors
     /// When that takes too long.
     pub async fn wait_ready(&self) -> Result<()> {
-        let mut info = redis::cmd("CLUSTER");
-        info.arg("INFO");
-        for node in &self.nodes {
-            wait::until("the cluster", PATIENCE, || async {
-                let said: String = info.query_async(&mut node.connection().await.ok()?).await.ok()?;
-                said.contains("cluster_state:ok").then_some(())
-            })
-            .await
-            .with_context(|| node.process().log())?;
+        for node in 0..self.nodes.len() {
+            self.wait_ready_at(node).await?;
         }
         Ok(())
+    }
+
+    /// Waits until this node says that all is well.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn wait_ready_at(&self, node: usize) -> Result<()> {
+        let node = &self.nodes[node];
+        let mut info = redis::cmd("CLUSTER");
+        info.arg("INFO");
+        wait::until("the cluster", PATIENCE, || async {
+            let said: String = info.query_async(&mut node.connection().await.ok()?).await.ok()?;
+            said.contains("cluster_state:ok").then_some(())
+        })
+        .await
+        .with_context(|| node.process().log())
     }
 }
 
@@ -327,8 +336,8 @@ pub async fn connection(urls: impl IntoIterator<Item = String>) -> Result<Cluste
 ///
 /// # Errors
 /// When that fails.
-pub async fn reshard(slots: u16, from: &str, to: SocketAddr) -> Result<()> {
-    let (to, address, slots) = (id(to).await?, to.to_string(), slots.to_string());
+pub async fn reshard(slots: u16, from: &str, to: &RedisServer) -> Result<()> {
+    let (to, address, slots) = (id(to).await?, to.address().to_string(), slots.to_string());
     let reshard = [
         "--cluster",
         "reshard",
@@ -343,13 +352,10 @@ pub async fn reshard(slots: u16, from: &str, to: SocketAddr) -> Result<()> {
 }
 
 /// What a node is called among them.
-async fn id(node: SocketAddr) -> Result<String> {
-    let client = redis::Client::open(format!("redis://{node}"))?;
+async fn id(node: &RedisServer) -> Result<String> {
     let mut my_id = redis::cmd("CLUSTER");
     my_id.arg("MYID");
-    Ok(my_id
-        .query_async(&mut client.get_multiplexed_async_connection().await?)
-        .await?)
+    Ok(my_id.query_async(&mut node.connection().await?).await?)
 }
 
 /// The port of the primary that a node follows; nothing if it is one itself.

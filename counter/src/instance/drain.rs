@@ -141,7 +141,7 @@ impl Instance {
                 self.log_error(&format!("spooled ids stay in the spool: {redis}"));
                 return Ok(false);
             }
-            self.found_well(&self.redis.node_of(|| key.to_owned())).await;
+            self.found_well(&self.redis.node_of(|| key)).await;
             self.background.remove_ids(&found).await?;
             self.go_on().await?;
         }

@@ -67,20 +67,19 @@ impl Redis {
         };
         let of_each: Vec<Set> = sets.iter().map(set).collect();
         let together = self.add_together(&of_each).await;
-        let left: Vec<&Set> = of_each.iter().filter(|set| !together.contains_key(&set.key)).collect();
-        let mut alone = match left.as_slice() {
+        let left = of_each.iter().zip(&together).filter(|(_, added)| added.is_none());
+        let left: Vec<&Set> = left.map(|(set, _)| set).collect();
+        let alone = match left.as_slice() {
             [set] => vec![self.add(set).await],
             sets => future::join_all(sets.iter().map(|set| self.add(set))).await,
-        }
-        .into_iter();
+        };
+        let mut alone = alone.into_iter();
         let mut answers = Vec::new();
         let mut expiring = Vec::new();
-        for (set, partition) in of_each.iter().zip(sets.keys()) {
-            let added = match together.get(&set.key) {
-                Some(added) => Some(Ok(added.clone())),
-                None => alone.next(),
-            };
-            let added = added.unwrap_or_else(|| Ok(Vec::new())).and_then(|added| {
+        for ((set, partition), together) in of_each.iter().zip(sets.keys()).zip(together) {
+            // Each that was not recorded together was recorded alone.
+            let added = together.map(Ok).or_else(|| alone.next()).unwrap_or(Ok(Vec::new()));
+            let added = added.and_then(|added| {
                 let answers = set.distinct.answers(&added);
                 answers.ok_or_else(|| format!("{}: the answer has an unexpected length", set.key))
             });
@@ -89,38 +88,38 @@ impl Redis {
             }
             answers.push(added);
         }
-        if !expiring.is_empty() {
-            future::join_all(expiring.into_iter().map(async |(key, partition)| {
-                if self.expire(key).await.is_err() {
-                    // The ids are recorded all the same; the next ones set the expiry.
-                    self.expiring.borrow_mut().1.remove(partition);
-                }
-            }))
-            .await;
-        }
+        future::join_all(expiring.into_iter().map(async |(key, partition)| {
+            if self.expire(key).await.is_err() {
+                // The ids are recorded all the same; the next ones set the expiry.
+                self.expiring.borrow_mut().1.remove(partition);
+            }
+        }))
+        .await;
         answers
     }
 
-    /// Records ids of several sets of one node by one command, since commands are what costs. Answers what came of those that are recorded.
-    async fn add_together(&self, sets: &[Set]) -> BTreeMap<String, Vec<Answer>> {
+    /// Records ids of several sets of one node by one command, since commands are what costs. Answers for each set what came of its ids, if
+    /// they are recorded.
+    async fn add_together(&self, sets: &[Set]) -> Vec<Option<Vec<Answer>>> {
+        let of_none = vec![None; sets.len()];
         let [first, others @ ..] = sets else {
-            return BTreeMap::new();
+            return of_none;
         };
-        let node_of = |set: &Set| self.node_of(|| set.key.clone());
+        let node_of = |set: &Set| self.node_of(|| set.key.as_str());
         let (node, limited) = (node_of(first), self.config.window_limit.is_some());
         if others.is_empty() || limited || !others.iter().all(|set| Rc::ptr_eq(&node_of(set), &node)) {
-            return BTreeMap::new();
+            return of_none;
         }
         // Without an answer each set is tried by itself, which tells why.
         let Ok(known) = self.evaluate(&first.key, add_together(sets)).await else {
-            return BTreeMap::new();
+            return of_none;
         };
         let mut known = known.iter().map(known_to_be);
-        let recorded = sets.iter().filter_map(|set| {
+        let of_set = |set: &Set| {
             let answers: Vec<Option<Answer>> = known.by_ref().take(set.members.len()).collect();
-            Some((set.key.clone(), answers.into_iter().collect::<Option<_>>()?))
-        });
-        recorded.collect()
+            answers.into_iter().collect()
+        };
+        sets.iter().map(of_set).collect()
     }
 
     /// Records the ids of one set.

@@ -196,8 +196,8 @@ async fn what_is_answered_is_the_same() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn slots_move_under_traffic() -> Result<()> {
+/// Changes a cluster while hosts of both builds record, and sees that everything is counted.
+async fn under_traffic(change: impl AsyncFn(&mut Cluster) -> Result<()>) -> Result<()> {
     let cluster = Cluster::start(3, 0).await?;
     let mut on = Clustered::new(cluster, 16, &[]).await?;
     let hosts = [
@@ -205,9 +205,7 @@ async fn slots_move_under_traffic() -> Result<()> {
         on.host(Kind::VerveHostP2, &[]).await?,
     ];
     let traffic = Traffic::start(&[&hosts[0], &hosts[1]]);
-    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
-        on.cluster()?.reshard(2000, from, to).await?;
-    }
+    change(on.cluster()?).await?;
     let (accepted, others) = traffic.stop().await?;
     assert!(accepted > 200, "{accepted}: {others:?}");
     on.all_counted(accepted, others.len())
@@ -216,23 +214,26 @@ async fn slots_move_under_traffic() -> Result<()> {
 }
 
 #[tokio::test]
+async fn slots_move_under_traffic() -> Result<()> {
+    under_traffic(async |cluster| {
+        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+            cluster.reshard(2000, from, to).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_node_joins_and_another_leaves() -> Result<()> {
-    let cluster = Cluster::start(3, 0).await?;
-    let mut on = Clustered::new(cluster, 16, &[]).await?;
-    let hosts = [
-        on.host(Kind::VerveHost, &[]).await?,
-        on.host(Kind::VerveHostP2, &[]).await?,
-    ];
-    let traffic = Traffic::start(&[&hosts[0], &hosts[1]]);
-    on.cluster()?.grow(4000).await?;
-    // The first is the one that everybody asks first.
-    on.cluster()?.shrink(0, 1).await?;
-    sleep(Duration::from_secs(3)).await;
-    let (accepted, others) = traffic.stop().await?;
-    assert!(accepted > 200, "{accepted}: {others:?}");
-    on.all_counted(accepted, others.len())
-        .await
-        .with_context(|| hosts[0].process().log())
+    under_traffic(async |cluster| {
+        cluster.grow(4000).await?;
+        // The first is the one that everybody asks first.
+        cluster.shrink(0, 1).await?;
+        sleep(Duration::from_secs(3)).await;
+        Ok(())
+    })
+    .await
 }
 
 /// The nodes are where they say they are, by a name and other ports than their own.
@@ -316,14 +317,7 @@ async fn a_primary_dies_and_its_replica_takes_over() -> Result<()> {
     sleep(Duration::from_secs(3)).await;
     on.site.redis.servers()[1].kill();
     // Until another node has its slots.
-    wait::until("the replica to take over", LATER, || async {
-        let mut info = redis::cmd("CLUSTER");
-        info.arg("INFO");
-        let mut node = on.site.redis.servers()[0].connection().await.ok()?;
-        let said: String = info.query_async(&mut node).await.ok()?;
-        said.contains("cluster_state:ok").then_some(())
-    })
-    .await?;
+    on.cluster()?.wait_ready_at(0).await?;
     sleep(Duration::from_secs(4)).await;
     // As a replica, which its ids have waited for in the spool.
     on.cluster()?.restart(1).await?;

@@ -4,7 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use verve_tests::host::{Kind, Options};
+use verve_tests::host::{Instance, Kind, Options};
+use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, paths};
 
 use crate::ledger::Ledger;
@@ -15,7 +16,7 @@ fn example(site: &Site, kind: Kind, name: &str) -> Result<Options> {
     let manifest = paths::repository().join("examples").join(name).join("spin.toml");
     let manifest = fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
     // Beside the components, in the folder of a test.
-    let options = verve_tests::host::Instance::options(kind).manifest(manifest.replace("\"../../target", "\"target"));
+    let options = Instance::options(kind).manifest(manifest.replace("\"../../target", "\"target"));
     Ok(options
         .variable("redis_urls", &site.redis_urls())
         .variable("namespace", &site.namespace)
@@ -27,7 +28,7 @@ async fn a_rust_component_that_depends_on_the_crate() -> Result<()> {
     for kind in Kind::available() {
         let mut site = Site::new(2).await?;
         let mut ledger = Ledger::new().await?;
-        let _reporter = verve_tests::reporter::Reporter::ready(&ledger.flags(&site, &[])).await?;
+        let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
         let instance = example(&site, kind, "pixel")?.start().await?;
         let load = async |visitor: &str| http::get(instance.addr(), &format!("/pixel.gif?visitor={visitor}")).await;
         let window = clock::next_window(site.length).await;

@@ -85,7 +85,7 @@ impl Redis {
         for node in [shard, shard + PRIMARIES] {
             let node = self.nodes[node].lock().await;
             if cluster::primary_of(&node).await?.is_none() {
-                return cluster::reshard(moved, "all", node.address()).await;
+                return cluster::reshard(moved, "all", &node).await;
             }
         }
         bail!("no node of {shard} is a primary")
