@@ -15,7 +15,7 @@ use verve_protocol::{CallbackJob, Id, Partition, Window};
 use wit_bindgen::spawn;
 
 use crate::answer::{Answer, Limit, Outcome};
-use crate::batches::{by_partition, in_order};
+use crate::batches::{MOST, by_partition, in_order};
 use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
@@ -84,6 +84,18 @@ impl Counter {
         let answer = self.0.record(window, id, callback).await;
         self.note(window, answer.statistic());
         answer
+    }
+
+    /// Counts ids at once in the window that is open now, and answers what became of each, in their order. Of equal ones the first may be new.
+    pub async fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
+        let window = self.0.window();
+        let mut answers = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(MOST) {
+            let recorded = ids.iter().zip(self.0.record_ids(window, ids).await);
+            answers.extend(recorded.map(|(id, recorded)| self.0.answer(window, *id, recorded)));
+        }
+        answers.iter().for_each(|answer| self.note(window, answer.statistic()));
+        answers
     }
 
     /// Counts, in the statistics alone, a request that had no valid id.
@@ -162,6 +174,11 @@ impl Instance {
                 job.and_then(|beyond| beyond.map_or(answer, |limit| Ok(Answer::Limited(limit))))
             }
         };
+        self.answer(window, id, recorded)
+    }
+
+    /// The answer to who brought an id, and in the log.
+    fn answer(&self, window: Window, id: Id, recorded: Recorded<Answer>) -> Answer {
         match recorded {
             Ok(answer) => {
                 match answer {

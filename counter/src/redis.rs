@@ -102,7 +102,11 @@ impl Redis {
 
     fn node_in(&self, topology: &Topology, slot: u16) -> Rc<Node> {
         let first = self.first();
-        let node = topology.node(slot).and_then(|address| self.node_at(&first, &address));
+        let Topology::Cluster { map, .. } = topology else {
+            return first;
+        };
+        let map = map.borrow();
+        let node = map.node(slot).and_then(|address| self.node_at(&first, address));
         node.unwrap_or(first)
     }
 
@@ -364,13 +368,6 @@ impl Topology {
 
     const fn is_cluster(&self) -> bool {
         matches!(self, Self::Cluster { .. })
-    }
-
-    fn node(&self, slot: u16) -> Option<Address> {
-        match self {
-            Self::One => None,
-            Self::Cluster { map, .. } => map.borrow().node(slot).cloned(),
-        }
     }
 
     /// Learns that another node has a slot. The others may have moved too.

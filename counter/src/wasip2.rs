@@ -75,6 +75,17 @@ impl Counter {
         (answer, self.note(window, outcome))
     }
 
+    /// Counts ids in the window that is open now, one after the other, and answers what became of each, in their order.
+    pub fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
+        let window = self.window();
+        let added = ids.iter().map(|id| {
+            let (answer, outcome) = self.record(window, *id, None);
+            self.note(window, outcome).tell();
+            answer
+        });
+        added.collect()
+    }
+
     /// A request that had no valid id, for the statistics alone.
     pub fn count_invalid(&self) -> Note<'_> {
         self.note(self.window(), Some(stats::INVALID))

@@ -176,6 +176,11 @@ fn read_component(table: ComponentTable, id: &str, folder: &Path) -> anyhow::Res
 }
 
 fn refuse_unsupported(rest: &BTreeMap<String, toml::Value>) -> anyhow::Result<()> {
+    if rest.keys().any(|key| key.starts_with("dependencies")) {
+        bail!(
+            "`dependencies` are not composed here: compose the component with them beforehand, with `wac plug`, or run the application with Spin"
+        );
+    }
     match rest.keys().find(|key| !HARMLESS.contains(&key.as_str())) {
         Some(key) => bail!("`{key}` is not supported here; run the application with Spin"),
         None => Ok(()),
@@ -292,6 +297,11 @@ mod tests {
                 "description = \"counts\"",
                 "files = [\"a\"]",
                 "in [component.c]: `files` is not supported",
+            ),
+            (
+                "description = \"counts\"",
+                "dependencies_inherit_configuration = true",
+                "compose the component with them beforehand",
             ),
             ("plain = \"{{", "Plain = \"{{", "`Plain` is no name"),
             ("route = \"/a/...\"\n        component = \"c\"", "", "needs `route = "),

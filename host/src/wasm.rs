@@ -113,12 +113,12 @@ pub fn new_store(engine: &Engine, grants: &Grants, redis: &Connections) -> Store
 
 fn engine() -> wasmtime::Result<Engine> {
     // A component made of one Rust module has a few core instances (itself, and shims for what it imports), one memory
-    // and two tables. A second stack serves calls that wait inside a call.
+    // and two tables; one that is composed has them for each of its parts. A second stack serves calls that wait inside a call.
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(MAX_INSTANCES)
-        .total_core_instances(16 * MAX_INSTANCES)
-        .total_memories(MAX_INSTANCES)
-        .total_tables(4 * MAX_INSTANCES)
+        .total_core_instances(32 * MAX_INSTANCES)
+        .total_memories(2 * MAX_INSTANCES)
+        .total_tables(8 * MAX_INSTANCES)
         .total_stacks(2 * MAX_INSTANCES)
         .max_memory_size(MAX_MEMORY);
     let mut config = Config::new();

@@ -256,14 +256,12 @@ pub fn application_folder(manifest: &str) -> Result<TempDir> {
     fs::write(folder.path().join("spin.toml"), manifest)?;
     let source = folder.path().join("target/wasm32-wasip2/release");
     fs::create_dir_all(&source)?;
-    symlink(paths::component()?, source.join("accept_component.wasm"))?;
-    let others = [
-        paths::component_without_spool(),
-        paths::component_p2(),
-        paths::example_pixel(),
-    ];
-    for component in others.into_iter().flatten() {
-        symlink(&component, source.join(component.file_name().unwrap_or_default()))?;
+    paths::component()?;
+    for file in fs::read_dir(paths::components())? {
+        let file = file?;
+        if file.path().extension().is_some_and(|extension| extension == "wasm") {
+            symlink(file.path(), source.join(file.file_name()))?;
+        }
     }
     Ok(folder)
 }

@@ -70,7 +70,7 @@ pub fn verve_reporter() -> Result<PathBuf> {
 /// # Errors
 /// When it is not built.
 pub fn component() -> Result<PathBuf> {
-    built(repository().join("target/wasm32-wasip2/release/accept_component.wasm"))
+    built(components().join("accept_component.wasm"))
 }
 
 /// The component without its spool.
@@ -78,7 +78,7 @@ pub fn component() -> Result<PathBuf> {
 /// # Errors
 /// When it is not built.
 pub fn component_without_spool() -> Result<PathBuf> {
-    built(repository().join("target/wasm32-wasip2/release/accept_component_without_spool.wasm"))
+    built(components().join("accept_component_without_spool.wasm"))
 }
 
 /// The component built for WASI 0.2.
@@ -86,7 +86,7 @@ pub fn component_without_spool() -> Result<PathBuf> {
 /// # Errors
 /// When it has not been built.
 pub fn component_p2() -> Result<PathBuf> {
-    built(repository().join("target/wasm32-wasip2/release/accept_component_p2.wasm"))
+    built(components().join("accept_component_p2.wasm"))
 }
 
 /// What makes a program believe in another time.
@@ -97,12 +97,18 @@ pub fn libfaketime() -> Result<PathBuf> {
     library("faketime/libfaketime.so.1", "faketime")
 }
 
-/// The example of a component that counts by the library.
+/// Another component that `cargo xtask build components` has built, by the name of its file.
 ///
 /// # Errors
 /// When it has not been built.
-pub fn example_pixel() -> Result<PathBuf> {
-    built(repository().join("target/wasm32-wasip2/release/verve_example_pixel.wasm"))
+pub fn other_component(name: &str) -> Result<PathBuf> {
+    built(components().join(name))
+}
+
+/// The folder of all components.
+#[must_use]
+pub fn components() -> PathBuf {
+    repository().join("target/wasm32-wasip2/release")
 }
 
 /// What makes a program believe in other addresses of names.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::cargo::{Toolchain, WASM};
-use crate::{install, sys};
+use crate::{install, python, sys};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -23,7 +23,7 @@ enum What {
     Component,
     /// The same, and target/wasm32-wasip2/release/accept_component_p2.wasm for hosts of WASI 0.2
     ComponentP2,
-    /// Both, target/wasm32-wasip2/release/accept_component_without_spool.wasm for hosts of WASI 0.3 without SQLite, and the examples
+    /// Both, target/wasm32-wasip2/release/accept_component_without_spool.wasm for hosts of WASI 0.3 without SQLite, the counter, and the examples
     Components,
     /// target/release/verve-host
     Host,
@@ -31,7 +31,9 @@ enum What {
     Reporter,
     /// target/wasm32-wasip2/release/verve_hello.wasm, of the benchmarks
     Hello,
-    /// The component for WASI 0.3 and 0.2, the host and the reporter
+    /// target/wasm32-wasip2/release/verve_counter.wasm and verve_counter_p2.wasm, which other components count by
+    Counter,
+    /// The component and the counter for WASI 0.3 and 0.2, the host and the reporter
     All,
 }
 
@@ -39,12 +41,17 @@ pub fn run(args: &Args) -> Result<()> {
     match args.what {
         What::Component => component(),
         What::ComponentP2 => component_with_p2(),
-        What::Components => components(),
+        What::Components => {
+            components()?;
+            python::ingest()
+        }
         What::Hello => hello(),
+        What::Counter => counter(),
         What::Host => native(&[HOST]),
         What::Reporter => native(&[REPORTER]),
         What::All => {
             component_with_p2()?;
+            counter()?;
             native(&[HOST, REPORTER])
         }
     }
@@ -64,7 +71,7 @@ pub const CHAOS: &str = "verve-chaos";
 
 /// Builds the component.
 pub fn component() -> Result<()> {
-    wasm("accept-component", &[]).map(drop)
+    wasm(COMPONENT, &[]).map(drop)
 }
 
 /// The features of the component without its spool.
@@ -75,7 +82,7 @@ pub const WASIP2: [&str; 3] = ["--no-default-features", "--features", "wasip2"];
 
 /// Builds the component for WASI 0.2, in place of the usual one.
 fn component_p2() -> Result<()> {
-    variant(&WASIP2, "accept_component_p2.wasm")
+    variant(COMPONENT, &WASIP2, "accept_component_p2.wasm")
 }
 
 /// Builds the component for WASI 0.2 and the usual one.
@@ -86,20 +93,34 @@ pub fn component_with_p2() -> Result<()> {
 
 /// Builds the component in all its variants, and the examples.
 pub fn components() -> Result<()> {
-    variant(&WITHOUT_SPOOL, "accept_component_without_spool.wasm")?;
+    variant(COMPONENT, &WITHOUT_SPOOL, "accept_component_without_spool.wasm")?;
     component_with_p2()?;
+    counter()?;
+    // The application behind one of the examples.
+    hello()?;
     EXAMPLES
         .into_iter()
         .try_for_each(|example| wasm(example, &[]).map(drop))
 }
 
-/// Applications of their own, which count by the library.
-pub const EXAMPLES: [&str; 1] = ["verve-example-pixel"];
+/// Builds the component that other components count by, for WASI 0.2 and 0.3.
+fn counter() -> Result<()> {
+    variant(COUNTER, &WASIP2, "verve_counter_p2.wasm")?;
+    variant(COUNTER, &[], "verve_counter.wasm")
+}
 
-/// Builds the component with other features, and keeps it under another name. The usual one has to be built again after that: they
-/// have the same name for Cargo.
-fn variant(flags: &[&str], name: &str) -> Result<()> {
-    let built = wasm("accept-component", flags)?;
+/// The component.
+pub const COMPONENT: &str = "accept-component";
+
+/// The component that other components count by.
+pub const COUNTER: &str = "verve-counter-component";
+
+/// Applications of their own, which count by the library.
+pub const EXAMPLES: [&str; 3] = ["verve-example-pixel", "verve-example-login", "verve-example-forward"];
+
+/// Builds a component with other features, and keeps it under another name: they have the same one for Cargo.
+fn variant(package: &str, flags: &[&str], name: &str) -> Result<()> {
+    let built = wasm(package, flags)?;
     let kept = built.with_file_name(name);
     fs::rename(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
     sys::say(&kept.display().to_string());

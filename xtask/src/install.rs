@@ -80,6 +80,13 @@ pub const NSS_WRAPPER: Need = Need {
     },
 };
 
+/// What makes the example in Python a component.
+pub const PYTHON: Need = Need {
+    what: "Python 3 with venv",
+    packages: &["python3", "python3-venv"],
+    present: || sys::succeeds("python3", &["-c", "import ensurepip, venv"]),
+};
+
 /// What checks metrics and alert rules.
 pub const PROMTOOL: Need = Need {
     what: "promtool",

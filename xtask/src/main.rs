@@ -16,6 +16,7 @@ mod fuzz;
 mod install;
 mod java;
 mod kafka;
+mod python;
 mod sys;
 mod test;
 mod up;

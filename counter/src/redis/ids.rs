@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt, future, stream};
 use spin_sdk::redis::{RedisParameter, RedisResult};
 use verve_protocol::{Id, Keys, Partition, Window};
 
-use super::{Redis, text};
+use super::{Node, Redis, text};
 use crate::answer::{Answer, Outcome};
 use crate::batches::Distinct;
 use crate::limits::{ADD_WITHIN, added};
@@ -44,6 +44,8 @@ return known";
 /// Ids to be recorded in one set.
 struct Set {
     key: String,
+    /// Where they are, as far as is known.
+    node: Rc<Node>,
     distinct: Distinct,
     /// These of it, each once.
     members: Vec<String>,
@@ -59,8 +61,10 @@ impl Redis {
     ) -> Vec<Result<Vec<Answer>, String>> {
         let set = |(partition, ids): (&Partition, &Vec<Id>)| {
             let distinct = Distinct::of(ids);
+            let key = keys.ids(window, *partition);
             Set {
-                key: keys.ids(window, *partition),
+                node: self.node_of(|| &key),
+                key,
                 members: distinct.members(),
                 distinct,
             }
@@ -105,9 +109,8 @@ impl Redis {
         let [first, others @ ..] = sets else {
             return of_none;
         };
-        let node_of = |set: &Set| self.node_of(|| set.key.as_str());
-        let (node, limited) = (node_of(first), self.config.window_limit.is_some());
-        if others.is_empty() || limited || !others.iter().all(|set| Rc::ptr_eq(&node_of(set), &node)) {
+        let limited = self.config.window_limit.is_some();
+        if others.is_empty() || limited || !others.iter().all(|set| Rc::ptr_eq(&set.node, &first.node)) {
             return of_none;
         }
         // Without an answer each set is tried by itself, which tells why.

@@ -1,26 +1,124 @@
 //! Applications of others that count by Verve's library: `examples`, as they are documented.
 
+use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use verve_protocol::Window;
 use verve_tests::host::{Instance, Kind, Options};
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, paths};
+use wac_graph::types::Package;
+use wac_graph::{CompositionGraph, EncodeOptions};
 
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// An example's application, on this site's Redis.
+/// An example's application, on this site's Redis. What a Spin composes is composed beforehand for hosts that do not.
 fn example(site: &Site, kind: Kind, name: &str) -> Result<Options> {
     let manifest = paths::repository().join("examples").join(name).join("spin.toml");
-    let manifest = fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
+    let mut manifest = fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
+    if matches!(kind, Kind::VerveHost | Kind::VerveHostP2) {
+        manifest = composed(&manifest, name)?;
+    }
     // Beside the components, in the folder of a test.
     let options = Instance::options(kind).manifest(manifest.replace("\"../../target", "\"target"));
     Ok(options
         .variable("redis_urls", &site.redis_urls())
         .variable("namespace", &site.namespace)
         .variable("window_seconds", &site.length.to_string()))
+}
+
+/// The same application for a host that does not compose: its component with its dependency plugged in, as `wac plug` does it, and no word of
+/// dependencies.
+fn composed(manifest: &str, name: &str) -> Result<String> {
+    let mut manifest: toml::Table = toml::from_str(manifest)?;
+    let component = manifest["component"][name].as_table_mut().context("no component")?;
+    let Some(dependencies) = component.remove("dependencies") else {
+        return Ok(toml::to_string(&manifest)?);
+    };
+    component.remove("dependencies_inherit_configuration");
+    let file = |path: &toml::Value| Path::new(path.as_str()?).file_name().map(ToOwned::to_owned);
+    let dependency = dependencies.as_table().and_then(|all| all.values().next());
+    let plugged = dependency.and_then(|dependency| file(dependency.get("path")?));
+    let (socket, plugged) = file(&component["source"]).zip(plugged).context("no path")?;
+    let mut graph = CompositionGraph::new();
+    let mut package = |file: OsString| {
+        let bytes = fs::read(paths::components().join(&file))
+            .with_context(|| format!("{}: run `cargo xtask build components`", file.display()))?;
+        let package = Package::from_bytes(&file.to_string_lossy(), None, bytes, graph.types_mut())?;
+        anyhow::Ok(graph.register_package(package)?)
+    };
+    let [socket, plugged] = [package(socket)?, package(plugged)?];
+    wac_graph::plug(&mut graph, vec![plugged], socket)?;
+    // At once, since other tests look into this folder.
+    let whole = tempfile::NamedTempFile::new_in(paths::components())?;
+    fs::write(&whole, graph.encode(EncodeOptions::default())?)?;
+    let source = format!("{name}_composed.wasm");
+    whole.persist(paths::components().join(&source))?;
+    component.insert(
+        "source".to_owned(),
+        format!("../../target/wasm32-wasip2/release/{source}").into(),
+    );
+    Ok(toml::to_string(&manifest)?)
+}
+
+#[tokio::test]
+async fn a_rust_component_that_imports_the_interface() -> Result<()> {
+    for kind in Kind::available() {
+        let mut site = Site::new(2).await?;
+        let mut ledger = Ledger::new().await?;
+        let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        let instance = example(&site, kind, "login")?.start().await?;
+        let login = async |query: &str| http::get(instance.addr(), &format!("/login?{query}")).await;
+        let window = clock::next_window(site.length).await;
+        for (query, welcome) in [
+            ("player=1", "Welcome, 1!\n"),
+            ("player=1", "Welcome back, 1!\n"),
+            (
+                "player=2&friend=1&friend=3&friend=3",
+                "Welcome, 2!\nWelcome back, 1!\nWelcome, 3!\nWelcome back, 3!\n",
+            ),
+        ] {
+            let welcomed = login(query).await?;
+            assert_eq!(welcomed.status, 200, "{kind:?}: {}", instance.process().log());
+            assert_eq!(welcomed.text(), welcome, "{kind:?}");
+        }
+        assert_eq!(
+            clock::current_window(site.length),
+            window,
+            "this machine is too slow for this test"
+        );
+        ledger.read_to(window, 1, SOON).await?;
+        assert_eq!(ledger.of(window)[0].value, "3", "{kind:?}");
+
+        // What is counted while Redis is away waits on disk.
+        site.redis.kill();
+        let away = clock::next_window(site.length).await;
+        assert_eq!(
+            login("player=7&friend=8").await?.status,
+            200,
+            "{kind:?}: {}",
+            instance.process().log()
+        );
+        site.redis.restart().await?;
+        counted_again(&mut ledger, away, "2")
+            .await
+            .with_context(|| instance.process().log())?;
+    }
+    Ok(())
+}
+
+/// Waits until this many are counted in a window or the next.
+async fn counted_again(ledger: &mut Ledger, window: Window, count: &str) -> Result<()> {
+    let is_counted = |ledger: &Ledger, window| ledger.of(window).last().is_some_and(|record| record.value == count);
+    ledger
+        .read_until(Duration::from_secs(30), |ledger| {
+            [window, window.next()].iter().any(|window| is_counted(ledger, *window))
+        })
+        .await
 }
 
 #[tokio::test]
@@ -50,14 +148,10 @@ async fn a_rust_component_that_depends_on_the_crate() -> Result<()> {
         site.redis.kill();
         let away = clock::next_window(site.length).await;
         assert_eq!(load("7").await?.status, 200, "{kind:?}: {}", instance.process().log());
-        let counted_in = [away, away.next()];
         site.redis.restart().await?;
-        let counted = ledger.read_until(Duration::from_secs(30), |ledger| {
-            counted_in
-                .iter()
-                .any(|window| ledger.of(*window).last().is_some_and(|record| record.value == "1"))
-        });
-        counted.await.with_context(|| instance.process().log())?;
+        counted_again(&mut ledger, away, "1")
+            .await
+            .with_context(|| instance.process().log())?;
     }
     Ok(())
 }
@@ -73,6 +167,81 @@ async fn what_is_wrong_with_the_variables_is_said() -> Result<()> {
         let pixel = http::get(instance.addr(), "/pixel.gif?visitor=1").await?;
         assert_eq!(pixel.status, 500, "{kind:?}");
         instance.process().wait_for_text("window_seconds", SOON).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_python_component_that_imports_the_interface() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::new(2).await?;
+        let mut ledger = Ledger::new().await?;
+        let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        let instance = example(&site, kind, "ingest")?.start().await?;
+        let ingest = async |query: &str| http::get(instance.addr(), &format!("/ingest?{query}")).await;
+        // The first request takes the interpreter's time.
+        assert_eq!(ingest("device=x").await?.status, 400, "{kind:?}");
+        let window = clock::next_window(site.length).await;
+        let answered = ingest("device=1&device=2&device=1").await?;
+        assert_eq!(answered.status, 200, "{kind:?}: {}", instance.process().log());
+        assert_eq!(answered.text(), r#"["new", "new", "duplicate"]"#, "{kind:?}");
+        let again = ingest("device=2").await?;
+        assert_eq!(again.text(), r#"["duplicate"]"#, "{kind:?}");
+        assert_eq!(
+            clock::current_window(site.length),
+            window,
+            "this machine is too slow for this test"
+        );
+        ledger.read_to(window, 1, SOON).await?;
+        assert_eq!(ledger.of(window)[0].value, "2", "{kind:?}");
+
+        // There is no spool on WASI 0.2, so the application is told.
+        site.redis.kill();
+        let answered = ingest("device=3").await?;
+        assert_eq!(
+            (answered.status, answered.text().as_str()),
+            (503, r#"["failed"]"#),
+            "{kind:?}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_component_counts_and_forwards() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::new(2).await?;
+        let mut ledger = Ledger::new().await?;
+        let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        let instance = example(&site, kind, "forward")?.start().await?;
+        let window = clock::next_window(site.length).await;
+        for visitor in [1, 2, 1] {
+            let mut connection = http::Connection::open(instance.addr()).await?;
+            let request = format!("GET /api/verve/accept?id=5 HTTP/1.1\r\nhost: a\r\nx-visitor: {visitor}\r\n\r\n");
+            let answered = connection.exchange(request.as_bytes()).await?;
+            // What the application behind it says, with its own headers.
+            assert_eq!(
+                (answered.status, answered.text().as_str()),
+                (200, "ok"),
+                "{kind:?}: {}",
+                instance.process().log()
+            );
+            assert_eq!(answered.header("verve-outcome"), Some("new"), "{kind:?}");
+        }
+        // It is passed on as it is, also where the application refuses it.
+        assert_eq!(http::get(instance.addr(), "/?visitor=3").await?.status, 400, "{kind:?}");
+        assert_eq!(
+            http::get(instance.addr(), "/api/verve/accept?id=5").await?.status,
+            200,
+            "{kind:?}"
+        );
+        assert_eq!(
+            clock::current_window(site.length),
+            window,
+            "this machine is too slow for this test"
+        );
+        ledger.read_to(window, 1, SOON).await?;
+        assert_eq!(ledger.of(window)[0].value, "3", "{kind:?}");
     }
     Ok(())
 }

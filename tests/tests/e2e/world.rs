@@ -30,6 +30,11 @@ fn the_component_without_a_spool_fits_a_smaller_one() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_counter_fits_its_world() -> Result<()> {
+    check(&paths::other_component("verve_counter.wasm")?, "counter")
+}
+
 /// What a world imports, and what it exports: interfaces, with WASI 0.2 in whatever patch, of which the linker takes the highest.
 fn interfaces(resolve: &Resolve, world: WorldId) -> [BTreeSet<String>; 2] {
     let world = &resolve.worlds[world];
@@ -45,14 +50,19 @@ fn interfaces(resolve: &Resolve, world: WorldId) -> [BTreeSet<String>; 2] {
 }
 
 #[test]
-fn the_component_for_wasi_0_2_fits_its_own() -> Result<()> {
-    let component = fs::read(paths::component_p2()?)?;
+fn the_builds_for_wasi_0_2_fit_their_own() -> Result<()> {
+    check_p2(&paths::component_p2()?, "accept-wasip2")?;
+    check_p2(&paths::other_component("verve_counter_p2.wasm")?, "blocking-counter")
+}
+
+fn check_p2(component: &Path, world: &str) -> Result<()> {
+    let component = fs::read(component)?;
     let DecodedWasm::Component(built, built_world) = decode(&component)? else {
         anyhow::bail!("no component");
     };
     let mut resolve = Resolve::default();
     let (package, _) = resolve.push_dir(paths::repository().join("wit"))?;
-    let world = resolve.select_world(&[package], Some("accept-wasip2"))?;
+    let world = resolve.select_world(&[package], Some(world))?;
     let ([imports, exports], [may_import, must_export]) =
         (interfaces(&built, built_world), interfaces(&resolve, world));
     assert_eq!(

@@ -1,0 +1,36 @@
+"""A telemetry ingest in Python: `GET /ingest?device=<number>[&device=…]` counts devices, and answers what became of each.
+
+It knows nothing of Verve but an interface: the component that counts is composed with this one.
+"""
+
+import json
+from urllib.parse import parse_qs, urlsplit
+
+from componentize_py_types import Ok
+from wit_world import exports
+from wit_world.imports import blocking_counter
+from wit_world.imports.wasi_http_types import Fields, OutgoingBody, OutgoingResponse, ResponseOutparam
+
+
+class IncomingHandler(exports.IncomingHandler):
+    def handle(self, request, response_out):
+        query = parse_qs(urlsplit(request.path_with_query()).query)
+        try:
+            devices = [int(device) for device in query["device"]]
+        except (KeyError, ValueError):
+            respond(response_out, 400, {"error": "expected ?device=<number>"})
+            return
+        counted = blocking_counter.add_many(devices)
+        failed = any(not isinstance(result, Ok) for result in counted)
+        told = [result.value.name.lower() if isinstance(result, Ok) else "failed" for result in counted]
+        respond(response_out, 503 if failed else 200, told)
+
+
+def respond(response_out, status, value):
+    response = OutgoingResponse(Fields.from_list([("content-type", b"application/json")]))
+    response.set_status_code(status)
+    body = response.body()
+    ResponseOutparam.set(response_out, Ok(response))
+    with body.write() as stream:
+        stream.blocking_write_and_flush(json.dumps(value).encode())
+    OutgoingBody.finish(body, None)
