@@ -25,13 +25,15 @@ impl Outcome {
     }
 }
 
-/// What a request was beyond: something that the operator has limited.
+/// What a request was beyond: something that is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// `window_limit`: the ids of a window.
     Window,
     /// `endpoint_limit`: the callback jobs of an endpoint in a window.
     Endpoint,
+    /// [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS): the named counters of a namespace.
+    Counters,
 }
 
 impl Limit {
@@ -41,6 +43,7 @@ impl Limit {
         match self {
             Self::Window => "window-limit",
             Self::Endpoint => "endpoint-limit",
+            Self::Counters => "counter-limit",
         }
     }
 }

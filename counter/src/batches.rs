@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec;
 
-use verve_protocol::{Id, Partition, Partitions, Window};
+use verve_protocol::{CounterName, Id, Partition, Partitions};
 
 use crate::answer::{Answer, Outcome};
 
@@ -12,12 +12,19 @@ pub const MOST: usize = 500;
 /// From how many ids on no more spooled rows are added to those brought to Redis together.
 pub const MOST_SPOOLED: usize = 1000;
 
-/// How many of the first that wait are recorded together: those of one window, [`MOST`] at most.
-pub fn leading(mut windows: impl Iterator<Item = Window>) -> usize {
-    let Some(first) = windows.next() else {
-        return 0;
+/// Takes what is recorded together out of what waits: all of the place of the first, [`MOST`] at most, in their order. Not only those at the front:
+/// who counts in two places by turns would have nothing recorded together.
+pub fn take_alike<W, P: PartialEq>(waiting: &mut Vec<W>, place: impl Fn(&W) -> P) -> Vec<W> {
+    let Some(first) = waiting.first().map(&place) else {
+        return Vec::new();
     };
-    1 + windows.take(MOST - 1).take_while(|window| *window == first).count()
+    let mut room = MOST;
+    let alike = waiting.extract_if(.., |waiter| {
+        let is_taken = room > 0 && place(waiter) == first;
+        room -= usize::from(is_taken);
+        is_taken
+    });
+    alike.collect()
 }
 
 /// The ids of each partition, in their order.
@@ -123,7 +130,7 @@ impl SpooledIds {
 /// Commands that run together, once.
 #[derive(Debug)]
 pub struct Batch {
-    /// Its name, unlike that of any other.
+    /// Its name, unlike that of any other. Of a named counter's batch it begins with that counter's name and a `/`.
     pub name: String,
     /// Each a JSON array of the command and its arguments.
     pub commands: Vec<String>,
@@ -133,6 +140,12 @@ pub struct Batch {
 pub const ADDS_A_JOB: &str = r#"["XADD""#;
 
 impl Batch {
+    /// The named counter whose keys it is about, if it is one's: they are where a cluster has that counter's keys.
+    #[must_use]
+    pub fn counter(&self) -> Option<CounterName> {
+        self.name.split_once('/')?.0.parse().ok()
+    }
+
     /// Whether it may add callback jobs.
     #[must_use]
     pub fn has_jobs(&self) -> bool {
@@ -153,7 +166,7 @@ pub struct Contents {
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use verve_protocol::WindowLength;
+    use verve_protocol::{Window, WindowLength};
 
     use super::*;
     use crate::answer::Limit;
@@ -164,22 +177,24 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever waits is recorded in its own window, in order, all of it, and never too much at once.
+        /// Whatever waits is recorded with all of its own window, in order, all of it, and never too much at once.
         #[test]
-        fn who_waits_is_recorded_in_order_with_those_of_the_same_window(numbers in vec(0..3u64, 0..1500)) {
-            let (mut waiting, mut recorded) = (numbers.as_slice(), Vec::new());
-            while !waiting.is_empty() {
-                let count = leading(waiting.iter().map(|number| window(*number)));
-                prop_assert!((1..=MOST).contains(&count));
-                let (now, later) = waiting.split_at(count);
-                prop_assert!(now.iter().all(|number| number == &now[0]));
+        fn who_waits_is_recorded_in_order_with_those_of_the_same_window(numbers in vec(0..3u64, 0..2500)) {
+            let mut waiting: Vec<(usize, u64)> = numbers.into_iter().enumerate().collect();
+            let all = waiting.clone();
+            let mut recorded = Vec::new();
+            while let Some((_, oldest)) = waiting.first().copied() {
+                let now = take_alike(&mut waiting, |(_, number)| window(*number));
+                prop_assert!((1..=MOST).contains(&now.len()));
+                prop_assert!(now.iter().all(|(_, number)| *number == oldest));
+                prop_assert!(now.is_sorted() && waiting.is_sorted());
                 // No fewer than there could be.
-                prop_assert!(count == MOST || later.first() != Some(&now[0]));
-                recorded.extend_from_slice(now);
-                waiting = later;
+                prop_assert!(now.len() == MOST || waiting.iter().all(|(_, number)| *number != oldest));
+                recorded.extend(now);
             }
-            prop_assert_eq!(recorded, numbers);
-            prop_assert_eq!(leading(std::iter::empty()), 0);
+            recorded.sort_unstable();
+            prop_assert_eq!(recorded, all);
+            prop_assert!(take_alike(&mut waiting, |(_, number)| window(*number)).is_empty());
         }
 
         /// Each id is in its own partition's set, and gets its own answer, or its set's error.

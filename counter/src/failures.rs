@@ -20,6 +20,7 @@ pub const fn beyond(limit: Limit) -> &'static str {
     match limit {
         Limit::Window => "its window has as many ids as it may have (window_limit)",
         Limit::Endpoint => "its endpoint has as many callback jobs in the window as it may have (endpoint_limit)",
+        Limit::Counters => "its namespace has as many named counters as it may have (100)",
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod drain;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -10,8 +10,9 @@ use futures::future;
 use spin_sdk::time::sleep;
 use spin_sdk::variables;
 use spin_sdk::wasip3::random::random::get_random_u64;
+use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::stats;
-use verve_protocol::{CallbackJob, Id, Partition, Window};
+use verve_protocol::{CallbackJob, CounterName, Id, Partition, Window};
 use wit_bindgen::spawn;
 
 use crate::answer::{Answer, Limit, Outcome};
@@ -20,12 +21,12 @@ use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
+use crate::counted::{Counted, Place};
 use crate::failures;
 use crate::once::Once;
 use crate::redis::{Node, Redis};
-use crate::seen::Seen;
 use crate::spool::Spool;
-use crate::stats::{Counts, FLUSH_AFTER, Stats, flush};
+use crate::stats::{Counts, FLUSH_AFTER, flush};
 use crate::waiting::{Recorded, Waiter};
 use drain::{drain, look_into_spool};
 
@@ -40,7 +41,10 @@ thread_local! {
 struct Instance {
     config: Config,
     redis: Redis,
-    seen: Seen,
+    /// The counter that has no name.
+    unnamed: Rc<Counted>,
+    /// Those that have one, as far as they are in use here.
+    named: RefCell<BTreeMap<CounterName, Rc<Counted>>>,
     spool: Spool,
     /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
     background: Spool,
@@ -52,7 +56,6 @@ struct Instance {
     to_drain: Cell<bool>,
     /// Whether callback jobs were added since it was last seen that there is room.
     jobs_added: Cell<bool>,
-    stats: Stats,
     /// When an error was last logged, in Unix seconds: a Redis that is down is not news with each request.
     last_error: Cell<u64>,
     /// When it was last logged that something was not recorded, which is worse.
@@ -61,7 +64,10 @@ struct Instance {
 
 /// A counter of unique ids, which the application's variables describe. One for each instance of a component, however often it is asked for.
 #[derive(Clone)]
-pub struct Counter(Rc<Instance>);
+pub struct Counter {
+    instance: Rc<Instance>,
+    counted: Rc<Counted>,
+}
 
 impl Counter {
     /// The counter.
@@ -70,48 +76,81 @@ impl Counter {
     /// If a variable is not there, or not valid: a line that names it and says what was expected. It shows no password.
     pub async fn get() -> Result<Self, String> {
         let slot = INSTANCE.with(Rc::clone);
-        slot.get(load, look_again).await.map(Self)
+        let instance = slot.get(load, look_again).await?;
+        let counted = instance.unnamed.clone();
+        Ok(Self { instance, counted })
+    }
+
+    /// Another counter, by its name: what is added to it is counted and reported by itself. The counter that has no name, from [`Counter::get`], is the
+    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`] counters with a name; what is added to one more is answered
+    /// [`Limit::Counters`].
+    #[must_use]
+    pub fn open(&self, name: CounterName) -> Self {
+        Self {
+            instance: self.instance.clone(),
+            counted: self.instance.named(name),
+        }
     }
 
     /// Counts an id in the window that is open now. Whatever fails after it is answered [`Answer::Recorded`], it is counted once.
     pub async fn add(&self, id: Id) -> Answer {
-        self.add_with_callback(id, None).await
+        self.record(id, None).await
     }
 
-    /// The same, and has the reporter call somebody with the window's count. Answered [`Answer::Recorded`] if both are recorded.
+    /// The same, and has the reporter call somebody with the window's count. Answered [`Answer::Recorded`] if both are recorded. The count is the
+    /// one of the counter that has no name.
     pub async fn add_with_callback(&self, id: Id, callback: Option<Callback>) -> Answer {
-        let window = self.0.window();
-        let answer = self.0.record(window, id, callback).await;
-        self.note(window, answer.statistic());
+        self.record(id, callback).await
+    }
+
+    async fn record(&self, id: Id, callback: Option<Callback>) -> Answer {
+        let place = self.place();
+        let answer = self.instance.record(&place, id, callback).await;
+        self.note(&place, answer);
         answer
     }
 
     /// Counts ids at once in the window that is open now, and answers what became of each, in their order. Of equal ones the first may be new.
     pub async fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
-        let window = self.0.window();
+        let place = self.place();
         let mut answers = Vec::with_capacity(ids.len());
         for ids in ids.chunks(MOST) {
-            let recorded = ids.iter().zip(self.0.record_ids(window, ids).await);
-            answers.extend(recorded.map(|(id, recorded)| self.0.answer(window, *id, recorded)));
+            let recorded = ids.iter().zip(self.instance.record_ids(&place, ids).await);
+            answers.extend(recorded.map(|(id, recorded)| self.instance.answer(&place, *id, recorded)));
         }
-        answers.iter().for_each(|answer| self.note(window, answer.statistic()));
+        answers.iter().for_each(|answer| self.note(&place, *answer));
         answers
     }
 
     /// Counts, in the statistics alone, a request that had no valid id.
     pub fn count_invalid(&self) {
-        self.note(self.0.window(), stats::INVALID);
+        self.note_field(&self.place(), stats::INVALID);
     }
 
-    fn note(&self, window: Window, field: &'static str) {
-        if self.0.stats.count(window, field) {
-            spawn(flush_later(self.0.clone()));
+    /// The window that is open now.
+    fn place(&self) -> Place {
+        Place {
+            counted: self.counted.clone(),
+            window: self.instance.config.window_length.window_at_ms(now_ms()),
+        }
+    }
+
+    fn note(&self, place: &Place, answer: Answer) {
+        // A counter that there may not be has no statistics.
+        if answer != Answer::Limited(Limit::Counters) {
+            self.note_field(place, answer.statistic());
+        }
+    }
+
+    fn note_field(&self, place: &Place, field: &'static str) {
+        if place.counted.stats.count(place.window, field) {
+            spawn(flush_later(self.instance.clone(), place.counted.clone()));
         }
     }
 
     /// Brings to Redis what may be left in the spool, in the background, as every first request of an instance does.
     pub fn look_into_spool(&self) {
-        spawn(look_into_spool(self.0.clone()));
+        spawn(look_into_spool(self.instance.clone()));
     }
 }
 
@@ -136,16 +175,16 @@ async fn load() -> Result<Rc<Instance>, String> {
     let redis = Redis::new(&config);
     let [spool, background] = [Spool::new(spool_limit), Spool::new(spool_limit)];
     let instance = Rc::new(Instance {
+        unnamed: Rc::new(Counted::new(config.keys.clone())),
+        named: RefCell::default(),
         config,
         redis,
-        seen: Seen::default(),
         spool,
         background,
         jobs: Circuit::default(),
         looking: Cell::new(false),
         to_drain: Cell::new(false),
         jobs_added: Cell::new(false),
-        stats: Stats::default(),
         last_error: Cell::new(0),
         last_refusal: Cell::new(0),
     });
@@ -154,36 +193,62 @@ async fn load() -> Result<Rc<Instance>, String> {
 }
 
 impl Instance {
-    /// The window that is open now.
-    fn window(&self) -> Window {
-        self.config.window_length.window_at_ms(now_ms())
+    /// What is known here of a named counter.
+    fn named(&self, name: CounterName) -> Rc<Counted> {
+        let mut named = self.named.borrow_mut();
+        if named.len() as u64 > MAX_COUNTERS {
+            // An application that makes up names does not fill the memory by that.
+            named.retain(|_, counted| Rc::strong_count(counted) > 1);
+        }
+        let keys = || self.config.keys.named(name.clone());
+        let counted = named.entry(name.clone());
+        counted.or_insert_with(|| Rc::new(Counted::new(keys()))).clone()
+    }
+
+    /// Tells the reporter, once in each window, that a counter is in use, if it has a name.
+    async fn tell_counter(&self, place: &Place) -> Result<Option<Limit>, String> {
+        let Place { counted, window } = place;
+        let Some(name) = counted.keys.counter() else {
+            return Ok(None);
+        };
+        if counted.told.get() >= Some(*window) {
+            return Ok(None);
+        }
+        let told = self
+            .redis
+            .tell_counter(&counted.keys, name, window.start(), false)
+            .await?;
+        if told.is_none() {
+            counted.told.set(Some(*window));
+        }
+        Ok(told)
     }
 
     /// Records the id and, at the same time, the callback job. `ok` is answered when each is in Redis or in the spool.
-    async fn record(self: &Rc<Self>, window: Window, id: Id, callback: Option<Callback>) -> Answer {
+    async fn record(self: &Rc<Self>, place: &Place, id: Id, callback: Option<Callback>) -> Answer {
         let recorded = match callback {
-            None => self.record_id(window, id).await,
+            None => self.record_id(place, id).await,
             Some(Callback { endpoint, method }) => {
                 let job = CallbackJob {
                     endpoint,
                     method: method.unwrap_or(self.config.callback_method),
-                    window,
+                    window: place.window,
                     revision: None,
                 };
-                let (answer, job) = future::join(self.record_id(window, id), self.record_job(&job)).await;
+                let (answer, job) = future::join(self.record_id(place, id), self.record_job(&job)).await;
                 job.and_then(|beyond| beyond.map_or(answer, |limit| Ok(Answer::Limited(limit))))
             }
         };
-        self.answer(window, id, recorded)
+        self.answer(place, id, recorded)
     }
 
     /// The answer to who brought an id, and in the log.
-    fn answer(&self, window: Window, id: Id, recorded: Recorded<Answer>) -> Answer {
+    fn answer(&self, place: &Place, id: Id, recorded: Recorded<Answer>) -> Answer {
         match recorded {
             Ok(answer) => {
                 match answer {
                     Answer::Recorded(outcome) if self.config.log == Log::All => {
-                        eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
+                        eprintln!("verve: id {id} {} in window {}", outcome.as_str(), place.window);
                     }
                     Answer::Limited(limit) => {
                         self.log(
@@ -202,15 +267,15 @@ impl Instance {
         }
     }
 
-    async fn record_id(self: &Rc<Self>, window: Window, id: Id) -> Recorded<Answer> {
-        if self.seen.has(window, id) {
+    async fn record_id(self: &Rc<Self>, place: &Place, id: Id) -> Recorded<Answer> {
+        if place.counted.seen.has(place.window, id) {
             return Ok(Answer::Recorded(Outcome::Duplicate));
         }
-        let node = self.node_of(window, id.partition(self.config.partitions));
-        if let Some(recorded) = node.queue.wait(window, id).await {
+        let node = self.node_of(place, id.partition(self.config.partitions));
+        if let Some(recorded) = node.queue.wait(place.clone(), id).await {
             return recorded;
         }
-        let recorded = self.record_ids(window, &[id]).await.pop();
+        let recorded = self.record_ids(place, &[id]).await.pop();
         // Those that came meanwhile.
         let waiters = node.queue.take();
         if !waiters.is_empty() {
@@ -220,54 +285,66 @@ impl Instance {
     }
 
     /// Records ids of a window in Redis, or else in the spool. Answers what came of each.
-    async fn record_ids(self: &Rc<Self>, window: Window, ids: &[Id]) -> Vec<Recorded<Answer>> {
-        let (keys, partitions) = (&self.config.keys, self.config.partitions);
+    async fn record_ids(self: &Rc<Self>, place: &Place, ids: &[Id]) -> Vec<Recorded<Answer>> {
+        let partitions = self.config.partitions;
         let sets = by_partition(ids, partitions);
         for partition in sets.keys() {
-            let node = self.node_of(window, *partition);
+            let node = self.node_of(place, *partition);
             if node.is_due() {
                 // Not by these ids: others would wait behind them.
                 spawn(look_whether_back(self.clone(), node));
             }
         }
-        let added = self.redis.add_ids(keys, window, &sets).await;
+        let added = match self.tell_counter(place).await {
+            Ok(None) => self.redis.add_ids(place, &sets).await,
+            Ok(Some(limit)) => return vec![Ok(Answer::Limited(limit)); ids.len()],
+            // They are told of when they are brought to Redis.
+            Err(error) => sets.iter().map(|_| Err(error.clone())).collect(),
+        };
         let mut recorded = BTreeMap::new();
         for ((partition, ids), added) in sets.iter().zip(added) {
-            let answers = self.recorded(window, *partition, ids, added).await;
+            let answers = self.recorded(place, *partition, ids, added).await;
             recorded.insert(*partition, answers);
         }
         in_order(ids, partitions, recorded)
     }
 
-    fn node_of(&self, window: Window, partition: Partition) -> Rc<Node> {
-        self.redis.node_of(|| self.config.keys.ids(window, partition))
+    fn node_of(&self, place: &Place, partition: Partition) -> Rc<Node> {
+        self.redis.node_of(|| place.ids(partition))
     }
 
     /// Spools ids of one set that Redis did not record.
     async fn recorded(
         &self,
-        window: Window,
+        place: &Place,
         partition: Partition,
         ids: &[Id],
         added: Result<Vec<Answer>, String>,
     ) -> Recorded<Vec<Answer>> {
-        let node = self.node_of(window, partition);
+        let node = self.node_of(place, partition);
         match added {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
                 let recorded = recorded.filter(|(_, answer)| matches!(answer, Answer::Recorded(_)));
-                recorded.for_each(|(id, _)| self.seen.add(window, *id));
+                recorded.for_each(|(id, _)| place.counted.seen.add(place.window, *id));
                 self.found_well(&node).await;
                 Ok(answers)
             }
             Err(redis) => {
-                self.seen.clear();
-                let spooled = self.spool.add_ids(self.config.keys.ids(window, partition), ids).await;
+                self.forget_seen();
+                let spooled = self.spool.add_ids(place.ids(partition), ids).await;
                 self.spooled(&redis, spooled)?;
                 self.found_away(&node).await;
                 Ok(vec![Answer::Recorded(Outcome::Spooled); ids.len()])
             }
         }
+    }
+
+    /// Of every counter: Redis may have lost them.
+    fn forget_seen(&self) {
+        self.unnamed.seen.clear();
+        let named = self.named.borrow();
+        named.values().for_each(|counted| counted.seen.clear());
     }
 
     /// Records a callback job, unless it is beyond a limit.
@@ -323,8 +400,8 @@ impl Instance {
     }
 
     /// Flushes counts to Redis, or else to the spool: as the same batch, since Redis may have run it though its answer was lost.
-    async fn flush(&self, window: Window, counts: Counts) {
-        let keys = &self.config.keys;
+    async fn flush(&self, counted: &Counted, window: Window, counts: Counts) {
+        let keys = &counted.keys;
         let batch = flush(keys, window, &counts, unique_name());
         let redis = match self.redis.run_once(keys, &batch).await {
             Ok(_) => return self.redis.forget(keys, &batch).await,
@@ -333,7 +410,7 @@ impl Instance {
         let spooled = self.background.add_batch(&batch).await;
         if let Err(error) = self.spooled(&redis, spooled) {
             self.log_error(&format!("statistics not flushed: {error}"));
-            self.stats.put_back(window, counts);
+            counted.stats.put_back(window, counts);
         }
     }
 
@@ -366,10 +443,10 @@ impl Instance {
 }
 
 /// Records ids that wait for a node, then those that have come meanwhile, until there are none.
-async fn record_waiting(instance: Rc<Instance>, node: Rc<Node>, mut waiters: Vec<Waiter<Answer>>) {
-    while let Some(window) = waiters.first().map(|first| first.window) {
+async fn record_waiting(instance: Rc<Instance>, node: Rc<Node>, mut waiters: Vec<Waiter<Place, Answer>>) {
+    while let Some(place) = waiters.first().map(|first| first.place.clone()) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
-        let recorded = waiters.into_iter().zip(instance.record_ids(window, &ids).await);
+        let recorded = waiters.into_iter().zip(instance.record_ids(&place, &ids).await);
         recorded.for_each(|(waiter, recorded)| waiter.done(recorded));
         waiters = node.queue.take();
     }
@@ -383,10 +460,10 @@ async fn look_whether_back(instance: Rc<Instance>, node: Rc<Node>) {
 }
 
 /// Flushes the counts, after a while in which those of more responses have come together, and drains the spool.
-async fn flush_later(instance: Rc<Instance>) {
+async fn flush_later(instance: Rc<Instance>, counted: Rc<Counted>) {
     sleep(FLUSH_AFTER).await;
-    for (window, counts) in instance.stats.take() {
-        instance.flush(window, counts).await;
+    for (window, counts) in counted.stats.take() {
+        instance.flush(&counted, window, counts).await;
     }
     if instance.jobs_added.take() {
         instance.look_for_room().await;

@@ -1,8 +1,38 @@
 //! Counts unique ids exactly, by window, in Redis, for components of Spin and hosts like it.
 //!
+//! What is answered [`Answer::Recorded`] is counted once in its window, whatever fails from then on; a reporter, `verve-reporter`, publishes each window's count to Kafka.
+#![cfg_attr(
+    all(target_family = "wasm", not(feature = "wasip2")),
+    doc = r#"
+```no_run,standalone_crate
+use verve_counter::{Answer, Counter, Id, Outcome};
+
+/// Whether this player is here for the first time in this minute.
+async fn is_new(player: i64, game: &str) -> Result<bool, String> {
+    let counter = Counter::get().await?;
+    let answer = counter.add(Id(player)).await;
+    // By game too.
+    let name = game.parse().map_err(|error| format!("{error}"))?;
+    counter.open(name).add(Id(player)).await;
+    match answer {
+        Answer::Recorded(outcome) => Ok(outcome == Outcome::New),
+        _ => Err("not counted".to_owned()),
+    }
+}
+```
+"#
+)]
+//!
+//! The component's variables say where Redis is: `redis_urls` is the one that has to be set. `spin.toml` has to allow the component to reach it, and with the feature
+//! `spool`, on by default, to use the SQLite database `default`, where ids wait while Redis is away. On WASI 0.2 (the feature `wasip2`, without the default ones) `Counter`
+//! blocks, and has no spool.
+//!
+//! # Inside
+//!
 //! The way of an id, in the order of the modules:
 //! - `instance`: what an instance of the component keeps (parsed variables, open connections) and the recording; `instance::drain` empties
 //!   the spool
+//! - `counted`: what it keeps of each counter
 //! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together
 //! - [`batches`]: what is recorded together, and what comes of each id of it
 //! - `redis`: what is asked of Redis; [`cluster`]: which node of several has a key; `redis::node`: one of them, attempts and the retry;
@@ -26,6 +56,8 @@ pub mod circuit;
 mod clock;
 pub mod cluster;
 pub mod config;
+#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
+mod counted;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod deadlines;
 pub mod failures;
@@ -51,6 +83,6 @@ pub use answer::{Answer, Limit, Outcome};
 pub use callback::Callback;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 pub use instance::Counter;
-pub use verve_protocol::{Endpoint, Id, Method};
+pub use verve_protocol::{CounterName, Endpoint, Id, Method};
 #[cfg(all(target_family = "wasm", feature = "wasip2"))]
 pub use wasip2::{Counter, Note};

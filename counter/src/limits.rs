@@ -31,6 +31,22 @@ if jobs > tonumber(ARGV[1]) then return 0 end
 redis.call('XADD', KEYS[1], '*', unpack(ARGV, 4))
 return 1";
 
+/// Notes that a named counter is in use, unless there may be no more of them: then it answers `full`.
+///
+/// KEYS: the counters. ARGV: the name, the start of the window in which it is used, the most counters or nothing.
+pub const TELL_COUNTER: &str = r"
+if ARGV[3] ~= '' and not redis.call('ZSCORE', KEYS[1], ARGV[1]) and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then
+  return 'full'
+end
+redis.call('ZADD', KEYS[1], 'GT', ARGV[2], ARGV[1])
+return 'known'";
+
+/// What [`TELL_COUNTER`] has said: whether there may be no more counters.
+#[must_use]
+pub fn no_more_counters(said: &[u8]) -> Option<Limit> {
+    (said == b"full").then_some(Limit::Counters)
+}
+
 /// What came of an id that a script has added: it says 0 if the id is new, 1 if it was there, 2 if there was no room.
 #[must_use]
 pub const fn added(said: i64) -> Option<Answer> {

@@ -4,15 +4,15 @@ mod ids;
 mod node;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use futures::future;
 use spin_sdk::redis::{Error, RedisParameter, RedisResult};
+use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
-use verve_protocol::{CallbackJob, Id, Keys, Partition, RedisUrls, SpoolState};
+use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrls, SpoolState};
 
 use crate::answer::Limit;
 use crate::batches::Batch;
@@ -20,7 +20,7 @@ use crate::clock::{look_again, now_ms};
 use crate::cluster::{Address, Map, Redirect};
 use crate::config::Config;
 use crate::failures;
-use crate::limits::{ADD_JOB_WITHIN, endpoints_seconds};
+use crate::limits::{ADD_JOB_WITHIN, TELL_COUNTER, endpoints_seconds, no_more_counters};
 use crate::once::Once;
 pub use node::Node;
 use node::{Failure, Via};
@@ -54,8 +54,6 @@ pub struct Redis {
     nodes: RefCell<Vec<Rc<Node>>>,
     /// Which node has which slots; nothing is in it where there is one server.
     map: Once<Rc<Topology>, String>,
-    /// The last window, by its start, and those of its partitions, whose sets of ids are known to have an expiry.
-    expiring: RefCell<(u64, BTreeSet<Partition>)>,
 }
 
 /// What a node says of its cluster.
@@ -88,7 +86,6 @@ impl Redis {
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
             map: Once::default(),
-            expiring: RefCell::default(),
         }
     }
 
@@ -219,6 +216,29 @@ impl Redis {
             node = to;
         }
         Err(format!("{}: sent on more than {REDIRECTIONS} times", node.url()))
+    }
+
+    /// Tells the reporter that a named counter is in use in this window, before its ids are recorded. What came of it says that there may be no
+    /// more counters, unless `unlimited`.
+    pub async fn tell_counter(
+        &self,
+        keys: &Keys,
+        name: &CounterName,
+        start: u64,
+        unlimited: bool,
+    ) -> Result<Option<Limit>, String> {
+        let (names, start) = (keys.counters(), start.to_string());
+        let most = if unlimited {
+            String::new()
+        } else {
+            MAX_COUNTERS.to_string()
+        };
+        let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &start, &most].map(text);
+        let answer = self.evaluate(&names, arguments.to_vec()).await?;
+        Ok(match answer.as_slice() {
+            [RedisResult::Binary(said)] => no_more_counters(said),
+            _ => None,
+        })
     }
 
     /// Records spooled ids of one set, known by its key.

@@ -29,6 +29,10 @@ pub type Counts = BTreeMap<&'static str, i64>;
 /// A flush of a window's counts. With a name of its own it is counted once, however often it is sent.
 #[must_use]
 pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String) -> Batch {
+    let name = match keys.counter() {
+        None => name,
+        Some(counter) => format!("{counter}/{name}"),
+    };
     let key = keys.stats(window);
     // Neither keys nor fields have characters that JSON would escape.
     let increments = counts

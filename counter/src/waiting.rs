@@ -8,38 +8,38 @@ use std::rc::Rc;
 
 use spin_sdk::wasip3::wit_bindgen::StreamWriter;
 use spin_sdk::wasip3::wit_stream;
-use verve_protocol::{Id, Window};
+use verve_protocol::Id;
 
-use crate::batches::leading;
+use crate::batches::take_alike;
 
 /// What came of an id.
 pub type Recorded<T> = Result<T, Rc<str>>;
 
 /// The ids for one server.
-pub struct Queue<T> {
-    waiting: RefCell<Vec<Waiter<T>>>,
+pub struct Queue<P, T> {
+    waiting: RefCell<Vec<Waiter<P, T>>>,
     /// Whether somebody takes them.
     busy: Cell<bool>,
 }
 
 /// An id, and who waits for what comes of it.
-pub struct Waiter<T> {
-    /// Its window.
-    pub window: Window,
+pub struct Waiter<P, T> {
+    /// Where it is counted: a counter's window.
+    pub place: P,
     /// The id.
     pub id: Id,
     outcome: Rc<RefCell<Option<Recorded<T>>>>,
     _wake: StreamWriter<u8>,
 }
 
-impl<T> Waiter<T> {
+impl<P, T> Waiter<P, T> {
     /// Wakes who waits.
     pub fn done(self, outcome: Recorded<T>) {
         *self.outcome.borrow_mut() = Some(outcome);
     }
 }
 
-impl<T> Default for Queue<T> {
+impl<P, T> Default for Queue<P, T> {
     fn default() -> Self {
         Self {
             waiting: RefCell::default(),
@@ -48,16 +48,16 @@ impl<T> Default for Queue<T> {
     }
 }
 
-impl<T> Queue<T> {
+impl<P: Clone + PartialEq, T> Queue<P, T> {
     /// Waits until somebody who takes ids has recorded this one. Without anybody it is for the caller to do so.
-    pub async fn wait(&self, window: Window, id: Id) -> Option<Recorded<T>> {
+    pub async fn wait(&self, place: P, id: Id) -> Option<Recorded<T>> {
         if !self.busy.replace(true) {
             return None;
         }
         let (wake, mut woken) = wit_stream::new();
         let outcome = Rc::default();
         self.waiting.borrow_mut().push(Waiter {
-            window,
+            place,
             id,
             outcome: Rc::clone(&outcome),
             _wake: wake,
@@ -66,13 +66,12 @@ impl<T> Queue<T> {
         Some(outcome.take().unwrap_or_else(|| Err("given up".into())))
     }
 
-    /// Takes ids of one window, in their order. Without any, whoever took them stops doing so.
-    pub fn take(&self) -> Vec<Waiter<T>> {
-        let mut waiting = self.waiting.borrow_mut();
-        let count = leading(waiting.iter().map(|waiter| waiter.window));
-        if count == 0 {
+    /// Takes ids of one place, in their order. Without any, whoever took them stops doing so.
+    pub fn take(&self) -> Vec<Waiter<P, T>> {
+        let taken = take_alike(&mut self.waiting.borrow_mut(), |waiter| waiter.place.clone());
+        if taken.is_empty() {
             self.busy.set(false);
         }
-        waiting.drain(..count).collect()
+        taken
     }
 }

@@ -8,7 +8,7 @@ mod redis;
 use std::time::SystemTime;
 
 use verve_protocol::keys::stats;
-use verve_protocol::{CallbackJob, Id, Window};
+use verve_protocol::{CallbackJob, CounterName, Id, Window};
 
 use crate::answer::{Answer, Limit, Outcome};
 use crate::callback::Callback;
@@ -67,6 +67,16 @@ impl Counter {
         Config::parse(values).map(|config| Self { config })
     }
 
+    /// Another counter, by its name: what is added to it is counted and reported by itself. The counter that has no name, from [`Counter::get`], is the
+    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) counters with a name; what is
+    /// added to one more is answered [`Limit::Counters`].
+    #[must_use]
+    pub fn open(&self, name: CounterName) -> Self {
+        let mut config = self.config.clone();
+        config.keys = config.keys.named(name);
+        Self { config }
+    }
+
     /// Counts an id in the window that is open now, and has the reporter call somebody with the window's count, if that is asked for. Whatever
     /// fails after it is answered [`Answer::Recorded`], it is counted once.
     pub fn add(&self, id: Id, callback: Option<Callback>) -> (Answer, Note<'_>) {
@@ -114,7 +124,20 @@ impl Counter {
             window,
             revision: None,
         });
-        match Redis::new(config, window).record(id, job.as_ref()) {
+        let redis = Redis::new(config, window);
+        let beyond = match config.keys.counter() {
+            Some(name) => redis.tell_counter(name),
+            None => Ok(None),
+        };
+        let recorded = match beyond {
+            Ok(None) => redis.record(id, job.as_ref()),
+            Ok(Some(limit)) => Ok(Answer::Limited(limit)),
+            Err(error) => Err(Unrecorded {
+                error,
+                may_be_noted: false,
+            }),
+        };
+        match recorded {
             Ok(answer) => {
                 match answer {
                     Answer::Recorded(outcome) if config.log == Log::All => {

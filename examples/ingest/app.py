@@ -1,4 +1,5 @@
-"""A telemetry ingest in Python: `GET /ingest?device=<number>[&device=…]` counts devices, and answers what became of each.
+"""A telemetry ingest in Python: `GET /ingest?device=<number>[&device=…][&fleet=<name>]` counts devices, in all or by their fleet, and answers
+what became of each.
 
 It knows nothing of Verve but an interface: the component that counts is composed with this one.
 """
@@ -6,7 +7,7 @@ It knows nothing of Verve but an interface: the component that counts is compose
 import json
 from urllib.parse import parse_qs, urlsplit
 
-from componentize_py_types import Ok
+from componentize_py_types import Err, Ok
 from wit_world import exports
 from wit_world.imports import blocking_counter
 from wit_world.imports.wasi_http_types import Fields, OutgoingBody, OutgoingResponse, ResponseOutparam
@@ -20,7 +21,12 @@ class IncomingHandler(exports.IncomingHandler):
         except (KeyError, ValueError):
             respond(response_out, 400, {"error": "expected ?device=<number>"})
             return
-        counted = blocking_counter.add_many(devices)
+        try:
+            counter = blocking_counter.open(query["fleet"][0]) if "fleet" in query else blocking_counter
+        except Err as error:
+            respond(response_out, 400, {"error": error.value.value})
+            return
+        counted = counter.add_many(devices)
         failed = any(not isinstance(result, Ok) for result in counted)
         told = [result.value.name.lower() if isinstance(result, Ok) else "failed" for result in counted]
         respond(response_out, 503 if failed else 200, told)

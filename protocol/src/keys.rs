@@ -3,11 +3,14 @@
 //! A cluster has a key on the node of its slot, and a script or a transaction must keep to one slot. So all keys but those of ids begin
 //! with a hash tag, `{ns}:`, and are together; each set of ids, `ns:ids:L:S` or `ns:ids:L:S:p`, is by itself, and what it becomes is
 //! tagged with its whole name.
+//!
+//! A named counter has keys of its own, all those of a window and a report, as if its namespace were `ns/name`; a `/` is in no namespace and
+//! in no name.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Partition, Window, WindowLength};
+use crate::{CounterName, Partition, Window, WindowLength};
 
 /// How long an unreported set of ids, and its statistics, are kept: a day, in seconds.
 pub const UNREPORTED_SECONDS: u64 = 86_400;
@@ -53,17 +56,60 @@ impl fmt::Display for Namespace {
     }
 }
 
-/// The keys of one namespace.
+/// The keys of one counter of a namespace: of the one that has no name, or of a named one.
 #[derive(Clone, Debug)]
 pub struct Keys {
     namespace: Namespace,
+    counter: Option<CounterName>,
+    /// What they begin with.
+    prefix: String,
 }
 
 impl Keys {
-    /// The keys of `namespace`.
+    /// The keys of the counter of `namespace` that has no name.
     #[must_use]
-    pub const fn new(namespace: Namespace) -> Self {
-        Self { namespace }
+    pub fn new(namespace: Namespace) -> Self {
+        Self {
+            prefix: namespace.to_string(),
+            namespace,
+            counter: None,
+        }
+    }
+
+    /// The keys of a named counter of the same namespace.
+    #[must_use]
+    pub fn named(&self, counter: CounterName) -> Self {
+        Self {
+            namespace: self.namespace.clone(),
+            prefix: format!("{}/{counter}", self.namespace),
+            counter: Some(counter),
+        }
+    }
+
+    /// Whose they are: nothing for the counter that has no name.
+    #[must_use]
+    pub const fn counter(&self) -> Option<&CounterName> {
+        self.counter.as_ref()
+    }
+
+    /// Sorted set: the names of the namespace's counters, by the start of the window, in Unix seconds, to which somebody added last.
+    #[must_use]
+    pub fn counters(&self) -> String {
+        format!("{{{}}}:counters", self.namespace)
+    }
+
+    /// Of a key that is [`Keys::ids`] of a named counter of this namespace: its name, and the start of the window.
+    #[must_use]
+    pub fn named_ids(&self, key: &str) -> Option<(CounterName, u64)> {
+        let (prefix, _, start, _) = ids_parts(key)?;
+        Some((self.name_in(prefix)?, start))
+    }
+
+    /// The named counter of this namespace whose keys begin with this.
+    #[must_use]
+    pub fn name_in(&self, prefix: &str) -> Option<CounterName> {
+        let (namespace, name) = prefix.split_once('/')?;
+        name.parse().ok().filter(|_| namespace == self.namespace.as_str())
     }
 
     /// The namespace of all of them.
@@ -77,8 +123,8 @@ impl Keys {
     pub fn ids(&self, window: Window, partition: Partition) -> String {
         let (length, start) = (window.length(), window.start());
         match partition {
-            Partition::Whole => format!("{}:ids:{length}:{start}", self.namespace),
-            Partition::Part(number) => format!("{}:ids:{length}:{start}:{number}", self.namespace),
+            Partition::Whole => format!("{}:ids:{length}:{start}", self.prefix),
+            Partition::Part(number) => format!("{}:ids:{length}:{start}:{number}", self.prefix),
         }
     }
 
@@ -104,13 +150,13 @@ impl Keys {
     /// A pattern, as `SCAN` takes it, of [`Keys::ids`] of every window of this length.
     #[must_use]
     pub fn ids_pattern(&self, length: WindowLength) -> String {
-        format!("{}:ids:{length}:*", self.namespace)
+        format!("{}:ids:{length}:*", self.prefix)
     }
 
     /// A pattern, as `SCAN` takes it, of [`Keys::late`] of every window of this length.
     #[must_use]
     pub fn late_pattern(&self, length: WindowLength) -> String {
-        format!("{{{}:ids:{length}:*}}:late", self.namespace)
+        format!("{{{}:ids:{length}:*}}:late", self.prefix)
     }
 
     /// The window whose [`Keys::ids`] or [`Keys::late`] this is.
@@ -121,80 +167,75 @@ impl Keys {
             None => key,
         };
         let (namespace, seconds, start, _) = ids_parts(key)?;
-        let ours = namespace == self.namespace.as_str() && seconds == length.seconds();
+        let ours = namespace == self.prefix && seconds == length.seconds();
         length.window_starting(start).filter(|_| ours)
     }
 
     /// Hash: what happened in a window, as far as flushed: see [`stats`].
     #[must_use]
     pub fn stats(&self, window: Window) -> String {
-        format!("{{{}}}:stats:{}:{}", self.namespace, window.length(), window.start())
+        format!("{{{}}}:stats:{}:{}", self.prefix, window.length(), window.start())
     }
 
     /// Hash with expiry: how many callback jobs each endpoint has had in a window, where that is limited, by the SHA-1 of the endpoint.
     #[must_use]
     pub fn endpoints(&self, window: Window) -> String {
-        format!(
-            "{{{}}}:endpoints:{}:{}",
-            self.namespace,
-            window.length(),
-            window.start()
-        )
+        format!("{{{}}}:endpoints:{}:{}", self.prefix, window.length(), window.start())
     }
 
     /// Stream: callback jobs.
     #[must_use]
     pub fn callbacks(&self) -> String {
-        format!("{{{}}}:callbacks", self.namespace)
+        format!("{{{}}}:callbacks", self.prefix)
     }
 
     /// Sorted set: callback jobs waiting for their next attempt, scored by its Unix time in milliseconds.
     #[must_use]
     pub fn callbacks_retry(&self) -> String {
-        format!("{{{}}}:callbacks:retry", self.namespace)
+        format!("{{{}}}:callbacks:retry", self.prefix)
     }
 
     /// Stream: callback jobs given up on, with their last error.
     #[must_use]
     pub fn callbacks_dead(&self) -> String {
-        format!("{{{}}}:callbacks:dead", self.namespace)
+        format!("{{{}}}:callbacks:dead", self.prefix)
     }
 
     /// String with expiry: that a batch of spooled commands has been run, so that it is not run twice.
     #[must_use]
     pub fn spooled_batch(&self, batch: &str) -> String {
-        format!("{{{}}}:spooled:{batch}", self.namespace)
+        format!("{{{}}}:spooled:{batch}", self.prefix)
     }
 
     /// Hash with expiry: the state of each spool, by a name that it has from when something is put into it until it is empty again:
     /// a [`SpoolState`](crate::SpoolState) each.
     #[must_use]
     pub fn spools(&self) -> String {
-        format!("{{{}}}:spools", self.namespace)
+        format!("{{{}}}:spools", self.prefix)
     }
 
     /// Hash: what was reported, by the window's start.
     #[must_use]
     pub fn reports(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}", self.namespace)
+        format!("{{{}}}:reports:{length}", self.prefix)
     }
 
     /// Hash: what the reporter has begun with a window and not finished, by the window's start. Empty most of the time.
     #[must_use]
     pub fn reports_pending(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}:pending", self.namespace)
+        format!("{{{}}}:reports:{length}:pending", self.prefix)
     }
 
     /// String: the start of the first window to report, in Unix seconds, for as long as there is no report.
     #[must_use]
     pub fn reports_from(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}:from", self.namespace)
+        format!("{{{}}}:reports:{length}:from", self.prefix)
     }
 
     /// String with expiry: which reporter publishes windows now.
     #[must_use]
     pub fn lease(&self) -> String {
-        format!("{{{}}}:reporter:lease", self.namespace)
+        format!("{{{}}}:reporter:lease", self.prefix)
     }
 }
 
@@ -260,6 +301,34 @@ mod tests {
         assert_eq!(keys.reports_pending(length), "{verve}:reports:60:pending");
         assert_eq!(keys.reports_from(length), "{verve}:reports:60:from");
         assert_eq!(keys.lease(), "{verve}:reporter:lease");
+    }
+
+    #[test]
+    fn the_keys_of_a_named_counter_are_pinned() {
+        let keys = Keys::new("verve".parse().expect("valid"));
+        let name: CounterName = "logins".parse().expect("valid");
+        let named = keys.named(name.clone());
+        let length = WindowLength::try_new(60).expect("valid");
+        let window = length.window_at_ms(1_795_383_012_345);
+        let ids = named.ids(window, Partition::Part(7));
+        assert_eq!(ids, "verve/logins:ids:60:1795383000:7");
+        assert_eq!(named.stats(window), "{verve/logins}:stats:60:1795383000");
+        assert_eq!(named.reports(length), "{verve/logins}:reports:60");
+        assert_eq!(named.lease(), "{verve/logins}:reporter:lease");
+        // One for the whole namespace.
+        assert_eq!(named.counters(), "{verve}:counters");
+        assert_eq!(named.counters(), keys.counters());
+
+        assert_eq!(keys.named_ids(&ids), Some((name, 1_795_383_000)));
+        assert_eq!(named.window_of(&ids, length), Some(window));
+        assert_eq!(keys.window_of(&ids, length), None);
+        for other in [
+            "verve:ids:60:1795383000",
+            "shop/logins:ids:60:1795383000",
+            "verve/a:b:ids:60:0",
+        ] {
+            assert_eq!(keys.named_ids(other), None, "{other}");
+        }
     }
 
     #[test]

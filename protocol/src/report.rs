@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Window;
+use crate::{CounterName, Window};
 
 /// What was last reported of a window: a value of the hash `ns:reports:L`, as JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -69,10 +69,13 @@ pub struct WindowRecord {
 }
 
 impl WindowRecord {
-    /// The record's key: the window's start, `2026-11-22T21:30:00Z`.
+    /// The record's key: the window's start, `2026-11-22T21:30:00Z`; of a named counter `logins/2026-11-22T21:30:00Z`.
     #[must_use]
-    pub fn key(&self) -> String {
-        self.window.to_string()
+    pub fn key(&self, counter: Option<&CounterName>) -> String {
+        match counter {
+            None => self.window.to_string(),
+            Some(counter) => format!("{counter}/{}", self.window),
+        }
     }
 
     /// The record's value: the count in decimal.
@@ -81,9 +84,9 @@ impl WindowRecord {
         self.count.to_string()
     }
 
-    /// The record's headers, numbers in decimal. `late` only if there are such ids.
+    /// The record's headers, numbers in decimal. `late` only if there are such ids, `counter` only of a named one.
     #[must_use]
-    pub fn headers(&self) -> Vec<(&'static str, String)> {
+    pub fn headers(&self, counter: Option<&CounterName>) -> Vec<(&'static str, String)> {
         let mut headers = vec![
             ("revision", self.revision.to_string()),
             ("window-seconds", self.window.length().to_string()),
@@ -92,6 +95,9 @@ impl WindowRecord {
         ];
         if self.late > 0 {
             headers.push(("late", self.late.to_string()));
+        }
+        if let Some(counter) = counter {
+            headers.push(("counter", counter.to_string()));
         }
         headers
     }
@@ -117,9 +123,9 @@ mod tests {
             duplicates: 766,
             late: 0,
         };
-        assert_eq!(record.key(), "2026-11-22T21:30:00Z");
+        assert_eq!(record.key(None), "2026-11-22T21:30:00Z");
         assert_eq!(record.value(), "1234");
-        let headers = record.headers();
+        let headers = record.headers(None);
         let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
         assert_eq!(
             headers,
@@ -131,7 +137,10 @@ mod tests {
             ]
         );
         let late = WindowRecord { late: 3, ..record };
-        assert_eq!(late.headers()[4], ("late", "3".to_owned()));
+        assert_eq!(late.headers(None)[4], ("late", "3".to_owned()));
+        let counter: CounterName = "logins".parse().expect("valid");
+        assert_eq!(record.key(Some(&counter)), "logins/2026-11-22T21:30:00Z");
+        assert_eq!(record.headers(Some(&counter))[4], ("counter", "logins".to_owned()));
     }
 
     #[test]

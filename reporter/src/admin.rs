@@ -23,6 +23,7 @@ use verve_protocol::WindowLength;
 
 use crate::health::Health;
 use crate::metrics::{self, Metrics};
+use crate::named::SeenCounter;
 use crate::overview::Seen;
 use crate::store::Store;
 pub use auth::Token;
@@ -52,6 +53,8 @@ pub struct Admin {
     pub health: Arc<Health>,
     pub metrics: Metrics,
     pub seen: watch::Receiver<Seen>,
+    /// The named counters.
+    pub counters: watch::Receiver<Vec<SeenCounter>>,
     /// The name of this replica.
     pub replica: String,
     pub stop: CancellationToken,

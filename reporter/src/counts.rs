@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use verve_protocol::{Report, Window, WindowLength};
+use verve_protocol::counter_name::InvalidCounterName;
+use verve_protocol::{CounterName, Report, Window, WindowLength};
 
 use crate::clock::now_ms;
 use crate::store::{BATCH, Store};
@@ -34,6 +35,18 @@ pub struct Asked {
     #[arg(long, value_name = "N")]
     #[param(minimum = 1, maximum = 10_080, default = 60)]
     limit: Option<u64>,
+    /// The named counter whose windows they are; those of the counter without a name if not given
+    #[arg(long, value_name = "NAME")]
+    counter: Option<String>,
+}
+
+/// Of which counter.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Which {
+    /// A named counter; the one without a name if not given
+    counter: Option<String>,
 }
 
 /// A reported window.
@@ -87,6 +100,7 @@ pub struct Range {
     /// A time after the start of the last window.
     to: u64,
     limit: u64,
+    counter: Option<CounterName>,
 }
 
 /// Some reported windows, the newest first.
@@ -123,6 +137,7 @@ impl Asked {
             from: from.unwrap_or_default().max(oldest),
             to: to.unwrap_or(now_s).min(now_s),
             limit,
+            counter: named(self.counter.as_deref())?,
         })
     }
 
@@ -136,8 +151,26 @@ impl Asked {
         if let Some(limit) = self.limit {
             query.append_pair("limit", &limit.to_string());
         }
+        if let Some(counter) = &self.counter {
+            query.append_pair("counter", counter);
+        }
         query.finish()
     }
+}
+
+impl Which {
+    /// The store of this counter.
+    ///
+    /// # Errors
+    /// If there can be none of this name: says so.
+    pub fn of(&self, store: &Store) -> Result<Store, String> {
+        Ok(store.of(named(self.counter.as_deref())?.as_ref()))
+    }
+}
+
+fn named(counter: Option<&str>) -> Result<Option<CounterName>, String> {
+    let name = counter.map(str::parse).transpose();
+    name.map_err(|error: InvalidCounterName| error.to_string())
 }
 
 impl Range {
@@ -154,6 +187,7 @@ impl Range {
     /// # Errors
     /// If Redis fails.
     pub async fn read(&self, store: &Store) -> RedisResult<Page> {
+        let store = &store.of(self.counter.as_ref());
         let mut page = Page {
             counts: Vec::new(),
             next: None,
@@ -283,6 +317,7 @@ mod tests {
             from: from.map(str::to_owned),
             to: to.map(str::to_owned),
             limit: None,
+            counter: None,
         };
         let length = WindowLength::try_new(60).expect("valid");
         let range = asked.range(length, NOW)?;
@@ -341,10 +376,11 @@ mod tests {
             from: Some("2026-11-22T21:30:00+01:00".to_owned()),
             to: Some("soon".to_owned()),
             limit: Some(5),
+            counter: Some("logins".to_owned()),
         };
         assert_eq!(
             asked.before(1_795_383_000),
-            "from=2026-11-22T21%3A30%3A00%2B01%3A00&to=1795383000&limit=5"
+            "from=2026-11-22T21%3A30%3A00%2B01%3A00&to=1795383000&limit=5&counter=logins"
         );
     }
 }

@@ -15,7 +15,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use tokio::runtime::Handle;
-use verve_protocol::WindowRecord;
+use verve_protocol::{CounterName, WindowRecord};
 
 use crate::health::{Dependency, Health};
 use crate::metrics::Metrics;
@@ -53,6 +53,8 @@ struct Kafka {
     /// Only asked whether Kafka is there. It begins no transactions, so it is in nobody's way.
     asking: FutureProducer<Quiet>,
     topic: Arc<str>,
+    /// Whose records these are, if it has a name.
+    counter: Option<CounterName>,
     transactions: bool,
     dependency: Dependency,
     /// Whether records were not taken last: then it is not well, though it may answer other questions.
@@ -162,11 +164,24 @@ impl Publisher {
             config: client,
             asking,
             topic: config.topic.as_str().into(),
+            counter: None,
             transactions: config.transactional_id.is_some(),
             dependency,
             failing: Arc::default(),
             metrics: metrics.clone(),
         })))
+    }
+
+    /// A publisher of a named counter's records. To Kafka they are another producer's: each counter has a leader of its own.
+    pub fn named(&self, counter: &CounterName) -> Self {
+        let mut publisher = self.clone();
+        if let Some(kafka) = &mut publisher.0 {
+            if let Some(id) = kafka.config.get("transactional.id").map(|id| format!("{id}/{counter}")) {
+                kafka.config.set("transactional.id", id);
+            }
+            kafka.counter = Some(counter.clone());
+        }
+        publisher
     }
 
     /// Publishing for a replica that has just got the lease.
@@ -293,8 +308,10 @@ impl Kafka {
         if self.transactions {
             producer.begin_transaction()?;
         }
+        let counter = self.counter.as_ref();
         let queued = records.iter().map(|record| {
-            let (key, value, headers) = (record.key(), record.value(), headers(record));
+            let (key, value) = (record.key(counter), record.value());
+            let headers = headers(&record.headers(counter));
             let message = FutureRecord::to(&self.topic).key(&key).payload(&value).headers(headers);
             producer.send_result(message).map_err(|(error, _)| error)
         });
@@ -315,8 +332,7 @@ impl Kafka {
     }
 }
 
-fn headers(record: &WindowRecord) -> OwnedHeaders {
-    let headers = record.headers();
+fn headers(headers: &[(&str, String)]) -> OwnedHeaders {
     let none = OwnedHeaders::new_with_capacity(headers.len());
     headers.iter().fold(none, |headers, (key, value)| {
         let value = Some(value);

@@ -3,6 +3,7 @@
 //! - `cli`: the command line, environment and configuration file, parsed whole before anything else happens
 //! - `windows`: what is to be done with windows (`ledger`, pure), who does it (`lease`), what of it is in Redis (`books`), and
 //!   the reporting itself
+//! - `named`: the same for each named counter
 //! - `kafka`: the records
 //! - `counts`: what was reported, to be asked for by HTTP or on the command line; `command`: runs what is asked for there
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
@@ -21,6 +22,7 @@ mod doctor;
 mod health;
 mod kafka;
 mod metrics;
+mod named;
 mod overview;
 mod store;
 mod telemetry;
@@ -40,8 +42,10 @@ use crate::cli::{Config, Task};
 use crate::health::Health;
 use crate::kafka::Publisher;
 use crate::metrics::Metrics;
+use crate::named::{Named, Parts};
 use crate::overview::Overview;
 use crate::store::Store;
+use crate::windows::Pace;
 
 /// How long deliveries under way may take to finish once a stop was asked for.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
@@ -117,6 +121,16 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let (overview, seen) = Overview::new(config.windows.clone(), store.clone(), health.clone(), metrics.clone());
     let overview = tokio::spawn(overview.run(stop.clone()));
+    let pace = Pace::default();
+    let (named, counters) = Named::new(Parts {
+        config: config.windows.clone(),
+        store: store.clone(),
+        publisher: publisher.clone(),
+        metrics: metrics.clone(),
+        replica: replica.clone(),
+        pace: pace.clone(),
+    });
+    let named = tokio::spawn(named.run(stop.clone()));
     let admin = Admin {
         length: config.windows.length,
         token: config.admin_token,
@@ -124,6 +138,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         health: health.clone(),
         metrics: metrics.clone(),
         seen,
+        counters,
         replica: replica.clone(),
         stop: stop.clone(),
     };
@@ -139,8 +154,9 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         config.windows,
         store.clone(),
         publisher,
-        metrics.clone(),
+        &metrics,
         replica.clone(),
+        pace,
     );
     let windows = tokio::spawn(windows.run(stop.clone()));
     let callbacks = callbacks::Callbacks::new(config.callbacks, length, store, metrics, replica)?;
@@ -150,7 +166,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     tracing::info!("stopping: deliveries under way may finish");
     stop.cancel();
     let done = async {
-        for task in [windows, callbacks, checks, overview, admin] {
+        for task in [windows, named, callbacks, checks, overview, admin] {
             task.await.context("a task of the reporter failed")?;
         }
         anyhow::Ok(())

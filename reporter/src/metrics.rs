@@ -13,6 +13,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use verve_protocol::CounterName;
 use verve_protocol::keys::stats;
 
 /// The media type of [`Metrics::render`].
@@ -44,6 +45,46 @@ type By<const LABELS: usize, M> = Family<[(&'static str, String); LABELS], M>;
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
+    /// One transaction of Kafka, or an attempt at one.
+    pub kafka_publish: Histogram,
+    /// Of the callback job that has been in the stream for longest, in seconds.
+    pub oldest_job_age: Gauge,
+    /// A call of an endpoint.
+    pub callback: Histogram,
+    /// The ids and callback jobs in the spools of edge hosts.
+    pub spool_depth: Gauge,
+    /// Ids that were brought from spools to Redis.
+    pub drained_ids: Counter,
+    of_windows: OfWindows,
+    kafka_errors: By<1, Counter>,
+    redis_command: By<1, Histogram>,
+    redis_errors: By<2, Counter>,
+    callback_attempts: By<2, Counter>,
+    callback_jobs: By<1, Gauge>,
+    dependency_up: By<1, Gauge>,
+}
+
+/// Of the counter that has no name there is no label, of a named one its name, and whatever else is told apart.
+type Labels = Vec<(&'static str, String)>;
+
+/// What is measured of windows, by counter.
+#[derive(Clone, Debug)]
+struct OfWindows {
+    late_ids: Family<Labels, Counter>,
+    windows_reported: Family<Labels, Counter>,
+    window_revisions: Family<Labels, Counter>,
+    windows_lost: Family<Labels, Counter>,
+    windows_ahead: Family<Labels, Counter>,
+    window_lag: Family<Labels, Histogram, fn() -> Histogram>,
+    window_overdue: Family<Labels, Gauge>,
+    lease_held: Family<Labels, Gauge>,
+    unique_ids: Family<Labels, Gauge>,
+    requests: Family<Labels, Counter>,
+}
+
+/// What is measured of one counter's windows.
+#[derive(Clone, Debug)]
+pub struct WindowMetrics {
     /// Ids that came after their window was final, and were dropped.
     pub late_ids: Counter,
     /// Windows reported for the first time.
@@ -60,24 +101,8 @@ pub struct Metrics {
     pub window_overdue: Gauge,
     /// 1 while this replica reports windows, else 0.
     pub lease_held: Gauge,
-    /// One transaction of Kafka, or an attempt at one.
-    pub kafka_publish: Histogram,
-    /// Of the callback job that has been in the stream for longest, in seconds.
-    pub oldest_job_age: Gauge,
-    /// A call of an endpoint.
-    pub callback: Histogram,
-    /// The ids and callback jobs in the spools of edge hosts.
-    pub spool_depth: Gauge,
-    /// Ids that were brought from spools to Redis.
-    pub drained_ids: Counter,
-    unique_ids: By<1, Gauge>,
-    requests: By<1, Counter>,
-    kafka_errors: By<1, Counter>,
-    redis_command: By<1, Histogram>,
-    redis_errors: By<2, Counter>,
-    callback_attempts: By<2, Counter>,
-    callback_jobs: By<1, Gauge>,
-    dependency_up: By<1, Gauge>,
+    all: OfWindows,
+    labels: Labels,
 }
 
 /// What is measured of one Redis server.
@@ -96,21 +121,12 @@ impl Default for Metrics {
         let moments: fn() -> Histogram = || Histogram::new(MOMENTS);
         let mut metrics = Self {
             registry: Arc::default(),
-            late_ids: Counter::default(),
-            windows_reported: Counter::default(),
-            window_revisions: Counter::default(),
-            windows_ahead: Counter::default(),
-            windows_lost: Counter::default(),
-            window_lag: Histogram::new(WAITS),
-            window_overdue: Gauge::default(),
-            lease_held: Gauge::default(),
             kafka_publish: moments(),
             oldest_job_age: Gauge::default(),
             callback: moments(),
             spool_depth: Gauge::default(),
             drained_ids: Counter::default(),
-            unique_ids: Family::default(),
-            requests: Family::default(),
+            of_windows: OfWindows::default(),
             kafka_errors: Family::default(),
             redis_command: Family::new_with_constructor(moments),
             redis_errors: Family::default(),
@@ -119,9 +135,7 @@ impl Default for Metrics {
             dependency_up: Family::default(),
         };
         // There from the start: a counter that appears with its first event hides that event from `increase`.
-        for outcome in OUTCOMES {
-            metrics.requests(outcome, 0);
-        }
+        drop(metrics.windows(None));
         for reason in ["away", "fenced"] {
             drop(
                 metrics
@@ -139,18 +153,28 @@ impl Metrics {
     pub fn render(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
-        Ok(text)
+        // As one writes what has no label.
+        Ok(text.replace("{} ", " "))
     }
 
-    /// So many more requests with this outcome.
-    pub fn requests(&self, outcome: &str, more: u64) {
-        let counter = self.requests.get_or_create_owned(&[("outcome", outcome.to_owned())]);
-        counter.inc_by(more);
-    }
-
-    /// The unique ids of the `current` or the `last` window.
-    pub fn unique_ids(&self, window: &str, count: u64) {
-        set(&self.unique_ids, "window", window, count);
+    /// Those of the windows of a counter.
+    pub fn windows(&self, counter: Option<&CounterName>) -> WindowMetrics {
+        let all = self.of_windows.clone();
+        let labels: Labels = counter.iter().map(|name| ("counter", name.to_string())).collect();
+        let windows = WindowMetrics {
+            late_ids: all.late_ids.get_or_create_owned(&labels),
+            windows_reported: all.windows_reported.get_or_create_owned(&labels),
+            window_revisions: all.window_revisions.get_or_create_owned(&labels),
+            windows_lost: all.windows_lost.get_or_create_owned(&labels),
+            windows_ahead: all.windows_ahead.get_or_create_owned(&labels),
+            window_lag: all.window_lag.get_or_create_owned(&labels),
+            window_overdue: all.window_overdue.get_or_create_owned(&labels),
+            lease_held: all.lease_held.get_or_create_owned(&labels),
+            all,
+            labels,
+        };
+        OUTCOMES.iter().for_each(|outcome| windows.requests(outcome, 0));
+        windows
     }
 
     /// The callback jobs in the `stream`, in `retry`, or `dead`.
@@ -193,50 +217,59 @@ impl Metrics {
     // `_total` is added to a counter's name by the format.
     fn register(&self) -> Registry {
         let mut registry = Registry::with_prefix("verve");
-        let r = &mut registry;
+        let (r, of_windows) = (&mut registry, &self.of_windows);
         r.register(
             "requests",
             "Requests by outcome, counted by the replica that reports windows",
-            self.requests.clone(),
+            of_windows.requests.clone(),
         );
         r.register(
             "unique_ids",
             "Unique ids of the current and the last window",
-            self.unique_ids.clone(),
+            of_windows.unique_ids.clone(),
         );
         for (name, help, counter) in [
-            ("late_ids", "Ids that came after their window was final", &self.late_ids),
+            (
+                "late_ids",
+                "Ids that came after their window was final",
+                &of_windows.late_ids,
+            ),
             (
                 "windows_reported",
                 "Windows reported for the first time",
-                &self.windows_reported,
+                &of_windows.windows_reported,
             ),
             (
                 "window_revisions",
                 "Corrections of windows reported before",
-                &self.window_revisions,
+                &of_windows.window_revisions,
             ),
             (
                 "windows_ahead",
                 "Windows that had ids before they had begun, since the clock of an edge host is ahead",
-                &self.windows_ahead,
+                &of_windows.windows_ahead,
             ),
             (
                 "windows_lost",
                 "Windows not reported because their ids had expired",
-                &self.windows_lost,
+                &of_windows.windows_lost,
             ),
         ] {
             r.register(name, help, counter.clone());
         }
         let lag = "From a window being due to its first record being acknowledged";
-        r.register_with_unit("window_lag", lag, Unit::Seconds, self.window_lag.clone());
+        r.register_with_unit("window_lag", lag, Unit::Seconds, of_windows.window_lag.clone());
         let overdue = "How long the oldest due window has not been reported";
-        r.register_with_unit("window_overdue", overdue, Unit::Seconds, self.window_overdue.clone());
+        r.register_with_unit(
+            "window_overdue",
+            overdue,
+            Unit::Seconds,
+            of_windows.window_overdue.clone(),
+        );
         r.register(
             "lease_held",
             "Whether this replica reports windows",
-            self.lease_held.clone(),
+            of_windows.lease_held.clone(),
         );
         r.register(
             "dependency_up",
@@ -295,6 +328,68 @@ impl Metrics {
     }
 }
 
+impl Default for OfWindows {
+    fn default() -> Self {
+        Self {
+            late_ids: Family::default(),
+            windows_reported: Family::default(),
+            window_revisions: Family::default(),
+            windows_lost: Family::default(),
+            windows_ahead: Family::default(),
+            window_lag: Family::new_with_constructor(|| Histogram::new(WAITS)),
+            window_overdue: Family::default(),
+            lease_held: Family::default(),
+            unique_ids: Family::default(),
+            requests: Family::default(),
+        }
+    }
+}
+
+impl WindowMetrics {
+    /// So many more requests with this outcome.
+    pub fn requests(&self, outcome: &str, more: u64) {
+        let counter = self.all.requests.get_or_create_owned(&self.and("outcome", outcome));
+        counter.inc_by(more);
+    }
+
+    /// The unique ids of the `current` or the `last` window.
+    pub fn unique_ids(&self, window: &str, count: u64) {
+        let gauges = &self.all.unique_ids;
+        gauges
+            .get_or_create_owned(&self.and("window", window))
+            .set(gauge(count));
+    }
+
+    /// Tells no more of this counter, which was forgotten.
+    pub fn forget(&self) {
+        let Self { all, labels, .. } = self;
+        for counters in [
+            &all.late_ids,
+            &all.windows_reported,
+            &all.window_revisions,
+            &all.windows_lost,
+            &all.windows_ahead,
+        ] {
+            counters.remove(labels);
+        }
+        all.window_lag.remove(labels);
+        all.window_overdue.remove(labels);
+        all.lease_held.remove(labels);
+        for window in ["current", "last"] {
+            all.unique_ids.remove(&self.and("window", window));
+        }
+        for outcome in OUTCOMES {
+            all.requests.remove(&self.and("outcome", outcome));
+        }
+    }
+
+    fn and(&self, label: &'static str, value: &str) -> Labels {
+        let mut labels = self.labels.clone();
+        labels.push((label, value.to_owned()));
+        labels
+    }
+}
+
 /// The same metrics in the older text format of Prometheus, for whoever does not ask for OpenMetrics: there a counter's own name ends
 /// in `_total`, and units are not told.
 pub fn prometheus_text(openmetrics: &str) -> String {
@@ -340,11 +435,18 @@ mod tests {
     #[test]
     fn the_text_is_pinned() {
         let metrics = Metrics::default();
-        metrics.late_ids.inc_by(3);
-        metrics.lease_held.set(1);
-        metrics.window_overdue.set(7);
-        metrics.requests("new", 5);
-        metrics.unique_ids("current", 4);
+        let windows = metrics.windows(None);
+        windows.late_ids.inc_by(3);
+        windows.lease_held.set(1);
+        windows.window_overdue.set(7);
+        windows.requests("new", 5);
+        windows.unique_ids("current", 4);
+        let named = metrics.windows("logins".parse().ok().as_ref());
+        named.late_ids.inc_by(2);
+        named.unique_ids("last", 9);
+        let forgotten = metrics.windows("gone".parse().ok().as_ref());
+        forgotten.requests("new", 5);
+        forgotten.forget();
         metrics.callback_attempt(Some(204), "delivered");
         metrics.callback_attempt(None, "retried");
         metrics.redis("redis://r").away.inc();
@@ -363,6 +465,8 @@ mod tests {
             "verve_requests_total{outcome=\"new\"} 5",
             "verve_requests_total{outcome=\"failed\"} 0",
             "verve_unique_ids{window=\"current\"} 4",
+            "verve_late_ids_total{counter=\"logins\"} 2",
+            "verve_unique_ids{counter=\"logins\",window=\"last\"} 9",
             "verve_callback_attempts_total{status=\"2xx\",result=\"delivered\"} 1",
             "verve_callback_attempts_total{status=\"none\",result=\"retried\"} 1",
             "verve_redis_errors_total{server=\"redis://r\",kind=\"away\"} 1",
@@ -374,6 +478,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+        assert!(!text.contains("gone"), "{text}");
         let older = prometheus_text(&text);
         for line in [
             "# HELP verve_late_ids_total Ids that came after their window was final.",

@@ -16,7 +16,7 @@ use verve_protocol::{Report, SpoolState, Window, WindowLength};
 
 use crate::clock::now_ms;
 use crate::health::{Health, Problem};
-use crate::metrics::{Metrics, OUTCOMES, gauge};
+use crate::metrics::{Metrics, OUTCOMES, WindowMetrics, gauge};
 use crate::store::Store;
 use crate::windows::WindowsConfig;
 
@@ -124,6 +124,7 @@ pub struct Overview {
     store: Store,
     health: Arc<Health>,
     metrics: Metrics,
+    windows: WindowMetrics,
     seen: watch::Sender<Seen>,
     /// The first window not known to be reported.
     next: Window,
@@ -151,6 +152,7 @@ impl Overview {
             config,
             store,
             health,
+            windows: metrics.windows(None),
             metrics,
             seen,
         };
@@ -170,7 +172,7 @@ impl Overview {
         self.look_at_spools(&mut seen).await;
         match self.read(seen.read_ms.is_some()).await {
             Ok(read) => {
-                if seen.read_ms.is_some() && self.metrics.lease_held.get() == 1 {
+                if seen.read_ms.is_some() && self.windows.lease_held.get() == 1 {
                     self.count(&seen.windows, &read.windows);
                 }
                 seen = Seen {
@@ -201,15 +203,11 @@ impl Overview {
             .xlen(keys.callbacks_dead());
         pipe.xrange_count(keys.callbacks(), "-", "+", 1);
         type Reply = ((u64, u64), Option<String>, u64, u64, u64, StreamRangeReply);
-        let mut by_outcome = redis::pipe();
-        for window in &windows {
-            by_outcome.cmd("HMGET").arg(keys.stats(*window)).arg(&OUTCOMES);
-        }
         let with_sets = &windows[windows.len().saturating_sub(2)..];
         let first = self.store.redis();
         let ((time, leader, stream, retry, dead, oldest), by_outcome, reports, ids) = futures::try_join!(
             first.run::<Reply>(&pipe),
-            first.run::<Vec<[Option<u64>; OUTCOMES.len()]>>(&by_outcome),
+            self.store.outcomes(&windows),
             self.store.reports(&windows),
             self.store.counts(with_sets),
         )?;
@@ -218,7 +216,7 @@ impl Overview {
                 window: *window,
                 ids: None,
                 report,
-                requests: requests.map(Option::unwrap_or_default),
+                requests,
             })
             .collect();
         let newest = read.iter_mut().rev().zip(ids.into_iter().rev());
@@ -259,7 +257,7 @@ impl Overview {
             let counted = before.get(&seen.window).copied().unwrap_or_default();
             for ((outcome, now), counted) in OUTCOMES.iter().zip(seen.requests).zip(counted) {
                 // Fewer than before if Redis lost its data.
-                self.metrics.requests(outcome, now.saturating_sub(counted));
+                self.windows.requests(outcome, now.saturating_sub(counted));
             }
         }
     }
@@ -276,7 +274,7 @@ impl Overview {
             .filter_map(|(name, state)| Some((name, state.parse().ok()?)))
             .collect();
         if let Some(before) = &seen.spools
-            && self.metrics.lease_held.get() == 1
+            && self.windows.lease_held.get() == 1
         {
             self.count_drained(before, &now);
             self.forget(before, &now).await;
@@ -315,14 +313,14 @@ impl Overview {
         for (name, error) in &seen.dependencies {
             metrics.dependency(name, error.is_none());
         }
-        metrics.window_overdue.set(gauge(seen.overdue_s));
+        self.windows.window_overdue.set(gauge(seen.overdue_s));
         metrics.spool_depth.set(gauge(seen.spooled()));
         if seen.read_ms.is_none() {
             return;
         }
         let mut newest = seen.windows.iter().rev().map(|seen| seen.unique().unwrap_or_default());
-        metrics.unique_ids("current", newest.next().unwrap_or_default());
-        metrics.unique_ids("last", newest.next().unwrap_or_default());
+        self.windows.unique_ids("current", newest.next().unwrap_or_default());
+        self.windows.unique_ids("last", newest.next().unwrap_or_default());
         metrics.callback_jobs("stream", seen.jobs.stream);
         metrics.callback_jobs("retry", seen.jobs.retry);
         metrics.callback_jobs("dead", seen.jobs.dead);

@@ -8,10 +8,10 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use redis::{FromRedisValue, Pipeline, RedisResult, Script};
 use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
-use verve_protocol::{Keys, Partition, Partitions, Report, Window};
+use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window};
 
 use crate::health::Health;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, OUTCOMES};
 pub use server::{Node, RedisConfig, Server};
 
 /// The most reports asked for at once, so that other commands need not wait for long.
@@ -75,6 +75,15 @@ impl Store {
             partitions: config.partitions,
             redis: Server::new(config, health, metrics)?,
         })
+    }
+
+    /// The windows of another counter, if one is named, by the same connection.
+    pub fn of(&self, counter: Option<&CounterName>) -> Self {
+        let mut store = self.clone();
+        if let Some(counter) = counter {
+            store.keys = store.keys.named(counter.clone());
+        }
+        store
     }
 
     /// The connection.
@@ -202,6 +211,17 @@ impl Store {
             .into_iter()
             .map(|found| found.map(Option::unwrap_or_default))
             .collect())
+    }
+
+    /// For each window how many requests there were of each of [`OUTCOMES`], likewise.
+    pub async fn outcomes(&self, windows: &[Window]) -> RedisResult<Vec<[u64; OUTCOMES.len()]>> {
+        let mut pipe = redis::pipe();
+        for window in windows {
+            pipe.cmd("HMGET").arg(self.keys.stats(*window)).arg(&OUTCOMES);
+        }
+        let found: Vec<[Option<u64>; OUTCOMES.len()]> = self.redis.run(&pipe).await?;
+        let counts = found.into_iter().map(|found| found.map(Option::unwrap_or_default));
+        Ok(counts.collect())
     }
 
     /// What was reported of each window.

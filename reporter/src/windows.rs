@@ -13,6 +13,7 @@ mod model;
 mod pending;
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
@@ -20,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 use verve_protocol::keys::UNREPORTED_SECONDS;
-use verve_protocol::{Endpoint, Method, Window, WindowLength, WindowRecord};
+use verve_protocol::{CounterName, Endpoint, Method, Window, WindowLength, WindowRecord};
 
 use crate::backoff::Retry;
 use crate::clock::now_ms;
 use crate::kafka::{Begun, Publisher, Session, Unpublished};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, WindowMetrics};
 use crate::store::Store;
 use books::{BATCH, Books, Swept};
 use lease::Lease;
@@ -68,8 +69,9 @@ pub struct Reporter {
     store: Store,
     books: Books,
     publisher: Publisher,
-    metrics: Metrics,
+    metrics: WindowMetrics,
     replica: String,
+    pace: Pace,
 }
 
 /// When something was last done, to do it every so often.
@@ -93,28 +95,37 @@ struct PutOff {
     retry: Retry,
 }
 
-/// When Redis is searched next, and what was told of what was found.
+/// When Redis may be searched again. All that is reported by one process takes turns, so that many counters search no more than one.
+#[derive(Clone, Debug)]
+pub struct Pace(Arc<Mutex<Instant>>);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Pace {
+    fn due(&self) -> MutexGuard<'_, Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When Redis was last searched, and what was told of what was found.
+#[derive(Default)]
 struct Sweeps {
-    due: Instant,
+    last: Last,
     ahead: BTreeSet<Window>,
 }
 
-impl Default for Sweeps {
-    fn default() -> Self {
-        Self {
-            due: Instant::now(),
-            ahead: BTreeSet::new(),
-        }
-    }
-}
-
 impl Sweeps {
-    fn is_due(&self) -> bool {
-        Instant::now() >= self.due
+    fn is_due(&self, pace: &Pace) -> bool {
+        self.last.is_over(SWEEP_EVERY) && Instant::now() >= *pace.due()
     }
 
-    fn done(&mut self, took: Duration) {
-        self.due = Instant::now() + SWEEP_EVERY.max(took * SWEEP_REST);
+    fn done(&mut self, took: Duration, pace: &Pace) {
+        self.last.is_now();
+        *pace.due() = Instant::now() + took * SWEEP_REST;
     }
 
     /// Those of the windows that have not begun of which nothing was told yet.
@@ -125,12 +136,13 @@ impl Sweeps {
 }
 
 /// Of one report: most of the time of one window.
-fn span_of(records: &[WindowRecord]) -> Span {
+fn span_of(counter: Option<&str>, records: &[WindowRecord]) -> Span {
     let first = records.first();
     tracing::info_span!(
         "window report",
         otel.kind = "producer",
         otel.status_code = Empty,
+        counter,
         windows = records.len(),
         window = first.map(|record| record.window.to_string()),
         unique = first.map(|record| record.count),
@@ -140,15 +152,28 @@ fn span_of(records: &[WindowRecord]) -> Span {
 
 impl Reporter {
     /// A reporter that calls itself `replica` in the lease.
-    pub fn new(config: WindowsConfig, store: Store, publisher: Publisher, metrics: Metrics, replica: String) -> Self {
+    pub fn new(
+        config: WindowsConfig,
+        store: Store,
+        publisher: Publisher,
+        metrics: &Metrics,
+        replica: String,
+        pace: Pace,
+    ) -> Self {
         Self {
+            metrics: metrics.windows(store.keys.counter()),
             books: Books::new(config.clone(), store.clone()),
             config,
             store,
             publisher,
-            metrics,
             replica,
+            pace,
         }
+    }
+
+    /// The name of the counter, if it has one.
+    fn counter(&self) -> Option<&str> {
+        self.store.keys.counter().map(CounterName::as_str)
     }
 
     /// Runs until a stop is asked for.
@@ -162,7 +187,11 @@ impl Reporter {
             .await
         {
             if !std::mem::take(&mut goes_on) || lease.was_waited_for() {
-                tracing::info!(replica = self.replica, "holding the lease: reporting windows");
+                tracing::info!(
+                    counter = self.counter(),
+                    replica = self.replica,
+                    "holding the lease: reporting windows"
+                );
             }
             self.metrics.lease_held.set(1);
             let begin = Instant::now();
@@ -177,7 +206,7 @@ impl Reporter {
             }
             match led {
                 Ok(()) if stop.is_cancelled() => {}
-                Ok(()) => tracing::warn!(replica = self.replica, "lost the lease"),
+                Ok(()) => tracing::warn!(counter = self.counter(), replica = self.replica, "lost the lease"),
                 // Said by `health`.
                 Err(error) => {
                     tracing::debug!("reporting interrupted: {error}");
@@ -205,7 +234,7 @@ impl Reporter {
                     }
                 }
                 Step::Publish(records) => {
-                    let span = span_of(&records);
+                    let span = span_of(self.counter(), &records);
                     let published = self.publish(lease, &mut session, &records);
                     let published = published.instrument(span.clone()).await?;
                     if published != Some(Ok(())) {
@@ -244,7 +273,7 @@ impl Reporter {
                     if watch {
                         watched.is_now();
                     }
-                    if sweeps.is_due() && !self.sweep(lease, ledger, &mut sweeps).await? {
+                    if sweeps.is_due(&self.pace) && !self.sweep(lease, ledger, &mut sweeps).await? {
                         return Ok(());
                     }
                     self.wait(ledger, stop).await;
@@ -264,6 +293,7 @@ impl Reporter {
         if let Some(lost) = lost {
             self.metrics.windows_lost.inc_by(lost.windows);
             tracing::error!(
+                counter = self.counter(),
                 first = %lost.first, last = %lost.last, windows = lost.windows,
                 "windows not reported: no reporter ran for so long that their ids have expired"
             );
@@ -328,6 +358,7 @@ impl Reporter {
             };
             counter.inc();
             tracing::info!(
+                counter = self.counter(),
                 window = %record.window,
                 unique = record.count,
                 revision = record.revision,
@@ -379,18 +410,18 @@ impl Reporter {
         }
         for (window, ids) in swept.late {
             self.metrics.late_ids.inc_by(ids);
-            tracing::warn!(%window, ids, "ids came after their window was final: kept for a day, and told by a record with their number");
+            tracing::warn!(counter = self.counter(), %window, ids, "ids came after their window was final: kept for a day, and told by a record with their number");
         }
         for window in sweeps.untold(swept.ahead) {
             self.metrics.windows_ahead.inc();
-            tracing::warn!(%window, "a window that has not begun has ids: the clock of an edge host is ahead");
+            tracing::warn!(counter = self.counter(), %window, "a window that has not begun has ids: the clock of an edge host is ahead");
         }
         match self.books.trim().await {
             Ok(0) => {}
             Ok(reports) => tracing::info!(reports, "removed old reports"),
             Err(error) => tracing::warn!("cannot remove old reports: {error}"),
         }
-        sweeps.done(begun.elapsed());
+        sweeps.done(begun.elapsed(), &self.pace);
         self.prepare(lease, ledger, &swept.news).await
     }
 

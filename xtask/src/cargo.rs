@@ -104,9 +104,25 @@ impl Toolchain {
         command
     }
 
-    /// `cargo <subcommand>` for the component: for WebAssembly, optimized as a whole, as small as that comes, and into the
+    /// `cargo <subcommand>` for a component: for WebAssembly, optimized as a whole, as small as that comes, and into the
     /// folder that `spin.toml` names.
     pub fn cargo_wasm(self, subcommand: &str, package: &str) -> Result<Command> {
+        let mut command = self.cargo_for_wasm(subcommand)?;
+        let profile = [
+            ("OPT_LEVEL", "3"),
+            ("LTO", "fat"),
+            ("CODEGEN_UNITS", "1"),
+            ("PANIC", "abort"),
+            ("STRIP", "symbols"),
+            ("DEBUG", "none"),
+        ];
+        command.envs(profile.map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)));
+        command.args(["--release", "--package", package]);
+        Ok(command)
+    }
+
+    /// `cargo <subcommand>` for WebAssembly, not optimized, into the same folder.
+    pub fn cargo_for_wasm(self, subcommand: &str) -> Result<Command> {
         let mut command = self.cargo(subcommand);
         // Meant for native programs, and they would take the place of what is set for this target.
         for name in [
@@ -117,16 +133,7 @@ impl Toolchain {
         ] {
             command.env_remove(name);
         }
-        let profile = [
-            ("OPT_LEVEL", "3"),
-            ("LTO", "fat"),
-            ("CODEGEN_UNITS", "1"),
-            ("PANIC", "abort"),
-            ("STRIP", "symbols"),
-            ("DEBUG", "none"),
-        ];
-        command.envs(profile.map(|(name, value)| (format!("CARGO_PROFILE_RELEASE_{name}"), value)));
-        command.args(["--release", "--package", package, "--target", WASM, "--target-dir"]);
+        command.args(["--target", WASM, "--target-dir"]);
         command.arg(sys::root().join("target"));
         if self == Self::Debian {
             let mut path = linker_folder()?.into_os_string();

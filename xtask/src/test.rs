@@ -41,6 +41,9 @@ pub fn run(args: &Args) -> Result<()> {
         build::components()?;
         build::native_with_tests()
     });
+    if args.filter.is_none() {
+        steps.run("packages", packages);
+    }
     let mut failed = Vec::new();
     steps.run("unit tests", || tests(&["--lib", "--bins"], args, None, &mut failed));
     if args.filter.is_none() {
@@ -124,6 +127,19 @@ fn checks(steps: &mut Steps) {
     });
 }
 
+/// What others depend on is packaged, compiled as it is packaged, and its example with it.
+fn packages() -> Result<()> {
+    let wasm = Toolchain::for_wasm()?;
+    let packages = ["--package", "verve-protocol", "--package", "verve-counter"];
+    let mut package = wasm.cargo_for_wasm("package")?;
+    package.env("CARGO_PROFILE_DEV_DEBUG", "none").arg("--allow-dirty");
+    sys::run(package.args(packages))?;
+    // It is about what is there in WebAssembly alone.
+    let mut example = wasm.cargo_for_wasm("test")?;
+    example.env("CARGO_PROFILE_DEV_DEBUG", "none").arg("--doc");
+    sys::run(example.args(&packages[2..]))
+}
+
 /// Licences, sources and known advisories of what Verve is built from, by cargo-deny. Compiling that takes minutes, so it is
 /// not installed on the way.
 fn dependencies(steps: &mut Steps) {
@@ -163,7 +179,14 @@ fn tests(targets: &[&str], args: &Args, brokers: Option<&str>, failed: &mut Vec<
 }
 
 /// The suites that say what Verve does, and one on what it does in need, each of whose sites is on a Redis Cluster of its own.
-const ON_CLUSTER: [&str; 5] = ["callbacks::", "contract::", "counting::", "faults::", "late::"];
+const ON_CLUSTER: [&str; 6] = [
+    "callbacks::",
+    "contract::",
+    "counting::",
+    "faults::",
+    "late::",
+    "named::",
+];
 
 fn on_cluster(brokers: Option<&str>, failed: &mut Vec<String>) -> Result<()> {
     let mut command = cargo_test(&["--test", "e2e"]);

@@ -1,12 +1,17 @@
 //! The component that exports `verve:unique`, for components in any language: [`verve_counter`], and nothing else.
 #![cfg(target_family = "wasm")]
 
-use verve_counter::{Answer, Counter, Id, Limit, Outcome};
+#[cfg(feature = "wasip2")]
+mod blocking_counter;
+#[cfg(not(feature = "wasip2"))]
+mod counter;
+
+use verve_counter::{Answer, Counter, CounterName, Limit, Outcome};
 
 #[cfg(feature = "wasip2")]
-use bindings::exports::verve::unique::blocking_counter::Guest;
+use bindings::exports::verve::unique::blocking_counter as interface;
 #[cfg(not(feature = "wasip2"))]
-use bindings::exports::verve::unique::counter::Guest;
+use bindings::exports::verve::unique::counter as interface;
 use bindings::exports::verve::unique::types;
 
 #[allow(unsafe_code, missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
@@ -33,41 +38,23 @@ struct Component;
 /// What is said of an id.
 type Added = Result<types::Outcome, types::Error>;
 
-#[cfg(not(feature = "wasip2"))]
-impl Guest for Component {
-    async fn add(id: i64) -> Added {
-        added(Counter::get().await.map_err(invalid)?.add(Id(id)).await)
-    }
+/// A counter that has a name.
+struct Named(CounterName);
 
-    async fn add_many(ids: Vec<i64>) -> Vec<Added> {
-        let ids: Vec<Id> = ids.into_iter().map(Id).collect();
-        match Counter::get().await {
-            Ok(counter) => counter.add_many(&ids).await.into_iter().map(added).collect(),
-            Err(error) => ids.iter().map(|_| Err(invalid(error.clone()))).collect(),
+impl Named {
+    fn open(name: &str) -> Result<interface::Named, types::Error> {
+        match name.parse() {
+            Ok(name) => Ok(interface::Named::new(Self(name))),
+            Err(error) => Err(types::Error::InvalidName(format!("{error}"))),
         }
     }
 }
 
-#[cfg(feature = "wasip2")]
-impl Guest for Component {
-    fn add(id: i64) -> Added {
-        let counter = Counter::get().map_err(invalid)?;
-        let (answer, note) = counter.add(Id(id), None);
-        note.tell();
-        added(answer)
+fn opened(counter: Counter, named: Option<&Named>) -> Counter {
+    match named {
+        None => counter,
+        Some(Named(name)) => counter.open(name.clone()),
     }
-
-    fn add_many(ids: Vec<i64>) -> Vec<Added> {
-        let ids: Vec<Id> = ids.into_iter().map(Id).collect();
-        match Counter::get() {
-            Ok(counter) => counter.add_many(&ids).into_iter().map(added).collect(),
-            Err(error) => ids.iter().map(|_| Err(invalid(error.clone()))).collect(),
-        }
-    }
-}
-
-fn invalid(error: String) -> types::Error {
-    types::Error::InvalidVariable(error)
 }
 
 fn added(answer: Answer) -> Added {
@@ -76,6 +63,7 @@ fn added(answer: Answer) -> Added {
         Answer::Recorded(Outcome::Duplicate) => Ok(types::Outcome::Duplicate),
         Answer::Recorded(Outcome::Spooled) => Ok(types::Outcome::Spooled),
         Answer::Limited(Limit::Window) => Err(types::Error::WindowLimit),
+        Answer::Limited(Limit::Counters) => Err(types::Error::TooManyCounters),
         // No callback is asked for here, so the other limit is nobody's.
         Answer::Limited(Limit::Endpoint) | Answer::Unavailable => Err(types::Error::Unavailable),
     }

@@ -88,7 +88,13 @@ impl Instance {
     async fn drain_what_goes(&self) -> Result<bool, String> {
         let all = self.drain_ids().await?;
         while let Some(batch) = self.background.batch().await? {
-            match self.redis.run_once(&self.config.keys, &batch).await {
+            // It may be another counter's.
+            let keys = batch.counter().map(|name| self.config.keys.named(name));
+            match self
+                .redis
+                .run_once(keys.as_ref().unwrap_or(&self.config.keys), &batch)
+                .await
+            {
                 Ok(true) => self.background.remove_batch(&batch.name).await?,
                 Ok(false) | Err(_) => return Ok(false),
             }
@@ -137,7 +143,20 @@ impl Instance {
             if found.ids.is_empty() {
                 return Ok(true);
             }
-            if let Err(redis) = self.redis.add_spooled(key, &found.ids).await {
+            let added = match self.config.keys.named_ids(key) {
+                // What was accepted is counted, however many counters there are.
+                Some((name, start)) => self
+                    .redis
+                    .tell_counter(&self.config.keys, &name, start, true)
+                    .await
+                    .map(drop),
+                None => Ok(()),
+            };
+            let added = match added {
+                Ok(()) => self.redis.add_spooled(key, &found.ids).await,
+                error => error,
+            };
+            if let Err(redis) = added {
                 self.log_error(&format!("spooled ids stay in the spool: {redis}"));
                 return Ok(false);
             }

@@ -1,15 +1,16 @@
 //! Recording ids: those of one node that wait at the same time by as few commands as there can be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
 use spin_sdk::redis::{RedisParameter, RedisResult};
-use verve_protocol::{Id, Keys, Partition, Window};
+use verve_protocol::{Id, Partition};
 
 use super::{Node, Redis, text};
 use crate::answer::{Answer, Outcome};
 use crate::batches::Distinct;
+use crate::counted::Place;
 use crate::limits::{ADD_WITHIN, added};
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
@@ -55,13 +56,12 @@ impl Redis {
     /// Records ids in the sets of a window. Answers for each set what came of its ids: the first of several equal ones is the new one.
     pub async fn add_ids(
         &self,
-        keys: &Keys,
-        window: Window,
+        place: &Place,
         sets: &BTreeMap<Partition, Vec<Id>>,
     ) -> Vec<Result<Vec<Answer>, String>> {
         let set = |(partition, ids): (&Partition, &Vec<Id>)| {
             let distinct = Distinct::of(ids);
-            let key = keys.ids(window, *partition);
+            let key = place.ids(*partition);
             Set {
                 node: self.node_of(|| &key),
                 key,
@@ -87,7 +87,7 @@ impl Redis {
                 let answers = set.distinct.answers(&added);
                 answers.ok_or_else(|| format!("{}: the answer has an unexpected length", set.key))
             });
-            if added.is_ok() && self.is_first(window, *partition) {
+            if added.is_ok() && place.counted.is_first(place.window, *partition) {
                 expiring.push((&set.key, partition));
             }
             answers.push(added);
@@ -95,7 +95,7 @@ impl Redis {
         future::join_all(expiring.into_iter().map(async |(key, partition)| {
             if self.expire(key).await.is_err() {
                 // The ids are recorded all the same; the next ones set the expiry.
-                self.expiring.borrow_mut().1.remove(partition);
+                place.counted.has_no_expiry(*partition);
             }
         }))
         .await;
@@ -151,15 +151,6 @@ impl Redis {
         };
         let known = self.evaluate(key, arguments).await?;
         Ok(known.iter().filter_map(known_to_be).collect())
-    }
-
-    /// Whether this set of ids is not known to have an expiry. From now on it is.
-    fn is_first(&self, window: Window, partition: Partition) -> bool {
-        let mut expiring = self.expiring.borrow_mut();
-        if expiring.0 != window.start() {
-            *expiring = (window.start(), BTreeSet::new());
-        }
-        expiring.1.insert(partition)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::cluster::Redirect;
 use crate::config::Config;
+use crate::counted::Place;
 use crate::deadlines::Deadlines;
 use crate::failures;
 use crate::once::Once;
@@ -25,7 +26,7 @@ pub struct Node {
     deadlines: Rc<Deadlines>,
     connection: Once<Rc<Connection>, String>,
     /// Ids that wait to be recorded here.
-    pub queue: Queue<Answer>,
+    pub queue: Queue<Place, Answer>,
     /// Open while the node is away.
     pub circuit: Circuit,
     /// Until when other instances have been told that it is away, in Unix milliseconds; 0 if they are not.

@@ -1,15 +1,16 @@
 //! What one request asks of Redis: one script, on a connection of its own. In a cluster it is two scripts, on the nodes that have the
 //! id's set and the statistics, which are asked for at the first node that the variable names.
 
+use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, stats};
-use verve_protocol::{CallbackJob, Id, RedisUrl, Window};
+use verve_protocol::{CallbackJob, CounterName, Id, RedisUrl, Window};
 
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
-use crate::answer::Answer;
+use crate::answer::{Answer, Limit};
 use crate::cluster::Redirect;
 use crate::config::Config;
 use crate::failures;
-use crate::limits::endpoints_seconds;
+use crate::limits::{TELL_COUNTER, endpoints_seconds, no_more_counters};
 
 /// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
 /// no room for the job, it does nothing and answers `full`; if one of both is beyond a limit, it answers which, and counts the request.
@@ -131,6 +132,15 @@ impl<'a> Redis<'a> {
             error: failures::TOO_MANY_JOBS.to_owned(),
             may_be_noted: true,
         })
+    }
+
+    /// Tells the reporter that a named counter is in use. What came of it says that there may be no more counters.
+    pub fn tell_counter(&self, name: &CounterName) -> Result<Option<Limit>, String> {
+        let (names, start) = (self.config.keys.counters(), self.window.start().to_string());
+        let most = MAX_COUNTERS.to_string();
+        let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &start, &most];
+        let said = self.twice(|connection, _| evaluate(connection, &arguments))?;
+        Ok(no_more_counters(&said))
     }
 
     /// Tells Redis of a request, and answers what that has made of it.

@@ -1,5 +1,5 @@
-//! A game's login: `GET /login?player=<number>[&friend=<number>…]` welcomes a player and those who come along, and counts them. It knows
-//! nothing of Verve but an interface: the component that counts is composed with this one.
+//! A game's login: `GET /login?player=<number>[&friend=<number>…][&game=<name>]` welcomes a player and those who come along, and counts them;
+//! the player also by game. It knows nothing of Verve but an interface: the component that counts is composed with this one.
 #![cfg(target_family = "wasm")]
 
 use spin_sdk::http::{IntoResponse, Request, StatusCode};
@@ -18,34 +18,50 @@ mod bindings {
 
 #[http_service]
 async fn login(request: Request) -> impl IntoResponse {
-    let query = request.uri().query().unwrap_or_default();
-    let players = query
-        .split('&')
-        .filter_map(|pair| pair.strip_prefix("player=").or_else(|| pair.strip_prefix("friend=")));
-    let Ok(players) = players.map(str::parse).collect::<Result<Vec<i64>, _>>() else {
-        return (StatusCode::BAD_REQUEST, "expected ?player=<number>\n".to_owned());
-    };
-    let counted = match players.as_slice() {
-        [] => return (StatusCode::BAD_REQUEST, "expected ?player=<number>\n".to_owned()),
-        [player] => vec![counter::add(*player).await],
-        players => counter::add_many(players.to_vec()).await,
-    };
-    let welcomed: Result<Vec<String>, Error> = players
-        .iter()
-        .zip(counted)
-        .map(|(player, counted)| {
-            Ok(match counted? {
-                Outcome::New | Outcome::Spooled => format!("Welcome, {player}!\n"),
-                Outcome::Duplicate => format!("Welcome back, {player}!\n"),
-            })
-        })
-        .collect();
-    match welcomed {
-        Ok(lines) => (StatusCode::OK, lines.concat()),
-        Err(Error::Unavailable | Error::WindowLimit) => (StatusCode::SERVICE_UNAVAILABLE, "later, please\n".to_owned()),
-        Err(Error::InvalidVariable(error)) => {
+    match welcome(request.uri().query().unwrap_or_default()).await {
+        Ok(welcome) => (StatusCode::OK, welcome),
+        Err(Refusal::Bad(expected)) => (StatusCode::BAD_REQUEST, expected),
+        Err(Refusal::Uncounted(Error::InvalidName(error))) => (StatusCode::BAD_REQUEST, error + "\n"),
+        Err(Refusal::Uncounted(Error::InvalidVariable(error))) => {
             eprintln!("{error}");
             (StatusCode::INTERNAL_SERVER_ERROR, String::new())
         }
+        Err(Refusal::Uncounted(Error::Unavailable | Error::WindowLimit | Error::TooManyCounters)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "later, please\n".to_owned())
+        }
     }
+}
+
+/// Why nobody is welcome.
+enum Refusal {
+    Bad(String),
+    Uncounted(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Uncounted(error)
+    }
+}
+
+async fn welcome(query: &str) -> Result<String, Refusal> {
+    let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name));
+    let bad = |_| Refusal::Bad("expected ?player=<number>\n".to_owned());
+    let player: i64 = value("player=").unwrap_or_default().parse().map_err(bad)?;
+    let friends = query.split('&').filter_map(|pair| pair.strip_prefix("friend="));
+    let friends: Vec<i64> = friends.map(str::parse).collect::<Result<_, _>>().map_err(bad)?;
+
+    let mut counted = vec![(player, counter::add(player).await)];
+    if !friends.is_empty() {
+        counted.extend(friends.iter().copied().zip(counter::add_many(friends.clone()).await));
+    }
+    if let Some(game) = value("game=") {
+        counter::open(&format!("game-{game}"))?.add(player).await?;
+    }
+    let mut welcome = String::new();
+    for (player, counted) in counted {
+        let back = if counted? == Outcome::Duplicate { " back" } else { "" };
+        welcome.push_str(&format!("Welcome{back}, {player}!\n"));
+    }
+    Ok(welcome)
 }

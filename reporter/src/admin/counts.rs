@@ -11,7 +11,7 @@ use utoipa::OpenApi;
 
 use super::Admin;
 use crate::clock::now_ms;
-use crate::counts::{self, Asked, Count, Current};
+use crate::counts::{self, Asked, Count, Current, Which};
 
 /// What went wrong, for the client.
 type Refused = (StatusCode, String);
@@ -19,6 +19,10 @@ type Refused = (StatusCode, String);
 fn refused(error: &RedisError) -> Refused {
     let problem = format!("Redis did not answer: {error}\n");
     (StatusCode::SERVICE_UNAVAILABLE, problem)
+}
+
+fn bad(problem: String) -> Refused {
+    (StatusCode::BAD_REQUEST, format!("{problem}\n"))
 }
 
 /// The reported windows that start in a time, the newest first.
@@ -38,7 +42,6 @@ pub async fn counts(
     State(admin): State<Admin>,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<impl IntoResponse, Refused> {
-    let bad = |problem: String| (StatusCode::BAD_REQUEST, format!("{problem}\n"));
     let Query(asked) = asked.map_err(|rejection| bad(rejection.body_text()))?;
     let range = asked.range(admin.length, now_ms() / 1000).map_err(bad)?;
     let page = range.read(&admin.store).await.map_err(|error| refused(&error))?;
@@ -52,13 +55,20 @@ pub async fn counts(
 #[utoipa::path(
     get,
     path = "/api/counts/current",
+    params(Which),
     responses(
         (status = 200, body = Current),
+        (status = 400, description = "a parameter that is not understood: a line that says which, and what was expected", body = String, content_type = "text/plain"),
         (status = 503, description = "Redis does not answer", body = String, content_type = "text/plain"),
     )
 )]
-pub async fn current(State(admin): State<Admin>) -> Result<Json<Current>, Refused> {
-    let current = counts::current(&admin.store, admin.length).await;
+pub async fn current(
+    State(admin): State<Admin>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Json<Current>, Refused> {
+    let Query(which) = which.map_err(|rejection| bad(rejection.body_text()))?;
+    let store = which.of(&admin.store).map_err(bad)?;
+    let current = counts::current(&store, admin.length).await;
     current.map(Json).map_err(|error| refused(&error))
 }
 

@@ -17,6 +17,7 @@ use verve_protocol::keys::stats;
 
 use super::Admin;
 use crate::clock::now_ms;
+use crate::named::SeenCounter;
 use crate::overview::{Seen, SeenWindow};
 
 const STYLE: &str = include_str!("page/page.css");
@@ -97,6 +98,7 @@ fn content(admin: &Admin, seen: &Seen) -> Markup {
                 h2 { "Health" }
                 ul #health .health data-live { (health(seen, replica)) }
             }
+            div #counters data-live { (counters(&admin.counters.borrow())) }
             section .card {
                 h2 { "Windows" }
                 div .scroll {
@@ -209,6 +211,36 @@ fn health(seen: &Seen, replica: &str) -> Markup {
         }
         @if let Some(read_ms) = seen.read_ms && now_ms().saturating_sub(read_ms) > 5_000 {
             (item(false, "This page", &format!("as of {}", time(read_ms))))
+        }
+    }
+}
+
+/// The named counters, if there are any.
+fn counters(seen: &[SeenCounter]) -> Markup {
+    html! {
+        @if !seen.is_empty() {
+            section .card {
+                h2 { "Named counters" }
+                div .scroll {
+                    table {
+                        thead {
+                            tr { th { "Counter" } th { "Current window" } th { "Window before" } th { "Requests" } th { "Duplicates" } th { "Reported" } }
+                        }
+                        tbody {
+                            @for SeenCounter { name, current, last } in seen {
+                                tr {
+                                    td { (name) }
+                                    td { (number(current.unique().unwrap_or_default())) }
+                                    td { (number(last.unique().unwrap_or_default())) }
+                                    td { (number(last.requests())) }
+                                    td { (duplicates(last)) }
+                                    td { (last.report.map_or_else(|| "–".to_owned(), |report| time(report.time))) }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -75,7 +75,9 @@ async fn look(store: &Store, length: WindowLength, now: u64) -> RedisResult<Writ
                 if start + seconds + RECENT_S < now {
                     continue;
                 }
-                written.sets.insert((namespace.to_owned(), seconds));
+                // A named counter is its namespace's.
+                let in_namespace = namespace.split('/').next().unwrap_or(namespace);
+                written.sets.insert((in_namespace.to_owned(), seconds));
                 if namespace == keys.namespace().as_str() && seconds == length.seconds() {
                     written.latest = written.latest.max(start);
                     let window = length.window_starting(start);

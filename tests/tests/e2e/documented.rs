@@ -15,7 +15,7 @@ use verve_tests::{clock, http, paths, reporter, wait};
 use crate::site::{SOON, Site};
 
 /// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's, Redis'.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 15] = [
     "--runtime-config-file",
     "--build",
     "--format",
@@ -30,6 +30,7 @@ const OTHERS: [&str; 14] = [
     "--maxmemory-policy",
     "--dir",
     "--cluster-from",
+    "--plug",
 ];
 
 /// What a program says of itself.
@@ -258,6 +259,7 @@ fn the_environment_is_that_of_the_flags() -> Result<()> {
         "--json",
         "--limit",
         "--dry-run",
+        "--counter",
         "--from",
         "--to",
     ];

@@ -17,7 +17,7 @@ use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
 /// An example's application, on this site's Redis. What a Spin composes is composed beforehand for hosts that do not.
-fn example(site: &Site, kind: Kind, name: &str) -> Result<Options> {
+pub fn example(site: &Site, kind: Kind, name: &str) -> Result<Options> {
     let manifest = paths::repository().join("examples").join(name).join("spin.toml");
     let mut manifest = fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
     if matches!(kind, Kind::VerveHost | Kind::VerveHostP2) {

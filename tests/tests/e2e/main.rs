@@ -35,6 +35,7 @@ mod library;
 mod limits;
 mod logging;
 mod metrics;
+mod named;
 mod page;
 mod recorded;
 mod refusals;

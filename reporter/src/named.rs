@@ -1,0 +1,252 @@
+//! Named counters: found in Redis, each reported by itself, as the one without a name is. They have no callbacks.
+//!
+//! Every replica looks for them once a second and takes part in the reporting of each. The one that reports the counter without a name forgets those
+//! that nobody adds to any more.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use redis::RedisResult;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use verve_protocol::counter_name::UNUSED_SECONDS;
+use verve_protocol::{CounterName, Window};
+
+use crate::clock::now_ms;
+use crate::kafka::Publisher;
+use crate::metrics::{Metrics, OUTCOMES, WindowMetrics, gauge};
+use crate::overview::SeenWindow;
+use crate::store::Store;
+use crate::windows::{Pace, Reporter, WindowsConfig};
+
+/// How often Redis is asked which there are.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A named counter, as last seen.
+#[derive(Clone, Debug)]
+pub struct SeenCounter {
+    /// Its name.
+    pub name: CounterName,
+    /// The window that is open.
+    pub current: SeenWindow,
+    /// The one before.
+    pub last: SeenWindow,
+}
+
+/// What a reporter of windows is made of.
+#[derive(Clone)]
+pub struct Parts {
+    pub config: WindowsConfig,
+    pub store: Store,
+    pub publisher: Publisher,
+    pub metrics: Metrics,
+    pub replica: String,
+    pub pace: Pace,
+}
+
+/// Looks for named counters, and has them reported.
+pub struct Named {
+    parts: Parts,
+    running: BTreeMap<CounterName, Running>,
+    seen: watch::Sender<Vec<SeenCounter>>,
+    /// Of the counter that has no name: who reports that forgets.
+    leading: WindowMetrics,
+    /// Whether it has not looked yet.
+    is_new: bool,
+}
+
+/// The reporting of one.
+struct Running {
+    store: Store,
+    metrics: WindowMetrics,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    /// The requests counted of the latest windows; nothing as long as it is not known what others have counted.
+    counted: Option<BTreeMap<Window, [u64; OUTCOMES.len()]>>,
+    /// The first window not known to be reported.
+    next: Window,
+}
+
+impl Named {
+    /// None is known yet. Also where they will be seen.
+    pub fn new(parts: Parts) -> (Self, watch::Receiver<Vec<SeenCounter>>) {
+        let (seen, receiver) = watch::channel(Vec::new());
+        let named = Self {
+            leading: parts.metrics.windows(None),
+            parts,
+            running: BTreeMap::new(),
+            seen,
+            is_new: true,
+        };
+        (named, receiver)
+    }
+
+    /// Runs until a stop is asked for, and until the reporting of each has stopped.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            // Said by its connection.
+            if let Err(error) = self.look(&stop).await {
+                tracing::debug!("cannot look for named counters: {error}");
+            }
+            stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await;
+        }
+        for running in std::mem::take(&mut self.running).into_values() {
+            // What it failed by was logged by it.
+            let _ = running.task.await;
+        }
+    }
+
+    async fn look(&mut self, stop: &CancellationToken) -> RedisResult<()> {
+        if self.leading.lease_held.get() == 1 {
+            self.forget().await?;
+        }
+        let names = self.names().await?;
+        let gone = self.running.extract_if(.., |name, _| !names.contains(name));
+        for (_, running) in gone {
+            running.stop.cancel();
+            running.metrics.forget();
+        }
+        let current = self.parts.config.length.window_at_ms(now_ms());
+        let windows: Vec<Window> = current.previous().into_iter().chain([current]).collect();
+        let mut seen = Vec::new();
+        for (name, running) in &mut self.running {
+            seen.extend(running.look(name, &windows, &self.parts.config).await?);
+        }
+        for name in names {
+            if !self.running.contains_key(&name) {
+                tracing::info!(counter = name.as_str(), "a named counter is in use");
+                let running = self.start(&name, current, stop.child_token());
+                self.running.insert(name, running);
+            }
+        }
+        self.is_new = false;
+        self.seen.send_replace(seen);
+        Ok(())
+    }
+
+    /// The names of all, in their order.
+    async fn names(&self) -> RedisResult<Vec<CounterName>> {
+        let mut range = redis::cmd("ZRANGE");
+        range.arg(self.parts.store.keys.counters()).arg(0).arg(-1);
+        let names: Vec<String> = self.parts.store.redis().command(&range).await?;
+        // Whoever has written another one is not of this kind.
+        let mut names: Vec<CounterName> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn start(&self, name: &CounterName, current: Window, stop: CancellationToken) -> Running {
+        let parts = self.parts.clone();
+        let store = parts.store.of(Some(name));
+        let config = WindowsConfig {
+            callback: None,
+            ..parts.config
+        };
+        let publisher = parts.publisher.named(name);
+        let reporter = Reporter::new(
+            config,
+            store.clone(),
+            publisher,
+            &parts.metrics,
+            parts.replica,
+            parts.pace,
+        );
+        Running {
+            metrics: parts.metrics.windows(Some(name)),
+            store,
+            task: tokio::spawn(reporter.run(stop.clone())),
+            stop,
+            counted: (!self.is_new).then(BTreeMap::new),
+            next: current,
+        }
+    }
+
+    /// Forgets those that nobody has added to for long, and what was reported of them. One to which somebody adds at the same time is found anew.
+    async fn forget(&self) -> RedisResult<()> {
+        let key = self.parts.store.keys.counters();
+        let before = (now_ms() / 1000).saturating_sub(UNUSED_SECONDS);
+        let mut unused = redis::cmd("ZRANGEBYSCORE");
+        unused.arg(&key).arg("-inf").arg(format!("({before}"));
+        let unused: Vec<String> = self.parts.store.redis().command(&unused).await?;
+        if unused.is_empty() {
+            return Ok(());
+        }
+        let mut remove = redis::cmd("ZREMRANGEBYSCORE");
+        remove.arg(&key).arg("-inf").arg(format!("({before}"));
+        self.parts.store.redis().command::<u64>(&remove).await?;
+        for name in unused.iter().filter_map(|name| name.parse::<CounterName>().ok()) {
+            tracing::info!(
+                counter = name.as_str(),
+                "a named counter is not in use any more: forgotten"
+            );
+            let (keys, length) = (self.parts.store.keys.named(name), self.parts.config.length);
+            let mut delete = redis::cmd("DEL");
+            delete
+                .arg(keys.reports(length))
+                .arg(keys.reports_pending(length))
+                .arg(keys.reports_from(length));
+            self.parts.store.redis().command::<u64>(&delete).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Running {
+    /// Looks at the last window and the one that is open.
+    async fn look(
+        &mut self,
+        name: &CounterName,
+        windows: &[Window],
+        config: &WindowsConfig,
+    ) -> RedisResult<Option<SeenCounter>> {
+        let (ids, reports, requests) = futures::try_join!(
+            self.store.counts(windows),
+            self.store.reports(windows),
+            self.store.outcomes(windows),
+        )?;
+        let seen = windows.iter().zip(ids).zip(reports).zip(requests);
+        let seen = seen.map(|(((window, ids), report), requests)| SeenWindow {
+            window: *window,
+            ids: Some(ids),
+            report,
+            requests,
+        });
+        let seen: Vec<SeenWindow> = seen.collect();
+        let [last, current] = seen.as_slice() else {
+            return Ok(None);
+        };
+        for (window, seen) in [("last", last), ("current", current)] {
+            self.metrics.unique_ids(window, seen.unique().unwrap_or_default());
+        }
+        if let Some(reported) = seen.iter().rev().find(|seen| seen.report.is_some()) {
+            self.next = self.next.max(reported.window.next());
+        }
+        let overdue_s = now_ms().saturating_sub(config.due_ms(self.next)) / 1000;
+        self.metrics.window_overdue.set(gauge(overdue_s));
+        self.count(&seen);
+        Ok(Some(SeenCounter {
+            name: name.clone(),
+            current: *current,
+            last: *last,
+        }))
+    }
+
+    /// Adds the requests that are new since the last look, if this replica reports the counter.
+    fn count(&mut self, seen: &[SeenWindow]) {
+        let counted = seen.iter().map(|seen| (seen.window, seen.requests)).collect();
+        let Some(before) = self
+            .counted
+            .replace(counted)
+            .filter(|_| self.metrics.lease_held.get() == 1)
+        else {
+            return;
+        };
+        for seen in seen {
+            let before = before.get(&seen.window).copied().unwrap_or_default();
+            for ((outcome, now), before) in OUTCOMES.iter().zip(seen.requests).zip(before) {
+                self.metrics.requests(outcome, now.saturating_sub(before));
+            }
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Named counters, as an application opens them, from the interface to the reporter.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use redis::AsyncCommands;
+use verve_protocol::counter_name::{MAX_COUNTERS, UNUSED_SECONDS};
+use verve_protocol::{CounterName, Window};
+use verve_tests::host::{Instance, Kind};
+use verve_tests::kafka::Record;
+use verve_tests::metrics::Metrics;
+use verve_tests::reporter::Reporter;
+use verve_tests::{clock, http, paths, wait};
+
+use crate::ledger::Ledger;
+use crate::library::example;
+use crate::site::{SOON, Site};
+
+fn name(name: &str) -> CounterName {
+    name.parse().expect("a name")
+}
+
+/// What was published of a named counter's window.
+fn of<'a>(ledger: &'a Ledger, counter: &str, window: Window) -> Option<&'a Record> {
+    let key = format!("{counter}/{window}");
+    ledger.last().get(key.as_str()).copied()
+}
+
+async fn login(instance: &Instance, query: &str) -> Result<u16> {
+    Ok(http::get(instance.addr(), &format!("/login?{query}")).await?.status)
+}
+
+#[tokio::test]
+async fn each_is_counted_and_reported_by_itself() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::new(2).await?;
+        let mut ledger = Ledger::new().await?;
+        let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        let instance = example(&site, kind, "login")?.start().await?;
+        let window = clock::next_window(site.length).await;
+        for query in [
+            "player=1&game=chess",
+            "player=2&game=chess",
+            "player=1&game=chess",
+            "player=1&game=go",
+            "player=3",
+        ] {
+            assert_eq!(
+                login(&instance, query).await?,
+                200,
+                "{kind:?}: {}",
+                instance.process().log()
+            );
+        }
+        assert_eq!(
+            clock::current_window(site.length),
+            window,
+            "this machine is too slow for this test"
+        );
+        ledger
+            .read_until(SOON, |ledger| {
+                of(ledger, "game-chess", window).is_some()
+                    && of(ledger, "game-go", window).is_some()
+                    && !ledger.of(window).is_empty()
+            })
+            .await?;
+        // The records of the counter that has no name are what they were.
+        assert_eq!(ledger.of(window)[0].value, "3", "{kind:?}");
+        assert!(!ledger.of(window)[0].headers.contains_key("counter"), "{kind:?}");
+        for (counter, count, requests, duplicates) in [("game-chess", "2", "3", "1"), ("game-go", "1", "1", "0")] {
+            let record = of(&ledger, counter, window).context("reported")?;
+            assert_eq!(record.value, count, "{kind:?}: {record:?}");
+            let headers = ["counter", "window-seconds", "requests", "duplicates"].map(|header| record.header(header));
+            assert_eq!(headers, [counter, "2", requests, duplicates], "{kind:?}: {record:?}");
+        }
+
+        // Windows without ids are reported too, once a counter is known.
+        ledger
+            .read_until(SOON, |ledger| of(ledger, "game-chess", window.next()).is_some())
+            .await?;
+        assert_eq!(of(&ledger, "game-chess", window.next()).context("reported")?.value, "0");
+
+        let counts = http::get(reporter.address(), "/api/counts?counter=game-chess&limit=100").await?;
+        let counts: serde_json::Value = serde_json::from_slice(&counts.body)?;
+        let found = counts
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|count| count["window"] == window.to_string());
+        assert_eq!(found.context("told")?["count"], 2, "{kind:?}: {counts}");
+        let bad = http::get(reporter.address(), "/api/counts?counter=a/b").await?;
+        assert_eq!(bad.status, 400);
+        assert!(bad.text().contains("1 to 64"), "{}", bad.text());
+
+        let metrics = Metrics::scrape(&reporter).await?;
+        for sample in [
+            r#"verve_unique_ids{counter="game-go",window="last"}"#,
+            r#"verve_windows_reported_total{counter="game-go"}"#,
+            r#"verve_lease_held{counter="game-go"}"#,
+            r#"verve_window_overdue_seconds{counter="game-go"}"#,
+        ] {
+            assert!(metrics.get(sample).is_some(), "{sample}");
+        }
+        let page = http::get(reporter.address(), "/").await?.text();
+        assert!(page.contains("Named counters") && page.contains("game-chess"), "{page}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_counted_while_redis_is_away_is_counted_by_its_name() -> Result<()> {
+    for kind in Kind::available() {
+        let mut site = Site::new(2).await?;
+        let mut ledger = Ledger::new().await?;
+        let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        let instance = example(&site, kind, "login")?.start().await?;
+        site.redis.kill();
+        let window = clock::next_window(site.length).await;
+        // Redis has never heard of this counter.
+        assert_eq!(
+            login(&instance, "player=1&game=chess").await?,
+            200,
+            "{kind:?}: {}",
+            instance.process().log()
+        );
+        assert_eq!(login(&instance, "player=2&game=chess").await?, 200, "{kind:?}");
+        site.redis.restart().await?;
+        ledger
+            .read_until(Duration::from_secs(30), |ledger| {
+                let counts = [window, window.next(), window.next().next()];
+                let counts = counts.iter().filter_map(|window| of(ledger, "game-chess", *window));
+                counts
+                    .map(|record| record.value.parse::<u64>().unwrap_or_default())
+                    .sum::<u64>()
+                    == 2
+            })
+            .await
+            .with_context(|| instance.process().log())?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn there_may_be_so_many() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::new(60).await?;
+        let mut redis = site.connection().await?;
+        let now = clock::current_window(site.length).start();
+        let names: Vec<(u64, String)> = (0..MAX_COUNTERS)
+            .map(|number| (now, format!("game-{number}")))
+            .collect();
+        let _: u64 = redis.zadd_multiple(site.keys().counters(), &names).await?;
+        let instance = example(&site, kind, "login")?.start().await?;
+        assert_eq!(
+            login(&instance, "player=1&game=7").await?,
+            200,
+            "{kind:?}: {}",
+            instance.process().log()
+        );
+        assert_eq!(login(&instance, "player=1&game=one-more").await?, 503, "{kind:?}");
+        instance
+            .process()
+            .wait_for_text("as many named counters as it may have", SOON)
+            .await?;
+        // Nothing of it is in Redis.
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*one-more*").query_async(&mut redis).await?;
+        assert_eq!(keys, Vec::<String>::new(), "{kind:?}");
+        // No name at all.
+        let refused = http::get(instance.addr(), "/login?player=1&game=a/b").await?;
+        assert_eq!(refused.status, 400, "{kind:?}");
+        assert!(refused.text().contains("1 to 64"), "{kind:?}: {}", refused.text());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_nobody_adds_to_is_forgotten() -> Result<()> {
+    let site = Site::new(2).await?;
+    let mut ledger = Ledger::new().await?;
+    let mut redis = site.connection().await?;
+    let counters = site.keys().counters();
+    let now = clock::current_window(site.length).start();
+    for (counter, used) in [("old", now - UNUSED_SECONDS - 60), ("new", now)] {
+        let _: u64 = redis.zadd(&counters, counter, used).await?;
+    }
+    let old = site.keys().named(name("old"));
+    let report = verve_protocol::Report::default().to_json();
+    let _: u64 = redis.hset(old.reports(site.length), now - 2, report).await?;
+    let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    reporter.process().wait_for_text("forgotten", SOON).await?;
+    wait::until("the counter to be forgotten", SOON, || async {
+        let mut redis = site.connection().await.ok()?;
+        let names: Vec<String> = redis.zrange(site.keys().counters(), 0, -1).await.ok()?;
+        let metrics = Metrics::scrape(&reporter).await.ok()?;
+        let told = |counter: &str| {
+            metrics
+                .get(&format!(r#"verve_lease_held{{counter="{counter}"}}"#))
+                .is_some()
+        };
+        (names == ["new"] && told("new") && !told("old")).then_some(())
+    })
+    .await?;
+    let left: bool = redis.exists(old.reports(site.length)).await?;
+    assert!(!left, "what was reported of it is there still");
+
+    // Somebody adds to it again: it begins anew, and makes up for nothing.
+    let window = clock::next_window(site.length).await;
+    let _: u64 = redis.zadd(&counters, "old", window.start()).await?;
+    let _: u64 = redis.sadd(old.ids(window, verve_protocol::Partition::Whole), 5).await?;
+    ledger
+        .read_until(SOON, |ledger| of(ledger, "old", window).is_some())
+        .await?;
+    assert_eq!(of(&ledger, "old", window).context("reported")?.value, "1");
+    let of_old = ledger.last().keys().filter(|key| key.starts_with("old/")).count();
+    assert!(of_old <= 4, "{ledger}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_replica_takes_over() -> Result<()> {
+    let site = Site::new(2).await?;
+    let mut ledger = Ledger::new().await?;
+    let first = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    let _second = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    let instance = example(&site, Kind::VerveHost, "login")?.start().await?;
+    let window = clock::next_window(site.length).await;
+    assert_eq!(login(&instance, "player=1&game=chess").await?, 200);
+    ledger
+        .read_until(SOON, |ledger| of(ledger, "game-chess", window).is_some())
+        .await?;
+    first.process().kill();
+    let window = clock::next_window(site.length).await;
+    assert_eq!(login(&instance, "player=1&game=chess").await?, 200);
+    assert_eq!(
+        clock::current_window(site.length),
+        window,
+        "this machine is too slow for this test"
+    );
+    ledger
+        .read_until(Duration::from_secs(30), |ledger| {
+            of(ledger, "game-chess", window).is_some()
+        })
+        .await?;
+    assert_eq!(of(&ledger, "game-chess", window).context("reported")?.value, "1");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_application_of_wasi_0_2_has_them_too() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::new(2).await?;
+        let mut ledger = Ledger::new().await?;
+        let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        let instance = example(&site, kind, "ingest")?.start().await?;
+        // The first request takes the interpreter's time.
+        assert_eq!(
+            http::get(instance.addr(), "/ingest?device=x").await?.status,
+            400,
+            "{kind:?}"
+        );
+        let window = clock::next_window(site.length).await;
+        let answered = http::get(instance.addr(), "/ingest?device=1&device=2&fleet=north").await?;
+        assert_eq!(
+            (answered.status, answered.text().as_str()),
+            (200, r#"["new", "new"]"#),
+            "{kind:?}: {}",
+            instance.process().log()
+        );
+        let answered = http::get(instance.addr(), "/ingest?device=1&fleet=a+b").await?;
+        assert_eq!(answered.status, 400, "{kind:?}: {}", answered.text());
+        assert_eq!(
+            clock::current_window(site.length),
+            window,
+            "this machine is too slow for this test"
+        );
+        ledger
+            .read_until(SOON, |ledger| of(ledger, "north", window).is_some())
+            .await?;
+        assert_eq!(of(&ledger, "north", window).context("reported")?.value, "2", "{kind:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_redis_user_of_an_application_suffices() -> Result<()> {
+    let site = Site::new(60).await?;
+    let text = fs::read_to_string(paths::repository().join("docs/deploy.md"))?;
+    let spans: Vec<&str> = text.split('`').collect();
+    let rules = |start: &str| {
+        spans
+            .iter()
+            .find(|span| span.starts_with(start))
+            .context(start.to_owned())
+    };
+    let [whole, more] = [rules("~verve:* ~{verve}:* +")?, rules("~verve/* ~{verve/* +")?];
+    let mut redis = site.connection().await?;
+    let mut acl = redis::cmd("ACL");
+    acl.arg("SETUSER").arg("edge").arg("reset").arg("on").arg(">hunter2");
+    for rules in [whole, more] {
+        let rules = rules.replace("verve", &site.namespace);
+        let (rules, selector) = rules.split_once(" (").context("a selector")?;
+        acl.arg(rules.split(' ').collect::<Vec<_>>())
+            .arg(format!("({selector}"));
+    }
+    acl.exec_async(&mut redis).await.context("ACL")?;
+    let url = format!("redis://edge:hunter2@{}", site.redis.server().address());
+    for application in ["login", "ingest"] {
+        let instance = example(&site, Kind::VerveHost, application)?
+            .variable("redis_urls", &url)
+            .start()
+            .await?;
+        let query = if application == "login" {
+            "player=1&game=chess"
+        } else {
+            "device=1&fleet=north"
+        };
+        let answered = http::get(instance.addr(), &format!("/{application}?{query}")).await?;
+        assert_eq!(answered.status, 200, "{}", instance.process().log());
+        let counted = site
+            .keys()
+            .named(name(if application == "login" { "game-chess" } else { "north" }));
+        wait::until("its statistics", SOON, || async {
+            let mut redis = site.connection().await.ok()?;
+            let requests: Option<u64> = redis
+                .hget(counted.stats(clock::current_window(site.length)), "requests")
+                .await
+                .ok()?;
+            (requests == Some(1)).then_some(())
+        })
+        .await
+        .with_context(|| instance.process().log())?;
+    }
+    let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL").arg("LOG").query_async(&mut redis).await?;
+    assert!(log.is_empty(), "{log:?}");
+    Ok(())
+}
