@@ -1,15 +1,17 @@
 //! Applications of others that count by Verve's library: `examples`, as they are documented.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use redis::AsyncCommands;
 use verve_protocol::Window;
 use verve_tests::host::{Instance, Kind, Options};
 use verve_tests::reporter::Reporter;
-use verve_tests::{clock, http, paths};
+use verve_tests::{clock, http, paths, wait};
 use wac_graph::types::Package;
 use wac_graph::{CompositionGraph, EncodeOptions};
 
@@ -243,5 +245,55 @@ async fn a_component_counts_and_forwards() -> Result<()> {
         ledger.read_to(window, 1, SOON).await?;
         assert_eq!(ledger.of(window)[0].value, "3", "{kind:?}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_redis_user_of_an_application_suffices() -> Result<()> {
+    let site = Site::new(60).await?;
+    let text = fs::read_to_string(paths::repository().join("docs/deploy.md"))?;
+    let spans: Vec<&str> = text.split('`').collect();
+    let rules = |start: &str| {
+        spans
+            .iter()
+            .find(|span| span.starts_with(start))
+            .context(start.to_owned())
+    };
+    let [whole, more] = [rules("~verve:* ~{verve}:* +")?, rules("~verve/* ~{verve/* +")?];
+    let mut redis = site.connection().await?;
+    let mut acl = redis::cmd("ACL");
+    acl.arg("SETUSER").arg("edge").arg("reset").arg("on").arg(">hunter2");
+    for rules in [whole, more] {
+        let rules = rules.replace("verve", &site.namespace);
+        let (rules, selector) = rules.split_once(" (").context("a selector")?;
+        acl.arg(rules.split(' ').collect::<Vec<_>>())
+            .arg(format!("({selector}"));
+    }
+    acl.exec_async(&mut redis).await.context("ACL")?;
+    let url = format!("redis://edge:hunter2@{}", site.redis.server().address());
+    for (application, query, counter) in [
+        ("login", "player=1&game=chess", "game-chess"),
+        ("ingest", "device=1&fleet=north", "north"),
+    ] {
+        let instance = example(&site, Kind::VerveHost, application)?
+            .variable("redis_urls", &url)
+            .start()
+            .await?;
+        let answered = http::get(instance.addr(), &format!("/{application}?{query}")).await?;
+        assert_eq!(answered.status, 200, "{}", instance.process().log());
+        let counted = site.keys().named(counter.parse()?);
+        wait::until("its statistics", SOON, || async {
+            let mut redis = site.connection().await.ok()?;
+            let requests: Option<u64> = redis
+                .hget(counted.stats(clock::current_window(site.length)), "requests")
+                .await
+                .ok()?;
+            (requests == Some(1)).then_some(())
+        })
+        .await
+        .with_context(|| instance.process().log())?;
+    }
+    let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL").arg("LOG").query_async(&mut redis).await?;
+    assert!(log.is_empty(), "{log:?}");
     Ok(())
 }

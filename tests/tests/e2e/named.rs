@@ -1,7 +1,5 @@
 //! Named counters, as an application opens them, from the interface to the reporter.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,7 +10,7 @@ use verve_tests::host::{Instance, Kind};
 use verve_tests::kafka::Record;
 use verve_tests::metrics::Metrics;
 use verve_tests::reporter::Reporter;
-use verve_tests::{clock, http, paths, wait};
+use verve_tests::{clock, http, wait};
 
 use crate::ledger::Ledger;
 use crate::library::example;
@@ -280,59 +278,5 @@ async fn an_application_of_wasi_0_2_has_them_too() -> Result<()> {
             .await?;
         assert_eq!(of(&ledger, "north", window).context("reported")?.value, "2", "{kind:?}");
     }
-    Ok(())
-}
-
-#[tokio::test]
-async fn the_redis_user_of_an_application_suffices() -> Result<()> {
-    let site = Site::new(60).await?;
-    let text = fs::read_to_string(paths::repository().join("docs/deploy.md"))?;
-    let spans: Vec<&str> = text.split('`').collect();
-    let rules = |start: &str| {
-        spans
-            .iter()
-            .find(|span| span.starts_with(start))
-            .context(start.to_owned())
-    };
-    let [whole, more] = [rules("~verve:* ~{verve}:* +")?, rules("~verve/* ~{verve/* +")?];
-    let mut redis = site.connection().await?;
-    let mut acl = redis::cmd("ACL");
-    acl.arg("SETUSER").arg("edge").arg("reset").arg("on").arg(">hunter2");
-    for rules in [whole, more] {
-        let rules = rules.replace("verve", &site.namespace);
-        let (rules, selector) = rules.split_once(" (").context("a selector")?;
-        acl.arg(rules.split(' ').collect::<Vec<_>>())
-            .arg(format!("({selector}"));
-    }
-    acl.exec_async(&mut redis).await.context("ACL")?;
-    let url = format!("redis://edge:hunter2@{}", site.redis.server().address());
-    for application in ["login", "ingest"] {
-        let instance = example(&site, Kind::VerveHost, application)?
-            .variable("redis_urls", &url)
-            .start()
-            .await?;
-        let query = if application == "login" {
-            "player=1&game=chess"
-        } else {
-            "device=1&fleet=north"
-        };
-        let answered = http::get(instance.addr(), &format!("/{application}?{query}")).await?;
-        assert_eq!(answered.status, 200, "{}", instance.process().log());
-        let counted = site
-            .keys()
-            .named(name(if application == "login" { "game-chess" } else { "north" }));
-        wait::until("its statistics", SOON, || async {
-            let mut redis = site.connection().await.ok()?;
-            let requests: Option<u64> = redis
-                .hget(counted.stats(clock::current_window(site.length)), "requests")
-                .await
-                .ok()?;
-            (requests == Some(1)).then_some(())
-        })
-        .await
-        .with_context(|| instance.process().log())?;
-    }
-    let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL").arg("LOG").query_async(&mut redis).await?;
-    assert!(log.is_empty(), "{log:?}");
     Ok(())
 }
