@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::keys::is_name;
+
 /// The most named counters of a namespace. What a reporter does for each, and what it tells of each, is bounded by that.
 pub const MAX_COUNTERS: u64 = 100;
 
@@ -30,8 +32,7 @@ impl FromStr for CounterName {
     type Err = InvalidCounterName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        if is_name(text, b"._-") {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidCounterName(text.to_owned()))

@@ -41,13 +41,18 @@ impl FromStr for Namespace {
     type Err = InvalidNamespace;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-:".contains(&b);
-        if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        if is_name(text, b"._-:") {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidNamespace(text.to_owned()))
         }
     }
+}
+
+/// Whether a text is 1 to 64 letters, digits and these.
+pub(crate) fn is_name(text: &str, others: &[u8]) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || others.contains(&b);
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 impl fmt::Display for Namespace {

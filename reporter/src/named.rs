@@ -98,8 +98,10 @@ impl Named {
     }
 
     async fn look(&mut self, stop: &CancellationToken) -> RedisResult<()> {
-        if self.leading.lease_held.get() == 1 {
-            self.forget().await?;
+        if self.leading.lease_held.get() == 1
+            && let Err(error) = self.forget().await
+        {
+            tracing::debug!("cannot forget named counters: {error}");
         }
         let names = self.names().await?;
         let gone = self.running.extract_if(.., |name, _| !names.contains(name));
@@ -109,10 +111,13 @@ impl Named {
         }
         let current = self.parts.config.length.window_at_ms(now_ms());
         let windows: Vec<Window> = current.previous().into_iter().chain([current]).collect();
-        let mut seen = Vec::new();
-        for (name, running) in &mut self.running {
-            seen.extend(running.look(name, &windows, &self.parts.config).await?);
-        }
+        let looks = self
+            .running
+            .iter_mut()
+            .map(|(name, running)| running.look(name, &windows, &self.parts.config));
+        let looks: Vec<RedisResult<Option<SeenCounter>>> = futures::future::join_all(looks).await;
+        // One of which Redis does not tell now, since a node of a cluster is away, is shown again with the next look.
+        let seen = looks.into_iter().filter_map(|seen| seen.ok().flatten()).collect();
         for name in names {
             if !self.running.contains_key(&name) {
                 tracing::info!(counter = name.as_str(), "a named counter is in use");
