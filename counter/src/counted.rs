@@ -1,12 +1,13 @@
-//! What an instance knows of one counter.
+//! What an instance knows of each counter.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use verve_protocol::{Keys, Partition, Window};
+use verve_protocol::counter_name::MAX_COUNTERS;
+use verve_protocol::{CounterName, Id, Keys, Partition, Window};
 
-use crate::seen::Seen;
+use crate::seen::{MOST, Seen};
 use crate::stats::Stats;
 
 /// One counter, as far as this instance knows it.
@@ -25,6 +26,7 @@ pub struct Counted {
 
 impl Counted {
     /// Nothing is known yet.
+    #[must_use]
     pub fn new(keys: Keys) -> Self {
         Self {
             keys,
@@ -36,6 +38,7 @@ impl Counted {
     }
 
     /// Whether this set of ids is not known to have an expiry. From now on it is.
+    #[must_use]
     pub fn is_first(&self, window: Window, partition: Partition) -> bool {
         let mut expiring = self.expiring.borrow_mut();
         if expiring.0 != window.start() {
@@ -50,6 +53,55 @@ impl Counted {
     }
 }
 
+/// All counters that are in use in this instance.
+pub struct Counters {
+    /// The one that has no name.
+    pub unnamed: Rc<Counted>,
+    named: RefCell<BTreeMap<CounterName, Rc<Counted>>>,
+}
+
+impl Counters {
+    /// None is in use yet. `keys` are those of the one without a name.
+    #[must_use]
+    pub fn new(keys: Keys) -> Self {
+        Self {
+            unnamed: Rc::new(Counted::new(keys)),
+            named: RefCell::default(),
+        }
+    }
+
+    /// One that has a name.
+    pub fn named(&self, name: CounterName) -> Rc<Counted> {
+        let mut named = self.named.borrow_mut();
+        if named.len() as u64 > MAX_COUNTERS {
+            // An application that makes up names does not fill the memory by that.
+            named.retain(|_, counted| Rc::strong_count(counted) > 1);
+        }
+        let keys = || self.unnamed.keys.named(name.clone());
+        let counted = named.entry(name.clone());
+        counted.or_insert_with(|| Rc::new(Counted::new(keys()))).clone()
+    }
+
+    /// Remembers that Redis has these ids.
+    pub fn add_seen<'a>(&self, place: &Place, ids: impl IntoIterator<Item = &'a Id>) {
+        let Place { counted, window } = place;
+        ids.into_iter().for_each(|id| counted.seen.add(*window, *id));
+        if counted.keys.counter().is_some() {
+            // Together no more than the one that has no name.
+            let named = self.named.borrow();
+            if named.values().map(|counted| counted.seen.len()).sum::<usize>() > MOST {
+                named.values().for_each(|counted| counted.seen.clear());
+            }
+        }
+    }
+
+    /// Forgets which ids Redis has: it may have lost them.
+    pub fn forget_seen(&self) {
+        self.unnamed.seen.clear();
+        self.named.borrow().values().for_each(|counted| counted.seen.clear());
+    }
+}
+
 /// A window of a counter.
 #[derive(Clone)]
 pub struct Place {
@@ -61,6 +113,7 @@ pub struct Place {
 
 impl Place {
     /// The name of the set of this partition's ids.
+    #[must_use]
     pub fn ids(&self, partition: Partition) -> String {
         self.counted.keys.ids(self.window, partition)
     }
@@ -69,5 +122,51 @@ impl Place {
 impl PartialEq for Place {
     fn eq(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.counted, &other.counted) && self.window == other.window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use verve_protocol::WindowLength;
+
+    use super::*;
+
+    fn counters() -> Counters {
+        Counters::new(Keys::new("verve".parse().expect("valid")))
+    }
+
+    fn named(counters: &Counters, number: u64) -> Place {
+        Place {
+            counted: counters.named(format!("game-{number}").parse().expect("valid")),
+            window: WindowLength::try_new(60).expect("valid").window_at_ms(0),
+        }
+    }
+
+    #[test]
+    fn each_knows_its_own_ids() {
+        let counters = counters();
+        let [one, other] = [named(&counters, 1), named(&counters, 2)];
+        counters.add_seen(&one, &[Id(1)]);
+        assert!(one.counted.seen.has(one.window, Id(1)) && !other.counted.seen.has(one.window, Id(1)));
+        assert!(one == named(&counters, 1) && one != other);
+        assert_eq!(one.ids(Partition::Whole), "verve/game-1:ids:60:0");
+        counters.forget_seen();
+        assert!(!one.counted.seen.has(one.window, Id(1)));
+    }
+
+    #[test]
+    fn memory_is_bounded_however_many_there_are() {
+        let counters = counters();
+        let held = named(&counters, 0);
+        for number in 0..3 * MAX_COUNTERS {
+            let place = named(&counters, number);
+            let ids: Vec<Id> = (0..MOST as i64 / 20).map(Id).collect();
+            counters.add_seen(&place, &ids);
+            let all = counters.named.borrow();
+            assert!(all.len() as u64 <= MAX_COUNTERS + 1, "{}", all.len());
+            assert!(all.values().map(|counted| counted.seen.len()).sum::<usize>() <= MOST);
+        }
+        // One that is in use is not forgotten.
+        assert!(Rc::ptr_eq(&held.counted, &named(&counters, 0).counted));
     }
 }

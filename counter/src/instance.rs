@@ -2,7 +2,7 @@
 
 mod drain;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -10,7 +10,6 @@ use futures::future;
 use spin_sdk::time::sleep;
 use spin_sdk::variables;
 use spin_sdk::wasip3::random::random::get_random_u64;
-use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::stats;
 use verve_protocol::{CallbackJob, CounterName, Id, Partition, Window};
 use wit_bindgen::spawn;
@@ -21,7 +20,7 @@ use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, now_ms};
 use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
-use crate::counted::{Counted, Place};
+use crate::counted::{Counted, Counters, Place};
 use crate::failures;
 use crate::once::Once;
 use crate::redis::{Node, Redis};
@@ -41,10 +40,8 @@ thread_local! {
 struct Instance {
     config: Config,
     redis: Redis,
-    /// The counter that has no name.
-    unnamed: Rc<Counted>,
-    /// Those that have one, as far as they are in use here.
-    named: RefCell<BTreeMap<CounterName, Rc<Counted>>>,
+    /// What is known of each counter.
+    counters: Counters,
     spool: Spool,
     /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
     background: Spool,
@@ -77,18 +74,18 @@ impl Counter {
     pub async fn get() -> Result<Self, String> {
         let slot = INSTANCE.with(Rc::clone);
         let instance = slot.get(load, look_again).await?;
-        let counted = instance.unnamed.clone();
+        let counted = instance.counters.unnamed.clone();
         Ok(Self { instance, counted })
     }
 
     /// Another counter, by its name: what is added to it is counted and reported by itself. The counter that has no name, from [`Counter::get`], is the
-    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`] counters with a name; what is added to one more is answered
+    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) counters with a name; what is added to one more is answered
     /// [`Limit::Counters`].
     #[must_use]
     pub fn open(&self, name: CounterName) -> Self {
         Self {
             instance: self.instance.clone(),
-            counted: self.instance.named(name),
+            counted: self.instance.counters.named(name),
         }
     }
 
@@ -175,8 +172,7 @@ async fn load() -> Result<Rc<Instance>, String> {
     let redis = Redis::new(&config);
     let [spool, background] = [Spool::new(spool_limit), Spool::new(spool_limit)];
     let instance = Rc::new(Instance {
-        unnamed: Rc::new(Counted::new(config.keys.clone())),
-        named: RefCell::default(),
+        counters: Counters::new(config.keys.clone()),
         config,
         redis,
         spool,
@@ -193,18 +189,6 @@ async fn load() -> Result<Rc<Instance>, String> {
 }
 
 impl Instance {
-    /// What is known here of a named counter.
-    fn named(&self, name: CounterName) -> Rc<Counted> {
-        let mut named = self.named.borrow_mut();
-        if named.len() as u64 > MAX_COUNTERS {
-            // An application that makes up names does not fill the memory by that.
-            named.retain(|_, counted| Rc::strong_count(counted) > 1);
-        }
-        let keys = || self.config.keys.named(name.clone());
-        let counted = named.entry(name.clone());
-        counted.or_insert_with(|| Rc::new(Counted::new(keys()))).clone()
-    }
-
     /// Tells the reporter, once in each window, that a counter is in use, if it has a name.
     async fn tell_counter(&self, place: &Place) -> Result<Option<Limit>, String> {
         let Place { counted, window } = place;
@@ -326,25 +310,18 @@ impl Instance {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
                 let recorded = recorded.filter(|(_, answer)| matches!(answer, Answer::Recorded(_)));
-                recorded.for_each(|(id, _)| place.counted.seen.add(place.window, *id));
+                self.counters.add_seen(place, recorded.map(|(id, _)| id));
                 self.found_well(&node).await;
                 Ok(answers)
             }
             Err(redis) => {
-                self.forget_seen();
+                self.counters.forget_seen();
                 let spooled = self.spool.add_ids(place.ids(partition), ids).await;
                 self.spooled(&redis, spooled)?;
                 self.found_away(&node).await;
                 Ok(vec![Answer::Recorded(Outcome::Spooled); ids.len()])
             }
         }
-    }
-
-    /// Of every counter: Redis may have lost them.
-    fn forget_seen(&self) {
-        self.unnamed.seen.clear();
-        let named = self.named.borrow();
-        named.values().for_each(|counted| counted.seen.clear());
     }
 
     /// Records a callback job, unless it is beyond a limit.

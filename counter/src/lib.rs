@@ -32,7 +32,7 @@ async fn is_new(player: i64, game: &str) -> Result<bool, String> {
 //! The way of an id, in the order of the modules:
 //! - `instance`: what an instance of the component keeps (parsed variables, open connections) and the recording; `instance::drain` empties
 //!   the spool
-//! - `counted`: what it keeps of each counter
+//! - [`counted`]: what it keeps of each counter
 //! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together
 //! - [`batches`]: what is recorded together, and what comes of each id of it
 //! - `redis`: what is asked of Redis; [`cluster`]: which node of several has a key; `redis::node`: one of them, attempts and the retry;
@@ -56,8 +56,7 @@ pub mod circuit;
 mod clock;
 pub mod cluster;
 pub mod config;
-#[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
-mod counted;
+pub mod counted;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod deadlines;
 pub mod failures;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use verve_protocol::{Id, Window};
 
 /// The most ids remembered: some 2 MB of the instance's memory. Once there are so many, all are forgotten.
-const MOST: usize = 65_536;
+pub const MOST: usize = 65_536;
 
 /// Ids of one window.
 #[derive(Debug, Default)]
@@ -32,6 +32,18 @@ impl Seen {
             ids.clear();
         }
         ids.insert(id.0);
+    }
+
+    /// How many ids are remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ids.borrow().len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Forgets all: Redis may have lost them.
