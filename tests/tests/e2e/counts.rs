@@ -212,14 +212,15 @@ async fn the_description_of_the_api() -> Result<()> {
     );
     let paths = description["paths"].as_object().expect("paths");
     assert_eq!(paths.keys().collect::<Vec<_>>(), ["/api/counts", "/api/counts/current"]);
-    let parameters = description["paths"]["/api/counts"]["get"]["parameters"]
-        .as_array()
-        .expect("parameters");
-    let names: Vec<_> = parameters
-        .iter()
-        .filter_map(|parameter| parameter["name"].as_str())
-        .collect();
-    assert_eq!(names, ["from", "to", "limit"]);
+    let parameters = |path: &str| -> Vec<String> {
+        let parameters = description["paths"][path]["get"]["parameters"].as_array();
+        let names = parameters.expect("parameters").iter();
+        names
+            .filter_map(|parameter| parameter["name"].as_str().map(str::to_owned))
+            .collect()
+    };
+    assert_eq!(parameters("/api/counts"), ["from", "to", "limit", "counter"]);
+    assert_eq!(parameters("/api/counts/current"), ["counter"]);
     let described = |schema: &str| -> BTreeSet<String> {
         let properties = description["components"]["schemas"][schema]["properties"].as_object();
         properties.expect("a schema").keys().cloned().collect()
@@ -241,6 +242,9 @@ async fn what_is_asked_for_wrongly_is_refused() -> Result<()> {
         ("?form=1", "form"),
         ("?from=soon", "RFC 3339"),
         ("?from=1&from=2", "from"),
+        ("?counter=a%2Fb", "1 to 64"),
+        ("/current?counter=a%2Fb", "1 to 64"),
+        ("/current?from=1", "from"),
     ] {
         let response = http::get(reporter.address(), &format!("/api/counts{query}")).await?;
         assert_eq!(response.status, 400, "{query}");
