@@ -73,13 +73,16 @@ impl Counters {
     /// One that has a name.
     pub fn named(&self, name: CounterName) -> Rc<Counted> {
         let mut named = self.named.borrow_mut();
+        if let Some(known) = named.get(&name) {
+            return known.clone();
+        }
         if named.len() as u64 > MAX_COUNTERS {
             // An application that makes up names does not fill the memory by that.
             named.retain(|_, counted| Rc::strong_count(counted) > 1);
         }
-        let keys = || self.unnamed.keys.named(name.clone());
-        let counted = named.entry(name.clone());
-        counted.or_insert_with(|| Rc::new(Counted::new(keys()))).clone()
+        let counted = Rc::new(Counted::new(self.unnamed.keys.named(name.clone())));
+        named.insert(name, counted.clone());
+        counted
     }
 
     /// Remembers that Redis has these ids.

@@ -1,5 +1,6 @@
 //! What one instance of the component keeps between requests. It makes requests faster; none depends on it.
 
+mod counter;
 mod drain;
 
 use std::cell::Cell;
@@ -10,15 +11,14 @@ use futures::future;
 use spin_sdk::time::sleep;
 use spin_sdk::variables;
 use spin_sdk::wasip3::random::random::get_random_u64;
-use verve_protocol::keys::stats;
-use verve_protocol::{CallbackJob, CounterName, Id, Partition, Window};
+use verve_protocol::{CallbackJob, Id, Partition, Window};
 use wit_bindgen::spawn;
 
 use crate::answer::{Answer, Limit, Outcome};
-use crate::batches::{MOST, by_partition, in_order};
+use crate::batches::{by_partition, in_order};
 use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
-use crate::clock::{look_again, now_ms};
+use crate::clock::now_ms;
 use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
 use crate::counted::{Counted, Counters, Place};
 use crate::failures;
@@ -27,6 +27,7 @@ use crate::redis::{Node, Redis};
 use crate::spool::Spool;
 use crate::stats::{Counts, FLUSH_AFTER, flush};
 use crate::waiting::{Recorded, Waiter};
+pub use counter::Counter;
 use drain::{drain, look_into_spool};
 
 /// In the spool's state: there is no room for callback jobs.
@@ -57,98 +58,6 @@ struct Instance {
     last_error: Cell<u64>,
     /// When it was last logged that something was not recorded, which is worse.
     last_refusal: Cell<u64>,
-}
-
-/// A counter of unique ids, which the application's variables describe. One for each instance of a component, however often it is asked for.
-#[derive(Clone)]
-pub struct Counter {
-    instance: Rc<Instance>,
-    counted: Rc<Counted>,
-}
-
-impl Counter {
-    /// The counter.
-    ///
-    /// # Errors
-    /// If a variable is not there, or not valid: a line that names it and says what was expected. It shows no password.
-    pub async fn get() -> Result<Self, String> {
-        let slot = INSTANCE.with(Rc::clone);
-        let instance = slot.get(load, look_again).await?;
-        let counted = instance.counters.unnamed.clone();
-        Ok(Self { instance, counted })
-    }
-
-    /// Another counter, by its name: what is added to it is counted and reported by itself. The counter that has no name, from [`Counter::get`], is the
-    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) counters with a name; what is added to one more is answered
-    /// [`Limit::Counters`].
-    #[must_use]
-    pub fn open(&self, name: CounterName) -> Self {
-        Self {
-            instance: self.instance.clone(),
-            counted: self.instance.counters.named(name),
-        }
-    }
-
-    /// Counts an id in the window that is open now. Whatever fails after it is answered [`Answer::Recorded`], it is counted once.
-    pub async fn add(&self, id: Id) -> Answer {
-        self.record(id, None).await
-    }
-
-    /// The same, and has the reporter call somebody with the window's count. Answered [`Answer::Recorded`] if both are recorded. The count is the
-    /// one of the counter that has no name.
-    pub async fn add_with_callback(&self, id: Id, callback: Option<Callback>) -> Answer {
-        self.record(id, callback).await
-    }
-
-    async fn record(&self, id: Id, callback: Option<Callback>) -> Answer {
-        let place = self.place();
-        let answer = self.instance.record(&place, id, callback).await;
-        self.note(&place, answer);
-        answer
-    }
-
-    /// Counts ids at once in the window that is open now, and answers what became of each, in their order. Of equal ones the first may be new.
-    pub async fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
-        let place = self.place();
-        let mut answers = Vec::with_capacity(ids.len());
-        for ids in ids.chunks(MOST) {
-            let recorded = ids.iter().zip(self.instance.record_ids(&place, ids).await);
-            answers.extend(recorded.map(|(id, recorded)| self.instance.answer(&place, *id, recorded)));
-        }
-        answers.iter().for_each(|answer| self.note(&place, *answer));
-        answers
-    }
-
-    /// Counts, in the statistics alone, a request that had no valid id.
-    pub fn count_invalid(&self) {
-        self.note_field(&self.place(), stats::INVALID);
-    }
-
-    /// The window that is open now.
-    fn place(&self) -> Place {
-        Place {
-            counted: self.counted.clone(),
-            window: self.instance.config.window_length.window_at_ms(now_ms()),
-        }
-    }
-
-    fn note(&self, place: &Place, answer: Answer) {
-        // A counter that there may not be has no statistics.
-        if answer != Answer::Limited(Limit::Counters) {
-            self.note_field(place, answer.statistic());
-        }
-    }
-
-    fn note_field(&self, place: &Place, field: &'static str) {
-        if place.counted.stats.count(place.window, field) {
-            spawn(flush_later(self.instance.clone(), place.counted.clone()));
-        }
-    }
-
-    /// Brings to Redis what may be left in the spool, in the background, as every first request of an instance does.
-    pub fn look_into_spool(&self) {
-        spawn(look_into_spool(self.instance.clone()));
-    }
 }
 
 /// The value of a variable, as the host has told it.

@@ -30,7 +30,7 @@ async fn is_new(player: i64, game: &str) -> Result<bool, String> {
 //! # Inside
 //!
 //! The way of an id, in the order of the modules:
-//! - `instance`: what an instance of the component keeps (parsed variables, open connections) and the recording; `instance::drain` empties
+//! - `instance`: what an instance of the component keeps (parsed variables, open connections) and the recording; `instance::counter` is what components call, `instance::drain` empties
 //!   the spool
 //! - [`counted`]: what it keeps of each counter
 //! - [`seen`]: ids that Redis is known to have; `waiting`: those that wait at the same time are recorded together

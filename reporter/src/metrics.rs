@@ -3,6 +3,8 @@
 //! Counters and histograms are of this replica: sum them over replicas. Gauges other than `lease_held` tell what is in Redis,
 //! the same on each replica: take one of them, such as the maximum.
 
+mod windows;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +17,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use verve_protocol::CounterName;
 use verve_protocol::keys::stats;
+
+use windows::OfWindows;
+pub use windows::WindowMetrics;
 
 /// The media type of [`Metrics::render`].
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -35,9 +40,6 @@ pub const OUTCOMES: [&str; 6] = [
 const MOMENTS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0,
 ];
-/// Upper bounds in seconds, for windows: from at once to a day that nobody reported.
-const WAITS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0, 86_400.0];
-
 /// A metric for each value of its labels.
 type By<const LABELS: usize, M> = Family<[(&'static str, String); LABELS], M>;
 
@@ -62,47 +64,6 @@ pub struct Metrics {
     callback_attempts: By<2, Counter>,
     callback_jobs: By<1, Gauge>,
     dependency_up: By<1, Gauge>,
-}
-
-/// Of the counter that has no name there is no label, of a named one its name, and whatever else is told apart.
-type Labels = Vec<(&'static str, String)>;
-
-/// What is measured of windows, by counter.
-#[derive(Clone, Debug)]
-struct OfWindows {
-    late_ids: Family<Labels, Counter>,
-    windows_reported: Family<Labels, Counter>,
-    window_revisions: Family<Labels, Counter>,
-    windows_lost: Family<Labels, Counter>,
-    windows_ahead: Family<Labels, Counter>,
-    window_lag: Family<Labels, Histogram, fn() -> Histogram>,
-    window_overdue: Family<Labels, Gauge>,
-    lease_held: Family<Labels, Gauge>,
-    unique_ids: Family<Labels, Gauge>,
-    requests: Family<Labels, Counter>,
-}
-
-/// What is measured of one counter's windows.
-#[derive(Clone, Debug)]
-pub struct WindowMetrics {
-    /// Ids that came after their window was final, and were dropped.
-    pub late_ids: Counter,
-    /// Windows reported for the first time.
-    pub windows_reported: Counter,
-    /// Corrections of reported windows.
-    pub window_revisions: Counter,
-    /// Windows that nobody can report any more.
-    pub windows_lost: Counter,
-    /// Windows that had ids before they had begun.
-    pub windows_ahead: Counter,
-    /// From a window being due to its first record being acknowledged.
-    pub window_lag: Histogram,
-    /// How long the oldest due window has not been reported, in seconds.
-    pub window_overdue: Gauge,
-    /// 1 while this replica reports windows, else 0.
-    pub lease_held: Gauge,
-    all: OfWindows,
-    labels: Labels,
 }
 
 /// What is measured of one Redis server.
@@ -159,22 +120,7 @@ impl Metrics {
 
     /// Those of the windows of a counter.
     pub fn windows(&self, counter: Option<&CounterName>) -> WindowMetrics {
-        let all = self.of_windows.clone();
-        let labels: Labels = counter.iter().map(|name| ("counter", name.to_string())).collect();
-        let windows = WindowMetrics {
-            late_ids: all.late_ids.get_or_create_owned(&labels),
-            windows_reported: all.windows_reported.get_or_create_owned(&labels),
-            window_revisions: all.window_revisions.get_or_create_owned(&labels),
-            windows_lost: all.windows_lost.get_or_create_owned(&labels),
-            windows_ahead: all.windows_ahead.get_or_create_owned(&labels),
-            window_lag: all.window_lag.get_or_create_owned(&labels),
-            window_overdue: all.window_overdue.get_or_create_owned(&labels),
-            lease_held: all.lease_held.get_or_create_owned(&labels),
-            all,
-            labels,
-        };
-        OUTCOMES.iter().for_each(|outcome| windows.requests(outcome, 0));
-        windows
+        self.of_windows.of(counter)
     }
 
     /// The callback jobs in the `stream`, in `retry`, or `dead`.
@@ -217,60 +163,8 @@ impl Metrics {
     // `_total` is added to a counter's name by the format.
     fn register(&self) -> Registry {
         let mut registry = Registry::with_prefix("verve");
-        let (r, of_windows) = (&mut registry, &self.of_windows);
-        r.register(
-            "requests",
-            "Requests by outcome, counted by the replica that reports windows",
-            of_windows.requests.clone(),
-        );
-        r.register(
-            "unique_ids",
-            "Unique ids of the current and the last window",
-            of_windows.unique_ids.clone(),
-        );
-        for (name, help, counter) in [
-            (
-                "late_ids",
-                "Ids that came after their window was final",
-                &of_windows.late_ids,
-            ),
-            (
-                "windows_reported",
-                "Windows reported for the first time",
-                &of_windows.windows_reported,
-            ),
-            (
-                "window_revisions",
-                "Corrections of windows reported before",
-                &of_windows.window_revisions,
-            ),
-            (
-                "windows_ahead",
-                "Windows that had ids before they had begun, since the clock of an edge host is ahead",
-                &of_windows.windows_ahead,
-            ),
-            (
-                "windows_lost",
-                "Windows not reported because their ids had expired",
-                &of_windows.windows_lost,
-            ),
-        ] {
-            r.register(name, help, counter.clone());
-        }
-        let lag = "From a window being due to its first record being acknowledged";
-        r.register_with_unit("window_lag", lag, Unit::Seconds, of_windows.window_lag.clone());
-        let overdue = "How long the oldest due window has not been reported";
-        r.register_with_unit(
-            "window_overdue",
-            overdue,
-            Unit::Seconds,
-            of_windows.window_overdue.clone(),
-        );
-        r.register(
-            "lease_held",
-            "Whether this replica reports windows",
-            of_windows.lease_held.clone(),
-        );
+        let r = &mut registry;
+        self.of_windows.register(r);
         r.register(
             "dependency_up",
             "Whether Redis and Kafka answered last",
@@ -325,68 +219,6 @@ impl Metrics {
             .set(1);
         r.register("build_info", "Which version this is", build);
         registry
-    }
-}
-
-impl Default for OfWindows {
-    fn default() -> Self {
-        Self {
-            late_ids: Family::default(),
-            windows_reported: Family::default(),
-            window_revisions: Family::default(),
-            windows_lost: Family::default(),
-            windows_ahead: Family::default(),
-            window_lag: Family::new_with_constructor(|| Histogram::new(WAITS)),
-            window_overdue: Family::default(),
-            lease_held: Family::default(),
-            unique_ids: Family::default(),
-            requests: Family::default(),
-        }
-    }
-}
-
-impl WindowMetrics {
-    /// So many more requests with this outcome.
-    pub fn requests(&self, outcome: &str, more: u64) {
-        let counter = self.all.requests.get_or_create_owned(&self.and("outcome", outcome));
-        counter.inc_by(more);
-    }
-
-    /// The unique ids of the `current` or the `last` window.
-    pub fn unique_ids(&self, window: &str, count: u64) {
-        let gauges = &self.all.unique_ids;
-        gauges
-            .get_or_create_owned(&self.and("window", window))
-            .set(gauge(count));
-    }
-
-    /// Tells no more of this counter, which was forgotten.
-    pub fn forget(&self) {
-        let Self { all, labels, .. } = self;
-        for counters in [
-            &all.late_ids,
-            &all.windows_reported,
-            &all.window_revisions,
-            &all.windows_lost,
-            &all.windows_ahead,
-        ] {
-            counters.remove(labels);
-        }
-        all.window_lag.remove(labels);
-        all.window_overdue.remove(labels);
-        all.lease_held.remove(labels);
-        for window in ["current", "last"] {
-            all.unique_ids.remove(&self.and("window", window));
-        }
-        for outcome in OUTCOMES {
-            all.requests.remove(&self.and("outcome", outcome));
-        }
-    }
-
-    fn and(&self, label: &'static str, value: &str) -> Labels {
-        let mut labels = self.labels.clone();
-        labels.push((label, value.to_owned()));
-        labels
     }
 }
 

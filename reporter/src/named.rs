@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{RedisResult, Script};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -15,13 +15,21 @@ use verve_protocol::{CounterName, Window};
 
 use crate::clock::now_ms;
 use crate::kafka::Publisher;
-use crate::metrics::{Metrics, OUTCOMES, WindowMetrics, gauge};
-use crate::overview::SeenWindow;
+use crate::metrics::{Metrics, WindowMetrics, gauge};
+use crate::overview::{self, SeenWindow};
 use crate::store::Store;
 use crate::windows::{Pace, Reporter, WindowsConfig};
 
 /// How often Redis is asked which there are.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Takes the names of counters that nobody has added to for long off the list, and answers them: at once, so that one that somebody adds to meanwhile is not among them.
+///
+/// KEYS: the counters. ARGV: the first start of a window, in Unix seconds, that is not too long ago.
+const FORGET: &str = r"
+local unused = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[1])
+if #unused > 0 then redis.call('ZREM', KEYS[1], unpack(unused)) end
+return unused";
 
 /// A named counter, as last seen.
 #[derive(Clone, Debug)]
@@ -62,8 +70,8 @@ struct Running {
     metrics: WindowMetrics,
     stop: CancellationToken,
     task: JoinHandle<()>,
-    /// The requests counted of the latest windows; nothing as long as it is not known what others have counted.
-    counted: Option<BTreeMap<Window, [u64; OUTCOMES.len()]>>,
+    /// What was seen last; nothing as long as it is not known what others have counted of it.
+    seen: Option<Vec<SeenWindow>>,
     /// The first window not known to be reported.
     next: Window,
 }
@@ -162,7 +170,7 @@ impl Named {
             store,
             task: tokio::spawn(reporter.run(stop.clone())),
             stop,
-            counted: (!self.is_new).then(BTreeMap::new),
+            seen: (!self.is_new).then(Vec::new),
             next: current,
         }
     }
@@ -171,15 +179,12 @@ impl Named {
     async fn forget(&self) -> RedisResult<()> {
         let key = self.parts.store.keys.counters();
         let before = (now_ms() / 1000).saturating_sub(UNUSED_SECONDS);
-        let mut unused = redis::cmd("ZRANGEBYSCORE");
-        unused.arg(&key).arg("-inf").arg(format!("({before}"));
-        let unused: Vec<String> = self.parts.store.redis().command(&unused).await?;
-        if unused.is_empty() {
-            return Ok(());
-        }
-        let mut remove = redis::cmd("ZREMRANGEBYSCORE");
-        remove.arg(&key).arg("-inf").arg(format!("({before}"));
-        self.parts.store.redis().command::<u64>(&remove).await?;
+        let unused: Vec<String> = self
+            .parts
+            .store
+            .redis()
+            .script(Script::new(FORGET).key(key).arg(before))
+            .await?;
         for name in unused.iter().filter_map(|name| name.parse::<CounterName>().ok()) {
             tracing::info!(
                 counter = name.as_str(),
@@ -229,29 +234,17 @@ impl Running {
         }
         let overdue_s = now_ms().saturating_sub(config.due_ms(self.next)) / 1000;
         self.metrics.window_overdue.set(gauge(overdue_s));
-        self.count(&seen);
-        Ok(Some(SeenCounter {
+        let counter = SeenCounter {
             name: name.clone(),
             current: *current,
             last: *last,
-        }))
-    }
-
-    /// Adds the requests that are new since the last look, if this replica reports the counter.
-    fn count(&mut self, seen: &[SeenWindow]) {
-        let counted = seen.iter().map(|seen| (seen.window, seen.requests)).collect();
-        let Some(before) = self
-            .counted
-            .replace(counted)
-            .filter(|_| self.metrics.lease_held.get() == 1)
-        else {
-            return;
         };
-        for seen in seen {
-            let before = before.get(&seen.window).copied().unwrap_or_default();
-            for ((outcome, now), before) in OUTCOMES.iter().zip(seen.requests).zip(before) {
-                self.metrics.requests(outcome, now.saturating_sub(before));
-            }
+        if let Some(before) = &self.seen
+            && self.metrics.lease_held.get() == 1
+        {
+            overview::count(&self.metrics, before, &seen);
         }
+        self.seen = Some(seen);
+        Ok(Some(counter))
     }
 }

@@ -173,7 +173,7 @@ impl Overview {
         match self.read(seen.read_ms.is_some()).await {
             Ok(read) => {
                 if seen.read_ms.is_some() && self.windows.lease_held.get() == 1 {
-                    self.count(&seen.windows, &read.windows);
+                    count(&self.windows, &seen.windows, &read.windows);
                 }
                 seen = Seen {
                     spools: seen.spools,
@@ -249,19 +249,6 @@ impl Overview {
         }
     }
 
-    /// Adds what is new since the last look, so that nothing is counted twice when another replica takes over.
-    fn count(&self, before: &[SeenWindow], now: &[SeenWindow]) {
-        let before: BTreeMap<Window, [u64; OUTCOMES.len()]> =
-            before.iter().map(|seen| (seen.window, seen.requests)).collect();
-        for seen in now {
-            let counted = before.get(&seen.window).copied().unwrap_or_default();
-            for ((outcome, now), counted) in OUTCOMES.iter().zip(seen.requests).zip(counted) {
-                // Fewer than before if Redis lost its data.
-                self.windows.requests(outcome, now.saturating_sub(counted));
-            }
-        }
-    }
-
     /// Looks at what was told of spools. By itself, since this needs the first Redis only.
     async fn look_at_spools(&self, seen: &mut Seen) {
         let mut pipe = redis::pipe();
@@ -325,6 +312,19 @@ impl Overview {
         metrics.callback_jobs("retry", seen.jobs.retry);
         metrics.callback_jobs("dead", seen.jobs.dead);
         metrics.oldest_job_age.set(gauge(seen.jobs.oldest_s));
+    }
+}
+
+/// Adds the requests that are new since the last look, so that nothing is counted twice when another replica takes over.
+pub fn count(metrics: &WindowMetrics, before: &[SeenWindow], now: &[SeenWindow]) {
+    let before: BTreeMap<Window, [u64; OUTCOMES.len()]> =
+        before.iter().map(|seen| (seen.window, seen.requests)).collect();
+    for seen in now {
+        let counted = before.get(&seen.window).copied().unwrap_or_default();
+        for ((outcome, now), counted) in OUTCOMES.iter().zip(seen.requests).zip(counted) {
+            // Fewer than before if Redis lost its data.
+            metrics.requests(outcome, now.saturating_sub(counted));
+        }
     }
 }
 

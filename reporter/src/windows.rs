@@ -11,9 +11,8 @@ mod ledger;
 #[cfg(test)]
 mod model;
 mod pending;
+mod sweeps;
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
@@ -32,6 +31,8 @@ use books::{BATCH, Books, Swept};
 use lease::Lease;
 pub use ledger::KEPT;
 use ledger::{Change, Ledger, News, Periods, Step};
+pub use sweeps::Pace;
+use sweeps::Sweeps;
 
 /// How often a reported window is counted again while it is watched for late ids.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -39,11 +40,6 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 const A_WHILE: Duration = Duration::from_secs(10);
 /// How often the ids of windows that cannot be published are kept from expiring.
 const KEEP_EVERY: Duration = Duration::from_secs(3600);
-/// How often Redis is searched for ids that nobody expects and reports that need not be kept. It is searched through all its keys, so
-/// after a search that took long it is left alone for [`SWEEP_REST`] times as long.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
-const SWEEP_REST: u32 = 50;
-
 /// When windows are reported.
 #[derive(Clone, Debug)]
 pub struct WindowsConfig {
@@ -93,46 +89,6 @@ impl Last {
 struct PutOff {
     kept: Last,
     retry: Retry,
-}
-
-/// When Redis may be searched again. All that is reported by one process takes turns, so that many counters search no more than one.
-#[derive(Clone, Debug)]
-pub struct Pace(Arc<Mutex<Instant>>);
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
-    }
-}
-
-impl Pace {
-    fn due(&self) -> MutexGuard<'_, Instant> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// When Redis was last searched, and what was told of what was found.
-#[derive(Default)]
-struct Sweeps {
-    last: Last,
-    ahead: BTreeSet<Window>,
-}
-
-impl Sweeps {
-    fn is_due(&self, pace: &Pace) -> bool {
-        self.last.is_over(SWEEP_EVERY) && Instant::now() >= *pace.due()
-    }
-
-    fn done(&mut self, took: Duration, pace: &Pace) {
-        self.last.is_now();
-        *pace.due() = Instant::now() + took * SWEEP_REST;
-    }
-
-    /// Those of the windows that have not begun of which nothing was told yet.
-    fn untold(&mut self, ahead: Vec<Window>) -> Vec<Window> {
-        let before = std::mem::replace(&mut self.ahead, ahead.iter().copied().collect());
-        ahead.into_iter().filter(|window| !before.contains(window)).collect()
-    }
 }
 
 /// Of one report: most of the time of one window.

@@ -28,6 +28,15 @@ pub fn current_window(length: WindowLength) -> Window {
     length.window_at_ms(now_ms())
 }
 
+/// Asserts that a window is open still, as a test needs whose requests are all to be of one.
+///
+/// # Panics
+/// When it is not.
+#[track_caller]
+pub fn assert_still(length: WindowLength, window: Window) {
+    assert_eq!(current_window(length), window, "this machine is too slow for this test");
+}
+
 /// Sleeps until `ms` after the Unix epoch.
 pub async fn sleep_until_ms(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms.saturating_sub(now_ms()))).await;

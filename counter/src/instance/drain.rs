@@ -138,27 +138,24 @@ impl Instance {
     }
 
     async fn drain_set(&self, key: &str) -> Result<bool, String> {
+        let stay = |redis: &str| {
+            self.log_error(&format!("spooled ids stay in the spool: {redis}"));
+            Ok(false)
+        };
+        if let Some((name, start)) = self.config.keys.named_ids(key) {
+            // What was accepted is counted, however many counters there are.
+            let told = self.redis.tell_counter(&self.config.keys, &name, start, true);
+            if let Err(redis) = told.await {
+                return stay(&redis);
+            }
+        }
         loop {
             let found = self.background.ids(key).await?;
             if found.ids.is_empty() {
                 return Ok(true);
             }
-            let added = match self.config.keys.named_ids(key) {
-                // What was accepted is counted, however many counters there are.
-                Some((name, start)) => self
-                    .redis
-                    .tell_counter(&self.config.keys, &name, start, true)
-                    .await
-                    .map(drop),
-                None => Ok(()),
-            };
-            let added = match added {
-                Ok(()) => self.redis.add_spooled(key, &found.ids).await,
-                error => error,
-            };
-            if let Err(redis) = added {
-                self.log_error(&format!("spooled ids stay in the spool: {redis}"));
-                return Ok(false);
+            if let Err(redis) = self.redis.add_spooled(key, &found.ids).await {
+                return stay(&redis);
             }
             self.found_well(&self.redis.node_of(|| key)).await;
             self.background.remove_ids(&found).await?;

@@ -281,11 +281,7 @@ async fn what_a_dead_primary_takes_along() -> Result<()> {
         on.cluster()?.mute(primary + 3);
         sleep(Duration::from_millis(100)).await;
         let outcome = accept(2).await?;
-        assert_eq!(
-            clock::current_window(on.site.length),
-            window,
-            "this machine is too slow for this test"
-        );
+        clock::assert_still(on.site.length, window);
         let said = outcome.header("verve-outcome");
         assert_eq!(said, Some(if lost { "new" } else { "spooled" }), "{outcome:?}");
         on.site.redis.servers()[primary].kill();

@@ -1,0 +1,103 @@
+//! What a component counts by: a counter of this instance.
+
+use std::rc::Rc;
+
+use verve_protocol::keys::stats;
+use verve_protocol::{CounterName, Id};
+use wit_bindgen::spawn;
+
+use super::drain::look_into_spool;
+use super::{INSTANCE, Instance, flush_later, load};
+use crate::answer::{Answer, Limit};
+use crate::batches::MOST;
+use crate::callback::Callback;
+use crate::clock::{look_again, now_ms};
+use crate::counted::{Counted, Place};
+
+/// A counter of unique ids, which the application's variables describe. One for each instance of a component, however often it is asked for.
+#[derive(Clone)]
+pub struct Counter {
+    instance: Rc<Instance>,
+    counted: Rc<Counted>,
+}
+
+impl Counter {
+    /// The counter.
+    ///
+    /// # Errors
+    /// If a variable is not there, or not valid: a line that names it and says what was expected. It shows no password.
+    pub async fn get() -> Result<Self, String> {
+        let slot = INSTANCE.with(Rc::clone);
+        let instance = slot.get(load, look_again).await?;
+        let counted = instance.counters.unnamed.clone();
+        Ok(Self { instance, counted })
+    }
+
+    /// Another counter, by its name: what is added to it is counted and reported by itself. The counter that has no name, from [`Counter::get`], is the
+    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) counters with a name; what is added to one more is answered
+    /// [`Limit::Counters`].
+    #[must_use]
+    pub fn open(&self, name: CounterName) -> Self {
+        Self {
+            instance: self.instance.clone(),
+            counted: self.instance.counters.named(name),
+        }
+    }
+
+    /// Counts an id in the window that is open now. Whatever fails after it is answered [`Answer::Recorded`], it is counted once.
+    pub async fn add(&self, id: Id) -> Answer {
+        self.add_with_callback(id, None).await
+    }
+
+    /// The same, and has the reporter call somebody with the window's count. Answered [`Answer::Recorded`] if both are recorded. The count is the
+    /// one of the counter that has no name.
+    pub async fn add_with_callback(&self, id: Id, callback: Option<Callback>) -> Answer {
+        let place = self.place();
+        let answer = self.instance.record(&place, id, callback).await;
+        self.note(&place, answer);
+        answer
+    }
+
+    /// Counts ids at once in the window that is open now, and answers what became of each, in their order. Of equal ones the first may be new.
+    pub async fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
+        let place = self.place();
+        let mut answers = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(MOST) {
+            let recorded = ids.iter().zip(self.instance.record_ids(&place, ids).await);
+            answers.extend(recorded.map(|(id, recorded)| self.instance.answer(&place, *id, recorded)));
+        }
+        answers.iter().for_each(|answer| self.note(&place, *answer));
+        answers
+    }
+
+    /// Counts, in the statistics alone, a request that had no valid id.
+    pub fn count_invalid(&self) {
+        self.note_field(&self.place(), stats::INVALID);
+    }
+
+    /// The window that is open now.
+    fn place(&self) -> Place {
+        Place {
+            counted: self.counted.clone(),
+            window: self.instance.config.window_length.window_at_ms(now_ms()),
+        }
+    }
+
+    fn note(&self, place: &Place, answer: Answer) {
+        // A counter that there may not be has no statistics.
+        if answer != Answer::Limited(Limit::Counters) {
+            self.note_field(place, answer.statistic());
+        }
+    }
+
+    fn note_field(&self, place: &Place, field: &'static str) {
+        if place.counted.stats.count(place.window, field) {
+            spawn(flush_later(self.instance.clone(), place.counted.clone()));
+        }
+    }
+
+    /// Brings to Redis what may be left in the spool, in the background, as every first request of an instance does.
+    pub fn look_into_spool(&self) {
+        spawn(look_into_spool(self.instance.clone()));
+    }
+}

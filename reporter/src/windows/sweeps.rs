@@ -1,0 +1,56 @@
+//! When Redis is searched through for what nobody expects.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use verve_protocol::Window;
+
+use super::Last;
+
+/// How often Redis is searched for ids that nobody expects and reports that need not be kept. It is searched through all its keys, so
+/// after a search that took long it is left alone for [`SWEEP_REST`] times as long.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+const SWEEP_REST: u32 = 50;
+
+/// When Redis may be searched again. All that is reported by one process takes turns, so that many counters search no more than one.
+#[derive(Clone, Debug)]
+pub struct Pace(Arc<Mutex<Instant>>);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Pace {
+    fn due(&self) -> MutexGuard<'_, Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When Redis was last searched, and what was told of what was found.
+#[derive(Default)]
+pub struct Sweeps {
+    last: Last,
+    ahead: BTreeSet<Window>,
+}
+
+impl Sweeps {
+    /// Whether it is time for another search.
+    pub fn is_due(&self, pace: &Pace) -> bool {
+        self.last.is_over(SWEEP_EVERY) && Instant::now() >= *pace.due()
+    }
+
+    /// A search has ended, which took so long.
+    pub fn done(&mut self, took: Duration, pace: &Pace) {
+        self.last.is_now();
+        *pace.due() = Instant::now() + took * SWEEP_REST;
+    }
+
+    /// Those of the windows that have not begun of which nothing was told yet.
+    pub fn untold(&mut self, ahead: Vec<Window>) -> Vec<Window> {
+        let before = std::mem::replace(&mut self.ahead, ahead.iter().copied().collect());
+        ahead.into_iter().filter(|window| !before.contains(window)).collect()
+    }
+}
