@@ -70,13 +70,13 @@ async fn what_keeps_failing_ends_in_dead_with_its_error() -> Result<()> {
     let (site, sink, reporter) = start("3", "50").await?;
     sink.answer("/job", [Answer::status(418)]);
     let endpoint = sink.url("/job?x=1");
-    add_job(&site, &endpoint).await?;
+    let window = clock::current_window(site.length);
+    site.add_job(&endpoint, Method::Get, window).await?;
     let dead = site.dead(1, SOON).await.with_context(|| reporter.process().log())?;
     assert_eq!(sink.received().len(), 3);
     assert_eq!(field(&dead[0], "endpoint"), endpoint);
     assert_eq!(field(&dead[0], "method"), "get");
-    let start = clock::current_window(site.length).start().to_string();
-    assert_eq!(field(&dead[0], "window"), start);
+    assert_eq!(field(&dead[0], "window"), window.start().to_string());
     assert!(field(&dead[0], "error").contains("418"), "{dead:?}");
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(sink.received().len(), 3, "dead is dead");
