@@ -6,18 +6,19 @@ use crate::answer::{Answer, Limit, Outcome};
 
 /// Adds ids to a set as far as there is room, and answers for each what came of it: see [`added`].
 ///
-/// KEYS: the set. ARGV: the most ids, and the ids, all different.
+/// KEYS: the set. ARGV: the most ids or nothing, the expiry of what has none or nothing, and the ids, all different.
 pub const ADD_WITHIN: &str = r"
-local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, 2))
-local room = tonumber(ARGV[1]) - redis.call('SCARD', KEYS[1])
+local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, 3))
+local room = ARGV[1] ~= '' and ARGV[1] - redis.call('SCARD', KEYS[1]) or math.huge
 for i, there in ipairs(known) do
   if there == 0 and room > 0 then
-    redis.call('SADD', KEYS[1], ARGV[i + 1])
+    redis.call('SADD', KEYS[1], ARGV[i + 2])
     room = room - 1
   elseif there == 0 then
     known[i] = 2
   end
 end
+if ARGV[2] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[2], 'NX') end
 return known";
 
 /// Adds a callback job, and answers 1, or 0 if its endpoint has had enough of them in its window.

@@ -1,7 +1,7 @@
 //! The counter of components for WASI 0.2, which every Spin since 2.0 can run. It answers as the other one does.
 //!
 //! An instance serves one request there, and each call of the host blocks it. So there is nothing to keep, nothing to share, and no
-//! spool; what one request asks of Redis is one script.
+//! spool; what one request asks of Redis is one script, also of many ids.
 
 mod redis;
 
@@ -11,6 +11,7 @@ use verve_protocol::keys::stats;
 use verve_protocol::{CallbackJob, CounterName, Id, Window};
 
 use crate::answer::{Answer, Limit, Outcome};
+use crate::batches::MOST;
 use crate::callback::Callback;
 use crate::config::{self, Config, Log, VARIABLES};
 use crate::failures;
@@ -85,15 +86,24 @@ impl Counter {
         (answer, self.note(window, outcome))
     }
 
-    /// Counts ids in the window that is open now, one after the other, and answers what became of each, in their order.
+    /// Counts ids in the window that is open now, those of a partition at once, and answers what became of each, in their order.
     pub fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
         let window = self.window();
-        let added = ids.iter().map(|id| {
-            let (answer, outcome) = self.record(window, *id, None);
-            self.note(window, outcome).tell();
-            answer
+        let redis = Redis::new(&self.config, window);
+        let of_all = match self.beyond(&redis) {
+            Ok(None) => None,
+            Ok(Some(limit)) => Some(Ok(Answer::Limited(limit))),
+            Err(error) => Some(Err(error)),
+        };
+        let recorded = ids.chunks(MOST).flat_map(|ids| match &of_all {
+            None => redis.record_many(ids),
+            Some(of_all) => vec![of_all.clone(); ids.len()],
         });
-        added.collect()
+        let told = ids.iter().zip(recorded).map(|(id, recorded)| {
+            self.log(window, *id, recorded.as_ref().map_err(String::as_str));
+            recorded.unwrap_or(Answer::Unavailable)
+        });
+        told.collect()
     }
 
     /// A request that had no valid id, for the statistics alone.
@@ -125,11 +135,7 @@ impl Counter {
             revision: None,
         });
         let redis = Redis::new(config, window);
-        let beyond = match config.keys.counter() {
-            Some(name) => redis.tell_counter(name),
-            None => Ok(None),
-        };
-        let recorded = match beyond {
+        let recorded = match self.beyond(&redis) {
             Ok(None) => redis.record(id, job.as_ref()),
             Ok(Some(limit)) => Ok(Answer::Limited(limit)),
             Err(error) => Err(Unrecorded {
@@ -137,25 +143,37 @@ impl Counter {
                 may_be_noted: false,
             }),
         };
+        self.log(
+            window,
+            id,
+            recorded.as_ref().map_err(|unrecorded| unrecorded.error.as_str()),
+        );
         match recorded {
-            Ok(answer) => {
-                match answer {
-                    Answer::Recorded(outcome) if config.log == Log::All => {
-                        eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
-                    }
-                    Answer::Limited(limit) if config.log >= Log::Error => {
-                        eprintln!("verve: id {id} not recorded: {}", failures::beyond(limit));
-                    }
-                    _ => {}
-                }
-                (answer, None)
+            Ok(answer) => (answer, None),
+            Err(Unrecorded { may_be_noted, .. }) => (Answer::Unavailable, may_be_noted.then_some(stats::FAILED)),
+        }
+    }
+
+    /// Tells that this counter is in use, if it has a name. What comes of it says that it cannot be.
+    fn beyond(&self, redis: &Redis<'_>) -> Result<Option<Limit>, String> {
+        match self.config.keys.counter() {
+            Some(name) => redis.tell_counter(name),
+            None => Ok(None),
+        }
+    }
+
+    /// Logs what became of an id.
+    fn log(&self, window: Window, id: Id, recorded: Result<&Answer, &str>) {
+        let log = self.config.log;
+        match recorded {
+            Ok(Answer::Recorded(outcome)) if log == Log::All => {
+                eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
             }
-            Err(Unrecorded { error, may_be_noted }) => {
-                if config.log >= Log::Error {
-                    eprintln!("verve: id {id} not recorded: {error}");
-                }
-                (Answer::Unavailable, may_be_noted.then_some(stats::FAILED))
+            Ok(Answer::Limited(limit)) if log >= Log::Error => {
+                eprintln!("verve: id {id} not recorded: {}", failures::beyond(*limit));
             }
+            Err(error) if log >= Log::Error => eprintln!("verve: id {id} not recorded: {error}"),
+            _ => {}
         }
     }
 }

@@ -12,6 +12,9 @@ from wit_world import exports
 from wit_world.imports import blocking_counter
 from wit_world.imports.wasi_http_types import Fields, OutgoingBody, OutgoingResponse, ResponseOutparam
 
+# What a stream takes at once.
+MOST = 4096
+
 
 class IncomingHandler(exports.IncomingHandler):
     def handle(self, request, response_out):
@@ -37,6 +40,8 @@ def respond(response_out, status, value):
     response.set_status_code(status)
     body = response.body()
     ResponseOutparam.set(response_out, Ok(response))
+    text = json.dumps(value).encode()
     with body.write() as stream:
-        stream.blocking_write_and_flush(json.dumps(value).encode())
+        for at in range(0, len(text), MOST):
+            stream.blocking_write_and_flush(text[at : at + MOST])
     OutgoingBody.finish(body, None)

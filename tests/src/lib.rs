@@ -5,6 +5,7 @@
 //!
 //! - [`process`]: a child process, its output line by line
 //! - [`redis`], [`cluster`], and [`store`] for either; [`host`], [`reporter`], [`kafka`], [`broker`], [`nginx`]: the parts
+//! - `examples`: the applications that count by Verve's library
 //! - [`link`]: a connection between parts that can be cut, held, and held at a given moment
 //! - [`http`], [`load`]: HTTP clients, one raw and one fast
 //! - [`sink`]: an HTTP server that records what callbacks reach it
@@ -15,6 +16,8 @@ pub mod authority;
 pub mod broker;
 pub mod clock;
 pub mod cluster;
+#[cfg(feature = "checks")]
+pub mod examples;
 pub mod host;
 pub mod http;
 pub mod kafka;

@@ -18,11 +18,18 @@ pub struct Args {
     /// On a Redis Cluster, three primaries and three replicas, instead of one server.
     #[arg(long)]
     cluster: bool,
+    /// Through an application that counts by the interface, in a named counter too: the example `login`.
+    #[arg(long)]
+    named: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     install::ensure(&[install::REDIS])?;
-    build::component()?;
+    if args.named {
+        build::components()?;
+    } else {
+        build::component()?;
+    }
     build::native(&[build::HOST, build::REPORTER, build::CHAOS])?;
     kafka::prepare()?;
     let mut command = Command::new(sys::binary(build::CHAOS));
@@ -32,6 +39,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if args.cluster {
         command.arg("--cluster");
+    }
+    if args.named {
+        command.arg("--named");
     }
     // In this process's place, so that Ctrl-C and the exit code are its own.
     Err(command.exec()).context("cannot run verve-chaos")

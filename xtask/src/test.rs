@@ -179,12 +179,13 @@ fn tests(targets: &[&str], args: &Args, brokers: Option<&str>, failed: &mut Vec<
 }
 
 /// The suites that say what Verve does, and one on what it does in need, each of whose sites is on a Redis Cluster of its own.
-const ON_CLUSTER: [&str; 6] = [
+const ON_CLUSTER: [&str; 7] = [
     "callbacks::",
     "contract::",
     "counting::",
     "faults::",
     "late::",
+    "many::",
     "named::",
 ];
 

@@ -145,7 +145,7 @@ impl Redis {
             }
             None => add_together(std::slice::from_ref(set)),
             Some(limit) => {
-                let arguments = [ADD_WITHIN, "1", key, &limit.to_string()].map(text).into_iter();
+                let arguments = [ADD_WITHIN, "1", key, &limit.to_string(), ""].map(text).into_iter();
                 arguments.chain(members.iter().map(text)).collect()
             }
         };

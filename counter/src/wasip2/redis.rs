@@ -1,5 +1,8 @@
 //! What one request asks of Redis: one script, on a connection of its own. In a cluster it is two scripts, on the nodes that have the
-//! id's set and the statistics, which are asked for at the first node that the variable names.
+//! id's set and the statistics, which are asked for at the first node that the variable names. So it is of many ids, with a script for each
+//! partition's.
+
+use std::collections::BTreeMap;
 
 use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, stats};
@@ -7,10 +10,12 @@ use verve_protocol::{CallbackJob, CounterName, Id, RedisUrl, Window};
 
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
 use crate::answer::{Answer, Limit};
+use crate::batches::{Distinct, by_partition, in_order};
 use crate::cluster::Redirect;
 use crate::config::Config;
 use crate::failures;
-use crate::limits::{TELL_COUNTER, endpoints_seconds, no_more_counters};
+use crate::limits::{ADD_WITHIN, TELL_COUNTER, added, endpoints_seconds, no_more_counters};
+use crate::stats::Counts;
 
 /// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
 /// no room for the job, it does nothing and answers `full`; if one of both is beyond a limit, it answers which, and counts the request.
@@ -48,17 +53,12 @@ if again == '' or outcome == 'new' then
 end
 return beyond or outcome";
 
-/// Adds an id to a set of a cluster, and answers what came of it.
+/// Counts what came of many ids.
 ///
-/// KEYS: the window's ids. ARGV: the id, the expiry of what has none, the most ids of a window or nothing.
-const ADD: &str = r"
-if ARGV[3] ~= '' and redis.call('SCARD', KEYS[1]) >= tonumber(ARGV[3])
-    and redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then
-  return 'window-limit'
-end
-if redis.call('SADD', KEYS[1], ARGV[1]) == 0 then return 'duplicate' end
-redis.call('EXPIRE', KEYS[1], ARGV[2], 'NX')
-return 'new'";
+/// KEYS: the window's statistics. ARGV: the expiry of what has none, and fields, each with what to add to it.
+const COUNT: &str = r"
+for i = 2, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+return redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')";
 
 /// Redis, as one request in a window sees it.
 pub struct Redis<'a> {
@@ -117,21 +117,61 @@ impl<'a> Redis<'a> {
             Some(Err(error)) if !is_crossed(&error) => return Err(failed(error)),
             Some(Ok(told)) => told,
             _ => {
-                let added = self.add(id).map_err(failed)?;
-                let outcome = match Answer::told(&added) {
-                    Some(Answer::Recorded(outcome)) => outcome.as_str(),
-                    _ => stats::LIMITED,
+                let (answers, _) = self.add(&self.ids(id), &[id.to_string()]).map_err(failed)?;
+                let Some(Answer::Recorded(outcome)) = answers.first() else {
+                    // Nothing more is recorded of what is beyond a limit.
+                    self.note(&Note::of(stats::LIMITED)).map_err(failed)?;
+                    return Ok(Answer::Limited(Limit::Window));
                 };
-                // Nothing more is recorded of what is beyond a limit.
-                let job = job.filter(|_| outcome != stats::LIMITED);
-                let told = self.note(&Note { id: None, outcome, job }).map_err(failed)?;
-                if outcome == stats::LIMITED { added } else { told }
+                let outcome = outcome.as_str();
+                self.note(&Note { id: None, outcome, job }).map_err(failed)?
             }
         };
         Answer::told(&told).ok_or_else(|| Unrecorded {
             error: failures::TOO_MANY_JOBS.to_owned(),
             may_be_noted: true,
         })
+    }
+
+    /// Records ids, as many as one script may be given, and answers what became of each, in their order.
+    pub fn record_many(&self, ids: &[Id]) -> Vec<Result<Answer, String>> {
+        let partitions = self.config.partitions;
+        let mut counts = Counts::new();
+        let mut of_partitions = BTreeMap::new();
+        for (partition, ids) in by_partition(ids, partitions) {
+            let (key, distinct) = (self.config.keys.ids(self.window, partition), Distinct::of(&ids));
+            let added = self.add(&key, &distinct.members()).and_then(|(added, again)| {
+                let answers = distinct.answers(&added);
+                let answers = answers.ok_or_else(|| format!("{key}: the answer has an unexpected length"))?;
+                for answer in &answers {
+                    let field = match answer {
+                        Answer::Recorded(outcome) => outcome.as_str(),
+                        _ => stats::LIMITED,
+                    };
+                    // After an attempt whose answer was lost, what is there may have come by that.
+                    if !again || field != stats::DUPLICATE {
+                        *counts.entry(stats::REQUESTS).or_default() += 1;
+                        *counts.entry(field).or_default() += 1;
+                    }
+                }
+                Ok(answers)
+            });
+            of_partitions.insert(partition, added);
+        }
+        self.count(&counts);
+        in_order(ids, partitions, of_partitions)
+    }
+
+    /// Counts what came of ids, once: where the answer is lost, it may have been counted.
+    fn count(&self, counts: &Counts) {
+        if counts.is_empty() {
+            return;
+        }
+        let key = self.config.keys.stats(self.window);
+        let mut arguments = [COUNT, "1", &key, &UNREPORTED_SECONDS.to_string()].map(text).to_vec();
+        arguments.extend(counts.iter().flat_map(|(field, n)| [text(field), text(n.to_string())]));
+        // Statistics alone: the ids are recorded.
+        let _ = self.attempt(&|connection, _| connection.execute("EVAL", &arguments), false);
     }
 
     /// Tells the reporter that a named counter is in use. What came of it says that there may be no more counters.
@@ -154,7 +194,6 @@ impl<'a> Redis<'a> {
             keys.callbacks(),
             keys.endpoints(self.window),
         ];
-        let limit = |limit: Option<u64>| limit.map(|limit| limit.to_string()).unwrap_or_default();
         let (ids_limit, jobs_limit) = (limit(self.config.window_limit), limit(self.config.endpoint_limit));
         let brief = endpoints_seconds(self.window).to_string();
         let endpoint = note.job.map_or("", |job| job.endpoint.as_str());
@@ -190,16 +229,21 @@ impl<'a> Redis<'a> {
         })
     }
 
-    /// Adds an id on the node that has its set.
-    fn add(&self, id: Id) -> Result<Vec<u8>, String> {
-        let (key, id) = (self.ids(id), id.to_string());
-        let limit = self
-            .config
-            .window_limit
-            .map(|limit| limit.to_string())
-            .unwrap_or_default();
-        let expiry = UNREPORTED_SECONDS.to_string();
-        self.twice(|connection, _| evaluate(connection, &[ADD, "1", &key, &id, &expiry, &limit]))
+    /// Adds ids, all different, on the node that has their set. Answers what came of each, and whether it was another attempt.
+    fn add(&self, key: &str, ids: &[String]) -> Result<(Vec<Answer>, bool), String> {
+        let limit = limit(self.config.window_limit);
+        let mut arguments = [ADD_WITHIN, "1", key, &limit, &UNREPORTED_SECONDS.to_string()]
+            .map(text)
+            .to_vec();
+        arguments.extend(ids.iter().map(text));
+        self.twice(|connection, again| {
+            let said = connection.execute("EVAL", &arguments)?;
+            let answers = said.iter().filter_map(|said| match said {
+                RedisResult::Int64(said) => added(*said),
+                _ => None,
+            });
+            Ok((answers.collect(), again))
+        })
     }
 
     fn ids(&self, id: Id) -> String {
@@ -209,8 +253,16 @@ impl<'a> Redis<'a> {
     /// Does what may be done twice, again on a fresh connection if it fails, and where the node that is asked sends it. Each time enough
     /// replicas have to have it.
     fn twice<T>(&self, command: impl Fn(&Connection, bool) -> Result<T, Error>) -> Result<T, String> {
+        self.attempt(&command, false).or_else(|first| {
+            let again = self.attempt(&command, true);
+            again.map_err(|second| failures::both(first, &second))
+        })
+    }
+
+    /// Does something on a fresh connection, and where the node that is asked sends it.
+    fn attempt<T>(&self, command: &impl Fn(&Connection, bool) -> Result<T, Error>, again: bool) -> Result<T, String> {
         let named = self.config.redis_urls.as_slice();
-        let at = |node: &RedisUrl, asking: bool, again: bool| {
+        let at = |node: &RedisUrl, asking: bool| {
             let attempt = || {
                 let connection = Connection::open(node.secret())?;
                 if asking {
@@ -222,19 +274,16 @@ impl<'a> Redis<'a> {
             };
             attempt().map_err(|error: Error| format!("{node}: {}", describe(error)))
         };
-        let attempt = |again: bool| {
-            // Where there are several, the first may be away.
-            let node = &named[usize::from(again) % named.len()];
-            at(node, false, again).or_else(|error| {
-                let redirect = Redirect::told(&error);
-                let Some(Redirect::Moved(_, address) | Redirect::Ask(address)) = &redirect else {
-                    return Err(error);
-                };
-                let to = node.of_node(&address.host, address.port).ok_or(error)?;
-                at(&to, matches!(redirect, Some(Redirect::Ask(_))), again)
-            })
-        };
-        attempt(false).or_else(|first| attempt(true).map_err(|second| failures::both(first, &second)))
+        // Where there are several, the first may be away.
+        let node = &named[usize::from(again) % named.len()];
+        at(node, false).or_else(|error| {
+            let redirect = Redirect::told(&error);
+            let Some(Redirect::Moved(_, address) | Redirect::Ask(address)) = &redirect else {
+                return Err(error);
+            };
+            let to = node.of_node(&address.host, address.port).ok_or(error)?;
+            at(&to, matches!(redirect, Some(Redirect::Ask(_))))
+        })
     }
 
     fn wait_for_replicas(&self, connection: &Connection) -> Result<(), Error> {
@@ -261,6 +310,11 @@ fn evaluate<'a>(connection: &Connection, arguments: impl IntoIterator<Item = &'a
         Some(RedisResult::Binary(said)) => Ok(said),
         _ => Err(Error::TypeError),
     }
+}
+
+/// A limit, as scripts take it.
+fn limit(limit: Option<u64>) -> String {
+    limit.map(|limit| limit.to_string()).unwrap_or_default()
 }
 
 /// Whether an error says that the keys are on several nodes.

@@ -26,6 +26,11 @@ async fn nothing_is_lost_whatever_fails() -> Result<()> {
 }
 
 #[tokio::test]
+async fn nothing_is_lost_of_a_named_counter() -> Result<()> {
+    run(&["--named"]).await
+}
+
+#[tokio::test]
 async fn nothing_is_lost_on_a_cluster() -> Result<()> {
     run(&["--cluster"]).await
 }

@@ -1,70 +1,33 @@
 //! Applications of others that count by Verve's library: `examples`, as they are documented.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use verve_protocol::Window;
-use verve_tests::host::{Instance, Kind, Options};
+use verve_tests::host::{Kind, Options};
 use verve_tests::reporter::Reporter;
-use verve_tests::{clock, http, paths, wait};
-use wac_graph::types::Package;
-use wac_graph::{CompositionGraph, EncodeOptions};
+use verve_tests::{clock, examples, http, paths, wait};
 
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// An example's application, on this site's Redis. What a Spin composes is composed beforehand for hosts that do not.
+/// An example's application, on this site's Redis.
 pub fn example(site: &Site, kind: Kind, name: &str) -> Result<Options> {
-    let manifest = paths::repository().join("examples").join(name).join("spin.toml");
-    let mut manifest = fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
-    if matches!(kind, Kind::VerveHost | Kind::VerveHostP2) {
-        manifest = composed(&manifest, name)?;
-    }
-    // Beside the components, in the folder of a test.
-    let options = Instance::options(kind).manifest(manifest.replace("\"../../target", "\"target"));
-    Ok(options
-        .variable("redis_urls", &site.redis_urls())
-        .variable("namespace", &site.namespace)
-        .variable("window_seconds", &site.length.to_string()))
+    example_with(site, kind, name, &[])
 }
 
-/// The same application for a host that does not compose: its component with its dependency plugged in, as `wac plug` does it, and no word of
-/// dependencies.
-fn composed(manifest: &str, name: &str) -> Result<String> {
-    let mut manifest: toml::Table = toml::from_str(manifest)?;
-    let component = manifest["component"][name].as_table_mut().context("no component")?;
-    let Some(dependencies) = component.remove("dependencies") else {
-        return Ok(toml::to_string(&manifest)?);
-    };
-    component.remove("dependencies_inherit_configuration");
-    let file = |path: &toml::Value| Path::new(path.as_str()?).file_name().map(ToOwned::to_owned);
-    let dependency = dependencies.as_table().and_then(|all| all.values().next());
-    let plugged = dependency.and_then(|dependency| file(dependency.get("path")?));
-    let (socket, plugged) = file(&component["source"]).zip(plugged).context("no path")?;
-    let mut graph = CompositionGraph::new();
-    let mut package = |file: OsString| {
-        let bytes = fs::read(paths::components().join(&file))
-            .with_context(|| format!("{}: run `cargo xtask build components`", file.display()))?;
-        let package = Package::from_bytes(&file.to_string_lossy(), None, bytes, graph.types_mut())?;
-        anyhow::Ok(graph.register_package(package)?)
-    };
-    let [socket, plugged] = [package(socket)?, package(plugged)?];
-    wac_graph::plug(&mut graph, vec![plugged], socket)?;
-    // At once, since other tests look into this folder.
-    let whole = tempfile::NamedTempFile::new_in(paths::components())?;
-    fs::write(&whole, graph.encode(EncodeOptions::default())?)?;
-    let source = format!("{name}_composed.wasm");
-    whole.persist(paths::components().join(&source))?;
-    component.insert(
-        "source".to_owned(),
-        format!("../../target/wasm32-wasip2/release/{source}").into(),
-    );
-    Ok(toml::to_string(&manifest)?)
+/// An example's application, with more variables than it has.
+pub fn example_with(site: &Site, kind: Kind, name: &str, more: &[(&str, &str)]) -> Result<Options> {
+    let (urls, seconds) = (site.redis_urls(), site.length.to_string());
+    let usual = [
+        ("redis_urls", urls.as_str()),
+        ("namespace", &site.namespace),
+        ("window_seconds", &seconds),
+    ];
+    examples::options(kind, name, &[&usual, more].concat())
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@ mod ledger;
 mod library;
 mod limits;
 mod logging;
+mod many;
 mod metrics;
 mod named;
 mod page;

@@ -88,7 +88,7 @@ async fn statistics_add_up() -> Result<()> {
 }
 
 /// The calls of each Redis command so far.
-async fn calls(redis: &RedisServer) -> Result<HashMap<String, u64>> {
+pub async fn calls(redis: &RedisServer) -> Result<HashMap<String, u64>> {
     let text: String = redis::cmd("INFO")
         .arg("commandstats")
         .query_async(&mut redis.connection().await?)

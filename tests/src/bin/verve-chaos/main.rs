@@ -18,13 +18,13 @@ use fastrand::Rng;
 use futures::future;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
-use verve_protocol::{Window, WindowLength};
+use verve_protocol::{Keys, Window, WindowLength};
 use verve_tests::clock;
 
 use logs::Logs;
-use parts::Parts;
+use parts::{GAME, Parts};
 use settle::Seen;
-use traffic::Traffic;
+use traffic::{Asked, Traffic};
 use verdict::Check;
 
 mod logs;
@@ -48,6 +48,9 @@ struct Args {
     /// On a Redis Cluster, three primaries and three replicas, instead of one server
     #[arg(long)]
     cluster: bool,
+    /// Through an application that counts by the interface, in a named counter too: the example `login`
+    #[arg(long)]
+    named: bool,
 }
 
 const WINDOW_SECONDS: u32 = 2;
@@ -62,14 +65,19 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let logs = Logs::new();
-    let (redis, flag) = match args.cluster {
-        false => (schedule::Redis::Server, ""),
-        true => (schedule::Redis::Cluster, " --cluster"),
+    let redis = match args.cluster {
+        false => schedule::Redis::Server,
+        true => schedule::Redis::Cluster,
     };
-    println!("chaos for {} s{flag}, seed {seed}", args.seconds);
+    let flags = [(args.cluster, " --cluster"), (args.named, " --named")];
+    let flags: String = flags
+        .iter()
+        .filter_map(|(given, flag)| given.then_some(*flag))
+        .collect();
+    println!("chaos for {} s{flags}, seed {seed}", args.seconds);
     // Whatever ends it, all parts are ended as they are dropped.
     let kept = tokio::select! {
-        kept = run(redis, args.seconds, seed, &logs) => kept,
+        kept = run(redis, &args, seed, &logs) => kept,
         () = interrupted() => return ExitCode::FAILURE,
     };
     let error = match kept {
@@ -79,7 +87,7 @@ async fn main() -> ExitCode {
     };
     eprintln!("verve-chaos: {error}");
     eprintln!(
-        "the same faults again: cargo xtask chaos --seconds {} --seed {seed}{flag}",
+        "the same faults again: cargo xtask chaos --seconds {} --seed {seed}{flags}",
         args.seconds
     );
     match logs.save(seed) {
@@ -101,10 +109,10 @@ async fn interrupted() {
 }
 
 /// Says whether every promise was kept.
-async fn run(redis: schedule::Redis, seconds: u64, seed: u64, logs: &Logs) -> Result<bool> {
+async fn run(redis: schedule::Redis, args: &Args, seed: u64, logs: &Logs) -> Result<bool> {
     let length = clock::length(WINDOW_SECONDS);
-    let parts = Parts::start(redis, length).await?;
-    let kept = disturb(&parts, length, seconds, seed, logs).await;
+    let parts = Parts::start(redis, args.named, length).await?;
+    let kept = disturb(&parts, length, args.seconds, seed, logs).await;
     parts.collect(logs).await;
     kept
 }
@@ -112,7 +120,13 @@ async fn run(redis: schedule::Redis, seconds: u64, seed: u64, logs: &Logs) -> Re
 async fn disturb(parts: &Parts, length: WindowLength, seconds: u64, seed: u64, logs: &Logs) -> Result<bool> {
     let mut rng = Rng::with_seed(seed);
     let begin_ms = clock::now_ms();
-    let mut traffic = Traffic::start(parts.addresses.clone(), length, parts.sink.url(""), &mut rng);
+    let asked = match parts.counters.as_slice() {
+        [_] => Asked::Accept {
+            sink: parts.sink.url(""),
+        },
+        _ => Asked::Login { game: GAME },
+    };
+    let mut traffic = Traffic::start(parts.addresses.clone(), length, asked, &mut rng);
     logs.event("all parts run, and clients send");
     tokio::select! {
         done = rounds(parts, Duration::from_secs(seconds), rng, logs) => done?,
@@ -127,7 +141,8 @@ async fn disturb(parts: &Parts, length: WindowLength, seconds: u64, seed: u64, l
     let seen = settle::settle(parts, &windows, &jobs).await?;
     parts.check().await?;
     keep(&windows, &traffic, &seen, logs);
-    let checks = verdict::verdict(&windows, &traffic.tally(), &seen)?;
+    let counters: Vec<_> = parts.counters.iter().map(Keys::counter).collect();
+    let checks = verdict::verdict(&windows, &counters, &traffic.tally(), &seen)?;
     summary(&traffic, &checks);
     Ok(checks.iter().all(|check| check.problems.is_empty()))
 }
@@ -197,7 +212,7 @@ fn summary(traffic: &Traffic, checks: &[Check]) {
     println!();
     for Check { name, seen, problems } in checks {
         println!(
-            "{name:<38} {:<7} {seen}",
+            "{name:<48} {:<7} {seen}",
             if problems.is_empty() { "ok" } else { "FAILED" }
         );
         for problem in problems.iter().take(SHOWN) {

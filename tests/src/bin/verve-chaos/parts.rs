@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use verve_protocol::{Keys, Partitions, WindowLength};
 use verve_tests::broker::Broker;
 use verve_tests::cluster::{self, Cluster};
+use verve_tests::examples;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::link::Link;
 use verve_tests::process::{Process, Signal};
@@ -26,6 +27,8 @@ use crate::schedule::{self, Fault, PRIMARIES, Part, REPLICAS, Trouble};
 pub const TOPIC: &str = "chaos";
 /// Where the fixed callback goes.
 pub const FIXED: &str = "/fixed";
+/// What is played where clients log in, and so which named counter there is.
+pub const GAME: &str = "chess";
 const NAMESPACE: &str = "chaos";
 /// Enough to have some on each node.
 const CLUSTER_PARTITIONS: u16 = 4;
@@ -45,6 +48,8 @@ pub struct Parts {
     reporters: Vec<Mutex<Replica>>,
     pub sink: Sink,
     pub keys: Keys,
+    /// Of each counter: the one without a name, and a named one where there is.
+    pub counters: Vec<Keys>,
     pub partitions: Partitions,
     pub addresses: Vec<SocketAddr>,
 }
@@ -107,8 +112,8 @@ trait Runs {
 }
 
 impl Parts {
-    /// Starts everything.
-    pub async fn start(is: schedule::Redis, length: WindowLength) -> Result<Self> {
+    /// Starts everything. With `named`, the hosts have an application that counts in a named counter too.
+    pub async fn start(is: schedule::Redis, named: bool, length: WindowLength) -> Result<Self> {
         let redis = Redis::start(is).await.context("Redis")?;
         let redis_link = Link::start(redis.nodes[0].lock().await.address()).await?;
         let broker = Broker::start().await.context("Kafka")?;
@@ -132,7 +137,11 @@ impl Parts {
                 ("partitions", &sets),
                 ("redis_wait_replicas", replicas),
             ];
-            hosts.push(Host(Instance::start(Kind::VerveHost, &variables).await?));
+            hosts.push(Host(if named {
+                examples::options(Kind::VerveHost, "login", &variables)?.start().await?
+            } else {
+                Instance::start(Kind::VerveHost, &variables).await?
+            }));
             let fixed = sink.url(FIXED);
             let flags = [
                 ["--redis-urls", url],
@@ -150,6 +159,11 @@ impl Parts {
             let reporter = Reporter::ready(&flags).await?;
             reporters.push(Replica { reporter, flags });
         }
+        let keys = Keys::new(NAMESPACE.parse()?);
+        let mut counters = vec![keys.clone()];
+        if named {
+            counters.push(keys.named(format!("game-{GAME}").parse()?));
+        }
         Ok(Self {
             addresses: hosts.iter().map(|host| host.0.addr()).collect(),
             redis,
@@ -160,7 +174,8 @@ impl Parts {
             hosts: hosts.into_iter().map(Mutex::new).collect(),
             reporters: reporters.into_iter().map(Mutex::new).collect(),
             sink,
-            keys: Keys::new(NAMESPACE.parse()?),
+            keys,
+            counters,
         })
     }
 

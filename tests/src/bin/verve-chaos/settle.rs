@@ -9,7 +9,7 @@ use redis::AsyncCommands;
 use redis::streams::StreamRangeReply;
 use rusqlite::OpenFlags;
 use tokio::time::{Instant, sleep};
-use verve_protocol::{Window, WindowLength};
+use verve_protocol::{CounterName, Keys, Window, WindowLength};
 use verve_tests::kafka::Record;
 use verve_tests::store::Connection;
 use verve_tests::{clock, http};
@@ -67,7 +67,8 @@ pub async fn drained(parts: &Parts) -> Result<()> {
 pub async fn settle(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Seen> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        // Draining goes on after a response, whatever the request; this one counts nowhere.
+        // Draining goes on after a response, whatever the request; this one counts nowhere. (Where clients log in, it leads nowhere: what was
+        // in spools is brought while they do.)
         for host in &parts.addresses {
             http::get(*host, "/api/verve/accept?id=none").await?;
         }
@@ -90,28 +91,51 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
         }
     }
     let mut redis = parts.connection().await?;
-    let counts = counts(parts, windows, &mut redis).await?;
+    let mut counts_of = Vec::new();
+    for keys in &parts.counters {
+        counts_of.push(counts(parts, keys, windows, &mut redis).await?);
+    }
     callbacks(parts, jobs, &mut redis, &mut seen).await?;
     seen.records = parts.broker.lock().await.kafka().read_all(TOPIC).await?;
     // Only now, since each report is told after it was published.
     told(parts, &mut seen)?;
-    let last: BTreeMap<&str, &Record> = seen
-        .records
-        .iter()
-        .map(|record| (record.key.as_str(), record))
-        .collect();
-    for (window, count) in windows.iter().zip(counts) {
-        match last.get(window.to_string().as_str()) {
-            None => seen.left.push(format!("no record of {window}")),
-            // An old window's ids have expired.
-            Some(record) if count > record.value.parse()? => {
-                seen.left
-                    .push(format!("{window} has {count} ids, its record says {}", record.value));
+    for (keys, counts) in parts.counters.iter().zip(counts_of) {
+        let records = of_counter(&seen.records, keys.counter());
+        let last: BTreeMap<String, u64> = records
+            .iter()
+            .map(|record| Ok((record.key.clone(), record.value.parse()?)))
+            .collect::<Result<_>>()?;
+        let of = keys.counter().map(|name| format!(" of {name}")).unwrap_or_default();
+        // A named counter is not known before somebody has added to it.
+        let unknown = |window: &Window| keys.counter().is_some() && last.keys().next() > Some(&window.to_string());
+        for (window, count) in windows.iter().zip(counts) {
+            match last.get(&window.to_string()) {
+                None if count == 0 && unknown(window) => {}
+                None => seen.left.push(format!("no record of {window}{of}")),
+                // An old window's ids have expired.
+                Some(told) if count > *told => {
+                    seen.left
+                        .push(format!("{window}{of} has {count} ids, its record says {told}"));
+                }
+                Some(_) => {}
             }
-            Some(_) => {}
         }
     }
     Ok(seen)
+}
+
+/// The records of a counter, as they were if it had no name.
+pub fn of_counter(records: &[Record], counter: Option<&CounterName>) -> Vec<Record> {
+    let name = counter.map(CounterName::as_str);
+    let of_it = records
+        .iter()
+        .filter(|record| record.headers.get("counter").map(String::as_str) == name);
+    let prefix = name.map(|name| format!("{name}/")).unwrap_or_default();
+    let unnamed = |record: &Record| Record {
+        key: record.key.strip_prefix(&prefix).unwrap_or(&record.key).to_owned(),
+        ..record.clone()
+    };
+    of_it.map(unnamed).collect()
 }
 
 /// Looks at what the fixed callback was told, and at which window's last revision it was not.
@@ -124,7 +148,8 @@ fn told(parts: &Parts, seen: &mut Seen) -> Result<()> {
         }
     }
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
-    for record in &seen.records {
+    let records = of_counter(&seen.records, None);
+    for record in &records {
         last.insert(&record.key, record.header("revision").parse()?);
     }
     for (window, revision) in last {
@@ -135,12 +160,12 @@ fn told(parts: &Parts, seen: &mut Seen) -> Result<()> {
     Ok(())
 }
 
-async fn counts(parts: &Parts, windows: &[Window], redis: &mut Connection) -> Result<Vec<u64>> {
+async fn counts(parts: &Parts, keys: &Keys, windows: &[Window], redis: &mut Connection) -> Result<Vec<u64>> {
     let mut counts = Vec::new();
     for window in windows {
         let mut count = 0;
         for partition in parts.partitions.all() {
-            count += redis.scard::<_, u64>(parts.keys.ids(*window, partition)).await?;
+            count += redis.scard::<_, u64>(keys.ids(*window, partition)).await?;
         }
         counts.push(count);
     }

@@ -36,23 +36,30 @@ pub struct Traffic {
     clients: Vec<JoinHandle<()>>,
 }
 
+/// What the hosts are asked for.
+pub enum Asked {
+    /// Verve's own route; callbacks go to this sink, without the path.
+    Accept { sink: String },
+    /// The example `login`, which counts a player in two counters, and knows no callbacks.
+    Login { game: &'static str },
+}
+
 struct Shared {
     hosts: Vec<SocketAddr>,
     length: WindowLength,
-    /// Where callbacks go, without the path.
-    sink: String,
+    asked: Asked,
     stop: AtomicBool,
     next_job: AtomicU64,
     tally: Mutex<Tally>,
 }
 
 impl Traffic {
-    /// Sends requests to `hosts`, with callbacks to `sink`, drawn from `rng`.
-    pub fn start(hosts: Vec<SocketAddr>, length: WindowLength, sink: String, rng: &mut Rng) -> Self {
+    /// Sends requests to `hosts`, drawn from `rng`.
+    pub fn start(hosts: Vec<SocketAddr>, length: WindowLength, asked: Asked, rng: &mut Rng) -> Self {
         let shared = Arc::new(Shared {
             hosts,
             length,
-            sink,
+            asked,
             stop: AtomicBool::new(false),
             next_job: AtomicU64::new(0),
             tally: Mutex::default(),
@@ -128,13 +135,22 @@ impl Client {
             sleep(Duration::from_millis(PAUSE_MS)).await;
             return false;
         };
-        let job = (self.rng.f64() < CALLED_BACK).then(|| self.shared.next_job.fetch_add(1, Ordering::Relaxed));
-        let endpoint = job.map(|job| format!("&endpoint={}/job/{job}", self.shared.sink));
-        let target = format!("/api/verve/accept?id={id}{}", endpoint.unwrap_or_default());
+        let is_called_back = self.rng.f64() < CALLED_BACK;
+        let (target, job) = match &self.shared.asked {
+            Asked::Accept { sink } if is_called_back => {
+                let job = self.shared.next_job.fetch_add(1, Ordering::Relaxed);
+                (
+                    format!("/api/verve/accept?id={id}&endpoint={sink}/job/{job}"),
+                    Some(job),
+                )
+            }
+            Asked::Accept { .. } => (format!("/api/verve/accept?id={id}"), None),
+            Asked::Login { game } => (format!("/login?player={id}&game={game}"), None),
+        };
         let sent = self.window();
         let answer = timeout(PATIENCE, connection.get(&target)).await;
         let (outcome, is_ok) = match &answer {
-            Ok(Ok(response)) => outcome(response),
+            Ok(Ok(response)) => self.shared.asked.outcome(response),
             Ok(Err(_)) => ("connection lost".to_owned(), false),
             Err(_) => ("no answer".to_owned(), false),
         };
@@ -163,10 +179,19 @@ async fn connect(host: SocketAddr) -> Result<Connection> {
     timeout(PATIENCE, Connection::open(host)).await?
 }
 
-fn outcome(response: &Response) -> (String, bool) {
-    let ok = response.status == 200 && response.body == b"ok";
-    match response.header("verve-outcome") {
-        Some(outcome) if ok => (outcome.to_owned(), true),
-        _ => (format!("{} {}", response.status, response.text()), ok),
+impl Asked {
+    /// What a response says, and whether it is a promise.
+    fn outcome(&self, response: &Response) -> (String, bool) {
+        let text = response.text();
+        let (outcome, ok) = match self {
+            Self::Accept { .. } => (response.header("verve-outcome"), text == "ok"),
+            // Who is welcome again is so by the counter without a name.
+            Self::Login { .. } => (text.split(',').next(), text.starts_with("Welcome")),
+        };
+        let ok = ok && response.status == 200;
+        match outcome {
+            Some(outcome) if ok => (outcome.to_owned(), true),
+            _ => (format!("{} {}", response.status, text.trim_end()), ok),
+        }
     }
 }

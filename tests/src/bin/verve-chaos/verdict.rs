@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
-use verve_protocol::Window;
+use verve_protocol::{CounterName, Window};
 use verve_tests::kafka::Record;
 
-use crate::settle::Seen;
+use crate::settle::{Seen, of_counter};
 use crate::tally::Tally;
 
 /// One promise, and where it was not kept.
 pub struct Check {
-    /// The promise.
-    pub name: &'static str,
+    /// The promise, and to which counter if it has a name.
+    pub name: String,
     /// What was seen, in a few words.
     pub seen: String,
     /// What is wrong.
@@ -23,21 +23,56 @@ pub struct Check {
 ///
 /// # Errors
 /// When a record is not readable.
-pub fn verdict(windows: &[Window], tally: &Tally, seen: &Seen) -> Result<Vec<Check>> {
-    let last = last_records(&seen.records)?;
-    Ok(vec![
-        gaps(windows, &last),
-        order(&seen.records)?,
-        counts(windows, tally, &last),
-        total(windows, tally, &last),
+pub fn verdict(
+    windows: &[Window],
+    counters: &[Option<&CounterName>],
+    tally: &Tally,
+    seen: &Seen,
+) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    for counter in counters {
+        let records = of_counter(&seen.records, *counter);
+        let last = last_records(&records)?;
+        // A named counter is known once somebody has added to it.
+        let since = match counter {
+            Some(_) => known(windows, tally),
+            None => windows,
+        };
+        let of_it = [
+            gaps(since, &last),
+            order(&records)?,
+            counts(windows, tally, &last),
+            total(windows, tally, &last),
+        ];
+        checks.extend(of_it.into_iter().map(|check| Check {
+            name: counter.map_or_else(|| check.name.clone(), |name| format!("{} ({name})", check.name)),
+            ..check
+        }));
+    }
+    checks.extend([
         callbacks(tally, seen),
-        fixed(&last, seen),
-        Check {
-            name: "nothing is left to do",
-            seen: String::new(),
-            problems: seen.left.clone(),
-        },
-    ])
+        // Of named counters it is not told.
+        fixed(&last_records(&of_counter(&seen.records, None))?, seen),
+        check("nothing is left to do", String::new(), seen.left.clone()),
+    ]);
+    Ok(checks)
+}
+
+fn check(name: &str, seen: String, problems: Vec<String>) -> Check {
+    Check {
+        name: name.to_owned(),
+        seen,
+        problems,
+    }
+}
+
+/// The windows since the first in which an id was recorded for certain.
+fn known<'a>(windows: &'a [Window], tally: &Tally) -> &'a [Window] {
+    let end = windows.last().map_or(0, |window| number(*window));
+    let bounds = tally.windows(end);
+    let is_used = |window: &Window| bounds.get(&number(*window)).is_some_and(|bounds| *bounds.start() > 0);
+    let first = windows.iter().position(is_used).unwrap_or(windows.len());
+    &windows[first..]
 }
 
 /// Revision and count of each key's last record.
@@ -57,11 +92,11 @@ fn read(record: &Record) -> Result<(u64, u64)> {
 
 fn gaps(windows: &[Window], last: &Last) -> Check {
     let missing = windows.iter().filter(|window| !last.contains_key(&window.to_string()));
-    Check {
-        name: "each window has a record",
-        seen: format!("{} windows", windows.len()),
-        problems: missing.map(|window| format!("no record of {window}")).collect(),
-    }
+    check(
+        "each window has a record",
+        format!("{} windows", windows.len()),
+        missing.map(|window| format!("no record of {window}")).collect(),
+    )
 }
 
 /// A window's revisions and counts only ever grow; the same record may come again.
@@ -81,11 +116,8 @@ fn order(records: &[Record]) -> Result<Check> {
             problems.push(format!("{}: begins with revision {revision}", record.key));
         }
     }
-    Ok(Check {
-        name: "revisions never go back",
-        seen: format!("{} records, {again} of them again", records.len()),
-        problems,
-    })
+    let seen = format!("{} records, {again} of them again", records.len());
+    Ok(check("revisions never go back", seen, problems))
 }
 
 fn counts(windows: &[Window], tally: &Tally, last: &Last) -> Check {
@@ -97,14 +129,12 @@ fn counts(windows: &[Window], tally: &Tally, last: &Last) -> Check {
         let (least, most) = (bounds.start(), bounds.end());
         (!bounds.contains(count)).then(|| format!("{window}: {count}, but {least} to {most} ids were recorded"))
     });
-    Check {
-        name: "each window's count is right",
-        seen: format!(
-            "{} corrected",
-            last.values().filter(|(revision, _)| *revision > 0).count()
-        ),
-        problems: wrong.collect(),
-    }
+    let corrected = last.values().filter(|(revision, _)| *revision > 0).count();
+    check(
+        "each window's count is right",
+        format!("{corrected} corrected"),
+        wrong.collect(),
+    )
 }
 
 fn total(windows: &[Window], tally: &Tally, last: &Last) -> Check {
@@ -121,11 +151,7 @@ fn total(windows: &[Window], tally: &Tally, last: &Last) -> Check {
     } else {
         vec![format!("not true: {seen}")]
     };
-    Check {
-        name: "the counts add up",
-        seen,
-        problems,
-    }
+    check("the counts add up", seen, problems)
 }
 
 fn callbacks(tally: &Tally, seen: &Seen) -> Check {
@@ -133,11 +159,11 @@ fn callbacks(tally: &Tally, seen: &Seen) -> Check {
         .jobs
         .iter()
         .filter(|job| !seen.delivered.contains(job) && !seen.dead.contains(job));
-    Check {
-        name: "each callback was delivered",
-        seen: format!("{} delivered, {} given up on", seen.delivered.len(), seen.dead.len()),
-        problems: lost.map(|job| format!("the callback {job} was lost")).collect(),
-    }
+    check(
+        "each callback was delivered",
+        format!("{} delivered, {} given up on", seen.delivered.len(), seen.dead.len()),
+        lost.map(|job| format!("the callback {job} was lost")).collect(),
+    )
 }
 
 /// Of each window that has a record the last revision was told to the fixed callback.
@@ -147,13 +173,13 @@ fn fixed(last: &Last, seen: &Seen) -> Check {
         .map(|(key, (revision, _))| (key.clone(), *revision))
         .collect();
     let untold = latest.difference(&seen.told);
-    Check {
-        name: "the fixed callback told each report",
-        seen: format!("{} told", seen.told.len()),
-        problems: untold
+    check(
+        "the fixed callback told each report",
+        format!("{} told", seen.told.len()),
+        untold
             .map(|(key, revision)| format!("not told: {key} revision {revision}"))
             .collect(),
-    }
+    )
 }
 
 /// The window's number, as in the tally.
@@ -207,13 +233,14 @@ mod tests {
     }
 
     /// The names of the promises that were not kept.
-    fn broken(seen: &Seen) -> Vec<&'static str> {
-        let checks = verdict(&windows(), &tally(), seen).expect("readable");
-        checks
-            .iter()
-            .filter(|check| !check.problems.is_empty())
-            .map(|check| check.name)
-            .collect()
+    fn broken(seen: &Seen) -> Vec<String> {
+        broken_to(&[None], seen)
+    }
+
+    fn broken_to(counters: &[Option<&CounterName>], seen: &Seen) -> Vec<String> {
+        let checks = verdict(&windows(), counters, &tally(), seen).expect("readable");
+        let broken = checks.into_iter().filter(|check| !check.problems.is_empty());
+        broken.map(|check| check.name).collect()
     }
 
     #[test]
@@ -265,7 +292,7 @@ mod tests {
         let mut left = all();
         left.left.push("something".to_owned());
         assert_eq!(broken(&left), ["nothing is left to do"]);
-        assert!(verdict(&windows(), &tally(), &seen(vec![])).is_ok());
+        assert!(verdict(&windows(), &[None], &tally(), &seen(vec![])).is_ok());
         let unreadable = Record {
             value: "many".to_owned(),
             ..right.clone()
@@ -274,6 +301,42 @@ mod tests {
             records: vec![unreadable],
             ..Seen::default()
         };
-        assert!(verdict(&windows(), &tally(), &unreadable).is_err());
+        assert!(verdict(&windows(), &[None], &tally(), &unreadable).is_err());
+    }
+
+    #[test]
+    fn a_named_counter_is_looked_at_by_itself() {
+        let [first, second] = windows();
+        let name: CounterName = "go".parse().expect("a name");
+        let counters = [None, Some(&name)];
+        let named = |record: Record| Record {
+            key: format!("go/{}", record.key),
+            headers: record
+                .headers
+                .into_iter()
+                .chain([("counter".to_owned(), "go".to_owned())])
+                .collect(),
+            ..record
+        };
+        let unnamed = seen(vec![record(first, 2, 0), record(second, 0, 0)]);
+        let with = |records: &[Record]| Seen {
+            records: [&unnamed.records, records].concat(),
+            told: unnamed.told.clone(),
+            delivered: unnamed.delivered.clone(),
+            ..Seen::default()
+        };
+        let right = [named(record(first, 2, 0)), named(record(second, 0, 0))];
+        assert_eq!(broken_to(&counters, &with(&right)), [""; 0]);
+        assert_eq!(
+            broken_to(&counters, &with(&right[..1])),
+            ["each window has a record (go)"]
+        );
+        let wrong = [named(record(first, 1, 0)), right[1].clone()];
+        assert_eq!(
+            broken_to(&counters, &with(&wrong)),
+            ["each window's count is right (go)", "the counts add up (go)"]
+        );
+        let back = [named(record(first, 2, 1)), right[1].clone()];
+        assert_eq!(broken_to(&counters, &with(&back)), ["revisions never go back (go)"]);
     }
 }

@@ -1,0 +1,76 @@
+//! The applications in `examples`, which count by Verve's library.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use wac_graph::types::Package;
+use wac_graph::{CompositionGraph, EncodeOptions};
+
+use crate::host::{Instance, Kind, Options};
+use crate::paths;
+
+/// An example's application with these variables, those that its manifest has and others. What a Spin composes is composed beforehand for
+/// hosts that do not.
+///
+/// # Errors
+/// When its components are not built.
+pub fn options(kind: Kind, name: &str, variables: &[(&str, &str)]) -> Result<Options> {
+    let file = paths::repository().join("examples").join(name).join("spin.toml");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let mut manifest: toml::Table = toml::from_str(&text)?;
+    for (variable, value) in variables {
+        set(&mut manifest, name, variable, value).with_context(|| format!("{name}: variable {variable}"))?;
+    }
+    if matches!(kind, Kind::VerveHost | Kind::VerveHostP2) {
+        compose(&mut manifest, name)?;
+    }
+    // Beside the components, in the folder of a test.
+    let text = toml::to_string(&manifest)?.replace("\"../../target", "\"target");
+    Ok(Instance::options(kind).manifest(text))
+}
+
+/// Gives the component a variable, unless it has it, and this value.
+fn set(manifest: &mut toml::Table, component: &str, variable: &str, value: &str) -> Option<()> {
+    let all = manifest.get_mut("variables")?.as_table_mut()?;
+    let of_application = all.entry(variable).or_insert_with(|| toml::Table::new().into());
+    of_application
+        .as_table_mut()?
+        .insert("default".to_owned(), value.into());
+    let component = manifest.get_mut("component")?.get_mut(component)?;
+    let of_component = component.get_mut("variables")?.as_table_mut()?;
+    of_component.insert(variable.to_owned(), format!("{{{{ {variable} }}}}").into());
+    Some(())
+}
+
+/// Makes it the same application for a host that does not compose: its component with its dependency plugged in, as `wac plug` does it, and no
+/// word of dependencies.
+fn compose(manifest: &mut toml::Table, name: &str) -> Result<()> {
+    let component = manifest["component"][name].as_table_mut().context("no component")?;
+    let Some(dependencies) = component.remove("dependencies") else {
+        return Ok(());
+    };
+    component.remove("dependencies_inherit_configuration");
+    let file = |path: &toml::Value| Path::new(path.as_str()?).file_name().map(ToOwned::to_owned);
+    let dependency = dependencies.as_table().and_then(|all| all.values().next());
+    let plugged = dependency.and_then(|dependency| file(dependency.get("path")?));
+    let (socket, plugged) = file(&component["source"]).zip(plugged).context("no path")?;
+    let mut graph = CompositionGraph::new();
+    let mut package = |file: OsString| {
+        let bytes = fs::read(paths::components().join(&file))
+            .with_context(|| format!("{}: run `cargo xtask build components`", file.display()))?;
+        let package = Package::from_bytes(&file.to_string_lossy(), None, bytes, graph.types_mut())?;
+        anyhow::Ok(graph.register_package(package)?)
+    };
+    let [socket, plugged] = [package(socket)?, package(plugged)?];
+    wac_graph::plug(&mut graph, vec![plugged], socket)?;
+    // At once, since others look into this folder.
+    let whole = tempfile::NamedTempFile::new_in(paths::components())?;
+    fs::write(&whole, graph.encode(EncodeOptions::default())?)?;
+    let source = format!("{name}_composed.wasm");
+    whole.persist(paths::components().join(&source))?;
+    let source = format!("../../target/wasm32-wasip2/release/{source}");
+    component.insert("source".to_owned(), source.into());
+    Ok(())
+}

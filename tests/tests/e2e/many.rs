@@ -1,0 +1,112 @@
+//! Many ids by one call of the interface for WASI 0.2, where each trip to Redis blocks: by the example `ingest`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use redis::AsyncCommands;
+use verve_protocol::{Window, WindowLength};
+use verve_tests::host::{Instance, Kind};
+use verve_tests::link::{Hold, Link};
+use verve_tests::redis::RedisServer;
+use verve_tests::{clock, http};
+
+use crate::library::{example, example_with};
+use crate::recorded::calls;
+use crate::site::{SOON, Site};
+
+/// Adds devices, and answers the status and what became of each.
+async fn ingest(instance: &Instance, devices: impl IntoIterator<Item = u32>) -> Result<(u16, Vec<String>)> {
+    let devices: Vec<String> = devices.into_iter().map(|device| format!("device={device}")).collect();
+    let answered = http::get(instance.addr(), &format!("/ingest?{}", devices.join("&"))).await?;
+    let told = serde_json::from_slice(&answered.body);
+    let told = told.with_context(|| format!("{}; {}", answered.text(), instance.process().log()))?;
+    Ok((answered.status, told))
+}
+
+async fn stats(site: &Site, window: Window) -> Result<BTreeMap<String, u64>> {
+    Ok(site.connection().await?.hgetall(site.keys().stats(window)).await?)
+}
+
+fn wanted<const N: usize>(stats: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    stats.map(|(field, n)| (field.to_owned(), n)).into()
+}
+
+#[tokio::test]
+async fn they_are_recorded_by_few_scripts() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::with_one_window().await?;
+        let instance = example(&site, kind, "ingest")?.start().await?;
+        let window = clock::current_window(site.length);
+        // More than a script is given, and two of them twice.
+        let devices = (0..600).chain([5, 599]);
+        let (status, told) = ingest(&instance, devices).await?;
+        assert_eq!(status, 200, "{kind:?}: {told:?}");
+        assert!(told[..600].iter().all(|told| told == "new"), "{kind:?}: {told:?}");
+        assert_eq!(told[600..], ["duplicate", "duplicate"], "{kind:?}");
+        assert_eq!(site.members(window).await?[0].len(), 600, "{kind:?}");
+        let counted = wanted([("requests", 602), ("new", 600), ("duplicate", 2)]);
+        assert_eq!(stats(&site, window).await?, counted, "{kind:?}");
+        let keys = [site.keys().stats(window), site.ids(window)];
+        let mut redis = site.connection().await?;
+        for key in keys {
+            let ttl: i64 = redis.ttl(&key).await?;
+            assert!((1..=86_400).contains(&ttl), "{kind:?}: {key} never expires: {ttl}");
+        }
+        if site.redis.servers().len() == 1 {
+            // The ids and the statistics, of 500 and of the others.
+            let calls = calls(site.redis.server()).await?;
+            assert_eq!(calls.get("eval"), Some(&4), "{kind:?}: {calls:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_partition_takes_its_share() -> Result<()> {
+    for kind in Kind::available() {
+        let site = Site::with_one_window().await?.partitioned(2);
+        let variables = [("partitions", "2"), ("window_limit", "20")];
+        let instance = example_with(&site, kind, "ingest", &variables)?.start().await?;
+        let window = clock::current_window(site.length);
+        assert_eq!(ingest(&instance, [0]).await?, (200, vec!["new".to_owned()]), "{kind:?}");
+        let (status, told) = ingest(&instance, 0..60).await?;
+        assert_eq!((status, told[0].as_str()), (503, "duplicate"), "{kind:?}");
+        let of = |outcome: &str| told.iter().filter(|told| *told == outcome).count();
+        assert_eq!((of("new"), of("failed")), (19, 40), "{kind:?}: {told:?}");
+        // What is said of each is said of the right one.
+        let members = site.members(window).await?;
+        assert_eq!(
+            members.iter().map(|set| set.len()).collect::<Vec<_>>(),
+            [10, 10],
+            "{kind:?}"
+        );
+        for (device, told) in told.iter().enumerate() {
+            let is_there = members.iter().any(|set| set.contains(&device.to_string()));
+            assert_eq!(is_there, told != "failed", "{kind:?}: {device}");
+        }
+        let counted = wanted([("requests", 61), ("new", 20), ("duplicate", 1), ("limited", 40)]);
+        assert_eq!(stats(&site, window).await?, counted, "{kind:?}");
+    }
+    Ok(())
+}
+
+/// Redis has recorded them, and its answer is lost: the statistics may miss them, but count none twice.
+#[tokio::test]
+async fn a_lost_answer_counts_none_twice() -> Result<()> {
+    let site = Site::with_redis(WindowLength::MAX_SECONDS, RedisServer::start().await?);
+    let link = Link::start(site.redis.server().address()).await?;
+    let url = format!("redis://{}", link.address());
+    let host = example(&site, Kind::VerveHost, "ingest")?.variable("redis_urls", &url);
+    let instance = host.start().await?;
+    let window = clock::current_window(site.length);
+    let mut gate = link.gate(&["EVAL"], Hold::Answer);
+    let (status, told) = ingest(&instance, 0..3).await?;
+    gate.reached(SOON).await?;
+    drop(gate);
+    assert_eq!((status, told), (200, vec!["duplicate".to_owned(); 3]));
+    ingest(&instance, 2..5).await?;
+    let counted = wanted([("requests", 3), ("new", 2), ("duplicate", 1)]);
+    assert_eq!(stats(&site, window).await?, counted);
+    assert_eq!(site.members(window).await?[0].len(), 5);
+    Ok(())
+}
