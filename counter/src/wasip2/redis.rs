@@ -1,7 +1,8 @@
-//! What one request asks of Redis: one script, on a connection of its own. In a cluster it is two scripts, on the nodes that have the
+//! What one request asks of Redis: one script, on a connection of its own, which those that follow share. In a cluster it is two scripts, on the nodes that have the
 //! id's set and the statistics, which are asked for at the first node that the variable names. So it is of many ids, with a script for each
 //! partition's.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use verve_protocol::counter_name::MAX_COUNTERS;
@@ -64,6 +65,8 @@ return redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')";
 pub struct Redis<'a> {
     config: &'a Config,
     window: Window,
+    /// Connections that went well, each with the node that it leads to.
+    kept: RefCell<Vec<(RedisUrl, Connection)>>,
 }
 
 /// What Redis is told of a request.
@@ -98,7 +101,11 @@ pub struct Unrecorded {
 impl<'a> Redis<'a> {
     /// None is connected yet.
     pub const fn new(config: &'a Config, window: Window) -> Self {
-        Self { config, window }
+        Self {
+            config,
+            window,
+            kept: RefCell::new(Vec::new()),
+        }
     }
 
     /// Records an id, and a callback job.
@@ -259,17 +266,21 @@ impl<'a> Redis<'a> {
         })
     }
 
-    /// Does something on a fresh connection, and where the node that is asked sends it.
+    /// Does something where the node that is asked sends it. Another attempt has fresh connections.
     fn attempt<T>(&self, command: &impl Fn(&Connection, bool) -> Result<T, Error>, again: bool) -> Result<T, String> {
         let named = self.config.redis_urls.as_slice();
         let at = |node: &RedisUrl, asking: bool| {
             let attempt = || {
-                let connection = Connection::open(node.secret())?;
+                let connection = match self.kept(node).filter(|_| !again) {
+                    Some(connection) => connection,
+                    None => Connection::open(node.secret())?,
+                };
                 if asking {
                     connection.execute("ASKING", &[])?;
                 }
                 let done = command(&connection, again)?;
                 self.wait_for_replicas(&connection)?;
+                self.kept.borrow_mut().push((node.clone(), connection));
                 Ok(done)
             };
             attempt().map_err(|error: Error| format!("{node}: {}", describe(error)))
@@ -284,6 +295,13 @@ impl<'a> Redis<'a> {
             let to = node.of_node(&address.host, address.port).ok_or(error)?;
             at(&to, matches!(redirect, Some(Redirect::Ask(_))))
         })
+    }
+
+    /// Takes the connection to a node that there is.
+    fn kept(&self, node: &RedisUrl) -> Option<Connection> {
+        let mut kept = self.kept.borrow_mut();
+        let at = kept.iter().position(|(url, _)| url == node)?;
+        Some(kept.swap_remove(at).1)
     }
 
     fn wait_for_replicas(&self, connection: &Connection) -> Result<(), Error> {
