@@ -114,11 +114,6 @@ fn host(kind: Kind, component: Component, redis: &str, flags: &[&str]) -> Result
         }
     };
     let folder = application_folder(&text)?;
-    if component == Component::Hello {
-        let file = "verve_hello.wasm";
-        let built = folder.path().join("target/wasm32-wasip2/release");
-        std::os::unix::fs::symlink(wasm(file)?, built.join(file))?;
-    }
     let mut command = kind.command(&folder.path().join("spin.toml"))?;
     command.args(["--listen", &address.to_string()]).args(flags);
     if component == Component::Accept {

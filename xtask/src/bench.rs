@@ -6,18 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::install::Need;
 use crate::{build, install, kafka, sys};
 
 /// The load generator for fixed rates, and its version.
 const OHA: [&str; 2] = ["oha", "1.16.0"];
-
-/// The load generator for closed loops.
-const WRK: Need = Need {
-    what: "wrk",
-    packages: &["wrk"],
-    present: || sys::which("wrk").is_some(),
-};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -27,7 +19,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    install::ensure(&[install::REDIS, WRK])?;
+    install::ensure(&[install::REDIS, install::WRK])?;
     build::component_with_p2()?;
     build::hello()?;
     build::native(&[build::HOST, build::REPORTER, "axum-peer", "verve-bench"])?;

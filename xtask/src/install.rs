@@ -68,6 +68,13 @@ pub const FAKETIME: Need = Need {
     present: || sys::which("faketime").is_some(),
 };
 
+/// The load generator for closed loops.
+pub const WRK: Need = Need {
+    what: "wrk",
+    packages: &["wrk"],
+    present: || sys::which("wrk").is_some(),
+};
+
 /// What gives names other addresses, for tests of what callbacks may reach.
 pub const NSS_WRAPPER: Need = Need {
     what: "libnss_wrapper",

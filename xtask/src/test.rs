@@ -36,6 +36,7 @@ pub fn run(args: &Args) -> Result<()> {
             install::NGINX,
             install::FAKETIME,
             install::NSS_WRAPPER,
+            install::WRK,
             install::PROMTOOL,
         ])?;
         build::components()?;

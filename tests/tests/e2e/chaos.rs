@@ -7,13 +7,13 @@ use anyhow::Result;
 use verve_tests::paths;
 use verve_tests::process::Process;
 
-async fn run(more: &[&str]) -> Result<()> {
+async fn run(seconds: &str, more: &[&str]) -> Result<()> {
     // What it starts must be built; it would say so, but in many more words.
     paths::verve_host()?;
     paths::verve_reporter()?;
     paths::component()?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_verve-chaos"));
-    command.args(["--seconds", "60", "--seed", "1"]).args(more);
+    command.args(["--seconds", seconds, "--seed", "1"]).args(more);
     let process = Process::spawn("verve-chaos", command)?;
     let status = process.wait(Duration::from_secs(400)).await?;
     assert_eq!(status.code(), Some(0), "{}", process.log());
@@ -22,15 +22,15 @@ async fn run(more: &[&str]) -> Result<()> {
 
 #[tokio::test]
 async fn nothing_is_lost_whatever_fails() -> Result<()> {
-    run(&[]).await
+    run("60", &[]).await
 }
 
 #[tokio::test]
 async fn nothing_is_lost_of_a_named_counter() -> Result<()> {
-    run(&["--named"]).await
+    run("30", &["--named"]).await
 }
 
 #[tokio::test]
 async fn nothing_is_lost_on_a_cluster() -> Result<()> {
-    run(&["--cluster"]).await
+    run("60", &["--cluster"]).await
 }

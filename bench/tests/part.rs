@@ -1,0 +1,35 @@
+//! The benchmark can be run: parts of it, as short as they can be.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::Result;
+
+#[test]
+fn parts_are_measured_and_written() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let page = folder.path().join("page.md");
+    let output = Command::new(env!("CARGO_BIN_EXE_verve-bench"))
+        .args([
+            "--only",
+            "component,commands",
+            "--rounds",
+            "1",
+            "--seconds",
+            "1",
+            "--page",
+        ])
+        .arg(&page)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let text = fs::read_to_string(&page)?;
+    for row in [
+        "| size of hello |",
+        "| to instantiate hello, and end it |",
+        "| verve-host |",
+    ] {
+        assert!(text.contains(row), "no {row}: {text}");
+    }
+    Ok(())
+}
