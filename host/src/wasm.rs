@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::error::Context as _;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
+use wasmtime::{Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::handler::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre as HandlerPre;
@@ -125,8 +125,20 @@ fn engine() -> wasmtime::Result<Engine> {
     config
         .wasm_component_model(true)
         .wasm_component_model_async(true)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        .cache(compiled());
     Engine::new(&config)
+}
+
+/// Where compiled components are kept, so that a host that is started again need not compile: wasmtime's usual place, `~/.cache/wasmtime`. Without
+/// a place to write to it compiles each time.
+fn compiled() -> Option<Cache> {
+    let mut config = CacheConfig::new();
+    // What is used often would be compressed once more, which takes seconds of a processor and saves nothing but a little space.
+    config.with_optimized_compression_usage_counter_threshold(u64::MAX);
+    Cache::new(config)
+        .inspect_err(|error| tracing::debug!("what is compiled is not kept: {error:#}"))
+        .ok()
 }
 
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {

@@ -1,13 +1,14 @@
 //! What the hosts do beside running the component.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::http::{self, Connection};
 use verve_tests::paths;
-use verve_tests::process::Signal;
+use verve_tests::process::{Signal, cpu_seconds};
 use verve_tests::redis::RedisServer;
 
 use crate::site::{SOON, Site};
@@ -151,5 +152,50 @@ async fn answers_leave_in_one_piece() -> Result<()> {
         in_pieces += usize::from(response.reads > 1);
     }
     assert!(in_pieces < 20, "{in_pieces} of 200 answers came in pieces");
+    Ok(())
+}
+
+/// The files in a folder and all that are in it.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// A host that is started again need not compile. One that can keep nothing, or finds what is broken, does.
+#[tokio::test]
+async fn what_was_compiled_is_kept() -> Result<()> {
+    let site = Site::with_one_window().await?;
+    let folder = tempfile::tempdir()?;
+    let start = async |cache: &Path| -> Result<(f64, String)> {
+        let cache = cache.display().to_string();
+        let host = site.host(Kind::VerveHost).environment("XDG_CACHE_HOME", &cache);
+        let instance = host.start().await?;
+        let answer = http::get(instance.addr(), "/api/verve/accept?id=1").await?;
+        assert_eq!(answer.status, 200, "{}", instance.process().log());
+        Ok((cpu_seconds(instance.process().pid()), instance.process().log()))
+    };
+    let (compiling, _) = start(folder.path()).await?;
+    let kept = files(folder.path())?;
+    assert!(!kept.is_empty());
+    let (loading, _) = start(folder.path()).await?;
+    assert!(
+        loading < compiling / 2.0,
+        "{compiling} s of processor time, then {loading}"
+    );
+    for file in kept {
+        fs::write(file, "broken")?;
+    }
+    let (again, _) = start(folder.path()).await?;
+    assert!(again > compiling / 2.0, "{compiling} s of processor time, then {again}");
+    let (_, log) = start(Path::new("/dev/null")).await?;
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     Ok(())
 }
