@@ -30,6 +30,12 @@ pub fn too_few_replicas(replicas: i64, wanted: u32, within_ms: i64) -> String {
     format!("{replicas} of {wanted} replicas have it within {within_ms} ms (redis_wait_replicas)")
 }
 
+/// A script that adds ids to a set has not answered for each of them.
+#[must_use]
+pub fn unexpected_length(key: &str) -> String {
+    format!("{key}: the answer has an unexpected length")
+}
+
 /// Two attempts failed.
 #[must_use]
 pub fn both(first: String, second: &str) -> String {

@@ -26,6 +26,12 @@ pub struct Stats {
 /// The fields of [`verve_protocol::Keys::stats`], with what to add to each.
 pub type Counts = BTreeMap<&'static str, i64>;
 
+/// Counts a request, under one of the fields of [`stats`].
+pub fn count(counts: &mut Counts, field: &'static str) {
+    *counts.entry(stats::REQUESTS).or_default() += 1;
+    *counts.entry(field).or_default() += 1;
+}
+
 /// A flush of a window's counts. With a name of its own it is counted once, however often it is sent.
 #[must_use]
 pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String) -> Batch {
@@ -51,9 +57,7 @@ impl Stats {
     #[must_use]
     pub fn count(&self, window: Window, field: &'static str) -> bool {
         let mut windows = self.windows.borrow_mut();
-        let counts = windows.entry(window).or_default();
-        *counts.entry(stats::REQUESTS).or_default() += 1;
-        *counts.entry(field).or_default() += 1;
+        count(windows.entry(window).or_default(), field);
         !self.flush_due.replace(true)
     }
 

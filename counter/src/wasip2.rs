@@ -90,11 +90,8 @@ impl Counter {
     pub fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
         let window = self.window();
         let redis = Redis::new(&self.config, window);
-        let of_all = match self.beyond(&redis) {
-            Ok(None) => None,
-            Ok(Some(limit)) => Some(Ok(Answer::Limited(limit))),
-            Err(error) => Some(Err(error)),
-        };
+        let beyond = self.beyond(&redis);
+        let of_all = beyond.map(|limit| limit.map(Answer::Limited)).transpose();
         let recorded = ids.chunks(MOST).flat_map(|ids| match &of_all {
             None => redis.record_many(ids),
             Some(of_all) => vec![of_all.clone(); ids.len()],

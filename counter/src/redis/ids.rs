@@ -11,6 +11,7 @@ use super::{Node, Redis, text};
 use crate::answer::{Answer, Outcome};
 use crate::batches::Distinct;
 use crate::counted::Place;
+use crate::failures;
 use crate::limits::{ADD_WITHIN, added};
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
@@ -85,7 +86,7 @@ impl Redis {
             let added = together.map(Ok).or_else(|| alone.next()).unwrap_or(Ok(Vec::new()));
             let added = added.and_then(|added| {
                 let answers = set.distinct.answers(&added);
-                answers.ok_or_else(|| format!("{}: the answer has an unexpected length", set.key))
+                answers.ok_or_else(|| failures::unexpected_length(&set.key))
             });
             if added.is_ok() && place.counted.is_first(place.window, *partition) {
                 expiring.push((&set.key, partition));

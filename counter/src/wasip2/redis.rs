@@ -16,7 +16,7 @@ use crate::cluster::Redirect;
 use crate::config::Config;
 use crate::failures;
 use crate::limits::{ADD_WITHIN, TELL_COUNTER, added, endpoints_seconds, no_more_counters};
-use crate::stats::Counts;
+use crate::stats::{Counts, count};
 
 /// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
 /// no room for the job, it does nothing and answers `full`; if one of both is beyond a limit, it answers which, and counts the request.
@@ -125,12 +125,12 @@ impl<'a> Redis<'a> {
             Some(Ok(told)) => told,
             _ => {
                 let (answers, _) = self.add(&self.ids(id), &[id.to_string()]).map_err(failed)?;
-                let Some(Answer::Recorded(outcome)) = answers.first() else {
+                let Some(answer @ Answer::Recorded(_)) = answers.first() else {
                     // Nothing more is recorded of what is beyond a limit.
                     self.note(&Note::of(stats::LIMITED)).map_err(failed)?;
                     return Ok(Answer::Limited(Limit::Window));
                 };
-                let outcome = outcome.as_str();
+                let outcome = answer.statistic();
                 self.note(&Note { id: None, outcome, job }).map_err(failed)?
             }
         };
@@ -149,28 +149,23 @@ impl<'a> Redis<'a> {
             let (key, distinct) = (self.config.keys.ids(self.window, partition), Distinct::of(&ids));
             let added = self.add(&key, &distinct.members()).and_then(|(added, again)| {
                 let answers = distinct.answers(&added);
-                let answers = answers.ok_or_else(|| format!("{key}: the answer has an unexpected length"))?;
-                for answer in &answers {
-                    let field = match answer {
-                        Answer::Recorded(outcome) => outcome.as_str(),
-                        _ => stats::LIMITED,
-                    };
+                let answers = answers.ok_or_else(|| failures::unexpected_length(&key))?;
+                for field in answers.iter().map(|answer| answer.statistic()) {
                     // After an attempt whose answer was lost, what is there may have come by that.
                     if !again || field != stats::DUPLICATE {
-                        *counts.entry(stats::REQUESTS).or_default() += 1;
-                        *counts.entry(field).or_default() += 1;
+                        count(&mut counts, field);
                     }
                 }
                 Ok(answers)
             });
             of_partitions.insert(partition, added);
         }
-        self.count(&counts);
+        self.tell(&counts);
         in_order(ids, partitions, of_partitions)
     }
 
-    /// Counts what came of ids, once: where the answer is lost, it may have been counted.
-    fn count(&self, counts: &Counts) {
+    /// Tells Redis what came of ids, once: where the answer is lost, it may have been counted.
+    fn tell(&self, counts: &Counts) {
         if counts.is_empty() {
             return;
         }
