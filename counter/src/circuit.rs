@@ -8,7 +8,7 @@ pub const OPEN_MS: u64 = 1000;
 /// Closed while all is well. Open after a failure; once [`OPEN_MS`] have passed, one request is let through to try.
 #[derive(Debug, Default)]
 pub struct Circuit {
-    /// Until when it is open, in Unix milliseconds; 0 while it is closed.
+    /// Until when it is open, in milliseconds of a clock that is never set; 0 while it is closed.
     open_until: Cell<u64>,
 }
 
@@ -24,7 +24,7 @@ pub enum Passage {
 }
 
 impl Circuit {
-    /// Asks for passage. `now` is the time in Unix milliseconds, asked for only while the circuit is not closed. A trial
+    /// Asks for passage. `now` is the time in milliseconds, by a clock that is never set, asked for only while the circuit is not closed. A trial
     /// takes at most `trial_ms`; until then nobody else is let through.
     pub fn enter(&self, now: impl FnOnce() -> u64, trial_ms: u64) -> Passage {
         let until = self.open_until.get();
@@ -45,7 +45,7 @@ impl Circuit {
         self.open_until.get() != 0
     }
 
-    /// Opens it until a moment in Unix milliseconds.
+    /// Opens it until a moment in milliseconds of the same clock.
     pub fn open(&self, until: u64) {
         self.open_until.set(until.max(1));
     }

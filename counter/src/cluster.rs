@@ -100,6 +100,13 @@ impl Map {
         })
     }
 
+    /// Whether a node at this address has slots, as far as is known.
+    #[must_use]
+    pub fn has(&self, address: &Address) -> bool {
+        let of_ranges = self.ranges.iter().map(|(_, node)| node);
+        of_ranges.chain(self.moved.values()).any(|node| node == address)
+    }
+
     /// Learns that another node has a slot.
     pub fn moved(&mut self, slot: u16, address: Address) {
         self.moved.insert(slot, address);
@@ -199,7 +206,9 @@ ffffffffffffffffffffffffffffffffffffffff 127.0.0.1:30009@31009 master - 0 0 1 co
         ] {
             assert_eq!(node(&map, slot).as_deref(), expected, "{slot}");
         }
+        assert!(map.has(&at("b.example:30002")) && !map.has(&at("127.0.0.1:30002")));
         map.moved(5461, at("127.0.0.1:30001"));
+        assert!(map.has(&at("127.0.0.1:30001")));
         assert_eq!(node(&map, 5461).as_deref(), Some("127.0.0.1:30001"));
         assert_eq!(node(&map, 5462).as_deref(), Some("b.example:30002"));
         assert!(Map::parse("nonsense\n\n").node(0).is_none());

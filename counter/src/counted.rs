@@ -51,6 +51,13 @@ impl Counted {
     pub fn has_no_expiry(&self, partition: Partition) {
         self.expiring.borrow_mut().1.remove(&partition);
     }
+
+    /// Forgets what is in Redis.
+    fn forget(&self) {
+        self.seen.clear();
+        self.told.set(None);
+        self.expiring.take();
+    }
 }
 
 /// All counters that are in use in this instance.
@@ -98,10 +105,10 @@ impl Counters {
         }
     }
 
-    /// Forgets which ids Redis has: it may have lost them.
-    pub fn forget_seen(&self) {
-        self.unnamed.seen.clear();
-        self.named.borrow().values().for_each(|counted| counted.seen.clear());
+    /// Forgets what is in Redis: it may have lost it.
+    pub fn forget(&self) {
+        self.unnamed.forget();
+        self.named.borrow().values().for_each(|counted| counted.forget());
     }
 }
 
@@ -153,7 +160,7 @@ mod tests {
         assert!(one.counted.seen.has(one.window, Id(1)) && !other.counted.seen.has(one.window, Id(1)));
         assert!(one == named(&counters, 1) && one != other);
         assert_eq!(one.ids(Partition::Whole), "verve/game-1:ids:60:0");
-        counters.forget_seen();
+        counters.forget();
         assert!(!one.counted.seen.has(one.window, Id(1)));
     }
 

@@ -18,7 +18,7 @@ use crate::answer::{Answer, Limit, Outcome};
 use crate::batches::{by_partition, in_order};
 use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
-use crate::clock::now_ms;
+use crate::clock::{monotonic_ms, now_ms};
 use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
 use crate::counted::{Counted, Counters, Place};
 use crate::failures;
@@ -43,6 +43,8 @@ struct Instance {
     redis: Redis,
     /// What is known of each counter.
     counters: Counters,
+    /// How often connections had been opened again when that was last forgotten.
+    reconnects: Cell<u64>,
     spool: Spool,
     /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
     background: Spool,
@@ -79,9 +81,10 @@ async fn load() -> Result<Rc<Instance>, String> {
     let spool_limit = or_default(SPOOL_LIMIT, variables::get(SPOOL_LIMIT).await)?;
     let spool_limit = config::spool_limit(&spool_limit)?;
     let redis = Redis::new(&config);
-    let [spool, background] = [Spool::new(spool_limit), Spool::new(spool_limit)];
+    let [spool, background] = [(); 2].map(|()| Spool::new(spool_limit, &config));
     let instance = Rc::new(Instance {
         counters: Counters::new(config.keys.clone()),
+        reconnects: Cell::new(0),
         config,
         redis,
         spool,
@@ -109,7 +112,7 @@ impl Instance {
         }
         let told = self
             .redis
-            .tell_counter(&counted.keys, name, window.start(), false)
+            .tell_counter(&counted.keys, name, false)
             .await?;
         if told.is_none() {
             counted.told.set(Some(*window));
@@ -128,11 +131,30 @@ impl Instance {
                     window: place.window,
                     revision: None,
                 };
-                let (answer, job) = future::join(self.record_id(place, id), self.record_job(&job)).await;
-                job.and_then(|beyond| beyond.map_or(answer, |limit| Ok(Answer::Limited(limit))))
+                self.record_both(place, id, &job).await
             }
         };
         self.answer(place, id, recorded)
+    }
+
+    /// Records an id and a job, at the same time unless one of them may be refused: then the other one is not recorded either.
+    async fn record_both(self: &Rc<Self>, place: &Place, id: Id, job: &CallbackJob) -> Recorded<Answer> {
+        if self.config.endpoint_limit.is_some() {
+            // Of an id that turns out to be beyond a limit as well, the job tells the count all the same.
+            return match self.record_job(job).await? {
+                Some(limit) => Ok(Answer::Limited(limit)),
+                None => self.record_id(place, id).await,
+            };
+        }
+        if self.config.window_limit.is_some() {
+            let answer = self.record_id(place, id).await?;
+            if let Answer::Recorded(_) = answer {
+                self.record_job(job).await?;
+            }
+            return Ok(answer);
+        }
+        let (answer, job) = future::join(self.record_id(place, id), self.record_job(job)).await;
+        job.and(answer)
     }
 
     /// The answer to who brought an id, and in the log.
@@ -161,10 +183,14 @@ impl Instance {
     }
 
     async fn record_id(self: &Rc<Self>, place: &Place, id: Id) -> Recorded<Answer> {
-        if place.counted.seen.has(place.window, id) {
+        if self.reconnects.replace(self.redis.reconnects()) != self.redis.reconnects() {
+            self.counters.forget();
+        }
+        let is_seen = place.counted.seen.has(place.window, id);
+        let node = self.node_of(place, id.partition(self.config.partitions));
+        if is_seen && node.answered_lately() {
             return Ok(Answer::Recorded(Outcome::Duplicate));
         }
-        let node = self.node_of(place, id.partition(self.config.partitions));
         if let Some(recorded) = node.queue.wait(place.clone(), id).await {
             return recorded;
         }
@@ -188,6 +214,7 @@ impl Instance {
                 spawn(look_whether_back(self.clone(), node));
             }
         }
+        let reconnects = self.redis.reconnects();
         let added = match self.tell_counter(place).await {
             Ok(None) => self.redis.add_ids(place, &sets).await,
             Ok(Some(limit)) => return vec![Ok(Answer::Limited(limit)); ids.len()],
@@ -196,7 +223,7 @@ impl Instance {
         };
         let mut recorded = BTreeMap::new();
         for ((partition, ids), added) in sets.iter().zip(added) {
-            let answers = self.recorded(place, *partition, ids, added).await;
+            let answers = self.recorded(place, *partition, ids, added, reconnects).await;
             recorded.insert(*partition, answers);
         }
         in_order(ids, partitions, recorded)
@@ -206,25 +233,29 @@ impl Instance {
         self.redis.node_of(|| place.ids(partition))
     }
 
-    /// Spools ids of one set that Redis did not record.
+    /// Spools ids of one set that Redis did not record. `reconnects` are those before they were added.
     async fn recorded(
         &self,
         place: &Place,
         partition: Partition,
         ids: &[Id],
         added: Result<Vec<Answer>, String>,
+        reconnects: u64,
     ) -> Recorded<Vec<Answer>> {
         let node = self.node_of(place, partition);
         match added {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
                 let recorded = recorded.filter(|(_, answer)| matches!(answer, Answer::Recorded(_)));
-                self.counters.add_seen(place, recorded.map(|(id, _)| id));
+                // Otherwise it may be that a server has them that has lost its data since.
+                if self.redis.reconnects() == reconnects {
+                    self.counters.add_seen(place, recorded.map(|(id, _)| id));
+                }
                 self.found_well(&node).await;
                 Ok(answers)
             }
             Err(redis) => {
-                self.counters.forget_seen();
+                self.counters.forget();
                 let spooled = self.spool.add_ids(place.ids(partition), ids).await;
                 self.spooled(&redis, spooled)?;
                 self.found_away(&node).await;
@@ -236,7 +267,7 @@ impl Instance {
     /// Records a callback job, unless it is beyond a limit.
     async fn record_job(&self, job: &CallbackJob) -> Recorded<Option<Limit>> {
         let command = self.add_job(job);
-        let redis = match self.jobs.enter(now_ms, OPEN_MS) {
+        let redis = match self.jobs.enter(monotonic_ms, OPEN_MS) {
             Passage::Barred => failures::TOO_MANY_JOBS.to_owned(),
             Passage::Free | Passage::Trial => match self.redis.add_job(&self.config.keys, job, &command).await {
                 Ok(beyond) => {
@@ -270,11 +301,11 @@ impl Instance {
 
     /// Tells other instances that a node is away, unless they have just been told.
     async fn found_away(&self, node: &Node) {
-        let now = now_ms();
+        let now = monotonic_ms();
         if node.circuit.is_open() && node.told_away.get() < now {
             node.told_away.set(now + OPEN_MS);
             // If they are not told, they find out themselves.
-            let _ = self.spool.tell(&node.name(), now + OPEN_MS).await;
+            let _ = self.spool.tell(&node.name(), now_ms() + OPEN_MS).await;
         }
     }
 
@@ -288,7 +319,7 @@ impl Instance {
     /// Flushes counts to Redis, or else to the spool: as the same batch, since Redis may have run it though its answer was lost.
     async fn flush(&self, counted: &Counted, window: Window, counts: Counts) {
         let keys = &counted.keys;
-        let batch = flush(keys, window, &counts, unique_name());
+        let batch = flush(keys, window, &counts, unique_name(), now_ms() / 1000);
         let redis = match self.redis.run_once(keys, &batch).await {
             Ok(_) => return self.redis.forget(keys, &batch).await,
             Err(redis) => redis,
@@ -305,10 +336,9 @@ impl Instance {
         match self.redis.has_room(&self.config.keys).await {
             Ok(true) => drop(self.jobs.close()),
             Ok(false) => {
-                let until = now_ms() + OPEN_MS;
-                self.jobs.open(until);
+                self.jobs.open(monotonic_ms() + OPEN_MS);
                 // If others are not told, they find out themselves.
-                let _ = self.background.tell(JOBS_FULL, until).await;
+                let _ = self.background.tell(JOBS_FULL, now_ms() + OPEN_MS).await;
             }
             // Another matter, found out by requests.
             Err(_) => {}

@@ -59,6 +59,7 @@ pub mod config;
 pub mod counted;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod deadlines;
+pub mod expiry;
 pub mod failures;
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod instance;

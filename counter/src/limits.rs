@@ -3,23 +3,28 @@
 use verve_protocol::Window;
 
 use crate::answer::{Answer, Limit, Outcome};
+use crate::expiry::keep;
 
 /// Adds ids to a set as far as there is room, and answers for each what came of it: see [`added`].
 ///
-/// KEYS: the set. ARGV: the most ids or nothing, the expiry of what has none or nothing, and the ids, all different.
-pub const ADD_WITHIN: &str = r"
-local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, 3))
+/// KEYS: the set. ARGV: the most ids or nothing, when the window ends in Unix seconds or nothing, `again` or nothing (see the function `keep` of
+/// [`KEEP`](crate::expiry::KEEP)), and the ids, all different.
+pub const ADD_WITHIN: &str = concat!(
+    keep!(),
+    r"
+local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, 4))
 local room = ARGV[1] ~= '' and ARGV[1] - redis.call('SCARD', KEYS[1]) or math.huge
 for i, there in ipairs(known) do
   if there == 0 and room > 0 then
-    redis.call('SADD', KEYS[1], ARGV[i + 2])
+    redis.call('SADD', KEYS[1], ARGV[i + 3])
     room = room - 1
   elseif there == 0 then
     known[i] = 2
   end
 end
-if ARGV[2] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[2], 'NX') end
-return known";
+if ARGV[2] ~= '' then keep(KEYS[1], ARGV[2], ARGV[3] ~= '') end
+return known"
+);
 
 /// Adds a callback job, and answers 1, or 0 if its endpoint has had enough of them in its window.
 ///
@@ -32,14 +37,16 @@ if jobs > tonumber(ARGV[1]) then return 0 end
 redis.call('XADD', KEYS[1], '*', unpack(ARGV, 4))
 return 1";
 
-/// Notes that a named counter is in use, unless there may be no more of them: then it answers `full`.
+/// Registers that a named counter is in use now, unless there may be no more of them: then it answers `full`. The time has microseconds, so that
+/// each registration changes something, and `WAIT` after it has something to wait for.
 ///
-/// KEYS: the counters. ARGV: the name, the start of the window in which it is used, the most counters or nothing.
+/// KEYS: the counters. ARGV: the name, the most counters or nothing.
 pub const TELL_COUNTER: &str = r"
-if ARGV[3] ~= '' and not redis.call('ZSCORE', KEYS[1], ARGV[1]) and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then
+if ARGV[2] ~= '' and not redis.call('ZSCORE', KEYS[1], ARGV[1]) and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then
   return 'full'
 end
-redis.call('ZADD', KEYS[1], 'GT', ARGV[2], ARGV[1])
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[1], time[1] + time[2] / 1000000, ARGV[1])
 return 'known'";
 
 /// What [`TELL_COUNTER`] has said: whether there may be no more counters.

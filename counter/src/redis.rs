@@ -16,9 +16,10 @@ use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrls, SpoolState};
 
 use crate::answer::Limit;
 use crate::batches::Batch;
-use crate::clock::{look_again, now_ms};
+use crate::clock::{look_again, monotonic_ms};
 use crate::cluster::{Address, Map, Redirect};
 use crate::config::Config;
+use crate::expiry::{KEEP, end_of};
 use crate::failures;
 use crate::limits::{ADD_JOB_WITHIN, TELL_COUNTER, endpoints_seconds, no_more_counters};
 use crate::once::Once;
@@ -31,13 +32,16 @@ const REDIRECTIONS: usize = 5;
 const MAP_ANEW_MS: u64 = 500;
 
 /// Runs a batch of commands unless it has run already, and if there is room where it has callback jobs. Answers 1 if the
-/// batch has run, now or before. A command that fails is an operator's doing, such as a key of the wrong type: then
+/// batch has run, now or before; also then it writes, so that `WAIT` has something to wait for. A command that fails is an operator's doing, such as a key of the wrong type: then
 /// the whole batch is tried again later.
 ///
 /// KEYS: the batch's own, and the stream of callback jobs if it has any. ARGV: the own key's expiry, the most jobs, the commands.
 const RUN_ONCE: &str = r"
 if KEYS[2] and redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
-if not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[1]) then return 1 end
+if not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[1]) then
+  redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])
+  return 1
+end
 for i = 3, #ARGV do
   local done = redis.pcall(unpack(cjson.decode(ARGV[i])))
   if type(done) == 'table' and done.err then
@@ -54,6 +58,8 @@ pub struct Redis {
     nodes: RefCell<Vec<Rc<Node>>>,
     /// Which node has which slots; nothing is in it where there is one server.
     map: Once<Rc<Topology>, String>,
+    /// How often a connection was lost and opened again.
+    reconnects: Rc<Cell<u64>>,
 }
 
 /// What a node says of its cluster.
@@ -69,7 +75,7 @@ enum Asked {
 enum Topology {
     /// A server by itself.
     One,
-    /// A cluster, and when it was asked for its map.
+    /// A cluster, and when it was asked for its map, by the monotonic clock.
     Cluster {
         map: RefCell<Map>,
         asked_ms: u64,
@@ -80,13 +86,20 @@ enum Topology {
 impl Redis {
     /// The Redis that the variables name; connects when first used.
     pub fn new(config: &Config) -> Self {
+        let reconnects = Rc::default();
         let named = config.redis_urls.as_slice().iter();
-        let named = named.map(|url| Rc::new(Node::new(url.clone(), config)));
+        let named = named.map(|url| Rc::new(Node::new(url.clone(), config, Rc::clone(&reconnects))));
         Self {
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
             map: Once::default(),
+            reconnects,
         }
+    }
+
+    /// How often a connection to a server was lost and opened again: what was known of that server before says nothing any more.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.get()
     }
 
     /// The node that has a key, as far as is known by now. The key is asked for if there are several.
@@ -107,11 +120,19 @@ impl Redis {
         node.unwrap_or(first)
     }
 
-    /// The node of this name, of which another instance has told.
-    pub fn named(&self, name: &str) -> Option<Rc<Node>> {
+    /// The node of this name, which the spool has, if the variable names it or the cluster's map has it. Any other is of a Redis that this host
+    /// was configured for before: nothing is asked of it and nothing written to it.
+    pub async fn named(&self, name: &str) -> Option<Rc<Node>> {
         let urls: RedisUrls = name.parse().ok()?;
         let (host, port) = (urls.first().host().to_owned(), urls.first().port());
-        self.node_at(&self.first(), &Address { host, port })
+        if let Some(known) = self.known(&host, port) {
+            return Some(known);
+        }
+        let address = Address { host, port };
+        match &*self.topology().await.ok()? {
+            Topology::Cluster { map, .. } if map.borrow().has(&address) => self.node_at(&self.first(), &address),
+            _ => None,
+        }
     }
 
     fn first(&self) -> Rc<Node> {
@@ -134,10 +155,16 @@ impl Redis {
         }
         let url = asked.url().of_node(&address.host, address.port)?;
         Some(self.known(url.host(), url.port()).unwrap_or_else(|| {
-            let node = Rc::new(Node::new(url, &self.config));
+            let node = Rc::new(Node::new(url, &self.config, Rc::clone(&self.reconnects)));
             self.nodes.borrow_mut().push(node.clone());
             node
         }))
+    }
+
+    /// Which node has what; asked for where that is not known, or no longer.
+    async fn topology(&self) -> Result<Rc<Topology>, String> {
+        self.map.clear_if(|topology| topology.is_to_be_asked_anew());
+        self.map.get(async || self.read_map().await, look_again).await
     }
 
     /// Asks for the cluster's map: the node that is likeliest to be there, and if it does not tell, all others at the same time, since
@@ -193,8 +220,7 @@ impl Redis {
     /// Runs an idempotent command on the node that has the key, again on a fresh connection if it fails, and wherever the nodes send it.
     async fn twice<T>(&self, key: &str, command: impl AsyncFn(&Via<'_>) -> Result<T, Error>) -> Result<T, String> {
         let slot = slot(key);
-        self.map.clear_if(|topology| topology.is_to_be_asked_anew());
-        let topology = self.map.get(async || self.read_map().await, look_again).await?;
+        let topology = self.topology().await?;
         let mut node = self.node_in(&topology, slot);
         for _ in 0..REDIRECTIONS {
             let redirect = match node.twice(&command).await {
@@ -218,23 +244,22 @@ impl Redis {
         Err(format!("{}: sent on more than {REDIRECTIONS} times", node.url()))
     }
 
-    /// Tells the reporter that a named counter is in use in this window, before its ids are recorded. What came of it says that there may be no
-    /// more counters, unless `unlimited`.
+    /// Registers that a named counter is in use, before its ids are recorded. The outcome is a limit where there may be no more counters, unless
+    /// `unlimited`.
     pub async fn tell_counter(
         &self,
         keys: &Keys,
         name: &CounterName,
-        start: u64,
         unlimited: bool,
     ) -> Result<Option<Limit>, String> {
-        let (names, start) = (keys.counters(), start.to_string());
+        let names = keys.counters();
         let most = if unlimited {
             String::new()
         } else {
             MAX_COUNTERS.to_string()
         };
-        let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &start, &most].map(text);
-        let answer = self.evaluate(&names, arguments.to_vec()).await?;
+        let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &most].map(text);
+        let answer = self.evaluate(&names, arguments.to_vec(), None).await?;
         Ok(match answer.as_slice() {
             [RedisResult::Binary(said)] => no_more_counters(said),
             _ => None,
@@ -245,8 +270,8 @@ impl Redis {
     pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), String> {
         let members: Vec<String> = ids.iter().map(ToString::to_string).collect();
         self.twice(key, async |via| {
-            let added = via.sadd(key, &members).await?;
-            self.replicated(via, added).await
+            via.sadd(key, &members).await?;
+            self.replicated(via, Some(key)).await
         })
         .await?;
         self.expire(key).await
@@ -275,18 +300,24 @@ impl Redis {
                 .iter()
                 .flat_map(|(field, value)| [text(field), text(value)]),
         );
-        let answer = self.evaluate(&stream, arguments).await?;
+        let answer = self.evaluate(&stream, arguments, None).await?;
         Ok(match answer.as_slice() {
             [RedisResult::Int64(0)] => Some(Limit::Endpoint),
             _ => None,
         })
     }
 
-    /// Runs an idempotent script that writes, where the key is.
-    async fn evaluate(&self, key: &str, arguments: Vec<RedisParameter>) -> Result<Vec<RedisResult>, String> {
+    /// Runs an idempotent script, where the key is. It writes in any case, or adds to the set of ids under `ids`.
+    async fn evaluate(
+        &self,
+        key: &str,
+        arguments: Vec<RedisParameter>,
+        ids: Option<&str>,
+    ) -> Result<Vec<RedisResult>, String> {
         self.twice(key, async |via| {
             let answer = via.execute("EVAL", arguments.clone()).await?;
-            self.replicated(via, answer).await
+            self.replicated(via, ids).await?;
+            Ok(answer)
         })
         .await
     }
@@ -300,7 +331,7 @@ impl Redis {
         let arguments: Vec<RedisParameter> = arguments.iter().map(text).collect();
         self.twice(key, async |via| {
             via.execute(name, arguments.clone()).await?;
-            self.replicated(via, ()).await
+            self.replicated(via, None).await
         })
         .await
     }
@@ -316,7 +347,7 @@ impl Redis {
         };
         arguments.extend([expiry, most].map(text));
         arguments.extend(batch.commands.iter().map(text));
-        let answer = self.evaluate(&own, arguments).await?;
+        let answer = self.evaluate(&own, arguments, None).await?;
         Ok(matches!(answer.as_slice(), [RedisResult::Int64(1)]))
     }
 
@@ -349,15 +380,21 @@ impl Redis {
         .map(drop)
     }
 
-    /// Waits until enough replicas have what this connection has written, which was `done`. Recording it once more changes nothing.
-    async fn replicated<T>(&self, via: &Via<'_>, done: T) -> Result<T, Error> {
+    /// Waits until enough replicas have what this connection has written. Where that was ids for the set under `ids`, they may have been there
+    /// already: then this writes something, see [`KEEP`].
+    async fn replicated(&self, via: &Via<'_>, ids: Option<&str>) -> Result<(), Error> {
         if self.config.wait_replicas == 0 {
-            return Ok(done);
+            return Ok(());
+        }
+        if let Some(key) = ids
+            && !matches!(via.execute("EVAL", keep(key, "again")).await?.as_slice(), [RedisResult::Int64(1)])
+        {
+            return Err(Error::Other(failures::SET_GONE.to_owned()));
         }
         let (wanted, within) = (self.config.wait_replicas, self.config.replicas_within_ms());
         let wait = [i64::from(wanted), within].map(RedisParameter::Int64);
         match via.execute("WAIT", wait).await?.as_slice() {
-            [RedisResult::Int64(replicas)] if *replicas >= i64::from(wanted) => Ok(done),
+            [RedisResult::Int64(replicas)] if *replicas >= i64::from(wanted) => Ok(()),
             [RedisResult::Int64(replicas)] => {
                 let error = failures::too_few_replicas(*replicas, wanted, within);
                 Err(Error::Other(error))
@@ -366,14 +403,11 @@ impl Redis {
         }
     }
 
-    /// Gives a key its expiry unless it has one: the reporter may have set a shorter one.
+    /// Gives a set of ids its expiry unless it has one: the reporter may have set a later one.
     async fn expire(&self, key: &str) -> Result<(), String> {
-        let seconds = RedisParameter::Int64(UNREPORTED_SECONDS.cast_signed());
-        self.twice(key, async |via| {
-            via.execute("EXPIRE", [text(key), seconds.clone(), text("NX")]).await
-        })
-        .await
-        .map(drop)
+        self.twice(key, async |via| via.execute("EVAL", keep(key, "")).await)
+            .await
+            .map(drop)
     }
 }
 
@@ -381,7 +415,7 @@ impl Topology {
     fn cluster(map: Map) -> Rc<Self> {
         Rc::new(Self::Cluster {
             map: RefCell::new(map),
-            asked_ms: now_ms(),
+            asked_ms: monotonic_ms(),
             outdated: Cell::new(false),
         })
     }
@@ -408,7 +442,7 @@ impl Topology {
     fn is_to_be_asked_anew(&self) -> bool {
         match self {
             Self::One => false,
-            Self::Cluster { asked_ms, outdated, .. } => outdated.get() && now_ms() > asked_ms + MAP_ANEW_MS,
+            Self::Cluster { asked_ms, outdated, .. } => outdated.get() && monotonic_ms() > asked_ms + MAP_ANEW_MS,
         }
     }
 }
@@ -423,6 +457,12 @@ fn is_no_cluster(error: &str) -> bool {
 fn is_forbidden(error: &str) -> bool {
     let error = error.to_ascii_lowercase();
     error.contains("noperm") || error.contains("no permissions")
+}
+
+/// The arguments of [`KEEP`].
+fn keep(key: &str, again: &str) -> [RedisParameter; 5] {
+    let ends = end_of(key).to_string();
+    [KEEP, "1", key, &ends, again].map(text)
 }
 
 fn text(value: impl AsRef<str>) -> RedisParameter {

@@ -7,6 +7,8 @@
 //! - `drained`: how many ids were brought to Redis since the spool was last empty, kept by a trigger, and the name by which Redis
 //!   is told so
 //! - `state`: what one instance tells the others, each until a moment: which server is away, who drains
+//! - `owner`: the namespace and the Redis that all of it is for, the version that made it so, and a name that is new with each owner. Whoever counts for
+//!   another namespace or Redis neither adds nor drains anything, unless nothing is there: then the database becomes theirs
 //!
 //! In WAL mode with `synchronous=NORMAL`, what is acknowledged survives the death of every process; of the machine's
 //! power, all but the last moments. An in-memory database would keep nothing, and is not accepted.
@@ -14,10 +16,11 @@
 use std::rc::Rc;
 
 use spin_sdk::sqlite::{Connection, Error, Value};
-use verve_protocol::{Id, SpoolState};
+use verve_protocol::{Id, RedisUrls, SpoolState};
 
 use crate::batches::{Batch, Contents, SpooledIds};
 use crate::clock::look_again;
+use crate::config::Config;
 use crate::once::Once;
 
 /// How long SQLite waits for others who write, in milliseconds. A request that finds Redis away is answered within two of
@@ -27,7 +30,7 @@ const BUSY_TIMEOUT_MS: u32 = 2000;
 const BATCH: i64 = 500;
 
 /// What the database is made of.
-const MADE_OF: [&str; 14] = [
+const MADE_OF: [&str; 15] = [
     "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, key TEXT NOT NULL, ids TEXT NOT NULL, count INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS keyed ON ids (key)",
     "CREATE TABLE IF NOT EXISTS commands (number INTEGER PRIMARY KEY, batch TEXT, command TEXT NOT NULL)",
@@ -44,76 +47,100 @@ const MADE_OF: [&str; 14] = [
     "CREATE TABLE IF NOT EXISTS drained (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, total INTEGER NOT NULL)",
     "INSERT OR IGNORE INTO drained VALUES (1, lower(hex(randomblob(8))), 0)",
     "CREATE TRIGGER IF NOT EXISTS ids_drained AFTER DELETE ON ids BEGIN UPDATE drained SET total = total + old.count; END",
+    "CREATE TABLE IF NOT EXISTS owner (one INTEGER PRIMARY KEY CHECK (one = 1), namespace TEXT NOT NULL, redis TEXT NOT NULL, \
+        version TEXT NOT NULL, name TEXT NOT NULL)",
 ];
+
+/// Errors that say that the host has no spool.
+const NO_DATABASE: &str = "spool: the host has no SQLite database \"default\"";
+const NOT_GRANTED: &str = "spool: the manifest does not grant sqlite_databases = [\"default\"]";
+const IN_MEMORY: &str = "spool: the host keeps the database in memory, where it does not survive";
 
 /// The database, opened when first used.
 pub struct Spool {
-    connection: Once<Rc<Connection>, String>,
+    database: Once<Rc<Database>, String>,
     /// The most ids and callback jobs.
     limit: u64,
+    /// Whose ids and jobs they are.
+    namespace: String,
+    redis: RedisUrls,
+}
+
+/// The open database.
+struct Database {
+    connection: Connection,
+    /// The name of its owner, us.
+    owner: String,
 }
 
 impl Spool {
-    /// A spool for so many ids and callback jobs; opened when first used.
-    pub fn new(limit: u64) -> Self {
+    /// A spool for so many ids and callback jobs, of this namespace and Redis; opened when first used.
+    pub fn new(limit: u64, config: &Config) -> Self {
         Self {
-            connection: Once::default(),
+            database: Once::default(),
             limit,
+            namespace: config.keys.namespace().to_string(),
+            redis: config.redis_urls.clone(),
         }
     }
 
     /// Adds ids of a set, as one row: each is written once and at the end, however many there are. They may be there already.
     pub async fn add_ids(&self, key: String, ids: &[Id]) -> Result<(), String> {
-        let insert = "INSERT INTO ids (key, ids, count) SELECT ?1, ?2, ?3 \
-            WHERE (SELECT total FROM size) + ?3 <= ?4 RETURNING 1";
+        let insert = "INSERT INTO ids (key, ids, count) SELECT ?2, ?3, ?4 \
+            WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 RETURNING 1";
         let row = [
             Value::Text(key),
             Value::Text(listed(ids)),
             integer(ids.len() as u64),
             integer(self.limit),
         ];
-        self.room(self.run(insert, row).await?)
+        self.add(insert, row).await
     }
 
-    /// Whether something was added.
-    fn room(&self, added: Vec<Vec<Value>>) -> Result<(), String> {
-        if added.is_empty() {
-            return Err(format!(
-                "spool: full: it holds at most {} ids (spool_limit)",
-                self.limit
-            ));
+    /// Runs a statement that adds something if there is room.
+    async fn add(&self, insert: &str, values: impl IntoIterator<Item = Value>) -> Result<(), String> {
+        if !self.run_as_owner(insert, values).await?.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        if self.run_as_owner("SELECT 1 FROM owner WHERE name = ?1", []).await?.is_empty() {
+            // The next one looks whose it is by now.
+            self.database.clear_if(|_| true);
+            return Err("spool: somebody else's by now".to_owned());
+        }
+        Err(format!(
+            "spool: full: it holds at most {} ids (spool_limit)",
+            self.limit
+        ))
     }
 
     /// Adds a command.
     pub async fn add_command(&self, words: Vec<String>) -> Result<(), String> {
-        let limits = [integer(1), integer(self.limit)];
         let insert = format!(
             "INSERT INTO commands (command) SELECT json_array({}) \
-            WHERE (SELECT total FROM size) + ? <= ? RETURNING 1",
-            vec!["?"; words.len()].join(", ")
+            WHERE (SELECT total FROM size) < ?2 AND (SELECT name FROM owner) = ?1 RETURNING 1",
+            (3..words.len() + 3).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ")
         );
-        let values = words.into_iter().map(Value::Text).chain(limits);
-        self.room(self.run(&insert, values).await?)
+        let values = [integer(self.limit)].into_iter().chain(words.into_iter().map(Value::Text));
+        self.add(&insert, values).await
     }
 
     /// Adds a batch of commands, which may have run already.
     pub async fn add_batch(&self, batch: &Batch) -> Result<(), String> {
-        let insert = "INSERT INTO commands (batch, command) SELECT ?1, value FROM json_each(?2) \
-            WHERE (SELECT total FROM size) + ?3 <= ?4 RETURNING 1";
+        let insert = "INSERT INTO commands (batch, command) SELECT ?2, value FROM json_each(?3) \
+            WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 RETURNING 1";
         let row = [
             Value::Text(batch.name.clone()),
             Value::Text(format!("[{}]", batch.commands.join(","))),
             integer(batch.commands.len() as u64),
             integer(self.limit),
         ];
-        self.room(self.run(insert, row).await?)
+        self.add(insert, row).await
     }
 
     /// The keys of the sets that there are ids of, the oldest windows first.
     pub async fn sets(&self) -> Result<Vec<String>, String> {
-        let rows = self.run("SELECT DISTINCT key FROM ids ORDER BY key", []).await?;
+        let select = "SELECT DISTINCT key FROM ids WHERE (SELECT name FROM owner) = ?1 ORDER BY key";
+        let rows = self.run_as_owner(select, []).await?;
         let keys = rows.into_iter().flatten().filter_map(|value| match value {
             Value::Text(key) => Some(key),
             _ => None,
@@ -123,9 +150,9 @@ impl Spool {
 
     /// The first ids of a set, as many as are brought to Redis together.
     pub async fn ids(&self, key: &str) -> Result<SpooledIds, String> {
-        let select = "SELECT number, ids FROM ids WHERE key = ? ORDER BY number LIMIT ?";
+        let select = "SELECT number, ids FROM ids WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
         let rows = self
-            .run(select, [Value::Text(key.to_owned()), Value::Integer(BATCH)])
+            .run_as_owner(select, [Value::Text(key.to_owned()), Value::Integer(BATCH)])
             .await?;
         let rows = rows.into_iter().filter_map(|row| match row.as_slice() {
             [Value::Integer(number), Value::Text(ids)] => Some((
@@ -148,8 +175,9 @@ impl Spool {
     /// The batch of commands to run now: one that somebody began, or else a new one.
     pub async fn batch(&self) -> Result<Option<Batch>, String> {
         let begun = "SELECT batch, command FROM commands \
-            WHERE batch = (SELECT batch FROM commands WHERE batch IS NOT NULL LIMIT 1) ORDER BY number";
-        let mut rows = self.run(begun, []).await?;
+            WHERE batch = (SELECT batch FROM commands WHERE batch IS NOT NULL LIMIT 1) \
+            AND (SELECT name FROM owner) = ?1 ORDER BY number";
+        let mut rows = self.run_as_owner(begun, []).await?;
         if rows.is_empty() {
             let name = self
                 .run("SELECT lower(hex(randomblob(16)))", [])
@@ -158,12 +186,12 @@ impl Spool {
                 .flatten()
                 .next();
             // Begun in one statement, so that nobody else begins a batch with some of the same commands.
-            let begin = "UPDATE commands SET batch = ? \
-                WHERE number IN (SELECT number FROM commands WHERE batch IS NULL ORDER BY number LIMIT ?) \
-                AND NOT EXISTS (SELECT 1 FROM commands WHERE batch IS NOT NULL)";
-            self.run(begin, [name.unwrap_or(Value::Null), Value::Integer(BATCH)])
+            let begin = "UPDATE commands SET batch = ?2 \
+                WHERE number IN (SELECT number FROM commands WHERE batch IS NULL ORDER BY number LIMIT ?3) \
+                AND NOT EXISTS (SELECT 1 FROM commands WHERE batch IS NOT NULL) AND (SELECT name FROM owner) = ?1";
+            self.run_as_owner(begin, [name.unwrap_or(Value::Null), Value::Integer(BATCH)])
                 .await?;
-            rows = self.run(begun, []).await?;
+            rows = self.run_as_owner(begun, []).await?;
         }
         let mut batch: Option<Batch> = None;
         for row in rows {
@@ -215,8 +243,13 @@ impl Spool {
     pub async fn contents(&self) -> Result<Contents, String> {
         let select = "SELECT name, until FROM state \
             UNION ALL SELECT '', 0 WHERE EXISTS (SELECT 1 FROM ids) OR EXISTS (SELECT 1 FROM commands)";
+        let rows = match self.run(select, []).await {
+            // The first request that needs it says so.
+            Err(error) if [NO_DATABASE, NOT_GRANTED, IN_MEMORY].contains(&error.as_str()) => Vec::new(),
+            rows => rows?,
+        };
         let mut contents = Contents::default();
-        for row in self.run(select, []).await? {
+        for row in rows {
             match row.as_slice() {
                 [Value::Text(name), _] if name.is_empty() => contents.any = true,
                 [Value::Text(name), Value::Integer(until)] => {
@@ -236,13 +269,13 @@ impl Spool {
             .map(drop)
     }
 
-    /// The same, unless somebody else has told so, and its moment has not come at `now`. Says whether it is us.
-    pub async fn claim(&self, name: &str, now: u64, until: u64) -> Result<bool, String> {
-        let upsert = "INSERT INTO state VALUES (?1, ?3) \
-            ON CONFLICT (name) DO UPDATE SET until = excluded.until WHERE until <= ?2 RETURNING 1";
-        let rows = self
-            .run(upsert, [Value::Text(name.to_owned()), integer(now), integer(until)])
-            .await?;
+    /// The same from `now` on for `for_ms`, unless somebody else has told so, and its moment has not come. Says whether it is us. A moment that is
+    /// further away than ours was not told by this clock, which was set back since.
+    pub async fn claim(&self, name: &str, now: u64, for_ms: u64) -> Result<bool, String> {
+        let upsert = "INSERT INTO state VALUES (?1, ?3) ON CONFLICT (name) DO UPDATE SET until = excluded.until \
+            WHERE until <= ?2 OR until > ?3 RETURNING 1";
+        let row = [Value::Text(name.to_owned()), integer(now), integer(now + for_ms)];
+        let rows = self.run(upsert, row).await?;
         Ok(!rows.is_empty())
     }
 
@@ -254,31 +287,91 @@ impl Spool {
     }
 
     async fn run(&self, statement: &str, values: impl IntoIterator<Item = Value>) -> Result<Vec<Vec<Value>>, String> {
-        let connection = self.connection.get(open, look_again).await?;
-        execute(&connection, statement, values).await
+        let database = self.database().await?;
+        execute(&database.connection, statement, values).await
+    }
+
+    /// Runs a statement whose first value is the name of the owner that we are.
+    async fn run_as_owner(
+        &self,
+        statement: &str,
+        values: impl IntoIterator<Item = Value>,
+    ) -> Result<Vec<Vec<Value>>, String> {
+        let database = self.database().await?;
+        let values = [Value::Text(database.owner.clone())].into_iter().chain(values);
+        execute(&database.connection, statement, values).await
+    }
+
+    async fn database(&self) -> Result<Rc<Database>, String> {
+        let open = async || {
+            let connection = open().await?;
+            let owner = self.own(&connection).await?;
+            Ok(Rc::new(Database { connection, owner }))
+        };
+        self.database.get(open, look_again).await
+    }
+
+    /// Makes sure that the database is ours, and answers the name that we have as its owner.
+    async fn own(&self, connection: &Connection) -> Result<String, String> {
+        let found = "SELECT name, namespace, redis FROM owner";
+        let found = execute(connection, found, []).await?;
+        let (namespace, redis) = match found.first().map(Vec::as_slice) {
+            Some([Value::Text(name), Value::Text(namespace), Value::Text(redis)]) => {
+                if self.is_of(namespace, redis) {
+                    return Ok(name.clone());
+                }
+                (namespace.clone(), redis.clone())
+            }
+            // Nobody's, as made by an earlier version.
+            _ => (String::new(), String::new()),
+        };
+        // In one statement, since somebody may put something there meanwhile.
+        let become_owner = "INSERT INTO owner VALUES (1, ?1, ?2, ?3, lower(hex(randomblob(8)))) \
+            ON CONFLICT (one) DO UPDATE SET (namespace, redis, version, name) \
+            = (excluded.namespace, excluded.redis, excluded.version, excluded.name) \
+            WHERE NOT EXISTS (SELECT 1 FROM ids) AND NOT EXISTS (SELECT 1 FROM commands) RETURNING name";
+        let ours = [
+            self.namespace.clone(),
+            self.redis.to_string(),
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ];
+        let became = execute(connection, become_owner, ours.map(Value::Text)).await?;
+        match became.into_iter().flatten().next() {
+            Some(Value::Text(name)) => Ok(name),
+            _ => Err(format!(
+                "spool: what is in it is for namespace {namespace} on {redis}, and this host counts for namespace {} on {}; it is left alone",
+                self.namespace, self.redis
+            )),
+        }
+    }
+
+    /// Whether this owner is us: of the same namespace, and with a server in common, since a cluster's nodes come and go.
+    fn is_of(&self, namespace: &str, redis: &str) -> bool {
+        let servers: Vec<String> = self.redis.as_slice().iter().map(ToString::to_string).collect();
+        namespace == self.namespace && redis.split(',').any(|server| servers.iter().any(|ours| ours == server))
     }
 }
 
-async fn open() -> Result<Rc<Connection>, String> {
+async fn open() -> Result<Connection, String> {
     let connection = Connection::open_default().await.map_err(describe)?;
     execute(&connection, &format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"), []).await?;
     // The next instance finds all this made; the last of it tells.
     let made = "SELECT count(*) = 1 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' \
-        FROM sqlite_schema WHERE name = 'ids_drained'";
+        FROM sqlite_schema WHERE name = 'owner'";
     let made = execute(&connection, made, []).await?;
     if !matches!(made.first().map(Vec::as_slice), Some([Value::Integer(1)])) {
         let mode = into_wal(&connection).await?;
         if let Some([Value::Text(mode)]) = mode.first().map(Vec::as_slice)
             && matches!(mode.as_str(), "memory" | "off")
         {
-            return Err("spool: the host keeps the database in memory, where it does not survive".to_owned());
+            return Err(IN_MEMORY.to_owned());
         }
         for statement in MADE_OF {
             execute(&connection, statement, []).await?;
         }
     }
     execute(&connection, "PRAGMA synchronous = NORMAL", []).await?;
-    Ok(Rc::new(connection))
+    Ok(connection)
 }
 
 /// Two that do this at the same time are in each other's way, and SQLite does not wait then.
@@ -312,8 +405,8 @@ fn integer(value: u64) -> Value {
 
 fn describe(error: Error) -> String {
     match error {
-        Error::NoSuchDatabase => "spool: the host has no SQLite database \"default\"".to_owned(),
-        Error::AccessDenied => "spool: the manifest does not grant sqlite_databases = [\"default\"]".to_owned(),
+        Error::NoSuchDatabase => NO_DATABASE.to_owned(),
+        Error::AccessDenied => NOT_GRANTED.to_owned(),
         Error::InvalidConnection => "spool: the connection is not valid".to_owned(),
         Error::DatabaseFull => "spool: full".to_owned(),
         Error::Io(message) => format!("spool: {message}"),

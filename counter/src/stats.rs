@@ -32,9 +32,9 @@ pub fn count(counts: &mut Counts, field: &'static str) {
     *counts.entry(field).or_default() += 1;
 }
 
-/// A flush of a window's counts. With a name of its own it is counted once, however often it is sent.
+/// A flush of a window's counts, at `now_s` in Unix seconds. With a name of its own it is counted once, however often it is sent.
 #[must_use]
-pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String) -> Batch {
+pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_s: u64) -> Batch {
     let name = match keys.counter() {
         None => name,
         Some(counter) => format!("{counter}/{name}"),
@@ -44,12 +44,18 @@ pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String) -> Batc
     let increments = counts
         .iter()
         .map(|(field, n)| format!(r#"["HINCRBY","{key}","{field}","{n}"]"#));
-    // The reporter may have set a shorter expiry.
-    let expiry = format!(r#"["EXPIRE","{key}","{UNREPORTED_SECONDS}","NX"]"#);
+    let expiry = format!(r#"["EXPIRE","{key}","{}","NX"]"#, kept_seconds(window, now_s));
     Batch {
         name,
         commands: increments.chain([expiry]).collect(),
     }
+}
+
+/// For how long a window's statistics are kept from `now_s` on, which is in Unix seconds by the clock that the window is by: until
+/// [`UNREPORTED_SECONDS`] after its end, and from now on if it has ended.
+#[must_use]
+pub const fn kept_seconds(window: Window, now_s: u64) -> u64 {
+    window.end().saturating_sub(now_s) + UNREPORTED_SECONDS
 }
 
 impl Stats {
@@ -115,6 +121,18 @@ mod tests {
             Some(Counts::from([("failed", 1), ("requests", 1)]))
         );
         assert!(stats.take().is_empty());
+    }
+
+    #[test]
+    fn statistics_are_kept_by_the_end_of_their_window() {
+        let day = WindowLength::try_new(86_400).expect("valid").window_at_ms(0);
+        for (now, kept) in [(0, 2 * 86_400), (86_399, 86_401), (86_400, 86_400), (500_000, 86_400)] {
+            assert_eq!(kept_seconds(day, now), kept, "{now}");
+            let keys = Keys::new("verve".parse().expect("valid"));
+            let flush = flush(&keys, day, &Counts::from([(stats::NEW, 1)]), "name".to_owned(), now);
+            let expiry = format!(r#"["EXPIRE","{{verve}}:stats:86400:0","{kept}","NX"]"#);
+            assert_eq!(flush.commands.last(), Some(&expiry));
+        }
     }
 
     #[test]

@@ -118,8 +118,7 @@ impl Counter {
 
     /// The window that is open now.
     fn window(&self) -> Window {
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        self.config.window_length.window_at_ms(now.as_millis() as u64)
+        self.config.window_length.window_at_ms(now_ms())
     }
 
     /// Records an id and its callback job. Answers also which outcome is to be noted yet.
@@ -173,6 +172,12 @@ impl Counter {
             _ => {}
         }
     }
+}
+
+/// The host's clock, in milliseconds since the Unix epoch.
+fn now_ms() -> u64 {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    now.as_millis() as u64
 }
 
 impl Answer {

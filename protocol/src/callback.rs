@@ -72,6 +72,7 @@ impl CallbackJob {
     const ENDPOINT: &'static str = "endpoint";
     const METHOD: &'static str = "method";
     const WINDOW: &'static str = "window";
+    const LENGTH: &'static str = "length";
     const REVISION: &'static str = "revision";
 
     /// The fields of the job's stream entry.
@@ -81,12 +82,14 @@ impl CallbackJob {
             (Self::ENDPOINT, self.endpoint.to_string()),
             (Self::METHOD, self.method.to_string()),
             (Self::WINDOW, self.window.start().to_string()),
+            (Self::LENGTH, self.window.length().to_string()),
         ];
         fields.extend(self.revision.map(|revision| (Self::REVISION, revision.to_string())));
         fields
     }
 
-    /// The job in a stream entry, whose fields `get` looks up. `length` is the window length in force.
+    /// The job in a stream entry, whose fields `get` looks up. `length` is that of a job that does not say
+    /// how long its window is.
     ///
     /// # Errors
     /// When a field is missing or invalid: nothing that the component or the reporter wrote.
@@ -95,6 +98,10 @@ impl CallbackJob {
             text.and_then(|t| t.parse().ok()).ok_or(InvalidJob { field })
         }
         let start = parse(Self::WINDOW, get(Self::WINDOW))?;
+        let length = match get(Self::LENGTH) {
+            None => length,
+            text => parse(Self::LENGTH, text)?,
+        };
         Ok(Self {
             endpoint: parse(Self::ENDPOINT, get(Self::ENDPOINT))?,
             method: parse(Self::METHOD, get(Self::METHOD))?,
@@ -121,9 +128,18 @@ mod tests {
     #[test]
     fn the_fields_are_pinned() {
         let length = WindowLength::try_new(60).expect("valid");
-        let fields = [("endpoint", "http://e.com/?a=b"), ("method", "post"), ("window", "120")];
+        let fields = [
+            ("endpoint", "http://e.com/?a=b"),
+            ("method", "post"),
+            ("window", "120"),
+            ("length", "60"),
+        ];
         let job = read(length, &fields).expect("a job");
         assert_eq!(job.to_fields(), fields.map(|(n, v)| (n, v.to_owned())));
+        // One that an earlier version has written is of the reader's length; any other says its own.
+        assert_eq!(read(length, &fields[..3]), Ok(job.clone()));
+        let hour = WindowLength::try_new(3600).expect("valid");
+        assert_eq!(read(hour, &fields), Ok(job));
     }
 
     #[test]
@@ -145,6 +161,8 @@ mod tests {
             assert_eq!(read(length, &fields), Err(InvalidJob { field }));
         }
         assert_eq!(read(length, &[]), Err(InvalidJob { field: "window" }));
+        let of_no_length = [("window", "60"), ("length", "0")];
+        assert_eq!(read(length, &of_no_length), Err(InvalidJob { field: "length" }));
     }
 
     proptest! {

@@ -8,8 +8,9 @@ use crate::keys::is_name;
 /// The most named counters of a namespace. What a reporter does for each, and what it tells of each, is bounded by that.
 pub const MAX_COUNTERS: u64 = 100;
 
-/// For how long a counter that nobody adds to is reported still, in seconds: two days. Then it is forgotten, until somebody adds to it again.
-pub const UNUSED_SECONDS: u64 = 2 * 86_400;
+/// For how long a counter that nobody adds to is still reported, in seconds: nine days. Then it is forgotten, until somebody adds to it again. Its last
+/// window may end a day after its last registration and its reports are kept for a week after that, so that no report is forgotten before its time.
+pub const UNUSED_SECONDS: u64 = 9 * 86_400;
 
 /// The name of a counter beside the one of its namespace that has none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

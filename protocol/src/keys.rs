@@ -12,8 +12,12 @@ use std::str::FromStr;
 
 use crate::{CounterName, Partition, Window, WindowLength};
 
-/// How long an unreported set of ids, and its statistics, are kept: a day, in seconds.
+/// How long an unreported set of ids, and its statistics, are kept after the end of their window: a day, in seconds.
 pub const UNREPORTED_SECONDS: u64 = 86_400;
+
+/// How far a window may end ahead of Redis' clock for its ids to be kept until then, in seconds: a week. Ids that are further ahead, by an edge
+/// host whose clock is very wrong, expire after this and [`UNREPORTED_SECONDS`].
+pub const AHEAD_SECONDS: u64 = 7 * 86_400;
 
 /// The most callback jobs that wait in the stream [`Keys::callbacks`]: with some 200 bytes each, a bound of 200 MB on Redis.
 /// While there are more, the component keeps further ones in its spool, on disk. The check is made now and then, so that
@@ -97,17 +101,16 @@ impl Keys {
         self.counter.as_ref()
     }
 
-    /// Sorted set: the names of the namespace's counters, by the start of the window, in Unix seconds, to which somebody added last.
+    /// Sorted set: the names of the namespace's counters, by when an instance last registered each, in Unix seconds of Redis' clock.
     #[must_use]
     pub fn counters(&self) -> String {
         format!("{{{}}}:counters", self.namespace)
     }
 
-    /// Of a key that is [`Keys::ids`] of a named counter of this namespace: its name, and the start of the window.
+    /// Of a key that is [`Keys::ids`] of a named counter of this namespace: its name.
     #[must_use]
-    pub fn named_ids(&self, key: &str) -> Option<(CounterName, u64)> {
-        let (prefix, _, start, _) = ids_parts(key)?;
-        Some((self.name_in(prefix)?, start))
+    pub fn named_ids(&self, key: &str) -> Option<CounterName> {
+        self.name_in(ids_parts(key)?.0)
     }
 
     /// The named counter of this namespace whose keys begin with this.
@@ -237,10 +240,16 @@ impl Keys {
         format!("{{{}}}:reports:{length}:from", self.prefix)
     }
 
-    /// String with expiry: which reporter publishes windows now.
+    /// String with expiry: until when the ids of due windows were last kept from expiring, in Unix milliseconds of Redis' clock.
     #[must_use]
-    pub fn lease(&self) -> String {
-        format!("{{{}}}:reporter:lease", self.prefix)
+    pub fn reports_kept(&self, length: WindowLength) -> String {
+        format!("{{{}}}:reports:{length}:kept", self.prefix)
+    }
+
+    /// String with expiry: which reporter publishes windows of this length now.
+    #[must_use]
+    pub fn lease(&self, length: WindowLength) -> String {
+        format!("{{{}}}:reporter:lease:{length}", self.prefix)
     }
 }
 
@@ -305,7 +314,8 @@ mod tests {
         assert_eq!(keys.reports(length), "{verve}:reports:60");
         assert_eq!(keys.reports_pending(length), "{verve}:reports:60:pending");
         assert_eq!(keys.reports_from(length), "{verve}:reports:60:from");
-        assert_eq!(keys.lease(), "{verve}:reporter:lease");
+        assert_eq!(keys.reports_kept(length), "{verve}:reports:60:kept");
+        assert_eq!(keys.lease(length), "{verve}:reporter:lease:60");
     }
 
     #[test]
@@ -319,12 +329,12 @@ mod tests {
         assert_eq!(ids, "verve/logins:ids:60:1795383000:7");
         assert_eq!(named.stats(window), "{verve/logins}:stats:60:1795383000");
         assert_eq!(named.reports(length), "{verve/logins}:reports:60");
-        assert_eq!(named.lease(), "{verve/logins}:reporter:lease");
+        assert_eq!(named.lease(length), "{verve/logins}:reporter:lease:60");
         // One for the whole namespace.
         assert_eq!(named.counters(), "{verve}:counters");
         assert_eq!(named.counters(), keys.counters());
 
-        assert_eq!(keys.named_ids(&ids), Some((name, 1_795_383_000)));
+        assert_eq!(keys.named_ids(&ids), Some(name));
         assert_eq!(named.window_of(&ids, length), Some(window));
         assert_eq!(keys.window_of(&ids, length), None);
         for other in [

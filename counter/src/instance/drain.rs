@@ -7,7 +7,7 @@ use spin_sdk::time::sleep;
 
 use super::{Instance, JOBS_FULL};
 use crate::circuit::OPEN_MS;
-use crate::clock::now_ms;
+use crate::clock::{monotonic_ms, now_ms};
 
 /// How soon an instance that drains the spool tries again while Redis is away.
 const DRAIN_AGAIN: Duration = Duration::from_secs(1);
@@ -26,21 +26,22 @@ pub async fn look_into_spool(instance: Rc<Instance>) {
 }
 
 async fn look(instance: &Instance) {
-    // Where the host has no spool, the first request that needs it says so.
-    let Ok(contents) = instance.background.contents().await else {
-        return;
+    let contents = match instance.background.contents().await {
+        Ok(contents) => contents,
+        Err(error) => return instance.log_error(&format!("what may be in the spool is not drained: {error}")),
     };
     for (name, until) in contents.state {
-        if name == JOBS_FULL && until > now_ms() {
-            instance.jobs.open(until);
+        let left = until.saturating_sub(now_ms());
+        if name == JOBS_FULL && (1..=OPEN_MS).contains(&left) {
+            instance.jobs.open(monotonic_ms() + left);
         }
-        if let Some(node) = instance.redis.named(&name) {
+        if let Some(node) = instance.redis.named(&name).await {
             // One instance tries whether the node is back, while the others go on spooling.
-            node.told_away.set(until);
-            let trial = now_ms() + node.trial_ms();
-            match instance.background.claim(&name, now_ms(), trial).await {
+            node.told_away.set(monotonic_ms() + left.min(OPEN_MS));
+            let trial_ms = node.trial_ms();
+            match instance.background.claim(&name, now_ms(), trial_ms).await {
                 Ok(true) | Err(_) => {}
-                Ok(false) => node.circuit.open(until.max(now_ms() + OPEN_MS)),
+                Ok(false) => node.circuit.open(monotonic_ms() + left.clamp(OPEN_MS, trial_ms)),
             }
         }
     }
@@ -52,9 +53,9 @@ async fn look(instance: &Instance) {
     }
 }
 
-/// Until when an instance that drains now has this to itself.
-fn drain_claim() -> u64 {
-    now_ms() + DRAIN_CLAIM.as_millis() as u64
+/// For how long an instance that drains now has this to itself, in milliseconds.
+const fn drain_claim_ms() -> u64 {
+    DRAIN_CLAIM.as_millis() as u64
 }
 
 /// Brings what is in the spool to Redis, unless another instance does.
@@ -67,7 +68,7 @@ pub async fn drain(instance: &Instance) {
 impl Instance {
     /// Brings what is in the spool to Redis, for as long as that takes, unless another instance does.
     async fn drain(&self) -> Result<(), String> {
-        while self.background.claim(DRAINING, now_ms(), drain_claim()).await? {
+        while self.background.claim(DRAINING, now_ms(), drain_claim_ms()).await? {
             while !self.drain_what_goes().await? {
                 self.go_on().await?;
                 sleep(DRAIN_AGAIN).await;
@@ -105,7 +106,7 @@ impl Instance {
 
     /// Keeps the draining to this instance, and tells how far it is.
     async fn go_on(&self) -> Result<(), String> {
-        self.background.tell(DRAINING, drain_claim()).await?;
+        self.background.tell(DRAINING, now_ms() + drain_claim_ms()).await?;
         self.tell_state().await
     }
 
@@ -142,9 +143,9 @@ impl Instance {
             self.log_error(&format!("spooled ids stay in the spool: {redis}"));
             Ok(false)
         };
-        if let Some((name, start)) = self.config.keys.named_ids(key) {
+        if let Some(name) = self.config.keys.named_ids(key) {
             // What was accepted is counted, however many counters there are.
-            let told = self.redis.tell_counter(&self.config.keys, &name, start, true);
+            let told = self.redis.tell_counter(&self.config.keys, &name, true);
             if let Err(redis) = told.await {
                 return stay(&redis);
             }

@@ -115,7 +115,8 @@ impl Redis {
             return of_none;
         }
         // Without an answer each set is tried by itself, which tells why.
-        let Ok(known) = self.evaluate(&first.key, add_together(sets)).await else {
+        let together = self.evaluate(&first.key, add_together(sets), Some(&first.key));
+        let Ok(known) = together.await else {
             return of_none;
         };
         let mut known = known.iter().map(known_to_be);
@@ -140,17 +141,18 @@ impl Redis {
                         // What a node has to be asked for comes by itself.
                         let at_once = if via.asking { 1 } else { TOGETHER_FROM };
                         let added = stream::iter(adds).buffered(at_once).try_collect().await?;
-                        self.replicated(via, added).await
+                        self.replicated(via, Some(key)).await?;
+                        Ok(added)
                     })
                     .await;
             }
             None => add_together(std::slice::from_ref(set)),
             Some(limit) => {
-                let arguments = [ADD_WITHIN, "1", key, &limit.to_string(), ""].map(text).into_iter();
+                let arguments = [ADD_WITHIN, "1", key, &limit.to_string(), "", ""].map(text).into_iter();
                 arguments.chain(members.iter().map(text)).collect()
             }
         };
-        let known = self.evaluate(key, arguments).await?;
+        let known = self.evaluate(key, arguments, Some(key)).await?;
         Ok(known.iter().filter_map(known_to_be).collect())
     }
 }

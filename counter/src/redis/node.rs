@@ -9,7 +9,7 @@ use verve_protocol::RedisUrl;
 
 use crate::answer::Answer;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
-use crate::clock::{look_again, now_ms};
+use crate::clock::{look_again, monotonic_ms};
 use crate::cluster::Redirect;
 use crate::config::Config;
 use crate::counted::Place;
@@ -17,6 +17,10 @@ use crate::deadlines::Deadlines;
 use crate::failures;
 use crate::once::Once;
 use crate::waiting::Queue;
+
+/// For how long after its last answer a server is believed to have what it has acknowledged, in milliseconds. Then it is asked again, since it may have
+/// been restarted without its data, which shows when its connection is used.
+const BELIEVED_MS: u64 = 1000;
 
 /// One Redis server.
 pub struct Node {
@@ -29,8 +33,14 @@ pub struct Node {
     pub queue: Queue<Place, Answer>,
     /// Open while the node is away.
     pub circuit: Circuit,
-    /// Until when other instances have been told that it is away, in Unix milliseconds; 0 if they are not.
+    /// Until when other instances know that it is away, by the monotonic clock in milliseconds; 0 if they do not.
     pub told_away: Cell<u64>,
+    /// When it last answered, by the same clock.
+    answered_ms: Cell<u64>,
+    /// Whether it was connected to before.
+    was_connected: Cell<bool>,
+    /// How often this and the other nodes were connected to again.
+    reconnects: Rc<Cell<u64>>,
     /// Why it last failed.
     last_error: RefCell<String>,
 }
@@ -76,8 +86,8 @@ impl Via<'_> {
 }
 
 impl Node {
-    /// The node at `url`; connects when first used.
-    pub fn new(url: RedisUrl, config: &Config) -> Self {
+    /// The node at `url`; connects when first used. What counts `reconnects` is shared with the other nodes.
+    pub fn new(url: RedisUrl, config: &Config, reconnects: Rc<Cell<u64>>) -> Self {
         Self {
             url,
             timeout: config.redis_timeout,
@@ -86,6 +96,9 @@ impl Node {
             queue: Queue::default(),
             circuit: Circuit::default(),
             told_away: Cell::new(0),
+            answered_ms: Cell::new(0),
+            was_connected: Cell::new(false),
+            reconnects,
             last_error: RefCell::default(),
         }
     }
@@ -100,6 +113,11 @@ impl Node {
         self.url.to_string()
     }
 
+    /// Whether it has answered a moment ago.
+    pub fn answered_lately(&self) -> bool {
+        monotonic_ms() < self.answered_ms.get() + BELIEVED_MS
+    }
+
     /// How long a trial of a node that was away takes at most, in milliseconds: two attempts, and the circuit's time.
     pub fn trial_ms(&self) -> u64 {
         2 * self.timeout.as_millis() as u64 + OPEN_MS
@@ -108,7 +126,7 @@ impl Node {
     /// Whether the node was away for long enough to be asked again. Says so to one who asks; who does has to call
     /// [`Node::is_back`].
     pub fn is_due(&self) -> bool {
-        self.circuit.is_open() && self.circuit.enter(now_ms, self.trial_ms()) == Passage::Trial
+        self.circuit.is_open() && self.circuit.enter(monotonic_ms, self.trial_ms()) == Passage::Trial
     }
 
     /// Asks the node whether it is back.
@@ -164,7 +182,7 @@ impl Node {
 
     /// Does what the circuit lets through, and tells it how that went.
     async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, Failure>) -> Result<T, Failure> {
-        let passage = self.circuit.enter(now_ms, self.trial_ms());
+        let passage = self.circuit.enter(monotonic_ms, self.trial_ms());
         if passage == Passage::Barred {
             let last = self.last_error.borrow();
             return Err(Failure::Failed(match last.as_str() {
@@ -187,7 +205,7 @@ impl Node {
 
     fn failed(&self, error: &str) {
         error.clone_into(&mut self.last_error.borrow_mut());
-        self.circuit.open(now_ms() + OPEN_MS);
+        self.circuit.open(monotonic_ms() + OPEN_MS);
     }
 
     /// Runs a command within the timeout. A connection that failed, or was too slow, is given up.
@@ -198,7 +216,7 @@ impl Node {
     ) -> Result<T, Failure> {
         let used = Cell::new(None);
         let attempt = async {
-            let connection = self.connection.get(async || self.open().await, look_again).await?;
+            let connection = self.connection.get(async || self.connect().await, look_again).await?;
             used.set(Some(connection.clone()));
             let via = Via {
                 connection: &connection,
@@ -213,6 +231,9 @@ impl Node {
             }
             None => Err(self.no_answer()),
         };
+        if result.is_ok() {
+            self.answered_ms.set(monotonic_ms());
+        }
         result.map_err(|error| {
             if let Some(redirect) = Redirect::told(&error) {
                 return Failure::Redirected(redirect);
@@ -226,6 +247,15 @@ impl Node {
 
     fn no_answer(&self) -> String {
         format!("no answer within {} ms", self.timeout.as_millis())
+    }
+
+    /// Opens the connection that the instance keeps.
+    async fn connect(&self) -> Result<Rc<Connection>, String> {
+        let connection = self.open().await?;
+        if self.was_connected.replace(true) {
+            self.reconnects.set(self.reconnects.get() + 1);
+        }
+        Ok(connection)
     }
 
     async fn open(&self) -> Result<Rc<Connection>, String> {

@@ -6,17 +6,19 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use verve_protocol::counter_name::MAX_COUNTERS;
-use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, stats};
+use verve_protocol::keys::{MAX_QUEUED_JOBS, stats};
 use verve_protocol::{CallbackJob, CounterName, Id, RedisUrl, Window};
 
+use super::now_ms;
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
 use crate::answer::{Answer, Limit};
 use crate::batches::{Distinct, by_partition, in_order};
 use crate::cluster::Redirect;
 use crate::config::Config;
+use crate::expiry::keep;
 use crate::failures;
 use crate::limits::{ADD_WITHIN, TELL_COUNTER, added, endpoints_seconds, no_more_counters};
-use crate::stats::{Counts, count};
+use crate::stats::{Counts, count, kept_seconds};
 
 /// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
 /// no room for the job, it does nothing and answers `full`; if one of both is beyond a limit, it answers which, and counts the request.
@@ -25,11 +27,14 @@ use crate::stats::{Counts, count};
 /// miss a request, but never count one twice. Ids are exact either way.
 ///
 /// KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints. ARGV: the id or nothing, the outcome where
-/// there is no id, whether this is another attempt (1 or nothing), the expiry of what has none, the most jobs, the most ids of a window or
-/// nothing, the most jobs of an endpoint or nothing, the expiry of the endpoints, the job's endpoint, its fields and values.
-const RECORD: &str = r"
-local id, outcome, again, expiry, most, ids_limit, jobs_limit, brief, endpoint = unpack(ARGV, 1, 9)
-local job = #ARGV > 9
+/// there is no id or nothing, whether this is another attempt (1 or nothing), when the window ends in Unix seconds, whether replicas are waited for
+/// (1 or nothing, see `keep`), the expiry of the statistics, the most jobs, the most ids of a window or nothing, the most jobs of an endpoint or nothing,
+/// the expiry of the endpoints, the job's endpoint, its fields and values.
+const RECORD: &str = concat!(
+    keep!(),
+    r"
+local id, outcome, again, ends, waits, expiry, most, ids_limit, jobs_limit, brief, endpoint = unpack(ARGV, 1, 11)
+local job = #ARGV > 11
 if job and redis.call('XLEN', KEYS[3]) >= tonumber(most) then return 'full' end
 local beyond = nil
 if id ~= '' and ids_limit ~= '' and redis.call('SCARD', KEYS[1]) >= tonumber(ids_limit)
@@ -44,15 +49,17 @@ if id ~= '' and not beyond then
   outcome = 'duplicate'
   if redis.call('SADD', KEYS[1], id) == 1 then
     outcome = 'new'
-    redis.call('EXPIRE', KEYS[1], expiry, 'NX')
+    keep(KEYS[1], ends)
   end
+  if waits ~= '' then keep(KEYS[1], ends, true) end
 end
-if job and not beyond then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 10)) end
-if again == '' or outcome == 'new' then
+if job and not beyond then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 12)) end
+if (beyond or outcome ~= '') and (again == '' or outcome == 'new') then
   if redis.call('HINCRBY', KEYS[2], 'requests', 1) == 1 then redis.call('EXPIRE', KEYS[2], expiry, 'NX') end
   redis.call('HINCRBY', KEYS[2], beyond and 'limited' or outcome, 1)
 end
-return beyond or outcome";
+return beyond or outcome"
+);
 
 /// Counts what came of many ids.
 ///
@@ -124,6 +131,13 @@ impl<'a> Redis<'a> {
             Some(Err(error)) if !is_crossed(&error) => return Err(failed(error)),
             Some(Ok(told)) => told,
             _ => {
+                if job.is_some() && self.config.endpoint_limit.is_some() {
+                    // First, so that an id whose job is refused is not recorded.
+                    let told = self.note(&Note { id: None, outcome: "", job }).map_err(failed)?;
+                    if !told.is_empty() {
+                        return refused_or(&told);
+                    }
+                }
                 let (answers, _) = self.add(&self.ids(id), &[id.to_string()]).map_err(failed)?;
                 let Some(answer @ Answer::Recorded(_)) = answers.first() else {
                     // Nothing more is recorded of what is beyond a limit.
@@ -131,13 +145,11 @@ impl<'a> Redis<'a> {
                     return Ok(Answer::Limited(Limit::Window));
                 };
                 let outcome = answer.statistic();
+                let job = job.filter(|_| self.config.endpoint_limit.is_none());
                 self.note(&Note { id: None, outcome, job }).map_err(failed)?
             }
         };
-        Answer::told(&told).ok_or_else(|| Unrecorded {
-            error: failures::TOO_MANY_JOBS.to_owned(),
-            may_be_noted: true,
-        })
+        refused_or(&told)
     }
 
     /// Records ids, as many as one script may be given, and answers what became of each, in their order.
@@ -170,7 +182,7 @@ impl<'a> Redis<'a> {
             return;
         }
         let key = self.config.keys.stats(self.window);
-        let mut arguments = [COUNT, "1", &key, &UNREPORTED_SECONDS.to_string()].map(text).to_vec();
+        let mut arguments = [COUNT, "1", &key, &self.statistics_seconds()].map(text).to_vec();
         arguments.extend(counts.iter().flat_map(|(field, n)| [text(field), text(n.to_string())]));
         // Statistics alone: the ids are recorded.
         let _ = self.attempt(&|connection, _| connection.execute("EVAL", &arguments), false);
@@ -178,9 +190,9 @@ impl<'a> Redis<'a> {
 
     /// Tells the reporter that a named counter is in use. What came of it says that there may be no more counters.
     pub fn tell_counter(&self, name: &CounterName) -> Result<Option<Limit>, String> {
-        let (names, start) = (self.config.keys.counters(), self.window.start().to_string());
+        let names = self.config.keys.counters();
         let most = MAX_COUNTERS.to_string();
-        let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &start, &most];
+        let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &most];
         let said = self.twice(|connection, _| evaluate(connection, &arguments))?;
         Ok(no_more_counters(&said))
     }
@@ -200,7 +212,8 @@ impl<'a> Redis<'a> {
         let brief = endpoints_seconds(self.window).to_string();
         let endpoint = note.job.map_or("", |job| job.endpoint.as_str());
         let id = note.id.map(|id| id.to_string()).unwrap_or_default();
-        let (expiry, most) = (UNREPORTED_SECONDS.to_string(), MAX_QUEUED_JOBS.to_string());
+        let (ends, waits) = (self.window.end().to_string(), self.waits());
+        let (expiry, most) = (self.statistics_seconds(), MAX_QUEUED_JOBS.to_string());
         let fields = note.job.map(CallbackJob::to_fields);
         let fields: Vec<&str> = fields
             .iter()
@@ -220,6 +233,8 @@ impl<'a> Redis<'a> {
                 &id,
                 note.outcome,
                 again,
+                &ends,
+                waits,
                 &expiry,
                 &most,
                 &ids_limit,
@@ -234,9 +249,8 @@ impl<'a> Redis<'a> {
     /// Adds ids, all different, on the node that has their set. Answers what came of each, and whether it was another attempt.
     fn add(&self, key: &str, ids: &[String]) -> Result<(Vec<Answer>, bool), String> {
         let limit = limit(self.config.window_limit);
-        let mut arguments = [ADD_WITHIN, "1", key, &limit, &UNREPORTED_SECONDS.to_string()]
-            .map(text)
-            .to_vec();
+        let ends = self.window.end().to_string();
+        let mut arguments = [ADD_WITHIN, "1", key, &limit, &ends, self.waits()].map(text).to_vec();
         arguments.extend(ids.iter().map(text));
         self.twice(|connection, again| {
             let said = connection.execute("EVAL", &arguments)?;
@@ -246,6 +260,16 @@ impl<'a> Redis<'a> {
             });
             Ok((answers.collect(), again))
         })
+    }
+
+    /// How long the window's statistics are kept from now on, in seconds.
+    fn statistics_seconds(&self) -> String {
+        kept_seconds(self.window, now_ms() / 1000).to_string()
+    }
+
+    /// Whether replicas are waited for, as scripts take it.
+    const fn waits(&self) -> &'static str {
+        if self.config.wait_replicas > 0 { "1" } else { "" }
     }
 
     fn ids(&self, id: Id) -> String {
@@ -314,6 +338,14 @@ impl<'a> Redis<'a> {
             _ => Err(Error::TypeError),
         }
     }
+}
+
+/// The answer that [`RECORD`] tells, or that there is no room for the job.
+fn refused_or(told: &[u8]) -> Result<Answer, Unrecorded> {
+    Answer::told(told).ok_or_else(|| Unrecorded {
+        error: failures::TOO_MANY_JOBS.to_owned(),
+        may_be_noted: true,
+    })
 }
 
 /// Runs a script that answers a text.
