@@ -110,10 +110,7 @@ impl Instance {
         if counted.told.get() >= Some(*window) {
             return Ok(None);
         }
-        let told = self
-            .redis
-            .tell_counter(&counted.keys, name, false)
-            .await?;
+        let told = self.redis.tell_counter(&counted.keys, name, false).await?;
         if told.is_none() {
             counted.told.set(Some(*window));
         }

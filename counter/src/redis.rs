@@ -387,7 +387,10 @@ impl Redis {
             return Ok(());
         }
         if let Some(key) = ids
-            && !matches!(via.execute("EVAL", keep(key, "again")).await?.as_slice(), [RedisResult::Int64(1)])
+            && !matches!(
+                via.execute("EVAL", keep(key, "again")).await?.as_slice(),
+                [RedisResult::Int64(1)]
+            )
         {
             return Err(Error::Other(failures::SET_GONE.to_owned()));
         }

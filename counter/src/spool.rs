@@ -102,7 +102,11 @@ impl Spool {
         if !self.run_as_owner(insert, values).await?.is_empty() {
             return Ok(());
         }
-        if self.run_as_owner("SELECT 1 FROM owner WHERE name = ?1", []).await?.is_empty() {
+        if self
+            .run_as_owner("SELECT 1 FROM owner WHERE name = ?1", [])
+            .await?
+            .is_empty()
+        {
             // The next one looks whose it is by now.
             self.database.clear_if(|_| true);
             return Err("spool: somebody else's by now".to_owned());
@@ -118,9 +122,14 @@ impl Spool {
         let insert = format!(
             "INSERT INTO commands (command) SELECT json_array({}) \
             WHERE (SELECT total FROM size) < ?2 AND (SELECT name FROM owner) = ?1 RETURNING 1",
-            (3..words.len() + 3).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ")
+            (3..words.len() + 3)
+                .map(|n| format!("?{n}"))
+                .collect::<Vec<_>>()
+                .join(", ")
         );
-        let values = [integer(self.limit)].into_iter().chain(words.into_iter().map(Value::Text));
+        let values = [integer(self.limit)]
+            .into_iter()
+            .chain(words.into_iter().map(Value::Text));
         self.add(&insert, values).await
     }
 
@@ -150,7 +159,8 @@ impl Spool {
 
     /// The first ids of a set, as many as are brought to Redis together.
     pub async fn ids(&self, key: &str) -> Result<SpooledIds, String> {
-        let select = "SELECT number, ids FROM ids WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
+        let select =
+            "SELECT number, ids FROM ids WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
         let rows = self
             .run_as_owner(select, [Value::Text(key.to_owned()), Value::Integer(BATCH)])
             .await?;
@@ -288,7 +298,7 @@ impl Spool {
 
     async fn run(&self, statement: &str, values: impl IntoIterator<Item = Value>) -> Result<Vec<Vec<Value>>, String> {
         let database = self.database().await?;
-        execute(&database.connection, statement, values).await
+        self.execute(&database, statement, values).await
     }
 
     /// Runs a statement whose first value is the name of the owner that we are.
@@ -299,7 +309,21 @@ impl Spool {
     ) -> Result<Vec<Vec<Value>>, String> {
         let database = self.database().await?;
         let values = [Value::Text(database.owner.clone())].into_iter().chain(values);
-        execute(&database.connection, statement, values).await
+        self.execute(&database, statement, values).await
+    }
+
+    /// Runs a statement. What it fails by may be gone with another connection, such as a file that was removed.
+    async fn execute(
+        &self,
+        database: &Rc<Database>,
+        statement: &str,
+        values: impl IntoIterator<Item = Value>,
+    ) -> Result<Vec<Vec<Value>>, String> {
+        let result = execute(&database.connection, statement, values).await;
+        if result.is_err() {
+            self.database.clear_if(|kept| Rc::ptr_eq(kept, database));
+        }
+        result
     }
 
     async fn database(&self) -> Result<Rc<Database>, String> {

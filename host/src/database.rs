@@ -1,6 +1,7 @@
 //! The SQLite database `default`: a file as in Spin, that survives the host.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -45,12 +46,38 @@ impl Database {
     /// # Errors
     /// If the file cannot be opened.
     pub fn connect(&self) -> rusqlite::Result<Connection> {
-        Ok(Connection(Arc::new(Mutex::new(open(&self.file)?))))
+        let connection = open(&self.file)?;
+        Ok(Connection {
+            connection: Arc::new(Mutex::new(connection)),
+            opened: identity(&self.file),
+            file: self.file.clone(),
+        })
     }
 }
 
-/// What the component's `connection` stands for.
-pub struct Connection(pub Arc<Mutex<rusqlite::Connection>>);
+/// What the component's `connection` stands for. Clones are the same connection.
+#[derive(Clone)]
+pub struct Connection {
+    /// The connection itself.
+    pub connection: Arc<Mutex<rusqlite::Connection>>,
+    file: PathBuf,
+    /// Which file was opened.
+    opened: Option<(u64, u64)>,
+}
+
+impl Connection {
+    /// Whether its file is not there any more, or another one is: what is written then goes with the host. SQLite looks only without WAL.
+    #[must_use]
+    pub fn is_of_removed_file(&self) -> bool {
+        self.opened.is_none() || identity(&self.file) != self.opened
+    }
+}
+
+/// Which file is at this path: device and inode.
+fn identity(file: &Path) -> Option<(u64, u64)> {
+    let file = fs::metadata(file).ok()?;
+    Some((file.dev(), file.ino()))
+}
 
 fn open(file: &Path) -> rusqlite::Result<rusqlite::Connection> {
     let connection = rusqlite::Connection::open(file)?;

@@ -16,6 +16,9 @@ use crate::spin::bindings::spin::sqlite::sqlite::{
 /// The most connections that one instance may have open, as in Spin.
 const MAX_CONNECTIONS: usize = 256;
 
+/// Why nothing is written to a database whose file is gone.
+const REMOVED: &str = "the database's file was removed or replaced while it was open";
+
 /// The connections of one instance.
 pub struct Sqlite {
     database: Option<Database>,
@@ -67,18 +70,21 @@ impl<T: Send + 'static> HostConnectionWithStore<T> for HasSelf<Sqlite> {
     ) -> wasmtime::Result<Result<Executed, Error>> {
         let connection = guest.with(|mut access| {
             let connection = access.get().connections.get(&connection)?;
-            wasmtime::error::Ok(connection.0.clone())
+            wasmtime::error::Ok(connection.clone())
         })?;
         let ran = blocking(move || {
+            if connection.is_of_removed_file() {
+                return Err(Error::Io(REMOVED.to_owned()));
+            }
             // A statement that panicked has left nothing half done: SQLite has rolled it back.
-            let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
-            execute(&connection, &statement, parameters)
+            let connection = connection.connection.lock().unwrap_or_else(PoisonError::into_inner);
+            execute(&connection, &statement, parameters).map_err(|error| describe(&error))
         })
         .await?;
         // As in Spin, an error of the statement comes at the end of its rows.
         let (columns, rows, ended) = match ran {
             Ok((columns, rows)) => (columns, rows, Ok(())),
-            Err(error) => (Vec::new(), Vec::new(), Err(describe(&error))),
+            Err(error) => (Vec::new(), Vec::new(), Err(error)),
         };
         guest.with(|mut access| {
             let rows = StreamReader::new(&mut access, rows)?;
@@ -165,7 +171,7 @@ mod tests {
         let folder = folder();
         let database = Database::try_new(&folder.join("made")).expect("a database");
         let connection = database.connect().expect("a connection");
-        let connection = connection.0.lock().expect("its own");
+        let connection = connection.connection.lock().expect("its own");
         run(&connection, "CREATE TABLE t (a, b, c, d, e)", vec![]).expect("a table");
         let values = || {
             vec![
@@ -182,10 +188,26 @@ mod tests {
 
         let database = Database::try_new(&folder.join("made")).expect("the database");
         let connection = database.connect().expect("a connection");
-        let connection = connection.0.lock().expect("its own");
+        let connection = connection.connection.lock().expect("its own");
         let rows = run(&connection, "SELECT * FROM t", vec![]).expect("rows");
         let expected: Vec<String> = values().iter().map(|value| format!("{value:?}")).collect();
         assert_eq!(rows, [expected]);
+        let _ = fs::remove_dir_all(&folder);
+    }
+
+    #[test]
+    fn a_file_that_was_removed_is_noticed() {
+        let folder = folder();
+        let database = Database::try_new(&folder).expect("a database");
+        let connection = database.connect().expect("a connection");
+        assert!(!connection.is_of_removed_file());
+        fs::remove_file(folder.join("sqlite_db.db")).expect("the file");
+        assert!(connection.is_of_removed_file());
+        let again = database.connect().expect("a connection");
+        assert!(
+            !again.is_of_removed_file() && connection.is_of_removed_file(),
+            "another file"
+        );
         let _ = fs::remove_dir_all(&folder);
     }
 
@@ -194,7 +216,7 @@ mod tests {
         let folder = folder();
         let database = Database::try_new(&folder).expect("a database");
         let connection = database.connect().expect("a connection");
-        let connection = connection.0.lock().expect("its own");
+        let connection = connection.connection.lock().expect("its own");
         let other = folder.join("other.db");
         for statement in ["ATTACH ? AS other", "VACUUM INTO ?"] {
             let named = vec![Value::Text(other.display().to_string())];

@@ -240,10 +240,16 @@ impl Keys {
         format!("{{{}}}:reports:{length}:from", self.prefix)
     }
 
-    /// String with expiry: until when the ids of due windows were last kept from expiring, in Unix milliseconds of Redis' clock.
+    /// Sorted set: the starts of the windows that have a report and are not final.
     #[must_use]
-    pub fn reports_kept(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}:kept", self.prefix)
+    pub fn reports_open(&self, length: WindowLength) -> String {
+        format!("{{{}}}:reports:{length}:open", self.prefix)
+    }
+
+    /// Hash: how far the reporter is: see [`progress`].
+    #[must_use]
+    pub fn reports_progress(&self, length: WindowLength) -> String {
+        format!("{{{}}}:reports:{length}:progress", self.prefix)
     }
 
     /// String with expiry: which reporter publishes windows of this length now.
@@ -267,6 +273,16 @@ pub fn ids_parts(key: &str) -> Option<(&str, u64, u64, Partition)> {
         .next()
         .is_none()
         .then_some((namespace, seconds, start, partition))
+}
+
+/// The fields of the hash [`Keys::reports_progress`].
+pub mod progress {
+    /// The start of the newest window that has a report, in Unix seconds.
+    pub const NEWEST: &str = "newest";
+    /// Up to which start all reports were removed that need not be kept, in Unix seconds.
+    pub const TRIMMED: &str = "trimmed";
+    /// When the leader last kept the ids of windows that it still needs from expiring, in Unix milliseconds of Redis' clock.
+    pub const KEPT: &str = "kept";
 }
 
 /// The fields of the hash [`Keys::stats`].
@@ -314,7 +330,8 @@ mod tests {
         assert_eq!(keys.reports(length), "{verve}:reports:60");
         assert_eq!(keys.reports_pending(length), "{verve}:reports:60:pending");
         assert_eq!(keys.reports_from(length), "{verve}:reports:60:from");
-        assert_eq!(keys.reports_kept(length), "{verve}:reports:60:kept");
+        assert_eq!(keys.reports_open(length), "{verve}:reports:60:open");
+        assert_eq!(keys.reports_progress(length), "{verve}:reports:60:progress");
         assert_eq!(keys.lease(length), "{verve}:reporter:lease:60");
     }
 

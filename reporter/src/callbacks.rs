@@ -288,9 +288,21 @@ impl Worker {
 
     /// The counts of the jobs' windows now. Of one that is final, what was reported last.
     async fn unique_counts(&self, attempts: &[Attempt]) -> RedisResult<BTreeMap<Window, u64>> {
-        let windows: BTreeSet<Window> = attempts.iter().map(|attempt| attempt.job.window).collect();
-        let windows: Vec<Window> = windows.into_iter().collect();
-        let (counts, reports) = futures::try_join!(self.store.counts(&windows), self.store.reports(&windows))?;
+        // Jobs of several lengths may be in the queue, while hosts are given another one.
+        let mut of_lengths: BTreeMap<WindowLength, BTreeSet<Window>> = BTreeMap::new();
+        for window in attempts.iter().map(|attempt| attempt.job.window) {
+            of_lengths.entry(window.length()).or_default().insert(window);
+        }
+        let mut unique_counts = BTreeMap::new();
+        for windows in of_lengths.into_values() {
+            let windows: Vec<Window> = windows.into_iter().collect();
+            unique_counts.extend(self.unique_counts_of(&windows).await?);
+        }
+        Ok(unique_counts)
+    }
+
+    async fn unique_counts_of(&self, windows: &[Window]) -> RedisResult<Vec<(Window, u64)>> {
+        let (counts, reports) = futures::try_join!(self.store.counts(windows), self.store.reports(windows))?;
         let count = |(counted, report): (u64, Option<Report>)| match report {
             Some(report) if report.is_final => report.count,
             Some(report) => counted.max(report.count),

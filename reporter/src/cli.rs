@@ -21,7 +21,6 @@ use verve_protocol::{Endpoint, Keys, Method, Namespace, Partitions, WindowLength
 use crate::admin::Token;
 use crate::callbacks::dead::DeadCommand;
 use crate::callbacks::{CallbacksConfig, Policy, Signer};
-use crate::clock::now_ms;
 use crate::counts::{Asked, Range};
 use crate::kafka::KafkaConfig;
 use crate::store::RedisConfig;
@@ -305,7 +304,7 @@ fn task(
         Command::Dead(command) => Task::Dead(at(&args)?, command),
         Command::Counts { asked, json } => {
             let at = at(&args)?;
-            let range = asked.range(args.window_seconds, now_ms() / 1000);
+            let range = asked.range(args.window_seconds);
             let range = range.map_err(|problem| format!("--{problem}"))?;
             Task::Counts { at, range, json }
         }

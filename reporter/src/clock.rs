@@ -1,9 +1,38 @@
-//! The wall clock.
+//! Clocks. What is decided about windows is decided by Redis' clock, which all replicas share, and never by this machine's.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since the Unix epoch; 0 for a clock before it.
-pub fn now_ms() -> u64 {
+/// This machine's wall clock, in milliseconds since the Unix epoch; 0 for a clock before it. For what others check by their own clocks (the time in a
+/// signature), and for comparing it with Redis'.
+pub fn machine_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Redis' clock, as it was read, and gone on since by the monotonic clock of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct RedisClock {
+    read_ms: u64,
+    read: Instant,
+}
+
+impl RedisClock {
+    /// The clock that has just answered `read_ms`, in milliseconds since the Unix epoch.
+    pub fn read_now(read_ms: u64) -> Self {
+        Self {
+            read_ms,
+            read: Instant::now(),
+        }
+    }
+
+    /// The time, in milliseconds since the Unix epoch. As exact as the answer was fast, and never ahead by that.
+    pub fn now_ms(self) -> u64 {
+        let since = u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX);
+        self.read_ms.saturating_add(since)
+    }
+
+    /// How long ago it was read.
+    pub fn age(self) -> Duration {
+        self.read.elapsed()
+    }
 }

@@ -9,7 +9,6 @@ use utoipa::{IntoParams, ToSchema};
 use verve_protocol::counter_name::InvalidCounterName;
 use verve_protocol::{CounterName, Report, Window, WindowLength};
 
-use crate::clock::now_ms;
 use crate::store::{BATCH, Store};
 use crate::windows::KEPT;
 
@@ -113,11 +112,11 @@ pub struct Page {
 }
 
 impl Asked {
-    /// Understands the times, of windows of such a length, at `now_s`.
+    /// Understands the times, of windows of such a length.
     ///
     /// # Errors
     /// Says what was wrong, and what was expected.
-    pub fn range(&self, length: WindowLength, now_s: u64) -> Result<Range, String> {
+    pub fn range(&self, length: WindowLength) -> Result<Range, String> {
         let seconds = |name: &str, text: &Option<String>| text.as_deref().map(|text| time(name, text)).transpose();
         let to = seconds("to", &self.to)?;
         let from = seconds("from", &self.from)?;
@@ -130,12 +129,10 @@ impl Asked {
         if !(1..=MOST).contains(&limit) {
             return Err(format!("limit: expected a number from 1 to {MOST}"));
         }
-        // Elsewhere there is nothing: reports are removed after a while, and windows end before they are reported.
-        let oldest = now_s.saturating_sub(KEPT.as_secs() + 2 * length.seconds());
         Ok(Range {
             length,
-            from: from.unwrap_or_default().max(oldest),
-            to: to.unwrap_or(now_s).min(now_s),
+            from: from.unwrap_or_default(),
+            to: to.unwrap_or(LAST_SECOND),
             limit,
             counter: named(self.counter.as_deref())?,
         })
@@ -174,10 +171,12 @@ fn named(counter: Option<&str>) -> Result<Option<CounterName>, String> {
 }
 
 impl Range {
-    /// The windows whose starts are in it, the newest first.
-    fn windows(&self) -> impl Iterator<Item = Window> {
+    /// The windows whose starts are in it at `now_s`, the newest first.
+    fn windows(&self, now_s: u64) -> impl Iterator<Item = Window> {
         let seconds = self.length.seconds();
-        let numbers = self.from.div_ceil(seconds)..self.to.div_ceil(seconds);
+        // Elsewhere there is nothing: reports are removed after a while, and windows end before they are reported.
+        let oldest = now_s.saturating_sub(KEPT.as_secs() + 2 * seconds);
+        let numbers = self.from.max(oldest).div_ceil(seconds)..self.to.min(now_s).div_ceil(seconds);
         let starts = numbers.rev().map(move |number| number * seconds);
         starts.filter_map(|start| self.length.window_starting(start))
     }
@@ -192,7 +191,7 @@ impl Range {
             counts: Vec::new(),
             next: None,
         };
-        let mut windows = self.windows();
+        let mut windows = self.windows(store.clock().await?.now_ms() / 1000);
         loop {
             let batch: Vec<Window> = windows.by_ref().take(BATCH).collect();
             if batch.is_empty() {
@@ -233,7 +232,7 @@ impl Count {
 /// # Errors
 /// If Redis fails.
 pub async fn current(store: &Store, length: WindowLength) -> RedisResult<Current> {
-    let window = length.window_at_ms(now_ms());
+    let window = length.window_at_ms(store.clock().await?.now_ms());
     let windows = [window];
     let (counts, requests) = futures::try_join!(store.counts(&windows), store.requests(&windows))?;
     let [requests, duplicates] = requests.first().copied().unwrap_or_default();
@@ -320,8 +319,8 @@ mod tests {
             counter: None,
         };
         let length = WindowLength::try_new(60).expect("valid");
-        let range = asked.range(length, NOW)?;
-        Ok(range.windows().map(|window| window.start()).collect())
+        let range = asked.range(length)?;
+        Ok(range.windows(NOW).map(|window| window.start()).collect())
     }
 
     #[test]
@@ -366,7 +365,7 @@ mod tests {
                 ..Asked::default()
             };
             let length = WindowLength::try_new(60).expect("valid");
-            assert!(asked.range(length, NOW).is_err_and(|error| error.contains("limit")));
+            assert!(asked.range(length).is_err_and(|error| error.contains("limit")));
         }
     }
 

@@ -34,8 +34,8 @@ pub struct Health {
     dependencies: Mutex<BTreeMap<String, Option<Problem>>>,
     /// What is answered with errors, by dependency and kind of error; and when it last was.
     refusals: Mutex<BTreeMap<(String, String), (Problem, Instant)>>,
-    /// That windows are not reported, whatever the cause.
-    overdue: Mutex<Option<Problem>>,
+    /// Whatever else is not as it has to be, by what it is about.
+    problems: Mutex<BTreeMap<String, Problem>>,
 }
 
 /// One thing that the reporter depends on.
@@ -122,24 +122,33 @@ impl Health {
     /// What is wrong.
     pub fn problems(&self) -> Vec<(String, Problem)> {
         let states = self.states().into_iter();
-        let overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let overdue = overdue.map(|problem| ("windows".to_owned(), problem));
+        let others = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let problems = states.filter_map(|(name, error)| Some((name, error?)));
-        problems.chain(overdue).collect()
+        problems.chain(others).collect()
     }
 
     /// Whether a window is overdue, and which.
     pub fn set_overdue(&self, window: Option<Window>) {
-        let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
         let error = window.map(|window| format!("{window} and later ones are due, and not reported"));
-        let since = overdue.as_ref().map(|problem| problem.since);
-        match (&error, since) {
-            (Some(error), None) => tracing::error!("windows: {error}"),
-            (None, Some(_)) => tracing::info!("windows: no longer overdue"),
-            _ => {}
+        self.set_problem("windows", error);
+    }
+
+    /// What is wrong with what `about` names, if something is. Logged when it begins and when it is over.
+    pub fn set_problem(&self, about: &str, error: Option<String>) {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        match (error, problems.get_mut(about)) {
+            (Some(error), Some(known)) => known.error = error,
+            (Some(error), None) => {
+                tracing::error!("{about}: {error}");
+                let since = Timestamp::now();
+                problems.insert(about.to_owned(), Problem { error, since });
+            }
+            (None, Some(known)) => {
+                tracing::info!("{about}: no longer: {}", known.error);
+                problems.remove(about);
+            }
+            (None, None) => {}
         }
-        let since = since.unwrap_or_else(Timestamp::now);
-        *overdue = error.map(|error| Problem { error, since });
     }
 
     /// Forgets refusals that have not come for a while. To be called regularly.

@@ -125,6 +125,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     let (named, counters) = Named::new(Parts {
         config: config.windows.clone(),
         store: store.clone(),
+        health: health.clone(),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
         replica: replica.clone(),
@@ -147,12 +148,14 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         health.clone(),
         store.clone(),
         publisher.clone(),
+        config.windows.grace,
         stop.clone(),
     ));
     let length = config.windows.length;
     let windows = windows::Reporter::new(
         config.windows,
         store.clone(),
+        health,
         publisher,
         &metrics,
         replica.clone(),

@@ -4,6 +4,7 @@
 //! that nobody adds to any more.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{RedisResult, Script};
@@ -13,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use verve_protocol::counter_name::UNUSED_SECONDS;
 use verve_protocol::{CounterName, Window};
 
-use crate::clock::now_ms;
+use crate::clock::RedisClock;
+use crate::health::Health;
 use crate::kafka::Publisher;
 use crate::metrics::{Metrics, WindowMetrics, gauge};
 use crate::overview::{self, SeenWindow};
@@ -25,9 +27,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Takes the names of counters that nobody has added to for long off the list, and answers them: at once, so that one that somebody adds to meanwhile is not among them.
 ///
-/// KEYS: the counters. ARGV: the first start of a window, in Unix seconds, that is not too long ago.
+/// KEYS: the counters. ARGV: for how long nobody may have added to one, in seconds.
 const FORGET: &str = r"
-local unused = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[1])
+local before = redis.call('TIME')[1] - ARGV[1]
+local unused = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. before)
 if #unused > 0 then redis.call('ZREM', KEYS[1], unpack(unused)) end
 return unused";
 
@@ -47,6 +50,7 @@ pub struct SeenCounter {
 pub struct Parts {
     pub config: WindowsConfig,
     pub store: Store,
+    pub health: Arc<Health>,
     pub publisher: Publisher,
     pub metrics: Metrics,
     pub replica: String,
@@ -117,12 +121,13 @@ impl Named {
             running.stop.cancel();
             running.metrics.forget();
         }
-        let current = self.parts.config.length.window_at_ms(now_ms());
+        let clock = self.parts.store.clock().await?;
+        let current = self.parts.config.length.window_at_ms(clock.now_ms());
         let windows: Vec<Window> = current.previous().into_iter().chain([current]).collect();
         let looks = self
             .running
             .iter_mut()
-            .map(|(name, running)| running.look(name, &windows, &self.parts.config));
+            .map(|(name, running)| running.look(name, &windows, &self.parts.config, clock));
         let looks: Vec<RedisResult<Option<SeenCounter>>> = futures::future::join_all(looks).await;
         // One of which Redis does not tell now, since a node of a cluster is away, is shown again with the next look.
         let seen = looks.into_iter().filter_map(|seen| seen.ok().flatten()).collect();
@@ -160,6 +165,7 @@ impl Named {
         let reporter = Reporter::new(
             config,
             store.clone(),
+            parts.health,
             publisher,
             &parts.metrics,
             parts.replica,
@@ -178,12 +184,11 @@ impl Named {
     /// Forgets those that nobody has added to for long, and what was reported of them. One to which somebody adds at the same time is found anew.
     async fn forget(&self) -> RedisResult<()> {
         let key = self.parts.store.keys.counters();
-        let before = (now_ms() / 1000).saturating_sub(UNUSED_SECONDS);
         let unused: Vec<String> = self
             .parts
             .store
             .redis()
-            .script(Script::new(FORGET).key(key).arg(before))
+            .script(Script::new(FORGET).key(key).arg(UNUSED_SECONDS))
             .await?;
         for name in unused.iter().filter_map(|name| name.parse::<CounterName>().ok()) {
             tracing::info!(
@@ -195,6 +200,8 @@ impl Named {
             delete
                 .arg(keys.reports(length))
                 .arg(keys.reports_pending(length))
+                .arg(keys.reports_open(length))
+                .arg(keys.reports_progress(length))
                 .arg(keys.reports_from(length));
             self.parts.store.redis().command::<u64>(&delete).await?;
         }
@@ -209,6 +216,7 @@ impl Running {
         name: &CounterName,
         windows: &[Window],
         config: &WindowsConfig,
+        clock: RedisClock,
     ) -> RedisResult<Option<SeenCounter>> {
         let (ids, reports, requests) = futures::try_join!(
             self.store.counts(windows),
@@ -232,7 +240,7 @@ impl Running {
         if let Some(reported) = seen.iter().rev().find(|seen| seen.report.is_some()) {
             self.next = self.next.max(reported.window.next());
         }
-        let overdue_s = now_ms().saturating_sub(config.due_ms(self.next)) / 1000;
+        let overdue_s = clock.now_ms().saturating_sub(config.due_ms(self.next)) / 1000;
         self.metrics.window_overdue.set(gauge(overdue_s));
         let counter = SeenCounter {
             name: name.clone(),

@@ -14,7 +14,7 @@ use verve_protocol::keys::stats;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
 use verve_protocol::{Report, SpoolState, Window, WindowLength};
 
-use crate::clock::now_ms;
+use crate::clock::RedisClock;
 use crate::health::{Health, Problem};
 use crate::metrics::{Metrics, OUTCOMES, WindowMetrics, gauge};
 use crate::store::Store;
@@ -35,8 +35,8 @@ pub type Spools = BTreeMap<String, SpoolState>;
 /// What was seen last.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// When Redis answered, in Unix milliseconds; `None` if it has not yet.
-    pub read_ms: Option<u64>,
+    /// Redis' clock, as of its last answer; `None` if it has not answered yet.
+    pub clock: Option<RedisClock>,
     /// The last hour, or as many windows as are looked at. Oldest first; the last one is the current one.
     pub windows: Vec<SeenWindow>,
     pub jobs: Jobs,
@@ -126,8 +126,8 @@ pub struct Overview {
     metrics: Metrics,
     windows: WindowMetrics,
     seen: watch::Sender<Seen>,
-    /// The first window not known to be reported.
-    next: Window,
+    /// The first window not known to be reported; `None` if Redis has not answered yet.
+    next: Option<Window>,
 }
 
 impl Overview {
@@ -139,7 +139,7 @@ impl Overview {
         metrics: Metrics,
     ) -> (Self, watch::Receiver<Seen>) {
         let (seen, receiver) = watch::channel(Seen {
-            read_ms: None,
+            clock: None,
             windows: Vec::new(),
             jobs: Jobs::default(),
             spools: None,
@@ -148,7 +148,7 @@ impl Overview {
             overdue_s: 0,
         });
         let overview = Self {
-            next: config.length.window_at_ms(now_ms()),
+            next: None,
             config,
             store,
             health,
@@ -170,9 +170,9 @@ impl Overview {
     async fn look(&mut self) {
         let mut seen = self.seen.borrow().clone();
         self.look_at_spools(&mut seen).await;
-        match self.read(seen.read_ms.is_some()).await {
+        match self.read(seen.clock.is_some()).await {
             Ok(read) => {
-                if seen.read_ms.is_some() && self.windows.lease_held.get() == 1 {
+                if seen.clock.is_some() && self.windows.lease_held.get() == 1 {
                     count(&self.windows, &seen.windows, &read.windows);
                 }
                 seen = Seen {
@@ -184,9 +184,12 @@ impl Overview {
             Err(error) => tracing::debug!("cannot look at what is going on: {error}"),
         }
         seen.dependencies = self.health.states();
-        seen.overdue_s = now_ms().saturating_sub(self.config.due_ms(self.next)) / 1000;
+        let next = seen.clock.zip(self.next);
+        seen.overdue_s = next.map_or(0, |(clock, next)| {
+            clock.now_ms().saturating_sub(self.config.due_ms(next)) / 1000
+        });
         let is_overdue = seen.overdue_s >= OVERDUE.as_secs();
-        self.health.set_overdue(is_overdue.then_some(self.next));
+        self.health.set_overdue(self.next.filter(|_| is_overdue));
         self.tell(&seen);
         self.seen.send_replace(seen);
     }
@@ -194,18 +197,18 @@ impl Overview {
     /// `again`: whether it is not the first time.
     async fn read(&mut self, again: bool) -> RedisResult<Seen> {
         let keys = &self.store.keys;
-        let windows = latest(self.config.length, now_ms());
+        let clock = self.store.clock().await?;
+        let windows = latest(self.config.length, clock.now_ms());
         let mut pipe = redis::pipe();
-        pipe.cmd("TIME");
-        pipe.get(keys.lease());
+        pipe.get(keys.lease(self.config.length));
         pipe.xlen(keys.callbacks())
             .zcard(keys.callbacks_retry())
             .xlen(keys.callbacks_dead());
         pipe.xrange_count(keys.callbacks(), "-", "+", 1);
-        type Reply = ((u64, u64), Option<String>, u64, u64, u64, StreamRangeReply);
+        type Reply = (Option<String>, u64, u64, u64, StreamRangeReply);
         let with_sets = &windows[windows.len().saturating_sub(2)..];
         let first = self.store.redis();
-        let ((time, leader, stream, retry, dead, oldest), by_outcome, reports, ids) = futures::try_join!(
+        let ((leader, stream, retry, dead, oldest), by_outcome, reports, ids) = futures::try_join!(
             first.run::<Reply>(&pipe),
             self.store.outcomes(&windows),
             self.store.reports(&windows),
@@ -222,10 +225,10 @@ impl Overview {
         let newest = read.iter_mut().rev().zip(ids.into_iter().rev());
         newest.for_each(|(window, ids)| window.ids = Some(ids));
         self.follow(&read, again);
-        let now_s = time.0;
+        let now_s = clock.now_ms() / 1000;
         let oldest_s = oldest.ids.first().and_then(|entry| entered_ms(&entry.id));
         Ok(Seen {
-            read_ms: Some(now_ms()),
+            clock: Some(clock),
             windows: read,
             jobs: Jobs {
                 stream,
@@ -244,8 +247,10 @@ impl Overview {
     /// so still.
     fn follow(&mut self, read: &[SeenWindow], again: bool) {
         if let Some(newest) = read.iter().rev().find(|seen| seen.report.is_some()) {
-            let next = newest.window.next();
+            let next = Some(newest.window.next());
             self.next = if again { self.next.max(next) } else { next };
+        } else if self.next.is_none() {
+            self.next = read.last().map(|current| current.window);
         }
     }
 
@@ -264,7 +269,8 @@ impl Overview {
             && self.windows.lease_held.get() == 1
         {
             self.count_drained(before, &now);
-            self.forget(before, &now).await;
+            let now_s = seen.clock.map_or(0, |clock| clock.now_ms() / 1000);
+            self.forget(before, &now, now_s).await;
         }
         seen.spools = Some(now);
     }
@@ -279,11 +285,11 @@ impl Overview {
 
     /// Forgets spools that were empty at the last look already, and those that nothing was told of for long. The one thing that is
     /// changed here, by the replica that leads, which has counted them.
-    async fn forget(&self, before: &Spools, now: &Spools) {
+    async fn forget(&self, before: &Spools, now: &Spools, now_s: u64) {
         let mut pipe = redis::pipe();
         for (name, state) in now {
             let is_empty = state.depth == 0 && before.get(name) == Some(state);
-            if is_empty || state.told_s + SPOOL_STATE_SECONDS < now_ms() / 1000 {
+            if is_empty || state.told_s + SPOOL_STATE_SECONDS < now_s {
                 pipe.hdel(self.store.keys.spools(), name);
             }
         }
@@ -302,7 +308,7 @@ impl Overview {
         }
         self.windows.window_overdue.set(gauge(seen.overdue_s));
         metrics.spool_depth.set(gauge(seen.spooled()));
-        if seen.read_ms.is_none() {
+        if seen.clock.is_none() {
             return;
         }
         let mut newest = seen.windows.iter().rev().map(|seen| seen.unique().unwrap_or_default());

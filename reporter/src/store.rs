@@ -10,6 +10,7 @@ use redis::{FromRedisValue, Pipeline, RedisResult, Script};
 use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
 use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window};
 
+use crate::clock::RedisClock;
 use crate::health::Health;
 use crate::metrics::{Metrics, OUTCOMES};
 pub use server::{Node, RedisConfig, Server};
@@ -23,13 +24,19 @@ const AT_ONCE: usize = 500;
 /// Closes a set of a window: moves its ids aside, so that none is added to them any more, and answers how many there are. Done again, or
 /// by a reporter that has lost the lease meanwhile, it changes nothing, also when there was no id to move.
 ///
+/// Like every script that has windows reported and removed, it begins with something that a full Redis (`noeviction`) allows: what removes. After
+/// that Redis allows the rest of it, and only so it comes to have room again.
+///
 /// KEYS: the ids, where they go, and what tells that the window was closed. ARGV: seconds to keep the latter two.
 const CLOSE: &str = r"
 local ids, closed, closing = unpack(KEYS)
-local first = redis.call('SET', closing, 1, 'NX', 'EX', ARGV[1])
-if first and redis.call('EXISTS', closed) == 0 and redis.call('EXISTS', ids) == 1 then
-  redis.call('RENAME', ids, closed)
-  redis.call('EXPIRE', closed, ARGV[1])
+if redis.call('EXISTS', closing) == 0 then
+  redis.call('UNLINK', closing)
+  redis.call('SET', closing, 1, 'EX', ARGV[1])
+  if redis.call('EXISTS', closed) == 0 and redis.call('EXISTS', ids) == 1 then
+    redis.call('RENAME', ids, closed)
+    redis.call('EXPIRE', closed, ARGV[1])
+  end
 end
 return redis.call('SCARD', closed)";
 
@@ -38,8 +45,8 @@ return redis.call('SCARD', closed)";
 ///
 /// KEYS: the closed ids, and what tells that the window was closed. ARGV: seconds to remember it.
 const REMOVE: &str = r"
-redis.call('SET', KEYS[2], 1, 'EX', ARGV[1])
 redis.call('UNLINK', KEYS[1])
+redis.call('SET', KEYS[2], 1, 'EX', ARGV[1])
 return 1";
 
 /// How long it is remembered that a window was closed: longer than a reporter is paused.
@@ -52,11 +59,17 @@ const PUT_ASIDE: &str = r"
 local ids, late = unpack(KEYS)
 local before = redis.call('SCARD', late)
 if redis.call('EXISTS', ids) == 1 then
+  redis.call('SREM', ids, '')
   redis.call('SUNIONSTORE', late, late, ids)
   redis.call('EXPIRE', late, ARGV[1])
   redis.call('UNLINK', ids)
 end
 return redis.call('SCARD', late) - before";
+
+/// The time. As a script, since a cluster has a command without a key run anywhere.
+///
+/// KEYS: one that the node has whose time it is to be.
+const TIME: &str = "return redis.call('TIME')";
 
 /// Redis, and how the ids of windows are kept in it.
 #[derive(Clone)]
@@ -224,7 +237,7 @@ impl Store {
         Ok(counts.collect())
     }
 
-    /// What was reported of each window.
+    /// What was reported of each of these windows, which are of one length.
     pub async fn reports(&self, windows: &[Window]) -> RedisResult<Vec<Option<Report>>> {
         let mut reports = Vec::with_capacity(windows.len());
         for windows in windows.chunks(BATCH) {
@@ -239,13 +252,30 @@ impl Store {
         Ok(reports)
     }
 
-    /// Lets the ids of windows expire after `after`.
-    pub async fn expire_ids(&self, windows: &[Window], after: Duration) -> RedisResult<()> {
-        let seconds = after.as_secs().cast_signed();
-        let expire = self.of_each(windows, |pipe, window, set| {
-            pipe.expire(self.keys.ids(window, set), seconds)
+    /// Keeps the ids of windows from expiring for `after` at least.
+    pub async fn keep_ids(&self, windows: &[Window], after: impl Fn(Window) -> Duration) -> RedisResult<()> {
+        let keep = self.of_each(windows, |pipe, window, set| {
+            let (key, seconds) = (self.keys.ids(window, set), after(window).as_secs());
+            for condition in ["NX", "GT"] {
+                pipe.cmd("EXPIRE").arg(&key).arg(seconds).arg(condition);
+            }
+            pipe
         });
-        expire.await.map(drop)
+        keep.await.map(drop)
+    }
+
+    /// Has windows counted again that were closed before they had ended.
+    pub async fn reopen(&self, windows: &[Window]) -> RedisResult<()> {
+        let reopen = self.of_each(windows, |pipe, window, set| pipe.del(self.keys.closing(window, set)));
+        reopen.await.map(drop)
+    }
+
+    /// Redis' clock. On a cluster, that of the node which has what is reported.
+    pub async fn clock(&self) -> RedisResult<RedisClock> {
+        let script = Script::new(TIME);
+        let time = script.key(self.keys.counters());
+        let (seconds, micros): (u64, u64) = self.redis.script(&time).await?;
+        Ok(RedisClock::read_now(seconds * 1000 + micros / 1000))
     }
 
     /// Commands for each set of each window.
@@ -280,10 +310,5 @@ impl Store {
             }
         }
         Ok(found)
-    }
-
-    /// Asks Redis whether it is there.
-    pub async fn ping(&self) {
-        let _ = self.redis.command::<String>(&redis::cmd("PING")).await;
     }
 }

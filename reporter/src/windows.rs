@@ -13,17 +13,19 @@ mod model;
 mod pending;
 mod sweeps;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::RedisResult;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
-use verve_protocol::keys::UNREPORTED_SECONDS;
 use verve_protocol::{CounterName, Endpoint, Method, Window, WindowLength, WindowRecord};
 
 use crate::backoff::Retry;
-use crate::clock::now_ms;
+use crate::clock::RedisClock;
+use crate::health::Health;
 use crate::kafka::{Begun, Publisher, Session, Unpublished};
 use crate::metrics::{Metrics, WindowMetrics};
 use crate::store::Store;
@@ -38,8 +40,10 @@ use sweeps::Sweeps;
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Who has led for so long has not failed at once.
 const A_WHILE: Duration = Duration::from_secs(10);
-/// How often the ids of windows that cannot be published are kept from expiring.
+/// How often the ids of windows that are due or watched are kept from expiring: far more often than they would.
 const KEEP_EVERY: Duration = Duration::from_secs(3600);
+/// From when on Redis' clock was set back, rather than read a little earlier.
+const SET_BACK: Duration = Duration::from_secs(1);
 /// When windows are reported.
 #[derive(Clone, Debug)]
 pub struct WindowsConfig {
@@ -63,7 +67,8 @@ impl WindowsConfig {
 pub struct Reporter {
     config: WindowsConfig,
     store: Store,
-    books: Books,
+    books: Arc<Books>,
+    health: Arc<Health>,
     publisher: Publisher,
     metrics: WindowMetrics,
     replica: String,
@@ -82,13 +87,6 @@ impl Last {
     fn is_now(&mut self) {
         self.0 = Some(Instant::now());
     }
-}
-
-/// While Kafka is away: when ids were last kept from expiring, and the pauses between tries.
-#[derive(Default)]
-struct PutOff {
-    kept: Last,
-    retry: Retry,
 }
 
 /// Of one report: most of the time of one window.
@@ -111,6 +109,7 @@ impl Reporter {
     pub fn new(
         config: WindowsConfig,
         store: Store,
+        health: Arc<Health>,
         publisher: Publisher,
         metrics: &Metrics,
         replica: String,
@@ -118,9 +117,10 @@ impl Reporter {
     ) -> Self {
         Self {
             metrics: metrics.windows(store.keys.counter()),
-            books: Books::new(config.clone(), store.clone()),
+            books: Arc::new(Books::new(config.clone(), store.clone())),
             config,
             store,
+            health,
             publisher,
             replica,
             pace,
@@ -139,7 +139,7 @@ impl Reporter {
         // Whether it goes on after an error, so that there is nothing new to say.
         let mut goes_on = false;
         while let Some(lease) = stop
-            .run_until_cancelled(Lease::acquire(&self.store, &self.replica))
+            .run_until_cancelled(Lease::acquire(&self.store, self.config.length, &self.replica))
             .await
         {
             if !std::mem::take(&mut goes_on) || lease.was_waited_for() {
@@ -157,6 +157,8 @@ impl Reporter {
                 () = lease.lost() => Ok(()),
             };
             self.metrics.lease_held.set(0);
+            // Who leads from now on finds out.
+            self.tell_uncounted(None);
             if begin.elapsed() > A_WHILE {
                 retry.worked();
             }
@@ -176,14 +178,31 @@ impl Reporter {
 
     /// Reports windows until a stop is asked for, the lease is lost, or Redis fails.
     async fn lead(&self, lease: &Lease, known: &mut Option<Ledger>, stop: &CancellationToken) -> RedisResult<()> {
-        let ledger = self.resume(known.as_ref()).await?;
+        let mut clock = self.store.clock().await?;
+        let ledger = self.resume(known.as_ref(), clock.now_ms()).await?;
         let ledger = known.insert(ledger);
         let mut session = self.publisher.session();
-        let (mut watched, mut put_off, mut sweeps) = (Last::default(), PutOff::default(), Sweeps::default());
+        let (mut watched, mut kept) = (Last::default(), Last::default());
+        let (mut retry, mut sweeps) = (Retry::default(), Sweeps::default());
+        let mut sweeping: Option<Sweeping> = None;
         // Whoever was paused must not do what another one has done better.
         while lease.is_held() && (ledger.owes_recording() || !stop.is_cancelled()) {
+            let before_ms = clock.now_ms();
+            clock = self.clock(ledger, clock).await?;
+            if clock.now_ms() + SET_BACK.as_millis() as u64 <= before_ms {
+                tracing::warn!(
+                    counter = self.counter(),
+                    by_ms = before_ms - clock.now_ms(),
+                    "Redis' clock was set back"
+                );
+                *ledger = self.resume(Some(&*ledger), clock.now_ms()).await?;
+            }
+            if kept.is_over(KEEP_EVERY) {
+                self.books.keep(ledger, clock.now_ms()).await?;
+                kept.is_now();
+            }
             let watch = watched.is_over(WATCH_EVERY);
-            match ledger.step(now_ms(), BATCH, watch) {
+            match ledger.step(clock.now_ms(), BATCH, watch) {
                 Step::Record(changes) => {
                     if !self.record(lease, ledger, &changes, stop).await? {
                         return Ok(());
@@ -201,11 +220,11 @@ impl Reporter {
                     };
                     match published {
                         Ok(()) => {
-                            put_off.retry.worked();
-                            ledger.acknowledged(now_ms());
+                            retry.worked();
+                            ledger.acknowledged(clock.now_ms());
                         }
                         Err(Unpublished::Fenced) => return Ok(()),
-                        Err(Unpublished::Away) => self.put_off(ledger, &mut put_off, stop).await?,
+                        Err(Unpublished::Away) => put_off(&mut retry, stop).await,
                     }
                 }
                 Step::Remove(windows) => {
@@ -219,33 +238,54 @@ impl Reporter {
                         Some(Ok(_)) => {}
                         Some(Err(Unpublished::Fenced)) => return Ok(()),
                         Some(Err(Unpublished::Away)) => {
-                            self.put_off(ledger, &mut put_off, stop).await?;
+                            put_off(&mut retry, stop).await;
                             continue;
                         }
                     }
-                    if !self.count(lease, ledger, &windows).await? {
+                    if !self.count(lease, ledger, &windows, clock).await? {
                         return Ok(());
                     }
                     if watch {
                         watched.is_now();
                     }
-                    if sweeps.is_due(&self.pace) && !self.sweep(lease, ledger, &mut sweeps).await? {
-                        return Ok(());
+                    // Beside the reporting, since it may take long.
+                    if let Some(done) = sweeping.take_if(|sweeping| sweeping.task.is_finished()) {
+                        if !self.swept(lease, ledger, &mut sweeps, done).await? {
+                            return Ok(());
+                        }
+                    } else if sweeping.is_none() && sweeps.is_due(&self.pace) {
+                        sweeping = Some(self.sweep(ledger.clone(), clock.now_ms()));
                     }
-                    self.wait(ledger, stop).await;
+                    self.wait(ledger, clock, stop).await;
                 }
             }
         }
         Ok(())
     }
 
-    async fn resume(&self, known: Option<&Ledger>) -> RedisResult<Ledger> {
+    /// Redis' clock. While Kafka has what Redis does not know of, one that cannot be read just goes on, so that this is recorded.
+    async fn clock(&self, ledger: &Ledger, before: RedisClock) -> RedisResult<RedisClock> {
+        match self.store.clock().await {
+            Err(_) if ledger.owes_recording() => Ok(before),
+            read => read,
+        }
+    }
+
+    async fn resume(&self, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Ledger> {
         let periods = Periods {
             grace: self.config.grace,
             late: self.config.late,
         };
-        let stored = self.books.load().await?;
-        let (ledger, lost) = Ledger::resume(self.config.length, periods, stored, known, now_ms());
+        let mut stored = self.books.load(now_ms).await?;
+        let early = stored.reopen(now_ms);
+        if let [first, ..] = early.as_slice() {
+            tracing::error!(
+                counter = self.counter(), %first, windows = early.len(),
+                "windows are final that have not ended: Redis' clock was ahead; they are counted again"
+            );
+            self.books.reopen(&early).await?;
+        }
+        let (ledger, lost) = Ledger::resume(self.config.length, periods, stored, known, now_ms);
         if let Some(lost) = lost {
             self.metrics.windows_lost.inc_by(lost.windows);
             tracing::error!(
@@ -328,8 +368,14 @@ impl Reporter {
     }
 
     /// Counts windows, writes down what is news, and makes final what is over. Answers whether the lease is held.
-    async fn count(&self, lease: &Lease, ledger: &mut Ledger, windows: &[Window]) -> RedisResult<bool> {
-        let now = now_ms();
+    async fn count(
+        &self,
+        lease: &Lease,
+        ledger: &mut Ledger,
+        windows: &[Window],
+        clock: RedisClock,
+    ) -> RedisResult<bool> {
+        let now = clock.now_ms();
         let counts = self.store.counts(windows).await?;
         let plan = ledger.plan(windows.iter().copied().zip(counts), now);
         if !self.prepare(lease, ledger, &plan.news).await? {
@@ -356,53 +402,86 @@ impl Reporter {
         Ok(true)
     }
 
-    /// Looks for what came too late, and for what need not be kept. What fails here can wait, except for writing down what was
-    /// found. Answers whether the lease is held.
-    async fn sweep(&self, lease: &Lease, ledger: &mut Ledger, sweeps: &mut Sweeps) -> RedisResult<bool> {
-        let begun = Instant::now();
-        let mut swept = Swept::default();
-        if let Err(error) = self.books.sweep(ledger, &mut swept).await {
-            tracing::warn!("cannot search for ids that came too late: {error}");
+    /// Begins to look for what came too late, and for what need not be kept.
+    fn sweep(&self, ledger: Ledger, now_ms: u64) -> Sweeping {
+        let books = self.books.clone();
+        let task = tokio::spawn(async move { books.sweep(&ledger, now_ms).await });
+        Sweeping {
+            task: AbortOnDropHandle::new(task),
+            begun: Instant::now(),
         }
+    }
+
+    /// Says what a search has found, and writes down what is to be published of it. What fails there can wait, except for that. Answers
+    /// whether the lease is held.
+    async fn swept(
+        &self,
+        lease: &Lease,
+        ledger: &mut Ledger,
+        sweeps: &mut Sweeps,
+        done: Sweeping,
+    ) -> RedisResult<bool> {
+        sweeps.done(done.begun.elapsed(), &self.pace);
+        let swept = done.task.await.unwrap_or_else(|error| {
+            tracing::error!("the search for ids that came too late failed: {error}");
+            Swept::default()
+        });
         for (window, ids) in swept.late {
             self.metrics.late_ids.inc_by(ids);
             tracing::warn!(counter = self.counter(), %window, ids, "ids came after their window was final: kept for a day, and told by a record with their number");
         }
-        for window in sweeps.untold(swept.ahead) {
-            self.metrics.windows_ahead.inc();
-            tracing::warn!(counter = self.counter(), %window, "a window that has not begun has ids: the clock of an edge host is ahead");
+        let ahead = sweeps.untold(swept.ahead);
+        if let [window, ..] = ahead.as_slice() {
+            self.metrics.windows_ahead.inc_by(ahead.len() as u64);
+            tracing::warn!(counter = self.counter(), %window, windows = ahead.len(), "a window that has not begun has ids: the clock of an edge host is ahead");
         }
-        match self.books.trim().await {
-            Ok(0) => {}
-            Ok(reports) => tracing::info!(reports, "removed old reports"),
-            Err(error) => tracing::warn!("cannot remove old reports: {error}"),
-        }
-        sweeps.done(begun.elapsed(), &self.pace);
-        self.prepare(lease, ledger, &swept.news).await
+        self.tell_uncounted(swept.uncounted.as_deref());
+        ledger.add_strays(&swept.unreported);
+        // Meanwhile somebody may have begun with one of them.
+        let news: Vec<News> = swept
+            .news
+            .into_iter()
+            .filter(|news| ledger.is_past(news.window))
+            .collect();
+        self.prepare(lease, ledger, &news).await
+    }
+
+    /// Says that there is a set of ids which is not counted, or that there is none.
+    fn tell_uncounted(&self, key: Option<&str>) {
+        let about = match self.counter() {
+            Some(counter) => format!("partitions of {counter}"),
+            None => "partitions".to_owned(),
+        };
+        self.metrics.uncounted_partitions.set(i64::from(key.is_some()));
+        self.health.set_problem(
+            &about,
+            key.map(|key| {
+                let partitions = self.store.partitions().count();
+                format!(
+                    "{key} has ids, which are not counted: --partitions is {partitions}, and an edge host has more; give all of them the same number"
+                )
+            }),
+        );
     }
 
     /// Waits until something may be due, unless something is already.
-    async fn wait(&self, ledger: &Ledger, stop: &CancellationToken) {
-        let now = now_ms();
+    async fn wait(&self, ledger: &Ledger, clock: RedisClock, stop: &CancellationToken) {
+        let now = clock.now_ms();
         if matches!(ledger.step(now, 1, false), Step::Count(due) if due.is_empty()) {
             let wait = Duration::from_millis(ledger.next_due_ms().saturating_sub(now));
             stop.run_until_cancelled(tokio::time::sleep(wait.min(WATCH_EVERY)))
                 .await;
         }
     }
+}
 
-    /// While Kafka is away, the ids of windows that are due must not expire. Prolonged now and then.
-    async fn put_off(&self, ledger: &Ledger, put_off: &mut PutOff, stop: &CancellationToken) -> RedisResult<()> {
-        if put_off.kept.is_over(KEEP_EVERY) {
-            put_off.kept.is_now();
-            let mut windows = ledger.due(now_ms(), usize::MAX);
-            windows.extend(ledger.needed());
-            self.store
-                .expire_ids(&windows, Duration::from_secs(UNREPORTED_SECONDS))
-                .await?;
-        }
-        stop.run_until_cancelled(tokio::time::sleep(put_off.retry.pause()))
-            .await;
-        Ok(())
-    }
+/// A search under way.
+struct Sweeping {
+    task: AbortOnDropHandle<Swept>,
+    begun: Instant,
+}
+
+/// While Kafka is away.
+async fn put_off(retry: &mut Retry, stop: &CancellationToken) {
+    stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
 }

@@ -1,10 +1,56 @@
 //! The time, and names that nobody else uses.
 
-use std::process;
+use std::fs;
+use std::process::{self, Command};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anyhow::Result;
+use tempfile::TempDir;
 use verve_protocol::{Window, WindowLength};
+
+use crate::paths;
+
+/// A clock that can be set while programs run by it (libfaketime). Clones are the same clock. How time passes for them does not change.
+#[derive(Clone, Debug)]
+pub struct WrongClock(Arc<TempDir>);
+
+impl WrongClock {
+    /// A clock that is right.
+    ///
+    /// # Errors
+    /// When it cannot be kept in a file.
+    pub fn right() -> Result<Self> {
+        let clock = Self(Arc::new(tempfile::tempdir()?));
+        clock.set(0)?;
+        Ok(clock)
+    }
+
+    /// Sets it to so many seconds ahead, or behind where that is less than 0.
+    ///
+    /// # Errors
+    /// When its file cannot be written.
+    pub fn set(&self, ahead_s: i64) -> Result<()> {
+        // In one step, so that nobody reads half of it.
+        let (new, file) = (self.0.path().join("new"), self.0.path().join("clock"));
+        fs::write(&new, format!("{ahead_s:+}s\n"))?;
+        Ok(fs::rename(new, file)?)
+    }
+
+    /// Has a program that is not started yet go by it.
+    ///
+    /// # Errors
+    /// When there is no libfaketime.
+    pub fn give(&self, command: &mut Command) -> Result<()> {
+        command
+            .env("LD_PRELOAD", paths::libfaketime()?)
+            .env("FAKETIME_TIMESTAMP_FILE", self.0.path().join("clock"))
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        Ok(())
+    }
+}
 
 /// Now, in milliseconds since the Unix epoch.
 #[must_use]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::clock::WrongClock;
 use crate::process::{OnLine, Process, in_wrong_time, under};
 use crate::{http, net, paths, wait};
 
@@ -107,6 +108,7 @@ pub struct Options {
     manifest: Option<String>,
     address: Option<SocketAddr>,
     clock: Option<String>,
+    wrong_clock: Option<WrongClock>,
     survives_file_limit: bool,
     open_files: Option<u32>,
     flags: Vec<String>,
@@ -148,6 +150,13 @@ impl Options {
     #[must_use]
     pub fn clock(mut self, wrong_by: &str) -> Self {
         self.clock = Some(wrong_by.to_owned());
+        self
+    }
+
+    /// Has it go by this clock, which can be set while it runs.
+    #[must_use]
+    pub fn wrong_clock(mut self, clock: &WrongClock) -> Self {
+        self.wrong_clock = Some(clock.clone());
         self
     }
 
@@ -208,6 +217,9 @@ impl Options {
         if let Some(wrong_by) = self.clock {
             in_wrong_time(&mut command, &wrong_by)?;
         }
+        if let Some(clock) = &self.wrong_clock {
+            clock.give(&mut command)?;
+        }
         if self.survives_file_limit {
             // The signal that would end it.
             command = under("sh", &["-c", "trap '' XFSZ && exec \"$@\"", "sh"], &command);
@@ -216,6 +228,7 @@ impl Options {
         let instance = Instance {
             kind: self.kind,
             variables: self.variables,
+            wrong_clock: self.wrong_clock,
             stop_grace: self.stop_grace,
             process,
             address,
@@ -270,6 +283,7 @@ pub fn application_folder(manifest: &str) -> Result<TempDir> {
 pub struct Instance {
     kind: Kind,
     variables: Vec<(String, String)>,
+    wrong_clock: Option<WrongClock>,
     stop_grace: &'static str,
     process: Process,
     address: SocketAddr,
@@ -298,6 +312,7 @@ impl Instance {
             manifest: None,
             address: None,
             clock: None,
+            wrong_clock: None,
             survives_file_limit: false,
             open_files: None,
             flags: Vec::new(),
@@ -356,13 +371,22 @@ impl Instance {
         &self.process
     }
 
+    /// Sets a variable of the application, for the next [`Self::restart`].
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.retain(|(known, _)| known != name);
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Kills it if it still runs, and starts it again: same address, same folder, and so same spool.
     ///
     /// # Errors
     /// As [`Options::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill();
-        let command = command(self.kind, &self.folder, self.address, &self.variables, self.stop_grace)?;
+        let mut command = command(self.kind, &self.folder, self.address, &self.variables, self.stop_grace)?;
+        if let Some(clock) = &self.wrong_clock {
+            clock.give(&mut command)?;
+        }
         self.process = Process::spawn(&format!("{:?}", self.kind), command)?;
         self.wait_ready().await
     }

@@ -97,6 +97,28 @@ pub fn libfaketime() -> Result<PathBuf> {
     library("faketime/libfaketime.so.1", "faketime")
 }
 
+/// Redis servers by their programs: the one that all tests run on, `REDIS_SERVER` or the PATH's `redis-server`, and those that
+/// `VERVE_TESTS_REDIS_SERVERS` names, as in a PATH. `cargo xtask test` sees to it that there are a Redis 8 and a Valkey 8 among them.
+///
+/// # Errors
+/// When there is none besides the first: what is tested on several is worth nothing on one.
+pub fn redis_servers() -> Result<Vec<PathBuf>> {
+    let named = std::env::var_os("VERVE_TESTS_REDIS_SERVERS").unwrap_or_default();
+    let others = std::env::split_paths(&named).filter(|path| path.is_file());
+    let all: Vec<PathBuf> = std::iter::once(redis_server()).chain(others).collect();
+    if all.len() == 1 {
+        bail!("VERVE_TESTS_REDIS_SERVERS names no Redis server of another version: run this by `cargo xtask test`");
+    }
+    Ok(all)
+}
+
+/// The Redis server that all tests run on.
+#[must_use]
+pub fn redis_server() -> PathBuf {
+    let named = std::env::var_os("REDIS_SERVER").filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| "redis-server".into()).into()
+}
+
 /// Another component that `cargo xtask build components` has built, by the name of its file.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! A real redis-server.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client};
 use tempfile::TempDir;
 
+use crate::clock::WrongClock;
 use crate::process::{Process, Signal};
-use crate::{net, wait};
+use crate::{net, paths, wait};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,6 +31,8 @@ pub struct Options {
     password: Option<String>,
     port: Option<u16>,
     arguments: Vec<String>,
+    program: Option<PathBuf>,
+    clock: Option<WrongClock>,
 }
 
 impl Options {
@@ -50,6 +54,20 @@ impl Options {
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
+        self
+    }
+
+    /// Runs this program, another version or kind of Redis.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
+    }
+
+    /// Has it go by this clock.
+    #[must_use]
+    pub fn clock(mut self, clock: &WrongClock) -> Self {
+        self.clock = Some(clock.clone());
         self
     }
 
@@ -191,7 +209,10 @@ impl RedisServer {
 }
 
 fn spawn(options: &Options, address: SocketAddr, folder: &TempDir) -> Result<Process> {
-    let mut command = Command::new("redis-server");
+    let mut command = Command::new(options.program.clone().unwrap_or_else(paths::redis_server));
+    if let Some(clock) = &options.clock {
+        clock.give(&mut command)?;
+    }
     command
         .current_dir(folder)
         .args([

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::clock::WrongClock;
 use crate::process::{OnLine, Process};
 use crate::{http, net, paths, wait};
 
@@ -29,12 +30,25 @@ impl Reporter {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with<A: AsRef<str>>(arguments: &[A], on_line: Option<OnLine>) -> Result<Self> {
+        Self::spawn(command()?, arguments, on_line)
+    }
+
+    fn spawn<A: AsRef<str>>(mut command: Command, arguments: &[A], on_line: Option<OnLine>) -> Result<Self> {
         let address = net::free_address()?;
-        let mut command = command()?;
         command.args(["--listen", &address.to_string()]);
         command.args(arguments.iter().map(AsRef::as_ref));
         let process = Process::spawn_with("verve-reporter", command, on_line)?;
         Ok(Self { process, address })
+    }
+
+    /// The same, going by this clock.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or when there is no libfaketime.
+    pub fn start_by<A: AsRef<str>>(clock: &WrongClock, arguments: &[A]) -> Result<Self> {
+        let mut command = command()?;
+        clock.give(&mut command)?;
+        Self::spawn(command, arguments, None)
     }
 
     /// Starts it and waits until it is ready.

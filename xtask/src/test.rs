@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check there is, one step after the other, and a summary.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -46,12 +47,17 @@ pub fn run(args: &Args) -> Result<()> {
         steps.run("packages", packages);
     }
     let mut failed = Vec::new();
-    steps.run("unit tests", || tests(&["--lib", "--bins"], args, None, &mut failed));
+    steps.run("unit tests", || tests(&["--lib", "--bins"], args, &mut failed));
     if args.filter.is_none() {
-        steps.run("doc tests", || tests(&["--doc"], args, None, &mut failed));
+        steps.run("doc tests", || tests(&["--doc"], args, &mut failed));
     }
     // Without each of these one test fails, and says so.
     steps.run("python", python::ingest);
+    let mut servers = Vec::new();
+    steps.run("redis servers", || {
+        servers = python::servers()?;
+        Ok(())
+    });
     steps.run("browser", || install::ensure(&[install::BROWSER]));
     let mut broker = Broker::None;
     steps.run("kafka", || {
@@ -59,12 +65,14 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(())
     });
     if built {
-        steps.run("end-to-end tests", || {
-            tests(&["--test", "*"], args, broker.address(), &mut failed)
-        });
+        let parts = Parts {
+            brokers: broker.address(),
+            servers: env::join_paths(&servers)?,
+        };
+        steps.run("end-to-end tests", || end_to_end(args, &parts, &mut failed));
         // A filter is for single tests, on what they are on.
         if args.filter.is_none() {
-            steps.run("on a cluster", || on_cluster(broker.address(), &mut failed));
+            steps.run("on a cluster", || on_cluster(&parts, &mut failed));
         }
     } else {
         steps.skip("end-to-end tests", "NOT RUN: the build failed");
@@ -168,13 +176,32 @@ fn cargo_test(targets: &[&str]) -> Command {
 }
 
 /// Runs those targets' tests. Those that failed are added to `failed`, in short.
-fn tests(targets: &[&str], args: &Args, brokers: Option<&str>, failed: &mut Vec<String>) -> Result<()> {
+fn tests(targets: &[&str], args: &Args, failed: &mut Vec<String>) -> Result<()> {
     let mut command = cargo_test(targets);
-    if targets.contains(&"--test") {
+    command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
+    failures::keep(&mut command, failed)
+}
+
+/// What the end-to-end tests find beside them.
+struct Parts<'a> {
+    /// A Kafka.
+    brokers: Option<&'a str>,
+    /// Redis servers besides the system's, as in a PATH.
+    servers: OsString,
+}
+
+impl Parts<'_> {
+    fn for_tests(&self, command: &mut Command) {
         // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
         command.env("RUST_TEST_THREADS", "4");
+        command.env("VERVE_TESTS_REDIS_SERVERS", &self.servers);
+        command.envs(self.brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
     }
-    command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
+}
+
+fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
+    let mut command = cargo_test(&["--test", "*"]);
+    parts.for_tests(&mut command);
     command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
     failures::keep(&mut command, failed)
 }
@@ -190,10 +217,10 @@ const ON_CLUSTER: [&str; 7] = [
     "named::",
 ];
 
-fn on_cluster(brokers: Option<&str>, failed: &mut Vec<String>) -> Result<()> {
+fn on_cluster(parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
     let mut command = cargo_test(&["--test", "e2e"]);
-    command.env("VERVE_TESTS_ON_CLUSTER", "1").env("RUST_TEST_THREADS", "4");
-    command.envs(brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
+    parts.for_tests(&mut command);
+    command.env("VERVE_TESTS_ON_CLUSTER", "1");
     command.arg("--").args(ON_CLUSTER);
     failures::keep(&mut command, failed)
 }
@@ -376,7 +403,15 @@ impl Steps {
         println!("\nThe end-to-end tests had");
         println!("  Kafka:  {}", broker.described());
         println!("  hosts:  {}", hosts().join(" and "));
+        println!("  Redis:  {}", redis());
     }
+}
+
+/// The Redis of the tests that are not about a version or a kind of it.
+fn redis() -> String {
+    let named = env::var_os("REDIS_SERVER").filter(|name| !name.is_empty());
+    let server = named.unwrap_or_else(|| "redis-server".into());
+    sys::output(&server, &["--version"]).unwrap_or_else(|| format!("{} does not run", server.display()))
 }
 
 /// What the tests run the component on.

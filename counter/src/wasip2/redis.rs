@@ -9,8 +9,8 @@ use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{MAX_QUEUED_JOBS, stats};
 use verve_protocol::{CallbackJob, CounterName, Id, RedisUrl, Window};
 
-use super::now_ms;
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
+use super::now_ms;
 use crate::answer::{Answer, Limit};
 use crate::batches::{Distinct, by_partition, in_order};
 use crate::cluster::Redirect;
@@ -133,7 +133,13 @@ impl<'a> Redis<'a> {
             _ => {
                 if job.is_some() && self.config.endpoint_limit.is_some() {
                     // First, so that an id whose job is refused is not recorded.
-                    let told = self.note(&Note { id: None, outcome: "", job }).map_err(failed)?;
+                    let told = self
+                        .note(&Note {
+                            id: None,
+                            outcome: "",
+                            job,
+                        })
+                        .map_err(failed)?;
                     if !told.is_empty() {
                         return refused_or(&told);
                     }

@@ -10,7 +10,6 @@ use redis::RedisError;
 use utoipa::OpenApi;
 
 use super::Admin;
-use crate::clock::now_ms;
 use crate::counts::{self, Asked, Count, Current, Which};
 
 /// What went wrong, for the client.
@@ -43,7 +42,7 @@ pub async fn counts(
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<impl IntoResponse, Refused> {
     let Query(asked) = asked.map_err(|rejection| bad(rejection.body_text()))?;
-    let range = asked.range(admin.length, now_ms() / 1000).map_err(bad)?;
+    let range = asked.range(admin.length).map_err(bad)?;
     let page = range.read(&admin.store).await.map_err(|error| refused(&error))?;
     let next = page
         .next

@@ -4,6 +4,7 @@
 mod chart;
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -16,9 +17,11 @@ use verve_protocol::Window;
 use verve_protocol::keys::stats;
 
 use super::Admin;
-use crate::clock::now_ms;
 use crate::named::SeenCounter;
 use crate::overview::{Seen, SeenWindow};
+
+/// From when on what was seen last is said to be old.
+const OLD: Duration = Duration::from_secs(5);
 
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
@@ -121,7 +124,8 @@ fn current(seen: &Seen) -> Markup {
     let Some(current) = seen.windows.last() else {
         return html! { section .card { h2 { "Current window" } p .big { "–" } p { "Redis has not answered yet" } } };
     };
-    let left = current.window.end().saturating_sub(now_ms() / 1000);
+    let now_s = seen.clock.map_or(0, |clock| clock.now_ms() / 1000);
+    let left = current.window.end().saturating_sub(now_s);
     html! {
         section .card {
             h2 { "Current window" }
@@ -209,8 +213,8 @@ fn health(seen: &Seen, replica: &str) -> Markup {
         @if seen.spooled() > 0 {
             (item(false, "Spools", &format!("{} ids and callback jobs wait on edge hosts", number(seen.spooled()))))
         }
-        @if let Some(read_ms) = seen.read_ms && now_ms().saturating_sub(read_ms) > 5_000 {
-            (item(false, "This page", &format!("as of {}", time(read_ms))))
+        @if let Some(clock) = seen.clock && clock.age() > OLD {
+            (item(false, "This page", &format!("as of {} s ago", clock.age().as_secs())))
         }
     }
 }

@@ -12,7 +12,7 @@ use verve_protocol::{CallbackJob, Endpoint, Method};
 
 use super::policy::{Policy, Refused, Resolver};
 use super::sign::Signer;
-use crate::clock::now_ms;
+use crate::clock::machine_ms;
 use crate::telemetry;
 
 /// For the connection, the name's resolution included.
@@ -84,7 +84,7 @@ impl Client {
         let mut url = job.endpoint.to_url();
         let signed = |contents: &[&str]| {
             let signer = self.signer.as_ref();
-            signer.map(|signer| signer.headers(id, now_ms() / 1000, contents))
+            signer.map(|signer| signer.headers(id, machine_ms() / 1000, contents))
         };
         let (request, headers) = match job.method {
             Method::Get => {

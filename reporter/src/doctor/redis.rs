@@ -8,7 +8,7 @@ use redis::{ErrorKind, RedisError};
 use verve_protocol::slot::SLOTS;
 
 use super::Finding;
-use crate::clock::now_ms;
+use crate::clock::machine_ms;
 use crate::store::{Node, Store};
 
 /// The oldest version that has what the component and the reporter ask of it: `EXPIRE … NX`.
@@ -91,7 +91,7 @@ async fn ask(server: &Node<'_>) -> Result<State, RedisError> {
     // Opens the connection, so that the time that this takes is not taken for the clock's.
     server.command::<String>(&redis::cmd("PING")).await?;
     let info: String = server.command(redis::cmd("INFO").arg("everything")).await?;
-    let (before, start) = (now_ms(), Instant::now());
+    let (before, start) = (machine_ms(), Instant::now());
     let (seconds, micros): (i64, i64) = server.command(&redis::cmd("TIME")).await?;
     let asked = start.elapsed();
     let asked_ms = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX);

@@ -7,7 +7,6 @@ use verve_protocol::keys::ids_parts;
 use verve_protocol::{Id, Partition, Partitions, SpoolState, Window, WindowLength};
 
 use super::Finding;
-use crate::clock::now_ms;
 use crate::store::Store;
 use crate::windows::WindowsConfig;
 
@@ -38,9 +37,8 @@ struct Written {
 
 /// Looks at what is written.
 pub async fn examine(store: &Store, windows: &WindowsConfig) -> Vec<Finding> {
-    let now = now_ms() / 1000;
-    match look(store, windows.length, now).await {
-        Ok(written) => judge(
+    match look(store, windows.length).await {
+        Ok((written, now)) => judge(
             &written,
             store.keys.namespace().as_str(),
             (windows.length, store.partitions()),
@@ -53,7 +51,8 @@ pub async fn examine(store: &Store, windows: &WindowsConfig) -> Vec<Finding> {
 const LOOK_RIGHTS: &str = "let the reporter's Redis user run SCAN, SRANDMEMBER and HVALS";
 
 /// Looks at what there is, some ids of this reporter's latest window among it.
-async fn look(store: &Store, length: WindowLength, now: u64) -> RedisResult<Written> {
+async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)> {
+    let now = store.clock().await?.now_ms() / 1000;
     let (server, keys) = (store.redis(), &store.keys);
     let mut written = Written::default();
     let mut looked_through = 0;
@@ -111,7 +110,7 @@ async fn look(store: &Store, length: WindowLength, now: u64) -> RedisResult<Writ
                 .insert(set, ids.iter().filter_map(|id| id.parse().ok()).collect());
         }
     }
-    Ok(written)
+    Ok((written, now))
 }
 
 fn judge(

@@ -23,6 +23,7 @@ pub struct OfWindows {
     window_revisions: Family<Labels, Counter>,
     windows_lost: Family<Labels, Counter>,
     windows_ahead: Family<Labels, Counter>,
+    uncounted_partitions: Family<Labels, Gauge>,
     window_lag: Family<Labels, Histogram, fn() -> Histogram>,
     window_overdue: Family<Labels, Gauge>,
     lease_held: Family<Labels, Gauge>,
@@ -43,6 +44,8 @@ pub struct WindowMetrics {
     pub windows_lost: Counter,
     /// Windows that had ids before they had begun.
     pub windows_ahead: Counter,
+    /// 1 while there are ids in partitions that are not counted, else 0.
+    pub uncounted_partitions: Gauge,
     /// From a window being due to its first record being acknowledged.
     pub window_lag: Histogram,
     /// How long the oldest due window has not been reported, in seconds.
@@ -61,6 +64,7 @@ impl Default for OfWindows {
             window_revisions: Family::default(),
             windows_lost: Family::default(),
             windows_ahead: Family::default(),
+            uncounted_partitions: Family::default(),
             window_lag: Family::new_with_constructor(|| Histogram::new(WAITS)),
             window_overdue: Family::default(),
             lease_held: Family::default(),
@@ -81,6 +85,7 @@ impl OfWindows {
             window_revisions: all.window_revisions.get_or_create_owned(&labels),
             windows_lost: all.windows_lost.get_or_create_owned(&labels),
             windows_ahead: all.windows_ahead.get_or_create_owned(&labels),
+            uncounted_partitions: all.uncounted_partitions.get_or_create_owned(&labels),
             window_lag: all.window_lag.get_or_create_owned(&labels),
             window_overdue: all.window_overdue.get_or_create_owned(&labels),
             lease_held: all.lease_held.get_or_create_owned(&labels),
@@ -128,6 +133,11 @@ impl OfWindows {
         ] {
             r.register(name, help, counter.clone());
         }
+        r.register(
+            "uncounted_partitions",
+            "Whether there are ids in partitions that are not counted, since edge hosts have more of them than the reporter",
+            self.uncounted_partitions.clone(),
+        );
         let lag = "From a window being due to its first record being acknowledged";
         r.register_with_unit("window_lag", lag, Unit::Seconds, self.window_lag.clone());
         let overdue = "How long the oldest due window has not been reported";
@@ -170,6 +180,7 @@ impl WindowMetrics {
         all.window_lag.remove(labels);
         all.window_overdue.remove(labels);
         all.lease_held.remove(labels);
+        all.uncounted_partitions.remove(labels);
         for window in ["current", "last"] {
             all.unique_ids.remove(&self.and("window", window));
         }

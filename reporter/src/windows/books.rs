@@ -4,24 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use redis::{RedisResult, Script, ScriptInvocation};
-use verve_protocol::keys::UNREPORTED_SECONDS;
-use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
+use verve_protocol::keys::{AHEAD_SECONDS, ids_parts, progress};
+use verve_protocol::{CallbackJob, Partition, Report, Window, WindowLength, WindowRecord};
 
 use super::WindowsConfig;
 use super::lease::Lease;
-use super::ledger::{self, Change, Ledger, News, Stored, Stray};
+use super::ledger::{self, Change, IDS_KEPT, Ledger, News, Stored, Stray};
 use super::pending::Pending;
-use crate::clock::now_ms;
 use crate::store::Store;
 
 /// The most windows in one script.
 pub const BATCH: usize = 200;
 
-/// Writes down what is about to be published. Answers 0 without the lease.
+/// Writes down what is about to be published. Answers 0 without the lease. Begins with what a full Redis allows, see [`crate::store`]; as those that
+/// follow it.
 ///
 /// KEYS: lease, pending. ARGV: lease holder, seconds to keep it, then fields and values.
 const PREPARE: &str = r"
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('HDEL', KEYS[2], '')
 redis.call('HSET', KEYS[2], unpack(ARGV, 3))
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return 1";
@@ -29,29 +30,35 @@ return 1";
 /// Records reports, and queues fixed callbacks. What is recorded already is not recorded again, so that a script whose
 /// answer was lost can be run again. Answers 0 without the lease.
 ///
-/// KEYS: lease, reports, pending, callbacks. ARGV: lease holder, then for each report its field and value, and the number of
-/// its job's arguments and these.
+/// KEYS: lease, reports, pending, callbacks, open reports, progress. ARGV: lease holder, then for each report its field and value, whether it is
+/// open (1 or 0), and the number of its job's arguments and these.
 const RECORD: &str = r"
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('HDEL', KEYS[3], '')
+local newest = tonumber(redis.call('HGET', KEYS[6], 'newest') or -1)
 local at = 2
 while ARGV[at] do
-  local field, report, n = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local field, report, open, n = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   if redis.call('HGET', KEYS[2], field) ~= report then
-    if n > 0 then redis.call('XADD', KEYS[4], '*', unpack(ARGV, at + 3, at + 2 + n)) end
+    if n > 0 then redis.call('XADD', KEYS[4], '*', unpack(ARGV, at + 4, at + 3 + n)) end
     redis.call('HSET', KEYS[2], field, report)
   end
+  if open == '1' then redis.call('ZADD', KEYS[5], field, field) else redis.call('ZREM', KEYS[5], field) end
+  newest = math.max(newest, tonumber(field))
   redis.call('HDEL', KEYS[3], field)
-  at = at + 3 + n
+  at = at + 4 + n
 end
+redis.call('HSET', KEYS[6], 'newest', newest)
 return 1";
 
 /// Makes windows final, and writes down that what they were counted by is to be removed. Answers 0 without the lease.
 ///
-/// KEYS: lease, reports, pending. ARGV: lease holder, seconds to keep what is pending, what is pending, then for each window its
+/// KEYS: lease, reports, pending, open reports. ARGV: lease holder, seconds to keep what is pending, what is pending, then for each window its
 /// field and report.
 const FINISH: &str = r"
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 for i = 4, #ARGV, 2 do
+  redis.call('ZREM', KEYS[4], ARGV[i])
   redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
   redis.call('HSET', KEYS[3], ARGV[i], ARGV[3])
 end
@@ -67,6 +74,17 @@ for i = 2, #ARGV do
   if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
 end
 return 1";
+
+/// Notes which windows have a report, from what is there: for reports of a version that did not note it. What a leader has noted meanwhile stays.
+///
+/// KEYS: open reports, progress. ARGV: the newest window's start, then those of windows that are not final.
+const NOTE_REPORTS: &str = r"
+if redis.call('HSETNX', KEYS[2], 'newest', ARGV[1]) == 0 then return 0 end
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i]) end
+return 1";
+
+/// The most windows whose reports one sweep removes.
+const TRIMMED_AT_ONCE: usize = 50_000;
 
 /// From when on a window that has not begun, and has ids all the same, is worth a word: clocks are never quite the same.
 const AHEAD: Duration = Duration::from_secs(5);
@@ -88,8 +106,12 @@ pub struct Swept {
     pub late: Vec<(Window, u64)>,
     /// What to publish of such windows.
     pub news: Vec<News>,
+    /// Windows that were never reported, and have ids.
+    pub unreported: Vec<Window>,
     /// Windows that have not begun, and have ids.
     pub ahead: Vec<Window>,
+    /// A set of ids beyond the partitions that are counted, if there is one.
+    pub uncounted: Option<String>,
 }
 
 impl Books {
@@ -109,41 +131,123 @@ impl Books {
         self.config.length
     }
 
-    /// What a leader has to know to go on.
-    pub async fn load(&self) -> RedisResult<Stored> {
-        let keys = &self.store.keys;
-        let reports = self
-            .hash(&keys.reports(self.length()), "report", Report::from_json)
-            .await?;
-        let pending = self
-            .hash(&keys.reports_pending(self.length()), "pending step", Pending::from_json)
-            .await?;
-        let oldest_ids = self.with_ids().await?.first().copied();
-        let from = if reports.is_empty() { self.from().await? } else { None };
-        Ok(Stored {
-            reports,
-            pending,
-            from,
-            oldest_ids,
-        })
+    /// What a leader has to know to go on, at `now_ms`. Of reports only those that may change.
+    pub async fn load(&self, now_ms: u64) -> RedisResult<Stored> {
+        let mut newest = self.progress(progress::NEWEST).await?;
+        if newest.is_none() {
+            newest = self.note_reports().await?;
+        }
+        let newest = newest.and_then(|start| self.length().window_starting(start));
+        let mut stored = Stored {
+            newest,
+            pending: self.pending().await?,
+            kept_ms: self.progress(progress::KEPT).await?,
+            ..Stored::default()
+        };
+        let Some(newest) = newest else {
+            stored.with_ids = self.with_ids().await?.windows;
+            stored.from = self.from(now_ms).await?;
+            return Ok(stored);
+        };
+        let mut open = redis::cmd("ZRANGE");
+        open.arg(self.store.keys.reports_open(self.length())).arg(0).arg(-1);
+        let open: Vec<u64> = self.store.redis().command(&open).await?;
+        let open = open
+            .into_iter()
+            .filter_map(|start| self.length().window_starting(start));
+        // And those that were reported before they had ended: the clock was ahead for a while.
+        let early = std::iter::successors(Some(newest), |window| window.previous());
+        let early = early.take_while(|window| *window == newest || window.end_ms() > now_ms);
+        let windows: BTreeSet<Window> = open.chain(early).collect();
+        let windows: Vec<Window> = windows.into_iter().collect();
+        let reports = windows.iter().copied().zip(self.store.reports(&windows).await?);
+        stored.reports = reports.filter_map(|(window, report)| Some((window, report?))).collect();
+        Ok(stored)
     }
 
-    async fn hash<T>(
-        &self,
-        key: &str,
-        what: &str,
-        read: impl Fn(&str) -> serde_json::Result<T>,
-    ) -> RedisResult<BTreeMap<Window, T>> {
+    async fn progress(&self, field: &str) -> RedisResult<Option<u64>> {
+        let mut hget = redis::cmd("HGET");
+        hget.arg(self.store.keys.reports_progress(self.length())).arg(field);
+        self.store.redis().command(&hget).await
+    }
+
+    async fn set_progress(&self, field: &str, value: u64) -> RedisResult<()> {
+        let mut hset = redis::cmd("HSET");
+        hset.arg(self.store.keys.reports_progress(self.length()))
+            .arg(field)
+            .arg(value);
+        self.store.redis().command::<u64>(&hset).await.map(drop)
+    }
+
+    /// What was begun and not finished.
+    async fn pending(&self) -> RedisResult<BTreeMap<Window, Pending>> {
         let mut hgetall = redis::cmd("HGETALL");
-        let stored: BTreeMap<String, String> = self.store.redis().command(hgetall.arg(key)).await?;
-        let mut values = BTreeMap::new();
+        hgetall.arg(self.store.keys.reports_pending(self.length()));
+        let stored: BTreeMap<String, String> = self.store.redis().command(&hgetall).await?;
+        let mut pending = BTreeMap::new();
         for (start, json) in stored {
-            match (self.window(&start), read(&json)) {
-                (Some(window), Ok(value)) => drop(values.insert(window, value)),
-                _ => tracing::error!("ignoring the {what} of {start}, which is not readable: {json}"),
+            match (self.window(&start), Pending::from_json(&json)) {
+                (Some(window), Ok(step)) => drop(pending.insert(window, step)),
+                _ => tracing::error!("ignoring the pending step of {start}, which is not readable: {json}"),
             }
         }
-        Ok(values)
+        Ok(pending)
+    }
+
+    /// Notes the newest report and those that are open, and answers the start of the newest window that has one. Does nothing without a report.
+    async fn note_reports(&self) -> RedisResult<Option<u64>> {
+        let (mut newest, mut open) = (None, Vec::new());
+        self.each_report(|window, report| {
+            newest = newest.max(Some(window.start()));
+            open.extend((!report.is_final).then_some(window.start()));
+        })
+        .await?;
+        let Some(start) = newest else {
+            return Ok(None);
+        };
+        let script = Script::new(NOTE_REPORTS);
+        let mut note = script.key(self.store.keys.reports_open(self.length()));
+        note.key(self.store.keys.reports_progress(self.length())).arg(start);
+        // Few: those of which somebody has died before they were final.
+        open.into_iter().for_each(|start| {
+            note.arg(start);
+        });
+        self.store.redis().script::<u8>(&note).await?;
+        self.progress(progress::NEWEST).await
+    }
+
+    /// Reads all reports, piece by piece.
+    async fn each_report(&self, mut with: impl FnMut(Window, Report)) -> RedisResult<()> {
+        let key = self.store.keys.reports(self.length());
+        let mut cursor = 0u64;
+        loop {
+            let mut hscan = redis::cmd("HSCAN");
+            hscan.arg(&key).arg(cursor).arg("COUNT").arg(1000);
+            let (next, fields): (u64, Vec<(String, String)>) = self.store.redis().command(&hscan).await?;
+            for (start, json) in &fields {
+                match (self.window(start), Report::from_json(json)) {
+                    (Some(window), Ok(report)) => with(window, report),
+                    _ => tracing::error!("ignoring the report of {start}, which is not readable: {json}"),
+                }
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    /// Keeps the ids of windows from expiring that the leader still needs, and notes when: the next one knows by that what may have expired.
+    pub async fn keep(&self, ledger: &Ledger, now_ms: u64) -> RedisResult<()> {
+        let mut windows = ledger.due(now_ms, usize::MAX);
+        windows.extend(ledger.needed());
+        self.store.keep_ids(&windows, |_| IDS_KEPT).await?;
+        self.set_progress(progress::KEPT, now_ms).await
+    }
+
+    /// Has windows counted again that were closed before they had ended.
+    pub async fn reopen(&self, windows: &[Window]) -> RedisResult<()> {
+        self.store.reopen(windows).await
     }
 
     fn window(&self, start: &str) -> Option<Window> {
@@ -151,8 +255,23 @@ impl Books {
     }
 
     /// The windows that have ids.
-    async fn with_ids(&self) -> RedisResult<BTreeSet<Window>> {
-        self.windows_by(&self.store.keys.ids_pattern(self.length())).await
+    async fn with_ids(&self) -> RedisResult<WithIds> {
+        let mut found = WithIds::default();
+        for key in self.store.scan(&self.store.keys.ids_pattern(self.length())).await? {
+            let Some(window) = self.store.keys.window_of(&key, self.length()) else {
+                continue;
+            };
+            found.windows.insert(window);
+            if !ids_parts(&key).is_some_and(|(_, _, _, set)| self.is_counted(set)) {
+                found.uncounted = Some(key);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether the ids of this partition are counted.
+    fn is_counted(&self, set: Partition) -> bool {
+        self.store.sets().any(|counted| counted == set)
     }
 
     /// The windows that have a key of this pattern.
@@ -165,8 +284,8 @@ impl Books {
     }
 
     /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
-    async fn from(&self) -> RedisResult<Option<Window>> {
-        let current = self.length().window_at_ms(now_ms());
+    async fn from(&self, now_ms: u64) -> RedisResult<Option<Window>> {
+        let current = self.length().window_at_ms(now_ms);
         let mut begin = redis::cmd("SET");
         begin
             .arg(self.store.keys.reports_from(self.length()))
@@ -193,7 +312,7 @@ impl Books {
     /// Writes down what is about to be published. Answers whether the lease is held: if not, nothing was written.
     pub async fn prepare(&self, lease: &Lease, records: &[WindowRecord]) -> RedisResult<bool> {
         for records in records.chunks(BATCH) {
-            let mut script = self.prepare.key(self.store.keys.lease());
+            let mut script = self.prepare.key(lease.key());
             script.key(self.store.keys.reports_pending(self.length()));
             script.arg(lease.holder()).arg(ledger::KEPT.as_secs());
             for record in records {
@@ -211,14 +330,17 @@ impl Books {
     /// Records what Kafka has. Answers whether the lease is held: if not, not all was recorded.
     pub async fn record(&self, lease: &Lease, changes: &[Change]) -> RedisResult<bool> {
         for changes in changes.chunks(BATCH) {
-            let mut script = self.record.key(self.store.keys.lease());
+            let mut script = self.record.key(lease.key());
             script
                 .key(self.store.keys.reports(self.length()))
                 .key(self.store.keys.reports_pending(self.length()))
                 .key(self.store.keys.callbacks())
+                .key(self.store.keys.reports_open(self.length()))
+                .key(self.store.keys.reports_progress(self.length()))
                 .arg(lease.holder());
             for Change { record, report } in changes {
                 script.arg(record.window.start()).arg(report.to_json());
+                script.arg(u8::from(!report.is_final));
                 let fields = self.job(record).map_or_else(Vec::new, |job| job.to_fields());
                 script.arg(fields.len() * 2);
                 for (name, value) in fields {
@@ -248,10 +370,11 @@ impl Books {
 
     /// Makes windows final. Answers whether the lease is held: if not, nothing was changed.
     pub async fn finish(&self, lease: &Lease, finals: &[(Window, Report)]) -> RedisResult<bool> {
-        let mut script = self.finish.key(self.store.keys.lease());
+        let mut script = self.finish.key(lease.key());
         script
             .key(self.store.keys.reports(self.length()))
             .key(self.store.keys.reports_pending(self.length()))
+            .key(self.store.keys.reports_open(self.length()))
             .arg(lease.holder())
             .arg(ledger::KEPT.as_secs())
             .arg(Pending::Remove.to_json());
@@ -272,17 +395,36 @@ impl Books {
         self.store.redis().script::<u8>(&script).await.map(drop)
     }
 
-    /// Looks for ids in windows that nobody expects them in. Those of final windows are put aside, also when some of their
-    /// sets fail. Windows that were never reported are given to the ledger.
-    pub async fn sweep(&self, ledger: &mut Ledger, swept: &mut Swept) -> RedisResult<()> {
+    /// Looks for ids in windows that nobody expects them in, at `now_ms`. Those of final windows are put aside, also when some of their
+    /// sets fail. `ledger` is what the leader knew when the search began: what was past then is past still.
+    pub async fn sweep(&self, ledger: &Ledger, now_ms: u64) -> Swept {
+        let mut swept = Swept::default();
+        if let Err(error) = self.search(ledger, now_ms, &mut swept).await {
+            tracing::warn!("cannot search for ids that came too late: {error}");
+        }
+        match self.trim(ledger.first_open(), now_ms).await {
+            Ok(0) => {}
+            Ok(reports) => tracing::info!(reports, "removed old reports"),
+            Err(error) => tracing::warn!("cannot remove old reports: {error}"),
+        }
+        swept
+    }
+
+    async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let with_ids = self.with_ids().await?;
-        self.find_ahead(&with_ids, swept).await?;
-        let past: Vec<Window> = with_ids.into_iter().filter(|window| ledger.is_past(*window)).collect();
+        swept.uncounted = with_ids.uncounted;
+        self.find_ahead(&with_ids.windows, now_ms, swept).await?;
+        let past = with_ids.windows.into_iter().filter(|window| ledger.is_past(*window));
+        let past: Vec<Window> = past.collect();
         let reports = self.store.reports(&past).await?;
-        let now = now_ms();
-        let strays = past.into_iter().zip(reports);
-        let late = strays.filter(|(window, report)| ledger.stray(*window, report.as_ref(), now) == Stray::TooLate);
-        let late: Vec<Window> = late.map(|(window, _)| window).collect();
+        let mut late = Vec::new();
+        for (window, report) in past.into_iter().zip(reports) {
+            match ledger.stray(window, report.as_ref(), now_ms) {
+                Stray::TooLate => late.push(window),
+                Stray::Unreported => swept.unreported.push(window),
+                Stray::Watched => {}
+            }
+        }
         let mut put_aside = Ok(());
         for windows in late.chunks(BATCH) {
             let (moved, result) = self.store.put_aside(windows).await;
@@ -301,48 +443,71 @@ impl Books {
         Ok(())
     }
 
-    /// Finds windows that have not begun, and keeps their ids until they are due.
-    async fn find_ahead(&self, with_ids: &BTreeSet<Window>, swept: &mut Swept) -> RedisResult<()> {
-        let now = Duration::from_millis(now_ms());
-        for window in with_ids {
-            let begins_in = Duration::from_secs(window.start()).saturating_sub(now);
-            if begins_in > AHEAD {
-                let kept = begins_in.min(ledger::KEPT) + Duration::from_secs(UNREPORTED_SECONDS);
-                self.store.expire_ids(&[*window], kept).await?;
-                swept.ahead.push(*window);
-            }
-        }
-        Ok(())
+    /// Finds windows that have not begun, and keeps their ids until they are due, unless they are so far ahead that their host's clock cannot
+    /// have been meant.
+    async fn find_ahead(&self, with_ids: &BTreeSet<Window>, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
+        let ahead = |window: &Window| Duration::from_secs(window.start()).saturating_sub(Duration::from_millis(now_ms));
+        swept.ahead = with_ids
+            .iter()
+            .copied()
+            .filter(|window| ahead(window) > AHEAD)
+            .collect();
+        let near = swept.ahead.iter().copied();
+        let near: Vec<Window> = near.filter(|window| ahead(window).as_secs() <= AHEAD_SECONDS).collect();
+        let kept = |window: Window| ahead(&window) + Duration::from_secs(window.length().seconds()) + IDS_KEPT;
+        self.store.keep_ids(&near, kept).await
     }
 
-    /// Removes reports that need not be kept, and answers how many.
-    pub async fn trim(&self) -> RedisResult<usize> {
-        let key = self.store.keys.reports(self.length());
-        let mut reports = BTreeMap::new();
-        let mut cursor = 0u64;
-        loop {
-            let mut hscan = redis::cmd("HSCAN");
-            hscan.arg(&key).arg(cursor).arg("COUNT").arg(1000);
-            let (next, fields): (u64, Vec<(String, String)>) = self.store.redis().command(&hscan).await?;
-            reports.extend(
-                fields
-                    .iter()
-                    .filter_map(|(start, json)| Some((self.window(start)?, Report::from_json(json).ok()?))),
-            );
-            if next == 0 {
-                break;
+    /// Removes reports that need not be kept, and answers how many: those older than [`ledger::KEPT`], and than `first_open`, from which on there are
+    /// some that may change. The newest stays, to be gone on from.
+    async fn trim(&self, first_open: Window, now_ms: u64) -> RedisResult<u64> {
+        let old = self
+            .length()
+            .window_at_ms(now_ms.saturating_sub(ledger::KEPT.as_millis() as u64));
+        let newest = self
+            .progress(progress::NEWEST)
+            .await?
+            .and_then(|start| self.length().window_starting(start));
+        let Some(until) = [Some(old), Some(first_open), newest].into_iter().min().flatten() else {
+            return Ok(0);
+        };
+        let trimmed = self.progress(progress::TRIMMED).await?;
+        let (windows, until) = match trimmed.and_then(|start| self.length().window_starting(start)) {
+            Some(trimmed) => {
+                let old = std::iter::successors(Some(trimmed), |window| Some(window.next()));
+                let old = old.take_while(|window| *window < until).take(TRIMMED_AT_ONCE);
+                let old: Vec<Window> = old.collect();
+                let until = old.last().map_or(trimmed, |last| last.next());
+                (old, until)
             }
-            cursor = next;
+            None => {
+                let mut old = Vec::new();
+                self.each_report(|window, report| old.extend((window < until && report.is_final).then_some(window)))
+                    .await?;
+                (old, until)
+            }
+        };
+        if trimmed == Some(until.start()) {
+            return Ok(0);
         }
-        let outdated = ledger::outdated(&reports, now_ms());
-        for windows in outdated.chunks(BATCH) {
+        let mut removed = 0;
+        for windows in windows.chunks(BATCH) {
             let mut hdel = redis::cmd("HDEL");
-            hdel.arg(&key);
+            hdel.arg(self.store.keys.reports(self.length()));
             for window in windows {
                 hdel.arg(window.start());
             }
-            self.store.redis().command::<u64>(&hdel).await?;
+            removed += self.store.redis().command::<u64>(&hdel).await?;
         }
-        Ok(outdated.len())
+        self.set_progress(progress::TRIMMED, until.start()).await?;
+        Ok(removed)
     }
+}
+
+/// The windows that have ids.
+#[derive(Debug, Default)]
+struct WithIds {
+    windows: BTreeSet<Window>,
+    /// A set of one of them beyond the partitions that are counted, if there is one.
+    uncounted: Option<String>,
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use redis::Script;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use verve_protocol::WindowLength;
 
 use crate::store::Store;
 
@@ -19,6 +20,14 @@ const RENEW_EVERY: Duration = Duration::from_secs(2);
 /// How often others try to get it.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 
+/// Gets it unless somebody has it, and answers whether it did. Begins with what a full Redis allows, see [`crate::store`].
+///
+/// KEYS: lease. ARGV: holder, milliseconds.
+const ACQUIRE: &str = r"
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('UNLINK', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1";
 const RENEW: &str =
     "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
@@ -26,6 +35,7 @@ const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redi
 /// A lease that was acquired. It is renewed in the background until it is lost, released or dropped.
 pub struct Lease {
     store: Store,
+    key: String,
     holder: String,
     /// Whether another one had it, or Redis gave no answer, when it was first asked for.
     waited_for: bool,
@@ -40,20 +50,17 @@ struct State {
 }
 
 impl Lease {
-    /// Waits until nobody else holds the lease.
-    pub async fn acquire(store: &Store, holder: &str) -> Self {
-        let mut set = redis::cmd("SET");
-        set.arg(store.keys.lease())
-            .arg(holder)
-            .arg("NX")
-            .arg("PX")
-            .arg(lasts_ms());
+    /// Waits until nobody else holds the lease of windows of this length.
+    pub async fn acquire(store: &Store, length: WindowLength, holder: &str) -> Self {
+        let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE));
+        let mut acquire = script.key(&key);
+        acquire.arg(holder).arg(lasts_ms());
         let mut waited_for = false;
         let held_until = loop {
             let asked = Instant::now();
-            match store.redis().command::<Option<()>>(&set).await {
-                Ok(Some(())) => break asked + LASTS,
-                Ok(None) => {}
+            match store.redis().script::<u8>(&acquire).await {
+                Ok(1) => break asked + LASTS,
+                Ok(_) => {}
                 // Said by `health`.
                 Err(error) => tracing::debug!("cannot get the lease: {error}"),
             }
@@ -64,14 +71,20 @@ impl Lease {
             held_until: Mutex::new(held_until),
             lost: Notify::new(),
         });
-        let renewing = tokio::spawn(renew(store.clone(), holder.to_owned(), state.clone()));
+        let renewing = tokio::spawn(renew(store.clone(), key.clone(), holder.to_owned(), state.clone()));
         Self {
             store: store.clone(),
+            key,
             holder: holder.to_owned(),
             waited_for,
             state,
             renewing,
         }
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// Who holds it.
@@ -97,7 +110,7 @@ impl Lease {
     /// Gives it up, so that another replica can take over at once.
     pub async fn release(self) {
         let script = Script::new(RELEASE);
-        let mut release = script.key(self.store.keys.lease());
+        let mut release = script.key(&self.key);
         // If Redis is away, the lease runs out by itself.
         let _ = self.store.redis().script::<u8>(release.arg(&self.holder)).await;
     }
@@ -115,12 +128,12 @@ impl State {
     }
 }
 
-async fn renew(store: Store, holder: String, state: Arc<State>) {
+async fn renew(store: Store, key: String, holder: String, state: Arc<State>) {
     let script = Script::new(RENEW);
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
         let asked = Instant::now();
-        let mut renew = script.key(store.keys.lease());
+        let mut renew = script.key(&key);
         match store.redis().script::<u8>(renew.arg(&holder).arg(lasts_ms())).await {
             Ok(1) => *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + LASTS,
             Ok(_) => break,

@@ -21,6 +21,12 @@ use super::pending::Pending;
 /// How long reports are kept after the end of their window: a week.
 pub const KEPT: Duration = Duration::from_secs(7 * 86_400);
 
+/// How long ids are kept after the end of their window, or after the leader last kept them from expiring.
+pub const IDS_KEPT: Duration = Duration::from_secs(UNREPORTED_SECONDS);
+
+/// A window whose ids may expire within this time is lost already: longer than it takes a leader from its first look to its first count.
+const LOST_BEFORE: Duration = Duration::from_secs(60);
+
 /// When windows are reported, and how long they are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Periods {
@@ -33,14 +39,42 @@ pub struct Periods {
 /// What is in Redis when a leader begins.
 #[derive(Clone, Debug, Default)]
 pub struct Stored {
-    /// What was reported.
+    /// What was reported of the newest window, and of those that are not final.
     pub reports: BTreeMap<Window, Report>,
+    /// The newest window that was reported.
+    pub newest: Option<Window>,
     /// What was begun and not finished.
     pub pending: BTreeMap<Window, Pending>,
     /// Where a reporter began that has reported nothing.
     pub from: Option<Window>,
-    /// The oldest window that has ids.
-    pub oldest_ids: Option<Window>,
+    /// Where there is no report: the windows that have ids.
+    pub with_ids: BTreeSet<Window>,
+    /// When a leader last kept the ids of windows that it still needed from expiring, in Unix milliseconds.
+    pub kept_ms: Option<u64>,
+}
+
+impl Stored {
+    /// Takes back that windows are final which have not even ended at `now_ms`: the clock was ahead for a while. Answers which.
+    pub fn reopen(&mut self, now_ms: u64) -> Vec<Window> {
+        let early = self.reports.iter_mut();
+        let early = early.filter(|(window, report)| report.is_final && window.end_ms() > now_ms);
+        early
+            .map(|(window, report)| {
+                report.is_final = false;
+                *window
+            })
+            .collect()
+    }
+
+    /// The first window whose ids are certainly there at `now_ms`.
+    fn first_kept(&self, length: WindowLength, now_ms: u64) -> Window {
+        let certain_ms = now_ms.saturating_sub(millis(IDS_KEPT - LOST_BEFORE));
+        match self.kept_ms {
+            // Those that had ended by then were kept, and those that have ended since are not older.
+            Some(kept_ms) if kept_ms > certain_ms => length.window_at_ms(0),
+            _ => window_certain_at(length, now_ms),
+        }
+    }
 }
 
 /// What was reported, and what is due next.
@@ -130,8 +164,8 @@ pub enum Stray {
 
 impl Ledger {
     /// Goes on after the last report. Without any it starts where a reporter began before, with the oldest window that has
-    /// ids, or with the current one, whichever is first. Windows so old that their ids have expired are lost, and said to be.
-    /// `known` is what this replica last knew.
+    /// ids which are all there, or with the current one, whichever is first. Windows so old that their ids may have expired are lost, and said
+    /// to be. `known` is what this replica last knew.
     pub fn resume(
         length: WindowLength,
         periods: Periods,
@@ -141,22 +175,26 @@ impl Ledger {
     ) -> (Self, Option<Lost>) {
         let acknowledged = known.map_or_else(BTreeMap::new, |known| known.remind(&mut stored));
         let current = length.window_at_ms(now_ms);
-        let next = match stored.reports.last_key_value() {
-            Some((last, _)) => last.next(),
-            None => [stored.from, stored.oldest_ids]
-                .into_iter()
-                .flatten()
-                .fold(current, Window::min),
+        let first_kept = stored.first_kept(length, now_ms);
+        let newest = stored.reports.last_key_value().map(|(newest, _)| *newest);
+        let next = match newest.max(stored.newest) {
+            Some(newest) => newest.next(),
+            None => {
+                // One whose ids may have expired is none to start with, since all that came since would have to be made up for.
+                let certain = window_certain_at(length, now_ms);
+                let oldest_ids = stored.with_ids.range(certain..).next().copied();
+                [stored.from, oldest_ids]
+                    .into_iter()
+                    .flatten()
+                    .fold(current, Window::min)
+            }
         };
-        // A reporter that could not publish kept the ids of due windows from expiring.
-        let oldest_kept = length.window_at_ms(now_ms.saturating_sub(UNREPORTED_SECONDS * 1000));
-        let oldest_kept = stored.oldest_ids.unwrap_or(oldest_kept).min(oldest_kept);
-        let lost = (next < oldest_kept).then(|| Lost {
+        let lost = (next < first_kept).then(|| Lost {
             first: next,
-            last: oldest_kept.previous().unwrap_or(next),
-            windows: (oldest_kept.start() - next.start()) / length.seconds(),
+            last: first_kept.previous().unwrap_or(next),
+            windows: (first_kept.start() - next.start()) / length.seconds(),
         });
-        let next = next.max(oldest_kept);
+        let next = next.max(first_kept);
         let mut ledger = Self {
             periods,
             next,
@@ -238,6 +276,21 @@ impl Ledger {
     /// When the next window is due, in Unix milliseconds.
     pub fn next_due_ms(&self) -> u64 {
         self.due_ms(self.next)
+    }
+
+    /// The first window whose report may change, by way of counting; none that is older is touched again but by ids that came too late.
+    pub fn first_open(&self) -> Window {
+        self.watched
+            .keys()
+            .chain(self.pending.keys())
+            .copied()
+            .fold(self.next, Window::min)
+    }
+
+    /// Reports these, which were never reported and have ids, unless somebody has begun to meanwhile.
+    pub fn add_strays(&mut self, windows: &[Window]) {
+        let past: Vec<Window> = windows.iter().copied().filter(|window| self.is_past(*window)).collect();
+        self.strays.extend(past);
     }
 
     /// The windows whose ids are needed still, except those that are only due.
@@ -364,11 +417,9 @@ impl Ledger {
     }
 
     /// What to do about ids of a past window, of which Redis has this report.
-    pub fn stray(&mut self, window: Window, report: Option<&Report>, now_ms: u64) -> Stray {
-        // A day less than reports are kept, so that no report was trimmed by another replica's clock.
-        let kept = millis(KEPT) - UNREPORTED_SECONDS * 1000;
-        if report.is_none() && window < self.first && now_ms < window.end_ms() + kept {
-            self.strays.insert(window);
+    pub fn stray(&self, window: Window, report: Option<&Report>, now_ms: u64) -> Stray {
+        let are_all_there = window >= window_certain_at(window.length(), now_ms);
+        if report.is_none() && window < self.first && are_all_there {
             return Stray::Unreported;
         }
         match report {
@@ -388,15 +439,9 @@ impl Ledger {
     }
 }
 
-/// Which of `reports` need not be kept: final, and older than [`KEPT`]. The newest stays, to be gone on from.
-pub fn outdated(reports: &BTreeMap<Window, Report>, now_ms: u64) -> Vec<Window> {
-    let newest = reports.keys().next_back();
-    let old =
-        |window: &Window, report: &Report| report.is_final && window.end_ms().saturating_add(millis(KEPT)) <= now_ms;
-    let outdated = reports
-        .iter()
-        .filter(|(window, report)| Some(*window) != newest && old(window, report));
-    outdated.map(|(window, _)| *window).collect()
+/// The first window whose ids have certainly not expired at `now_ms`, and do not before they can be counted, whatever any leader has done.
+const fn window_certain_at(length: WindowLength, now_ms: u64) -> Window {
+    length.window_at_ms(now_ms.saturating_sub((IDS_KEPT.as_millis() - LOST_BEFORE.as_millis()) as u64))
 }
 
 fn millis(duration: Duration) -> u64 {

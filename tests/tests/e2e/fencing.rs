@@ -226,7 +226,13 @@ async fn a_reporter_stops_soon_though_kafka_was_never_there() -> Result<()> {
         reporter.process().log()
     );
     wait::until("the lease", SOON, || async {
-        let holder: Option<String> = site.connection().await.ok()?.get(site.keys().lease()).await.ok()?;
+        let holder: Option<String> = site
+            .connection()
+            .await
+            .ok()?
+            .get(site.keys().lease(site.length))
+            .await
+            .ok()?;
         holder.is_none().then_some(())
     })
     .await

@@ -103,8 +103,10 @@ async fn an_endpoint_gets_as_many_jobs_as_it_may() -> Result<()> {
             let query = format!("id={id}&endpoint=http%3A%2F%2F{endpoint}.com%2F");
             assert_eq!(accept(&host, &query).await?, expected, "{kind:?} {query}");
         }
-        // Without an endpoint nothing is limited.
+        // Without an endpoint nothing is limited; and what was refused was not recorded.
         assert_eq!(accept(&host, "id=4").await?, is(200, "new"), "{kind:?}");
+        let ids = ["1", "3", "4"].map(str::to_owned);
+        assert_eq!(site.members(window).await?[0], ids.into(), "{kind:?}");
         assert_eq!(site.stream(&site.keys().callbacks()).await?.len(), 3, "{kind:?}");
         counted(&site, window, &[("limited", 3), ("requests", 7)])
             .await

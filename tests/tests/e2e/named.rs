@@ -6,9 +6,11 @@ use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use verve_protocol::counter_name::{MAX_COUNTERS, UNUSED_SECONDS};
 use verve_protocol::{CounterName, Window};
+use verve_tests::clock::WrongClock;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::kafka::Record;
 use verve_tests::metrics::Metrics;
+use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, wait};
 
@@ -266,5 +268,84 @@ async fn an_application_of_wasi_0_2_has_them_too() -> Result<()> {
             .await?;
         assert_eq!(of(&ledger, "north", window).context("reported")?.value, "2", "{kind:?}");
     }
+    Ok(())
+}
+
+/// A counter that was not used for days, and ids that were spooled before: its old windows stay as they were reported, and what is too late is told.
+#[tokio::test]
+async fn one_that_is_used_after_days_goes_on() -> Result<()> {
+    const DAY_MS: u64 = 86_400_000;
+    let redis_clock = WrongClock::right()?;
+    let redis = RedisServer::options().clock(&redis_clock).start().await?;
+    let site = Site::with_redis(60, redis);
+    let mut ledger = Ledger::new().await?;
+    let flags = ledger.flags(&site, &["--late-seconds", "1"]);
+    let set = |days: i64| redis_clock.set(-days * 86_400);
+    let reporter = || Reporter::start_by(&redis_clock, &flags);
+
+    // Five players, twelve days ago, and what was reported of them.
+    set(12)?;
+    let window = site.length.window_at_ms(clock::now_ms() - 12 * DAY_MS);
+    let instance = example(&site, Kind::VerveHost, "login")?.wrong_clock(&redis_clock);
+    let mut instance = instance.start().await?;
+    for player in 0..5 {
+        assert_eq!(login(&instance, &format!("player={player}&game=chess")).await?, 200);
+    }
+    let counted = site.keys().named(name("game-chess"));
+    let mut redis = site.connection().await?;
+    let keys: Vec<String> = redis.keys(format!("{}/game-chess:ids:*", site.namespace)).await?;
+    let window = keys
+        .first()
+        .and_then(|key| counted.window_of(key, site.length))
+        .unwrap_or(window);
+    let first = reporter()?;
+    redis_clock.set(-12 * 86_400 + 70)?;
+    ledger
+        .read_until(SOON, |ledger| of(ledger, "game-chess", window).is_some())
+        .await?;
+    let published = of(&ledger, "game-chess", window).context("reported")?;
+    assert_eq!((published.value.as_str(), published.header("revision")), ("5", "0"));
+    wait::until("the window to be final", SOON, || async {
+        let mut redis = site.connection().await.ok()?;
+        let report: String = redis.hget(counted.reports(site.length), window.start()).await.ok()?;
+        report.contains(r#""final":true"#).then_some(())
+    })
+    .await
+    .with_context(|| first.process().log())?;
+    first.process().kill();
+
+    for (days_ago, number) in [(9, 1), (0, 2)] {
+        // Three more of that window come out of a spool.
+        instance.process().kill();
+        let row = "INSERT INTO ids (key, ids, count) VALUES (?, ?, 3)";
+        let ids = format!("{number}01,{number}02,{number}03");
+        let key = counted.ids(window, verve_protocol::Partition::Whole);
+        instance.spool()?.execute(row, (key, ids))?;
+        set(days_ago)?;
+        instance.restart().await?;
+        assert_eq!(login(&instance, "player=1").await?, 200);
+        let reporter = reporter()?;
+        let line = reporter
+            .process()
+            .wait_for_line(2 * SOON, |line| {
+                line.contains("came after their window") && line.contains("game-chess")
+            })
+            .await?;
+        assert!(line.contains("ids=3") && line.contains(&window.to_string()), "{line}");
+        if days_ago == 9 {
+            // Its report is there still.
+            let key = format!("game-chess/{window}");
+            ledger
+                .read_until(SOON, |ledger| ledger.last()[key.as_str()].header("revision") == "1")
+                .await?;
+            let last = ledger.last()[key.as_str()];
+            assert_eq!((last.value.as_str(), last.header("late")), ("5", "3"));
+        }
+        reporter.process().kill();
+    }
+    ledger.read_for(Duration::from_secs(2)).await;
+    let last = of(&ledger, "game-chess", window).context("reported")?;
+    assert_eq!(last.value, "5", "{ledger}");
+    site.redis.kill();
     Ok(())
 }

@@ -151,7 +151,7 @@ async fn an_error_s_text_cannot_become_part_of_the_page() -> Result<()> {
     let () = site
         .connection()
         .await?
-        .set(site.keys().lease(), "<script>alert(1)</script>")
+        .set(site.keys().lease(site.length), "<script>alert(1)</script>")
         .await?;
     wait::until("the page", SOON, || async {
         let page = http::get(reporter.address(), "/").await.ok()?.text();

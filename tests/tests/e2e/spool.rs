@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use verve_protocol::Window;
 use verve_protocol::keys::MAX_QUEUED_JOBS;
+use verve_tests::cluster::Cluster;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::link::{Hold, Link};
 use verve_tests::redis::RedisServer;
@@ -446,6 +447,153 @@ async fn a_connection_on_which_nothing_is_answered_any_more_is_replaced() -> Res
         gate.reached(SOON).await?;
         assert_eq!(accept(&instance, "id=2").await?, "new", "{kind:?}");
         drop(gate);
+    }
+    Ok(())
+}
+
+/// What another Redis was called before is not asked of anything, and gets nothing.
+#[tokio::test]
+async fn a_node_of_another_cluster_is_not_gone_to() -> Result<()> {
+    for kind in Kind::available() {
+        let before = Cluster::start(3, 0).await?;
+        let mut site = Site::with_one_window().await?;
+        let mut instance = start(&site, kind).await?;
+        accept(&instance, "id=1").await?;
+        let node = before.nodes()[0].url();
+        let row = "INSERT INTO state VALUES (?, ?)";
+        instance.spool()?.execute(row, (node, clock::now_ms().cast_signed()))?;
+        site.redis.kill();
+        instance.restart().await?;
+        for id in 3..10 {
+            assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled", "{kind:?}");
+        }
+        site.redis.restart().await?;
+        wait::until("the ids", SOON, || async {
+            let ids = site.members(clock::current_window(site.length)).await.ok()?;
+            (ids[0].len() == 7).then_some(())
+        })
+        .await
+        .with_context(|| instance.process().log())?;
+        assert_eq!(before.sizes().await?, [0, 0, 0], "{kind:?}");
+    }
+    Ok(())
+}
+
+/// A spool that cannot be read says so, and what is in it is drained once it can.
+#[tokio::test]
+async fn a_spool_that_cannot_be_read_says_so() -> Result<()> {
+    let mut site = Site::with_one_window().await?;
+    let mut instance = start(&site, Kind::VerveHost).await?;
+    let window = clock::current_window(site.length);
+    site.redis.kill();
+    for id in 0..5 {
+        assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled");
+    }
+    instance.process().kill();
+    instance.spool()?.execute_batch("ALTER TABLE state RENAME TO damaged")?;
+    site.redis.restart().await?;
+    instance.restart().await?;
+    let line = instance.process().wait_for_text("not drained", SOON).await?;
+    assert!(line.contains("no such table: state"), "{line}");
+    instance.spool()?.execute_batch("ALTER TABLE damaged RENAME TO state")?;
+    instance.restart().await?;
+    assert_drained(&site, window, 5, "mended").await
+}
+
+/// What is accepted after the spool's files were removed is not written into files that nobody has any more.
+#[tokio::test]
+async fn a_spool_whose_files_are_removed_is_made_anew() -> Result<()> {
+    let mut site = Site::with_one_window().await?;
+    let instance = start(&site, Kind::VerveHost).await?;
+    let window = clock::current_window(site.length);
+    site.redis.kill();
+    assert_eq!(accept(&instance, "id=1000").await?, "spooled");
+    for file in ["sqlite_db.db", "sqlite_db.db-wal", "sqlite_db.db-shm"] {
+        std::fs::remove_file(instance.folder().join(".spin").join(file))?;
+    }
+    let mut answers = Vec::new();
+    for id in 0..20 {
+        let target = format!("/api/verve/accept?id={id}");
+        let answer = http::get(instance.addr(), &target).await?;
+        answers.push((id, answer.status));
+    }
+    assert!(
+        answers.iter().filter(|(_, status)| *status != 200).count() <= 2,
+        "{answers:?}"
+    );
+    instance
+        .process()
+        .wait_for_text("was removed or replaced", SOON)
+        .await?;
+    site.redis.restart().await?;
+    wait::until("all that was answered ok", SOON, || async {
+        let ids = site.members(window).await.ok()?;
+        let accepted = answers.iter().filter(|(_, status)| *status == 200);
+        accepted
+            .clone()
+            .all(|(id, _)| ids[0].contains(&id.to_string()))
+            .then_some(())
+    })
+    .await
+    .with_context(|| instance.process().log())
+}
+
+/// Hosts that share a state folder by mistake do not drain each other's ids into their own Redis.
+#[tokio::test]
+async fn a_spool_of_another_redis_or_namespace_is_left_alone() -> Result<()> {
+    for kind in Kind::available() {
+        let [mut first, second] = [Site::with_one_window().await?, Site::with_one_window().await?];
+        let mut instance = start(&first, kind).await?;
+        let window = clock::current_window(first.length);
+        first.redis.kill();
+        for id in 0..5 {
+            assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled", "{kind:?}");
+        }
+        instance.process().kill();
+        let of_first = [first.redis_urls(), first.namespace.clone()];
+        let strangers = [
+            [second.redis_urls(), second.namespace.clone()],
+            [second.redis_urls(), first.namespace.clone()],
+            [first.redis_urls(), second.namespace.clone()],
+        ];
+        for [urls, namespace] in strangers {
+            instance.set_variable("redis_urls", &urls);
+            instance.set_variable("namespace", &namespace);
+            instance.restart().await?;
+            // Its own ids are another matter.
+            http::get(instance.addr(), "/api/verve/accept?id=7").await?;
+            let line = instance.process().wait_for_text("it is left alone", SOON).await?;
+            assert!(
+                line.contains(&of_first[0]) && line.contains(&of_first[1]),
+                "{kind:?}: {line}"
+            );
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut keys: Vec<String> = redis::cmd("KEYS")
+            .arg("*:ids:*")
+            .query_async(&mut second.connection().await?)
+            .await?;
+        keys.sort();
+        assert_eq!(keys.len(), 2, "{keys:?}");
+        let ids: Vec<String> = redis::cmd("SUNION")
+            .arg(&keys)
+            .query_async(&mut second.connection().await?)
+            .await?;
+        assert_eq!(ids, ["7"], "{kind:?}");
+        // The one whose it is goes on with it, and by another of its servers' names too.
+        instance.set_variable("redis_urls", &of_first[0]);
+        instance.set_variable("namespace", &of_first[1]);
+        first.redis.restart().await?;
+        instance.restart().await?;
+        assert_drained(&first, window, 5, &format!("{kind:?}")).await?;
+        // Now that it is empty, it is whoever's comes.
+        instance.set_variable("redis_urls", "redis://127.0.0.1:1");
+        instance.restart().await?;
+        assert_eq!(accept(&instance, "id=8").await?, "spooled", "{kind:?}");
+        let owner: String = instance
+            .spool()?
+            .query_one("SELECT redis FROM owner", [], |row| row.get(0))?;
+        assert_eq!(owner, "redis://127.0.0.1:1", "{kind:?}");
     }
     Ok(())
 }

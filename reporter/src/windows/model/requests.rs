@@ -53,7 +53,8 @@ impl World {
             reports: self.reports.clone(),
             pending: self.pending.clone(),
             from: self.windows.first().copied(),
-            oldest_ids: self.sets.keys().next().copied(),
+            with_ids: self.sets.keys().copied().collect(),
+            ..Stored::default()
         };
         let now = self.now_ms;
         Some(Box::new(move |world, i| {
@@ -162,7 +163,11 @@ impl World {
         let mut past: Vec<Window> = with_ids.map(|(window, _)| *window).collect();
         past.retain(|window| ledger.is_past(*window));
         for window in past {
-            if ledger.stray(window, self.reports.get(&window), self.now_ms) == Stray::TooLate {
+            let stray = ledger.stray(window, self.reports.get(&window), self.now_ms);
+            if stray == Stray::Unreported {
+                ledger.add_strays(&[window]);
+            }
+            if stray == Stray::TooLate {
                 let ids: u64 = self.sets.remove(&window).unwrap_or_default().iter().sum();
                 *self.late.entry(window).or_default() += ids;
             }

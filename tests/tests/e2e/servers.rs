@@ -1,0 +1,231 @@
+//! What depends on the version and the kind of Redis, on each that there is: Redis 7, Redis 8 and Valkey 8.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use redis::AsyncCommands;
+use verve_protocol::Partition;
+use verve_protocol::keys::UNREPORTED_SECONDS;
+use verve_tests::host::{Instance, Kind};
+use verve_tests::link::Link;
+use verve_tests::redis::{Options, RedisServer};
+use verve_tests::reporter::Reporter;
+use verve_tests::{clock, http, paths, wait};
+
+use crate::ledger::Ledger;
+use crate::site::{SOON, Site};
+
+/// Does something on each server.
+async fn on_each(test: impl AsyncFn(Options, &str) -> Result<()>) -> Result<()> {
+    for program in paths::redis_servers()? {
+        let name = program.display().to_string();
+        let options = RedisServer::options().program(Path::new(&program));
+        test(options, &name).await.with_context(|| name.clone())?;
+    }
+    Ok(())
+}
+
+async fn accept(instance: &Instance, query: &str) -> Result<(u16, String)> {
+    let response = http::get(instance.addr(), &format!("/api/verve/accept?{query}")).await?;
+    let outcome = response.header("verve-outcome").unwrap_or_default().to_owned();
+    Ok((response.status, outcome))
+}
+
+/// A primary whose replica follows it over a link.
+struct Pair {
+    site: Site,
+    replica: RedisServer,
+    link: Link,
+}
+
+impl Pair {
+    async fn start(options: Options) -> Result<Self> {
+        let primary = options.clone().start().await?;
+        let link = Link::start(primary.address()).await?;
+        let replica = options.start().await?;
+        let mut follow = redis::cmd("REPLICAOF");
+        follow.arg("127.0.0.1").arg(link.address().port());
+        follow.exec_async(&mut replica.connection().await?).await?;
+        // Far enough from the window's end.
+        let seconds = if clock::current_window(clock::length(86_400)).end_ms() > clock::now_ms() + 120_000 {
+            86_400
+        } else {
+            77_777
+        };
+        let pair = Self {
+            site: Site::with_redis(seconds, primary),
+            replica,
+            link,
+        };
+        wait::until("the replica to follow", SOON, || async { pair.waited(1).await.ok() }).await?;
+        Ok(pair)
+    }
+
+    /// Writes something, and waits until so many replicas have it.
+    async fn waited(&self, replicas: u64) -> Result<()> {
+        let mut redis = self.site.connection().await?;
+        let pipe = redis::pipe()
+            .set("somebody-elses", clock::now_ms())
+            .ignore()
+            .cmd("WAIT")
+            .arg(replicas)
+            .arg(200)
+            .to_owned();
+        let [reached]: [u64; 1] = pipe.query_async(&mut redis).await?;
+        ensure!(reached >= replicas, "{reached} replicas");
+        Ok(())
+    }
+
+    async fn host(&self, kind: Kind) -> Result<Instance> {
+        let host = self.site.host(kind).variable("redis_wait_replicas", "1");
+        host.variable("redis_timeout_ms", "400").start().await
+    }
+
+    /// Whether the replica has an id of the window.
+    async fn has(&self, id: i64) -> Result<bool> {
+        let key = self.site.ids(clock::current_window(self.site.length));
+        Ok(self.replica.connection().await?.sismember(key, id).await?)
+    }
+}
+
+/// `ok` means that a replica has the id, also where the primary had it already: by an attempt that came to no end, or by somebody else.
+#[tokio::test]
+async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
+    on_each(async |options, name| {
+        for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+            let pair = Pair::start(options.clone()).await?;
+            let host = pair.host(kind).await?;
+            assert_eq!(accept(&host, "id=1").await?, (200, "new".to_owned()), "{name} {kind:?}");
+            ensure!(pair.has(1).await?, "{name} {kind:?}");
+            pair.link.hold();
+            let window = clock::current_window(pair.site.length);
+            pair.site.add(window, [3]).await?;
+            // One that two attempts bring, and one that is there already.
+            for id in [2, 3] {
+                let answer = accept(&host, &format!("id={id}")).await?;
+                let expected = match kind {
+                    Kind::VerveHost => (200, "spooled".to_owned()),
+                    _ => (503, String::new()),
+                };
+                assert_eq!(answer, expected, "{name} {kind:?}: {id}\n{}", host.process().log());
+            }
+            if kind == Kind::VerveHost {
+                // It stays in the spool, as often as it is brought to the primary.
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                assert_eq!(host.in_spool("SELECT sum(count) FROM ids")?, 2, "{name}");
+            }
+            assert!(!pair.has(2).await? && !pair.has(3).await?, "{name} {kind:?}");
+            pair.link.mend();
+            wait::until("the replica to have all", SOON, || async {
+                accept(&host, "id=2").await.ok()?;
+                let drained = kind != Kind::VerveHost || host.in_spool("SELECT count(*) FROM ids").ok()? == 0;
+                (drained && pair.has(2).await.ok()? && pair.has(3).await.ok()?).then_some(())
+            })
+            .await
+            .with_context(|| format!("{name} {kind:?}: {}", host.process().log()))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// A set expires a day after its window's end, whatever the window's length, and so do the statistics.
+#[tokio::test]
+async fn sets_expire_a_day_after_their_windows_end() -> Result<()> {
+    on_each(async |options, name| {
+        let redis = options.start().await?;
+        let mut connection = redis.connection().await?;
+        let mut site = Site::with_redis(1, redis);
+        for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+            for seconds in [1, 60, 3_600, 86_400] {
+                for partitions in [1, 4] {
+                    site = site.partitioned(partitions);
+                    site.length = clock::length(seconds);
+                    site.namespace = clock::unique("expiry");
+                    let host = site.host(kind).start().await?;
+                    for id in 0..8 {
+                        assert_eq!(accept(&host, &format!("id={id}")).await?.0, 200, "{name} {kind:?}");
+                    }
+                    let (mut expiries, mut of_stats) = (Vec::new(), Vec::new());
+                    wait::until("the statistics", SOON, || {
+                        let (mut connection, pattern) = (connection.clone(), format!("*{}*:stats:*", site.namespace));
+                        async move {
+                            connection
+                                .keys(pattern)
+                                .await
+                                .ok()
+                                .filter(|keys: &Vec<String>| !keys.is_empty())
+                        }
+                    })
+                    .await?;
+                    let keys: Vec<String> = connection.keys(format!("*{}*", site.namespace)).await?;
+                    for key in keys {
+                        let at: i64 = redis::cmd("EXPIRETIME").arg(&key).query_async(&mut connection).await?;
+                        if key.contains(":ids:") {
+                            let window = verve_protocol::keys::ids_parts(&key).context("a set")?;
+                            expiries.push((key.clone(), at - (window.1 + window.2).cast_signed()));
+                        } else if key.contains(":stats:") {
+                            let start: i64 = key.rsplit(':').next().context("a start")?.parse()?;
+                            of_stats.push((key, at - start - i64::from(seconds)));
+                        }
+                    }
+                    let day = UNREPORTED_SECONDS.cast_signed();
+                    // Statistics are flushed a little later.
+                    let near = |after: i64| (day - 2..=day + 5).contains(&after);
+                    assert!(
+                        !expiries.is_empty() && expiries.iter().all(|(_, after)| *after == day),
+                        "{name} {kind:?}: {expiries:?}"
+                    );
+                    assert!(
+                        of_stats.iter().all(|(_, after)| near(*after)),
+                        "{name} {kind:?}: {of_stats:?}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// A Redis that is full, and lets nothing go of itself, comes to have room by what is reported; and another replica takes over meanwhile.
+#[tokio::test]
+async fn a_full_redis_empties_by_what_is_reported() -> Result<()> {
+    on_each(async |options, name| {
+        let redis = options.start().await?;
+        let site = Site::with_redis(1, redis);
+        let mut ledger = Ledger::new().await?;
+        let flags = ledger.flags(&site, &["--late-seconds", "1"]);
+        let first = Reporter::ready(&flags).await?;
+        let window = clock::next_window(site.length).await;
+        // Some 3 MB of ids that have to go.
+        let mut connection = site.connection().await?;
+        for from in (0..50_000).step_by(1000) {
+            let ids: Vec<i64> = (from..from + 1000).map(|id| id * 1_000_003).collect();
+            let _: u64 = connection.sadd(site.ids(window), ids).await?;
+        }
+        first.process().kill();
+        site.redis.set("maxmemory", "1").await?;
+        let second = Reporter::start(&flags)?;
+        ledger
+            .read_to(window, 1, Duration::from_secs(30))
+            .await
+            .with_context(|| second.process().log())?;
+        assert_eq!(ledger.of(window)[0].value, "50000", "{name}");
+        wait::until("the ids to be removed", SOON, || async {
+            let mut connection = site.connection().await.ok()?;
+            let keys = site.keys();
+            let left: u64 = redis::cmd("EXISTS")
+                .arg(site.ids(window))
+                .arg(keys.closed(window, Partition::Whole))
+                .query_async(&mut connection)
+                .await
+                .ok()?;
+            (left == 0).then_some(())
+        })
+        .await
+        .with_context(|| format!("{name}: {}", second.process().log()))
+    })
+    .await
+}
