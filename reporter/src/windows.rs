@@ -179,7 +179,9 @@ impl Reporter {
     /// Reports windows until a stop is asked for, the lease is lost, or Redis fails.
     async fn lead(&self, lease: &Lease, known: &mut Option<Ledger>, stop: &CancellationToken) -> RedisResult<()> {
         let mut clock = self.store.clock().await?;
-        let ledger = self.resume(known.as_ref(), clock.now_ms()).await?;
+        let Some(ledger) = self.resume(lease, known.as_ref(), clock.now_ms()).await? else {
+            return Ok(());
+        };
         let ledger = known.insert(ledger);
         let mut session = self.publisher.session();
         let (mut watched, mut kept) = (Last::default(), Last::default());
@@ -195,7 +197,12 @@ impl Reporter {
                     by_ms = before_ms - clock.now_ms(),
                     "Redis' clock was set back"
                 );
-                *ledger = self.resume(Some(&*ledger), clock.now_ms()).await?;
+                // What it finds was past by a clock that was wrong.
+                sweeping = None;
+                match self.resume(lease, Some(&*ledger), clock.now_ms()).await? {
+                    Some(resumed) => *ledger = resumed,
+                    None => return Ok(()),
+                }
             }
             if kept.is_over(KEEP_EVERY) {
                 self.books.keep(ledger, clock.now_ms()).await?;
@@ -249,7 +256,7 @@ impl Reporter {
                         watched.is_now();
                     }
                     // Beside the reporting, since it may take long.
-                    if let Some(done) = sweeping.take_if(|sweeping| sweeping.task.is_finished()) {
+                    if let Some(done) = sweeping.take_if(|sweeping| sweeping.is_finished()) {
                         if !self.swept(lease, ledger, &mut sweeps, done).await? {
                             return Ok(());
                         }
@@ -271,7 +278,8 @@ impl Reporter {
         }
     }
 
-    async fn resume(&self, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Ledger> {
+    /// Nothing without the lease.
+    async fn resume(&self, lease: &Lease, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Option<Ledger>> {
         let periods = Periods {
             grace: self.config.grace,
             late: self.config.late,
@@ -283,7 +291,9 @@ impl Reporter {
                 counter = self.counter(), %first, windows = early.len(),
                 "windows are final that have not ended: Redis' clock was ahead; they are counted again"
             );
-            self.books.reopen(&early).await?;
+            if !self.books.reopen(lease, &stored, &early).await? {
+                return Ok(None);
+            }
         }
         let (ledger, lost) = Ledger::resume(self.config.length, periods, stored, known, now_ms);
         if let Some(lost) = lost {
@@ -294,7 +304,7 @@ impl Reporter {
                 "windows not reported: no reporter ran for so long that their ids have expired"
             );
         }
-        Ok(ledger)
+        Ok(Some(ledger))
     }
 
     /// Publishes what was written down. `None` if the lease is lost.
@@ -405,11 +415,11 @@ impl Reporter {
     /// Begins to look for what came too late, and for what need not be kept.
     fn sweep(&self, ledger: Ledger, now_ms: u64) -> Sweeping {
         let books = self.books.clone();
-        let task = tokio::spawn(async move { books.sweep(&ledger, now_ms).await });
-        Sweeping {
-            task: AbortOnDropHandle::new(task),
-            begun: Instant::now(),
-        }
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let begun = Instant::now();
+            let swept = books.sweep(&ledger, now_ms).await;
+            (swept, begun.elapsed())
+        }))
     }
 
     /// Says what a search has found, and writes down what is to be published of it. What fails there can wait, except for that. Answers
@@ -421,11 +431,11 @@ impl Reporter {
         sweeps: &mut Sweeps,
         done: Sweeping,
     ) -> RedisResult<bool> {
-        sweeps.done(done.begun.elapsed(), &self.pace);
-        let swept = done.task.await.unwrap_or_else(|error| {
+        let (swept, took) = done.await.unwrap_or_else(|error| {
             tracing::error!("the search for ids that came too late failed: {error}");
-            Swept::default()
+            Default::default()
         });
+        sweeps.done(took, &self.pace);
         for (window, ids) in swept.late {
             self.metrics.late_ids.inc_by(ids);
             tracing::warn!(counter = self.counter(), %window, ids, "ids came after their window was final: kept for a day, and told by a record with their number");
@@ -475,11 +485,8 @@ impl Reporter {
     }
 }
 
-/// A search under way.
-struct Sweeping {
-    task: AbortOnDropHandle<Swept>,
-    begun: Instant,
-}
+/// A search under way, which answers what it has found, and how long that took.
+type Sweeping = AbortOnDropHandle<(Swept, Duration)>;
 
 /// While Kafka is away.
 async fn put_off(retry: &mut Retry, stop: &CancellationToken) {

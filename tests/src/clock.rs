@@ -1,18 +1,21 @@
 //! The time, and names that nobody else uses.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::process::{self, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use verve_protocol::{Window, WindowLength};
 
-use crate::paths;
+/// What gives a program such a clock, in C, since it is preloaded.
+const SHIM: &str = include_str!("wrong_clock.c");
 
-/// A clock that can be set while programs run by it (libfaketime). Clones are the same clock. How time passes for them does not change.
+/// A clock that can be set while programs run by it. Clones are the same clock. How time passes for them does not change.
 #[derive(Clone, Debug)]
 pub struct WrongClock(Arc<TempDir>);
 
@@ -20,11 +23,33 @@ impl WrongClock {
     /// A clock that is right.
     ///
     /// # Errors
-    /// When it cannot be kept in a file.
+    /// When there is no C compiler.
     pub fn right() -> Result<Self> {
         let clock = Self(Arc::new(tempfile::tempdir()?));
-        clock.set(0)?;
+        let source = clock.file("shim.c");
+        fs::write(&source, SHIM)?;
+        fs::write(clock.file("clock"), 0_i64.to_ne_bytes())?;
+        let mut compile = Command::new("cc");
+        compile
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(clock.file("shim.so"));
+        let status = compile.arg(&source).arg("-ldl").status().context("cc")?;
+        ensure!(status.success(), "cc: {status}");
         Ok(clock)
+    }
+
+    /// One that is so many seconds ahead.
+    ///
+    /// # Errors
+    /// As [`Self::right`].
+    pub fn ahead(seconds: i64) -> Result<Self> {
+        let clock = Self::right()?;
+        clock.set(seconds)?;
+        Ok(clock)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
     }
 
     /// Sets it to so many seconds ahead, or behind where that is less than 0.
@@ -32,23 +57,16 @@ impl WrongClock {
     /// # Errors
     /// When its file cannot be written.
     pub fn set(&self, ahead_s: i64) -> Result<()> {
-        // In one step, so that nobody reads half of it.
-        let (new, file) = (self.0.path().join("new"), self.0.path().join("clock"));
-        fs::write(&new, format!("{ahead_s:+}s\n"))?;
-        Ok(fs::rename(new, file)?)
+        // In place, since the programs have it in their memory.
+        let file = fs::OpenOptions::new().write(true).open(self.file("clock"))?;
+        Ok(file.write_all_at(&ahead_s.to_ne_bytes(), 0)?)
     }
 
     /// Has a program that is not started yet go by it.
-    ///
-    /// # Errors
-    /// When there is no libfaketime.
-    pub fn give(&self, command: &mut Command) -> Result<()> {
+    pub fn give(&self, command: &mut Command) {
         command
-            .env("LD_PRELOAD", paths::libfaketime()?)
-            .env("FAKETIME_TIMESTAMP_FILE", self.0.path().join("clock"))
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        Ok(())
+            .env("LD_PRELOAD", self.file("shim.so"))
+            .env("WRONG_CLOCK", self.file("clock"));
     }
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::clock::WrongClock;
-use crate::process::{OnLine, Process, in_wrong_time, under};
+use crate::process::{OnLine, Process, under};
 use crate::{http, net, paths, wait};
 
 /// Which program runs the component, and which build of it.
@@ -107,8 +107,7 @@ pub struct Options {
     variables: Vec<(String, String)>,
     manifest: Option<String>,
     address: Option<SocketAddr>,
-    clock: Option<String>,
-    wrong_clock: Option<WrongClock>,
+    clock: Option<WrongClock>,
     survives_file_limit: bool,
     open_files: Option<u32>,
     flags: Vec<String>,
@@ -146,17 +145,10 @@ impl Options {
         self
     }
 
-    /// Has it believe in a time that is wrong by so much, such as `-30s` (libfaketime).
-    #[must_use]
-    pub fn clock(mut self, wrong_by: &str) -> Self {
-        self.clock = Some(wrong_by.to_owned());
-        self
-    }
-
     /// Has it go by this clock, which can be set while it runs.
     #[must_use]
-    pub fn wrong_clock(mut self, clock: &WrongClock) -> Self {
-        self.wrong_clock = Some(clock.clone());
+    pub fn clock(mut self, clock: &WrongClock) -> Self {
+        self.clock = Some(clock.clone());
         self
     }
 
@@ -214,11 +206,8 @@ impl Options {
         if let Some(limit) = self.open_files {
             command = under("prlimit", &[&format!("--nofile={limit}:{limit}")], &command);
         }
-        if let Some(wrong_by) = self.clock {
-            in_wrong_time(&mut command, &wrong_by)?;
-        }
-        if let Some(clock) = &self.wrong_clock {
-            clock.give(&mut command)?;
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
         }
         if self.survives_file_limit {
             // The signal that would end it.
@@ -228,7 +217,7 @@ impl Options {
         let instance = Instance {
             kind: self.kind,
             variables: self.variables,
-            wrong_clock: self.wrong_clock,
+            clock: self.clock,
             stop_grace: self.stop_grace,
             process,
             address,
@@ -283,7 +272,7 @@ pub fn application_folder(manifest: &str) -> Result<TempDir> {
 pub struct Instance {
     kind: Kind,
     variables: Vec<(String, String)>,
-    wrong_clock: Option<WrongClock>,
+    clock: Option<WrongClock>,
     stop_grace: &'static str,
     process: Process,
     address: SocketAddr,
@@ -312,7 +301,6 @@ impl Instance {
             manifest: None,
             address: None,
             clock: None,
-            wrong_clock: None,
             survives_file_limit: false,
             open_files: None,
             flags: Vec::new(),
@@ -384,8 +372,8 @@ impl Instance {
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill();
         let mut command = command(self.kind, &self.folder, self.address, &self.variables, self.stop_grace)?;
-        if let Some(clock) = &self.wrong_clock {
-            clock.give(&mut command)?;
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
         }
         self.process = Process::spawn(&format!("{:?}", self.kind), command)?;
         self.wait_ready().await

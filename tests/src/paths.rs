@@ -89,14 +89,6 @@ pub fn component_p2() -> Result<PathBuf> {
     built(components().join("accept_component_p2.wasm"))
 }
 
-/// What makes a program believe in another time.
-///
-/// # Errors
-/// When it is not installed.
-pub fn libfaketime() -> Result<PathBuf> {
-    library("faketime/libfaketime.so.1", "faketime")
-}
-
 /// Redis servers by their programs: the one that all tests run on, `REDIS_SERVER` or the PATH's `redis-server`, and those that
 /// `VERVE_TESTS_REDIS_SERVERS` names, as in a PATH. `cargo xtask test` sees to it that there are a Redis 8 and a Valkey 8 among them.
 ///

@@ -14,7 +14,7 @@ use nix::unistd::{Pid, getpgid};
 
 pub use nix::sys::signal::Signal;
 
-use crate::{paths, wait};
+use crate::wait;
 
 /// Called with each line that a process writes.
 pub type OnLine = Box<dyn Fn(&str) + Send + Sync>;
@@ -226,18 +226,6 @@ pub fn under(program: &str, arguments: &[&str], command: &Command) -> Command {
         };
     }
     wrapped
-}
-
-/// Has a command believe in a time that is wrong by so much, such as `-30s`. Only what time it is, not how time passes.
-///
-/// # Errors
-/// When there is no libfaketime.
-pub fn in_wrong_time(command: &mut Command, by: &str) -> Result<()> {
-    command
-        .env("LD_PRELOAD", paths::libfaketime()?)
-        .env("FAKETIME", by)
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    Ok(())
 }
 
 /// The memory of a process in KB: what it has now (`VmRSS`), or the most that it ever had (`VmHWM`). See proc(5), `status`.

@@ -211,7 +211,7 @@ impl RedisServer {
 fn spawn(options: &Options, address: SocketAddr, folder: &TempDir) -> Result<Process> {
     let mut command = Command::new(options.program.clone().unwrap_or_else(paths::redis_server));
     if let Some(clock) = &options.clock {
-        clock.give(&mut command)?;
+        clock.give(&mut command);
     }
     command
         .current_dir(folder)

@@ -61,13 +61,6 @@ pub const NGINX: Need = Need {
     present: || sys::which("nginx").is_some() || Path::new("/usr/sbin/nginx").is_file(),
 };
 
-/// A clock that is wrong for one program alone.
-pub const FAKETIME: Need = Need {
-    what: "libfaketime",
-    packages: &["faketime"],
-    present: || sys::which("faketime").is_some(),
-};
-
 /// The load generator for closed loops.
 pub const WRK: Need = Need {
     what: "wrk",

@@ -35,7 +35,6 @@ pub fn run(args: &Args) -> Result<()> {
         install::ensure(&[
             install::REDIS,
             install::NGINX,
-            install::FAKETIME,
             install::NSS_WRAPPER,
             install::WRK,
             install::PROMTOOL,

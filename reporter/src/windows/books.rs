@@ -65,6 +65,19 @@ end
 redis.call('EXPIRE', KEYS[3], ARGV[2])
 return 1";
 
+/// Takes back that windows are final, and that what they were counted by is to be removed. Answers 0 without the lease.
+///
+/// KEYS: lease, reports, open reports, pending. ARGV: lease holder, what is pending of such a window, then for each window its field and report.
+const REOPEN: &str = r"
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('HDEL', KEYS[4], '')
+for i = 3, #ARGV, 2 do
+  if redis.call('HGET', KEYS[4], ARGV[i]) == ARGV[2] then redis.call('HDEL', KEYS[4], ARGV[i]) end
+  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  redis.call('ZADD', KEYS[3], ARGV[i], ARGV[i])
+end
+return 1";
+
 /// Forgets that closed sets are to be removed. Of such a window something else may be pending by now, if this leader was followed
 /// by another one.
 ///
@@ -79,9 +92,28 @@ return 1";
 ///
 /// KEYS: open reports, progress. ARGV: the newest window's start, then those of windows that are not final.
 const NOTE_REPORTS: &str = r"
+redis.call('HDEL', KEYS[2], '')
 if redis.call('HSETNX', KEYS[2], 'newest', ARGV[1]) == 0 then return 0 end
 for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i]) end
 return 1";
+
+/// Notes how far the reporter is.
+///
+/// KEYS: progress. ARGV: what, and its value.
+const NOTE_PROGRESS: &str = r"
+redis.call('HDEL', KEYS[1], '')
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1";
+
+/// Notes where the first reporter of all began, unless one has, and answers where that was.
+///
+/// KEYS: where that is noted. ARGV: the start of the window that it is to begin with.
+const NOTE_BEGIN: &str = r"
+local began = redis.call('GET', KEYS[1])
+if began then return began end
+redis.call('UNLINK', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]";
 
 /// The most windows whose reports one sweep removes.
 const TRIMMED_AT_ONCE: usize = 50_000;
@@ -145,8 +177,11 @@ impl Books {
             ..Stored::default()
         };
         let Some(newest) = newest else {
-            stored.with_ids = self.with_ids().await?.windows;
             stored.from = self.from(now_ms).await?;
+            // No report can be of a window before that.
+            let certain = ledger::window_certain_at(self.length(), now_ms);
+            let first = stored.from.map_or(certain, |from| from.min(certain));
+            self.set_progress(progress::TRIMMED, first.start()).await?;
             return Ok(stored);
         };
         let mut open = redis::cmd("ZRANGE");
@@ -172,11 +207,10 @@ impl Books {
     }
 
     async fn set_progress(&self, field: &str, value: u64) -> RedisResult<()> {
-        let mut hset = redis::cmd("HSET");
-        hset.arg(self.store.keys.reports_progress(self.length()))
-            .arg(field)
-            .arg(value);
-        self.store.redis().command::<u64>(&hset).await.map(drop)
+        let script = Script::new(NOTE_PROGRESS);
+        let mut note = script.key(self.store.keys.reports_progress(self.length()));
+        note.arg(field).arg(value);
+        self.store.redis().script::<u8>(&note).await.map(drop)
     }
 
     /// What was begun and not finished.
@@ -245,9 +279,30 @@ impl Books {
         self.set_progress(progress::KEPT, now_ms).await
     }
 
-    /// Has windows counted again that were closed before they had ended.
-    pub async fn reopen(&self, windows: &[Window]) -> RedisResult<()> {
-        self.store.reopen(windows).await
+    /// Has windows counted again that were made final before they had ended, of which these are the reports. Answers whether the lease is held: if not,
+    /// no report was changed.
+    pub async fn reopen(&self, lease: &Lease, stored: &Stored, windows: &[Window]) -> RedisResult<bool> {
+        self.store.reopen(windows).await?;
+        let script = Script::new(REOPEN);
+        for windows in windows.chunks(BATCH) {
+            let mut reopen = script.key(lease.key());
+            reopen
+                .key(self.store.keys.reports(self.length()))
+                .key(self.store.keys.reports_open(self.length()))
+                .key(self.store.keys.reports_pending(self.length()))
+                .arg(lease.holder())
+                .arg(Pending::Remove.to_json());
+            for (window, report) in windows
+                .iter()
+                .filter_map(|window| Some((window, stored.reports.get(window)?)))
+            {
+                reopen.arg(window.start()).arg(report.to_json());
+            }
+            if !self.held(&reopen).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn window(&self, start: &str) -> Option<Window> {
@@ -285,13 +340,11 @@ impl Books {
 
     /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
     async fn from(&self, now_ms: u64) -> RedisResult<Option<Window>> {
-        let current = self.length().window_at_ms(now_ms);
-        let mut begin = redis::cmd("SET");
-        begin
-            .arg(self.store.keys.reports_from(self.length()))
-            .arg(current.start());
-        let began: Option<u64> = self.store.redis().command(begin.arg("NX").arg("GET")).await?;
-        Ok(began.and_then(|start| self.length().window_starting(start)))
+        let begin = ledger::begin(self.length(), &self.with_ids().await?.windows, now_ms);
+        let script = Script::new(NOTE_BEGIN);
+        let mut note = script.key(self.store.keys.reports_from(self.length()));
+        let began: u64 = self.store.redis().script(note.arg(begin.start())).await?;
+        Ok(self.length().window_starting(began))
     }
 
     /// The records of these news.

@@ -45,10 +45,8 @@ pub struct Stored {
     pub newest: Option<Window>,
     /// What was begun and not finished.
     pub pending: BTreeMap<Window, Pending>,
-    /// Where a reporter began that has reported nothing.
+    /// Where a reporter began that has reported nothing, see [`begin`].
     pub from: Option<Window>,
-    /// Where there is no report: the windows that have ids.
-    pub with_ids: BTreeSet<Window>,
     /// When a leader last kept the ids of windows that it still needed from expiring, in Unix milliseconds.
     pub kept_ms: Option<u64>,
 }
@@ -56,14 +54,17 @@ pub struct Stored {
 impl Stored {
     /// Takes back that windows are final which have not even ended at `now_ms`: the clock was ahead for a while. Answers which.
     pub fn reopen(&mut self, now_ms: u64) -> Vec<Window> {
-        let early = self.reports.iter_mut();
-        let early = early.filter(|(window, report)| report.is_final && window.end_ms() > now_ms);
-        early
-            .map(|(window, report)| {
+        let mut early = Vec::new();
+        for (window, report) in &mut self.reports {
+            if report.is_final && window.end_ms() > now_ms {
                 report.is_final = false;
-                *window
-            })
-            .collect()
+                early.push(*window);
+            }
+        }
+        // Nor is anything of them to be removed.
+        self.pending
+            .retain(|window, pending| *pending != Pending::Remove || !early.contains(window));
+        early
     }
 
     /// The first window whose ids are certainly there at `now_ms`.
@@ -163,8 +164,7 @@ pub enum Stray {
 }
 
 impl Ledger {
-    /// Goes on after the last report. Without any it starts where a reporter began before, with the oldest window that has
-    /// ids which are all there, or with the current one, whichever is first. Windows so old that their ids may have expired are lost, and said
+    /// Goes on after the last report, or where a reporter began that has reported nothing. Windows so old that their ids may have expired are lost, and said
     /// to be. `known` is what this replica last knew.
     pub fn resume(
         length: WindowLength,
@@ -179,15 +179,7 @@ impl Ledger {
         let newest = stored.reports.last_key_value().map(|(newest, _)| *newest);
         let next = match newest.max(stored.newest) {
             Some(newest) => newest.next(),
-            None => {
-                // One whose ids may have expired is none to start with, since all that came since would have to be made up for.
-                let certain = window_certain_at(length, now_ms);
-                let oldest_ids = stored.with_ids.range(certain..).next().copied();
-                [stored.from, oldest_ids]
-                    .into_iter()
-                    .flatten()
-                    .fold(current, Window::min)
-            }
+            None => stored.from.unwrap_or(current),
         };
         let lost = (next < first_kept).then(|| Lost {
             first: next,
@@ -439,8 +431,18 @@ impl Ledger {
     }
 }
 
+/// Where the first reporter of all begins at `now_ms`: with the oldest window that has ids, or the current one, whichever is first. One whose ids may
+/// have expired is none to begin with, since all windows since then would be made up for, perhaps half a century.
+pub fn begin(length: WindowLength, with_ids: &BTreeSet<Window>, now_ms: u64) -> Window {
+    let oldest = with_ids.range(window_certain_at(length, now_ms)..).next();
+    oldest
+        .copied()
+        .into_iter()
+        .fold(length.window_at_ms(now_ms), Window::min)
+}
+
 /// The first window whose ids have certainly not expired at `now_ms`, and do not before they can be counted, whatever any leader has done.
-const fn window_certain_at(length: WindowLength, now_ms: u64) -> Window {
+pub const fn window_certain_at(length: WindowLength, now_ms: u64) -> Window {
     length.window_at_ms(now_ms.saturating_sub((IDS_KEPT.as_millis() - LOST_BEFORE.as_millis()) as u64))
 }
 

@@ -42,7 +42,7 @@ impl Past {
     }
 
     async fn host(&self, kind: Kind) -> Result<Instance> {
-        self.site.host(kind).wrong_clock(&self.clock).start().await
+        self.site.host(kind).clock(&self.clock).start().await
     }
 
     async fn reporter(&self) -> Result<Reporter> {
@@ -132,7 +132,7 @@ async fn ids_that_are_needed_are_kept_from_expiring() -> Result<()> {
     let first = past.site.length.window_at_ms(clock::now_ms() - 3 * DAY_MS);
     past.count_seven(Kind::VerveHost, first).await?;
     past.set(first.end_ms() - 2_000)?;
-    let flags = past.ledger.flags(&past.site, &["--kafka-brokers", "127.0.0.1:1"]);
+    let flags = past.site.flags(&["--kafka-brokers", "127.0.0.1:1"]);
     let reporter = Reporter::start_by(&past.clock, &flags)?;
     let ids = past.site.ids(first);
     // It has led for a while, an hour before they would expire.
@@ -174,7 +174,10 @@ async fn the_reporters_own_clock_is_not_gone_by() -> Result<()> {
             .await?;
         let window = clock::next_window(site.length).await;
         site.add(window, 0..3).await?;
-        ledger.read_to(window, 1, SOON).await?;
+        ledger
+            .read_to(window, 1, SOON)
+            .await
+            .with_context(|| reporter.process().log())?;
         clock::sleep_until_ms(window.end_ms() + 3_000).await;
         let now = clock::current_window(site.length).to_string();
         assert_eq!(ledger.of(window)[0].value, "3", "{ahead_s}");
@@ -220,7 +223,10 @@ async fn a_redis_whose_clock_was_ahead_is_recovered_from() -> Result<()> {
     reporter.process().wait_for_text("they are counted again", SOON).await?;
     clock::sleep_until_ms(ahead.start() * 1000).await;
     site.add(ahead, 0..5).await?;
-    ledger.read_to(ahead, 2, SOON).await?;
+    ledger
+        .read_to(ahead, 2, SOON)
+        .await
+        .with_context(|| reporter.process().log())?;
     let records: Vec<(&str, &str)> = ledger
         .of(ahead)
         .iter()
@@ -236,7 +242,7 @@ async fn an_edge_clock_that_is_set_back() -> Result<()> {
     for kind in Kind::available() {
         let clock = WrongClock::right()?;
         let mut site = Site::with_one_window().await?;
-        let host = site.host(kind).wrong_clock(&clock).variable("redis_timeout_ms", "300");
+        let host = site.host(kind).clock(&clock).variable("redis_timeout_ms", "300");
         let mut host = host.start().await?;
         assert_eq!(accept(&host, 1).await?, "new", "{kind:?}");
         site.redis.kill();
@@ -315,7 +321,7 @@ async fn a_set_of_another_century_expires() -> Result<()> {
     let clock = WrongClock::right()?;
     clock.set(75 * 365 * 86_400)?;
     for kind in [Kind::VerveHost, Kind::VerveHostP2] {
-        let host = site.host(kind).wrong_clock(&clock).start().await?;
+        let host = site.host(kind).clock(&clock).start().await?;
         assert_eq!(accept(&host, 1).await?.replace("duplicate", "new"), "new", "{kind:?}");
     }
     let ahead = site.length.window_at_ms(clock::now_ms() + 75 * 365 * DAY_MS);

@@ -5,8 +5,9 @@ use std::process::Command;
 use anyhow::Result;
 use redis::AsyncCommands as _;
 use verve_protocol::Id;
+use verve_tests::clock::WrongClock;
 use verve_tests::kafka::Kafka;
-use verve_tests::process::{Process, in_wrong_time};
+use verve_tests::process::Process;
 use verve_tests::redis::RedisServer;
 use verve_tests::{clock, net, reporter};
 
@@ -164,7 +165,8 @@ async fn settings_that_are_not_those_of_the_components() -> Result<()> {
 async fn a_clock_that_is_wrong() -> Result<()> {
     let site = durable().await?;
     let mut command = command(&site, &[])?;
-    in_wrong_time(&mut command, "+90s")?;
+    let clock = WrongClock::ahead(90)?;
+    clock.give(&mut command);
     let found = examine_by(command).await?;
     assert_found(&found, "problem", &["behind this machine", "NTP"]);
     Ok(())

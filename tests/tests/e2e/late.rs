@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use verve_protocol::{Partition, Report, Window};
+use verve_tests::clock::WrongClock;
 use verve_tests::host::Kind;
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, wait};
@@ -159,8 +160,14 @@ async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
     let reporter = Reporter::ready(&flags).await?;
     let begin = clock::current_window(site.length);
     let (behind, ahead) = (
-        site.host(Kind::VerveHost).clock("-10s").start().await?,
-        site.host(Kind::VerveHost).clock("+30s").start().await?,
+        site.host(Kind::VerveHost)
+            .clock(&WrongClock::ahead(-10)?)
+            .start()
+            .await?,
+        site.host(Kind::VerveHost)
+            .clock(&WrongClock::ahead(30)?)
+            .start()
+            .await?,
     );
     // The windows that the one behind believes in are final by then.
     clock::sleep_until_ms(begin.end_ms() + 16_000).await;

@@ -286,7 +286,7 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
     // Five players, twelve days ago, and what was reported of them.
     set(12)?;
     let window = site.length.window_at_ms(clock::now_ms() - 12 * DAY_MS);
-    let instance = example(&site, Kind::VerveHost, "login")?.wrong_clock(&redis_clock);
+    let instance = example(&site, Kind::VerveHost, "login")?.clock(&redis_clock);
     let mut instance = instance.start().await?;
     for player in 0..5 {
         assert_eq!(login(&instance, &format!("player={player}&game=chess")).await?, 200);

@@ -40,7 +40,7 @@ async fn a_set_of_canonical_ids_that_expires_a_day_after_its_window() -> Result<
         .await?;
         let at = window.end() + 86_400;
         let left = at.saturating_sub(clock::now_ms() / 1000).cast_signed();
-        assert!((left..left + 10).contains(&ttl), "{kind:?}: {ttl}");
+        assert!((left - 2..left + 10).contains(&ttl), "{kind:?}: {ttl}");
     }
     Ok(())
 }
@@ -84,7 +84,10 @@ async fn statistics_add_up() -> Result<()> {
         let stats: HashMap<_, _> = stats.into_iter().filter(|(_, n)| *n > 0).collect();
         assert_eq!(stats, wanted, "{kind:?}");
         let ttl: i64 = site.connection().await?.ttl(&key).await?;
-        assert!((1..=86_400).contains(&ttl), "{kind:?}: statistics never expire: {ttl}");
+        assert!(
+            (86_000..=172_800).contains(&ttl),
+            "{kind:?}: statistics expire in {ttl} s"
+        );
     }
     Ok(())
 }
@@ -158,7 +161,7 @@ async fn partitions_share_the_ids() -> Result<()> {
                 redis.ttl(key).await.ok().filter(|ttl| *ttl > 0)
             })
             .await?;
-            assert!(ttl <= 86_400, "{kind:?}: {ttl}");
+            assert!((86_000..=172_800).contains(&ttl), "{kind:?}: {ttl}");
         }
     }
     Ok(())

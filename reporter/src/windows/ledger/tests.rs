@@ -40,13 +40,12 @@ fn record(start: u64, count: u64, revision: u64) -> WindowRecord {
     }
 }
 
-fn stored(reports: &[(u64, Report)], oldest_ids: Option<u64>) -> Stored {
+fn stored(reports: &[(u64, Report)]) -> Stored {
     Stored {
         reports: reports
             .iter()
             .map(|(start, report)| (window(*start), *report))
             .collect(),
-        with_ids: oldest_ids.map(window).into_iter().collect(),
         ..Stored::default()
     }
 }
@@ -55,8 +54,14 @@ fn resume_from(stored: Stored, known: Option<&Ledger>, now_s: u64) -> (Ledger, O
     Ledger::resume(length(), PERIODS, stored, known, now_s * 1000)
 }
 
-fn resume(reports: &[(u64, Report)], oldest_ids: Option<u64>, now_s: u64) -> (Ledger, Option<Lost>) {
-    resume_from(stored(reports, oldest_ids), None, now_s)
+fn resume(reports: &[(u64, Report)], with_ids: Option<u64>, now_s: u64) -> (Ledger, Option<Lost>) {
+    let with_ids = with_ids.map(window).into_iter().collect();
+    let from = reports.is_empty().then(|| begin(length(), &with_ids, now_s * 1000));
+    let stored = Stored {
+        from,
+        ..stored(reports)
+    };
+    resume_from(stored, None, now_s)
 }
 
 fn due(ledger: &Ledger, now_ms: u64) -> Vec<u64> {
@@ -89,7 +94,7 @@ fn it_starts_where_the_last_left_off() {
     // One that began and died before its first report.
     let began = Stored {
         from: Some(window(660)),
-        ..stored(&[], Some(720))
+        ..stored(&[])
     };
     assert_eq!(due(&resume_from(began, None, 900).0, 902_000), [660, 720, 780, 840]);
 }
@@ -101,7 +106,7 @@ fn what_was_begun_is_finished_first_and_unchanged() {
             (window(600), Pending::publish(&record(600, 7, 1))),
             (window(540), Pending::Remove),
         ]),
-        ..stored(&[(600, report(5, 0))], None)
+        ..stored(&[(600, report(5, 0))])
     };
     let (mut ledger, _) = resume_from(begun, None, 900);
     let step = |ledger: &Ledger| ledger.step(902_000, 1, true);
@@ -139,7 +144,7 @@ fn what_kafka_has_is_not_published_again_by_the_same_replica() {
     let (again, _) = resume_from(pending, Some(&ledger), 700);
     assert!(matches!(&again.step(700_000, 1, true), Step::Record(changes) if changes[0].report.time == 663_000));
     // And another replica has recorded it meanwhile, or the same whose answer was lost.
-    let (again, _) = resume_from(stored(&[(600, report(5, 0))], None), Some(&ledger), 700);
+    let (again, _) = resume_from(stored(&[(600, report(5, 0))]), Some(&ledger), 700);
     assert_eq!(again.step(700_000, 1, true), Step::Count(vec![window(600)]));
 }
 
@@ -148,7 +153,7 @@ fn a_redis_without_its_data_is_reminded() {
     let (mut ledger, _) = resume(&[], None, 600);
     publish(&mut ledger, &[record(600, 5, 1), record(660, 1, 0)], 800);
     let goes_on = |ledger: &Ledger, reports: &[(u64, Report)]| {
-        let (resumed, lost) = resume_from(stored(reports, None), Some(ledger), 1200);
+        let (resumed, lost) = resume_from(stored(reports), Some(ledger), 1200);
         assert_eq!(lost, None);
         (due(&resumed, 900_000), resumed.watched[&window(600)].revision)
     };
@@ -182,7 +187,7 @@ fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
     let kept = |kept_s: u64, now_s: u64| {
         let stored = Stored {
             kept_ms: Some(kept_s * 1000),
-            ..stored(&[(600, report(1, 0))], None)
+            ..stored(&[(600, report(1, 0))])
         };
         let (ledger, lost) = resume_from(stored, None, now_s);
         (lost.map(|lost| lost.windows), ledger.next_due_ms())
@@ -227,15 +232,11 @@ fn windows_of_every_length_are_lost_once_their_ids_may_have_expired() {
 #[test]
 fn a_single_old_set_does_not_have_half_a_century_made_up_for() {
     let now_s = 1_795_383_000;
-    let with_ids = |starts: &[u64]| Stored {
-        with_ids: starts.iter().copied().map(window).collect(),
-        ..Stored::default()
-    };
-    let (ledger, lost) = resume_from(with_ids(&[0]), None, now_s);
+    let (ledger, lost) = resume(&[], Some(0), now_s);
     assert_eq!((ledger.next, lost), (window(now_s), None));
     assert_eq!(ledger.stray(window(0), None, now_s * 1000), Stray::TooLate);
-    let (ledger, lost) = resume_from(with_ids(&[0, now_s - 600, now_s - 60]), None, now_s);
-    assert_eq!((ledger.next, lost), (window(now_s - 600), None));
+    let with_ids = [0, now_s - 600, now_s - 60].map(window).into();
+    assert_eq!(begin(length(), &with_ids, now_s * 1000), window(now_s - 600));
 }
 
 #[test]
@@ -245,7 +246,7 @@ fn windows_that_were_made_final_before_they_began_are_watched_again() {
         (600, finished(report(0, 0))),
         (660, finished(report(0, 0))),
     ];
-    let mut early = stored(&reports, None);
+    let mut early = stored(&reports);
     assert_eq!(early.reopen(630_000), [window(600), window(660)]);
     let (ledger, _) = resume_from(early, None, 630);
     assert_eq!(plan(&ledger, 3, 662), (Some((3, 1)), false));

@@ -53,7 +53,6 @@ impl World {
             reports: self.reports.clone(),
             pending: self.pending.clone(),
             from: self.windows.first().copied(),
-            with_ids: self.sets.keys().copied().collect(),
             ..Stored::default()
         };
         let now = self.now_ms;
