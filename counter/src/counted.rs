@@ -20,6 +20,8 @@ pub struct Counted {
     pub stats: Stats,
     /// The last window in which Redis was told that this counter is in use, if it has a name.
     pub told: Cell<Option<Window>>,
+    /// The last window in which Redis was told that it has ids.
+    pub indexed: Cell<Option<Window>>,
     /// The last window, by its start, and those of its partitions, whose sets of ids are known to have an expiry.
     expiring: RefCell<(u64, BTreeSet<Partition>)>,
 }
@@ -33,6 +35,7 @@ impl Counted {
             seen: Seen::default(),
             stats: Stats::default(),
             told: Cell::default(),
+            indexed: Cell::default(),
             expiring: RefCell::default(),
         }
     }
@@ -56,6 +59,7 @@ impl Counted {
     fn forget(&self) {
         self.seen.clear();
         self.told.set(None);
+        self.indexed.set(None);
         self.expiring.take();
     }
 }

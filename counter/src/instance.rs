@@ -117,6 +117,18 @@ impl Instance {
         Ok(told)
     }
 
+    /// Tells the reporter, once in each window, that it has ids, before it does. If that fails, the flush of the statistics tells it.
+    async fn index(&self, place: &Place) {
+        let Place { counted, window } = place;
+        if counted.indexed.get() >= Some(*window) {
+            return;
+        }
+        let partitions = self.config.partitions.count();
+        if self.redis.index(&counted.keys, *window, partitions).await.is_ok() {
+            counted.indexed.set(Some(*window));
+        }
+    }
+
     /// Records the id and, at the same time, the callback job. `ok` is answered when each is in Redis or in the spool.
     async fn record(self: &Rc<Self>, place: &Place, id: Id, callback: Option<Callback>) -> Answer {
         let recorded = match callback {
@@ -213,7 +225,10 @@ impl Instance {
         }
         let reconnects = self.redis.reconnects();
         let added = match self.tell_counter(place).await {
-            Ok(None) => self.redis.add_ids(place, &sets).await,
+            Ok(None) => {
+                self.index(place).await;
+                self.redis.add_ids(place, &sets).await
+            }
             Ok(Some(limit)) => return vec![Ok(Answer::Limited(limit)); ids.len()],
             // They are told of when they are brought to Redis.
             Err(error) => sets.iter().map(|_| Err(error.clone())).collect(),
@@ -316,7 +331,8 @@ impl Instance {
     /// Flushes counts to Redis, or else to the spool: as the same batch, since Redis may have run it though its answer was lost.
     async fn flush(&self, counted: &Counted, window: Window, counts: Counts) {
         let keys = &counted.keys;
-        let batch = flush(keys, window, &counts, unique_name(), now_ms() / 1000);
+        let partitions = self.config.partitions.count();
+        let batch = flush(keys, window, &counts, unique_name(), now_ms(), partitions);
         let redis = match self.redis.run_once(keys, &batch).await {
             Ok(_) => return self.redis.forget(keys, &batch).await,
             Err(redis) => redis,

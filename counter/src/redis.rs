@@ -9,14 +9,14 @@ use std::rc::Rc;
 use futures::future;
 use spin_sdk::redis::{Error, RedisParameter, RedisResult};
 use verve_protocol::counter_name::MAX_COUNTERS;
-use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS};
+use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
-use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrls, SpoolState};
+use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrls, SpoolState, Window};
 
 use crate::answer::Limit;
 use crate::batches::Batch;
-use crate::clock::{look_again, monotonic_ms};
+use crate::clock::{look_again, monotonic_ms, now_ms};
 use crate::cluster::{Address, Map, Redirect};
 use crate::config::Config;
 use crate::expiry::{KEEP, end_of};
@@ -264,6 +264,17 @@ impl Redis {
             [RedisResult::Binary(said)] => no_more_counters(said),
             _ => None,
         })
+    }
+
+    /// Notes that a window has ids in so many partitions, for the reporter, which finds by that what nobody expects.
+    pub async fn index(&self, keys: &Keys, window: Window, partitions: u16) -> Result<(), String> {
+        let (key, score) = (keys.windows(window.length()), now_ms().to_string());
+        let member = indexed(window, partitions);
+        self.twice(&key, async |via| {
+            via.execute("ZADD", [&key, &score, &member].map(text)).await
+        })
+        .await
+        .map(drop)
     }
 
     /// Records spooled ids of one set, known by its key.

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
+use verve_protocol::keys::{UNREPORTED_SECONDS, indexed, stats};
 use verve_protocol::{Keys, Window};
 
 use crate::batches::Batch;
@@ -32,9 +32,10 @@ pub fn count(counts: &mut Counts, field: &'static str) {
     *counts.entry(field).or_default() += 1;
 }
 
-/// A flush of a window's counts, at `now_s` in Unix seconds. With a name of its own it is counted once, however often it is sent.
+/// A flush of a window's counts, at `now_ms` in Unix milliseconds. With a name of its own it is counted once, however often it is sent. Where there may
+/// be ids in so many `partitions`, it says so once more: the leader takes that back of a final window, and there may have come some since.
 #[must_use]
-pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_s: u64) -> Batch {
+pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms: u64, partitions: u16) -> Batch {
     let name = match keys.counter() {
         None => name,
         Some(counter) => format!("{counter}/{name}"),
@@ -44,10 +45,15 @@ pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_s: 
     let increments = counts
         .iter()
         .map(|(field, n)| format!(r#"["HINCRBY","{key}","{field}","{n}"]"#));
-    let expiry = format!(r#"["EXPIRE","{key}","{}","NX"]"#, kept_seconds(window, now_s));
+    let expiry = format!(r#"["EXPIRE","{key}","{}","NX"]"#, kept_seconds(window, now_ms / 1000));
+    let (windows, indexed) = (keys.windows(window.length()), indexed(window, partitions));
+    let index = format!(r#"["ZADD","{windows}","{now_ms}","{indexed}"]"#);
+    let has_ids = [stats::NEW, stats::DUPLICATE]
+        .iter()
+        .any(|field| counts.contains_key(field));
     Batch {
         name,
-        commands: increments.chain([expiry]).collect(),
+        commands: increments.chain(has_ids.then_some(index)).chain([expiry]).collect(),
     }
 }
 
@@ -129,9 +135,18 @@ mod tests {
         for (now, kept) in [(0, 2 * 86_400), (86_399, 86_401), (86_400, 86_400), (500_000, 86_400)] {
             assert_eq!(kept_seconds(day, now), kept, "{now}");
             let keys = Keys::new("verve".parse().expect("valid"));
-            let flush = flush(&keys, day, &Counts::from([(stats::NEW, 1)]), "name".to_owned(), now);
+            let flush = flush(
+                &keys,
+                day,
+                &Counts::from([(stats::NEW, 1)]),
+                "name".to_owned(),
+                now * 1000,
+                4,
+            );
             let expiry = format!(r#"["EXPIRE","{{verve}}:stats:86400:0","{kept}","NX"]"#);
             assert_eq!(flush.commands.last(), Some(&expiry));
+            let index = format!(r#"["ZADD","{{verve}}:windows:86400","{}","0:4"]"#, now * 1000);
+            assert!(flush.commands.contains(&index), "{flush:?}");
         }
     }
 

@@ -155,30 +155,6 @@ impl Keys {
         format!("{{{}}}:late", self.ids(window, partition))
     }
 
-    /// A pattern, as `SCAN` takes it, of [`Keys::ids`] of every window of this length.
-    #[must_use]
-    pub fn ids_pattern(&self, length: WindowLength) -> String {
-        format!("{}:ids:{length}:*", self.prefix)
-    }
-
-    /// A pattern, as `SCAN` takes it, of [`Keys::late`] of every window of this length.
-    #[must_use]
-    pub fn late_pattern(&self, length: WindowLength) -> String {
-        format!("{{{}:ids:{length}:*}}:late", self.prefix)
-    }
-
-    /// The window whose [`Keys::ids`] or [`Keys::late`] this is.
-    #[must_use]
-    pub fn window_of(&self, key: &str, length: WindowLength) -> Option<Window> {
-        let key = match key.strip_prefix('{') {
-            Some(late) => late.strip_suffix("}:late")?,
-            None => key,
-        };
-        let (namespace, seconds, start, _) = ids_parts(key)?;
-        let ours = namespace == self.prefix && seconds == length.seconds();
-        length.window_starting(start).filter(|_| ours)
-    }
-
     /// Hash: what happened in a window, as far as flushed: see [`stats`].
     #[must_use]
     pub fn stats(&self, window: Window) -> String {
@@ -222,6 +198,19 @@ impl Keys {
         format!("{{{}}}:spools", self.prefix)
     }
 
+    /// Sorted set: which windows of this length have ids, so that nobody has to search for them: [`indexed`], by when that was last written, which
+    /// whoever adds the first id does. Removed by the leader once the window is final, unless it was written again meanwhile.
+    #[must_use]
+    pub fn windows(&self, length: WindowLength) -> String {
+        format!("{{{}}}:windows:{length}", self.prefix)
+    }
+
+    /// Sorted set: the starts of final windows some of whose ids are, or were, in [`Keys::late`].
+    #[must_use]
+    pub fn windows_late(&self, length: WindowLength) -> String {
+        format!("{{{}}}:windows:{length}:late", self.prefix)
+    }
+
     /// Hash: what was reported, by the window's start.
     #[must_use]
     pub fn reports(&self, length: WindowLength) -> String {
@@ -257,6 +246,19 @@ impl Keys {
     pub fn lease(&self, length: WindowLength) -> String {
         format!("{{{}}}:reporter:lease:{length}", self.prefix)
     }
+}
+
+/// A member of [`Keys::windows`]: the start of a window that has ids, and in how many partitions the one who wrote it has them.
+#[must_use]
+pub fn indexed(window: Window, partitions: u16) -> String {
+    format!("{}:{partitions}", window.start())
+}
+
+/// [`indexed`] read backwards.
+#[must_use]
+pub fn read_indexed(member: &str, length: WindowLength) -> Option<(Window, u16)> {
+    let (start, partitions) = member.split_once(':')?;
+    Some((length.window_starting(start.parse().ok()?)?, partitions.parse().ok()?))
 }
 
 /// Namespace, length in seconds and start of the window, and its partition, whose ids are under this key: [`Keys::ids`] read backwards.
@@ -318,8 +320,13 @@ mod tests {
         assert_eq!(keys.closed(window, whole), "{verve:ids:60:1795383000}:closed");
         assert_eq!(keys.closing(window, part), "{verve:ids:60:1795383000:7}:closing");
         assert_eq!(keys.late(window, part), "{verve:ids:60:1795383000:7}:late");
-        assert_eq!(keys.ids_pattern(length), "verve:ids:60:*");
-        assert_eq!(keys.late_pattern(length), "{verve:ids:60:*}:late");
+        assert_eq!(keys.windows(length), "{verve}:windows:60");
+        assert_eq!(keys.windows_late(length), "{verve}:windows:60:late");
+        assert_eq!(indexed(window, 16), "1795383000:16");
+        assert_eq!(read_indexed("1795383000:16", length), Some((window, 16)));
+        for other in ["", "1795383000", "1795383001:1", "x:1", "1795383000:x"] {
+            assert_eq!(read_indexed(other, length), None, "{other}");
+        }
         assert_eq!(keys.stats(window), "{verve}:stats:60:1795383000");
         assert_eq!(keys.endpoints(window), "{verve}:endpoints:60:1795383000");
         assert_eq!(keys.callbacks(), "{verve}:callbacks");
@@ -352,8 +359,6 @@ mod tests {
         assert_eq!(named.counters(), keys.counters());
 
         assert_eq!(keys.named_ids(&ids), Some(name));
-        assert_eq!(named.window_of(&ids, length), Some(window));
-        assert_eq!(keys.window_of(&ids, length), None);
         for other in [
             "verve:ids:60:1795383000",
             "shop/logins:ids:60:1795383000",
@@ -388,18 +393,6 @@ mod tests {
         ] {
             assert_eq!(ids_parts(other), None, "{other}");
         }
-        let keys = Keys::new("verve".parse().expect("valid"));
-        let length = WindowLength::try_new(60).expect("valid");
-        let window = length.window_at_ms(1_795_383_012_345);
-        for partition in [Partition::Whole, Partition::Part(9)] {
-            for key in [keys.ids(window, partition), keys.late(window, partition)] {
-                assert_eq!(keys.window_of(&key, length), Some(window), "{key}");
-            }
-            assert_eq!(keys.window_of(&keys.closed(window, partition), length), None);
-        }
-        assert_eq!(keys.window_of("shop:ids:60:1795383000", length), None);
-        assert_eq!(keys.window_of("verve:ids:5:1795383000", length), None);
-        assert_eq!(keys.window_of("verve:ids:60:1795383001", length), None);
     }
 
     #[test]

@@ -138,6 +138,12 @@ impl Store {
         Ok(self.sums(&counts.await?))
     }
 
+    /// How many ids are left in the sets of these windows, whatever became of others.
+    pub async fn counts_left(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
+        let counts = self.of_each(windows, |pipe, window, set| pipe.scard(self.keys.ids(window, set)));
+        Ok(self.sums(&counts.await?))
+    }
+
     /// Closes windows: nothing is added to them any more. Answers the unique ids of each.
     pub async fn close(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
         let keys = |window, set| {
@@ -291,24 +297,5 @@ impl Store {
         });
         let answers: Vec<Vec<u64>> = stream::iter(answers).buffered(AT_ONCE).try_collect().await?;
         Ok(answers.concat())
-    }
-
-    /// All keys of this pattern.
-    pub async fn scan(&self, pattern: &str) -> RedisResult<Vec<String>> {
-        let mut found = Vec::new();
-        for node in self.redis.nodes().await? {
-            let mut cursor = 0u64;
-            loop {
-                let mut scan = redis::cmd("SCAN");
-                scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
-                let (next, keys): (u64, Vec<String>) = node.command(&scan).await?;
-                found.extend(keys);
-                if next == 0 {
-                    break;
-                }
-                cursor = next;
-            }
-        }
-        Ok(found)
     }
 }

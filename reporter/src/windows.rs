@@ -445,7 +445,7 @@ impl Reporter {
             self.metrics.windows_ahead.inc_by(ahead.len() as u64);
             tracing::warn!(counter = self.counter(), %window, windows = ahead.len(), "a window that has not begun has ids: the clock of an edge host is ahead");
         }
-        self.tell_uncounted(swept.uncounted.as_deref());
+        self.tell_uncounted(swept.most_partitions);
         ledger.add_strays(&swept.unreported);
         // Meanwhile somebody may have begun with one of them.
         let news: Vec<News> = swept
@@ -456,22 +456,20 @@ impl Reporter {
         self.prepare(lease, ledger, &news).await
     }
 
-    /// Says that there is a set of ids which is not counted, or that there is none.
-    fn tell_uncounted(&self, key: Option<&str>) {
+    /// Says that hosts have so many partitions, which are not all counted, or that none has.
+    fn tell_uncounted(&self, partitions: Option<u16>) {
         let about = match self.counter() {
             Some(counter) => format!("partitions of {counter}"),
             None => "partitions".to_owned(),
         };
-        self.metrics.uncounted_partitions.set(i64::from(key.is_some()));
-        self.health.set_problem(
-            &about,
-            key.map(|key| {
-                let partitions = self.store.partitions().count();
-                format!(
-                    "{key} has ids, which are not counted: --partitions is {partitions}, and an edge host has more; give all of them the same number"
-                )
-            }),
-        );
+        self.metrics.uncounted_partitions.set(i64::from(partitions.is_some()));
+        let counted = self.store.partitions().count();
+        let error = partitions.map(|partitions| {
+            format!(
+                "an edge host has {partitions}, and --partitions is {counted}: ids beyond those are not counted; give all of them the same number"
+            )
+        });
+        self.health.set_problem(&about, error);
     }
 
     /// Waits until something may be due, unless something is already.

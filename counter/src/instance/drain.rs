@@ -4,6 +4,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use spin_sdk::time::sleep;
+use verve_protocol::keys::ids_parts;
+use verve_protocol::{Keys, WindowLength};
 
 use super::{Instance, JOBS_FULL};
 use crate::circuit::OPEN_MS;
@@ -143,17 +145,23 @@ impl Instance {
             self.log_error(&format!("spooled ids stay in the spool: {redis}"));
             Ok(false)
         };
-        if let Some(name) = self.config.keys.named_ids(key) {
+        let name = self.config.keys.named_ids(key);
+        if let Some(name) = &name {
             // What was accepted is counted, however many counters there are.
-            let told = self.redis.tell_counter(&self.config.keys, &name, true);
+            let told = self.redis.tell_counter(&self.config.keys, name, true);
             if let Err(redis) = told.await {
                 return stay(&redis);
             }
         }
+        let keys = name.map(|name| self.config.keys.named(name));
+        let keys = keys.as_ref().unwrap_or(&self.config.keys);
         loop {
             let found = self.background.ids(key).await?;
             if found.ids.is_empty() {
                 return Ok(true);
+            }
+            if let Err(redis) = self.index_set(keys, key).await {
+                return stay(&redis);
             }
             if let Err(redis) = self.redis.add_spooled(key, &found.ids).await {
                 return stay(&redis);
@@ -162,5 +170,20 @@ impl Instance {
             self.background.remove_ids(&found).await?;
             self.go_on().await?;
         }
+    }
+
+    /// Tells the reporter that the window of this set has ids, before it does.
+    async fn index_set(&self, keys: &Keys, key: &str) -> Result<(), String> {
+        let Some((_, length, start, partition)) = ids_parts(key) else {
+            return Ok(());
+        };
+        let length = u32::try_from(length)
+            .ok()
+            .and_then(|seconds| WindowLength::try_new(seconds).ok());
+        let Some(window) = length.and_then(|length| length.window_starting(start)) else {
+            return Ok(());
+        };
+        let partitions = self.config.partitions.count().max(partition.number() + 1);
+        self.redis.index(keys, window, partitions).await
     }
 }

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use verve_protocol::counter_name::MAX_COUNTERS;
-use verve_protocol::keys::{MAX_QUEUED_JOBS, stats};
+use verve_protocol::keys::{MAX_QUEUED_JOBS, indexed, stats};
 use verve_protocol::{CallbackJob, CounterName, Id, RedisUrl, Window};
 
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
@@ -26,15 +26,18 @@ use crate::stats::{Counts, count, kept_seconds};
 /// An attempt after one whose answer was lost counts nothing for an id that is there: it may have been counted. So the statistics may
 /// miss a request, but never count one twice. Ids are exact either way.
 ///
-/// KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints. ARGV: the id or nothing, the outcome where
+/// If the id is the first of its set, or new in a set elsewhere, it notes that the window has ids.
+///
+/// KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints, the windows that have ids. ARGV: the id or nothing, the outcome where
 /// there is no id or nothing, whether this is another attempt (1 or nothing), when the window ends in Unix seconds, whether replicas are waited for
-/// (1 or nothing, see `keep`), the expiry of the statistics, the most jobs, the most ids of a window or nothing, the most jobs of an endpoint or nothing,
+/// (1 or nothing, see `keep`), the window as it is noted, the expiry of the statistics, the most jobs, the most ids of a window or nothing, the most jobs of an endpoint or nothing,
 /// the expiry of the endpoints, the job's endpoint, its fields and values.
 const RECORD: &str = concat!(
     keep!(),
     r"
-local id, outcome, again, ends, waits, expiry, most, ids_limit, jobs_limit, brief, endpoint = unpack(ARGV, 1, 11)
-local job = #ARGV > 11
+local id, outcome, again, ends, waits, indexed, expiry, most, ids_limit, jobs_limit, brief, endpoint = unpack(ARGV, 1, 12)
+local job = #ARGV > 12
+local has_first = id == '' and outcome == 'new'
 if job and redis.call('XLEN', KEYS[3]) >= tonumber(most) then return 'full' end
 local beyond = nil
 if id ~= '' and ids_limit ~= '' and redis.call('SCARD', KEYS[1]) >= tonumber(ids_limit)
@@ -50,10 +53,15 @@ if id ~= '' and not beyond then
   if redis.call('SADD', KEYS[1], id) == 1 then
     outcome = 'new'
     keep(KEYS[1], ends)
+    has_first = redis.call('SCARD', KEYS[1]) == 1
   end
   if waits ~= '' then keep(KEYS[1], ends, true) end
 end
-if job and not beyond then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 12)) end
+if job and not beyond then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 13)) end
+if has_first then
+  local time = redis.call('TIME')
+  redis.call('ZADD', KEYS[5], time[1] + time[2] / 1000000, indexed)
+end
 if (beyond or outcome ~= '') and (again == '' or outcome == 'new') then
   if redis.call('HINCRBY', KEYS[2], 'requests', 1) == 1 then redis.call('EXPIRE', KEYS[2], expiry, 'NX') end
   redis.call('HINCRBY', KEYS[2], beyond and 'limited' or outcome, 1)
@@ -61,11 +69,14 @@ end
 return beyond or outcome"
 );
 
-/// Counts what came of many ids.
+/// Counts what came of many ids, and notes that the window has ids.
 ///
-/// KEYS: the window's statistics. ARGV: the expiry of what has none, and fields, each with what to add to it.
+/// KEYS: the window's statistics, the windows that have ids. ARGV: the expiry of what has none, the window as it is noted, and fields, each with
+/// what to add to it.
 const COUNT: &str = r"
-for i = 2, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, ARGV[2])
+for i = 3, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 return redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')";
 
 /// Redis, as one request in a window sees it.
@@ -187,8 +198,9 @@ impl<'a> Redis<'a> {
         if counts.is_empty() {
             return;
         }
-        let key = self.config.keys.stats(self.window);
-        let mut arguments = [COUNT, "1", &key, &self.statistics_seconds()].map(text).to_vec();
+        let (key, windows) = (self.config.keys.stats(self.window), self.windows());
+        let arguments = [COUNT, "2", &key, &windows, &self.statistics_seconds(), &self.indexed()];
+        let mut arguments = arguments.map(text).to_vec();
         arguments.extend(counts.iter().flat_map(|(field, n)| [text(field), text(n.to_string())]));
         // Statistics alone: the ids are recorded.
         let _ = self.attempt(&|connection, _| connection.execute("EVAL", &arguments), false);
@@ -213,12 +225,14 @@ impl<'a> Redis<'a> {
             stats,
             keys.callbacks(),
             keys.endpoints(self.window),
+            self.windows(),
         ];
         let (ids_limit, jobs_limit) = (limit(self.config.window_limit), limit(self.config.endpoint_limit));
         let brief = endpoints_seconds(self.window).to_string();
         let endpoint = note.job.map_or("", |job| job.endpoint.as_str());
         let id = note.id.map(|id| id.to_string()).unwrap_or_default();
         let (ends, waits) = (self.window.end().to_string(), self.waits());
+        let indexed = self.indexed();
         let (expiry, most) = (self.statistics_seconds(), MAX_QUEUED_JOBS.to_string());
         let fields = note.job.map(CallbackJob::to_fields);
         let fields: Vec<&str> = fields
@@ -228,19 +242,21 @@ impl<'a> Redis<'a> {
             .collect();
         self.twice(|connection, again| {
             let again = if again { "1" } else { "" };
-            let [ids, stats, callbacks, endpoints] = &keys;
+            let [ids, stats, callbacks, endpoints, windows] = &keys;
             let arguments = [
                 RECORD,
-                "4",
+                "5",
                 ids,
                 stats,
                 callbacks,
                 endpoints,
+                windows,
                 &id,
                 note.outcome,
                 again,
                 &ends,
                 waits,
+                &indexed,
                 &expiry,
                 &most,
                 &ids_limit,
@@ -266,6 +282,16 @@ impl<'a> Redis<'a> {
             });
             Ok((answers.collect(), again))
         })
+    }
+
+    /// Where it is noted which windows have ids.
+    fn windows(&self) -> String {
+        self.config.keys.windows(self.window.length())
+    }
+
+    /// The window, as it is noted there.
+    fn indexed(&self) -> String {
+        indexed(self.window, self.config.partitions.count())
     }
 
     /// How long the window's statistics are kept from now on, in seconds.

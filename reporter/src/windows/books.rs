@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use redis::{RedisResult, Script, ScriptInvocation};
-use verve_protocol::keys::{AHEAD_SECONDS, ids_parts, progress};
-use verve_protocol::{CallbackJob, Partition, Report, Window, WindowLength, WindowRecord};
+use verve_protocol::keys::{AHEAD_SECONDS, progress, read_indexed};
+use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
 use super::WindowsConfig;
 use super::lease::Lease;
@@ -115,6 +115,23 @@ redis.call('UNLINK', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]";
 
+/// Forgets that windows had ids, unless that was noted again since.
+///
+/// KEYS: the windows that have ids. ARGV: members, each with its score.
+const FORGET_IDS: &str = r"
+for i = 1, #ARGV, 2 do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('ZREM', KEYS[1], ARGV[i]) end
+end
+return 1";
+
+/// Notes that ids of windows are about to be put aside.
+///
+/// KEYS: the windows of which some are. ARGV: their starts.
+const NOTE_LATE: &str = r"
+redis.call('ZREM', KEYS[1], '')
+for _, start in ipairs(ARGV) do redis.call('ZADD', KEYS[1], start, start) end
+return 1";
+
 /// The most windows whose reports one sweep removes.
 const TRIMMED_AT_ONCE: usize = 50_000;
 
@@ -142,8 +159,8 @@ pub struct Swept {
     pub unreported: Vec<Window>,
     /// Windows that have not begun, and have ids.
     pub ahead: Vec<Window>,
-    /// A set of ids beyond the partitions that are counted, if there is one.
-    pub uncounted: Option<String>,
+    /// How many partitions hosts have, if there are more than are counted.
+    pub most_partitions: Option<u16>,
 }
 
 impl Books {
@@ -309,38 +326,87 @@ impl Books {
         self.length().window_starting(start.parse().ok()?)
     }
 
-    /// The windows that have ids.
+    /// The windows that have ids, as whoever added the first of them has noted.
     async fn with_ids(&self) -> RedisResult<WithIds> {
         let mut found = WithIds::default();
-        for key in self.store.scan(&self.store.keys.ids_pattern(self.length())).await? {
-            let Some(window) = self.store.keys.window_of(&key, self.length()) else {
-                continue;
-            };
-            found.windows.insert(window);
-            if !ids_parts(&key).is_some_and(|(_, _, _, set)| self.is_counted(set)) {
-                found.uncounted = Some(key);
+        let mut cursor = 0u64;
+        loop {
+            let mut zscan = redis::cmd("ZSCAN");
+            zscan
+                .arg(self.store.keys.windows(self.length()))
+                .arg(cursor)
+                .arg("COUNT")
+                .arg(1000);
+            let (next, members): (u64, Vec<(String, String)>) = self.store.redis().command(&zscan).await?;
+            for (member, score) in members {
+                let Some((window, partitions)) = read_indexed(&member, self.length()) else {
+                    tracing::error!("ignoring {member:?} among the windows that have ids, which is not readable");
+                    continue;
+                };
+                let more = Some(partitions).filter(|partitions| *partitions > self.store.partitions().count());
+                found.most_partitions = found.most_partitions.max(more);
+                found.noted.entry(window).or_default().push((member, score));
             }
+            if next == 0 {
+                return Ok(found);
+            }
+            cursor = next;
         }
-        Ok(found)
     }
 
-    /// Whether the ids of this partition are counted.
-    fn is_counted(&self, set: Partition) -> bool {
-        self.store.sets().any(|counted| counted == set)
+    /// Forgets that these windows had ids, unless somebody has noted it again since.
+    async fn forget_ids(&self, with_ids: &WithIds, windows: &[Window]) -> RedisResult<()> {
+        let script = Script::new(FORGET_IDS);
+        let noted = windows.iter().filter_map(|window| with_ids.noted.get(window)).flatten();
+        let noted: Vec<&(String, String)> = noted.collect();
+        for noted in noted.chunks(BATCH) {
+            let mut forget = script.key(self.store.keys.windows(self.length()));
+            for (member, score) in noted {
+                forget.arg(member).arg(score);
+            }
+            self.store.redis().script::<u8>(&forget).await?;
+        }
+        Ok(())
     }
 
-    /// The windows that have a key of this pattern.
-    async fn windows_by(&self, pattern: &str) -> RedisResult<BTreeSet<Window>> {
-        let keys = self.store.scan(pattern).await?;
-        let windows = keys
-            .iter()
-            .filter_map(|key| self.store.keys.window_of(key, self.length()));
-        Ok(windows.collect())
+    /// Notes that ids of these windows are about to be put aside.
+    async fn note_late(&self, windows: &[Window]) -> RedisResult<()> {
+        let script = Script::new(NOTE_LATE);
+        let mut note = script.key(self.store.keys.windows_late(self.length()));
+        for window in windows {
+            note.arg(window.start());
+        }
+        self.store.redis().script::<u8>(&note).await.map(drop)
+    }
+
+    /// The windows ids of which were put aside, with how many there are still. Those of which there are none any more are forgotten.
+    async fn late(&self) -> RedisResult<Vec<(Window, u64)>> {
+        let key = self.store.keys.windows_late(self.length());
+        let starts: Vec<u64> = self
+            .store
+            .redis()
+            .command(redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1))
+            .await?;
+        let windows = starts
+            .into_iter()
+            .filter_map(|start| self.length().window_starting(start));
+        let windows: Vec<Window> = windows.collect();
+        let counts = self.store.late(&windows).await?;
+        let (late, gone): (Vec<_>, Vec<_>) = windows.into_iter().zip(counts).partition(|(_, ids)| *ids > 0);
+        if !gone.is_empty() {
+            let mut zrem = redis::cmd("ZREM");
+            zrem.arg(&key);
+            for (window, _) in gone {
+                zrem.arg(window.start());
+            }
+            self.store.redis().command::<u64>(&zrem).await?;
+        }
+        Ok(late)
     }
 
     /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
     async fn from(&self, now_ms: u64) -> RedisResult<Option<Window>> {
-        let begin = ledger::begin(self.length(), &self.with_ids().await?.windows, now_ms);
+        let begin = ledger::begin(self.length(), self.with_ids().await?.noted.keys().copied(), now_ms);
         let script = Script::new(NOTE_BEGIN);
         let mut note = script.key(self.store.keys.reports_from(self.length()));
         let began: u64 = self.store.redis().script(note.arg(begin.start())).await?;
@@ -465,9 +531,9 @@ impl Books {
 
     async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let with_ids = self.with_ids().await?;
-        swept.uncounted = with_ids.uncounted;
-        self.find_ahead(&with_ids.windows, now_ms, swept).await?;
-        let past = with_ids.windows.into_iter().filter(|window| ledger.is_past(*window));
+        swept.most_partitions = with_ids.most_partitions;
+        self.find_ahead(&with_ids, now_ms, swept).await?;
+        let past = with_ids.noted.keys().copied().filter(|window| ledger.is_past(*window));
         let past: Vec<Window> = past.collect();
         let reports = self.store.reports(&past).await?;
         let mut late = Vec::new();
@@ -480,17 +546,27 @@ impl Books {
         }
         let mut put_aside = Ok(());
         for windows in late.chunks(BATCH) {
-            let (moved, result) = self.store.put_aside(windows).await;
-            let moved = windows.iter().copied().zip(moved);
-            swept.late.extend(moved.filter(|(_, ids)| *ids > 0));
-            put_aside = put_aside.and(result);
+            // Most of them have none any more: they are final as they should be.
+            let counts = self.store.counts_left(windows).await?;
+            let left = windows.iter().copied().zip(counts).filter(|(_, left)| *left > 0);
+            let left: Vec<Window> = left.map(|(window, _)| window).collect();
+            if !left.is_empty() {
+                self.note_late(&left).await?;
+                let (moved, result) = self.store.put_aside(&left).await;
+                let moved = left.iter().copied().zip(moved);
+                swept.late.extend(moved.filter(|(_, ids)| *ids > 0));
+                if result.is_err() {
+                    put_aside = put_aside.and(result);
+                    continue;
+                }
+            }
+            self.forget_ids(&with_ids, windows).await?;
         }
         put_aside?;
         // Also those that were put aside before somebody died.
-        let late = self.windows_by(&self.store.keys.late_pattern(self.length())).await?;
-        let late: Vec<Window> = late.into_iter().collect();
-        let (counts, reports) = (self.store.late(&late).await?, self.store.reports(&late).await?);
-        let told = late.into_iter().zip(counts).zip(reports);
+        let late = self.late().await?;
+        let windows: Vec<Window> = late.iter().map(|(window, _)| *window).collect();
+        let told = late.into_iter().zip(self.store.reports(&windows).await?);
         let news = told.filter_map(|((window, ids), report)| ledger.late(window, &report?, ids));
         swept.news.extend(news);
         Ok(())
@@ -498,10 +574,11 @@ impl Books {
 
     /// Finds windows that have not begun, and keeps their ids until they are due, unless they are so far ahead that their host's clock cannot
     /// have been meant.
-    async fn find_ahead(&self, with_ids: &BTreeSet<Window>, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
+    async fn find_ahead(&self, with_ids: &WithIds, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let ahead = |window: &Window| Duration::from_secs(window.start()).saturating_sub(Duration::from_millis(now_ms));
         swept.ahead = with_ids
-            .iter()
+            .noted
+            .keys()
             .copied()
             .filter(|window| ahead(window) > AHEAD)
             .collect();
@@ -560,7 +637,8 @@ impl Books {
 /// The windows that have ids.
 #[derive(Debug, Default)]
 struct WithIds {
-    windows: BTreeSet<Window>,
-    /// A set of one of them beyond the partitions that are counted, if there is one.
-    uncounted: Option<String>,
+    /// As it is noted: each member with its score.
+    noted: BTreeMap<Window, Vec<(String, String)>>,
+    /// How many partitions there are, if there are more than are counted.
+    most_partitions: Option<u16>,
 }

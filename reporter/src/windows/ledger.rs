@@ -433,12 +433,10 @@ impl Ledger {
 
 /// Where the first reporter of all begins at `now_ms`: with the oldest window that has ids, or the current one, whichever is first. One whose ids may
 /// have expired is none to begin with, since all windows since then would be made up for, perhaps half a century.
-pub fn begin(length: WindowLength, with_ids: &BTreeSet<Window>, now_ms: u64) -> Window {
-    let oldest = with_ids.range(window_certain_at(length, now_ms)..).next();
-    oldest
-        .copied()
-        .into_iter()
-        .fold(length.window_at_ms(now_ms), Window::min)
+pub fn begin(length: WindowLength, with_ids: impl IntoIterator<Item = Window>, now_ms: u64) -> Window {
+    let certain = window_certain_at(length, now_ms);
+    let whole = with_ids.into_iter().filter(|window| *window >= certain);
+    whole.fold(length.window_at_ms(now_ms), Window::min)
 }
 
 /// The first window whose ids have certainly not expired at `now_ms`, and do not before they can be counted, whatever any leader has done.

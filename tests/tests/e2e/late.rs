@@ -100,6 +100,12 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     reporter.process().terminate(SOON).await?;
     let [first, second] = [0, 1].map(|number| site.keys().late(window, Partition::Part(number)));
     let () = site.connection().await?.sadd(&first, -2).await?;
+    let noted = site.keys().windows_late(site.length);
+    let () = site
+        .connection()
+        .await?
+        .zadd(noted, window.start(), window.start())
+        .await?;
     let _reporter = Reporter::ready(&flags).await?;
     ledger.read_to(window, 3, SOON).await?;
     ledger.read_for(Duration::from_secs(7)).await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
+use verve_protocol::keys::indexed;
 use verve_protocol::{Method, Report};
 use verve_tests::metrics::Metrics;
 use verve_tests::reporter::Reporter;
@@ -139,6 +140,8 @@ async fn many_windows_ahead_do_not_delay_what_is_due() -> Result<()> {
         let mut pipe = redis::pipe();
         for start in from..from + 1000 {
             let window = site.length.window_starting(start).context("a window")?;
+            pipe.zadd(site.keys().windows(site.length), indexed(window, 1), 1)
+                .ignore();
             pipe.sadd(site.ids(window), 1).ignore();
         }
         let () = pipe.query_async(&mut redis).await?;

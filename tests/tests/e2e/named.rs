@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use verve_protocol::counter_name::{MAX_COUNTERS, UNUSED_SECONDS};
+use verve_protocol::keys::ids_parts;
 use verve_protocol::{CounterName, Window};
 use verve_tests::clock::WrongClock;
 use verve_tests::host::{Instance, Kind};
@@ -296,7 +297,7 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
     let keys: Vec<String> = redis.keys(format!("{}/game-chess:ids:*", site.namespace)).await?;
     let window = keys
         .first()
-        .and_then(|key| counted.window_of(key, site.length))
+        .and_then(|key| site.length.window_starting(ids_parts(key)?.2))
         .unwrap_or(window);
     let first = reporter()?;
     redis_clock.set(-12 * 86_400 + 70)?;

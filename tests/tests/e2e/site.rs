@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use redis::streams::StreamRangeReply;
+use verve_protocol::keys::indexed;
 use verve_protocol::{CallbackJob, Id, Keys, Method, Partition, Partitions, Window, WindowLength};
 use verve_tests::clock;
 use verve_tests::cluster::Cluster;
@@ -128,10 +129,19 @@ impl Site {
     /// Puts ids into a window behind the component's back, each into its set.
     pub async fn add(&self, window: Window, ids: impl IntoIterator<Item = i64>) -> Result<()> {
         let mut redis = self.connection().await?;
+        self.index(window).await?;
         for id in ids {
             let partition = Id(id).partition(self.partitions);
             let () = redis.sadd(self.keys().ids(window, partition), id).await?;
         }
+        Ok(())
+    }
+
+    /// Notes that a window has ids, as whoever adds the first does.
+    pub async fn index(&self, window: Window) -> Result<()> {
+        let member = indexed(window, self.partitions.count());
+        let key = self.keys().windows(self.length);
+        let () = self.connection().await?.zadd(key, member, clock::now_ms()).await?;
         Ok(())
     }
 

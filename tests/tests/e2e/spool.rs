@@ -458,13 +458,13 @@ async fn a_node_of_another_cluster_is_not_gone_to() -> Result<()> {
         let before = Cluster::start(3, 0).await?;
         let mut site = Site::with_one_window().await?;
         let mut instance = start(&site, kind).await?;
-        accept(&instance, "id=1").await?;
+        site.redis.kill();
+        assert_eq!(accept(&instance, "id=3").await?, "spooled", "{kind:?}");
         let node = before.nodes()[0].url();
         let row = "INSERT INTO state VALUES (?, ?)";
         instance.spool()?.execute(row, (node, clock::now_ms().cast_signed()))?;
-        site.redis.kill();
         instance.restart().await?;
-        for id in 3..10 {
+        for id in 4..10 {
             assert_eq!(accept(&instance, &format!("id={id}")).await?, "spooled", "{kind:?}");
         }
         site.redis.restart().await?;

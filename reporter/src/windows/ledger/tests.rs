@@ -55,8 +55,8 @@ fn resume_from(stored: Stored, known: Option<&Ledger>, now_s: u64) -> (Ledger, O
 }
 
 fn resume(reports: &[(u64, Report)], with_ids: Option<u64>, now_s: u64) -> (Ledger, Option<Lost>) {
-    let with_ids = with_ids.map(window).into_iter().collect();
-    let from = reports.is_empty().then(|| begin(length(), &with_ids, now_s * 1000));
+    let with_ids = with_ids.map(window);
+    let from = reports.is_empty().then(|| begin(length(), with_ids, now_s * 1000));
     let stored = Stored {
         from,
         ..stored(reports)
@@ -235,8 +235,8 @@ fn a_single_old_set_does_not_have_half_a_century_made_up_for() {
     let (ledger, lost) = resume(&[], Some(0), now_s);
     assert_eq!((ledger.next, lost), (window(now_s), None));
     assert_eq!(ledger.stray(window(0), None, now_s * 1000), Stray::TooLate);
-    let with_ids = [0, now_s - 600, now_s - 60].map(window).into();
-    assert_eq!(begin(length(), &with_ids, now_s * 1000), window(now_s - 600));
+    let with_ids = [0, now_s - 600, now_s - 60].map(window);
+    assert_eq!(begin(length(), with_ids, now_s * 1000), window(now_s - 600));
 }
 
 #[test]
