@@ -97,24 +97,23 @@ impl Spool {
         self.add(insert, row).await
     }
 
-    /// Runs a statement that adds something if there is room.
-    async fn add(&self, insert: &str, values: impl IntoIterator<Item = Value>) -> Result<(), String> {
-        if !self.run_as_owner(insert, values).await?.is_empty() {
-            return Ok(());
-        }
-        if self
-            .run_as_owner("SELECT 1 FROM owner WHERE name = ?1", [])
-            .await?
-            .is_empty()
-        {
-            // The next one looks whose it is by now.
+    /// Runs a statement that adds something if there is room, and if the database is ours.
+    async fn add(&self, insert: &str, values: impl IntoIterator<Item = Value> + Clone) -> Result<(), String> {
+        for _ in 0..2 {
+            if !self.run_as_owner(insert, values.clone()).await?.is_empty() {
+                return Ok(());
+            }
+            let is_ours = "SELECT 1 FROM owner WHERE name = ?1";
+            if !self.run_as_owner(is_ours, []).await?.is_empty() {
+                return Err(format!(
+                    "spool: full: it holds at most {} ids (spool_limit)",
+                    self.limit
+                ));
+            }
+            // Somebody took it over while it was empty. Perhaps it is empty again.
             self.database.clear_if(|_| true);
-            return Err("spool: somebody else's by now".to_owned());
         }
-        Err(format!(
-            "spool: full: it holds at most {} ids (spool_limit)",
-            self.limit
-        ))
+        Err("spool: somebody else's by now".to_owned())
     }
 
     /// Adds a command.
@@ -337,36 +336,44 @@ impl Spool {
 
     /// Makes sure that the database is ours, and answers the name that we have as its owner.
     async fn own(&self, connection: &Connection) -> Result<String, String> {
-        let found = "SELECT name, namespace, redis FROM owner";
-        let found = execute(connection, found, []).await?;
-        let (namespace, redis) = match found.first().map(Vec::as_slice) {
-            Some([Value::Text(name), Value::Text(namespace), Value::Text(redis)]) => {
-                if self.is_of(namespace, redis) {
-                    return Ok(name.clone());
-                }
-                (namespace.clone(), redis.clone())
-            }
-            // Nobody's, as made by an earlier version.
-            _ => (String::new(), String::new()),
-        };
-        // In one statement, since somebody may put something there meanwhile.
+        if let Some((name, _)) = self.owner(connection).await?.filter(|(_, is_us)| *is_us) {
+            return Ok(name);
+        }
+        // In one statement, since somebody may put something there meanwhile, or another instance of this host become its owner.
         let become_owner = "INSERT INTO owner VALUES (1, ?1, ?2, ?3, lower(hex(randomblob(8)))) \
             ON CONFLICT (one) DO UPDATE SET (namespace, redis, version, name) \
             = (excluded.namespace, excluded.redis, excluded.version, excluded.name) \
-            WHERE NOT EXISTS (SELECT 1 FROM ids) AND NOT EXISTS (SELECT 1 FROM commands) RETURNING name";
+            WHERE (namespace, redis) <> (excluded.namespace, excluded.redis) \
+            AND NOT EXISTS (SELECT 1 FROM ids) AND NOT EXISTS (SELECT 1 FROM commands)";
         let ours = [
             self.namespace.clone(),
             self.redis.to_string(),
             env!("CARGO_PKG_VERSION").to_owned(),
         ];
-        let became = execute(connection, become_owner, ours.map(Value::Text)).await?;
-        match became.into_iter().flatten().next() {
-            Some(Value::Text(name)) => Ok(name),
-            _ => Err(format!(
-                "spool: what is in it is for namespace {namespace} on {redis}, and this host counts for namespace {} on {}; it is left alone",
+        execute(connection, become_owner, ours.map(Value::Text)).await?;
+        match self.owner(connection).await? {
+            Some((name, true)) => Ok(name),
+            Some((whose, false)) => Err(format!(
+                "spool: what is in it is for {whose}, and this host counts for namespace {} on {}; it is left alone",
                 self.namespace, self.redis
             )),
+            None => Err("spool: the table owner is empty".to_owned()),
         }
+    }
+
+    /// The owner of the database: its name if it is us, and else what it counts for; and whether it is us.
+    async fn owner(&self, connection: &Connection) -> Result<Option<(String, bool)>, String> {
+        let found = execute(connection, "SELECT name, namespace, redis FROM owner", []).await?;
+        Ok(match found.first().map(Vec::as_slice) {
+            Some([Value::Text(name), Value::Text(namespace), Value::Text(redis)]) => {
+                Some(match self.is_of(namespace, redis) {
+                    true => (name.clone(), true),
+                    false => (format!("namespace {namespace} on {redis}"), false),
+                })
+            }
+            // Nobody's, as made by an earlier version.
+            _ => None,
+        })
     }
 
     /// Whether this owner is us: of the same namespace, and with a server in common, since a cluster's nodes come and go.

@@ -50,7 +50,12 @@ mod tests {
         let length = WindowLength::try_new(60).expect("valid");
         let window = length.window_at_ms(1_795_383_012_345);
         let together = [
-            keys.lease(),
+            keys.lease(length),
+            keys.windows(length),
+            keys.windows_late(length),
+            keys.reports_open(length),
+            keys.reports_progress(length),
+            keys.counters(),
             keys.reports(length),
             keys.reports_pending(length),
             keys.reports_from(length),

@@ -350,3 +350,26 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
     site.redis.kill();
     Ok(())
 }
+
+/// A Redis that has lost the list of counters is told of them again, in the same window.
+#[tokio::test]
+async fn a_redis_without_its_data_is_told_again() -> Result<()> {
+    for kind in Kind::available() {
+        let mut site = Site::new(86_400).await?;
+        let instance = example(&site, kind, "login")?.start().await?;
+        assert_eq!(login(&instance, "player=1&game=chess").await?, 200);
+        site.redis.restart().await?;
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        for player in 1..3 {
+            assert_eq!(login(&instance, &format!("player={player}&game=chess")).await?, 200);
+        }
+        let mut redis = site.connection().await?;
+        let names: Vec<String> = redis.zrange(site.keys().counters(), 0, -1).await?;
+        assert_eq!(names, ["game-chess"], "{kind:?}");
+        let indexed: u64 = redis
+            .zcard(site.keys().named(name("game-chess")).windows(site.length))
+            .await?;
+        assert!(indexed >= 1, "{kind:?}");
+    }
+    Ok(())
+}
