@@ -37,12 +37,14 @@ pub fn end_of(key: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use verve_protocol::keys::{AHEAD_SECONDS, UNREPORTED_SECONDS};
+    use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, UNREPORTED_SECONDS};
 
     use super::*;
 
     #[test]
     fn the_script_has_the_periods_of_the_protocol() {
+        // As in the scripts of the build for WASI 0.2.
+        assert_eq!(INDEX_SECONDS, 777_600);
         assert!(KEEP.contains(&format!("now + {AHEAD_SECONDS}) + {UNREPORTED_SECONDS}\n")));
     }
 

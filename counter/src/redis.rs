@@ -9,7 +9,7 @@ use std::rc::Rc;
 use futures::future;
 use spin_sdk::redis::{Error, RedisParameter, RedisResult};
 use verve_protocol::counter_name::MAX_COUNTERS;
-use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
+use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
 use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrls, SpoolState, Window};
@@ -271,7 +271,9 @@ impl Redis {
         let (key, score) = (keys.windows(window.length()), now_ms().to_string());
         let member = indexed(window, partitions);
         self.twice(&key, async |via| {
-            via.execute("ZADD", [&key, &score, &member].map(text)).await
+            via.execute("ZADD", [&key, &score, &member].map(text)).await?;
+            let expiry = [text(&key), RedisParameter::Int64(INDEX_SECONDS.cast_signed())];
+            via.execute("EXPIRE", expiry).await
         })
         .await
         .map(drop)

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use verve_protocol::keys::{UNREPORTED_SECONDS, indexed, stats};
+use verve_protocol::keys::{INDEX_SECONDS, UNREPORTED_SECONDS, indexed, stats};
 use verve_protocol::{Keys, Window};
 
 use crate::batches::Batch;
@@ -47,13 +47,19 @@ pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms:
         .map(|(field, n)| format!(r#"["HINCRBY","{key}","{field}","{n}"]"#));
     let expiry = format!(r#"["EXPIRE","{key}","{}","NX"]"#, kept_seconds(window, now_ms / 1000));
     let (windows, indexed) = (keys.windows(window.length()), indexed(window, partitions));
-    let index = format!(r#"["ZADD","{windows}","{now_ms}","{indexed}"]"#);
+    let index = [
+        format!(r#"["ZADD","{windows}","{now_ms}","{indexed}"]"#),
+        format!(r#"["EXPIRE","{windows}","{INDEX_SECONDS}"]"#),
+    ];
     let has_ids = [stats::NEW, stats::DUPLICATE]
         .iter()
         .any(|field| counts.contains_key(field));
     Batch {
         name,
-        commands: increments.chain(has_ids.then_some(index)).chain([expiry]).collect(),
+        commands: increments
+            .chain(index.into_iter().filter(|_| has_ids))
+            .chain([expiry])
+            .collect(),
     }
 }
 

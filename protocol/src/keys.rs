@@ -24,6 +24,9 @@ pub const AHEAD_SECONDS: u64 = 7 * 86_400;
 /// a few more may get in.
 pub const MAX_QUEUED_JOBS: u64 = 1_000_000;
 
+/// How long the index of windows that have ids is kept after it was last written, in seconds: longer than any set.
+pub const INDEX_SECONDS: u64 = AHEAD_SECONDS + 2 * UNREPORTED_SECONDS;
+
 /// What all of Verve's keys begin with, so that several Verves can share a Redis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace(String);

@@ -61,6 +61,7 @@ if job and not beyond then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 13)) en
 if has_first then
   local time = redis.call('TIME')
   redis.call('ZADD', KEYS[5], time[1] + time[2] / 1000000, indexed)
+  redis.call('EXPIRE', KEYS[5], 777600)
 end
 if (beyond or outcome ~= '') and (again == '' or outcome == 'new') then
   if redis.call('HINCRBY', KEYS[2], 'requests', 1) == 1 then redis.call('EXPIRE', KEYS[2], expiry, 'NX') end
@@ -76,6 +77,7 @@ return beyond or outcome"
 const COUNT: &str = r"
 local time = redis.call('TIME')
 redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, ARGV[2])
+redis.call('EXPIRE', KEYS[2], 777600)
 for i = 3, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 return redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')";
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use redis::{RedisResult, Script, ScriptInvocation};
-use verve_protocol::keys::{AHEAD_SECONDS, progress, read_indexed};
+use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, progress, read_indexed};
 use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
 use super::WindowsConfig;
@@ -126,10 +126,11 @@ return 1";
 
 /// Notes that ids of windows are about to be put aside.
 ///
-/// KEYS: the windows of which some are. ARGV: their starts.
+/// KEYS: the windows of which some are. ARGV: for how long it is known, in seconds, and their starts.
 const NOTE_LATE: &str = r"
 redis.call('ZREM', KEYS[1], '')
-for _, start in ipairs(ARGV) do redis.call('ZADD', KEYS[1], start, start) end
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i]) end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
 return 1";
 
 /// The most windows whose reports one sweep removes.
@@ -373,6 +374,7 @@ impl Books {
     async fn note_late(&self, windows: &[Window]) -> RedisResult<()> {
         let script = Script::new(NOTE_LATE);
         let mut note = script.key(self.store.keys.windows_late(self.length()));
+        note.arg(INDEX_SECONDS);
         for window in windows {
             note.arg(window.start());
         }

@@ -125,8 +125,10 @@ async fn every_other_key_expires() -> Result<()> {
         keys.callbacks_retry(),
         keys.callbacks_dead(),
         keys.reports(site.length),
-        // One number.
+        keys.reports_open(site.length),
+        // Some numbers.
         keys.reports_from(site.length),
+        keys.reports_progress(site.length),
     ];
     let mut redis = site.connection().await?;
     let all: Vec<String> = redis.keys(format!("*{}*", site.namespace)).await?;

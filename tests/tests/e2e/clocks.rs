@@ -140,8 +140,12 @@ async fn ids_that_are_needed_are_kept_from_expiring() -> Result<()> {
     reporter.process().kill();
     let reporter = Reporter::start_by(&past.clock, &flags)?;
     wait::until("the ids to be kept", SOON, || async {
-        let seconds: i64 = past.site.connection().await.ok()?.ttl(&ids).await.ok()?;
-        (seconds > 80_000).then_some(())
+        let (mut redis, keys) = (past.site.connection().await.ok()?, past.site.keys());
+        let seconds: i64 = redis.ttl(&ids).await.ok()?;
+        // Noted once all are kept.
+        let progress = keys.reports_progress(past.site.length);
+        let kept: bool = redis.hexists(progress, "kept").await.ok()?;
+        (seconds > 80_000 && kept).then_some(())
     })
     .await
     .with_context(|| reporter.process().log())?;

@@ -53,7 +53,12 @@ async fn jobs_are_written_as_asked() -> Result<()> {
         let jobs = site.stream(&site.keys().callbacks()).await?;
         assert_eq!(jobs.len(), table.len(), "{kind:?}: {jobs:?}");
         for (job, (query, endpoint, method)) in jobs.iter().zip(&table) {
-            let expected = [("endpoint", endpoint.as_str()), ("method", method), ("window", &window)];
+            let expected = [
+                ("endpoint", endpoint.as_str()),
+                ("length", &site.length.to_string()),
+                ("method", method),
+                ("window", &window),
+            ];
             let expected = expected.map(|(n, v)| (n.to_owned(), v.to_owned()));
             assert_eq!(job, &expected, "{kind:?} {query}");
         }

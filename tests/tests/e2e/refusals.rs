@@ -166,9 +166,9 @@ async fn each_key_of_the_wrong_type() -> Result<()> {
 /// The whole server refuses, each in its own way.
 #[tokio::test]
 async fn each_kind_of_error() -> Result<()> {
-    let kinds: [(&str, &[&str], &[&str]); 3] = [
+    // Not when it is full: that keeps nothing from being reported, see `servers`.
+    let kinds: [(&str, &[&str], &[&str]); 2] = [
         ("READONLY", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF NO ONE"]),
-        ("OOM", &["CONFIG SET maxmemory 1"], &["CONFIG SET maxmemory 0"]),
         (
             "MISCONF",
             &["CONFIG SET dir /proc", "CONFIG SET save 1 1", "BGSAVE"],
