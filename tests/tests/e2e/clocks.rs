@@ -331,16 +331,29 @@ async fn a_set_of_another_century_expires() -> Result<()> {
     let ahead = site.length.window_at_ms(clock::now_ms() + 75 * 365 * DAY_MS);
     let reporter = site.reporter(&[]).await?;
     reporter.process().wait_for_text("host is ahead", SOON).await?;
-    // Several sweeps.
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    let mut seconds = Vec::new();
-    for window in [ahead, ahead.next()] {
-        seconds.push(site.connection().await?.ttl::<_, i64>(site.ids(window)).await?);
-    }
-    seconds.retain(|seconds| *seconds != -2);
+    let expiries = async || {
+        let mut expiries = Vec::new();
+        for window in [ahead, ahead.next()] {
+            let mut at = redis::cmd("EXPIRETIME");
+            let at: i64 = at
+                .arg(site.ids(window))
+                .query_async(&mut site.connection().await?)
+                .await?;
+            expiries.extend((at != -2).then_some(at - (clock::now_ms() / 1000).cast_signed()));
+        }
+        anyhow::Ok(expiries)
+    };
+    let before = expiries().await?;
     assert!(
-        !seconds.is_empty() && seconds.iter().all(|s| (600_000..=691_200).contains(s)),
-        "{seconds:?}"
+        !before.is_empty() && before.iter().all(|s| (600_000..=691_200).contains(s)),
+        "{before:?}"
+    );
+    // Several sweeps later it is that much nearer.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let after = expiries().await?;
+    assert!(
+        after.iter().zip(&before).all(|(after, before)| after + 10 < *before),
+        "{before:?} {after:?}"
     );
     Ok(())
 }
