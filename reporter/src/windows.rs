@@ -284,7 +284,7 @@ impl Reporter {
             grace: self.config.grace,
             late: self.config.late,
         };
-        let mut stored = self.books.load(now_ms).await?;
+        let mut stored = self.books.load(known, now_ms).await?;
         let early = stored.reopen(now_ms);
         if let [first, ..] = early.as_slice() {
             tracing::error!(

@@ -166,6 +166,10 @@ impl Instance {
             if let Err(redis) = self.redis.add_spooled(key, &found.ids).await {
                 return stay(&redis);
             }
+            // Once more: the leader may have looked in between, found nothing, and taken it from its list.
+            if let Err(redis) = self.index_set(keys, key).await {
+                return stay(&redis);
+            }
             self.found_well(&self.redis.node_of(|| key)).await;
             self.background.remove_ids(&found).await?;
             self.go_on().await?;

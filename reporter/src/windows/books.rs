@@ -115,12 +115,13 @@ redis.call('UNLINK', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]";
 
-/// Forgets that windows had ids, unless that was noted again since.
+/// Forgets that windows had ids, unless that was noted again since. Scores as numbers: `ZSCAN` and `ZSCORE` write the same one differently.
 ///
 /// KEYS: the windows that have ids. ARGV: members, each with its score.
 const FORGET_IDS: &str = r"
 for i = 1, #ARGV, 2 do
-  if redis.call('ZSCORE', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('ZREM', KEYS[1], ARGV[i]) end
+  local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if score and tonumber(score) == tonumber(ARGV[i + 1]) then redis.call('ZREM', KEYS[1], ARGV[i]) end
 end
 return 1";
 
@@ -181,8 +182,9 @@ impl Books {
         self.config.length
     }
 
-    /// What a leader has to know to go on, at `now_ms`. Of reports only those that may change.
-    pub async fn load(&self, now_ms: u64) -> RedisResult<Stored> {
+    /// What a leader has to know to go on, at `now_ms`. Of reports only those that may change, and those that `known` has something of: others may have
+    /// made them final since.
+    pub async fn load(&self, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Stored> {
         let mut newest = self.progress(progress::NEWEST).await?;
         if newest.is_none() {
             newest = self.note_reports().await?;
@@ -211,7 +213,8 @@ impl Books {
         // And those that were reported before they had ended: the clock was ahead for a while.
         let early = std::iter::successors(Some(newest), |window| window.previous());
         let early = early.take_while(|window| *window == newest || window.end_ms() > now_ms);
-        let windows: BTreeSet<Window> = open.chain(early).collect();
+        let known = known.map(Ledger::known).unwrap_or_default();
+        let windows: BTreeSet<Window> = open.chain(early).chain(known).collect();
         let windows: Vec<Window> = windows.into_iter().collect();
         let reports = windows.iter().copied().zip(self.store.reports(&windows).await?);
         stored.reports = reports.filter_map(|(window, report)| Some((window, report?))).collect();
@@ -291,7 +294,7 @@ impl Books {
 
     /// Keeps the ids of windows from expiring that the leader still needs, and notes when: the next one knows by that what may have expired.
     pub async fn keep(&self, ledger: &Ledger, now_ms: u64) -> RedisResult<()> {
-        let mut windows = ledger.due(now_ms, usize::MAX);
+        let mut windows = ledger.ended(now_ms);
         windows.extend(ledger.needed());
         self.store.keep_ids(&windows, |_| IDS_KEPT).await?;
         self.set_progress(progress::KEPT, now_ms).await

@@ -39,7 +39,7 @@ pub struct Periods {
 /// What is in Redis when a leader begins.
 #[derive(Clone, Debug, Default)]
 pub struct Stored {
-    /// What was reported of the newest window, and of those that are not final.
+    /// What was reported of the newest window, of those that are not final, and of those that this replica knows something of.
     pub reports: BTreeMap<Window, Report>,
     /// The newest window that was reported.
     pub newest: Option<Window>,
@@ -268,6 +268,18 @@ impl Ledger {
     /// When the next window is due, in Unix milliseconds.
     pub fn next_due_ms(&self) -> u64 {
         self.due_ms(self.next)
+    }
+
+    /// The windows whose reports it knows, which others may have changed since.
+    pub fn known(&self) -> Vec<Window> {
+        let last = self.next.previous();
+        let known = self.watched.keys().chain(self.acknowledged.keys()).copied();
+        known.chain(last).collect()
+    }
+
+    /// The windows that are not reported, and have ended at `now_ms`, due or not.
+    pub fn ended(&self, now_ms: u64) -> Vec<Window> {
+        self.due(now_ms.saturating_add(millis(self.periods.grace)), usize::MAX)
     }
 
     /// The first window whose report may change, by way of counting; none that is older is touched again but by ids that came too late.

@@ -167,6 +167,19 @@ fn a_redis_without_its_data_is_reminded() {
     assert_eq!(goes_on(&ledger, &[]), (vec![780], 2));
 }
 
+/// Another replica has corrected a window and made it final since this one watched it.
+#[test]
+fn a_report_that_others_made_final_is_not_taken_back() {
+    let (mut ledger, _) = resume(&[], None, 600);
+    publish(&mut ledger, &[record(600, 5, 0), record(660, 1, 0)], 722);
+    // These are read again, though final ones are not.
+    assert_eq!(ledger.known(), [window(600), window(660), window(660)]);
+    let others = [(600, finished(report(7, 1))), (660, report(1, 0)), (720, report(1, 0))];
+    let (resumed, _) = resume_from(stored(&others), Some(&ledger), 900);
+    assert!(!resumed.watched.contains_key(&window(600)) && resumed.watched.contains_key(&window(660)));
+    assert_eq!(resumed.ended(840_000).len(), 1);
+}
+
 #[test]
 fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
     let (ledger, lost) = resume(&[(600, report(1, 0))], None, 600 + 86_400 + 180);

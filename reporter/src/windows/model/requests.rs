@@ -48,9 +48,15 @@ impl World {
         }
     }
 
-    fn load(&mut self, _: usize) -> Option<Answer> {
+    fn load(&mut self, i: usize) -> Option<Answer> {
+        let newest = self.reports.keys().next_back().copied();
+        let mut reports = self.reports.clone();
+        // As it is read: no final report but the newest, and those of what it knows.
+        let known = self.reporters[i].ledger.as_ref().map(Ledger::known).unwrap_or_default();
+        reports.retain(|window, report| !report.is_final || Some(*window) == newest || known.contains(window));
         let stored = Stored {
-            reports: self.reports.clone(),
+            reports,
+            newest,
             pending: self.pending.clone(),
             from: self.windows.first().copied(),
             ..Stored::default()
