@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::Toolchain;
+use crate::cargo::{Toolchain, WASM};
 use crate::{build, failures, install, kafka, python, sys};
 
 #[derive(clap::Args)]
@@ -137,6 +137,7 @@ fn checks(steps: &mut Steps) {
 
 /// What others depend on is packaged, compiled as it is packaged, and its example with it.
 fn packages() -> Result<()> {
+    forget_packages()?;
     let wasm = Toolchain::for_wasm()?;
     let packages = ["--package", "verve-protocol", "--package", "verve-counter"];
     let mut package = wasm.cargo_for_wasm("package")?;
@@ -146,6 +147,35 @@ fn packages() -> Result<()> {
     let mut example = wasm.cargo_for_wasm("test")?;
     example.env("CARGO_PROFILE_DEV_DEBUG", "none").arg("--doc");
     sys::run(example.args(&packages[2..]))
+}
+
+/// Has cargo take the packages as they are now. What comes from a registry never changes to it, unless the version does, and it takes them from one of
+/// its own making.
+fn forget_packages() -> Result<()> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let folders = |path: &Path| {
+        fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+    };
+    let sources = home.iter().flat_map(|home| folders(&home.join("registry/src")));
+    let compiled = sys::target().join(WASM).join("debug/.fingerprint");
+    for folder in sources
+        .chain([compiled])
+        .flat_map(|folder| folders(&folder).collect::<Vec<_>>())
+    {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        if ["verve-protocol-", "verve-counter-"]
+            .iter()
+            .any(|package| name.starts_with(package))
+        {
+            fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Licences, sources and known advisories of what Verve is built from, by cargo-deny. Compiling that takes minutes, so it is
