@@ -586,7 +586,12 @@ async fn a_spool_of_another_redis_or_namespace_is_left_alone() -> Result<()> {
         first.redis.restart().await?;
         instance.restart().await?;
         assert_drained(&first, window, 5, &format!("{kind:?}")).await?;
-        // Now that it is empty, it is whoever's comes.
+        // Once it is empty, it is whoever's comes. What is in Redis is removed from it a little later.
+        wait::until("the spool to be empty", SOON, || async {
+            let left = "SELECT (SELECT count(*) FROM ids) + (SELECT count(*) FROM commands)";
+            (instance.in_spool(left).ok()? == 0).then_some(())
+        })
+        .await?;
         instance.set_variable("redis_urls", "redis://127.0.0.1:1");
         instance.restart().await?;
         assert_eq!(accept(&instance, "id=8").await?, "spooled", "{kind:?}");
