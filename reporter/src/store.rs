@@ -134,13 +134,17 @@ impl Store {
 
     /// How many ids came after each of these windows was final, as far as they are kept.
     pub async fn late(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
-        let counts = self.of_each(windows, |pipe, window, set| pipe.scard(self.keys.late(window, set)));
-        Ok(self.sums(&counts.await?))
+        self.sizes(windows, |window, set| self.keys.late(window, set)).await
     }
 
     /// How many ids are left in the sets of these windows, whatever became of others.
     pub async fn counts_left(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
-        let counts = self.of_each(windows, |pipe, window, set| pipe.scard(self.keys.ids(window, set)));
+        self.sizes(windows, |window, set| self.keys.ids(window, set)).await
+    }
+
+    /// For each window how many members the sets under these keys have together.
+    async fn sizes(&self, windows: &[Window], key: impl Fn(Window, Partition) -> String) -> RedisResult<Vec<u64>> {
+        let counts = self.of_each(windows, |pipe, window, set| pipe.scard(key(window, set)));
         Ok(self.sums(&counts.await?))
     }
 

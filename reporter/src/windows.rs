@@ -172,7 +172,7 @@ impl Reporter {
                 }
             }
             lease.release().await;
-            stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
+            pause(&mut retry, &stop).await;
         }
     }
 
@@ -231,7 +231,7 @@ impl Reporter {
                             ledger.acknowledged(clock.now_ms());
                         }
                         Err(Unpublished::Fenced) => return Ok(()),
-                        Err(Unpublished::Away) => put_off(&mut retry, stop).await,
+                        Err(Unpublished::Away) => pause(&mut retry, stop).await,
                     }
                 }
                 Step::Remove(windows) => {
@@ -245,7 +245,7 @@ impl Reporter {
                         Some(Ok(_)) => {}
                         Some(Err(Unpublished::Fenced)) => return Ok(()),
                         Some(Err(Unpublished::Away)) => {
-                            put_off(&mut retry, stop).await;
+                            pause(&mut retry, stop).await;
                             continue;
                         }
                     }
@@ -342,7 +342,7 @@ impl Reporter {
                     if !std::mem::replace(&mut told, true) {
                         tracing::error!("Kafka has records that Redis does not take note of: {error}; trying again");
                     }
-                    stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
+                    pause(&mut retry, stop).await;
                 }
             }
         }
@@ -486,7 +486,7 @@ impl Reporter {
 /// A search under way, which answers what it has found, and how long that took.
 type Sweeping = AbortOnDropHandle<(Swept, Duration)>;
 
-/// While Kafka is away.
-async fn put_off(retry: &mut Retry, stop: &CancellationToken) {
+/// The pause before what failed is tried again.
+async fn pause(retry: &mut Retry, stop: &CancellationToken) {
     stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
 }

