@@ -105,19 +105,19 @@ impl Distinct {
 /// Spooled ids of one set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpooledIds {
-    /// The rows that they are in.
-    pub rows: Vec<i64>,
+    /// The rows that they are in, each a JSON array of all that is in it.
+    pub rows: Vec<String>,
     /// The ids.
     pub ids: Vec<Id>,
 }
 
 impl SpooledIds {
-    /// Of rows of the spool, each a number and its ids, those that are brought to Redis together: the first, until there are
+    /// Of rows of the spool, each with its ids, those that are brought to Redis together: the first, until there are
     /// [`MOST_SPOOLED`] ids.
-    pub fn leading(rows: impl IntoIterator<Item = (i64, Vec<Id>)>) -> Self {
+    pub fn leading(rows: impl IntoIterator<Item = (String, Vec<Id>)>) -> Self {
         let mut leading = Self::default();
-        for (number, ids) in rows {
-            leading.rows.push(number);
+        for (row, ids) in rows {
+            leading.rows.push(row);
             leading.ids.extend(ids);
             if leading.ids.len() >= MOST_SPOOLED {
                 break;
@@ -253,12 +253,13 @@ mod tests {
         /// Each row is brought once, with all its ids, in the spool's order, and neither too much nor needlessly little at once.
         #[test]
         fn spooled_rows_are_brought_once_and_in_order(sizes in vec(1..=MOST, 0..40)) {
-            let rows: Vec<(i64, Vec<Id>)> = (1..).zip(sizes.iter().map(|size| vec![Id(7); *size])).collect();
+            let rows = sizes.iter().enumerate().map(|(number, size)| (number.to_string(), vec![Id(7); *size]));
+            let rows: Vec<(String, Vec<Id>)> = rows.collect();
             let mut unread = rows.as_slice();
             while !unread.is_empty() {
                 let together = SpooledIds::leading(unread.to_vec());
                 let (read, later) = unread.split_at(together.rows.len());
-                prop_assert!(read.iter().map(|(number, _)| *number).eq(together.rows.iter().copied()));
+                prop_assert!(read.iter().map(|(row, _)| row).eq(&together.rows));
                 prop_assert_eq!(together.ids.len(), read.iter().map(|(_, ids)| ids.len()).sum::<usize>());
                 prop_assert!(together.ids.len() < MOST_SPOOLED + MOST);
                 prop_assert!(later.is_empty() || together.ids.len() >= MOST_SPOOLED);

@@ -158,14 +158,14 @@ impl Spool {
 
     /// The first ids of a set, as many as are brought to Redis together.
     pub async fn ids(&self, key: &str) -> Result<SpooledIds, String> {
-        let select =
-            "SELECT number, ids FROM ids WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
+        let select = "SELECT json_array(number, key, ids), ids FROM ids \
+            WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
         let rows = self
             .run_as_owner(select, [Value::Text(key.to_owned()), Value::Integer(BATCH)])
             .await?;
         let rows = rows.into_iter().filter_map(|row| match row.as_slice() {
-            [Value::Integer(number), Value::Text(ids)] => Some((
-                *number,
+            [Value::Text(row), Value::Text(ids)] => Some((
+                row.clone(),
                 ids.split(',').filter_map(|id| id.parse().ok()).map(Id).collect(),
             )),
             _ => None,
@@ -173,10 +173,12 @@ impl Spool {
         Ok(SpooledIds::leading(rows))
     }
 
-    /// Removes ids that [`Spool::ids`] gave.
+    /// Removes ids that [`Spool::ids`] gave. Not by the numbers of their rows alone: of a row that somebody else has removed meanwhile, the
+    /// number may by now be that of another.
     pub async fn remove_ids(&self, ids: &SpooledIds) -> Result<(), String> {
-        let delete = "DELETE FROM ids WHERE number IN (SELECT value FROM json_each(?))";
-        self.run(delete, [Value::Text(format!("[{}]", listed(&ids.rows)))])
+        let delete = "DELETE FROM ids WHERE number IN (SELECT value ->> 0 FROM json_each(?1)) \
+            AND json_array(number, key, ids) IN (SELECT value FROM json_each(?1))";
+        self.run(delete, [Value::Text(format!("[{}]", ids.rows.join(",")))])
             .await
             .map(drop)
     }

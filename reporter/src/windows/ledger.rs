@@ -159,8 +159,8 @@ pub enum Stray {
     TooLate,
     /// The window was never reported: report it.
     Unreported,
-    /// Another replica watches the window.
-    Watched,
+    /// Another replica watches the window, or it is not due by a clock that was set back.
+    Expected,
 }
 
 impl Ledger {
@@ -190,7 +190,8 @@ impl Ledger {
         let mut ledger = Self {
             periods,
             next,
-            first: known.map_or(next, |known| known.first),
+            // What was skipped was not up to this process either, and is reported if the clock was wrong that it was lost by.
+            first: known.filter(|_| lost.is_none()).map_or(next, |known| known.first),
             strays: BTreeSet::new(),
             pending: BTreeMap::new(),
             acknowledged,
@@ -422,12 +423,15 @@ impl Ledger {
 
     /// What to do about ids of a past window, of which Redis has this report.
     pub fn stray(&self, window: Window, report: Option<&Report>, now_ms: u64) -> Stray {
+        if self.due_ms(window) > now_ms {
+            return Stray::Expected;
+        }
         let are_all_there = window >= window_certain_at(window.length(), now_ms);
         if report.is_none() && window < self.first && are_all_there {
             return Stray::Unreported;
         }
         match report {
-            Some(report) if !report.is_final => Stray::Watched,
+            Some(report) if !report.is_final => Stray::Expected,
             _ => Stray::TooLate,
         }
     }

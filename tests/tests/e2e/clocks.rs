@@ -239,6 +239,29 @@ async fn a_redis_whose_clock_was_ahead_is_recovered_from() -> Result<()> {
     Ok(())
 }
 
+/// By a clock that is days ahead, the windows up to it are lost. By the right one they are reported as soon as they have ended.
+#[tokio::test]
+async fn a_redis_whose_clock_was_days_ahead_is_recovered_from() -> Result<()> {
+    let clock = WrongClock::right()?;
+    let redis = RedisServer::options().clock(&clock).start().await?;
+    let site = Site::with_redis(1, redis);
+    let mut ledger = Ledger::new().await?;
+    let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    clock.set(2 * 86_400)?;
+    reporter.process().wait_for_text("windows not reported", SOON).await?;
+    clock.set(0)?;
+    reporter.process().wait_for_text("clock was set back", SOON).await?;
+    let window = site.length.window_at_ms(clock::now_ms() + 2_000);
+    clock::sleep_until_ms(window.start() * 1000).await;
+    site.add(window, 0..5).await?;
+    ledger
+        .read_to(window, 1, SOON)
+        .await
+        .with_context(|| reporter.process().log())?;
+    assert_eq!(ledger.of(window)[0].value, "5");
+    Ok(())
+}
+
 /// An edge host whose clock is set back goes on as soon as Redis does.
 #[tokio::test]
 async fn an_edge_clock_that_is_set_back() -> Result<()> {

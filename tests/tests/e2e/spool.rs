@@ -384,6 +384,32 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
     Ok(())
 }
 
+/// Somebody else drains meanwhile, and the numbers of their rows become those of other ids.
+#[tokio::test]
+async fn a_slow_drain_removes_only_what_it_brought() -> Result<()> {
+    for kind in Kind::available() {
+        let context = format!("{kind:?}");
+        let site = Site::with_one_window().await?;
+        let link = Link::start(site.redis.server().address()).await?;
+        let instance = start_behind(&link, &site, kind, "10000").await?;
+        let window = clock::current_window(site.length);
+        link.cut();
+        assert_eq!(accept(&instance, "id=0").await?, "spooled", "{context}");
+        let mut gate = link.gate(&["SADD"], Hold::Answer);
+        link.mend();
+        gate.reached(SOON).await.with_context(|| context.clone())?;
+        // What two others would do: one brings the ids to Redis as well, one spools others.
+        let other = instance.spool()?.execute_batch(
+            "CREATE TEMP TABLE brought AS SELECT * FROM ids; DELETE FROM ids; \
+            INSERT INTO ids SELECT number, key, '1', 1 FROM brought; INSERT INTO ids SELECT number + 1, key, '2', 1 FROM brought",
+        );
+        other.with_context(|| context.clone())?;
+        gate.open();
+        assert_drained(&site, window, 3, &context).await?;
+    }
+    Ok(())
+}
+
 /// Redis has counted what happened, and its answer is lost: once while it can be asked again, once while it is away.
 #[tokio::test]
 async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()> {

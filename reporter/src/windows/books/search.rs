@@ -167,7 +167,7 @@ impl Books {
             match ledger.stray(window, report.as_ref(), now_ms) {
                 Stray::TooLate => late.push(window),
                 Stray::Unreported => swept.unreported.push(window),
-                Stray::Watched => {}
+                Stray::Expected => {}
             }
         }
         let mut put_aside = Ok(());

@@ -267,6 +267,19 @@ fn windows_that_were_made_final_before_they_began_are_watched_again() {
     assert_eq!(due(&ledger, 782_000), [720]);
 }
 
+/// A clock that was days ahead, while a leader of before was there: windows up to it are lost by that clock, and reported by the right one if they have ids.
+#[test]
+fn windows_that_a_wrong_clock_skipped_are_reported_once_they_have_ended() {
+    let (mut ledger, _) = resume(&[(540, report(5, 0))], None, 630);
+    let (ahead, lost) = resume_from(stored(&[(540, report(5, 0))]), Some(&ledger), 630 + 2 * 86_400);
+    assert!(lost.is_some());
+    (ledger, _) = resume_from(stored(&[(540, report(5, 0))]), Some(&ahead), 630);
+    assert_eq!(ledger.stray(window(600), None, 661_999), Stray::Expected);
+    assert_eq!(ledger.stray(window(600), None, 662_000), Stray::Unreported);
+    ledger.add_strays(&[window(600)]);
+    assert_eq!(due(&ledger, 662_000), [600]);
+}
+
 /// What is planned of the window of 600: count and revision of the news, or whether its late period is over.
 fn plan(ledger: &Ledger, count: u64, now_s: u64) -> (Option<(u64, u64)>, bool) {
     let plan = ledger.plan([(window(600), count)], now_s * 1000);
@@ -364,7 +377,7 @@ fn ids_of_a_past_window_are_too_late_unless_it_was_never_reported() {
     assert!(!ledger.is_past(window(660)), "not reported yet");
     let last = finished(report(1, 0));
     assert_eq!(ledger.stray(window(540), Some(&last), 800_000), Stray::TooLate);
-    assert_eq!(ledger.stray(window(540), Some(&report(1, 0)), 800_000), Stray::Watched);
+    assert_eq!(ledger.stray(window(540), Some(&report(1, 0)), 800_000), Stray::Expected);
     // Some of its ids may have expired, so that a count would be wrong.
     assert_eq!(ledger.stray(window(540), None, 600_000 + day - 60_000), Stray::TooLate);
     assert_eq!(
