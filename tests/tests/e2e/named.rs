@@ -323,9 +323,16 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
         let key = counted.ids(window, verve_protocol::Partition::Whole);
         instance.spool()?.execute(row, (key, ids))?;
         set(days_ago)?;
+        // Three days later it is not forgotten, and nine days after that it is.
+        let reporter = reporter()?;
+        let forgotten = wait::until("it to be forgotten", Duration::from_secs(4), || async {
+            let mut redis = site.connection().await.ok()?;
+            let count: u64 = redis.zcard(site.keys().counters()).await.ok()?;
+            (count == 0).then_some(())
+        });
+        assert_eq!(forgotten.await.is_ok(), days_ago == 0, "{}", reporter.process().log());
         instance.restart().await?;
         assert_eq!(login(&instance, "player=1").await?, 200);
-        let reporter = reporter()?;
         let line = reporter
             .process()
             .wait_for_line(2 * SOON, |line| {
