@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 
 use verve_protocol::slot::SLOTS;
+
+/// What stands for a host's name that was not announced.
+const UNKNOWN: &str = "?";
 
 /// Where a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// A name or an IP address, without brackets; empty where a node means itself.
+    /// A name or an IP address, without brackets.
     pub host: String,
     /// The port.
     pub port: u16,
@@ -34,11 +38,13 @@ impl fmt::Display for Address {
 
 /// What a node answers instead of running a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Redirect {
-    /// The slot is another node's.
-    Moved(u16, Address),
-    /// The slot is on its way to another node, which may have this key already.
-    Ask(Address),
+pub struct Redirect {
+    /// Where it sends the client; the host is empty where it is that of the node itself, and `?` where that is not known.
+    address: Address,
+    /// The slot of the command's keys.
+    pub slot: u16,
+    /// Whether the slot is on its way there, so that this key may be there already; or else it is there.
+    pub is_ask: bool,
 }
 
 impl Redirect {
@@ -52,80 +58,132 @@ impl Redirect {
         let address = Address::parse(words.next()?)?;
         let slot = words.next()?.parse().ok().filter(|slot| *slot < SLOTS)?;
         let said = words.next()?;
-        Some(if said.trim_end_matches(':').eq_ignore_ascii_case("ask") {
-            Self::Ask(address)
-        } else {
-            Self::Moved(slot, address)
+        Some(Self {
+            address,
+            slot,
+            is_ask: said.trim_end_matches(':').eq_ignore_ascii_case("ask"),
         })
     }
+
+    /// Where a node sends the client that was asked at this host; none if that is not known.
+    #[must_use]
+    pub fn to(&self, asked: &str) -> Option<Address> {
+        let host = match self.address.host.as_str() {
+            "" => asked,
+            UNKNOWN => return None,
+            host => host,
+        };
+        Some(Address {
+            host: host.to_owned(),
+            port: self.address.port,
+        })
+    }
+}
+
+/// A part of an answer. Spin's hosts put what is nested in it one behind the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// No value.
+    Nothing,
+    /// A number.
+    Number(i64),
+    /// A text.
+    Text(String),
 }
 
 /// Which node has which slots.
 #[derive(Debug, Default)]
 pub struct Map {
-    ranges: Vec<(RangeInclusive<u16>, Address)>,
+    ranges: Vec<(RangeInclusive<u16>, Rc<[Address]>)>,
     /// What was learnt since.
-    moved: BTreeMap<u16, Address>,
+    moved: BTreeMap<u16, Rc<[Address]>>,
 }
 
 impl Map {
-    /// Reads the answer to `CLUSTER NODES`: a line for each node, of which a primary's ends with its slots. A name that a node has
-    /// announced comes before its address, since a certificate is for a name.
+    /// Reads what a node answers to `CLUSTER SLOTS` that was asked at the host `asked`: for each range of slots its first and its last, and the nodes
+    /// that have it, the primary first. Of a node there are the host that the cluster prefers, its port, its name, and since Redis 7.0 pairs of texts
+    /// with the other hosts that it has.
     #[must_use]
-    pub fn parse(nodes: &str) -> Self {
-        let mut ranges = Vec::new();
-        for line in nodes.lines() {
-            let mut fields = line.split(' ');
-            let (address, flags) = (fields.nth(1).unwrap_or_default(), fields.next().unwrap_or_default());
-            let Some(address) = announced(address).filter(|_| flags.contains("master")) else {
-                continue;
+    pub fn parse(answer: &[Part], asked: &str) -> Self {
+        use Part::{Nothing, Number, Text};
+        let mut map = Self::default();
+        let mut rest = answer;
+        while let [
+            Number(first),
+            Number(last),
+            preferred,
+            Number(port),
+            Text(_),
+            others @ ..,
+        ] = rest
+        {
+            rest = others;
+            let mut hosts = match preferred {
+                Text(host) if !host.is_empty() => vec![host.as_str()],
+                // A node that does not say where it is, is where another one was asked.
+                Text(_) | Nothing | Number(_) => vec![asked],
             };
-            // Those on their way are in brackets, and here until they have gone.
-            let slots = fields.skip(5).filter(|slots| !slots.starts_with('['));
-            ranges.extend(slots.filter_map(range).map(|range| (range, address.clone())));
+            while let [Text(_), Text(host), others @ ..] = rest {
+                hosts.push(host);
+                rest = others;
+            }
+            let next = rest
+                .windows(2)
+                .position(|two| matches!(two, [Number(_), Number(_)]))
+                .unwrap_or(rest.len());
+            rest = &rest[next..];
+            if let (Ok(first), Ok(last), Ok(port)) = (u16::try_from(*first), u16::try_from(*last), u16::try_from(*port))
+            {
+                map.ranges.push((first..=last, addresses(hosts, asked, port)));
+            }
         }
-        Self {
-            ranges,
-            moved: BTreeMap::new(),
-        }
+        map
     }
 
-    /// The node that has a slot, as far as is known.
+    /// Where the node is that has a slot, as far as is known: first the address that the cluster prefers.
     #[must_use]
-    pub fn node(&self, slot: u16) -> Option<&Address> {
+    pub fn node(&self, slot: u16) -> Option<&Rc<[Address]>> {
         let moved = self.moved.get(&slot);
         moved.or_else(|| {
             let found = self.ranges.iter().find(|(range, _)| range.contains(&slot));
-            found.map(|(_, address)| address)
+            found.map(|(_, node)| node)
         })
     }
 
-    /// Whether a node at this address has slots, as far as is known.
+    /// All addresses of the node at this one, if a node with slots is there, as far as is known.
     #[must_use]
-    pub fn has(&self, address: &Address) -> bool {
+    pub fn at(&self, address: &Address) -> Option<&Rc<[Address]>> {
         let of_ranges = self.ranges.iter().map(|(_, node)| node);
-        of_ranges.chain(self.moved.values()).any(|node| node == address)
+        let mut nodes = of_ranges.chain(self.moved.values());
+        nodes.find(|node| node.contains(address))
     }
 
-    /// Learns that another node has a slot.
+    /// Learns that the node at this address has a slot.
     pub fn moved(&mut self, slot: u16, address: Address) {
-        self.moved.insert(slot, address);
+        let node = self.at(&address).cloned();
+        self.moved.insert(slot, node.unwrap_or_else(|| Rc::from([address])));
     }
 }
 
-/// `ip:port@bus-port[,name[,…]]`.
-fn announced(field: &str) -> Option<Address> {
-    let mut parts = field.split(',');
-    let mut address = Address::parse(parts.next()?.split('@').next()?)?;
-    if let Some(name) = parts.next().filter(|name| !name.is_empty() && !name.contains('=')) {
-        name.clone_into(&mut address.host);
+/// Each of these hosts that is known once, or else where another one was asked.
+fn addresses(hosts: Vec<&str>, asked: &str, port: u16) -> Rc<[Address]> {
+    let mut addresses: Vec<Address> = Vec::new();
+    for host in hosts {
+        let address = Address {
+            host: host.to_owned(),
+            port,
+        };
+        if !host.is_empty() && host != UNKNOWN && !addresses.contains(&address) {
+            addresses.push(address);
+        }
     }
-    Some(address)
-}
-
-fn range(slots: &str) -> Option<RangeInclusive<u16>> {
-    let (from, to) = slots.split_once('-').unwrap_or((slots, slots));
-    Some(from.parse().ok()?..=to.parse().ok()?)
+    if addresses.is_empty() {
+        addresses.push(Address {
+            host: asked.to_owned(),
+            port,
+        });
+    }
+    addresses.into()
 }
 
 #[cfg(test)]
@@ -138,39 +196,26 @@ mod tests {
 
     #[test]
     fn redirections_are_read_in_the_words_of_every_host() {
-        let moved = Some(Redirect::Moved(3999, at("127.0.0.1:6381")));
+        let told = |error| Redirect::told(error).map(|redirect| (redirect.is_ask, redirect.to("asked")));
         for error in [
             "MOVED 3999 127.0.0.1:6381",
             "Moved: 3999 127.0.0.1:6381",
             "An error was signalled by the server - Moved: 3999 127.0.0.1:6381",
             "An error was signalled by the server: 3999 127.0.0.1:6381",
         ] {
-            assert_eq!(Redirect::told(error), moved, "{error}");
+            assert_eq!(told(error), Some((false, Some(at("127.0.0.1:6381")))), "{error}");
         }
         for error in ["Ask: 1 a.example:1", "server - Ask: 1 a.example:1", "ASK 1 a.example:1"] {
-            assert_eq!(Redirect::told(error), Some(Redirect::Ask(at("a.example:1"))), "{error}");
+            assert_eq!(told(error), Some((true, Some(at("a.example:1")))), "{error}");
         }
-        // By itself a node means the host that was asked.
-        assert_eq!(
-            Redirect::told("Moved: 0 :7000"),
-            Some(Redirect::Moved(
-                0,
-                Address {
-                    host: String::new(),
-                    port: 7000
-                }
-            ))
-        );
-        assert_eq!(
-            Redirect::told("Moved: 0 ::1:7000"),
-            Some(Redirect::Moved(
-                0,
-                Address {
-                    host: "::1".to_owned(),
-                    port: 7000
-                }
-            ))
-        );
+        // By itself a node means the host that was asked, and some do not know where others are.
+        assert_eq!(told("Moved: 0 :7000"), Some((false, Some(at("asked:7000")))));
+        assert_eq!(told("MOVED 0 ?:7000"), Some((false, None)));
+        let ipv6 = Address {
+            host: "::1".to_owned(),
+            port: 7000,
+        };
+        assert_eq!(told("Moved: 0 ::1:7000"), Some((false, Some(ipv6))));
         for error in [
             "",
             "CrossSlot: Keys in request don't hash to the same slot",
@@ -185,32 +230,58 @@ mod tests {
         }
     }
 
+    /// An answer in short: numbers, texts, and `-` for nothing.
+    fn answer(text: &str) -> Vec<Part> {
+        let parts = text.split_whitespace().map(|word| match (word, word.parse()) {
+            ("-", _) => Part::Nothing,
+            ("''", _) => Part::Text(String::new()),
+            (_, Ok(number)) => Part::Number(number),
+            (text, _) => Part::Text(text.to_owned()),
+        });
+        parts.collect()
+    }
+
     #[test]
     fn the_map_is_what_the_nodes_say() {
-        let text = "\
-07c37dfeb235213a872192d90877d0cd55635b91 127.0.0.1:30004@31004 slave e7d1eecce10fd6bb5eb35b9f99a514335d9ba9ca 0 1426238317239 4 connected
-67ed2db8d677e59ec4a4cefb06858cf2a1a89fa1 127.0.0.1:30002@31002,b.example master - 0 1426238316232 2 connected 5461-10922
-292f8b365bb7edb5e285caf0b7e6ddc7265d2f4f 127.0.0.1:30003@31003,,shard-id=1 master - 0 1426238318243 3 connected 10923-16380 16383
-e7d1eecce10fd6bb5eb35b9f99a514335d9ba9ca :30001@31001 myself,master - 0 0 1 connected 0-5460 [5461-<-67ed2db8d677e59ec4a4cefb06858cf2a1a89fa1]
-ffffffffffffffffffffffffffffffffffffffff 127.0.0.1:30009@31009 master - 0 0 1 connected
-";
-        let mut map = Map::parse(text);
-        let node = |map: &Map, slot| map.node(slot).map(ToString::to_string);
+        let mut map = Map::parse(
+            &answer(
+                "0 5460 10.0.0.1 30001 id-a hostname a.example 10.0.0.4 30004 id-d hostname d.example \
+                5461 10922 b.example 30002 id-b ip 10.0.0.2 - 30004 id-e \
+                10923 16380 - 30003 id-c ip 10.0.0.3 hostname '' \
+                16381 16381 ? 30005 id-f ip 10.0.0.5 \
+                16382 16382 '' 30006 id-g 10.0.0.4 30004 id-d",
+            ),
+            "asked",
+        );
+        let node = |map: &Map, slot| {
+            map.node(slot)
+                .map(|node| node.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
         for (slot, expected) in [
-            (0, Some(":30001")),
-            (5460, Some(":30001")),
-            (5461, Some("b.example:30002")),
-            (10_923, Some("127.0.0.1:30003")),
-            (16_381, None),
-            (16_383, Some("127.0.0.1:30003")),
+            (0, Some("10.0.0.1:30001 a.example:30001")),
+            (5460, Some("10.0.0.1:30001 a.example:30001")),
+            (5461, Some("b.example:30002 10.0.0.2:30002")),
+            (10_923, Some("asked:30003 10.0.0.3:30003")),
+            (16_381, Some("10.0.0.5:30005")),
+            (16_382, Some("asked:30006")),
+            (16_383, None),
         ] {
             assert_eq!(node(&map, slot).as_deref(), expected, "{slot}");
         }
-        assert!(map.has(&at("b.example:30002")) && !map.has(&at("127.0.0.1:30002")));
-        map.moved(5461, at("127.0.0.1:30001"));
-        assert!(map.has(&at("127.0.0.1:30001")));
-        assert_eq!(node(&map, 5461).as_deref(), Some("127.0.0.1:30001"));
-        assert_eq!(node(&map, 5462).as_deref(), Some("b.example:30002"));
-        assert!(Map::parse("nonsense\n\n").node(0).is_none());
+        assert!(map.at(&at("10.0.0.2:30002")).is_some() && map.at(&at("10.0.0.4:30004")).is_none());
+        map.moved(5461, at("10.0.0.9:30001"));
+        assert!(map.at(&at("10.0.0.9:30001")).is_some());
+        assert_eq!(node(&map, 5461).as_deref(), Some("10.0.0.9:30001"));
+        assert_eq!(node(&map, 5462).as_deref(), Some("b.example:30002 10.0.0.2:30002"));
+        // To one that is known, with all its addresses.
+        map.moved(1, at("10.0.0.2:30002"));
+        assert_eq!(node(&map, 1).as_deref(), Some("b.example:30002 10.0.0.2:30002"));
+        for nonsense in ["", "1", "0 1 a 1", "a b c d e", "-1 70000 a 1 id"] {
+            assert!(Map::parse(&answer(nonsense), "asked").node(0).is_none(), "{nonsense}");
+        }
+        // Before Redis 7.0, and of one that nobody knows where it is.
+        let map = Map::parse(&answer("0 9 127.0.0.1 1 id-a 127.0.0.1 2 id-b 10 19 ? 3 id-c"), "asked");
+        assert_eq!(node(&map, 9).as_deref(), Some("127.0.0.1:1"));
+        assert_eq!(node(&map, 10).as_deref(), Some("asked:3"));
     }
 }

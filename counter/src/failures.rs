@@ -11,6 +11,8 @@ pub const TYPE_ERROR: &str = "the answer has an unexpected type";
 /// Several servers are named that are not one.
 pub const NO_CLUSTER: &str =
     "redis_urls names several servers, which are no cluster; expected one Redis, or nodes of one cluster";
+/// A node of a cluster has sent a command on without an address.
+pub const SENT_NOWHERE: &str = "sends on to a node that has announced no name (cluster-preferred-endpoint-type hostname, and no cluster-announce-hostname)";
 /// A set of ids that was just added to was removed.
 pub const SET_GONE: &str = "the set of ids was removed meanwhile";
 /// The stream of callback jobs is full.

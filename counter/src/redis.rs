@@ -12,12 +12,12 @@ use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
-use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrls, SpoolState, Window};
+use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window};
 
 use crate::answer::Limit;
 use crate::batches::Batch;
 use crate::clock::{look_again, monotonic_ms, now_ms};
-use crate::cluster::{Address, Map, Redirect};
+use crate::cluster::{Address, Map, Part, Redirect};
 use crate::config::Config;
 use crate::expiry::{KEEP, end_of};
 use crate::failures;
@@ -88,7 +88,7 @@ impl Redis {
     pub fn new(config: &Config) -> Self {
         let reconnects = Rc::default();
         let named = config.redis_urls.as_slice().iter();
-        let named = named.map(|url| Rc::new(Node::new(url.clone(), config, Rc::clone(&reconnects))));
+        let named = named.map(|url| Rc::new(Node::new(vec![url.clone()], config, Rc::clone(&reconnects))));
         Self {
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
@@ -116,7 +116,7 @@ impl Redis {
             return first;
         };
         let map = map.borrow();
-        let node = map.node(slot).and_then(|address| self.node_at(&first, address));
+        let node = map.node(slot).and_then(|addresses| self.node_at(&first, addresses));
         node.unwrap_or(first)
     }
 
@@ -130,8 +130,8 @@ impl Redis {
         }
         let address = Address { host, port };
         match &*self.topology().await.ok()? {
-            Topology::Cluster { map, .. } if map.borrow().has(&address) => self.node_at(&self.first(), &address),
-            _ => None,
+            Topology::Cluster { map, .. } => self.node_at(&self.first(), map.borrow().at(&address)?),
+            Topology::One => None,
         }
     }
 
@@ -141,21 +141,25 @@ impl Redis {
 
     fn known(&self, host: &str, port: u16) -> Option<Rc<Node>> {
         let nodes = self.nodes.borrow();
-        let known = nodes
-            .iter()
-            .find(|node| (node.url().host(), node.url().port()) == (host, port));
-        known.cloned()
+        nodes.iter().find(|node| node.is_at(host, port)).cloned()
     }
 
-    /// The node at this address, as `asked` sees it.
-    fn node_at(&self, asked: &Node, address: &Address) -> Option<Rc<Node>> {
+    /// The node at these addresses, as `asked` sees it.
+    fn node_at(&self, asked: &Node, addresses: &[Address]) -> Option<Rc<Node>> {
         // Each command asks, so nothing is parsed where it need not be.
-        if let Some(known) = self.known(&address.host, address.port) {
-            return Some(known);
+        let known = addresses
+            .iter()
+            .find_map(|address| self.known(&address.host, address.port));
+        if known.is_some() {
+            return known;
         }
-        let url = asked.url().of_node(&address.host, address.port)?;
-        Some(self.known(url.host(), url.port()).unwrap_or_else(|| {
-            let node = Rc::new(Node::new(url, &self.config, Rc::clone(&self.reconnects)));
+        let urls = addresses
+            .iter()
+            .filter_map(|address| asked.url().of_node(&address.host, address.port));
+        let urls: Vec<RedisUrl> = urls.collect();
+        let first = urls.first()?;
+        Some(self.known(first.host(), first.port()).unwrap_or_else(|| {
+            let node = Rc::new(Node::new(urls, &self.config, Rc::clone(&self.reconnects)));
             self.nodes.borrow_mut().push(node.clone());
             node
         }))
@@ -192,7 +196,7 @@ impl Redis {
     }
 
     async fn ask_for_map(&self, node: &Node) -> Result<Rc<Topology>, String> {
-        let ask = async |via: &Via<'_>| match via.execute("CLUSTER", [text("NODES")]).await {
+        let ask = async |via: &Via<'_>| match via.execute("CLUSTER", [text("SLOTS")]).await {
             Err(Error::Other(error)) if is_no_cluster(&error) => Ok(Asked::One),
             Err(Error::Other(error)) if is_forbidden(&error) => Ok(Asked::Nobody),
             answer => answer.map(Asked::Cluster),
@@ -201,10 +205,10 @@ impl Redis {
             Ok(Asked::One) => self.one(),
             // Whatever node is asked sends on, if it is one of several.
             Ok(Asked::Nobody) => Ok(Topology::cluster(Map::default())),
-            Ok(Asked::Cluster(answer)) => match answer.as_slice() {
-                [RedisResult::Binary(nodes)] => Ok(Topology::cluster(Map::parse(&String::from_utf8_lossy(nodes)))),
-                _ => Err(format!("{}: {}", node.url(), failures::TYPE_ERROR)),
-            },
+            Ok(Asked::Cluster(answer)) => {
+                let answer: Vec<Part> = answer.into_iter().map(part).collect();
+                Ok(Topology::cluster(Map::parse(&answer, node.url().host())))
+            }
             Err(Failure::Failed(error)) => Err(error),
             Err(Failure::Redirected(_)) => Err(format!("{}: {}", node.url(), failures::TYPE_ERROR)),
         }
@@ -220,7 +224,7 @@ impl Redis {
     /// Runs an idempotent command on the node that has the key, again on a fresh connection if it fails, and wherever the nodes send it.
     async fn twice<T>(&self, key: &str, command: impl AsyncFn(&Via<'_>) -> Result<T, Error>) -> Result<T, String> {
         let slot = slot(key);
-        let topology = self.topology().await?;
+        let mut topology = self.topology().await?;
         let mut node = self.node_in(&topology, slot);
         for _ in 0..REDIRECTIONS {
             let redirect = match node.twice(&command).await {
@@ -231,17 +235,38 @@ impl Redis {
                 }
                 Err(Failure::Redirected(redirect)) => redirect,
             };
-            let (Redirect::Moved(_, address) | Redirect::Ask(address)) = &redirect;
-            let Some(to) = self.node_at(&node, address) else {
-                return Err(format!("{}: sends on to {address}, which is no address", node.url()));
+            node = match self.sent_on(&topology, &node, &redirect) {
+                Some(to) if redirect.is_ask => return to.asking(&command).await,
+                Some(to) => {
+                    if let Some(address) = redirect.to(node.url().host()) {
+                        topology.moved(slot, address);
+                    }
+                    to
+                }
+                // Perhaps the map says where.
+                None => {
+                    topology.set_outdated();
+                    topology = self.topology().await?;
+                    let anew = self.node_in(&topology, slot);
+                    if Rc::ptr_eq(&anew, &node) {
+                        return Err(format!("{}: {}", node.url(), failures::SENT_NOWHERE));
+                    }
+                    anew
+                }
             };
-            if let Redirect::Ask(_) = redirect {
-                return to.asking(&command).await;
-            }
-            topology.moved(slot, address.clone());
-            node = to;
         }
         Err(format!("{}: sent on more than {REDIRECTIONS} times", node.url()))
+    }
+
+    /// The node that `node` sends on to; none if it does not say where that is.
+    fn sent_on(&self, topology: &Topology, node: &Node, redirect: &Redirect) -> Option<Rc<Node>> {
+        let address = redirect.to(node.url().host())?;
+        if let Topology::Cluster { map, .. } = topology
+            && let Some(addresses) = map.borrow().at(&address)
+        {
+            return self.node_at(node, addresses);
+        }
+        self.node_at(node, &[address])
     }
 
     /// Registers that a named counter is in use, before its ids are recorded. The outcome is a limit where there may be no more counters, unless
@@ -463,16 +488,25 @@ impl Topology {
     }
 }
 
-/// Whether an error of `CLUSTER NODES` says that there is no cluster.
+/// Whether an error of `CLUSTER SLOTS` says that there is no cluster.
 fn is_no_cluster(error: &str) -> bool {
     let error = error.to_ascii_lowercase();
     error.contains("cluster support disabled") || error.contains("unknown command")
 }
 
-/// Whether an error of `CLUSTER NODES` says that this user may not ask.
+/// Whether an error of `CLUSTER SLOTS` says that this user may not ask.
 fn is_forbidden(error: &str) -> bool {
     let error = error.to_ascii_lowercase();
     error.contains("noperm") || error.contains("no permissions")
+}
+
+fn part(result: RedisResult) -> Part {
+    match result {
+        RedisResult::Nil => Part::Nothing,
+        RedisResult::Int64(number) => Part::Number(number),
+        RedisResult::Status(text) => Part::Text(text),
+        RedisResult::Binary(bytes) => Part::Text(String::from_utf8_lossy(&bytes).into_owned()),
+    }
 }
 
 /// The arguments of [`KEEP`].

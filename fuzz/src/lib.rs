@@ -8,7 +8,7 @@ use std::path::Path;
 
 use accept_component::request::Accept;
 use url::{Host, Url};
-use verve_counter::cluster::{Map, Redirect};
+use verve_counter::cluster::{Map, Part, Redirect};
 use verve_protocol::slot::SLOTS;
 use verve_protocol::{CallbackJob, Endpoint, Id, RedisUrls, Report, SpoolState, WindowLength};
 
@@ -144,13 +144,24 @@ pub fn redis_urls(text: &str) {
 
 /// What the nodes of a cluster say: a map has a node or none for each slot, and a redirection is told the same however it is introduced.
 pub fn cluster(text: &str) {
-    let mut map = Map::parse(text);
-    assert!(map.node(SLOTS - 1).is_none_or(|address| address.port > 0));
-    if let Some(Redirect::Moved(slot, address)) = Redirect::told(text) {
-        let again = format!("An error was signalled by the server - Moved: {slot} {address}");
-        assert_eq!(Redirect::told(&again), Some(Redirect::Moved(slot, address.clone())));
-        map.moved(slot, address.clone());
-        assert_eq!(map.node(slot), Some(&address));
+    let parts = text.split(' ').map(|word| match word.parse() {
+        Ok(number) => Part::Number(number),
+        Err(_) if word.is_empty() => Part::Nothing,
+        Err(_) => Part::Text(word.to_owned()),
+    });
+    let mut map = Map::parse(&parts.collect::<Vec<_>>(), "asked");
+    assert!(map.node(SLOTS - 1).is_none_or(|node| !node.is_empty()));
+    if let Some(redirect) = Redirect::told(text)
+        && let Some(address) = redirect.to("asked")
+    {
+        let again = format!(
+            "An error was signalled by the server - Moved: {} {address}",
+            redirect.slot
+        );
+        let again = Redirect::told(&again).expect("a redirection");
+        assert_eq!((again.slot, again.to("asked")), (redirect.slot, Some(address.clone())));
+        map.moved(redirect.slot, address.clone());
+        assert!(map.node(redirect.slot).is_some_and(|node| node.contains(&address)));
     }
 }
 

@@ -1,7 +1,8 @@
 //! Connections to Redis: one for each server and thread, of which component instances have a share.
 //!
 //! More commands go in one write that way, and a new instance finds it open. A connection that fails or brings an error, or that an
-//! instance gives up while it waits for an answer, is shared no longer: whoever opens one next gets a fresh one.
+//! instance gives up while it waits for an answer, is shared no longer: whoever opens one next gets a fresh one. Whoever sends a command that
+//! is about the connection itself, such as `ASKING`, has one of its own from then on.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,12 +16,15 @@ use url::Url;
 #[derive(Clone, Default)]
 pub struct Connections(Arc<Mutex<HashMap<String, Shared>>>);
 
-/// A connection that several instances use.
+/// A connection that several instances use, or one has to itself.
 #[derive(Clone)]
 pub struct Shared {
     connection: MultiplexedConnection,
+    url: Url,
     /// Which it is.
     identity: Arc<()>,
+    /// Whether one instance has it to itself.
+    is_own: bool,
 }
 
 impl Connections {
@@ -29,10 +33,7 @@ impl Connections {
         if let Some(shared) = self.all().get(url.as_str()) {
             return Ok(shared.clone());
         }
-        let shared = Shared {
-            connection: connect(url.clone()).await?,
-            identity: Arc::default(),
-        };
+        let shared = Shared::open(url.clone()).await?;
         self.all().insert(url.into(), shared.clone());
         Ok(shared)
     }
@@ -45,6 +46,27 @@ impl Connections {
 
     fn all(&self) -> MutexGuard<'_, HashMap<String, Shared>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    async fn open(url: Url) -> RedisResult<Self> {
+        Ok(Self {
+            connection: connect(url.clone()).await?,
+            url,
+            identity: Arc::default(),
+            is_own: false,
+        })
+    }
+
+    /// A connection to the same server which nobody shares: another one, unless this is one.
+    pub async fn own(&self) -> RedisResult<Self> {
+        if self.is_own {
+            return Ok(self.clone());
+        }
+        let mut own = Self::open(self.url.clone()).await?;
+        own.is_own = true;
+        Ok(own)
     }
 }
 

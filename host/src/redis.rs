@@ -20,6 +20,34 @@ use crate::spin::bindings::spin::redis::redis::{
 /// The most connections that one instance may have open, as in Spin.
 const MAX_CONNECTIONS: usize = 1_024;
 
+/// Commands that change what the connection is on which they are sent, for those that follow.
+const OF_CONNECTION: [&str; 24] = [
+    "ASKING",
+    "AUTH",
+    "CLIENT",
+    "DISCARD",
+    "EXEC",
+    "HELLO",
+    "MONITOR",
+    "MULTI",
+    "PSUBSCRIBE",
+    "PSYNC",
+    "PUNSUBSCRIBE",
+    "QUIT",
+    "READONLY",
+    "READWRITE",
+    "REPLCONF",
+    "RESET",
+    "SELECT",
+    "SSUBSCRIBE",
+    "SUBSCRIBE",
+    "SUNSUBSCRIBE",
+    "SYNC",
+    "UNSUBSCRIBE",
+    "UNWATCH",
+    "WATCH",
+];
+
 /// The connections of one instance.
 pub struct Redis {
     allowed_hosts: Arc<AllowedHosts>,
@@ -42,6 +70,11 @@ impl Redis {
     fn in_use(&self, connection: &Resource<Shared>) -> wasmtime::Result<InUse> {
         let connection = self.connections.get(connection)?;
         Ok(InUse::new(connection, &self.shared))
+    }
+
+    fn put(&mut self, at: &Resource<Shared>, connection: Shared) -> wasmtime::Result<()> {
+        *self.connections.get_mut(at)? = connection;
+        Ok(())
     }
 }
 
@@ -90,6 +123,13 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
         command: String,
         arguments: Vec<RedisParameter>,
     ) -> wasmtime::Result<Result<Vec<RedisResult>, Error>> {
+        if is_of_connection(&command) {
+            let shared = guest.with(|mut access| access.get().connections.get(&connection).cloned())?;
+            match shared.own().await {
+                Ok(own) => guest.with(|mut access| access.get().put(&connection, own))?,
+                Err(error) => return Ok(Err(other(error))),
+            }
+        }
         let answer = send(guest, &connection, &cmd(&command, arguments)).await?;
         Ok(answer.and_then(flat))
     }
@@ -102,6 +142,11 @@ async fn connect(allowed_hosts: &AllowedHosts, shared: &Connections, address: &s
         ErrorKind::InvalidClientConfig => Error::InvalidAddress,
         _ => other(error),
     })
+}
+
+/// Whether a command needs a connection that nobody shares.
+fn is_of_connection(command: &str) -> bool {
+    OF_CONNECTION.iter().any(|name| name.eq_ignore_ascii_case(command))
 }
 
 /// Any command.

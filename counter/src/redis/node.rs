@@ -24,7 +24,10 @@ const BELIEVED_MS: u64 = 1000;
 
 /// One Redis server.
 pub struct Node {
-    url: RedisUrl,
+    /// Where it is, first as the cluster prefers it; never empty.
+    urls: Vec<RedisUrl>,
+    /// Which of them is tried next, or was connected to.
+    at: Cell<usize>,
     /// For one attempt, connecting included.
     timeout: Duration,
     deadlines: Rc<Deadlines>,
@@ -86,10 +89,12 @@ impl Via<'_> {
 }
 
 impl Node {
-    /// The node at `url`; connects when first used. What counts `reconnects` is shared with the other nodes.
-    pub fn new(url: RedisUrl, config: &Config, reconnects: Rc<Cell<u64>>) -> Self {
+    /// The node at `urls`, whichever of them leads to it; never empty. Connects when first used. What counts `reconnects` is shared with the
+    /// other nodes.
+    pub fn new(urls: Vec<RedisUrl>, config: &Config, reconnects: Rc<Cell<u64>>) -> Self {
         Self {
-            url,
+            urls,
+            at: Cell::new(0),
             timeout: config.redis_timeout,
             deadlines: Deadlines::new(config.redis_timeout),
             connection: Once::default(),
@@ -103,14 +108,19 @@ impl Node {
         }
     }
 
-    /// Where it is.
-    pub const fn url(&self) -> &RedisUrl {
-        &self.url
+    /// Where it is, as far as is known.
+    pub fn url(&self) -> &RedisUrl {
+        &self.urls[self.at.get()]
     }
 
-    /// Its name among instances of the component: its URL without password.
+    /// Whether this is one of its addresses.
+    pub fn is_at(&self, host: &str, port: u16) -> bool {
+        self.urls.iter().any(|url| (url.host(), url.port()) == (host, port))
+    }
+
+    /// Its name among instances of the component: its first URL without password.
     pub fn name(&self) -> String {
-        self.url.to_string()
+        self.urls[0].to_string()
     }
 
     /// Whether it has answered a moment ago.
@@ -177,7 +187,7 @@ impl Node {
         };
         let answer = self.deadlines.limit(attempt).await;
         let answer = answer.unwrap_or_else(|| Err(self.no_answer()));
-        answer.map_err(|error| format!("{}: {error}", self.url))
+        answer.map_err(|error| format!("{}: {error}", self.url()))
     }
 
     /// Does what the circuit lets through, and tells it how that went.
@@ -187,7 +197,7 @@ impl Node {
             let last = self.last_error.borrow();
             return Err(Failure::Failed(match last.as_str() {
                 // Another instance has found out.
-                "" => format!("{}: not reachable a moment ago", self.url),
+                "" => format!("{}: not reachable a moment ago", self.url()),
                 last => format!("a moment ago: {last}"),
             }));
         }
@@ -241,7 +251,7 @@ impl Node {
             if let Some(used) = used.take() {
                 self.connection.clear_if(|kept| Rc::ptr_eq(kept, &used));
             }
-            Failure::Failed(format!("{}: {error}", self.url))
+            Failure::Failed(format!("{}: {error}", self.url()))
         })
     }
 
@@ -258,11 +268,23 @@ impl Node {
         Ok(connection)
     }
 
+    /// Connects to the first of its addresses that leads there.
     async fn open(&self) -> Result<Rc<Connection>, String> {
-        match Connection::open(self.url.secret()).await {
-            Ok(connection) => Ok(Rc::new(connection)),
-            Err(error) => Err(describe(&error)),
+        let mut errors = Vec::new();
+        for _ in &self.urls {
+            let at = self.at.get();
+            // One where nothing answers is given up with this attempt: then the next begins with another one.
+            self.at.set((at + 1) % self.urls.len());
+            match Connection::open(self.urls[at].secret()).await {
+                Ok(connection) => {
+                    self.at.set(at);
+                    return Ok(Rc::new(connection));
+                }
+                Err(error) => errors.push(describe(&error)),
+            }
         }
+        errors.dedup();
+        Err(errors.join("; "))
     }
 }
 

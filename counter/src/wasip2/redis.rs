@@ -13,7 +13,7 @@ use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, R
 use super::now_ms;
 use crate::answer::{Answer, Limit};
 use crate::batches::{Distinct, by_partition, in_order};
-use crate::cluster::Redirect;
+use crate::cluster::{Address, Map, Part, Redirect};
 use crate::config::Config;
 use crate::expiry::keep;
 use crate::failures;
@@ -341,13 +341,48 @@ impl<'a> Redis<'a> {
         // Where there are several, the first may be away.
         let node = &named[usize::from(again) % named.len()];
         at(node, false).or_else(|error| {
-            let redirect = Redirect::told(&error);
-            let Some(Redirect::Moved(_, address) | Redirect::Ask(address)) = &redirect else {
+            let Some(redirect) = Redirect::told(&error) else {
                 return Err(error);
             };
-            let to = node.of_node(&address.host, address.port).ok_or(error)?;
-            at(&to, matches!(redirect, Some(Redirect::Ask(_))))
+            let told = redirect.to(node.host());
+            let to = told
+                .as_ref()
+                .and_then(|address| node.of_node(&address.host, address.port));
+            let first = to.map_or_else(
+                || Err(format!("{node}: {}", failures::SENT_NOWHERE)),
+                |to| at(&to, redirect.is_ask),
+            );
+            first.or_else(|error| {
+                // Nobody may be there: where else it is, the map says.
+                let others = self.others(node, &redirect, told.as_ref()).unwrap_or_default();
+                others
+                    .iter()
+                    .map(|other| at(other, redirect.is_ask))
+                    .find(Result::is_ok)
+                    .unwrap_or(Err(error))
+            })
         })
+    }
+
+    /// Where else the node is that `asked` sends on to, which it does not say or where it is not reached.
+    fn others(&self, asked: &RedisUrl, redirect: &Redirect, told: Option<&Address>) -> Result<Vec<RedisUrl>, Error> {
+        let connection = match self.kept(asked) {
+            Some(connection) => connection,
+            None => Connection::open(asked.secret())?,
+        };
+        let slots = [RedisParameter::Binary(b"SLOTS".to_vec())];
+        let answer: Vec<Part> = connection.execute("CLUSTER", &slots)?.into_iter().map(part).collect();
+        self.kept.borrow_mut().push((asked.clone(), connection));
+        let map = Map::parse(&answer, asked.host());
+        let node = match told {
+            Some(address) => map.at(address),
+            None => map.node(redirect.slot),
+        };
+        let others = node.into_iter().flat_map(|node| node.iter());
+        let others = others.filter(|address| Some(*address) != told);
+        Ok(others
+            .filter_map(|address| asked.of_node(&address.host, address.port))
+            .collect())
     }
 
     /// Takes the connection to a node that there is.
@@ -399,6 +434,15 @@ fn limit(limit: Option<u64>) -> String {
 /// Whether an error says that the keys are on several nodes.
 fn is_crossed(error: &str) -> bool {
     error.contains("same slot")
+}
+
+fn part(result: RedisResult) -> Part {
+    match result {
+        RedisResult::Nil => Part::Nothing,
+        RedisResult::Int64(number) => Part::Number(number),
+        RedisResult::Status(text) => Part::Text(text),
+        RedisResult::Binary(bytes) => Part::Text(String::from_utf8_lossy(&bytes).into_owned()),
+    }
 }
 
 fn text(value: impl AsRef<str>) -> RedisParameter {

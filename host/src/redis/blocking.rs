@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use wasmtime::component::Resource;
 
-use super::{Redis, cmd, connect, flat, other, query};
+use super::{Redis, cmd, connect, flat, is_of_connection, other, query};
 use crate::pool::Shared;
 use crate::spin::bindings::fermyon::spin::redis::{Error, Host, HostConnection, RedisParameter, RedisResult};
 use crate::spin::bindings::spin::redis::redis as current;
@@ -30,6 +30,13 @@ impl HostConnection for Redis {
         command: String,
         arguments: Vec<RedisParameter>,
     ) -> wasmtime::Result<Result<Vec<RedisResult>, Error>> {
+        if is_of_connection(&command) {
+            let shared = self.connections.get(&connection)?.clone();
+            match within(async { shared.own().await.map_err(other) }).await {
+                Ok(own) => self.put(&connection, own)?,
+                Err(error) => return Ok(Err(error.into())),
+            }
+        }
         let command = cmd(&command, arguments.into_iter().map(current::RedisParameter::from));
         let answer = within(query(self.in_use(&connection)?, &command)).await;
         let results = answer.and_then(flat).map_err(Error::from);

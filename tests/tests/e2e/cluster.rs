@@ -433,6 +433,80 @@ async fn from_one_server_to_a_cluster() -> Result<()> {
     Ok(())
 }
 
+/// Nodes that all have these options, and a host that may only go to `allowed`, which is all that it is told of them. All ids are recorded where they
+/// ought to be, also after slots have moved.
+async fn reached_at(options: &[(&str, &str)], allowed: &str) -> Result<()> {
+    let mut of_node = RedisServer::options();
+    for (name, value) in options {
+        of_node = of_node.argument(name).argument(value);
+    }
+    let cluster = Cluster::start_with(of_node, 3, 0).await?;
+    let first = format!("redis://{allowed}:{}", cluster.nodes()[0].address().port());
+    let mut site = Site::with_cluster(86_400, cluster).partitioned(16);
+    let mut id = 0;
+    for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+        let context = format!("{options:?}, {kind:?}");
+        let manifest = kind.manifest()?.replace("redis://*:*", &format!("redis://{allowed}:*"));
+        let host = site.host(kind).manifest(manifest).variable("redis_urls", &first);
+        let host = host.variable("redis_timeout_ms", "1000").start().await?;
+        let mut accept_all = async |patience: Duration| {
+            for _ in 0..40 {
+                wait::until("an id to be recorded", patience, || {
+                    id += 1;
+                    let query = format!("/api/verve/accept?id={id}");
+                    let address = host.addr();
+                    async move {
+                        let answer = http::get(address, &query).await.ok()?;
+                        (answer.header("verve-outcome") == Some("new")).then_some(())
+                    }
+                })
+                .await
+                .with_context(|| format!("{context}: {}", host.process().log()))?;
+            }
+            anyhow::Ok(())
+        };
+        accept_all(Duration::ZERO).await?;
+        let cluster = site.redis.cluster()?;
+        cluster.reshard(2_000, 0, 1).await?;
+        cluster.reshard(2_000, 1, 2).await?;
+        accept_all(SOON).await?;
+        wait::until("an empty spool", SOON, || async {
+            match kind {
+                Kind::VerveHost => (host.in_spool("SELECT total FROM size").ok()? == 0).then_some(()),
+                _ => Some(()),
+            }
+        })
+        .await?;
+    }
+    let sizes = site.redis.cluster()?.sizes().await?;
+    assert!(sizes.iter().sum::<u64>() > 10, "{sizes:?}");
+    Ok(())
+}
+
+const PREFERRED: &str = "--cluster-preferred-endpoint-type";
+const NAME: &str = "--cluster-announce-hostname";
+
+#[tokio::test]
+async fn a_name_is_announced_that_leads_nowhere() -> Result<()> {
+    reached_at(&[(NAME, "nowhere.invalid")], "127.0.0.1").await?;
+    reached_at(&[(NAME, "nowhere.invalid"), (PREFERRED, "hostname")], "127.0.0.1").await
+}
+
+#[tokio::test]
+async fn the_address_leads_nowhere_and_the_name_does() -> Result<()> {
+    reached_at(&[(NAME, "localhost")], "localhost").await
+}
+
+#[tokio::test]
+async fn nodes_are_where_another_one_was_asked() -> Result<()> {
+    reached_at(&[(PREFERRED, "unknown-endpoint")], "localhost").await
+}
+
+#[tokio::test]
+async fn names_are_preferred_and_none_is_announced() -> Result<()> {
+    reached_at(&[(PREFERRED, "hostname")], "127.0.0.1").await
+}
+
 #[tokio::test]
 async fn several_servers_that_are_no_cluster() -> Result<()> {
     let site = Site::with_redis(60, RedisServer::start().await?);
