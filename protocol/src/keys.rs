@@ -194,6 +194,12 @@ impl Keys {
         format!("{{{}}}:spooled:{batch}", self.prefix)
     }
 
+    /// Nothing: what `verve-reporter doctor` tries commands on.
+    #[must_use]
+    pub fn doctor(&self) -> String {
+        format!("{{{}}}:doctor", self.prefix)
+    }
+
     /// Hash with expiry: the state of each spool, by a name that it has from when something is put into it until it is empty again:
     /// a [`SpoolState`](crate::SpoolState) each.
     #[must_use]

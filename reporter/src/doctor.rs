@@ -1,10 +1,11 @@
 //! `verve-reporter doctor`: looks at what the reporter is to work with, and says what to change. It changes nothing.
 //!
-//! What is asked for and what is made of it are kept apart: [`redis`], [`traffic`] and [`kafka`] have a function that judges, and one that
+//! What is asked for and what is made of it are kept apart: [`redis`], [`rights`], [`traffic`] and [`kafka`] have a function that judges, and one that
 //! gets what is to be judged.
 
 mod kafka;
 mod redis;
+mod rights;
 mod traffic;
 
 use std::fmt::Write as _;
@@ -79,6 +80,7 @@ pub struct Report {
 pub async fn examine(store: &Store, config: &Config) -> Report {
     let (answers, mut findings) = redis::examine(store, config.windows.grace).await;
     if answers {
+        findings.extend(rights::examine(store).await);
         findings.extend(traffic::examine(store, &config.windows).await);
     }
     findings.extend(kafka::examine(&config.kafka).await);

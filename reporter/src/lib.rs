@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
@@ -49,6 +50,8 @@ use crate::windows::Pace;
 
 /// How long deliveries under way may take to finish once a stop was asked for.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
+
+const TASK_FAILED: &str = "a task of the reporter failed";
 
 /// Does what the command line asks for. `version` is what `--version` tells.
 #[must_use]
@@ -85,6 +88,8 @@ pub fn main(version: &'static str) -> ExitCode {
             return ExitCode::from(cli::USAGE);
         }
     };
+    // In a line, as everything else is.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let done = runtime
         .context("cannot start the runtime")
@@ -120,7 +125,8 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let (overview, seen) = Overview::new(config.windows.clone(), store.clone(), health.clone(), metrics.clone());
-    let overview = tokio::spawn(overview.run(stop.clone()));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(overview.run(stop.clone()));
     let pace = Pace::default();
     let (named, counters) = Named::new(Parts {
         config: config.windows.clone(),
@@ -131,7 +137,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         replica: replica.clone(),
         pace: pace.clone(),
     });
-    let named = tokio::spawn(named.run(stop.clone()));
+    tasks.spawn(named.run(stop.clone()));
     let admin = Admin {
         length: config.windows.length,
         token: config.admin_token,
@@ -143,8 +149,8 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         replica: replica.clone(),
         stop: stop.clone(),
     };
-    let admin = tokio::spawn(admin::serve(listener, admin));
-    let checks = tokio::spawn(watch::watch(
+    tasks.spawn(admin::serve(listener, admin));
+    tasks.spawn(watch::watch(
         health.clone(),
         store.clone(),
         publisher.clone(),
@@ -161,16 +167,16 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         replica.clone(),
         pace,
     );
-    let windows = tokio::spawn(windows.run(stop.clone()));
+    tasks.spawn(windows.run(stop.clone()));
     let callbacks = callbacks::Callbacks::new(config.callbacks, length, store, metrics, replica)?;
-    let callbacks = tokio::spawn(callbacks.run(stop.clone()));
+    tasks.spawn(callbacks.run(stop.clone()));
 
-    stop_signal().await?;
+    until_asked(&mut tasks, stop_signal()).await?;
     tracing::info!("stopping: deliveries under way may finish");
     stop.cancel();
     let done = async {
-        for task in [windows, named, callbacks, checks, overview, admin] {
-            task.await.context("a task of the reporter failed")?;
+        while let Some(task) = tasks.join_next().await {
+            task.context(TASK_FAILED)?;
         }
         anyhow::Ok(())
     };
@@ -182,6 +188,20 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     })?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Waits until a stop is asked for, while these tasks run.
+///
+/// # Errors
+/// If one of them ends before that, by a panic or otherwise: then the process does better to end, and to be started again.
+async fn until_asked(tasks: &mut JoinSet<()>, asked: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::select! {
+        asked = asked => asked,
+        Some(ended) = tasks.join_next() => {
+            ended.context(TASK_FAILED)?;
+            anyhow::bail!("a task of the reporter has ended before the reporter")
+        }
+    }
 }
 
 /// A name that no other replica, and no later run of this one, has.
@@ -197,4 +217,31 @@ async fn stop_signal() -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The message of what became of tasks while no stop is asked for.
+    async fn unasked(task: impl Future<Output = ()> + Send + 'static) -> String {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(std::future::pending());
+        tasks.spawn(task);
+        let error = until_asked(&mut tasks, std::future::pending()).await;
+        format!("{:#}", error.expect_err("an error"))
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_ends_the_reporter() {
+        let panicked = unasked(async { panic!("oh no") }).await;
+        assert!(
+            panicked.contains(TASK_FAILED) && panicked.contains("oh no"),
+            "{panicked}"
+        );
+        assert!(unasked(async {}).await.contains("ended before"));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(std::future::pending());
+        assert!(until_asked(&mut tasks, async { Ok(()) }).await.is_ok());
+    }
 }

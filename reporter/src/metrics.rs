@@ -55,6 +55,8 @@ pub struct Metrics {
     pub callback: Histogram,
     /// The ids and callback jobs in the spools of edge hosts.
     pub spool_depth: Gauge,
+    /// How long no ids have come any more, in seconds.
+    pub silent: Gauge,
     /// Ids that were brought from spools to Redis.
     pub drained_ids: Counter,
     of_windows: OfWindows,
@@ -86,6 +88,7 @@ impl Default for Metrics {
             oldest_job_age: Gauge::default(),
             callback: moments(),
             spool_depth: Gauge::default(),
+            silent: Gauge::default(),
             drained_ids: Counter::default(),
             of_windows: OfWindows::default(),
             kafka_errors: Family::default(),
@@ -203,6 +206,9 @@ impl Metrics {
             Unit::Seconds,
             self.oldest_job_age.clone(),
         );
+        let silent =
+            "How long neither ids nor requests have come to Redis any more, since the last window that had some";
+        r.register_with_unit("silent", silent, Unit::Seconds, self.silent.clone());
         r.register(
             "spool_depth",
             "Ids and callback jobs in the spools of edge hosts, as last told by each that drains",

@@ -115,6 +115,7 @@ impl Named {
         {
             tracing::debug!("cannot forget named counters: {error}");
         }
+        self.end_with_those_that_failed().await;
         let names = self.names().await?;
         let gone = self.running.extract_if(.., |name, _| !names.contains(name));
         for (_, running) in gone {
@@ -141,6 +142,17 @@ impl Named {
         self.is_new = false;
         self.seen.send_replace(seen);
         Ok(())
+    }
+
+    /// Panics if the reporting of one has: the reporter ends with it, and is started again.
+    async fn end_with_those_that_failed(&mut self) {
+        for (_, running) in self.running.extract_if(.., |_, running| running.task.is_finished()) {
+            if let Err(error) = running.task.await
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
     }
 
     /// The names of all, in their order.

@@ -48,6 +48,8 @@ pub struct Seen {
     pub dependencies: BTreeMap<String, Option<Problem>>,
     /// How long the oldest due window has not been reported, in seconds.
     pub overdue_s: u64,
+    /// The newest window that had ids or requests, since this process began or in the hour before.
+    pub newest_with_ids: Option<Window>,
 }
 
 /// A window, as far as it is known.
@@ -62,6 +64,19 @@ pub struct SeenWindow {
 }
 
 impl Seen {
+    /// How long nothing has come any more, in seconds, since the window that has had the last ids; 0 if something comes, or never did.
+    pub fn silent_s(&self) -> u64 {
+        let (Some(clock), Some(newest)) = (self.clock, self.newest_with_ids) else {
+            return 0;
+        };
+        let now_s = clock.now_ms() / 1000;
+        // The first to come to a window may come late in it.
+        if now_s < newest.next().end() {
+            return 0;
+        }
+        now_s - newest.end()
+    }
+
     /// The ids and callback jobs in all spools that were told of.
     pub fn spooled(&self) -> u64 {
         let all = self.spools.iter().flat_map(BTreeMap::values);
@@ -146,6 +161,7 @@ impl Overview {
             leader: None,
             dependencies: health.states(),
             overdue_s: 0,
+            newest_with_ids: None,
         });
         let overview = Self {
             next: None,
@@ -177,6 +193,7 @@ impl Overview {
                 }
                 seen = Seen {
                     spools: seen.spools,
+                    newest_with_ids: seen.newest_with_ids.max(newest_with_ids(&read.windows)),
                     ..read
                 };
             }
@@ -240,6 +257,7 @@ impl Overview {
             leader,
             dependencies: BTreeMap::new(),
             overdue_s: 0,
+            newest_with_ids: None,
         })
     }
 
@@ -308,6 +326,7 @@ impl Overview {
         }
         self.windows.window_overdue.set(gauge(seen.overdue_s));
         metrics.spool_depth.set(gauge(seen.spooled()));
+        metrics.silent.set(gauge(seen.silent_s()));
         if seen.clock.is_none() {
             return;
         }
@@ -332,6 +351,12 @@ pub fn count(metrics: &WindowMetrics, before: &[SeenWindow], now: &[SeenWindow])
             metrics.requests(outcome, now.saturating_sub(counted));
         }
     }
+}
+
+fn newest_with_ids(windows: &[SeenWindow]) -> Option<Window> {
+    let mut newest = windows.iter().rev();
+    let with_ids = newest.find(|seen| seen.unique().is_some_and(|ids| ids > 0) || seen.requests() > 0);
+    with_ids.map(|seen| seen.window)
 }
 
 /// The windows of the last hour, the current one included, but not fewer or more than can be shown.

@@ -13,7 +13,7 @@ use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window};
 use crate::clock::RedisClock;
 use crate::health::Health;
 use crate::metrics::{Metrics, OUTCOMES};
-pub use server::{Node, RedisConfig, Server};
+pub use server::{Node, OLDEST, RedisConfig, Server};
 
 /// The most reports asked for at once, so that other commands need not wait for long.
 pub const BATCH: usize = 1000;

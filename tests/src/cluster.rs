@@ -229,6 +229,23 @@ impl Cluster {
         reshard(slots, &from, &self.nodes[to]).await
     }
 
+    /// Begins to move a slot, whose keys stay where they are: those that are not there yet are on their way.
+    ///
+    /// # Errors
+    /// When a node refuses.
+    pub async fn begin_to_move(&self, slot: u16, from: usize, to: usize) -> Result<()> {
+        for (node, is, other) in [(to, "IMPORTING", from), (from, "MIGRATING", to)] {
+            let mut set_slot = redis::cmd("CLUSTER");
+            set_slot
+                .arg("SETSLOT")
+                .arg(slot)
+                .arg(is)
+                .arg(id(&self.nodes[other]).await?);
+            let () = set_slot.query_async(&mut self.nodes[node].connection().await?).await?;
+        }
+        Ok(())
+    }
+
     /// Adds an empty node, and gives it so many slots of the others.
     ///
     /// # Errors

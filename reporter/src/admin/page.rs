@@ -210,6 +210,9 @@ fn health(seen: &Seen, replica: &str) -> Markup {
         } @else {
             (item(true, "Windows", "reported in time"))
         }
+        @if seen.silent_s() > 0 {
+            (item(false, "Ids", &format!("none for {} s: no requests come, or edge hosts do not reach Redis and spool them", number(seen.silent_s()))))
+        }
         @if seen.spooled() > 0 {
             (item(false, "Spools", &format!("{} ids and callback jobs wait on edge hosts", number(seen.spooled()))))
         }

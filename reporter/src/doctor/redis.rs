@@ -9,10 +9,8 @@ use verve_protocol::slot::SLOTS;
 
 use super::Finding;
 use crate::clock::machine_ms;
-use crate::store::{Node, Store};
+use crate::store::{Node, OLDEST, Store};
 
-/// The oldest version that has what the component and the reporter ask of it: `EXPIRE … NX`.
-const OLDEST: u32 = 7;
 /// A share of `maxmemory`, in percent, from which on it is time to do something.
 const FULL: u64 = 80;
 /// Clocks that differ by more are told of.
@@ -26,6 +24,8 @@ pub struct State {
     /// Its clock less ours, in milliseconds; and how long it took to ask.
     ahead_ms: i64,
     asked_ms: u64,
+    /// Whether it is set to make snapshots, if it says so.
+    saves: Option<bool>,
 }
 
 impl State {
@@ -43,7 +43,7 @@ pub async fn examine(store: &Store, grace: Duration) -> (bool, Vec<Finding>) {
     let server = store.redis();
     let nodes = match server.nodes().await {
         Ok(nodes) => nodes,
-        Err(error) => return (false, vec![away(&error).of(&server.to_string())]),
+        Err(error) => return (false, vec![away(&error, server.is_tls()).of(&server.to_string())]),
     };
     let mut findings = Vec::new();
     let mut answered = true;
@@ -53,7 +53,7 @@ pub async fn examine(store: &Store, grace: Duration) -> (bool, Vec<Finding>) {
         let name = node.to_string();
         let found = match &answer {
             Ok(state) => judge(state, grace),
-            Err(error) => vec![away(error)],
+            Err(error) => vec![away(error, server.is_tls())],
         };
         findings.extend(found.into_iter().map(|finding| finding.of(&name)));
     }
@@ -61,7 +61,7 @@ pub async fn examine(store: &Store, grace: Duration) -> (bool, Vec<Finding>) {
         let info: Result<String, RedisError> = server.command(redis::cmd("CLUSTER").arg("INFO")).await;
         let found = match info {
             Ok(info) => coverage(&fields(&info), nodes.len()),
-            Err(error) => away(&error),
+            Err(error) => away(&error, server.is_tls()),
         };
         findings.push(found.of("Redis Cluster"));
     }
@@ -91,6 +91,11 @@ async fn ask(server: &Node<'_>) -> Result<State, RedisError> {
     // Opens the connection, so that the time that this takes is not taken for the clock's.
     server.command::<String>(&redis::cmd("PING")).await?;
     let info: String = server.command(redis::cmd("INFO").arg("everything")).await?;
+    // Not every user may ask, and then it does not matter.
+    let save: Result<Vec<String>, RedisError> = server.command(redis::cmd("CONFIG").arg("GET").arg("save")).await;
+    let saves = save
+        .ok()
+        .and_then(|said| said.get(1).map(|schedule| !schedule.is_empty()));
     let (before, start) = (machine_ms(), Instant::now());
     let (seconds, micros): (i64, i64) = server.command(&redis::cmd("TIME")).await?;
     let asked = start.elapsed();
@@ -100,6 +105,7 @@ async fn ask(server: &Node<'_>) -> Result<State, RedisError> {
         info: fields(&info),
         ahead_ms: seconds * 1000 + micros / 1000 - ours,
         asked_ms,
+        saves,
     })
 }
 
@@ -110,17 +116,22 @@ fn fields(info: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn away(error: &RedisError) -> Finding {
+fn away(error: &RedisError, tls: bool) -> Finding {
     let text = error.to_string();
-    let says = |word: &str| text.contains(word);
+    let capitals = text.to_ascii_uppercase();
+    let says = |word: &str| capitals.contains(word);
     let fix = if error.kind() == ErrorKind::AuthenticationFailed || says("WRONGPASS") || says("NOAUTH") {
         "correct the user and the password in --redis-urls, redis://user:password@host:6379 (characters such as @ or / as %40, %2F)"
     } else if says("NOPERM") {
-        "let the reporter's Redis user run INFO, TIME, SCAN and SRANDMEMBER"
+        "give the reporter's Redis user the rights that docs/deploy.md lists"
     } else if says("LOADING") {
         "wait: it reads its data"
-    } else if says("certificate") || says("tls") || says("TLS") || says("ssl") || says("SSL") {
+    } else if error.kind() == ErrorKind::ClusterConnectionNotFound {
+        "start its nodes, or correct --redis-urls; and where names are preferred (cluster-preferred-endpoint-type hostname), have each node announce one that this machine can look up (cluster-announce-hostname)"
+    } else if says("CERTIFICATE") || says("TLS") || says("SSL") {
         "rediss:// is for a Redis that speaks TLS, with a certificate of that host name by an authority that this machine trusts"
+    } else if tls {
+        "start it, or correct --redis-urls: rediss:// is for a port that speaks TLS, and one that does not never answers; see that the network lets this machine through"
     } else {
         "start it, or correct --redis-urls; see that the network lets this machine through"
     };
@@ -177,10 +188,19 @@ fn judge(state: &State, grace: Duration) -> Vec<Finding> {
 fn durability(state: &State) -> Vec<Finding> {
     let mut findings = Vec::new();
     if state.number("aof_enabled") == 0 {
-        findings.push(Finding::warning(
-            "no append-only file: what it acknowledged since its last snapshot is lost when it ends",
-            "appendonly yes, with appendfsync everysec or always",
-        ));
+        let fix = "appendonly yes, with appendfsync everysec or always";
+        // One that does not say whether it makes snapshots may have made some.
+        findings.push(if state.saves.unwrap_or(state.number("rdb_saves") > 0) {
+            Finding::warning(
+                "no append-only file: what it acknowledged since its last snapshot is lost when it ends",
+                fix,
+            )
+        } else {
+            Finding::problem(
+                "neither append-only file nor snapshots: all that it acknowledged is lost when it ends",
+                fix,
+            )
+        });
     }
     let failed = |field: &str| state.text(field) == "err";
     if failed("aof_last_write_status") || failed("aof_last_bgrewrite_status") {
@@ -212,7 +232,7 @@ fn memory(state: &State) -> Vec<Finding> {
         let percent = used.saturating_mul(100) / most;
         findings.push(Finding::warning(
             format!("{percent}% of maxmemory is in use"),
-            "a larger maxmemory, a shorter --late-seconds, or one more server in --redis-urls",
+            "a larger maxmemory, a shorter --late-seconds, or a cluster with more nodes (docs/operations.md)",
         ));
     }
     findings
@@ -256,6 +276,7 @@ mod tests {
             info,
             ahead_ms: 3,
             asked_ms: 2,
+            saves: None,
         }
     }
 
@@ -273,7 +294,7 @@ mod tests {
     #[test]
     fn each_mistake_is_found() {
         use Level::{Fine, Problem, Warning};
-        let cases: [Case; 14] = [
+        let cases: [Case; 15] = [
             (&[], Fine, "Redis 7.2.4"),
             (&[("valkey_version", "8.1.0")], Fine, "Valkey 8.1.0"),
             (
@@ -289,7 +310,8 @@ mod tests {
                 "of h:1",
             ),
             (&[("cluster_enabled", "1")], Warning, "no replica"),
-            (&[("aof_enabled", "0")], Warning, "append-only"),
+            (&[("aof_enabled", "0")], Problem, "neither append-only"),
+            (&[("aof_enabled", "0"), ("rdb_saves", "3")], Warning, "last snapshot"),
             (&[("aof_last_write_status", "err")], Problem, "append-only"),
             (&[("aof_last_bgrewrite_status", "err")], Problem, "append-only"),
             (&[("rdb_last_bgsave_status", "err")], Problem, "snapshot"),
@@ -302,6 +324,45 @@ mod tests {
             assert_eq!(found.len(), 1, "{changed:?}: {found:?}");
             assert_eq!(found[0].level, level, "{changed:?}");
             assert!(found[0].what.contains(word), "{changed:?}: {}", found[0].what);
+        }
+    }
+
+    #[test]
+    fn a_redis_without_snapshots_keeps_nothing() {
+        for (saves, expected) in [(Some(true), Level::Warning), (Some(false), Level::Problem)] {
+            let state = State {
+                saves,
+                ..state(&[("aof_enabled", "0")])
+            };
+            assert_eq!(durability(&state)[0].level, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_told_apart() {
+        let server = |text: &str| {
+            let error =
+                redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).and_then(redis::Value::extract_error);
+            error.expect_err("an error")
+        };
+        for (error, tls, word) in [
+            (
+                server("NOPERM this user has no permissions to run the 'info' command"),
+                false,
+                "rights",
+            ),
+            (server("NOAUTH Authentication required."), false, "password"),
+            (
+                server("WRONGPASS invalid username-password pair or user is disabled."),
+                false,
+                "password",
+            ),
+            (server("LOADING Redis is loading the dataset in memory"), false, "wait"),
+            (RedisError::from((ErrorKind::Io, "timed out")), true, "never answers"),
+            (RedisError::from((ErrorKind::Io, "timed out")), false, "start it"),
+        ] {
+            let found = away(&error, tls);
+            assert!(found.fix.as_ref().is_some_and(|fix| fix.contains(word)), "{found:?}");
         }
     }
 

@@ -27,6 +27,10 @@ struct Written {
     sets: BTreeSet<(String, u64)>,
     /// The latest start of a window with ids, in Unix seconds.
     latest: u64,
+    /// When the latest window ended of which ids came too late, in Unix seconds; 0 if there is none.
+    over: u64,
+    /// The newest window that was reported with ids, in the last hour, and how many.
+    reported: Option<(Window, u64)>,
     /// Ids of this reporter's latest window, by their set.
     samples: BTreeMap<Partition, Vec<Id>>,
     /// Whether there were too many keys to look at all of them.
@@ -71,13 +75,17 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
                 .arg("set");
             let (next, found): (u64, Vec<String>) = node.command(&scan).await?;
             for (namespace, seconds, start, set) in found.iter().filter_map(|key| ids_parts(key)) {
+                let is_ours = namespace == keys.namespace().as_str() && seconds == length.seconds();
                 if start + seconds + RECENT_S < now {
+                    if is_ours {
+                        written.over = written.over.max(start + seconds);
+                    }
                     continue;
                 }
                 // A named counter is its namespace's.
                 let in_namespace = namespace.split('/').next().unwrap_or(namespace);
                 written.sets.insert((in_namespace.to_owned(), seconds));
-                if namespace == keys.namespace().as_str() && seconds == length.seconds() {
+                if is_ours {
                     written.latest = written.latest.max(start);
                     let window = length.window_starting(start);
                     if window > newest {
@@ -98,6 +106,13 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
             }
         }
     }
+    let too_late: Vec<u64> = server
+        .command(redis::cmd("ZRANGE").arg(keys.windows_late(length)).arg(-1).arg(-1))
+        .await?;
+    let too_late = too_late.first().map(|start| start + length.seconds());
+    let too_late = too_late.filter(|end| end + RECENT_S < now).unwrap_or_default();
+    written.over = written.over.max(too_late);
+    written.reported = reported(store, length, now).await?;
     let spools: Vec<String> = server.command(redis::cmd("HVALS").arg(keys.spools())).await?;
     let states = spools.iter().filter_map(|text| text.parse::<SpoolState>().ok());
     written.spooled += states.map(|state| state.depth).sum::<u64>();
@@ -111,6 +126,19 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
         }
     }
     Ok((written, now))
+}
+
+/// The newest window with ids among those that were reported in the last hour, and how many ids it has.
+async fn reported(store: &Store, length: WindowLength, now: u64) -> RedisResult<Option<(Window, u64)>> {
+    let current = length.window_at_ms(now * 1000);
+    let windows = std::iter::successors(current.previous(), |window| window.previous());
+    let windows: Vec<Window> = windows.take_while(|window| window.end() + 3600 > now).collect();
+    let reports = store.reports(&windows).await?;
+    let mut counts = windows.into_iter().zip(reports);
+    Ok(counts.find_map(|(window, report)| {
+        let count = report?.count;
+        (count > 0).then_some((window, count))
+    }))
 }
 
 fn judge(
@@ -131,6 +159,13 @@ fn judge(
         );
         let fix = "the same --window-seconds here as window_seconds there; or another reporter for the others";
         findings.push(Finding::problem(what, fix));
+    } else if !ours && written.over > 0 {
+        let what = format!(
+            "components write to windows that are over: ids came for one that ended {} s ago, and none to that of now",
+            now.saturating_sub(written.over)
+        );
+        let fix = "let the hosts keep their time by NTP; a host that was away for long may also have drained what it had spooled";
+        findings.push(Finding::problem(what, fix));
     } else if !ours {
         let others: BTreeSet<&str> = written.sets.iter().map(|(namespace, _)| namespace.as_str()).collect();
         findings.push(if others.is_empty() {
@@ -139,9 +174,13 @@ fn judge(
             } else {
                 "no component wrote ids in the last minutes"
             };
+            let fix = "nothing to do if no requests came; or else compare the components' redis_urls with --redis-urls, and see whether they answer with verve-outcome: spooled: then they do not reach Redis";
             Finding::warning(
-                what,
-                "nothing to do if no requests came; or else compare the components' redis_urls with --redis-urls",
+                match written.reported {
+                    Some((window, count)) => format!("{what}, and {count} in the window {window}"),
+                    None => what.to_owned(),
+                },
+                fix,
             )
         } else {
             let others = Vec::from_iter(others).join(", ");
@@ -261,6 +300,20 @@ mod tests {
             found[0].what.contains("in 30 s") && found[1].what.starts_with("7 ids"),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn hosts_that_write_nothing_any_more_or_to_the_past_are_found() {
+        let mut seen = written(&[("shop", 60)]);
+        seen.over = NOW - 600;
+        let past = found(&seen);
+        assert_eq!((past.len(), past[0].level), (1, Level::Problem));
+        assert!(past[0].what.contains("ended 600 s ago"), "{past:?}");
+        let mut silent = written(&[]);
+        silent.reported = Some((minute().window_at_ms((NOW - 300) * 1000), 7));
+        let silent = found(&silent);
+        assert_eq!((silent.len(), silent[0].level), (1, Level::Warning));
+        assert!(silent[0].what.contains("and 7 in the window"), "{silent:?}");
     }
 
     #[test]

@@ -28,6 +28,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const MOVED_ON: [&str; 2] = ["READONLY", "MASTERDOWN"];
 /// How often a command to a cluster is sent again, to wherever a slot has moved.
 const CLUSTER_RETRIES: u32 = 5;
+/// The oldest version of Redis that has what the component and the reporter ask of it: `EXPIRE … NX`.
+pub const OLDEST: u32 = 7;
 /// How long a node of a cluster is held to be away after it did not answer: longer than its next answer may take.
 const MISSED: Duration = Duration::from_secs(6);
 /// How often a connection is renewed for such an error.
@@ -163,6 +165,11 @@ impl Server {
             config: config.clone(),
             blocks: false,
         })
+    }
+
+    /// Whether it is spoken to by TLS.
+    pub fn is_tls(&self) -> bool {
+        self.config.urls.first().is_tls()
     }
 
     /// A connection of its own to the same Redis, for commands that block for up to `longest`.
@@ -313,7 +320,12 @@ impl Server {
             let client = self.config.client(url)?;
             let asked = async {
                 let mut connection = connect(&client).await?;
-                let info: String = redis::cmd("INFO").arg("cluster").query_async(&mut connection).await?;
+                let info: String = redis::cmd("INFO").query_async(&mut connection).await?;
+                if let Some(version) = too_old(&info) {
+                    tracing::warn!(
+                        "{self} is version {version}, and Verve needs {OLDEST} or newer: sets of ids never expire"
+                    );
+                }
                 RedisResult::Ok(info.contains("cluster_enabled:1"))
             };
             match asked.await {
@@ -392,10 +404,41 @@ impl Node<'_> {
     }
 }
 
+/// The version, by the answer to `INFO`, if that is too old.
+fn too_old(info: &str) -> Option<&str> {
+    let version = info
+        .lines()
+        .find_map(|line| line.strip_prefix("redis_version:"))?
+        .trim_end();
+    let major: u32 = version.split('.').next()?.parse().ok()?;
+    (major < OLDEST).then_some(version)
+}
+
 /// A connection to one server.
 async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(RESPONSE_TIMEOUT));
     client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::too_old;
+
+    #[test]
+    fn a_version_that_is_too_old_is_told() {
+        for (info, expected) in [
+            (
+                "# Server\r\nredis_version:6.2.14\r\nredis_mode:standalone\r\n",
+                Some("6.2.14"),
+            ),
+            ("redis_version:7.0.0\r\n", None),
+            ("redis_version:255.255.255\r\n", None),
+            ("redis_version:unstable\r\n", None),
+            ("", None),
+        ] {
+            assert_eq!(too_old(info), expected, "{info}");
+        }
+    }
 }

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures::{StreamExt as _, TryStreamExt as _};
 use redis::AsyncCommands;
 use tokio::time::sleep;
+use verve_protocol::slot::slot;
 use verve_tests::authority::Authority;
 use verve_tests::cluster::Cluster;
 use verve_tests::host::{Instance, Kind};
@@ -373,7 +375,8 @@ async fn over_tls() -> Result<()> {
 
 #[tokio::test]
 async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
-    let cluster = Cluster::start(3, 0).await?;
+    let saved = RedisServer::options().argument("--save").argument("3600 1");
+    let cluster = Cluster::start_with(saved, 3, 0).await?;
     let site = Site::with_cluster(60, cluster).partitioned(16);
     site.add(clock::current_window(site.length), 0..200).await?;
     let doctor = async |more: &[&str]| -> Result<String> {
@@ -430,6 +433,38 @@ async fn from_one_server_to_a_cluster() -> Result<()> {
     };
     assert!(told(before).eq([("5", "0"), ("7", "1")]), "{ledger}");
     assert!(told(unreported).eq([("3", "0")]), "{ledger}");
+    Ok(())
+}
+
+/// What makes a node take a key that is on its way to it holds for the next command of the connection alone.
+#[tokio::test]
+async fn a_key_on_its_way_is_asked_for_without_others_in_between() -> Result<()> {
+    let cluster = Cluster::start(3, 0).await?;
+    let mut site = Site::with_cluster(86_400, cluster);
+    let key = site.ids(clock::current_window(site.length));
+    let cluster = site.redis.cluster()?;
+    let mut from = 0;
+    while !cluster.has(from, &key).await? {
+        from += 1;
+    }
+    cluster.begin_to_move(slot(&key), from, (from + 1) % 3).await?;
+    for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+        let host = site.host(kind).variable("redis_timeout_ms", "2000").start().await?;
+        let ids = (0..400).map(|id| {
+            let query = format!("/api/verve/accept?id={id}");
+            let address = host.addr();
+            async move { http::get(address, &query).await }
+        });
+        let answers: Vec<_> = futures::stream::iter(ids).buffer_unordered(50).try_collect().await?;
+        for answer in answers {
+            let outcome = answer.header("verve-outcome").unwrap_or_default();
+            assert!(
+                ["new", "duplicate"].contains(&outcome),
+                "{kind:?}: {outcome} {}",
+                host.process().log()
+            );
+        }
+    }
     Ok(())
 }
 

@@ -81,8 +81,12 @@ async fn a_site_that_is_well() -> Result<()> {
 async fn what_redis_does_not_keep() -> Result<()> {
     let redis = RedisServer::start().await?;
     let site = Site::with_redis(60, redis);
+    // Nothing at all.
     let found = examine(&site, &[]).await?;
-    assert_found(&found, "warning", &["append-only", "appendonly yes"]);
+    assert_found(&found, "problem", &["neither append-only", "appendonly yes"]);
+    site.redis.set("save", "3600 1").await?;
+    let found = examine(&site, &[]).await?;
+    assert_found(&found, "warning", &["append-only", "last snapshot", "appendonly yes"]);
     assert_found(&found, "warning", &["no Kafka", "--kafka-brokers"]);
     assert_found(&found, "warning", &["no component wrote"]);
     assert!(!found.0);

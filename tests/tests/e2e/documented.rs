@@ -6,12 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use redis::AsyncCommands;
 use verve_tests::host::Kind;
+use verve_tests::process::Process;
+use verve_tests::redis::RedisServer;
+use verve_tests::reporter::Reporter;
+use verve_tests::sink::{Answer, Sink};
 use verve_tests::{clock, http, paths, reporter, wait};
 
+use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
 /// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's, Redis'.
@@ -279,14 +285,20 @@ fn what_is_no_flag_is_not_taken_for_one() {
     assert_eq!(found, expected.into());
 }
 
+/// The rules in the documents that begin so, for this site's namespace.
+fn rules(site: &Site, begin: &str) -> Result<String> {
+    let text = fs::read_to_string(paths::repository().join("docs/deploy.md"))?;
+    let rules = text.split('`').find(|code| code.starts_with(begin));
+    let rules = rules.context("docs/deploy.md has no rules")?;
+    let namespace = &site.namespace;
+    Ok(rules
+        .replace("~verve", &format!("~{namespace}"))
+        .replace("~{verve", &format!("~{{{namespace}")))
+}
+
 /// The rules of the component's own Redis user, for this site's namespace.
 fn redis_user(site: &Site) -> Result<Vec<String>> {
-    let text = fs::read_to_string(paths::repository().join("docs/deploy.md"))?;
-    let rules = text.split('`').find(|code| code.starts_with("~verve:* ~{verve}:* +"));
-    let rules = rules
-        .context("docs/deploy.md has no rules")?
-        .replace("~verve:", &format!("~{}:", site.namespace))
-        .replace("~{verve}:", &format!("~{{{}}}:", site.namespace));
+    let rules = rules(site, "~verve:* ~{verve}:* +")?;
     let (rules, selector) = rules.split_once(" (").context("a selector")?;
     let words = ["SETUSER", "edge", "reset", "on", ">hunter2"]
         .into_iter()
@@ -347,17 +359,107 @@ async fn the_components_redis_user_suffices() -> Result<()> {
         let answer = http::get(older.addr(), &format!("/api/verve/accept?{query}")).await?;
         assert_eq!(answer.header("verve-outcome"), Some(outcome), "{query} on WASI 0.2");
     }
+    assert_eq!(denied(&site).await?, [""; 0]);
+    Ok(())
+}
+
+/// What was refused to users of Redis, other than to log in, and the name that clients give themselves (Redis 7.2).
+async fn denied(site: &Site) -> Result<Vec<String>> {
     let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL")
         .arg("LOG")
         .query_async(&mut site.connection().await?)
         .await?;
-    // While it was unknown it could not log in; and the name that clients give themselves (Redis 7.2) is not missed.
     let is_refusal = |entry: &&BTreeMap<String, String>| {
         entry.get("reason").is_none_or(|reason| reason != "auth")
             && entry.get("object").is_none_or(|object| !object.starts_with("client"))
     };
-    let denied: Vec<_> = log.iter().filter(is_refusal).collect();
-    assert!(denied.is_empty(), "{denied:?}");
+    Ok(log
+        .iter()
+        .filter(is_refusal)
+        .map(|entry| format!("{entry:?}"))
+        .collect())
+}
+
+/// Reporting, late ids, callbacks that die and are put back, named counters, `counts`, `dead` and `doctor`, all by a user who may do what the documents say.
+#[tokio::test]
+async fn the_reporters_redis_user_suffices() -> Result<()> {
+    let redis = RedisServer::options().append_only().start().await?;
+    let site = Site::with_redis(1, redis);
+    let rules = rules(&site, "~verve:* ~{verve:* ")?;
+    let set_user = async |rules: &str| {
+        let mut acl = redis::cmd("ACL");
+        acl.arg("SETUSER")
+            .arg("reporter")
+            .arg("reset")
+            .arg("on")
+            .arg(">hunter2");
+        acl.arg(rules.split(' ').collect::<Vec<_>>());
+        acl.exec_async(&mut site.connection().await?).await.context("ACL")
+    };
+    set_user(&rules).await?;
+    let url = format!("redis://reporter:hunter2@{}", site.redis.server().address());
+    let sink = Sink::start().await?;
+    sink.answer("/no", [Answer::status(500), Answer::status(500)]);
+    let mut ledger = Ledger::new().await?;
+    let flags = [
+        "--redis-urls",
+        &url,
+        "--late-seconds",
+        "2",
+        "--callback-allow",
+        "127.0.0.1",
+    ];
+    let flags = [&flags[..], &["--callback-attempts", "2", "--callback-backoff-ms", "1"]].concat();
+    let all = ledger.flags(&site, &flags);
+    let reporter = Reporter::ready(&all).await?;
+    let host = site.host(Kind::VerveHost).start().await?;
+    let endpoint = sink.url("/no");
+    let answer = http::get(host.addr(), &format!("/api/verve/accept?id=1&endpoint={endpoint}")).await?;
+    assert_eq!(answer.status, 200);
+    let window = clock::next_window(site.length).await;
+    site.add(window, 0..5).await?;
+    ledger.read_to(window, 1, SOON).await?;
+    site.add(window, 5..6).await?;
+    ledger.read_to(window, 2, SOON).await?;
+    reporter.process().wait_for_text("callback given up on", SOON).await?;
+    // Final, and then more.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    site.add(window, 6..7).await?;
+    site.index(window).await?;
+    reporter
+        .process()
+        .wait_for_text("ids came after their window", 2 * SOON)
+        .await?;
+    let run = async |command: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut asked = reporter::command()?;
+        asked.args(command).args(site.flags(&["--redis-urls", &url]));
+        let process = Process::spawn("verve-reporter", asked)?;
+        let status = process.wait(SOON).await?;
+        Ok((status.code(), process.log()))
+    };
+    for command in [
+        &["counts"][..],
+        &["dead", "list"],
+        &["dead", "retry", "--all"],
+        &["dead", "drop", "--all"],
+        &["doctor"],
+    ] {
+        let (code, said) = run(command).await?;
+        assert_eq!(code, Some(0), "{command:?}: {said}");
+    }
+    assert_eq!(denied(&site).await?, [""; 0]);
+    // What is missing is said.
+    for (right, word) in [
+        ("+evalsha ", "EVALSHA"),
+        ("+zscore ", "ZSCORE"),
+        ("+xgroup ", "XGROUP|CREATE, XGROUP|DELCONSUMER"),
+        ("+hset ", "HSET"),
+    ] {
+        set_user(&rules.replace(right, "")).await?;
+        let (code, said) = run(&["doctor"]).await?;
+        assert_eq!(code, Some(1), "{right}: {said}");
+        assert!(said.contains(word), "{right}: {said}");
+    }
     Ok(())
 }
 

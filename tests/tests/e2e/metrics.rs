@@ -252,6 +252,14 @@ async fn prometheus_finds_nothing_wrong() -> Result<()> {
     for alert in alerts {
         assert!(cases.contains(&format!("alertname: {alert}\n")), "no case for {alert}");
     }
+    // The operator's are the same.
+    let operators = fs::read_to_string(paths::repository().join("deploy/spinkube/prometheusrule.yaml"))?;
+    let indented = rules
+        .lines()
+        .skip_while(|line| *line != "groups:")
+        .map(|line| format!("  {line}"));
+    let spec = operators.lines().skip_while(|line| *line != "spec:").skip(1);
+    assert!(indented.eq(spec), "{operators}");
     // What is wrong is found.
     let wrong = promtool(&["check", "metrics"], "# TYPE verve_x counter\nverve_x 1\n");
     assert!(wrong.is_err(), "{wrong:?}");

@@ -1,0 +1,101 @@
+//! What the reporter's Redis user may do: whether all that the reporter asks for is among it.
+
+use redis::{RedisResult, Script};
+
+use super::Finding;
+use crate::store::Store;
+
+/// Each command that the reporter runs, in a form that changes nothing where there is no such key.
+const COMMANDS: [&str; 40] = [
+    "DEL",
+    "EXISTS",
+    "EXPIRE 1",
+    "GET",
+    "HDEL f",
+    "HGET f",
+    "HGETALL",
+    "HMGET f",
+    "HSCAN 0",
+    "HVALS",
+    "PEXPIRE 1",
+    "SCARD",
+    "SET 1 XX",
+    "SRANDMEMBER 1",
+    "SREM m",
+    "UNLINK",
+    "XACK reporter 1-1",
+    "XADD NOMKSTREAM * f v",
+    "XDEL 1-1",
+    "XLEN",
+    "XRANGE - +",
+    "XREVRANGE + -",
+    "XTRIM MAXLEN 0",
+    "ZADD XX 1 m",
+    "ZCARD",
+    "ZRANGE 0 0",
+    "ZRANGEBYSCORE 0 0",
+    "ZREM m",
+    "ZSCAN 0",
+    "ZSCORE m",
+    // These fail by there being no such key or group.
+    "XAUTOCLAIM reporter doctor 1 0",
+    "RENAME KEY",
+    "XGROUP|CREATE reporter 0",
+    "XGROUP|DELCONSUMER reporter doctor",
+    "XINFO|CONSUMERS reporter",
+    "XREADGROUP",
+    // These write, and what they wrote is removed.
+    "SUNIONSTORE KEY",
+    "HSET f v",
+    "HSETNX f v",
+    "TIME",
+];
+
+/// Tries commands, and answers those that are refused.
+///
+/// KEYS: one that is nobody's. ARGV: commands as in [`COMMANDS`].
+const TRY: &str = r"
+local refused = {}
+for _, command in ipairs(ARGV) do
+  local words = {}
+  for word in string.gmatch(command, '[^ ]+') do words[#words + 1] = word end
+  local name, sub = string.match(words[1], '([A-Z]+)|?([A-Z]*)')
+  local call = { name }
+  if sub ~= '' then call[#call + 1] = sub end
+  if name == 'XREADGROUP' then
+    call = { name, 'GROUP', 'reporter', 'doctor', 'STREAMS', KEYS[1], '>' }
+  elseif name ~= 'TIME' then
+    call[#call + 1] = KEYS[1]
+    for i = 2, #words do call[#call + 1] = words[i] == 'KEY' and KEYS[1] or words[i] end
+  end
+  local done = redis.pcall(unpack(call))
+  if type(done) == 'table' and done.err and
+      (string.find(done.err, 'NOPERM') or string.find(done.err, 'permission') or string.find(done.err, 't run this command')) then
+    refused[#refused + 1] = words[1]
+  end
+end
+redis.pcall('UNLINK', KEYS[1])
+redis.pcall('DEL', KEYS[1])
+return refused";
+
+const FIX: &str = "give the reporter's Redis user the rights that docs/deploy.md lists";
+
+/// Tries each command on a key of the namespace that nobody uses.
+pub async fn examine(store: &Store) -> Option<Finding> {
+    let key = store.keys.doctor();
+    let script = Script::new(TRY);
+    let mut tried = script.key(key);
+    for command in COMMANDS {
+        tried.arg(command);
+    }
+    let refused: RedisResult<Vec<String>> = store.redis().script(&tried).await;
+    let finding = match refused {
+        Ok(refused) if refused.is_empty() => return None,
+        Ok(refused) => Finding::problem(format!("its user may not run {}", refused.join(", ")), FIX),
+        Err(error) => Finding::problem(
+            format!("its user may run no scripts (EVALSHA, SCRIPT LOAD): {error}"),
+            FIX,
+        ),
+    };
+    Some(finding.of(&store.redis().to_string()))
+}
