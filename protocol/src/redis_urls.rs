@@ -76,6 +76,16 @@ impl RedisUrls {
         &self.0
     }
 
+    /// As they are given, with `***` in place of users and passwords.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let shown = self.0.iter().map(|url| match (url.0.username(), url.0.password()) {
+            ("", None) => url.to_string(),
+            _ => url.to_string().replacen("://", "://***@", 1),
+        });
+        shown.collect::<Vec<_>>().join(",")
+    }
+
     /// The first.
     #[must_use]
     pub fn first(&self) -> &RedisUrl {
@@ -167,6 +177,8 @@ mod tests {
             format!("{} {urls:?}", urls.first()),
             "redis://host:6379/1 RedisUrls([RedisUrl(redis://host:6379/1)])"
         );
+        let urls: RedisUrls = "redis://:hunter2@a,rediss://b:7/1".parse().expect("a list");
+        assert_eq!(urls.shown(), "redis://***@a,rediss://b:7/1");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line, the environment and the configuration file, parsed whole into a `Config`.
 
+mod environment;
 mod file;
 mod shown;
 
@@ -7,7 +8,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -141,7 +142,7 @@ struct Args {
     #[arg(long, env = "VERVE_CALLBACK_SECRET_FILE", global = true, value_name = "FILE", help_heading = CALLBACKS)]
     callback_secret_file: Option<PathBuf>,
     /// Address of the admin port: /healthz, /readyz, /metrics, /api/counts, and a page at /
-    #[arg(long, env = "VERVE_LISTEN", global = true, value_name = "ADDRESS", default_value = "127.0.0.1:9090", help_heading = ITSELF)]
+    #[arg(long, env = "VERVE_LISTEN", global = true, value_name = "ADDRESS", default_value = "127.0.0.1:9090", value_parser = listen_address, help_heading = ITSELF)]
     listen: SocketAddr,
     /// What the admin port wants to see before it tells anything but that it lives and is ready: a bearer token, or the password in
     /// a browser
@@ -172,8 +173,10 @@ enum Command {
     /// Look at Redis, Kafka and what the components write, and say what to change
     Doctor,
     /// See what the settings come to
-    #[command(subcommand)]
-    Config(ConfigCommand),
+    Config {
+        #[command(subcommand)]
+        command: Option<ConfigCommand>,
+    },
     /// Print what lets a shell complete these commands and flags
     Completions { shell: Shell },
     /// Print the manual page
@@ -197,7 +200,12 @@ pub enum Task {
     /// To look after dead callbacks.
     Dead(Where, DeadCommand),
     /// To show what was reported.
-    Counts { at: Where, range: Range, json: bool },
+    Counts {
+        at: Where,
+        range: Range,
+        length: WindowLength,
+        json: bool,
+    },
     /// To look at what the reporter would work with.
     Doctor(Box<Config>),
     /// To print this, and no more.
@@ -227,7 +235,8 @@ pub struct Config {
 
 /// Reads the command line, the environment and the configuration file. What is wrong is said in one line on standard error.
 pub fn parse(version: &'static str) -> Result<Task, ExitCode> {
-    parse_from(version, std::env::args_os()).map_err(|refused| {
+    let environment: Vec<_> = std::env::vars_os().collect();
+    parse_from(version, std::env::args_os(), &environment).map_err(|refused| {
         if let Refused::Clap(help) = &refused
             && !help.use_stderr()
         {
@@ -253,19 +262,30 @@ impl fmt::Display for Refused {
             // clap explains itself over several lines; those before the first empty one say what was wrong.
             Self::Clap(error) => {
                 let text = error.to_string();
-                let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
-                let line = lines.collect::<Vec<_>>().join(" ");
-                f.write_str(line.strip_prefix("error: ").unwrap_or(&line))
+                let mut lines = text.lines().map(str::trim);
+                let line = lines.by_ref().take_while(|line| !line.is_empty());
+                let line = line.collect::<Vec<_>>().join(" ");
+                f.write_str(line.strip_prefix("error: ").unwrap_or(&line))?;
+                // What was meant, perhaps.
+                match lines.find_map(|line| line.strip_prefix("tip: ")) {
+                    Some(tip) => write!(f, " ({tip})"),
+                    None => Ok(()),
+                }
             }
             Self::Value(text) => f.write_str(text),
         }
     }
 }
 
-fn parse_from(version: &'static str, args: impl IntoIterator<Item = OsString>) -> Result<Task, Refused> {
-    let command = Args::command().version(version);
+fn parse_from(
+    version: &'static str,
+    args: impl IntoIterator<Item = OsString>,
+    environment: &[(OsString, OsString)],
+) -> Result<Task, Refused> {
+    let command = environment::without_empty(Args::command().version(version), environment);
     let mut line: Vec<OsString> = args.into_iter().collect();
     let given = command.clone().try_get_matches_from(&line).map_err(Refused::Clap)?;
+    environment::check(&command, environment).map_err(Refused::Value)?;
     let Some(path) = given.get_one::<PathBuf>("config") else {
         return task(&given, &given, &Settings::default(), command).map_err(Refused::Value);
     };
@@ -306,10 +326,22 @@ fn task(
             let at = at(&args)?;
             let range = asked.range(args.window_seconds);
             let range = range.map_err(|problem| format!("--{problem}"))?;
-            Task::Counts { at, range, json }
+            let length = args.window_seconds;
+            Task::Counts {
+                at,
+                range,
+                length,
+                json,
+            }
         }
         Command::Doctor => Task::Doctor(Box::new(config(args)?)),
-        Command::Config(ConfigCommand::Check) => {
+        Command::Config { command: None } => {
+            let help = command.find_subcommand_mut("config").map(clap::Command::render_help);
+            Task::Print(help.unwrap_or_default().to_string())
+        }
+        Command::Config {
+            command: Some(ConfigCommand::Check),
+        } => {
             config(args)?;
             Task::Print(shown::text(&command, matches, given, settings))
         }
@@ -365,14 +397,18 @@ fn redis(args: &Args) -> Result<RedisConfig, String> {
     Ok(redis)
 }
 
-/// What is given as a flag or in a file, and not empty. Errors do not show it.
+/// What is given as a flag or in a file. Errors do not show it.
 fn secret<T, E: fmt::Display>(
     flag: &str,
     given: Option<String>,
     file: Option<PathBuf>,
     parse: impl FnOnce(&str) -> Result<T, E>,
 ) -> Result<Option<T>, String> {
-    let given = given.filter(|given| !given.is_empty());
+    if given.as_ref().is_some_and(String::is_empty) {
+        return Err(format!(
+            "{flag}: is empty; expected a secret, or none to be given at all"
+        ));
+    }
     let (flag, text) = match (given, file) {
         (Some(_), Some(_)) => return Err(format!("{flag} and {flag}-file: expected one of them")),
         (Some(given), None) => (flag.to_owned(), given),
@@ -387,9 +423,27 @@ fn secret<T, E: fmt::Display>(
     parsed.map(Some)
 }
 
+/// An address and a port. Names such as localhost are fine too, and IPv4 is preferred; without either it is this machine alone.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let expected = || "expected an address and a port, such as 127.0.0.1:9090".to_owned();
+    let text = match text.strip_prefix(':') {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
+    let addresses: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| expected())?.collect();
+    let ipv4 = addresses.iter().find(|address| address.is_ipv4());
+    ipv4.or(addresses.first()).copied().ok_or_else(expected)
+}
+
+/// Whether brokers take a topic of this name.
+fn is_topic(name: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=249).contains(&name.len()) && name.chars().all(is_allowed) && name != "." && name != ".."
+}
+
 fn config(args: Args) -> Result<Config, String> {
     let redis = redis(&args)?;
-    let fixed = match args.callback_url {
+    let fixed = match args.callback_url.filter(|url| !url.is_empty()) {
         None => None,
         Some(url) => {
             let endpoint: Endpoint = url.parse().map_err(|error| format!("--callback-url: {error}"))?;
@@ -426,11 +480,17 @@ fn config(args: Args) -> Result<Config, String> {
                 args.namespace, args.window_seconds, args.kafka_topic
             )
         }),
-        brokers: args.kafka_brokers,
+        brokers: args.kafka_brokers.filter(|brokers| !brokers.is_empty()),
         topic: args.kafka_topic,
         options,
     };
     kafka.check()?;
+    if !is_topic(&kafka.topic) {
+        return Err(format!(
+            "--kafka-topic {:?}: expected 1 to 249 of the characters A-Z a-z 0-9 . _ -, and not . or ..",
+            kafka.topic
+        ));
+    }
     Ok(Config {
         redis,
         keys: Keys::new(args.namespace),

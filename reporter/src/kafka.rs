@@ -4,13 +4,14 @@
 //! the same transactional id, whatever that one still has in its buffers: a replica that wakes from a pause publishes nothing.
 //! Without transactions (`--kafka-transactions false`) nothing does.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
@@ -50,15 +51,15 @@ pub struct Publisher(Option<Kafka>);
 #[derive(Clone)]
 struct Kafka {
     config: ClientConfig,
-    /// Only asked whether Kafka is there. It begins no transactions, so it is in nobody's way.
-    asking: FutureProducer<Quiet>,
+    /// Only asks whether Kafka is there. As a consumer: what a producer looks for, the brokers may create.
+    asking: Arc<BaseConsumer<Quiet>>,
     topic: Arc<str>,
     /// Whose records these are, if it has a name.
     counter: Option<CounterName>,
     transactions: bool,
     dependency: Dependency,
-    /// Whether records were not taken last: then it is not well, though it may answer other questions.
-    failing: Arc<AtomicBool>,
+    /// What failed last, and of which counter: while there is something Kafka is not well, though it may answer other questions.
+    failing: Arc<Mutex<BTreeSet<(Doing, Option<CounterName>)>>>,
     metrics: Metrics,
 }
 
@@ -66,6 +67,13 @@ struct Kafka {
 pub struct Session {
     kafka: Option<Kafka>,
     producer: Option<FutureProducer<Quiet>>,
+}
+
+/// What a session does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Doing {
+    Beginning,
+    Publishing,
 }
 
 /// When a session began.
@@ -100,6 +108,8 @@ impl ClientContext for Quiet {
     }
 }
 
+impl ConsumerContext for Quiet {}
+
 impl KafkaConfig {
     /// Of whoever asks Kafka something, a consumer too.
     pub fn client(&self) -> ClientConfig {
@@ -120,6 +130,10 @@ impl KafkaConfig {
     /// Of who publishes.
     pub fn producer(&self) -> ClientConfig {
         let mut client = self.client();
+        if client.get("partitioner").is_none() {
+            // As Java's clients do, so that whoever looks for a key looks in the right partition.
+            client.set("partitioner", "murmur2_random");
+        }
         // What the guarantees rest on comes last, so that no option undoes it.
         client.set("enable.idempotence", "true");
         client.set("acks", "all");
@@ -132,7 +146,10 @@ impl KafkaConfig {
 
     /// Says which setting librdkafka refuses. Its own message shows the value, which may be a password.
     pub fn check(&self) -> Result<(), String> {
-        match self.producer().create_native_config() {
+        let mut producer = self.producer();
+        // What each setting is worth shows when a producer is made. One without brokers connects to nobody.
+        producer.remove("bootstrap.servers");
+        match producer.create_with_context::<_, FutureProducer<Quiet>>(Quiet) {
             Ok(_) => Ok(()),
             Err(KafkaError::ClientConfig(_, problem, key, _)) => {
                 let problem = if problem.contains("No such") {
@@ -156,13 +173,12 @@ impl Publisher {
             return Ok(Self(None));
         };
         let client = config.producer();
-        let asking = client
-            .create_with_context(Quiet)
-            .with_context(|| format!("cannot set up the Kafka producer for {brokers}"))?;
+        let asking = (config.client().create_with_context(Quiet))
+            .with_context(|| format!("cannot set up the Kafka client for {brokers}"))?;
         let dependency = Dependency::new(format!("Kafka {brokers}"), health);
         Ok(Self(Some(Kafka {
             config: client,
-            asking,
+            asking: Arc::new(asking),
             topic: config.topic.as_str().into(),
             counter: None,
             transactions: config.transactional_id.is_some(),
@@ -222,7 +238,9 @@ impl Session {
             }
             Ok(producer)
         });
-        self.producer = Some(self.judge(begun.await)?);
+        let begun = self.judge(begun.await);
+        self.set_failing(Doing::Beginning, begun.as_ref().err() == Some(&Unpublished::Away));
+        self.producer = Some(begun?);
         self.kafka.iter().for_each(Kafka::answered);
         Ok(Begun::Now)
     }
@@ -246,16 +264,22 @@ impl Session {
             }
         });
         let published = self.judge(published.await);
-        let failing = published.as_ref().err() == Some(&Unpublished::Away);
-        self.set_failing(failing);
+        self.set_failing(Doing::Publishing, published.as_ref().err() == Some(&Unpublished::Away));
         self.kafka.iter().for_each(Kafka::answered);
         self.producer = Some(published?);
         Ok(())
     }
 
-    fn set_failing(&self, failing: bool) {
-        let kafka = self.kafka.iter();
-        kafka.for_each(|kafka| kafka.failing.store(failing, Ordering::Relaxed));
+    fn set_failing(&self, doing: Doing, failing: bool) {
+        if let Some(kafka) = &self.kafka {
+            let of_this = (doing, kafka.counter.clone());
+            let mut all = kafka.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            if failing {
+                all.insert(of_this);
+            } else {
+                all.remove(&of_this);
+            }
+        }
     }
 
     fn judge<T>(&self, result: KafkaResult<T>) -> Result<T, Unpublished> {
@@ -287,7 +311,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // Whoever publishes next will see.
-        self.set_failing(false);
+        [Doing::Beginning, Doing::Publishing].map(|doing| self.set_failing(doing, false));
         if let Some(producer) = self.producer.take() {
             // It waits for its threads.
             drop(tokio::task::spawn_blocking(move || drop(producer)));
@@ -298,7 +322,8 @@ impl Drop for Session {
 impl Kafka {
     /// It answered something.
     fn answered(&self) {
-        if !self.failing.load(Ordering::Relaxed) {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        if failing.is_empty() {
             self.dependency.up();
         }
     }

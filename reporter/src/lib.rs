@@ -72,10 +72,27 @@ pub fn main(version: &'static str) -> ExitCode {
                 callbacks::dead::run(store, &dead).await
             });
         }
-        Ok(Task::Counts { at, range, json }) => {
+        Ok(Task::Counts {
+            at,
+            range,
+            length,
+            json,
+        }) => {
             return command::run(&at.redis, at.keys, async |store| {
-                let page = range.read(&store).await.context("what was reported is not to be had")?;
+                let what = format!(
+                    "{}, namespace {}, windows of {} s",
+                    at.redis.urls,
+                    store.keys.namespace(),
+                    length.seconds()
+                );
+                // By itself: its cause says the same once more.
+                let page = range.read(&store).await;
+                let page =
+                    page.map_err(|error| anyhow::anyhow!("what was reported is not to be had: {what}: {error}"))?;
                 command::print(&counts::text(&page, json)?)?;
+                if page.counts.is_empty() {
+                    eprintln!("verve-reporter: nothing was reported in the time asked for: {what}");
+                }
                 Ok(Vec::new())
             });
         }

@@ -76,10 +76,10 @@ fn is_word(text: &str, word: &str) -> bool {
     rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-'))
 }
 
-/// The flags that are settings: all that can be given in the environment too, except for where the settings are.
+/// The flags that are settings: all that the help lists under a heading, except for where the settings are.
 pub fn settable(command: &Command) -> impl Iterator<Item = &Arg> {
     let all = command.get_arguments();
-    all.filter(|arg| arg.get_env().is_some() && arg.get_long() != Some("config"))
+    all.filter(|arg| arg.get_help_heading().is_some() && arg.get_long() != Some("config"))
 }
 
 fn is_switch(arg: &Arg) -> bool {

@@ -48,7 +48,7 @@ fn line(arg: &Arg, matches: &ArgMatches, given: &ArgMatches, file: &Settings) ->
 fn shown(arg: &Arg, value: &str) -> String {
     let value = match arg.get_long() {
         Some("redis-urls") => match value.parse::<RedisUrls>() {
-            Ok(urls) => urls.to_string(),
+            Ok(urls) => urls.shown(),
             Err(_) => HIDDEN.to_owned(),
         },
         Some("callback-url") => match value.parse::<Endpoint>() {

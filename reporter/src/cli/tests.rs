@@ -8,8 +8,16 @@ fn parse(args: &[&str]) -> Result<Config, String> {
 }
 
 fn parse_task(args: &[&str]) -> Result<Task, String> {
-    parse_from("1.2.3", ["verve-reporter"].iter().chain(args).map(OsString::from))
-        .map_err(|refused| refused.to_string())
+    parse_task_in(args, &[])
+}
+
+fn parse_task_in(args: &[&str], environment: &[(&str, &str)]) -> Result<Task, String> {
+    let args = ["verve-reporter"].iter().chain(args).map(OsString::from);
+    let environment: Vec<(OsString, OsString)> = environment
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    parse_from("1.2.3", args, &environment).map_err(|refused| refused.to_string())
 }
 
 #[test]
@@ -91,6 +99,15 @@ fn a_bad_value_is_refused_with_its_flag_and_without_secrets() {
         ["--late-seconds", "x"],
         ["--kafka-option", "hunter2"],
         ["--kafka-option", "no.such.option=hunter2"],
+        // Refused only when a producer is made of it.
+        ["--kafka-option", "security.protocol=ssl\nssl.ca.location=/no/such/file"],
+        [
+            "--kafka-option",
+            "sasl.mechanism=NONE-SUCH\nsecurity.protocol=sasl_plaintext",
+        ],
+        ["--kafka-topic", "a b"],
+        ["--kafka-topic", ""],
+        ["--kafka-topic", ".."],
         ["--callback-url", "ftp://hunter2"],
         ["--callback-url", "http://127.0.0.1:8080/"],
         ["--callback-method", "put"],
@@ -127,4 +144,67 @@ fn transactions_are_on_unless_switched_off() {
     );
     assert_eq!(id(&["--kafka-transactions", "false"]), None);
     assert!(parse(&["--kafka-transactions", "perhaps"]).is_err());
+}
+
+#[test]
+fn what_looks_like_a_setting_and_is_none_is_refused_with_what_may_be_meant() {
+    for (args, environment, words) in [
+        (&["--redis-url", "x"][..], &[][..], &["--redis-url", "--redis-urls"][..]),
+        (&["doctr"], &[], &["doctr", "doctor"]),
+        (
+            &[],
+            &[("VERVE_REDIS_URL", "x")],
+            &["VERVE_REDIS_URL ", "VERVE_REDIS_URLS?"],
+        ),
+        (&["counts"], &[("VERVE_TYPO", "x")], &["VERVE_TYPO", "--help"]),
+        (&[], &[("VERVE_PORT", "9090")], &["VERVE_PORT"]),
+    ] {
+        let error = parse_task_in(args, environment).expect_err(words[0]);
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    // What Kubernetes sets by itself, and what is none of ours.
+    let kubernetes = [
+        ("VERVE_SERVICE_HOST", "10.0.0.1"),
+        ("VERVE_SERVICE_PORT", "9090"),
+        ("VERVE_SERVICE_PORT_ADMIN", "9090"),
+        ("VERVE_PORT", "tcp://10.0.0.1:9090"),
+        ("VERVE_PORT_9090_TCP", "tcp://10.0.0.1:9090"),
+        ("VERVE_PORT_9090_TCP_ADDR", "10.0.0.1"),
+        ("VERVE_REPORTER_PORT_9090_TCP_PROTO", "tcp"),
+        ("SPIN_VARIABLE_REDIS_URLS", "redis://a"),
+        ("VERVE_WINDOW_SECONDS", "60"),
+        ("VERVE_CONFIG", ""),
+    ];
+    assert!(parse_task_in(&[], &kubernetes).is_ok());
+}
+
+#[test]
+fn what_is_empty_is_not_given_unless_it_is_a_secret() {
+    let config = parse(&["--kafka-brokers=", "--callback-url="]).expect("valid");
+    assert!(config.kafka.brokers.is_none() && config.windows.callback.is_none());
+    for args in [
+        "--admin-token=",
+        "--callback-secret=",
+        "--admin-token-file=",
+        "--redis-urls=",
+    ] {
+        let error = parse(&[args]).expect_err(args);
+        assert!(error.contains(args.trim_end_matches('=')), "{error}");
+    }
+}
+
+#[test]
+fn the_admin_port_listens_here_unless_it_is_told_where() {
+    let listen = |text: &str| parse(&["--listen", text]).map(|config| config.listen.to_string());
+    for (text, expected) in [
+        (":9091", "127.0.0.1:9091"),
+        ("localhost:9091", "127.0.0.1:9091"),
+        ("0.0.0.0:9091", "0.0.0.0:9091"),
+        ("[::1]:9091", "[::1]:9091"),
+    ] {
+        assert_eq!(listen(text).as_deref(), Ok(expected));
+    }
+    for wrong in ["", ":", "9091", "localhost", ":99999"] {
+        assert!(listen(wrong).is_err(), "{wrong}");
+    }
 }

@@ -61,7 +61,12 @@ impl ClientContext for Refusals {
     fn error(&self, error: KafkaError, reason: &str) {
         let told = matches!(
             error.rdkafka_error_code(),
-            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)
+            Some(
+                RDKafkaErrorCode::Authentication
+                    | RDKafkaErrorCode::SSL
+                    | RDKafkaErrorCode::Resolve
+                    | RDKafkaErrorCode::BrokerTransportFailure
+            )
         );
         if told {
             self.tell(Some((error, reason.to_owned())));
@@ -182,6 +187,10 @@ fn untransacted(error: &KafkaError) -> Finding {
                 "let the reporter's user Write and Describe the transactional ids that begin with verve-reporter:",
             )
         }
+        Some(RDKafkaErrorCode::InvalidTransactionTimeout) => Finding::problem(
+            what,
+            "--kafka-option transaction.timeout.ms=10000, or whatever the brokers' transaction.max.timeout.ms is, if that is 6000 or more; or set --kafka-transactions false",
+        ),
         _ => Finding::problem(
             what,
             "see to transaction.state.log.replication.factor and its min.isr, which need as many brokers as they say; or set --kafka-transactions false",
@@ -189,18 +198,40 @@ fn untransacted(error: &KafkaError) -> Finding {
     }
 }
 
+/// Why there is no answer, in words, with what was told of it.
 fn away(error: &KafkaError, told: String) -> Finding {
-    let fix = match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::Authentication) => {
-            "correct sasl.mechanism, sasl.username and sasl.password, each a --kafka-option"
-        }
-        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => "let the reporter's user Describe and Write the topic",
-        Some(RDKafkaErrorCode::SSL) => "correct ssl.ca.location and the like, each a --kafka-option",
-        _ => {
-            "start it, or correct --kafka-brokers, and security.protocol as a --kafka-option: brokers that want TLS or SASL do not answer without"
-        }
+    let says = |word: &str| told.contains(word);
+    let (what, fix) = match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::Authentication) => (
+            "it refuses this user",
+            "correct sasl.mechanism, sasl.username and sasl.password, each a --kafka-option",
+        ),
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => (
+            "this user may not see the topic",
+            "let the reporter's user Describe and Write the topic",
+        ),
+        Some(RDKafkaErrorCode::SSL) => (
+            "TLS fails",
+            "correct security.protocol, ssl.ca.location and the like, each a --kafka-option",
+        ),
+        Some(RDKafkaErrorCode::Resolve) => (
+            "there is no host of that name",
+            "correct --kafka-brokers, or the name service of this machine",
+        ),
+        _ if says("refused") => (
+            "nobody listens there",
+            "start it, or correct --kafka-brokers: its host and port",
+        ),
+        _ if says("Disconnected") || says("ApiVersion") || says("security.protocol") => (
+            "it ends the connection",
+            "set security.protocol as a --kafka-option: brokers that want TLS or SASL do not answer without",
+        ),
+        _ => (
+            "it does not answer",
+            "start it, or correct --kafka-brokers; see that the network lets this machine through; and set security.protocol as a --kafka-option: brokers that want TLS or SASL do not answer without",
+        ),
     };
-    Finding::problem(told, fix)
+    Finding::problem(format!("{what} ({told})"), fix)
 }
 
 #[cfg(test)]
@@ -224,5 +255,32 @@ mod tests {
             assert_eq!(found, levels);
         }
         assert_eq!(judge("t", None)[0].level, Problem);
+    }
+
+    #[test]
+    fn why_it_is_away_is_said_in_words() {
+        use RDKafkaErrorCode::{BrokerTransportFailure, OperationTimedOut, Resolve, SSL};
+        for (code, told, word) in [
+            (
+                Resolve,
+                "Failed to resolve 'nowhere:9092': Name or service not known",
+                "no host of that name",
+            ),
+            (
+                BrokerTransportFailure,
+                "Connect to ipv4#127.0.0.1:1 failed: Connection refused",
+                "nobody listens",
+            ),
+            (
+                BrokerTransportFailure,
+                "Disconnected while requesting ApiVersion: might be caused by incorrect security.protocol configuration",
+                "ends the connection",
+            ),
+            (SSL, "SSL handshake failed", "TLS fails"),
+            (OperationTimedOut, "timed out", "does not answer"),
+        ] {
+            let found = away(&KafkaError::MetadataFetch(code), told.to_owned());
+            assert!(found.what.contains(word) && found.what.contains(told), "{found:?}");
+        }
     }
 }
