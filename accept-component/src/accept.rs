@@ -1,6 +1,8 @@
 //! What the route does, whatever HTTP it comes by.
 
-use verve_counter::{Answer, Counter};
+use std::cell::Cell;
+
+use verve_counter::Counter;
 
 use crate::request::Accept;
 use crate::response::Response;
@@ -9,10 +11,7 @@ use crate::response::Response;
 pub async fn answer(path_with_query: &str) -> Response {
     let counter = match Counter::get().await {
         Ok(counter) => counter,
-        Err(error) => {
-            eprintln!("verve: {error}");
-            return Response::Answered(Answer::Unavailable);
-        }
+        Err(error) => return misconfigured(&error),
     };
     match Accept::parse(path_with_query) {
         Ok(Accept { id, callback }) => Response::Answered(counter.add_with_callback(id, callback).await),
@@ -25,8 +24,23 @@ pub async fn answer(path_with_query: &str) -> Response {
 
 /// Answers another method than GET. That an instance is there is enough for what is left in the spool.
 pub async fn look_around() -> Response {
-    if let Ok(counter) = Counter::get().await {
-        counter.look_into_spool();
+    match Counter::get().await {
+        Ok(counter) => {
+            counter.look_into_spool();
+            Response::MethodNotAllowed
+        }
+        Err(error) => misconfigured(&error),
     }
-    Response::MethodNotAllowed
+}
+
+thread_local! {
+    /// Whether this instance has said what is wrong with its variables.
+    static SAID: Cell<bool> = const { Cell::new(false) };
+}
+
+fn misconfigured(error: &str) -> Response {
+    if !SAID.replace(true) {
+        eprintln!("verve: {error}");
+    }
+    Response::Misconfigured
 }

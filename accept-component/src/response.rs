@@ -14,6 +14,8 @@ pub enum Response {
     BadRequest(BadRequest),
     /// Another method than GET: 405.
     MethodNotAllowed,
+    /// A variable of the component is not valid: 503.
+    Misconfigured,
 }
 
 impl Response {
@@ -24,7 +26,7 @@ impl Response {
             Self::Answered(Answer::Recorded(_)) => 200,
             Self::BadRequest(_) => 400,
             Self::Answered(Answer::Limited(_)) => 429,
-            Self::Answered(Answer::Unavailable) => 503,
+            Self::Answered(Answer::Unavailable) | Self::Misconfigured => 503,
             Self::MethodNotAllowed => 405,
         }
     }
@@ -47,6 +49,7 @@ impl Response {
             Self::Answered(Answer::Limited(limit)) => ("verve-error", limit.as_str()),
             Self::Answered(Answer::Unavailable) => ("verve-error", "unavailable"),
             Self::MethodNotAllowed => ("allow", "GET"),
+            Self::Misconfigured => ("verve-error", "misconfigured"),
         }
     }
 
@@ -77,7 +80,11 @@ mod tests {
             Answer::Limited(Limit::Endpoint),
             Answer::Unavailable,
         ];
-        let others = [Response::BadRequest(BadRequest::InvalidId), Response::MethodNotAllowed];
+        let others = [
+            Response::BadRequest(BadRequest::InvalidId),
+            Response::MethodNotAllowed,
+            Response::Misconfigured,
+        ];
         for response in answers.map(Response::Answered).into_iter().chain(others) {
             let length = response.body().len().to_string();
             assert!(

@@ -1,6 +1,6 @@
 //! HTTP in the build for WASI 0.2.
 
-use verve_counter::{Answer, Counter};
+use verve_counter::Counter;
 
 use crate::request::Accept;
 use crate::response::Response;
@@ -25,16 +25,16 @@ struct Component;
 
 impl Guest for Component {
     fn handle(request: IncomingRequest, response: ResponseOutparam) {
-        if !matches!(request.method(), Method::Get) {
-            return respond(response, Response::MethodNotAllowed);
-        }
         let counter = match Counter::get() {
             Ok(counter) => counter,
             Err(error) => {
                 eprintln!("verve: {error}");
-                return respond(response, Response::Answered(Answer::Unavailable));
+                return respond(response, Response::Misconfigured);
             }
         };
+        if !matches!(request.method(), Method::Get) {
+            return respond(response, Response::MethodNotAllowed);
+        }
         let (answer, note) = match Accept::parse(&request.path_with_query().unwrap_or_default()) {
             Ok(Accept { id, callback }) => {
                 let (answer, note) = counter.add(id, callback);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 
@@ -25,11 +25,11 @@ pub struct Arguments {
     #[arg(short = 'f', long, value_name = "PATH", default_value = "spin.toml")]
     pub from: PathBuf,
 
-    /// Where to serve HTTP; port 0 picks a free one
+    /// Where to serve HTTP: `127.0.0.1:3000`, `localhost:3000` or `:3000` for this machine alone, `0.0.0.0:3000` for all; port 0 picks a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = socket_address)]
     pub listen: SocketAddr,
 
-    /// Sets a variable of the manifest; repeatable. The flag beats the environment's `SPIN_VARIABLE_NAME`
+    /// Sets a variable of the manifest; repeatable, for one after the other. The flag beats the environment's `SPIN_VARIABLE_NAME`
     // A secret may be in here: never shown, which is why it is taken apart later and by hand.
     #[arg(long = "variable", value_name = "NAME=VALUE")]
     pub variables: Vec<String>,
@@ -59,9 +59,22 @@ pub struct Arguments {
     #[arg(long, value_name = "BYTES", default_value = "32768", value_parser = head_bytes)]
     pub max_head_bytes: usize,
 
+    /// How the host and the component log
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
     /// Leaves Nagle's algorithm on, to measure what it costs: a response in two writes waits for a delayed ACK
     #[arg(long)]
     pub no_tcp_nodelay: bool,
+}
+
+/// How a log is written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// A line to read
+    Text,
+    /// A JSON object in each line
+    Json,
 }
 
 /// What else there is to do than to run a component.
@@ -124,7 +137,7 @@ impl Arguments {
                 print!("{error}");
                 return ExitCode::SUCCESS;
             }
-            eprintln!("verve-host: {}; see --help", first_line(&error));
+            eprintln!("verve-host: {}; see --help", in_a_line(&error));
             ExitCode::from(EX_USAGE)
         })?;
         let Some(print) = arguments.print.take() else {
@@ -136,15 +149,25 @@ impl Arguments {
     }
 }
 
-/// clap explains itself over several lines; the first says what was wrong.
-fn first_line(error: &clap::Error) -> String {
+/// clap explains itself over several lines; those before the first empty one say what was wrong, and a tip what was meant, perhaps.
+fn in_a_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    let mut lines = text.lines().map(str::trim);
+    let line = lines.by_ref().take_while(|line| !line.is_empty());
+    let line = line.collect::<Vec<_>>().join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    match lines.find_map(|line| line.strip_prefix("tip: ")) {
+        Some(tip) => format!("{line} ({tip})"),
+        None => line.to_owned(),
+    }
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
     let expected = || "expected an address and a port, such as 127.0.0.1:3000".to_owned();
+    let text = match text.strip_prefix(':') {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
     // Names such as localhost are fine too, and IPv4 is preferred, as in Spin.
     let addresses: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| expected())?.collect();
     let ipv4 = addresses.iter().find(|address| address.is_ipv4());
@@ -228,7 +251,7 @@ mod tests {
             ("verve-host --idle-instance-timeout soon", "expected a whole number"),
             ("verve-host --quiet", "unexpected argument '--quiet'"),
         ] {
-            let error = parse(line).err().map(|error| first_line(&error)).unwrap_or_default();
+            let error = parse(line).err().map(|error| in_a_line(&error)).unwrap_or_default();
             assert!(error.contains(expected), "{line}: {error}");
         }
     }

@@ -39,7 +39,7 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::Arguments;
+use crate::cli::{Arguments, LogFormat};
 use crate::database::Database;
 use crate::instances::Factory;
 use crate::manifest::Manifest;
@@ -62,12 +62,12 @@ pub fn main(version: &'static str) -> ExitCode {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    log_to_stderr();
-    let (manifest, grants) = match configure(&arguments) {
+    log_to_stderr(arguments.log_format);
+    let (manifest, grants, given) = match configure(&arguments) {
         Ok(configuration) => configuration,
         Err(error) => return fail(EX_USAGE, &error),
     };
-    match run(&arguments, manifest, grants) {
+    match run(&arguments, manifest, grants, given) {
         Ok(Ended::Gracefully) => ExitCode::SUCCESS,
         Ok(Ended::Cut) => ExitCode::FAILURE,
         Err(error) => fail(1, &error),
@@ -75,11 +75,11 @@ pub fn main(version: &'static str) -> ExitCode {
 }
 
 /// Reads everything that a user can get wrong, without touching anything but files.
-fn configure(arguments: &Arguments) -> anyhow::Result<(Manifest, Grants)> {
+fn configure(arguments: &Arguments) -> anyhow::Result<(Manifest, Grants, Vec<String>)> {
     let manifest = Manifest::read(&arguments.from)?;
-    let values = Values::try_new(&manifest.variables, &arguments.variables, |name| {
-        std::env::var(name).ok()
-    })?;
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let values = Values::try_new(&manifest.variables, &arguments.variables, &environment.collect())?;
     let component = &manifest.component;
     let variables = component
         .variables
@@ -96,10 +96,11 @@ fn configure(arguments: &Arguments) -> anyhow::Result<(Manifest, Grants)> {
             allowed_hosts: Arc::new(allowed_hosts),
             database: None,
         },
+        values.given().to_vec(),
     ))
 }
 
-fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants) -> anyhow::Result<Ended> {
+fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants, given: Vec<String>) -> anyhow::Result<Ended> {
     if manifest.component.sqlite {
         let default = || manifest.folder.join(".spin");
         let folder = arguments.state_dir.clone().unwrap_or_else(default);
@@ -117,7 +118,9 @@ fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants) -> anyhow:
         max_head: arguments.max_head_bytes,
         max_connections: arguments.max_connections,
         is_stopping: Arc::default(),
-        has_database: manifest.component.sqlite,
+        is_misconfigured: Arc::default(),
+        looks_after: manifest.component.looks_after,
+        given,
     };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().context("cannot start the async runtime")?;
@@ -141,14 +144,18 @@ fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
 }
 
 /// Filtered by `VERVE_LOG`, else by `RUST_LOG`, else `info` and worse.
-fn log_to_stderr() {
+fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_env("VERVE_LOG")
         .or_else(|_| EnvFilter::try_from_default_env())
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let color = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(color)
-        .init();
+        .with_target(false)
+        .with_ansi(color);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
 }

@@ -39,6 +39,8 @@ pub struct Component {
     pub variables: BTreeMap<String, String>,
     /// Whether it may use the SQLite database `default`.
     pub sqlite: bool,
+    /// Whether it is to be sent `OPTIONS` now and then, so that it looks after what it has left in its database.
+    pub looks_after: bool,
 }
 
 /// The file as it is written.
@@ -70,12 +72,28 @@ struct ComponentTable {
     variables: BTreeMap<String, String>,
     #[serde(default)]
     sqlite_databases: Vec<String>,
+    #[serde(default)]
+    tool: Tools,
     #[serde(flatten)]
     rest: BTreeMap<String, toml::Value>,
 }
 
+/// `[component.<id>.tool]`, where each tool has a table of its own, which Spin passes over.
+#[derive(Deserialize, Default)]
+struct Tools {
+    #[serde(default, rename = "verve-host")]
+    verve_host: OfVerveHost,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct OfVerveHost {
+    #[serde(default)]
+    look_after: bool,
+}
+
 /// Keys of a trigger or component that do not change how the component runs.
-const HARMLESS: [&str; 6] = ["build", "description", "exclude_files", "id", "targets", "tool"];
+const HARMLESS: [&str; 5] = ["build", "description", "exclude_files", "id", "targets"];
 
 impl Manifest {
     /// Reads a manifest, or the `spin.toml` of a folder.
@@ -172,6 +190,7 @@ fn read_component(table: ComponentTable, id: &str, folder: &Path) -> anyhow::Res
         allowed_outbound_hosts: table.allowed_outbound_hosts,
         variables: table.variables,
         sqlite: !table.sqlite_databases.is_empty(),
+        looks_after: table.tool.verve_host.look_after,
     })
 }
 
@@ -211,6 +230,10 @@ mod tests {
         plain = "{{ plain }}"
         [component.c.build]
         command = "make"
+        [component.c.tool.verve-host]
+        look_after = true
+        [component.c.tool.other]
+        x = 1
     "#;
 
     fn error_of(text: &str) -> String {
@@ -248,6 +271,7 @@ mod tests {
                 allowed_outbound_hosts: vec!["redis://*:*".to_owned()],
                 variables: BTreeMap::from([("plain".to_owned(), "{{ plain }}".to_owned())]),
                 sqlite: true,
+                looks_after: true,
             },
         };
         assert_eq!(manifest, expected);
@@ -304,6 +328,7 @@ mod tests {
                 "compose the component with them beforehand",
             ),
             ("plain = \"{{", "Plain = \"{{", "`Plain` is no name"),
+            ("look_after", "looks_after", "unknown field `looks_after`"),
             ("route = \"/a/...\"\n        component = \"c\"", "", "needs `route = "),
         ];
         for (from, to, expected) in cases {

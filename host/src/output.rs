@@ -1,10 +1,12 @@
-//! The component's stdout and stderr, passed on line by line, so that lines of instances that write at the same time do
+//! The component's stdout and stderr, passed on line by line to the host's log, so that lines of instances that write at the same time do
 //! not mix.
 
-use std::io::{self, Write as _};
+use std::collections::HashMap;
+use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
@@ -15,13 +17,32 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 /// A line longer than this, in bytes, is broken up.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// Where a line goes.
+/// For how long a warning is not said again, by however many instances.
+const SAID_FOR: Duration = Duration::from_secs(60);
+/// The most warnings of which it is known when they were said.
+const KNOWN: usize = 256;
+
+/// What is written there.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// The host's stdout.
+    /// What the component tells: in the log as `INFO`.
     Stdout,
-    /// The host's stderr.
+    /// What it warns of: `WARN`, unless the same was said a moment ago.
     Stderr,
+}
+
+/// Whether a warning is to be said: it was not, for a while.
+pub fn is_news(warning: &str) -> bool {
+    static SAID: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.get(warning).is_some_and(|when| when.elapsed() < SAID_FOR) {
+        return false;
+    }
+    if said.len() >= KNOWN {
+        said.clear();
+    }
+    said.insert(warning.to_owned(), Instant::now());
+    true
 }
 
 /// One output of one instance. Clones write to the same line; the last of them to be dropped ends it.
@@ -69,11 +90,13 @@ impl Drop for Lines {
 
 impl Target {
     fn write(self, lines: &[u8]) {
-        // A log that nobody reads any more must not stop requests.
-        let _ = match self {
-            Self::Stdout => io::stdout().lock().write_all(lines),
-            Self::Stderr => io::stderr().lock().write_all(lines),
-        };
+        for line in String::from_utf8_lossy(lines).lines() {
+            match self {
+                Self::Stdout => tracing::info!("{line}"),
+                Self::Stderr if is_news(line) => tracing::warn!("{line}"),
+                Self::Stderr => {}
+            }
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use url::Url;
 use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use crate::outbound::AllowedHosts;
+use crate::output::is_news;
 use crate::pool::{Connections, InUse, Shared};
 use crate::spin::bindings::spin::redis::redis::{
     Error, Host, HostConnection, HostConnectionWithStore, RedisParameter, RedisResult,
@@ -170,7 +171,10 @@ fn check(allowed_hosts: &AllowedHosts, address: &str) -> Result<Url, Error> {
     if !allowed_hosts.allow(&url) {
         let (host, port) = (url.host_str().unwrap_or_default(), url.port().unwrap_or(6379));
         let scheme = url.scheme();
-        tracing::warn!("the component may not connect to {scheme}://{host}:{port}: see allowed_outbound_hosts");
+        let warning = format!("the component may not connect to {scheme}://{host}:{port}: see allowed_outbound_hosts");
+        if is_news(&warning) {
+            tracing::warn!("{warning}");
+        }
         return Err(Error::InvalidAddress);
     }
     Ok(url)

@@ -42,16 +42,21 @@ pub struct Site {
     pub max_head: usize,
     /// The most connections at once.
     pub max_connections: NonZeroUsize,
-    /// Whether the component has a database.
-    pub has_database: bool,
+    /// Whether the component is to be asked to look after its database.
+    pub looks_after: bool,
+    /// Whether it answers that it cannot work as it is configured.
+    pub is_misconfigured: Arc<AtomicBool>,
+    /// The variables that were given, each as it was.
+    pub given: Vec<String>,
     /// Whether load balancers are to turn away.
     pub is_stopping: Arc<AtomicBool>,
 }
 
 /// Has the component look after what it may have left in its database, at once and every so often, though nobody else may ever
-/// send it a request again. `OPTIONS` is a request to which it only says what it takes.
+/// send it a request again. `OPTIONS` is a request to which it only says what it takes. One to which it answers that it cannot serve at
+/// all fails the health check.
 pub async fn look_after(site: Arc<Site>, instances: Instances) {
-    let Some(route) = site.routes.first().filter(|_| site.has_database) else {
+    let Some(route) = site.routes.first().filter(|_| site.looks_after) else {
         return;
     };
     loop {
@@ -62,8 +67,22 @@ pub async fn look_after(site: Arc<Site>, instances: Instances) {
         }
         let host = HeaderValue::from_static("localhost");
         request.headers_mut().insert(HOST, host);
-        if let Err(error) = instances.handle(request).await {
-            tracing::debug!("the component did not look after its database: {error}");
+        match instances.handle(request).await {
+            Ok(answer) => {
+                let fails = answer.status().is_server_error();
+                if fails && !site.is_misconfigured.swap(true, Ordering::Relaxed) {
+                    let given = match site.given.as_slice() {
+                        [] => "none".to_owned(),
+                        given => given.join(", "),
+                    };
+                    tracing::error!(
+                        "the component cannot serve as it is configured, and the health check fails; variables that were given: {given}"
+                    );
+                } else if !fails {
+                    site.is_misconfigured.store(false, Ordering::Relaxed);
+                }
+            }
+            Err(error) => tracing::debug!("the component did not look after its database: {error}"),
         }
         tokio::time::sleep(LOOK_AFTER_EVERY).await;
     }
@@ -112,11 +131,20 @@ async fn answer(site: &Site, instances: &Instances, request: Request<Incoming>) 
     if !site.routes.iter().any(|route| route.takes(path)) {
         return match path {
             HEALTH if site.is_stopping.load(Ordering::Relaxed) => plain(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            HEALTH if site.is_misconfigured.load(Ordering::Relaxed) => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, "misconfigured")
+            }
             HEALTH => plain(StatusCode::OK, "OK"),
             _ => plain(StatusCode::NOT_FOUND, ""),
         };
     }
-    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+    let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+    if !request.headers().contains_key(HOST) && request.uri().authority().is_none() {
+        // HTTP/1.0 has none, and components need one.
+        request
+            .headers_mut()
+            .insert(HOST, HeaderValue::from_static("localhost"));
+    }
     match instances.handle(request).await {
         Ok(response) => response,
         Err(error) => {

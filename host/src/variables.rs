@@ -18,7 +18,15 @@ pub struct Declaration {
 
 /// Every declared variable with its value.
 #[derive(Default)]
-pub struct Values(BTreeMap<String, String>);
+pub struct Values {
+    values: BTreeMap<String, String>,
+    given: Vec<String>,
+}
+
+/// What a variable's name in the environment begins with, as in Spin.
+const PREFIX: &str = "SPIN_VARIABLE_";
+/// How alike a name has to be to be meant, from 0 to 1.
+const ALIKE: f64 = 0.8;
 
 /// What is wrong with variables or with a template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,9 +34,12 @@ pub enum VariableError {
     /// `--variable` without an `=`.
     #[error("--variable takes NAME=VALUE, such as window_seconds=5; the {0}. one given has no `=`")]
     NoAssignment(usize),
-    /// `--variable` for a name that the manifest does not declare.
-    #[error("--variable {0}: the manifest declares no such variable; it has {1}")]
+    /// `--variable`, or the environment, for a name that the manifest does not declare.
+    #[error("{0}: the manifest declares no such variable; {1}")]
     Unknown(String, String),
+    /// `--variable` for the same name twice.
+    #[error("--variable {0} is given twice")]
+    Twice(String),
     /// A required variable has no value.
     #[error("variable `{0}` is required: set it with --variable {0}=VALUE or in the environment as {1}")]
     Missing(String, String),
@@ -47,41 +58,77 @@ pub enum VariableError {
 }
 
 impl Values {
-    /// Finds a value for each declared variable: from `assignments` (`NAME=VALUE`, the last one of a name counts), else
-    /// from the environment as `SPIN_VARIABLE_<NAME>`, else the default.
+    /// Finds a value for each declared variable: from `assignments` (`NAME=VALUE`), else from the environment as `SPIN_VARIABLE_<NAME>`,
+    /// else the default.
     ///
     /// # Errors
-    /// If a name is unknown or not valid, or a required variable has no value.
+    /// If a name is unknown, given twice or not valid, or a required variable has no value.
     pub fn try_new(
         declared: &BTreeMap<String, Declaration>,
         assignments: &[String],
-        environment: impl Fn(&str) -> Option<String>,
+        environment: &BTreeMap<String, String>,
     ) -> Result<Self, VariableError> {
+        let unknown = |given: String, name: &str| VariableError::Unknown(given, meant(name, declared));
+        for given in environment.keys() {
+            if let Some(name) = given.strip_prefix(PREFIX).map(str::to_ascii_lowercase)
+                && !declared.contains_key(&name)
+            {
+                return Err(unknown(given.clone(), &name));
+            }
+        }
         let mut assigned = BTreeMap::new();
         for (index, assignment) in assignments.iter().enumerate() {
             let (name, value) = assignment
                 .split_once('=')
                 .ok_or(VariableError::NoAssignment(index + 1))?;
             if !declared.contains_key(name) {
-                let known = declared.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                return Err(VariableError::Unknown(name.to_owned(), known));
+                return Err(unknown(format!("--variable {name}"), name));
             }
-            assigned.insert(name, value);
+            if assigned.insert(name, value).is_some() {
+                return Err(VariableError::Twice(name.to_owned()));
+            }
         }
         let mut values = BTreeMap::new();
+        let mut given = Vec::new();
         for (name, declaration) in declared {
             check_name(name)?;
             if declaration.required == declaration.default.is_some() {
                 return Err(VariableError::InvalidDeclaration(name.clone()));
             }
-            let in_environment = format!("SPIN_VARIABLE_{}", name.to_ascii_uppercase());
-            let value = (assigned.get(name.as_str()).map(|value| (*value).to_owned()))
-                .or_else(|| environment(&in_environment))
-                .or_else(|| declaration.default.clone())
-                .ok_or_else(|| VariableError::Missing(name.clone(), in_environment))?;
+            let in_environment = format!("{PREFIX}{}", name.to_ascii_uppercase());
+            let value = if let Some(value) = assigned.get(name.as_str()) {
+                given.push(format!("--variable {name}"));
+                (*value).to_owned()
+            } else if let Some(value) = environment.get(&in_environment) {
+                given.push(in_environment);
+                value.clone()
+            } else {
+                let missing = || VariableError::Missing(name.clone(), in_environment);
+                declaration.default.clone().ok_or_else(missing)?
+            };
             values.insert(name.clone(), value);
         }
-        Ok(Self(values))
+        Ok(Self { values, given })
+    }
+
+    /// What was given, each as it was: `--variable name` or `SPIN_VARIABLE_NAME`. All else has its default.
+    pub fn given(&self) -> &[String] {
+        &self.given
+    }
+}
+
+/// Which of the declared names may be meant, or else all.
+fn meant(name: &str, declared: &BTreeMap<String, Declaration>) -> String {
+    let alike = declared.keys().map(|other| (strsim::jaro_winkler(name, other), other));
+    let most = alike
+        .filter(|(alike, _)| *alike > ALIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    match most {
+        Some((_, other)) => format!("did you mean {other}?"),
+        None => format!(
+            "it has {}",
+            declared.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 
@@ -138,7 +185,7 @@ impl<'a> Template<'a> {
     pub fn resolve(&self, values: &Values) -> Result<String, VariableError> {
         let resolve = |part: &Part<'a>| match part {
             Part::Text(text) => Ok(*text),
-            Part::Variable(name) => match values.0.get(*name) {
+            Part::Variable(name) => match values.values.get(*name) {
                 Some(value) => Ok(value.as_str()),
                 None => Err(VariableError::Undeclared((*name).to_owned())),
             },
@@ -153,12 +200,13 @@ pub mod tests {
 
     /// Values for the tests of other modules.
     pub fn values(pairs: &[(&str, &str)]) -> Values {
-        Values(
-            pairs
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
-        )
+        let values = pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Values {
+            values: values.collect(),
+            given: Vec::new(),
+        }
     }
 
     fn optional(default: &str) -> Declaration {
@@ -179,15 +227,21 @@ pub mod tests {
             (&[], None, "default"),
             (&[], Some("environment"), "environment"),
             (&["a=flag"], Some("environment"), "flag"),
-            (&["a=first", "a=last=really"], None, "last=really"),
+            (&["a=last=really"], None, "last=really"),
             (&["a="], Some("environment"), ""),
         ];
         for (flags, environment, expected) in cases {
             let declared = BTreeMap::from([("a".to_owned(), optional("default"))]);
             let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-            let environment = |name: &str| environment.filter(|_| name == "SPIN_VARIABLE_A").map(str::to_owned);
-            let values = Values::try_new(&declared, &flags, environment).expect("good variables");
-            assert_eq!(values.0["a"], expected);
+            let environment = environment.map(|value| ("SPIN_VARIABLE_A".to_owned(), value.to_owned()));
+            let environment = environment
+                .into_iter()
+                .chain([("SPIN_OTHER".to_owned(), String::new())]);
+            let values = Values::try_new(&declared, &flags, &environment.collect()).expect("good variables");
+            assert_eq!(values.values["a"], expected);
+            let given = ["--variable a", "SPIN_VARIABLE_A"];
+            assert!(values.given().iter().all(|name| given.contains(&name.as_str())));
+            assert_eq!(values.given().is_empty(), expected == "default");
         }
     }
 
@@ -207,7 +261,7 @@ pub mod tests {
                 "a",
                 optional("x"),
                 "b=1",
-                VariableError::Unknown("b".into(), "a".into()),
+                VariableError::Unknown("--variable b".into(), "it has a".into()),
             ),
             (
                 "a_b",
@@ -222,8 +276,30 @@ pub mod tests {
         for (name, declaration, flag, expected) in cases {
             let declared = BTreeMap::from([(name.to_owned(), declaration)]);
             let flags: Vec<String> = (!flag.is_empty()).then(|| flag.to_owned()).into_iter().collect();
-            assert_eq!(Values::try_new(&declared, &flags, |_| None).err(), Some(expected));
+            assert_eq!(
+                Values::try_new(&declared, &flags, &BTreeMap::new()).err(),
+                Some(expected)
+            );
         }
+        let declared = BTreeMap::from([
+            ("redis_urls".to_owned(), optional("x")),
+            ("window_seconds".to_owned(), optional("60")),
+        ]);
+        let error = |flags: &[&str], environment: &str| {
+            let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+            let environment = (!environment.is_empty()).then(|| (environment.to_owned(), "hunter2".to_owned()));
+            let values = Values::try_new(&declared, &flags, &environment.into_iter().collect());
+            values.err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert!(error(&["redis_url=hunter2"], "").ends_with("did you mean redis_urls?"));
+        let unknown = error(&[], "SPIN_VARIABLE_WINDOW_SECOND");
+        assert!(
+            unknown.starts_with("SPIN_VARIABLE_WINDOW_SECOND: ") && unknown.ends_with("window_seconds?"),
+            "{unknown}"
+        );
+        assert!(error(&[], "SPIN_VARIABLE_X").ends_with("it has redis_urls, window_seconds"));
+        let twice = error(&["redis_urls=hunter2", "redis_urls=hunter2"], "");
+        assert_eq!(twice, "--variable redis_urls is given twice");
     }
 
     #[test]

@@ -285,7 +285,10 @@ fn parse_from(
     let command = environment::without_empty(Args::command().version(version), environment);
     let mut line: Vec<OsString> = args.into_iter().collect();
     let given = command.clone().try_get_matches_from(&line).map_err(Refused::Clap)?;
-    environment::check(&command, environment).map_err(Refused::Value)?;
+    // What only prints what the program is, has no settings.
+    if !matches!(given.subcommand_name(), Some("completions" | "man" | "markdown")) {
+        environment::check(&command, environment).map_err(Refused::Value)?;
+    }
     let Some(path) = given.get_one::<PathBuf>("config") else {
         return task(&given, &given, &Settings::default(), command).map_err(Refused::Value);
     };

@@ -311,7 +311,9 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // Whoever publishes next will see.
-        [Doing::Beginning, Doing::Publishing].map(|doing| self.set_failing(doing, false));
+        for doing in [Doing::Beginning, Doing::Publishing] {
+            self.set_failing(doing, false);
+        }
         if let Some(producer) = self.producer.take() {
             // It waits for its threads.
             drop(tokio::task::spawn_blocking(move || drop(producer)));

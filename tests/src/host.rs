@@ -127,6 +127,7 @@ impl Options {
     /// Sets a variable of the application.
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.retain(|(other, _)| other != name);
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }

@@ -170,6 +170,20 @@ impl Kafka {
         Ok(())
     }
 
+    /// Whether there is such a topic. This does not create it.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn has_topic(&self, name: &str) -> Result<bool> {
+        let (config, name) = (self.client(), name.to_owned());
+        spawn_blocking(move || {
+            let consumer: BaseConsumer = config.create()?;
+            let all = consumer.fetch_metadata(None, PATIENCE)?;
+            Ok(all.topics().iter().any(|topic| topic.name() == name))
+        })
+        .await?
+    }
+
     /// Deletes a topic of a real broker, and all its records.
     ///
     /// # Errors

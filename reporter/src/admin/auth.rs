@@ -6,13 +6,13 @@ use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{AppendHeaders, IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq as _;
 
-/// Asks for either, so that a browser shows its own dialogue.
-const CHALLENGE: &str = r#"Bearer realm="verve", Basic realm="verve""#;
+/// Asks for either, so that a browser shows its own dialogue. A line each: Chromium reads the first of each line alone.
+const CHALLENGES: [&str; 2] = [r#"Basic realm="verve""#, r#"Bearer realm="verve""#];
 
 /// What a request has to show. Never shown itself.
 #[derive(Clone)]
@@ -71,8 +71,8 @@ pub async fn check(State(token): State<Token>, request: Request, next: Next) -> 
     if token.is_shown(request.headers()) {
         next.run(request).await
     } else {
-        let challenge = [(WWW_AUTHENTICATE, CHALLENGE)];
-        (StatusCode::UNAUTHORIZED, challenge, "the admin token is needed\n").into_response()
+        let challenges = AppendHeaders(CHALLENGES.map(|challenge| (WWW_AUTHENTICATE, challenge)));
+        (StatusCode::UNAUTHORIZED, challenges, "the admin token is needed\n").into_response()
     }
 }
 

@@ -31,7 +31,7 @@ fn bad(problem: String) -> Refused {
     params(Asked),
     responses(
         (status = 200, body = Vec<Count>, headers(
-            ("link" = Option<String>, description = "with `rel=\"next\"` (RFC 8288): where the windows before these are told, if there are any"),
+            ("link" = Option<String>, description = "with `rel=\"next\"` (RFC 8288): where the windows before these are told, if there are any; relative to where this was asked"),
         )),
         (status = 400, description = "a parameter that is not understood: a line that says which, and what was expected", body = String, content_type = "text/plain"),
         (status = 503, description = "Redis does not answer", body = String, content_type = "text/plain"),
@@ -46,7 +46,8 @@ pub async fn counts(
     let page = range.read(&admin.store).await.map_err(|error| refused(&error))?;
     let next = page
         .next
-        .map(|to| format!("</api/counts?{}>; rel=\"next\"", asked.before(to)));
+        // Relative, since a proxy may have this at another path.
+        .map(|to| format!("<?{}>; rel=\"next\"", asked.before(to)));
     Ok((AppendHeaders(next.map(|next| (LINK, next))), Json(page.counts)))
 }
 

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, Sse};
 use axum::response::{Html, IntoResponse};
-use futures::stream::{self, Stream, StreamExt as _};
+use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, html};
 use verve_protocol::Window;
@@ -66,7 +66,7 @@ pub async fn page(State(admin): State<Admin>) -> Html<String> {
 }
 
 /// `/events`: the page's content, each time it is looked at.
-pub async fn events(State(admin): State<Admin>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+pub async fn events(State(admin): State<Admin>) -> impl IntoResponse {
     let stop = admin.stop.clone();
     let mut seen = admin.seen.clone();
     // The first one at once.
@@ -76,10 +76,12 @@ pub async fn events(State(admin): State<Admin>) -> Sse<impl Stream<Item = Result
         let content = content(&admin, &seen.borrow_and_update()).into_string();
         // Else the library would refuse it: an error's text may have any character.
         let event = Event::default().data(content.replace('\r', " "));
-        Some((Ok(event), (admin, seen)))
+        Some((Ok::<_, Infallible>(event), (admin, seen)))
     });
     // An open stream would keep the process from stopping.
-    Sse::new(contents.take_until(stop.cancelled_owned()))
+    let events: Sse<_> = Sse::new(contents.take_until(stop.cancelled_owned()));
+    // For nginx, which would gather them first.
+    ([("x-accel-buffering", "no")], events)
 }
 
 /// What changes.

@@ -9,6 +9,8 @@ use super::file::settable;
 
 /// What the names of settings begin with.
 const PREFIX: &str = "VERVE_";
+/// What `verve-host` goes by, which may share an environment with the reporter.
+const OF_THE_HOST: &str = "VERVE_LOG";
 /// What is that alike may be meant, from 0 to 1: as clap judges it.
 const ALIKE: f64 = 0.8;
 /// Settings whose absence is not safe where somebody meant to give them: an empty one is refused where it is read.
@@ -40,7 +42,7 @@ pub fn without_empty(command: Command, environment: &[(OsString, OsString)]) -> 
 pub fn check(command: &Command, environment: &[(OsString, OsString)]) -> Result<(), String> {
     let names = environment.iter().filter_map(|(name, value)| {
         let (name, value) = (name.to_str()?, value.to_string_lossy());
-        (name.starts_with(PREFIX) && !is_of_kubernetes(name, &value)).then_some(name)
+        (name.starts_with(PREFIX) && name != OF_THE_HOST && !is_of_kubernetes(name, &value)).then_some(name)
     });
     let known: Vec<String> = settable(command)
         .filter_map(|arg| Some(format!("{PREFIX}{}", arg.get_long()?.replace('-', "_").to_uppercase())))
@@ -57,11 +59,9 @@ pub fn check(command: &Command, environment: &[(OsString, OsString)]) -> Result<
             let meant = meant
                 .filter(|(alike, _)| *alike > ALIKE)
                 .max_by(|(a, _), (b, _)| a.total_cmp(b));
-            let meant = meant.map_or_else(
-                || "see --help".to_owned(),
-                |(_, other)| format!("did you mean {other}?"),
-            );
-            return Err(format!("{name} in the environment: no such setting; {meant}"));
+            let meant = meant.map(|(_, other)| format!("; did you mean {other}?"));
+            let meant = meant.unwrap_or_default();
+            return Err(format!("{name} in the environment: no such setting{meant}"));
         }
     }
     Ok(())

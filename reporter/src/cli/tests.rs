@@ -156,7 +156,7 @@ fn what_looks_like_a_setting_and_is_none_is_refused_with_what_may_be_meant() {
             &[("VERVE_REDIS_URL", "x")],
             &["VERVE_REDIS_URL ", "VERVE_REDIS_URLS?"],
         ),
-        (&["counts"], &[("VERVE_TYPO", "x")], &["VERVE_TYPO", "--help"]),
+        (&["counts"], &[("VERVE_TYPO", "x")], &["VERVE_TYPO in the environment"]),
         (&[], &[("VERVE_PORT", "9090")], &["VERVE_PORT"]),
     ] {
         let error = parse_task_in(args, environment).expect_err(words[0]);

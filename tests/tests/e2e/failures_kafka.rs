@@ -176,6 +176,91 @@ async fn a_topic_under_replicated() -> Result<()> {
     Ok(())
 }
 
+/// Kafka answers, and lets nobody publish: that is said once, and the reporter is not ready until it does.
+#[tokio::test]
+async fn a_session_that_is_refused_is_no_kafka_that_is_there() -> Result<()> {
+    let kafka = Kafka::embedded()?;
+    kafka.forbid_transactions()?;
+    let site = Site::new(1).await?;
+    let reporter = Reporter::start(&site.flags(&["--kafka-brokers", kafka.brokers()]))?;
+    reporter.process().wait_for_text("is not reachable", SOON).await?;
+    for _ in 0..60 {
+        assert_eq!(reporter.status("/readyz").await?, 503, "{}", reporter.process().log());
+        sleep(Duration::from_millis(100)).await;
+    }
+    let lines = reporter.process().lines();
+    let about = |word: &str| {
+        lines
+            .iter()
+            .filter(|line| line.contains("Kafka") && line.contains(word))
+            .count()
+    };
+    assert_eq!(
+        (about("is not reachable"), about("reachable again")),
+        (1, 0),
+        "{lines:#?}"
+    );
+    Ok(())
+}
+
+/// A reporter that has nothing to publish makes no topic by looking for it.
+#[tokio::test]
+async fn looking_for_the_topic_does_not_make_it() -> Result<()> {
+    let kafka = Kafka::for_tests()?;
+    let topic = clock::unique("absent");
+    let site = Site::new(86_400).await?;
+    let flags = ["--kafka-brokers", kafka.brokers(), "--kafka-topic", &topic];
+    let reporter = Reporter::ready(&site.flags(&flags)).await?;
+    sleep(Duration::from_secs(5)).await;
+    assert!(!kafka.has_topic(&topic).await?, "{}", reporter.process().log());
+    Ok(())
+}
+
+/// The partition of a key is that of Java's clients.
+#[tokio::test]
+async fn a_key_is_in_the_partition_where_others_look_for_it() -> Result<()> {
+    let kafka = Kafka::for_tests()?;
+    let topic = clock::unique("partitioned");
+    kafka.create_topic(&topic, 4).await?;
+    let site = Site::new(1).await?;
+    let flags = ["--kafka-brokers", kafka.brokers(), "--kafka-topic", &topic];
+    let reporter = Reporter::ready(&site.flags(&flags)).await?;
+    sleep(Duration::from_secs(12)).await;
+    reporter.process().terminate(SOON).await?;
+    let records = kafka.read_all(&topic).await?;
+    assert!(records.len() >= 8, "{records:?}");
+    for record in records {
+        let expected = (murmur2(record.key.as_bytes()) & 0x7fff_ffff) % 4;
+        assert_eq!(record.partition, expected.cast_signed(), "{}", record.key);
+    }
+    // From the tests of Kafka's own client.
+    assert_eq!(murmur2(b"21").cast_signed(), -973_932_308);
+    assert_eq!(murmur2(b"foobar").cast_signed(), -790_332_482);
+    assert_eq!(murmur2(b"a-little-bit-long-string").cast_signed(), -985_981_536);
+    Ok(())
+}
+
+/// Austin Appleby's MurmurHash2 with the seed that Kafka's Java client has.
+fn murmur2(data: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut hash = 0x9747_b28c ^ u32::try_from(data.len()).unwrap_or_default();
+    let (words, rest) = data.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k ^= k >> 24;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    for (at, byte) in rest.iter().enumerate() {
+        hash ^= u32::from(*byte) << (8 * at);
+    }
+    if !rest.is_empty() {
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ (hash >> 15)
+}
+
 /// Without transactions, records and corrections are the same.
 #[tokio::test]
 async fn records_without_transactions() -> Result<()> {

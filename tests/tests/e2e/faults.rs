@@ -371,7 +371,7 @@ async fn bad_variables() -> Result<()> {
         ] {
             let instance = Instance::start(kind, &[(name, value)]).await?;
             let context = format!("{kind:?} {name}={value}");
-            assert_unavailable(&instance, 1, &context).await?;
+            assert_answer(&instance, 1, 503, ("verve-error", "misconfigured"), &context).await?;
             instance.process().wait_for_text(name, SOON).await.context(context)?;
         }
     }

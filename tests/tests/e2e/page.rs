@@ -213,6 +213,20 @@ async fn chromium(profile: &Path, flags: &[&str], url: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The token is the password of any user.
+#[tokio::test]
+async fn a_browser_shows_the_token_as_a_password() -> Result<()> {
+    let site = Site::new(60).await?;
+    let reporter = Reporter::ready(&site.flags(&["--admin-token", "s3cret"])).await?;
+    let folder = tempfile::tempdir()?;
+    for (password, is_shown) in [("s3cret", true), ("other", false)] {
+        let url = format!("http://any:{password}@{}/", reporter.address());
+        let dom = chromium(folder.path(), &["--timeout=3000", "--dump-dom"], &url).await?;
+        assert_eq!(dom.contains(r#"id="current""#), is_shown, "{password}: {dom}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_browser_shows_it_live() -> Result<()> {
     let (_site, reporter) = with_history().await?;

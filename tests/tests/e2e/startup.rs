@@ -1,5 +1,6 @@
 //! Wrong flags, and servers that are not there when a program starts.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use verve_tests::host::Kind;
 use verve_tests::process::{Process, cpu_seconds};
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::{self, Reporter};
-use verve_tests::{clock, net, paths, wait};
+use verve_tests::{clock, http, net, paths, wait};
 
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
@@ -97,7 +98,109 @@ async fn wrong_flags_of_the_reporter() -> Result<()> {
 async fn a_wrong_variable_of_the_reporter() -> Result<()> {
     let mut command = reporter::command()?;
     command.env("VERVE_WINDOW_SECONDS", "abc");
-    assert_refused(command, &["abc", "86400"], "VERVE_WINDOW_SECONDS=abc").await
+    assert_refused(command, &["abc", "86400"], "VERVE_WINDOW_SECONDS=abc").await?;
+    for (name, value, words) in [
+        (
+            "VERVE_REDIS_URL",
+            "redis://a",
+            &["VERVE_REDIS_URL ", "VERVE_REDIS_URLS?"][..],
+        ),
+        ("VERVE_ADMIN_TOKEN", "", &["--admin-token", "empty"]),
+        ("VERVE_CALLBACK_SECRET", "", &["--callback-secret", "empty"]),
+        ("VERVE_REDIS_URLS", "", &["--redis-urls", "empty"]),
+    ] {
+        let mut command = reporter::command()?;
+        command.env(name, value);
+        assert_refused(command, words, name).await?;
+    }
+    // What else is empty is not set.
+    let mut command = reporter::command()?;
+    command.args(["config", "check"]);
+    for name in [
+        "VERVE_KAFKA_BROKERS",
+        "VERVE_WINDOW_SECONDS",
+        "VERVE_CALLBACK_URL",
+        "VERVE_CONFIG",
+    ] {
+        command.env(name, "");
+    }
+    command
+        .env("VERVE_PORT", "tcp://10.0.0.1:9090")
+        .env("VERVE_LOG", "info");
+    let process = Process::spawn("verve-reporter config check", command)?;
+    assert!(process.wait(SOON).await?.success(), "{}", process.log());
+    let said = process.log();
+    assert!(
+        said.contains("# kafka-brokers is not set") && said.contains("window-seconds = 60 # default"),
+        "{said}"
+    );
+    Ok(())
+}
+
+/// A host whose component cannot work fails its health check, and says once what is wrong and where that was given.
+#[tokio::test]
+async fn a_wrong_variable_of_the_component() -> Result<()> {
+    for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+        let site = Site::new(60).await?;
+        let host = site.host(kind).environment("SPIN_VARIABLE_CALLBACK_METHOD", "put");
+        let host = host.start().await?;
+        for id in 0..20 {
+            let answer = http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await?;
+            let reason = answer.header("verve-error");
+            assert_eq!((answer.status, reason), (503, Some("misconfigured")), "{kind:?}");
+        }
+        wait::until("the health check to fail", SOON, || async {
+            let answer = http::get(host.addr(), "/.well-known/spin/health").await.ok()?;
+            (answer.status == 503 && answer.text() == "misconfigured").then_some(())
+        })
+        .await?;
+        let lines = host.process().lines();
+        let about = |word: &str| lines.iter().filter(|line| line.contains(word)).count();
+        assert_eq!(about("variable callback_method"), 1, "{kind:?}: {lines:#?}");
+        assert_eq!(about("SPIN_VARIABLE_CALLBACK_METHOD"), 1, "{kind:?}: {lines:#?}");
+    }
+    Ok(())
+}
+
+/// What the component says is in the host's log as all else is, and not said again and again.
+#[tokio::test]
+async fn the_components_log_is_the_hosts() -> Result<()> {
+    for (format, is_json) in [("text", false), ("json", true)] {
+        let mut site = Site::new(60).await?;
+        let host = site.host(Kind::VerveHost).flags(&["--log-format", format]);
+        let host = host.variable("redis_timeout_ms", "100").start().await?;
+        site.redis.kill();
+        let begin = std::time::Instant::now();
+        let mut id = 0;
+        while begin.elapsed() < Duration::from_secs(4) {
+            id += 1;
+            http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await?;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let lines: Vec<String> = (host.process().lines().into_iter())
+            .filter(|line| line.contains("verve: spooling"))
+            .collect();
+        let messages: BTreeSet<String> = lines
+            .iter()
+            .map(|line| {
+                if is_json {
+                    let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                    assert!(line["timestamp"].is_string() && line["level"] == "WARN", "{line}");
+                    line["message"].as_str().unwrap_or_default().to_owned()
+                } else {
+                    let (before, message) = line.split_once(" WARN ").expect("a level");
+                    assert!(
+                        before.contains('T') && before.ends_with(|c: char| c == 'Z' || c == ' '),
+                        "{line}"
+                    );
+                    message.to_owned()
+                }
+            })
+            .collect();
+        assert!(!lines.is_empty() && lines.len() == messages.len(), "{lines:#?}");
+        site.redis.restart().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -120,11 +223,21 @@ async fn wrong_flags_of_the_host() -> Result<()> {
         (&["--listen", "nonsense"], &["--listen", "nonsense"]),
         (&["--variable", "window_seconds"], &["--variable", "window_seconds"]),
         (&["--variable", "no_such_variable=1"], &["no_such_variable"]),
+        (
+            &["--variable", "namespace=a", "--variable", "namespace=b"],
+            &["--variable namespace", "twice"],
+        ),
+        (&["--listn", ":3000"], &["--listn", "--listen"]),
+        (&["--listen", ":x"], &["--listen", ":x"]),
+        (&["--log-format", "xml"], &["--log-format", "json"]),
     ] {
         let mut command = Kind::VerveHost.command(&paths::manifest())?;
         command.args(arguments);
         assert_refused(command, words, &arguments.join(" ")).await?;
     }
+    let mut command = Kind::VerveHost.command(&paths::manifest())?;
+    command.env("SPIN_VARIABLE_REDIS_URL", "redis://:hunter2@a");
+    assert_refused(command, &["SPIN_VARIABLE_REDIS_URL", "redis_urls?"], "a typo").await?;
     let missing = tempfile::tempdir()?.path().join("spin.toml");
     let command = Kind::VerveHost.command(&missing)?;
     assert_refused(command, &[&missing.to_string_lossy()], "a missing manifest").await
