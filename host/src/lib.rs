@@ -8,7 +8,7 @@
 //! - `pool`, `database`: connections to Redis, and the SQLite file
 //! - `spin`, `redis`, `sqlite`, `output`: the host's side of Spin's interfaces and of the component's stdout and
 //!   stderr
-//! - `server`, `workers`, `listen`, `shutdown`: HTTP in front of it all, on all processors, and how it ends
+//! - `server`, `lenient`, `workers`, `listen`, `shutdown`: HTTP in front of it all, on all processors, and how it ends
 //!
 //! Exit codes: 0 after a graceful stop, 1 when the host could not start or was stopped before requests in flight had
 //! finished, 64 (`EX_USAGE`) for a bad command line or manifest.
@@ -16,6 +16,7 @@
 mod cli;
 mod database;
 mod instances;
+mod lenient;
 mod listen;
 mod manifest;
 mod outbound;

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use wasmtime_wasi_http::WasiBody;
 
 use crate::instances::Instances;
+use crate::lenient::Lenient;
 use crate::routes::Route;
 
 /// How often the component is asked to look after its database.
@@ -100,7 +101,7 @@ pub fn serve_connection(
         // A response may leave in two writes, head and body. With Nagle's algorithm the second waits for the client's ACK of
         // the first, which the client delays by 40 ms.
         stream.set_nodelay(site.tcp_nodelay)?;
-        let stream = TokioIo::new(TcpStream::from_std(stream)?);
+        let stream = TokioIo::new(Lenient::new(TcpStream::from_std(stream)?));
         let (keep_alive, max_head) = (site.keep_alive, site.max_head);
         let service = service_fn(move |request| {
             let (site, instances) = (site.clone(), instances.clone());

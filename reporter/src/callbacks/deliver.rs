@@ -22,6 +22,9 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a response's body is read, in bytes, so that its connection can be used again.
 const BODY_LIMIT: usize = 64 * 1024;
 
+/// The most headers of a response.
+const MOST_HEADERS: usize = 1000;
+
 /// Calls endpoints.
 pub struct Client {
     http: reqwest::Client,
@@ -52,6 +55,11 @@ impl Client {
             // A proxy would resolve the name itself, and nothing would be checked.
             .no_proxy()
             .dns_resolver(Resolver::new(policy.clone()))
+            // Who has answered has heard the count, however the answer is spelt: it is not told again.
+            .http1_max_headers(MOST_HEADERS)
+            .http1_ignore_invalid_headers_in_responses(true)
+            .http1_allow_spaces_after_header_name_in_responses(true)
+            .http1_allow_obsolete_multiline_headers_in_responses(true)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
             .build()
@@ -165,11 +173,13 @@ impl Failure {
     }
 
     fn from_status(status: StatusCode, retry_after: Option<Duration>) -> Self {
+        // By which an endpoint says, in the scheme of Standard Webhooks, that it wants to hear no more of this.
+        let permanent = status == StatusCode::GONE;
         let status = status.as_u16();
         Self {
             error: format!("status {status}"),
             status: Some(status),
-            permanent: false,
+            permanent,
             retry_after,
         }
     }

@@ -207,6 +207,57 @@ async fn malformed_and_unusual_requests() -> Result<()> {
 }
 
 /// Heads and bodies a byte at a time: the connections end, and others are served meanwhile.
+/// What links and old clients send, to both builds.
+#[tokio::test]
+async fn raw_characters_and_no_host() -> Result<()> {
+    for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+        let site = Site::new(86_400).await?;
+        let host = site.host(kind).start().await?;
+        for (request, status) in [
+            (format!("GET {PATH}1 HTTP/1.0\r\n\r\n"), "200"),
+            (
+                format!("GET {PATH}2&ref=\"<a>\" HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"),
+                "200",
+            ),
+            (
+                format!("GET {PATH}\"3\" HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"),
+                "400",
+            ),
+        ] {
+            let (answer, _) = exchange(host.addr(), request.as_bytes(), false).await?;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")) || answer.starts_with(&format!("HTTP/1.0 {status}")),
+                "{kind:?} {request}: {answer}"
+            );
+            assert!(
+                answer.contains("verve-outcome: new") || answer.contains("verve-error: invalid-id"),
+                "{kind:?} {request}: {answer}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A component that does not ask for it is sent no request but those of clients.
+#[tokio::test]
+async fn nobody_asks_a_component_that_does_not_want_it() -> Result<()> {
+    let manifest = Kind::VerveHost.manifest()?;
+    for (manifest, is_asked) in [(manifest.replace("look_after = true", ""), false), (manifest, true)] {
+        let site = Site::new(60).await?;
+        // Whoever is asked says what is wrong with this.
+        let host = site.host(Kind::VerveHost).manifest(manifest).variable("log", "loud");
+        let host = host.start().await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(
+            host.process().log().contains("variable log"),
+            is_asked,
+            "{}",
+            host.process().log()
+        );
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn slow_heads_and_bodies() -> Result<()> {
     let site = Site::new(60).await?;

@@ -46,9 +46,13 @@ enum Trick {
     Tls,
     /// Somewhere else.
     Redirect,
+    /// More headers than HTTP libraries take unless they are asked to.
+    ManyHeaders,
+    /// Headers that are none.
+    WrongHeaders,
 }
 
-const ALL: [Trick; 13] = [
+const ALL: [Trick; 15] = [
     Trick::EndlessBody,
     Trick::EndlessChunks,
     Trick::Bomb,
@@ -62,6 +66,8 @@ const ALL: [Trick; 13] = [
     Trick::Noise,
     Trick::Tls,
     Trick::Redirect,
+    Trick::ManyHeaders,
+    Trick::WrongHeaders,
 ];
 
 impl Trick {
@@ -69,7 +75,12 @@ impl Trick {
     fn succeeds(self) -> bool {
         matches!(
             self,
-            Self::EndlessBody | Self::EndlessChunks | Self::Bomb | Self::SlowBody
+            Self::EndlessBody
+                | Self::EndlessChunks
+                | Self::Bomb
+                | Self::SlowBody
+                | Self::ManyHeaders
+                | Self::WrongHeaders
         )
     }
 
@@ -103,6 +114,15 @@ impl Trick {
             Self::Hangup => (Vec::new(), Vec::new(), at_once),
             Self::Noise => ((0..=255).collect(), Vec::new(), at_once),
             Self::Tls => (b"\x15\x03\x01\0\x02\x02\x28".to_vec(), Vec::new(), at_once),
+            Self::ManyHeaders => {
+                let many: String = (0..101).map(|n| format!("x{n}: a\r\n")).collect();
+                (ok(&format!("{many}content-length: 0\r\n")), Vec::new(), at_once)
+            }
+            Self::WrongHeaders => (
+                ok("no colon\r\na b: c\r\nx : y\r\nz: 1\r\n more\r\ncontent-length: 0\r\n"),
+                Vec::new(),
+                at_once,
+            ),
             // To this machine's own services, as it were.
             Self::Redirect => (
                 b"HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n".to_vec(),

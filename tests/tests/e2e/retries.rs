@@ -83,6 +83,18 @@ async fn what_keeps_failing_ends_in_dead_with_its_error() -> Result<()> {
     Ok(())
 }
 
+/// As Standard Webhooks has it: who answers so is not called again for this job.
+#[tokio::test]
+async fn an_endpoint_that_is_gone_is_not_called_again() -> Result<()> {
+    let (site, sink, reporter) = start("5", "1").await?;
+    sink.answer("/gone", [Answer::status(410)]);
+    add_job(&site, &sink.url("/gone")).await?;
+    let dead = site.dead(1, SOON).await?;
+    assert_eq!(field(&dead[0], "error"), "status 410");
+    assert_eq!(sink.received_at("/gone").len(), 1, "{}", reporter.process().log());
+    Ok(())
+}
+
 #[tokio::test]
 async fn nobody_there_is_a_failure() -> Result<()> {
     let (site, _sink, _reporter) = start("2", "50").await?;

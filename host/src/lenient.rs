@@ -1,0 +1,150 @@
+//! A connection whose requests may have `"`, `<` and `>` in their targets, as links in the wild do: they are percent-encoded on the way, as a browser
+//! would have done. The HTTP library refuses them.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A connection to a client.
+pub struct Lenient<S> {
+    stream: S,
+    /// Whether what comes next is a request's first line.
+    begins: bool,
+    /// What was read, and is to be handed on first.
+    pending: Vec<u8>,
+}
+
+impl<S> Lenient<S> {
+    /// This connection, on which nothing was read yet.
+    pub const fn new(stream: S) -> Self {
+        Self {
+            stream,
+            begins: true,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Hands on what is pending, as much of it as there is room for.
+    fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) {
+        let length = self.pending.len().min(buffer.remaining());
+        buffer.put_slice(&self.pending[..length]);
+        self.pending.drain(..length);
+    }
+}
+
+/// The first line of a request for something, if all of it is there and it has to be encoded: so it reads then, and how long it was.
+fn encoded(read: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let is_refused = |byte: &u8| matches!(byte, b'"' | b'<' | b'>');
+    if !read.starts_with(b"GET ") {
+        return None;
+    }
+    let end = read.iter().position(|byte| *byte == b'\n')?;
+    let line = &read[..end];
+    let version = line.strip_suffix(b"\r").unwrap_or(line);
+    if !line.iter().any(is_refused) || !(version.ends_with(b" HTTP/1.1") || version.ends_with(b" HTTP/1.0")) {
+        return None;
+    }
+    let mut encoded = Vec::with_capacity(line.len() + 32);
+    for byte in line {
+        match byte {
+            b'"' => encoded.extend(b"%22"),
+            b'<' => encoded.extend(b"%3C"),
+            b'>' => encoded.extend(b"%3E"),
+            byte => encoded.push(*byte),
+        }
+    }
+    Some((encoded, end))
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Lenient<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.pending.is_empty() {
+            self.hand_on(buffer);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let read = &buffer.filled()[before..];
+        if read.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let rewritten = if self.begins { encoded(read) } else { None };
+        // A request without a body ends so, and then the next one begins.
+        let begins = read.ends_with(b"\r\n\r\n");
+        if let Some((mut line, length)) = rewritten {
+            line.extend_from_slice(&read[length..]);
+            buffer.set_filled(before);
+            self.pending = line;
+            self.hand_on(buffer);
+        }
+        self.begins = begins;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Lenient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// What is read of these pieces, each sent once the one before was read.
+    async fn read(pieces: &[&str], at_once: usize) -> String {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let mut server = Lenient::new(server);
+        let mut all = Vec::new();
+        let mut buffer = vec![0; at_once];
+        for piece in pieces {
+            client.write_all(piece.as_bytes()).await.expect("written");
+            loop {
+                let length = server.read(&mut buffer).await.expect("read");
+                all.extend_from_slice(&buffer[..length]);
+                if length < at_once && server.pending.is_empty() {
+                    break;
+                }
+            }
+        }
+        String::from_utf8(all).expect("text")
+    }
+
+    #[tokio::test]
+    async fn a_target_is_encoded_and_nothing_else() {
+        let get = "GET /a?x=\"<b>\" HTTP/1.1\r\nhost: \"a\"\r\n\r\n";
+        let encoded = "GET /a?x=%22%3Cb%3E%22 HTTP/1.1\r\nhost: \"a\"\r\n\r\n";
+        for (pieces, expected) in [
+            (&[get][..], encoded),
+            (&[get, get], &encoded.repeat(2)),
+            (&["GET / HTTP/1.1\r\n\r\n"], "GET / HTTP/1.1\r\n\r\n"),
+            // Bodies are what they are.
+            (
+                &["POST /\"a\" HTTP/1.1\r\ncontent-length: 6\r\n\r\n\"<a>\"\n"],
+                "POST /\"a\" HTTP/1.1\r\ncontent-length: 6\r\n\r\n\"<a>\"\n",
+            ),
+            (&["GET /\"a\" HTTP/2.0\r\n\r\n"], "GET /\"a\" HTTP/2.0\r\n\r\n"),
+            (
+                &["GET / HTTP/1.1\r\nreferer: ", "\"x\"\r\n\r\n"],
+                "GET / HTTP/1.1\r\nreferer: \"x\"\r\n\r\n",
+            ),
+        ] {
+            assert_eq!(read(pieces, 8192).await, expected, "{pieces:?}");
+        }
+        // However little is taken at a time, once the line was read.
+        assert_eq!(read(&[get], 100).await, encoded);
+    }
+}
