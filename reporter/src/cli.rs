@@ -236,7 +236,8 @@ pub struct Config {
 /// Reads the command line, the environment and the configuration file. What is wrong is said in one line on standard error.
 pub fn parse(version: &'static str) -> Result<Task, ExitCode> {
     let environment: Vec<_> = std::env::vars_os().collect();
-    parse_from(version, std::env::args_os(), &environment).map_err(|refused| {
+    let parsed = parse_from(version, std::env::args_os(), &environment);
+    parsed.map_err(|refused| {
         if let Refused::Clap(help) = &refused
             && !help.use_stderr()
         {
@@ -244,6 +245,7 @@ pub fn parse(version: &'static str) -> Result<Task, ExitCode> {
             let _ = help.print();
             return ExitCode::SUCCESS;
         }
+        let refused = environment::with_source(&refused.to_string(), std::env::args_os(), &environment);
         eprintln!("verve-reporter: {refused}; see --help");
         ExitCode::from(USAGE)
     })

@@ -59,7 +59,7 @@ struct Kafka {
     transactions: bool,
     dependency: Dependency,
     /// What failed last, and of which counter: while there is something Kafka is not well, though it may answer other questions.
-    failing: Arc<Mutex<BTreeSet<(Doing, Option<CounterName>)>>>,
+    failing: Arc<Mutex<BTreeSet<Failing>>>,
     metrics: Metrics,
 }
 
@@ -75,6 +75,9 @@ enum Doing {
     Beginning,
     Publishing,
 }
+
+/// What failed, of the counter of this name, or of the one that has none.
+type Failing = (Doing, Option<CounterName>);
 
 /// When a session began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

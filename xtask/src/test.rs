@@ -57,6 +57,11 @@ pub fn run(args: &Args) -> Result<()> {
         servers = python::servers()?;
         Ok(())
     });
+    let mut webhooks = PathBuf::new();
+    steps.run("signed callbacks", || {
+        webhooks = python::with_webhooks()?;
+        Ok(())
+    });
     steps.run("browser", || install::ensure(&[install::BROWSER]));
     let mut broker = Broker::None;
     steps.run("kafka", || {
@@ -67,6 +72,7 @@ pub fn run(args: &Args) -> Result<()> {
         let parts = Parts {
             brokers: broker.address(),
             servers: env::join_paths(&servers)?,
+            webhooks,
         };
         steps.run("end-to-end tests", || end_to_end(args, &parts, &mut failed));
         // A filter is for single tests, on what they are on.
@@ -217,6 +223,8 @@ struct Parts<'a> {
     brokers: Option<&'a str>,
     /// Redis servers besides the system's, as in a PATH.
     servers: OsString,
+    /// A Python with the library of signed callbacks.
+    webhooks: PathBuf,
 }
 
 impl Parts<'_> {
@@ -224,6 +232,7 @@ impl Parts<'_> {
         // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
         command.env("RUST_TEST_THREADS", "4");
         command.env("VERVE_TESTS_REDIS_SERVERS", &self.servers);
+        command.env("VERVE_TESTS_WEBHOOKS", &self.webhooks);
         command.envs(self.brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
     }
 }

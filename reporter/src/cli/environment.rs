@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::Command;
 use clap::builder::Resettable;
 
-use super::file::settable;
+use super::file::{is_word, settable};
 
 /// What the names of settings begin with.
 const PREFIX: &str = "VERVE_";
@@ -65,6 +65,28 @@ pub fn check(command: &Command, environment: &[(OsString, OsString)]) -> Result<
         }
     }
     Ok(())
+}
+
+/// What was wrong, with the variable that it is about named, if the value came from there.
+pub fn with_source(
+    refused: &str,
+    args: impl IntoIterator<Item = OsString>,
+    environment: &[(OsString, OsString)],
+) -> String {
+    let args: Vec<String> = args.into_iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let is_of = |(name, _): &&(OsString, OsString)| {
+        let name = name.to_string_lossy();
+        let Some(setting) = name.strip_prefix(PREFIX) else {
+            return false;
+        };
+        let flag = format!("--{}", setting.to_lowercase().replace('_', "-"));
+        let names = |text: &str| is_word(text, &flag);
+        refused.match_indices(&flag).any(|(at, _)| names(&refused[at..])) && !args.iter().any(|arg| names(arg))
+    };
+    match environment.iter().find(is_of) {
+        Some((name, _)) => format!("{refused} (it is from {} in the environment)", name.to_string_lossy()),
+        None => refused.to_owned(),
+    }
 }
 
 /// Whether it is what Kubernetes tells each container of a service in its namespace, such as one called `verve` or `verve-reporter`.

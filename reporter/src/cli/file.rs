@@ -71,7 +71,7 @@ impl Settings {
 }
 
 /// Whether `text` begins with just this word.
-fn is_word(text: &str, word: &str) -> bool {
+pub fn is_word(text: &str, word: &str) -> bool {
     let rest = text.strip_prefix(word);
     rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-'))
 }

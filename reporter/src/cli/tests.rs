@@ -208,3 +208,17 @@ fn the_admin_port_listens_here_unless_it_is_told_where() {
         assert!(listen(wrong).is_err(), "{wrong}");
     }
 }
+
+#[test]
+fn what_is_wrong_in_the_environment_is_said_to_be_from_there() {
+    let environment = [("VERVE_LISTEN", "x"), ("VERVE_REDIS_URLS", "x"), ("HOME", "/")];
+    let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let said =
+        |refused: &str, args: &[&str]| environment::with_source(refused, args.iter().map(OsString::from), &environment);
+    assert_eq!(
+        said("wrong '--listen <ADDRESS>'", &["verve-reporter"]),
+        "wrong '--listen <ADDRESS>' (it is from VERVE_LISTEN in the environment)"
+    );
+    assert_eq!(said("wrong --listen", &["--listen=y"]), "wrong --listen");
+    assert_eq!(said("wrong --listener", &[]), "wrong --listener");
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use standardwebhooks::Webhook;
 use verve_protocol::Method;
 use verve_tests::clock;
@@ -77,6 +77,49 @@ async fn calls_are_signed_by_each_secret() -> Result<()> {
     assert!(!verifies_as(NOBODY_S, get, query) && !verifies_as(NOBODY_S, get, ""));
     let log = reporter.process().log();
     assert!(!log.contains("whsec_") && !log.contains(&SECRET[6..]), "{log}");
+    Ok(())
+}
+
+/// As the documents say an endpoint in Python does: the query of a GET is no JSON.
+#[tokio::test]
+async fn python_verifies_both_methods() -> Result<()> {
+    let python = std::env::var_os("VERVE_TESTS_WEBHOOKS").context("a Python with the package standardwebhooks")?;
+    let site = Site::with_one_window().await?;
+    let sink = Sink::start().await?;
+    let flags = ["--callback-allow", "127.0.0.1", "--callback-secret", SECRET];
+    let _reporter = site.reporter(&flags).await?;
+    let window = clock::current_window(site.length);
+    site.add_job(&sink.url("/post"), Method::Post, window).await?;
+    site.add_job(&sink.url("/get?a=b"), Method::Get, window).await?;
+    let (post, get) = (
+        sink.wait_for("/post", 1, SOON).await?,
+        sink.wait_for("/get", 1, SOON).await?,
+    );
+    let query = get[0].target.split_once('?').map(|(_, query)| query.to_owned());
+    let query = query.context("a query")?;
+    const VERIFY: &str = "\
+import json, sys
+from standardwebhooks import Webhook
+secret, data, headers, *raw = sys.argv[1:]
+said = Webhook(secret).verify(data, json.loads(headers), **({'json_parse': False} if raw else {}))
+print(said)
+";
+    let verifies = |received: &Received, data: &str, raw: &[&str]| -> Result<Option<String>> {
+        let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
+        let headers = names.map(|name| (name, received.header(name).unwrap_or_default()));
+        let headers = serde_json::to_string(&std::collections::BTreeMap::from(headers))?;
+        let mut command = std::process::Command::new(&python);
+        command.args(["-c", VERIFY, SECRET, data, &headers]).args(raw);
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Ok(output.status.success().then_some(said))
+    };
+    let said = verifies(&post[0], &post[0].body, &[])?;
+    assert_eq!(said.as_deref(), Some("{'unique_count': 0}"));
+    assert_eq!(verifies(&get[0], &query, &["raw"])?.as_deref(), Some("None"));
+    // As the documents warn.
+    assert_eq!(verifies(&get[0], &query, &[])?, None);
+    assert_eq!(verifies(&get[0], "a=b&unique_count=9", &["raw"])?, None);
     Ok(())
 }
 

@@ -98,14 +98,23 @@ async fn wrong_flags_of_the_reporter() -> Result<()> {
 async fn a_wrong_variable_of_the_reporter() -> Result<()> {
     let mut command = reporter::command()?;
     command.env("VERVE_WINDOW_SECONDS", "abc");
-    assert_refused(command, &["abc", "86400"], "VERVE_WINDOW_SECONDS=abc").await?;
+    assert_refused(
+        command,
+        &["abc", "86400", "from VERVE_WINDOW_SECONDS"],
+        "VERVE_WINDOW_SECONDS=abc",
+    )
+    .await?;
     for (name, value, words) in [
         (
             "VERVE_REDIS_URL",
             "redis://a",
             &["VERVE_REDIS_URL ", "VERVE_REDIS_URLS?"][..],
         ),
-        ("VERVE_ADMIN_TOKEN", "", &["--admin-token", "empty"]),
+        (
+            "VERVE_ADMIN_TOKEN",
+            "",
+            &["--admin-token", "empty", "from VERVE_ADMIN_TOKEN"],
+        ),
         ("VERVE_CALLBACK_SECRET", "", &["--callback-secret", "empty"]),
         ("VERVE_REDIS_URLS", "", &["--redis-urls", "empty"]),
     ] {
@@ -189,10 +198,7 @@ async fn the_components_log_is_the_hosts() -> Result<()> {
                     line["message"].as_str().unwrap_or_default().to_owned()
                 } else {
                     let (before, message) = line.split_once(" WARN ").expect("a level");
-                    assert!(
-                        before.contains('T') && before.ends_with(|c: char| c == 'Z' || c == ' '),
-                        "{line}"
-                    );
+                    assert!(before.contains('T') && before.ends_with(['Z', ' ']), "{line}");
                     message.to_owned()
                 }
             })

@@ -2,8 +2,10 @@
 //! certificate.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
+use verve_protocol::Method;
 use verve_tests::authority::{Authority, Certificate};
 use verve_tests::host::Kind;
 use verve_tests::kafka::Kafka;
@@ -264,6 +266,33 @@ async fn kafka_by_tls_and_scram() -> Result<()> {
     }
     for said in [reporter.process().log(), said, wrong_password] {
         assert!(!said.contains("hunter"), "{said}");
+    }
+    Ok(())
+}
+
+/// An endpoint whose certificate is by an authority of one's own is called by whom the authority is named to.
+#[tokio::test]
+async fn callbacks_trust_whom_the_authority_vouches_for() -> Result<()> {
+    let authority = Authority::new()?;
+    let certificate = authority.vouch_for("endpoint", "DNS:localhost")?;
+    let port = net::free_address()?.port().to_string();
+    let mut endpoint = Command::new("openssl");
+    endpoint.args(["s_server", "-www", "-accept", &port, "-cert"]);
+    endpoint.arg(&certificate.certificate).arg("-key").arg(&certificate.key);
+    let _endpoint = Process::spawn("openssl s_server", endpoint)?;
+    for (trusting, told) in [(true, "callback delivered"), (false, "callback failed")] {
+        let site = Site::with_one_window().await?;
+        let mut command = reporter::command()?;
+        let listen = net::free_address()?.to_string();
+        command.args(site.flags(&["--callback-allow", "localhost", "--listen", &listen]));
+        if trusting {
+            command.env("SSL_CERT_FILE", authority.certificate());
+        }
+        let process = Process::spawn("verve-reporter", command)?;
+        let url = format!("https://localhost:{port}/");
+        site.add_job(&url, Method::Get, clock::current_window(site.length))
+            .await?;
+        process.wait_for_text(told, SOON).await?;
     }
     Ok(())
 }
