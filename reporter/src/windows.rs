@@ -445,7 +445,10 @@ impl Reporter {
             self.metrics.windows_ahead.inc_by(ahead.len() as u64);
             tracing::warn!(counter = self.counter(), %window, windows = ahead.len(), "a window that has not begun has ids: the clock of an edge host is ahead");
         }
-        self.tell_uncounted(swept.most_partitions);
+        // A search that failed tells nothing of that.
+        if let Some(most_partitions) = swept.most_partitions {
+            self.tell_uncounted(most_partitions);
+        }
         ledger.add_strays(&swept.unreported);
         // Meanwhile somebody may have begun with one of them.
         let news: Vec<News> = swept

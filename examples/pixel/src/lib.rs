@@ -1,9 +1,15 @@
-//! A tracking pixel: `GET /pixel.gif?visitor=<number>` answers an image of one pixel, and counts the visitor.
+//! A tracking pixel: `GET /pixel.gif?visitor=<number>` answers an image of one pixel, and counts the visitor. With `&within=<milliseconds>` it answers the
+//! image after that time at the latest, whether or not it is known by then that the visitor is counted: 202 if not.
 #![cfg(target_family = "wasm")]
 
+use std::pin::pin;
+use std::time::Duration;
+
 use bytes::Bytes;
+use futures::future::{self, Either};
 use spin_sdk::http::{FullBody, HeaderMap, HeaderValue, IntoResponse, Request, StatusCode};
 use spin_sdk::http_service;
+use spin_sdk::time::sleep;
 use verve_counter::{Answer, Counter, Id};
 
 /// A GIF of one transparent pixel.
@@ -12,14 +18,23 @@ const PIXEL: &[u8] = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\x00\x00\x0
 #[http_service]
 async fn pixel(request: Request) -> impl IntoResponse {
     let query = request.uri().query().unwrap_or_default();
-    let visitor = query.split('&').find_map(|pair| pair.strip_prefix("visitor="));
+    let parameter = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name));
+    let visitor = parameter("visitor=");
     let Some(visitor) = visitor.and_then(|visitor| visitor.parse::<Id>().ok()) else {
         return answer(
             StatusCode::BAD_REQUEST,
             Bytes::from_static(b"expected ?visitor=<number>\n"),
         );
     };
-    match count(visitor).await {
+    let counted = match parameter("within=").and_then(|within| within.parse().ok()) {
+        None => count(visitor).await,
+        // What is not waited for is given up: the visitor may be counted all the same.
+        Some(within) => match future::select(pin!(count(visitor)), pin!(sleep(Duration::from_millis(within)))).await {
+            Either::Left((counted, _)) => counted,
+            Either::Right(_) => return answer(StatusCode::ACCEPTED, Bytes::from_static(PIXEL)),
+        },
+    };
+    match counted {
         Ok(Answer::Recorded(_)) => answer(StatusCode::OK, Bytes::from_static(PIXEL)),
         Ok(_) => answer(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
         Err(error) => {
@@ -35,11 +50,7 @@ async fn count(visitor: Id) -> Result<Answer, String> {
 }
 
 fn answer(status: StatusCode, body: Bytes) -> (StatusCode, HeaderMap, FullBody<Bytes>) {
-    let content = if status == StatusCode::OK {
-        "image/gif"
-    } else {
-        "text/plain"
-    };
+    let content = if status.is_success() { "image/gif" } else { "text/plain" };
     let mut headers = HeaderMap::new();
     headers.insert("content-type", HeaderValue::from_static(content));
     headers.insert("cache-control", HeaderValue::from_static("no-store"));

@@ -142,8 +142,7 @@ impl ConnectionLike for Link {
 /// Whether the error tells that Redis is not reachable, which its connection says, and not what it answers to one command.
 fn is_away(error: &RedisError) -> bool {
     let refused = error.kind() == redis::ErrorKind::AuthenticationFailed;
-    let lost = error.kind() == redis::ErrorKind::ClusterConnectionNotFound;
-    error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refused || lost
+    error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refused || is_nowhere(error)
 }
 
 impl fmt::Display for Server {
@@ -246,11 +245,11 @@ impl Server {
             Ok(_) => self.dependency.up(),
             Err(error) if is_away(error) => {
                 self.metrics.away.inc();
-                match error.kind() {
-                    redis::ErrorKind::ClusterConnectionNotFound => self
-                        .dependency
-                        .down("no node of the cluster that can be reached has the slots that are asked for"),
-                    _ => self.dependency.down(error),
+                if is_nowhere(error) && error.detail().is_none() {
+                    self.dependency
+                        .down("no node of the cluster that can be reached has the slots that are asked for");
+                } else {
+                    self.dependency.down(error);
                 }
                 self.miss_a_node().await;
             }
@@ -326,12 +325,19 @@ impl Server {
                         "{self} is version {version}, and Verve needs {OLDEST} or newer: sets of ids never expire"
                     );
                 }
-                RedisResult::Ok(info.contains("cluster_enabled:1"))
+                let is_cluster = info.contains("cluster_enabled:1");
+                RedisResult::Ok((connection, is_cluster))
             };
             match asked.await {
-                Ok(true) => return self.connect_to_cluster().await.map(Link::Cluster),
-                Ok(false) if urls.len() == 1 => return self.connect_to_server(client).map(Link::Server),
-                Ok(false) => {
+                Ok((connection, true)) => {
+                    let linked = self.connect_to_cluster().await.map(Link::Cluster);
+                    return match linked {
+                        Err(error) if is_nowhere(&error) => Err(why_nowhere(connection, error).await),
+                        linked => linked,
+                    };
+                }
+                Ok((_, false)) if urls.len() == 1 => return self.connect_to_server(client).map(Link::Server),
+                Ok((_, false)) => {
                     let what = "is no node of a cluster, but one of several in --redis-urls";
                     return Err((redis::ErrorKind::InvalidClientConfig, what).into());
                 }
@@ -401,6 +407,30 @@ impl Node<'_> {
             command.query_async(&mut connection.clone()).await
         };
         self.server.observe(asked).await
+    }
+}
+
+/// Whether the cluster's client has found no node.
+fn is_nowhere(error: &RedisError) -> bool {
+    error.kind() == redis::ErrorKind::ClusterConnectionNotFound
+}
+
+/// Why it may have found none, though one answers: nodes without a name where names are preferred are nowhere for it.
+async fn why_nowhere(mut connection: MultiplexedConnection, error: RedisError) -> RedisError {
+    let slots: RedisResult<Value> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await;
+    if !slots.is_ok_and(|slots| has_unknown(&slots)) {
+        return error;
+    }
+    let detail = "the cluster prefers names, and its nodes announce none: cluster-announce-hostname is to be set, or another cluster-preferred-endpoint-type";
+    (error.kind(), "no node to connect to", detail.to_owned()).into()
+}
+
+/// Whether an answer to `CLUSTER SLOTS` has a node of which the host is not known.
+fn has_unknown(slots: &Value) -> bool {
+    match slots {
+        Value::BulkString(text) => text == b"?",
+        Value::Array(values) => values.iter().any(has_unknown),
+        _ => false,
     }
 }
 

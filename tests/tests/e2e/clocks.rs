@@ -105,6 +105,12 @@ async fn longer_windows_are_reported_whole_or_lost() -> Result<()> {
         // Somebody reported the window before.
         past.set(first.start() * 1000 + 10_000)?;
         let before = past.reporter().await?;
+        wait::until("it to be noted where it began", SOON, || async {
+            let mut redis = past.site.connection().await.ok()?;
+            let from: bool = redis.exists(past.site.keys().reports_from(length)).await.ok()?;
+            from.then_some(())
+        })
+        .await?;
         before.process().terminate(SOON).await?;
         for window in windows {
             past.count_seven(Kind::VerveHost, window).await?;

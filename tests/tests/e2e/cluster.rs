@@ -542,6 +542,24 @@ async fn names_are_preferred_and_none_is_announced() -> Result<()> {
     reached_at(&[(PREFERRED, "hostname")], "127.0.0.1").await
 }
 
+/// To the reporter's client nodes without a name are nowhere, and it says why.
+#[tokio::test]
+async fn a_reporter_says_that_nodes_announce_no_name() -> Result<()> {
+    let cluster = Cluster::start_with(RedisServer::options().argument(PREFERRED).argument("hostname"), 3, 0).await?;
+    let site = Site::with_cluster(60, cluster);
+    let reporter = Reporter::start(&site.flags(&[]))?;
+    reporter
+        .process()
+        .wait_for_text("cluster-announce-hostname", SOON)
+        .await?;
+    let mut command = reporter::command()?;
+    command.arg("doctor").args(site.flags(&[]));
+    let doctor = Process::spawn("verve-reporter doctor", command)?;
+    assert_eq!(doctor.wait(LATER).await?.code(), Some(1));
+    assert!(doctor.log().contains("have each node announce one"), "{}", doctor.log());
+    Ok(())
+}
+
 #[tokio::test]
 async fn several_servers_that_are_no_cluster() -> Result<()> {
     let site = Site::with_redis(60, RedisServer::start().await?);

@@ -30,6 +30,48 @@ pub fn example_with(site: &Site, kind: Kind, name: &str, more: &[(&str, &str)]) 
     examples::options(kind, name, &[&usual, more].concat())
 }
 
+/// Whoever gives up waiting, at whatever point, leaves all others as they were.
+#[tokio::test]
+async fn an_add_that_is_given_up_holds_nobody_up() -> Result<()> {
+    for kind in Kind::available().into_iter().filter(|kind| *kind == Kind::VerveHost) {
+        let site = Site::new(86_400).await?;
+        let instance = example_with(&site, kind, "pixel", &[("redis_timeout_ms", "1000")])?;
+        let instance = instance.start().await?;
+        let mut visitor = 0;
+        let mut load = |within: &str| {
+            visitor += 1;
+            let path = format!("/pixel.gif?visitor={visitor}{within}");
+            let address = instance.addr();
+            async move { anyhow::Ok(http::get(address, &path).await?.status) }
+        };
+        assert_eq!(load("").await?, 200);
+        for round in 0..12 {
+            site.redis.pause()?;
+            let within = format!("&within={}", 5 + 15 * round);
+            let given_up = futures::future::try_join_all((0..20).map(|_| load(&within)));
+            let waiting = futures::future::try_join_all((0..10).map(|_| load("")));
+            let resume = async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                site.redis.resume()
+            };
+            let all = async { futures::try_join!(given_up, waiting, resume) };
+            let (given_up, waiting, ()) = tokio::time::timeout(Duration::from_secs(5), all)
+                .await
+                .with_context(|| format!("round {round}: {}", instance.process().log()))??;
+            assert!(
+                given_up.contains(&202) && waiting.iter().all(|status| *status == 200),
+                "{given_up:?} {waiting:?}"
+            );
+            let later = futures::future::try_join_all((0..100).map(|_| load("")));
+            let later = tokio::time::timeout(Duration::from_secs(5), later)
+                .await
+                .with_context(|| format!("after round {round}: {}", instance.process().log()))??;
+            assert!(later.iter().all(|status| *status == 200), "{later:?}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_rust_component_that_imports_the_interface() -> Result<()> {
     for kind in Kind::available() {

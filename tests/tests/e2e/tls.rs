@@ -35,7 +35,7 @@ impl Secure {
         let client = authority.vouch_for("client", "DNS:client")?;
         let port = net::free_address()?.port();
         let shown = |path: &Path| path.display().to_string();
-        let mut options = RedisServer::options();
+        let mut options = RedisServer::options().append_only();
         for argument in [
             "--tls-port",
             &port.to_string(),
@@ -209,7 +209,7 @@ async fn kafka_by_tls_and_scram() -> Result<()> {
     let user = format!("{USER}:{PASSWORD}");
     let kafka = Kafka::real_secure(port, &folder.path().join("kafka"), secure_port, &pem, &user).await?;
 
-    let site = Site::new(2).await?;
+    let site = Site::with_redis(2, RedisServer::options().append_only().start().await?);
     let topic = clock::unique("secure");
     kafka.create_topic(&topic, 1).await?;
     let ca = format!("ssl.ca.location={}", authority.certificate().display());

@@ -47,8 +47,8 @@ pub struct Swept {
     pub unreported: Vec<Window>,
     /// Windows that have not begun, and have ids.
     pub ahead: Vec<Window>,
-    /// How many partitions hosts have, if there are more than are counted.
-    pub most_partitions: Option<u16>,
+    /// How many partitions hosts have, if there are more than are counted. Nothing if the search failed before that was known.
+    pub most_partitions: Option<Option<u16>>,
 }
 
 /// The windows that have ids.
@@ -157,7 +157,7 @@ impl Books {
 
     async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let with_ids = self.with_ids().await?;
-        swept.most_partitions = with_ids.most_partitions;
+        swept.most_partitions = Some(with_ids.most_partitions);
         self.find_ahead(&with_ids, now_ms, swept).await?;
         let past = with_ids.noted.keys().copied().filter(|window| ledger.is_past(*window));
         let past: Vec<Window> = past.collect();
