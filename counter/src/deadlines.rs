@@ -31,8 +31,8 @@ pub struct Deadlines {
 }
 
 struct Waiting {
-    /// Steps that it may wait yet.
-    left: u32,
+    /// Steps that it may wait yet, shared with who waits: 0 once they are over.
+    left: Rc<Cell<u32>>,
     /// Dropped to wake it.
     _wake: StreamWriter<u8>,
 }
@@ -50,40 +50,69 @@ impl Deadlines {
 
     /// Does the work, or gives it up when it takes too long.
     pub async fn limit<T>(self: &Rc<Self>, work: impl Future<Output = T>) -> Option<T> {
-        let (wake, mut woken) = wit_stream::new();
+        // A step may have begun long ago.
+        let left = Rc::new(Cell::new(STEPS + 1));
+        let mut work = pin!(work);
+        loop {
+            let (wake, mut woken) = wit_stream::new();
+            let waiting = self.wait(left.clone(), wake);
+            if !self.watched.replace(true) {
+                spawn(Watch(self.clone()).watch());
+                be_polled_again().await;
+            }
+            let woken = pin!(woken.read(Vec::with_capacity(1)));
+            match future::select(&mut work, woken).await {
+                Either::Left((done, _)) => return Some(done),
+                Either::Right(_) if left.get() == 0 => return None,
+                // Whoever looked at the clock was given up.
+                Either::Right(_) => drop(waiting),
+            }
+        }
+    }
+
+    fn wait(&self, left: Rc<Cell<u32>>, wake: StreamWriter<u8>) -> Listed<'_> {
         let number = self.next.get();
         self.next.set(number + 1);
-        // A step may have begun long ago.
-        let left = STEPS + 1;
         self.waiting.borrow_mut().insert(number, Waiting { left, _wake: wake });
-        if !self.watched.replace(true) {
-            spawn(self.clone().watch());
-            be_polled_again().await;
-        }
-        let woken = pin!(woken.read(Vec::with_capacity(1)));
-        match future::select(pin!(work), woken).await {
-            Either::Left((done, _)) => {
-                self.waiting.borrow_mut().remove(&number);
-                Some(done)
-            }
-            Either::Right(_) => None,
-        }
+        Listed(self, number)
     }
 
     /// Has all who wait now give up.
     pub fn end_all(&self) {
-        drop(self.waiting.take());
+        let ended = self.waiting.take();
+        ended.values().for_each(|waiting| waiting.left.set(0));
     }
+}
 
-    async fn watch(self: Rc<Self>) {
-        while !self.waiting.borrow().is_empty() {
-            sleep(self.step).await;
-            self.waiting.borrow_mut().retain(|_, waiting| {
-                waiting.left -= 1;
-                waiting.left > 0
+/// Somebody who waits, until it is dropped.
+struct Listed<'a>(&'a Deadlines, u64);
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        let gone = self.0.waiting.borrow_mut().remove(&self.1);
+        drop(gone);
+    }
+}
+
+/// Who looks at the clock. Dropped before its time, it wakes all who wait, and one of them has somebody else look.
+struct Watch(Rc<Deadlines>);
+
+impl Watch {
+    async fn watch(self) {
+        while !self.0.waiting.borrow().is_empty() {
+            sleep(self.0.step).await;
+            self.0.waiting.borrow_mut().retain(|_, waiting| {
+                waiting.left.set(waiting.left.get() - 1);
+                waiting.left.get() > 0
             });
         }
-        self.watched.set(false);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.watched.set(false);
+        drop(self.0.waiting.take());
     }
 }
 

@@ -26,7 +26,7 @@ use crate::once::Once;
 use crate::redis::{Node, Redis};
 use crate::spool::Spool;
 use crate::stats::{Counts, FLUSH_AFTER, flush};
-use crate::waiting::{Recorded, Waiter};
+use crate::waiting::{Recorded, Taking, Turn, Waiter};
 pub use counter::Counter;
 use drain::{drain, look_into_spool};
 
@@ -200,14 +200,15 @@ impl Instance {
         if is_seen && node.answered_lately() {
             return Ok(Answer::Recorded(Outcome::Duplicate));
         }
-        if let Some(recorded) = node.queue.wait(place.clone(), id).await {
-            return recorded;
-        }
+        let taking = match node.queue.wait(place, id).await {
+            Turn::Recorded(recorded) => return recorded,
+            Turn::Take(taking) => taking,
+        };
         let recorded = self.record_ids(place, &[id]).await.pop();
         // Those that came meanwhile.
-        let waiters = node.queue.take();
+        let waiters = taking.take();
         if !waiters.is_empty() {
-            spawn(record_waiting(self.clone(), node, waiters));
+            spawn(record_waiting(self.clone(), taking, waiters));
         }
         recorded.unwrap_or(Ok(Answer::Unavailable))
     }
@@ -372,12 +373,16 @@ impl Instance {
 }
 
 /// Records ids that wait for a node, then those that have come meanwhile, until there are none.
-async fn record_waiting(instance: Rc<Instance>, node: Rc<Node>, mut waiters: Vec<Waiter<Place, Answer>>) {
+async fn record_waiting(
+    instance: Rc<Instance>,
+    taking: Taking<Place, Answer>,
+    mut waiters: Vec<Waiter<Place, Answer>>,
+) {
     while let Some(place) = waiters.first().map(|first| first.place.clone()) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
         let recorded = waiters.into_iter().zip(instance.record_ids(&place, &ids).await);
         recorded.for_each(|(waiter, recorded)| waiter.done(recorded));
-        waiters = node.queue.take();
+        waiters = taking.take();
     }
 }
 
@@ -388,9 +393,20 @@ async fn look_whether_back(instance: Rc<Instance>, node: Rc<Node>) {
     }
 }
 
+/// A flush that somebody has been told to do. If that one is given up before, the next answer has somebody else do it.
+struct Due(Rc<Counted>);
+
+impl Drop for Due {
+    fn drop(&mut self) {
+        self.0.stats.is_due_no_more();
+    }
+}
+
 /// Flushes the counts, after a while in which those of more responses have come together, and drains the spool.
 async fn flush_later(instance: Rc<Instance>, counted: Rc<Counted>) {
+    let due = Due(counted.clone());
     sleep(FLUSH_AFTER).await;
+    drop(due);
     for (window, counts) in counted.stats.take() {
         instance.flush(&counted, window, counts).await;
     }

@@ -86,6 +86,11 @@ impl Stats {
         self.windows.take()
     }
 
+    /// Nobody flushes any more who was told to: the next count says so again.
+    pub fn is_due_no_more(&self) {
+        self.flush_due.set(false);
+    }
+
     /// Puts counts back that could not be flushed; the next answer has them flushed again.
     pub fn put_back(&self, window: Window, counts: Counts) {
         let mut windows = self.windows.borrow_mut();

@@ -2,6 +2,8 @@
 //!
 //! Each request is a task of its own to the host, and must not wake another one by Rust's own means. So whoever waits reads
 //! from a stream that carries nothing, and is woken by its writing end being dropped: streams are the host's.
+//!
+//! Whoever records, or waits, may be given up at any time. What was taken is then given back: all who wait are woken, and one of them records.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -22,7 +24,7 @@ pub struct Queue<P, T> {
     busy: Cell<bool>,
 }
 
-/// An id, and who waits for what comes of it.
+/// An id, and who waits for what comes of it. Dropped without an outcome, it has who waits look again.
 pub struct Waiter<P, T> {
     /// Where it is counted: a counter's window.
     pub place: P,
@@ -31,6 +33,17 @@ pub struct Waiter<P, T> {
     outcome: Rc<RefCell<Option<Recorded<T>>>>,
     _wake: StreamWriter<u8>,
 }
+
+/// What is to be done about an id.
+pub enum Turn<P, T> {
+    /// Nothing: somebody else has recorded it.
+    Recorded(Recorded<T>),
+    /// To record it, and then those that wait.
+    Take(Taking<P, T>),
+}
+
+/// The right to take what waits. Dropped while there is something, it wakes all who wait, and one of them has it then.
+pub struct Taking<P, T>(Rc<Queue<P, T>>);
 
 impl<P, T> Waiter<P, T> {
     /// Wakes who waits.
@@ -48,30 +61,39 @@ impl<P, T> Default for Queue<P, T> {
     }
 }
 
-impl<P: Clone + PartialEq, T> Queue<P, T> {
+impl<P: Clone, T> Queue<P, T> {
     /// Waits until somebody who takes ids has recorded this one. Without anybody it is for the caller to do so.
-    pub async fn wait(&self, place: P, id: Id) -> Option<Recorded<T>> {
-        if !self.busy.replace(true) {
-            return None;
+    pub async fn wait(self: &Rc<Self>, place: &P, id: Id) -> Turn<P, T> {
+        loop {
+            if !self.busy.replace(true) {
+                return Turn::Take(Taking(self.clone()));
+            }
+            let (wake, mut woken) = wit_stream::new();
+            let outcome = Rc::default();
+            self.waiting.borrow_mut().push(Waiter {
+                place: place.clone(),
+                id,
+                outcome: Rc::clone(&outcome),
+                _wake: wake,
+            });
+            woken.read(Vec::with_capacity(1)).await;
+            if let Some(outcome) = outcome.take() {
+                return Turn::Recorded(outcome);
+            }
         }
-        let (wake, mut woken) = wit_stream::new();
-        let outcome = Rc::default();
-        self.waiting.borrow_mut().push(Waiter {
-            place,
-            id,
-            outcome: Rc::clone(&outcome),
-            _wake: wake,
-        });
-        woken.read(Vec::with_capacity(1)).await;
-        Some(outcome.take().unwrap_or_else(|| Err("given up".into())))
     }
+}
 
-    /// Takes ids of one place, in their order. Without any, whoever took them stops doing so.
+impl<P: Clone + PartialEq, T> Taking<P, T> {
+    /// Takes ids of one place, in their order.
     pub fn take(&self) -> Vec<Waiter<P, T>> {
-        let taken = take_alike(&mut self.waiting.borrow_mut(), |waiter| waiter.place.clone());
-        if taken.is_empty() {
-            self.busy.set(false);
-        }
-        taken
+        take_alike(&mut self.0.waiting.borrow_mut(), |waiter| waiter.place.clone())
+    }
+}
+
+impl<P, T> Drop for Taking<P, T> {
+    fn drop(&mut self) {
+        self.0.busy.set(false);
+        drop(self.0.waiting.take());
     }
 }

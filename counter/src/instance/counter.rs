@@ -44,7 +44,8 @@ impl Counter {
         }
     }
 
-    /// Counts an id in the window that is open now. Whatever fails after it is answered [`Answer::Recorded`], it is counted once.
+    /// Counts an id in the window that is open now. Whatever fails after it is answered [`Answer::Recorded`], it is counted once. Given up before that, it
+    /// may be counted all the same, and holds nobody else up.
     pub async fn add(&self, id: Id) -> Answer {
         self.add_with_callback(id, None).await
     }

@@ -22,8 +22,17 @@ const DRAINING: &str = "draining";
 /// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
 pub async fn look_into_spool(instance: Rc<Instance>) {
     if !instance.looking.replace(true) {
+        let _looking = Looking(&instance);
         look(&instance).await;
-        instance.looking.set(false);
+    }
+}
+
+/// Somebody looks. One who is given up looks no more.
+struct Looking<'a>(&'a Instance);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.looking.set(false);
     }
 }
 

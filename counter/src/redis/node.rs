@@ -33,7 +33,7 @@ pub struct Node {
     deadlines: Rc<Deadlines>,
     connection: Once<Rc<Connection>, String>,
     /// Ids that wait to be recorded here.
-    pub queue: Queue<Place, Answer>,
+    pub queue: Rc<Queue<Place, Answer>>,
     /// Open while the node is away.
     pub circuit: Circuit,
     /// Until when other instances know that it is away, by the monotonic clock in milliseconds; 0 if they do not.
@@ -98,7 +98,7 @@ impl Node {
             timeout: config.redis_timeout,
             deadlines: Deadlines::new(config.redis_timeout),
             connection: Once::default(),
-            queue: Queue::default(),
+            queue: Rc::default(),
             circuit: Circuit::default(),
             told_away: Cell::new(0),
             answered_ms: Cell::new(0),

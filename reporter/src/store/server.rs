@@ -330,11 +330,8 @@ impl Server {
             };
             match asked.await {
                 Ok((connection, true)) => {
-                    let linked = self.connect_to_cluster().await.map(Link::Cluster);
-                    return match linked {
-                        Err(error) if is_nowhere(&error) => Err(why_nowhere(connection, error).await),
-                        linked => linked,
-                    };
+                    check_names(connection).await?;
+                    return self.connect_to_cluster().await.map(Link::Cluster);
                 }
                 Ok((_, false)) if urls.len() == 1 => return self.connect_to_server(client).map(Link::Server),
                 Ok((_, false)) => {
@@ -415,23 +412,24 @@ fn is_nowhere(error: &RedisError) -> bool {
     error.kind() == redis::ErrorKind::ClusterConnectionNotFound
 }
 
-/// Why it may have found none, though one answers: nodes without a name where names are preferred are nowhere for it.
-async fn why_nowhere(mut connection: MultiplexedConnection, error: RedisError) -> RedisError {
-    let slots: RedisResult<Value> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await;
-    if !slots.is_ok_and(|slots| has_unknown(&slots)) {
-        return error;
+/// Finds out whether the cluster prefers names, and a primary announces none: to the client such a node is nowhere, and it would not say so.
+async fn check_names(mut connection: MultiplexedConnection) -> RedisResult<()> {
+    let slots: RedisResult<Vec<Vec<Value>>> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await;
+    let is_unknown = |range: &Vec<Value>| {
+        let primary = range.get(2).and_then(|node| node.as_sequence());
+        matches!(primary.and_then(<[Value]>::first), Some(Value::BulkString(host)) if host == b"?")
+    };
+    // What else may be wrong the client finds out.
+    if !slots.unwrap_or_default().iter().any(is_unknown) {
+        return Ok(());
     }
-    let detail = "the cluster prefers names, and its nodes announce none: cluster-announce-hostname is to be set, or another cluster-preferred-endpoint-type";
-    (error.kind(), "no node to connect to", detail.to_owned()).into()
-}
-
-/// Whether an answer to `CLUSTER SLOTS` has a node of which the host is not known.
-fn has_unknown(slots: &Value) -> bool {
-    match slots {
-        Value::BulkString(text) => text == b"?",
-        Value::Array(values) => values.iter().any(has_unknown),
-        _ => false,
-    }
+    let detail = "the cluster prefers names, and nodes of it announce none: set cluster-announce-hostname, or another cluster-preferred-endpoint-type";
+    Err((
+        redis::ErrorKind::ClusterConnectionNotFound,
+        "a node is nowhere",
+        detail.to_owned(),
+    )
+        .into())
 }
 
 /// The version, by the answer to `INFO`, if that is too old.
