@@ -123,8 +123,10 @@ impl Map {
                 // A node that does not say where it is, is where another one was asked.
                 Text(_) | Nothing | Number(_) => vec![asked],
             };
-            while let [Text(_), Text(host), others @ ..] = rest {
-                hosts.push(host);
+            while let [Text(name), Text(host), others @ ..] = rest {
+                if ["ip", "hostname"].contains(&name.as_str()) {
+                    hosts.push(host);
+                }
                 rest = others;
             }
             let next = rest
@@ -245,7 +247,7 @@ mod tests {
     fn the_map_is_what_the_nodes_say() {
         let mut map = Map::parse(
             &answer(
-                "0 5460 10.0.0.1 30001 id-a hostname a.example 10.0.0.4 30004 id-d hostname d.example \
+                "0 5460 10.0.0.1 30001 id-a hostname a.example zone eu-1 10.0.0.4 30004 id-d hostname d.example \
                 5461 10922 b.example 30002 id-b ip 10.0.0.2 - 30004 id-e \
                 10923 16380 - 30003 id-c ip 10.0.0.3 hostname '' \
                 16381 16381 ? 30005 id-f ip 10.0.0.5 \

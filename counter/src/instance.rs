@@ -172,7 +172,7 @@ impl Instance {
             Ok(answer) => {
                 match answer {
                     Answer::Recorded(outcome) if self.config.log == Log::All => {
-                        eprintln!("verve: id {id} {} in window {}", outcome.as_str(), place.window);
+                        println!("verve: id {id} {} in window {}", outcome.as_str(), place.window);
                     }
                     Answer::Limited(limit) => {
                         self.log(
@@ -396,6 +396,17 @@ async fn look_whether_back(instance: Rc<Instance>, node: Rc<Node>) {
 /// A flush that somebody has been told to do. If that one is given up before, the next answer has somebody else do it.
 struct Due(Rc<Counted>);
 
+/// Counts that are to be flushed. Of what is not, once this is dropped, nothing is lost; what is under way then may be.
+struct Unflushed(Rc<Counted>, BTreeMap<Window, Counts>);
+
+impl Drop for Unflushed {
+    fn drop(&mut self) {
+        for (window, counts) in std::mem::take(&mut self.1) {
+            self.0.stats.put_back(window, counts);
+        }
+    }
+}
+
 impl Drop for Due {
     fn drop(&mut self) {
         self.0.stats.is_due_no_more();
@@ -403,11 +414,12 @@ impl Drop for Due {
 }
 
 /// Flushes the counts, after a while in which those of more responses have come together, and drains the spool.
-async fn flush_later(instance: Rc<Instance>, counted: Rc<Counted>) {
-    let due = Due(counted.clone());
+async fn flush_later(instance: Rc<Instance>, due: Due) {
     sleep(FLUSH_AFTER).await;
+    let counted = due.0.clone();
+    let mut unflushed = Unflushed(counted.clone(), counted.stats.take());
     drop(due);
-    for (window, counts) in counted.stats.take() {
+    while let Some((window, counts)) = unflushed.1.pop_first() {
         instance.flush(&counted, window, counts).await;
     }
     if instance.jobs_added.take() {

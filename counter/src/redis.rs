@@ -88,7 +88,13 @@ impl Redis {
     pub fn new(config: &Config) -> Self {
         let reconnects = Rc::default();
         let named = config.redis_urls.as_slice().iter();
-        let named = named.map(|url| Rc::new(Node::new(vec![url.clone()], config, Rc::clone(&reconnects))));
+        let named = named.map(|url| {
+            let address = Address {
+                host: url.host().to_owned(),
+                port: url.port(),
+            };
+            Rc::new(Node::new(vec![url.clone()], &[address], config, Rc::clone(&reconnects)))
+        });
         Self {
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
@@ -124,11 +130,13 @@ impl Redis {
     /// was configured for before: nothing is asked of it and nothing written to it.
     pub async fn named(&self, name: &str) -> Option<Rc<Node>> {
         let urls: RedisUrls = name.parse().ok()?;
-        let (host, port) = (urls.first().host().to_owned(), urls.first().port());
-        if let Some(known) = self.known(&host, port) {
+        let address = Address {
+            host: urls.first().host().to_owned(),
+            port: urls.first().port(),
+        };
+        if let Some(known) = self.known(&address) {
             return Some(known);
         }
-        let address = Address { host, port };
         match &*self.topology().await.ok()? {
             Topology::Cluster { map, .. } => self.node_at(&self.first(), map.borrow().at(&address)?),
             Topology::One => None,
@@ -139,30 +147,36 @@ impl Redis {
         self.nodes.borrow()[0].clone()
     }
 
-    fn known(&self, host: &str, port: u16) -> Option<Rc<Node>> {
+    /// The node that is there before all else.
+    fn known(&self, first: &Address) -> Option<Rc<Node>> {
         let nodes = self.nodes.borrow();
-        nodes.iter().find(|node| node.is_at(host, port)).cloned()
+        let known = nodes.iter().find(|node| node.addresses().first() == Some(first));
+        known.cloned()
     }
 
-    /// The node at these addresses, as `asked` sees it.
+    /// The node at these addresses, as `asked` sees it. One that had others before is another one: an address may lead elsewhere by now.
     fn node_at(&self, asked: &Node, addresses: &[Address]) -> Option<Rc<Node>> {
+        let first = addresses.first()?;
         // Each command asks, so nothing is parsed where it need not be.
-        let known = addresses
-            .iter()
-            .find_map(|address| self.known(&address.host, address.port));
-        if known.is_some() {
+        let known = self.known(first);
+        if known.as_ref().is_some_and(|known| known.addresses() == addresses) {
             return known;
         }
         let urls = addresses
             .iter()
             .filter_map(|address| asked.url().of_node(&address.host, address.port));
         let urls: Vec<RedisUrl> = urls.collect();
-        let first = urls.first()?;
-        Some(self.known(first.host(), first.port()).unwrap_or_else(|| {
-            let node = Rc::new(Node::new(urls, &self.config, Rc::clone(&self.reconnects)));
-            self.nodes.borrow_mut().push(node.clone());
-            node
-        }))
+        if urls.is_empty() {
+            return None;
+        }
+        let node = Rc::new(Node::new(urls, addresses, &self.config, Rc::clone(&self.reconnects)));
+        let mut nodes = self.nodes.borrow_mut();
+        let place = known.and_then(|known| nodes.iter().position(|other| Rc::ptr_eq(other, &known)));
+        match place {
+            Some(place) => nodes[place] = node.clone(),
+            None => nodes.push(node.clone()),
+        }
+        Some(node)
     }
 
     /// Which node has what; asked for where that is not known, or no longer.

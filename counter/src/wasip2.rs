@@ -163,7 +163,7 @@ impl Counter {
         let log = self.config.log;
         match recorded {
             Ok(Answer::Recorded(outcome)) if log == Log::All => {
-                eprintln!("verve: id {id} {} in window {window}", outcome.as_str());
+                println!("verve: id {id} {} in window {window}", outcome.as_str());
             }
             Ok(Answer::Limited(limit)) if log >= Log::Error => {
                 eprintln!("verve: id {id} not recorded: {}", failures::beyond(*limit));

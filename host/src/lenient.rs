@@ -10,7 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A connection to a client.
 pub struct Lenient<S> {
     stream: S,
-    /// Whether what comes next is a request's first line.
+    /// Whether what comes next is certainly a request's first line: all that came so far were heads of requests without a body, each whole in one read.
+    /// A body must never be taken for a request.
     begins: bool,
     /// What was read, and is to be handed on first.
     pending: Vec<u8>,
@@ -58,6 +59,17 @@ fn encoded(read: &[u8]) -> Option<(Vec<u8>, usize)> {
     Some((encoded, end))
 }
 
+/// Whether this is just one request, that has no body.
+fn is_whole(read: &[u8]) -> bool {
+    let says = |name: &[u8]| read.windows(name.len()).any(|part| part.eq_ignore_ascii_case(name));
+    let after = |at: usize| &read[at + 1..];
+    let ends = |at: &usize| read[*at] == b'\n' && (after(*at).starts_with(b"\n") || after(*at).starts_with(b"\r\n"));
+    read.starts_with(b"GET ")
+        && (0..read.len()).find(ends).is_some_and(|at| after(at) == b"\r\n")
+        && !says(b"content-length")
+        && !says(b"transfer-encoding")
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Lenient<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.pending.is_empty() {
@@ -71,8 +83,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lenient<S> {
             return Poll::Ready(Ok(()));
         }
         let rewritten = if self.begins { encoded(read) } else { None };
-        // A request without a body ends so, and then the next one begins.
-        let begins = read.ends_with(b"\r\n\r\n");
+        let begins = self.begins && is_whole(read);
         if let Some((mut line, length)) = rewritten {
             line.extend_from_slice(&read[length..]);
             buffer.set_filled(before);
@@ -132,6 +143,21 @@ mod tests {
             (&[get, get], &encoded.repeat(2)),
             (&["GET / HTTP/1.1\r\n\r\n"], "GET / HTTP/1.1\r\n\r\n"),
             // Bodies are what they are.
+            (
+                &[
+                    "POST / HTTP/1.1\r\ncontent-length: 40\r\n\r\n",
+                    "GET /\"\" HTTP/1.1\r\n\r\n",
+                    "GET /\"\" HTTP/1.1\r\n\r\n",
+                ],
+                "POST / HTTP/1.1\r\ncontent-length: 40\r\n\r\nGET /\"\" HTTP/1.1\r\n\r\nGET /\"\" HTTP/1.1\r\n\r\n",
+            ),
+            (
+                &[
+                    "GET / HTTP/1.1\r\nContent-Length: 40\r\n\r\n",
+                    "GET /\"\" HTTP/1.1\r\n\r\n",
+                ],
+                "GET / HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /\"\" HTTP/1.1\r\n\r\n",
+            ),
             (
                 &["POST /\"a\" HTTP/1.1\r\ncontent-length: 6\r\n\r\n\"<a>\"\n"],
                 "POST /\"a\" HTTP/1.1\r\ncontent-length: 6\r\n\r\n\"<a>\"\n",

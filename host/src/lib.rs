@@ -154,6 +154,8 @@ fn log_to_stderr(format: LogFormat) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        // A log that nobody reads any more must not stop requests.
+        .log_internal_errors(false)
         .with_ansi(color);
     match format {
         LogFormat::Text => log.init(),

@@ -31,6 +31,12 @@ pub enum Target {
     Stderr,
 }
 
+/// Whether a line is a warning of Verve's own component, and each of several instances may have said it just now. Of other components all
+/// lines are told.
+fn is_said_again(line: &str) -> bool {
+    line.starts_with("verve: ") && !is_news(line)
+}
+
 /// Whether a warning is to be said: it was not, for a while.
 pub fn is_news(warning: &str) -> bool {
     static SAID: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
@@ -93,8 +99,8 @@ impl Target {
         for line in String::from_utf8_lossy(lines).lines() {
             match self {
                 Self::Stdout => tracing::info!("{line}"),
-                Self::Stderr if is_news(line) => tracing::warn!("{line}"),
-                Self::Stderr => {}
+                Self::Stderr if is_said_again(line) => {}
+                Self::Stderr => tracing::warn!("{line}"),
             }
         }
     }

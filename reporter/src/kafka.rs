@@ -215,6 +215,8 @@ impl Publisher {
     pub async fn ping(&self) {
         let Some(kafka) = self.0.clone() else { return };
         let asked = tokio::task::spawn_blocking(move || {
+            // What it heard meanwhile is of no use; a token is renewed by this.
+            let _ = kafka.asking.poll(Duration::ZERO);
             let answer = kafka.asking.client().fetch_metadata(Some(&kafka.topic), PING_TIMEOUT);
             match answer {
                 Ok(_) => kafka.answered(),

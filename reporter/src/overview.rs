@@ -193,7 +193,10 @@ impl Overview {
                 }
                 seen = Seen {
                     spools: seen.spools,
-                    newest_with_ids: seen.newest_with_ids.max(newest_with_ids(&read.windows)),
+                    // None of a time to come, by a clock that was set back.
+                    newest_with_ids: (seen.newest_with_ids)
+                        .filter(|newest| Some(*newest) <= read.windows.last().map(|current| current.window))
+                        .max(newest_with_ids(&read.windows)),
                     ..read
                 };
             }

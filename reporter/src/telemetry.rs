@@ -52,6 +52,8 @@ pub fn init(format: LogFormat) -> anyhow::Result<Traces> {
     let levels = levels.and(filter_fn(|metadata| metadata.is_event()));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        // A log that nobody reads any more stops nothing.
+        .log_internal_errors(false)
         .with_target(false);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(false).boxed(),

@@ -7,7 +7,7 @@ use verve_protocol::{CounterName, Id};
 use wit_bindgen::spawn;
 
 use super::drain::look_into_spool;
-use super::{INSTANCE, Instance, flush_later, load};
+use super::{Due, INSTANCE, Instance, flush_later, load};
 use crate::answer::{Answer, Limit};
 use crate::batches::MOST;
 use crate::callback::Callback;
@@ -93,7 +93,7 @@ impl Counter {
 
     fn note_field(&self, place: &Place, field: &'static str) {
         if place.counted.stats.count(place.window, field) {
-            spawn(flush_later(self.instance.clone(), place.counted.clone()));
+            spawn(flush_later(self.instance.clone(), Due(place.counted.clone())));
         }
     }
 

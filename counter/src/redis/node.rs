@@ -10,7 +10,7 @@ use verve_protocol::RedisUrl;
 use crate::answer::Answer;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, monotonic_ms};
-use crate::cluster::Redirect;
+use crate::cluster::{Address, Redirect};
 use crate::config::Config;
 use crate::counted::Place;
 use crate::deadlines::Deadlines;
@@ -26,6 +26,8 @@ const BELIEVED_MS: u64 = 1000;
 pub struct Node {
     /// Where it is, first as the cluster prefers it; never empty.
     urls: Vec<RedisUrl>,
+    /// The same, as it was told.
+    addresses: Vec<Address>,
     /// Which of them is tried next, or was connected to.
     at: Cell<usize>,
     /// For one attempt, connecting included.
@@ -89,11 +91,12 @@ impl Via<'_> {
 }
 
 impl Node {
-    /// The node at `urls`, whichever of them leads to it; never empty. Connects when first used. What counts `reconnects` is shared with the
-    /// other nodes.
-    pub fn new(urls: Vec<RedisUrl>, config: &Config, reconnects: Rc<Cell<u64>>) -> Self {
+    /// The node at `urls`, whichever of them leads to it; never empty. They are those of `addresses`. Connects when first used. What counts
+    /// `reconnects` is shared with the other nodes.
+    pub fn new(urls: Vec<RedisUrl>, addresses: &[Address], config: &Config, reconnects: Rc<Cell<u64>>) -> Self {
         Self {
             urls,
+            addresses: addresses.to_vec(),
             at: Cell::new(0),
             timeout: config.redis_timeout,
             deadlines: Deadlines::new(config.redis_timeout),
@@ -113,9 +116,9 @@ impl Node {
         &self.urls[self.at.get()]
     }
 
-    /// Whether this is one of its addresses.
-    pub fn is_at(&self, host: &str, port: u16) -> bool {
-        self.urls.iter().any(|url| (url.host(), url.port()) == (host, port))
+    /// Its addresses, first as the cluster prefers it.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
     }
 
     /// Its name among instances of the component: its first URL without password.

@@ -2,7 +2,7 @@
 //! id's set and the statistics, which are asked for at the first node that the variable names. So it is of many ids, with a script for each
 //! partition's.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use verve_protocol::counter_name::MAX_COUNTERS;
@@ -322,12 +322,15 @@ impl<'a> Redis<'a> {
     /// Does something where the node that is asked sends it. Another attempt has fresh connections.
     fn attempt<T>(&self, command: &impl Fn(&Connection, bool) -> Result<T, Error>, again: bool) -> Result<T, String> {
         let named = self.config.redis_urls.as_slice();
+        let is_connected = Cell::new(false);
         let at = |node: &RedisUrl, asking: bool| {
+            is_connected.set(false);
             let attempt = || {
                 let connection = match self.kept(node).filter(|_| !again) {
                     Some(connection) => connection,
                     None => Connection::open(node.secret())?,
                 };
+                is_connected.set(true);
                 if asking {
                     connection.execute("ASKING", &[])?;
                 }
@@ -348,17 +351,21 @@ impl<'a> Redis<'a> {
             let to = told
                 .as_ref()
                 .and_then(|address| node.of_node(&address.host, address.port));
+            is_connected.set(false);
             let first = to.map_or_else(
                 || Err(format!("{node}: {}", failures::SENT_NOWHERE)),
                 |to| at(&to, redirect.is_ask),
             );
             first.or_else(|error| {
-                // Nobody may be there: where else it is, the map says.
+                // It may have been done there.
+                if is_connected.get() {
+                    return Err(error);
+                }
+                // Nobody is there: where else the node is, the map says.
                 let others = self.others(node, &redirect, told.as_ref()).unwrap_or_default();
-                others
-                    .iter()
-                    .map(|other| at(other, redirect.is_ask))
-                    .find(Result::is_ok)
+                let mut tried = others.iter().map(|other| at(other, redirect.is_ask));
+                tried
+                    .find(|done| done.is_ok() || is_connected.get())
                     .unwrap_or(Err(error))
             })
         })

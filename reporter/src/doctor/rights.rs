@@ -6,7 +6,7 @@ use super::Finding;
 use crate::store::Store;
 
 /// Each command that the reporter runs, in a form that changes nothing where there is no such key.
-const COMMANDS: [&str; 40] = [
+const COMMANDS: [&str; 41] = [
     "DEL",
     "EXISTS",
     "EXPIRE 1",
@@ -46,6 +46,7 @@ const COMMANDS: [&str; 40] = [
     "XREADGROUP",
     // These write, and what they wrote is removed.
     "SUNIONSTORE KEY",
+    "TTL",
     "HSET f v",
     "HSETNX f v",
     "TIME",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use redis::RedisResult;
-use verve_protocol::keys::ids_parts;
+use verve_protocol::keys::{UNREPORTED_SECONDS, ids_parts};
 use verve_protocol::{Id, Partition, Partitions, SpoolState, Window, WindowLength};
 
 use super::Finding;
@@ -27,7 +27,7 @@ struct Written {
     sets: BTreeSet<(String, u64)>,
     /// The latest start of a window with ids, in Unix seconds.
     latest: u64,
-    /// When the latest window ended of which ids came too late, in Unix seconds; 0 if there is none.
+    /// When the latest window ended of those of which ids came too late in these minutes, in Unix seconds; 0 if there is none.
     over: u64,
     /// The newest window that was reported with ids, in the last hour, and how many.
     reported: Option<(Window, u64)>,
@@ -77,9 +77,6 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
             for (namespace, seconds, start, set) in found.iter().filter_map(|key| ids_parts(key)) {
                 let is_ours = namespace == keys.namespace().as_str() && seconds == length.seconds();
                 if start + seconds + RECENT_S < now {
-                    if is_ours {
-                        written.over = written.over.max(start + seconds);
-                    }
                     continue;
                 }
                 // A named counter is its namespace's.
@@ -109,9 +106,16 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
     let too_late: Vec<u64> = server
         .command(redis::cmd("ZRANGE").arg(keys.windows_late(length)).arg(-1).arg(-1))
         .await?;
-    let too_late = too_late.first().map(|start| start + length.seconds());
-    let too_late = too_late.filter(|end| end + RECENT_S < now).unwrap_or_default();
-    written.over = written.over.max(too_late);
+    let too_late = too_late.first().and_then(|start| length.window_starting(*start));
+    if let Some(window) = too_late.filter(|window| window.end() + RECENT_S < now) {
+        for set in store.sets() {
+            // They are kept for a day from when the last of them came.
+            let left: i64 = server.command(redis::cmd("TTL").arg(keys.late(window, set))).await?;
+            if left > UNREPORTED_SECONDS.cast_signed() - RECENT_S.cast_signed() {
+                written.over = window.end();
+            }
+        }
+    }
     written.reported = reported(store, length, now).await?;
     let spools: Vec<String> = server.command(redis::cmd("HVALS").arg(keys.spools())).await?;
     let states = spools.iter().filter_map(|text| text.parse::<SpoolState>().ok());
