@@ -20,13 +20,20 @@ pub struct Address {
 }
 
 impl Address {
+    /// Of this host, a name or an IP address without brackets, and port.
+    #[must_use]
+    pub fn new(host: &str, port: u16) -> Self {
+        Self {
+            host: host.to_owned(),
+            port,
+        }
+    }
+
     /// Reads `host:port`; an IPv6 address has no brackets there.
     fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
-        Some(Self {
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: port.parse().ok().filter(|port| *port > 0)?,
-        })
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        Some(Self::new(host.trim_matches(['[', ']']), port))
     }
 }
 
@@ -73,10 +80,7 @@ impl Redirect {
             UNKNOWN => return None,
             host => host,
         };
-        Some(Address {
-            host: host.to_owned(),
-            port: self.address.port,
-        })
+        Some(Address::new(host, self.address.port))
     }
 }
 
@@ -171,19 +175,13 @@ impl Map {
 fn addresses(hosts: Vec<&str>, asked: &str, port: u16) -> Rc<[Address]> {
     let mut addresses: Vec<Address> = Vec::new();
     for host in hosts {
-        let address = Address {
-            host: host.to_owned(),
-            port,
-        };
+        let address = Address::new(host, port);
         if !host.is_empty() && host != UNKNOWN && !addresses.contains(&address) {
             addresses.push(address);
         }
     }
     if addresses.is_empty() {
-        addresses.push(Address {
-            host: asked.to_owned(),
-            port,
-        });
+        addresses.push(Address::new(asked, port));
     }
     addresses.into()
 }
@@ -213,11 +211,10 @@ mod tests {
         // By itself a node means the host that was asked, and some do not know where others are.
         assert_eq!(told("Moved: 0 :7000"), Some((false, Some(at("asked:7000")))));
         assert_eq!(told("MOVED 0 ?:7000"), Some((false, None)));
-        let ipv6 = Address {
-            host: "::1".to_owned(),
-            port: 7000,
-        };
-        assert_eq!(told("Moved: 0 ::1:7000"), Some((false, Some(ipv6))));
+        assert_eq!(
+            told("Moved: 0 ::1:7000"),
+            Some((false, Some(Address::new("::1", 7000))))
+        );
         for error in [
             "",
             "CrossSlot: Keys in request don't hash to the same slot",

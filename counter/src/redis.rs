@@ -17,7 +17,7 @@ use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, Sp
 use crate::answer::Limit;
 use crate::batches::Batch;
 use crate::clock::{look_again, monotonic_ms, now_ms};
-use crate::cluster::{Address, Map, Part, Redirect};
+use crate::cluster::{Address, Map, Part};
 use crate::config::Config;
 use crate::expiry::{KEEP, end_of};
 use crate::failures;
@@ -89,10 +89,7 @@ impl Redis {
         let reconnects = Rc::default();
         let named = config.redis_urls.as_slice().iter();
         let named = named.map(|url| {
-            let address = Address {
-                host: url.host().to_owned(),
-                port: url.port(),
-            };
+            let address = Address::new(url.host(), url.port());
             Rc::new(Node::new(vec![url.clone()], &[address], config, Rc::clone(&reconnects)))
         });
         Self {
@@ -130,10 +127,7 @@ impl Redis {
     /// was configured for before: nothing is asked of it and nothing written to it.
     pub async fn named(&self, name: &str) -> Option<Rc<Node>> {
         let urls: RedisUrls = name.parse().ok()?;
-        let address = Address {
-            host: urls.first().host().to_owned(),
-            port: urls.first().port(),
-        };
+        let address = Address::new(urls.first().host(), urls.first().port());
         if let Some(known) = self.known(&address) {
             return Some(known);
         }
@@ -249,12 +243,12 @@ impl Redis {
                 }
                 Err(Failure::Redirected(redirect)) => redirect,
             };
-            node = match self.sent_on(&topology, &node, &redirect) {
-                Some(to) if redirect.is_ask => return to.asking(&command).await,
-                Some(to) => {
-                    if let Some(address) = redirect.to(node.url().host()) {
-                        topology.moved(slot, address);
-                    }
+            let address = redirect.to(node.url().host());
+            let to = address.and_then(|address| Some((self.sent_on(&topology, &node, &address)?, address)));
+            node = match to {
+                Some((to, _)) if redirect.is_ask => return to.asking(&command).await,
+                Some((to, address)) => {
+                    topology.moved(slot, address);
                     to
                 }
                 // Perhaps the map says where.
@@ -272,15 +266,14 @@ impl Redis {
         Err(format!("{}: sent on more than {REDIRECTIONS} times", node.url()))
     }
 
-    /// The node that `node` sends on to; none if it does not say where that is.
-    fn sent_on(&self, topology: &Topology, node: &Node, redirect: &Redirect) -> Option<Rc<Node>> {
-        let address = redirect.to(node.url().host())?;
+    /// The node at the address to which `node` sends on.
+    fn sent_on(&self, topology: &Topology, node: &Node, address: &Address) -> Option<Rc<Node>> {
         if let Topology::Cluster { map, .. } = topology
-            && let Some(addresses) = map.borrow().at(&address)
+            && let Some(addresses) = map.borrow().at(address)
         {
             return self.node_at(node, addresses);
         }
-        self.node_at(node, &[address])
+        self.node_at(node, std::slice::from_ref(address))
     }
 
     /// Registers that a named counter is in use, before its ids are recorded. The outcome is a limit where there may be no more counters, unless

@@ -33,7 +33,7 @@ impl Connections {
         if let Some(shared) = self.all().get(url.as_str()) {
             return Ok(shared.clone());
         }
-        let shared = Shared::open(url.clone()).await?;
+        let shared = Shared::open(url.clone(), false).await?;
         self.all().insert(url.into(), shared.clone());
         Ok(shared)
     }
@@ -50,12 +50,12 @@ impl Connections {
 }
 
 impl Shared {
-    async fn open(url: Url) -> RedisResult<Self> {
+    async fn open(url: Url, is_own: bool) -> RedisResult<Self> {
         Ok(Self {
             connection: connect(url.clone()).await?,
             url,
             identity: Arc::default(),
-            is_own: false,
+            is_own,
         })
     }
 
@@ -64,9 +64,7 @@ impl Shared {
         if self.is_own {
             return Ok(self.clone());
         }
-        let mut own = Self::open(self.url.clone()).await?;
-        own.is_own = true;
-        Ok(own)
+        Self::open(self.url.clone(), true).await
     }
 }
 

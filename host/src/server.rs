@@ -53,6 +53,22 @@ pub struct Site {
     pub is_stopping: Arc<AtomicBool>,
 }
 
+impl Site {
+    /// Notes whether the component cannot serve at all, and says so when it is news.
+    fn note(&self, fails: bool) {
+        if self.is_misconfigured.swap(fails, Ordering::Relaxed) || !fails {
+            return;
+        }
+        let given = match self.given.as_slice() {
+            [] => "none".to_owned(),
+            given => given.join(", "),
+        };
+        tracing::error!(
+            "the component cannot serve as it is configured, and the health check fails; variables that were given: {given}"
+        );
+    }
+}
+
 /// Has the component look after what it may have left in its database, at once and every so often, though nobody else may ever
 /// send it a request again. `OPTIONS` is a request to which it only says what it takes. One to which it answers that it cannot serve at
 /// all fails the health check.
@@ -69,20 +85,7 @@ pub async fn look_after(site: Arc<Site>, instances: Instances) {
         let host = HeaderValue::from_static("localhost");
         request.headers_mut().insert(HOST, host);
         match instances.handle(request).await {
-            Ok(answer) => {
-                let fails = answer.status().is_server_error();
-                if fails && !site.is_misconfigured.swap(true, Ordering::Relaxed) {
-                    let given = match site.given.as_slice() {
-                        [] => "none".to_owned(),
-                        given => given.join(", "),
-                    };
-                    tracing::error!(
-                        "the component cannot serve as it is configured, and the health check fails; variables that were given: {given}"
-                    );
-                } else if !fails {
-                    site.is_misconfigured.store(false, Ordering::Relaxed);
-                }
-            }
+            Ok(answer) => site.note(answer.status().is_server_error()),
             Err(error) => tracing::debug!("the component did not look after its database: {error}"),
         }
         tokio::time::sleep(LOOK_AFTER_EVERY).await;

@@ -1,7 +1,7 @@
 //! `verve-reporter doctor`: looks at what the reporter is to work with, and says what to change. It changes nothing.
 //!
-//! What is asked for and what is made of it are kept apart: [`redis`], [`rights`], [`traffic`] and [`kafka`] have a function that judges, and one that
-//! gets what is to be judged.
+//! What is asked for and what is made of it are kept apart: [`redis`], [`traffic`] and [`kafka`] have a function that judges, and one that
+//! gets what is to be judged. [`rights`] tries.
 
 mod kafka;
 mod redis;

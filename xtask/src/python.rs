@@ -34,7 +34,7 @@ pub fn ingest() -> Result<()> {
     if modified(&built).is_some_and(|built| changed.iter().all(|changed| *changed < built)) {
         return Ok(());
     }
-    let program = componentize()?;
+    let program = installed(COMPONENTIZE, "componentize-py")?;
     sys::say("building examples/ingest (by componentize-py)");
     if let Some(folder) = built.parent() {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -48,15 +48,6 @@ pub fn ingest() -> Result<()> {
 
 fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|file| file.modified()).ok()
-}
-
-/// The program, installed the first time.
-fn componentize() -> Result<PathBuf> {
-    let program = environment(COMPONENTIZE)?.join("bin/componentize-py");
-    if !program.is_file() {
-        from_pypi(COMPONENTIZE, &[])?;
-    }
-    Ok(program)
 }
 
 /// Redis servers besides the system's, installed the first time.
@@ -81,13 +72,18 @@ pub fn servers() -> Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
-/// A Python that has the library of signed callbacks, installed the first time.
+/// A Python that has the library of signed callbacks.
 pub fn with_webhooks() -> Result<PathBuf> {
-    let python = environment(WEBHOOKS)?.join("bin/python3");
-    if !python.is_file() {
-        from_pypi(WEBHOOKS, &[])?;
+    installed(WEBHOOKS, "python3")
+}
+
+/// A program of a package's environment, installed the first time.
+fn installed(package: &str, program: &str) -> Result<PathBuf> {
+    let program = environment(package)?.join("bin").join(program);
+    if !program.is_file() {
+        from_pypi(package, &[])?;
     }
-    Ok(python)
+    Ok(program)
 }
 
 /// Where a package is installed.
@@ -102,6 +98,11 @@ fn from_pypi(package: &str, options: &[&str]) -> Result<PathBuf> {
     sys::say(&format!("installing {package}"));
     sys::run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
     let mut pip = Command::new(environment.join("bin/pip"));
-    sys::run(pip.args(["install", "--quiet"]).args(options).arg(package))?;
+    let installed = sys::run(pip.args(["install", "--quiet"]).args(options).arg(package));
+    if installed.is_err() {
+        // What is there is taken for installed.
+        let _ = fs::remove_dir_all(&environment);
+    }
+    installed?;
     Ok(environment)
 }

@@ -22,6 +22,8 @@ const COMMANDS: [&str; 41] = [
     "SET 1 XX",
     "SRANDMEMBER 1",
     "SREM m",
+    "TIME",
+    "TTL",
     "UNLINK",
     "XACK reporter 1-1",
     "XADD NOMKSTREAM * f v",
@@ -46,10 +48,8 @@ const COMMANDS: [&str; 41] = [
     "XREADGROUP",
     // These write, and what they wrote is removed.
     "SUNIONSTORE KEY",
-    "TTL",
     "HSET f v",
     "HSETNX f v",
-    "TIME",
 ];
 
 /// Tries commands, and answers those that are refused.
