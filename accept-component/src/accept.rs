@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use verve_counter::Counter;
+use verve_counter::{Counter, InvalidVariable};
 
 use crate::request::Accept;
 use crate::response::Response;
@@ -38,7 +38,7 @@ thread_local! {
     static SAID: Cell<bool> = const { Cell::new(false) };
 }
 
-fn misconfigured(error: &str) -> Response {
+fn misconfigured(error: &InvalidVariable) -> Response {
     if !SAID.replace(true) {
         eprintln!("verve: {error}");
     }

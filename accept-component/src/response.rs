@@ -1,6 +1,6 @@
 //! What a request is answered: status, headers and body, all decided here.
 
-use verve_counter::Answer;
+use verve_counter::{NotCounted, Outcome};
 
 use crate::request::BadRequest;
 
@@ -9,7 +9,7 @@ use crate::request::BadRequest;
 pub enum Response {
     /// What came of the id: 200; 429 if it is beyond a limit, and not 503, by which a client that floods one window would have balancers take
     /// every instance for broken; 503 if it could not be recorded.
-    Answered(Answer),
+    Answered(Result<Outcome, NotCounted>),
     /// The request is bad: 400.
     BadRequest(BadRequest),
     /// Another method than GET: 405.
@@ -23,10 +23,10 @@ impl Response {
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
-            Self::Answered(Answer::Recorded(_)) => 200,
+            Self::Answered(Ok(_)) => 200,
             Self::BadRequest(_) => 400,
-            Self::Answered(Answer::Limited(_)) => 429,
-            Self::Answered(Answer::Unavailable) | Self::Misconfigured => 503,
+            Self::Answered(Err(NotCounted::Limited(_))) => 429,
+            Self::Answered(Err(NotCounted::Unavailable)) | Self::Misconfigured => 503,
             Self::MethodNotAllowed => 405,
         }
     }
@@ -35,7 +35,7 @@ impl Response {
     #[must_use]
     pub const fn body(self) -> &'static str {
         match self {
-            Self::Answered(Answer::Recorded(_)) => "ok",
+            Self::Answered(Ok(_)) => "ok",
             _ => "failed",
         }
     }
@@ -44,10 +44,10 @@ impl Response {
     #[must_use]
     pub const fn reason(self) -> (&'static str, &'static str) {
         match self {
-            Self::Answered(Answer::Recorded(outcome)) => ("verve-outcome", outcome.as_str()),
+            Self::Answered(Ok(outcome)) => ("verve-outcome", outcome.as_str()),
             Self::BadRequest(bad) => ("verve-error", bad.code()),
-            Self::Answered(Answer::Limited(limit)) => ("verve-error", limit.as_str()),
-            Self::Answered(Answer::Unavailable) => ("verve-error", "unavailable"),
+            Self::Answered(Err(NotCounted::Limited(limit))) => ("verve-error", limit.as_str()),
+            Self::Answered(Err(NotCounted::Unavailable)) => ("verve-error", "unavailable"),
             Self::MethodNotAllowed => ("allow", "GET"),
             Self::Misconfigured => ("verve-error", "misconfigured"),
         }
@@ -68,17 +68,17 @@ impl Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use verve_counter::{Limit, Outcome};
+    use verve_counter::Limit;
 
     #[test]
     fn the_length_is_the_bodys() {
         let answers = [
-            Answer::Recorded(Outcome::New),
-            Answer::Recorded(Outcome::Duplicate),
-            Answer::Recorded(Outcome::Spooled),
-            Answer::Limited(Limit::Window),
-            Answer::Limited(Limit::Endpoint),
-            Answer::Unavailable,
+            Ok(Outcome::New),
+            Ok(Outcome::Duplicate),
+            Ok(Outcome::Spooled),
+            Err(NotCounted::Limited(Limit::Window)),
+            Err(NotCounted::Limited(Limit::Endpoint)),
+            Err(NotCounted::Unavailable),
         ];
         let others = [
             Response::BadRequest(BadRequest::InvalidId),

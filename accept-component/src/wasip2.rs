@@ -1,6 +1,6 @@
 //! HTTP in the build for WASI 0.2.
 
-use verve_counter::Counter;
+use verve_counter::blocking::Counter;
 
 use crate::request::Accept;
 use crate::response::Response;
@@ -35,15 +35,15 @@ impl Guest for Component {
         if !matches!(request.method(), Method::Get) {
             return respond(response, Response::MethodNotAllowed);
         }
-        let (answer, note) = match Accept::parse(&request.path_with_query().unwrap_or_default()) {
-            Ok(Accept { id, callback }) => {
-                let (answer, note) = counter.add(id, callback);
-                (Response::Answered(answer), note)
+        let answer = match Accept::parse(&request.path_with_query().unwrap_or_default()) {
+            Ok(Accept { id, callback }) => Response::Answered(counter.add_with_callback(id, callback)),
+            Err(bad) => {
+                counter.count_invalid();
+                Response::BadRequest(bad)
             }
-            Err(bad) => (Response::BadRequest(bad), counter.count_invalid()),
         };
         respond(response, answer);
-        note.tell();
+        // The counter is dropped after the response.
     }
 }
 

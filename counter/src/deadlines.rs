@@ -22,7 +22,7 @@ const STEPS: u32 = 10;
 
 /// Those who wait, all with the same time limit.
 pub struct Deadlines {
-    step: Duration,
+    limit: Duration,
     waiting: RefCell<BTreeMap<u64, Waiting>>,
     /// The next one's number.
     next: Cell<u64>,
@@ -41,11 +41,16 @@ impl Deadlines {
     /// For waiting at most for `limit`.
     pub fn new(limit: Duration) -> Rc<Self> {
         Rc::new(Self {
-            step: limit / STEPS,
+            limit,
             waiting: RefCell::default(),
             next: Cell::new(0),
             watched: Cell::new(false),
         })
+    }
+
+    /// The limit, in milliseconds.
+    pub const fn limit_ms(&self) -> u64 {
+        self.limit.as_millis() as u64
     }
 
     /// Does the work, or gives it up when it takes too long.
@@ -100,7 +105,7 @@ struct Watch(Rc<Deadlines>);
 impl Watch {
     async fn watch(self) {
         while !self.0.waiting.borrow().is_empty() {
-            sleep(self.0.step).await;
+            sleep(self.0.limit / STEPS).await;
             self.0.waiting.borrow_mut().retain(|_, waiting| {
                 waiting.left.set(waiting.left.get() - 1);
                 waiting.left.get() > 0

@@ -6,6 +6,7 @@ mod drain;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures::future;
 use spin_sdk::time::sleep;
@@ -14,27 +15,32 @@ use spin_sdk::wasip3::random::random::get_random_u64;
 use verve_protocol::{CallbackJob, Id, Partition, Window};
 use wit_bindgen::spawn;
 
-use crate::answer::{Answer, Limit, Outcome};
-use crate::batches::{by_partition, in_order};
-use crate::callback::Callback;
-use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{monotonic_ms, now_ms};
-use crate::config::{self, Config, Log, SPOOL_LIMIT, VARIABLES};
-use crate::counted::{Counted, Counters, Place};
-use crate::failures;
-use crate::once::Once;
+use crate::deadlines::Deadlines;
 use crate::redis::{Node, Redis};
 use crate::spool::Spool;
-use crate::stats::{Counts, FLUSH_AFTER, flush};
-use crate::waiting::{Recorded, Taking, Turn, Waiter};
+use crate::waiting::{NotRecorded, Recorded, Taking, Turn, Waiter};
 pub use counter::Counter;
 use drain::{drain, look_into_spool};
+use verve_counter_core::answer::{Answer, Limit, NotCounted, Outcome};
+use verve_counter_core::callback::Callback;
+use verve_counter_core::circuit::{Circuit, OPEN_MS, Passage};
+use verve_counter_core::config::{self, Config, InvalidVariable, Log, SPOOL_LIMIT, VARIABLES};
+use verve_counter_core::counted::{Counted, Counters, Place};
+use verve_counter_core::once::Once;
+use verve_counter_core::redis_error::RedisError;
+use verve_counter_core::sets::{by_partition, in_order};
+use verve_counter_core::spooled::SpoolError;
+use verve_counter_core::stats::{Counts, FLUSH_AFTER, flush};
+
+/// How long a request waits for the spool. Beyond that somebody else holds its file locked, or the disk is not well.
+const SPOOL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// In the spool's state: there is no room for callback jobs.
 const JOBS_FULL: &str = "jobs full";
 
 thread_local! {
-    static INSTANCE: Rc<Once<Rc<Instance>, String>> = Rc::default();
+    static INSTANCE: Rc<Once<Rc<Instance>, InvalidVariable>> = Rc::default();
 }
 
 /// Parsed variables, open connections and unflushed counts.
@@ -45,7 +51,11 @@ struct Instance {
     counters: Counters,
     /// How often connections had been opened again when that was last forgotten.
     reconnects: Cell<u64>,
+    /// For all that is asked of Redis about ids that are recorded together.
+    redis_deadlines: Rc<Deadlines>,
     spool: Spool,
+    /// For what is put into the spool while somebody waits.
+    spool_deadlines: Rc<Deadlines>,
     /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
     background: Spool,
     /// Open while there is no room for callback jobs.
@@ -63,15 +73,18 @@ struct Instance {
 }
 
 /// The value of a variable, as the host has told it.
-fn or_default(name: &str, got: Result<String, variables::Error>) -> Result<String, String> {
+fn or_default(name: &'static str, got: Result<String, variables::Error>) -> Result<String, InvalidVariable> {
     match (got, config::when_undefined(name)) {
         (Ok(value), _) => Ok(value),
         (Err(variables::Error::Undefined(_)), Some(default)) => Ok(default.to_owned()),
-        (Err(error), _) => Err(format!("variable {name}: {error}")),
+        (Err(error), _) => Err(InvalidVariable::Untold {
+            name,
+            error: error.to_string(),
+        }),
     }
 }
 
-async fn load() -> Result<Rc<Instance>, String> {
+async fn load() -> Result<Rc<Instance>, InvalidVariable> {
     let mut values = <[String; VARIABLES.len()]>::default();
     let got = future::join_all(VARIABLES.map(variables::get)).await;
     for ((value, got), name) in values.iter_mut().zip(got).zip(VARIABLES) {
@@ -85,6 +98,8 @@ async fn load() -> Result<Rc<Instance>, String> {
     let instance = Rc::new(Instance {
         counters: Counters::new(config.keys.clone()),
         reconnects: Cell::new(0),
+        redis_deadlines: Deadlines::new(2 * config.redis_timeout),
+        spool_deadlines: Deadlines::new(SPOOL_TIMEOUT),
         config,
         redis,
         spool,
@@ -102,7 +117,7 @@ async fn load() -> Result<Rc<Instance>, String> {
 
 impl Instance {
     /// Tells the reporter, once in each window, that a counter is in use, if it has a name.
-    async fn tell_counter(&self, place: &Place) -> Result<Option<Limit>, String> {
+    async fn tell_counter(&self, place: &Place) -> Result<Option<Limit>, RedisError> {
         let Place { counted, window } = place;
         let Some(name) = counted.keys.counter() else {
             return Ok(None);
@@ -151,13 +166,13 @@ impl Instance {
         if self.config.endpoint_limit.is_some() {
             // Of an id that turns out to be beyond a limit as well, the job tells the count all the same.
             return match self.record_job(job).await? {
-                Some(limit) => Ok(Answer::Limited(limit)),
+                Some(limit) => Ok(Err(NotCounted::Limited(limit))),
                 None => self.record_id(place, id).await,
             };
         }
         if self.config.window_limit.is_some() {
             let answer = self.record_id(place, id).await?;
-            if let Answer::Recorded(_) = answer {
+            if answer.is_ok() {
                 self.record_job(job).await?;
             }
             return Ok(answer);
@@ -171,22 +186,17 @@ impl Instance {
         match recorded {
             Ok(answer) => {
                 match answer {
-                    Answer::Recorded(outcome) if self.config.log == Log::All => {
+                    Ok(outcome) if self.config.log == Log::All => {
                         println!("verve: id {id} {} in window {}", outcome.as_str(), place.window);
                     }
-                    Answer::Limited(limit) => {
-                        self.log(
-                            &self.last_refusal,
-                            &format!("id {id} not recorded: {}", failures::beyond(limit)),
-                        );
-                    }
-                    _ => {}
+                    Ok(_) => {}
+                    Err(error) => self.log(&self.last_refusal, &format!("id {id} not recorded: {error}")),
                 }
                 answer
             }
             Err(error) => {
                 self.log(&self.last_refusal, &format!("id {id} not recorded: {error}"));
-                Answer::Unavailable
+                Err(NotCounted::Unavailable)
             }
         }
     }
@@ -198,19 +208,19 @@ impl Instance {
         let is_seen = place.counted.seen.has(place.window, id);
         let node = self.node_of(place, id.partition(self.config.partitions));
         if is_seen && node.answered_lately() {
-            return Ok(Answer::Recorded(Outcome::Duplicate));
+            return Ok(Ok(Outcome::Duplicate));
         }
-        let taking = match node.queue.wait(place, id).await {
+        let (taking, since_ms) = match node.queue.wait(place, id).await {
             Turn::Recorded(recorded) => return recorded,
-            Turn::Take(taking) => taking,
+            Turn::Take(taking, since_ms) => (taking, since_ms),
         };
-        let recorded = self.record_ids(place, &[id]).await.pop();
+        let recorded = self.record_or_spool(place, &[id], since_ms).await.pop();
         // Those that came meanwhile.
         let waiters = taking.take();
         if !waiters.is_empty() {
             spawn(record_waiting(self.clone(), taking, waiters));
         }
-        recorded.unwrap_or(Ok(Answer::Unavailable))
+        recorded.unwrap_or(Ok(Err(NotCounted::Unavailable)))
     }
 
     /// Records ids of a window in Redis, or else in the spool. Answers what came of each.
@@ -225,21 +235,69 @@ impl Instance {
             }
         }
         let reconnects = self.redis.reconnects();
-        let added = match self.tell_counter(place).await {
-            Ok(None) => {
-                self.index(place).await;
-                self.redis.add_ids(place, &sets).await
-            }
-            Ok(Some(limit)) => return vec![Ok(Answer::Limited(limit)); ids.len()],
-            // They are told of when they are brought to Redis.
+        // Boxed, or its type is too deep for the compiler in the crates that count.
+        let adding = Box::pin(self.add_ids(place, &sets));
+        let added = self.redis_deadlines.limit(adding).await;
+        let added = match added.unwrap_or_else(|| Err(self.no_answer())) {
+            Ok(Ok(added)) => added,
+            Ok(Err(limit)) => return vec![Ok(Err(NotCounted::Limited(limit))); ids.len()],
+            // Of a named counter Redis is told when they are brought there.
             Err(error) => sets.iter().map(|_| Err(error.clone())).collect(),
         };
+        self.in_order(place, ids, sets, added, reconnects).await
+    }
+
+    /// Adds ids in Redis, and answers what came of those of each set; or the limit beyond which their counter is.
+    async fn add_ids(
+        &self,
+        place: &Place,
+        sets: &BTreeMap<Partition, Vec<Id>>,
+    ) -> Result<Result<Vec<Result<Vec<Answer>, RedisError>>, Limit>, RedisError> {
+        if let Some(limit) = self.tell_counter(place).await? {
+            return Ok(Err(limit));
+        }
+        self.index(place).await;
+        Ok(Ok(self.redis.add_ids(place, sets).await))
+    }
+
+    /// Redis has taken its time for an id.
+    fn no_answer(&self) -> RedisError {
+        RedisError::NoAnswer {
+            within_ms: self.redis_deadlines.limit_ms(),
+        }
+    }
+
+    /// Records ids of a window, the first of which have waited since a moment, by the monotonic clock. Have they waited for Redis for too long
+    /// already, they go to the spool.
+    async fn record_or_spool(
+        self: &Rc<Self>,
+        place: &Place,
+        ids: &[Id],
+        since_ms: Option<u64>,
+    ) -> Vec<Recorded<Answer>> {
+        if since_ms.is_none_or(|since_ms| monotonic_ms() <= since_ms + self.redis_deadlines.limit_ms()) {
+            return self.record_ids(place, ids).await;
+        }
+        let sets = by_partition(ids, self.config.partitions);
+        let added = sets.iter().map(|_| Err(self.no_answer())).collect();
+        self.in_order(place, ids, sets, added, self.redis.reconnects()).await
+    }
+
+    /// What came of each id, by what came of those of each set. What is not in Redis is spooled.
+    async fn in_order(
+        self: &Rc<Self>,
+        place: &Place,
+        ids: &[Id],
+        sets: BTreeMap<Partition, Vec<Id>>,
+        added: Vec<Result<Vec<Answer>, RedisError>>,
+        reconnects: u64,
+    ) -> Vec<Recorded<Answer>> {
         let mut recorded = BTreeMap::new();
         for ((partition, ids), added) in sets.iter().zip(added) {
             let answers = self.recorded(place, *partition, ids, added, reconnects).await;
             recorded.insert(*partition, answers);
         }
-        in_order(ids, partitions, recorded)
+        in_order(ids, self.config.partitions, recorded)
     }
 
     fn node_of(&self, place: &Place, partition: Partition) -> Rc<Node> {
@@ -248,31 +306,40 @@ impl Instance {
 
     /// Spools ids of one set that Redis did not record. `reconnects` are those before they were added.
     async fn recorded(
-        &self,
+        self: &Rc<Self>,
         place: &Place,
         partition: Partition,
         ids: &[Id],
-        added: Result<Vec<Answer>, String>,
+        added: Result<Vec<Answer>, RedisError>,
         reconnects: u64,
     ) -> Recorded<Vec<Answer>> {
         let node = self.node_of(place, partition);
         match added {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
-                let recorded = recorded.filter(|(_, answer)| matches!(answer, Answer::Recorded(_)));
+                let recorded = recorded.filter(|(_, answer)| answer.is_ok());
                 // Otherwise it may be that a server has them that has lost its data since.
                 if self.redis.reconnects() == reconnects {
                     self.counters.add_seen(place, recorded.map(|(id, _)| id));
                 }
-                self.found_well(&node).await;
+                if node.told_away.get() != 0 {
+                    let instance = self.clone();
+                    spawn(async move { instance.tell_well(&node).await });
+                }
                 Ok(answers)
             }
             Err(redis) => {
                 self.counters.forget();
-                let spooled = self.spool.add_ids(place.ids(partition), ids).await;
-                self.spooled(&redis, spooled)?;
-                self.found_away(&node).await;
-                Ok(vec![Answer::Recorded(Outcome::Spooled); ids.len()])
+                let spooling = self.spool.add_ids(place.ids(partition), ids);
+                let spooled = self.in_time(spooling).await;
+                self.spooled(redis, spooled)?;
+                let now = monotonic_ms();
+                if node.circuit.is_open() && node.told_away.get() < now {
+                    node.told_away.set(now + OPEN_MS);
+                    let instance = self.clone();
+                    spawn(async move { instance.tell_away(&node).await });
+                }
+                Ok(vec![Ok(Outcome::Spooled); ids.len()])
             }
         }
     }
@@ -281,17 +348,21 @@ impl Instance {
     async fn record_job(&self, job: &CallbackJob) -> Recorded<Option<Limit>> {
         let command = self.add_job(job);
         let redis = match self.jobs.enter(monotonic_ms, OPEN_MS) {
-            Passage::Barred => failures::TOO_MANY_JOBS.to_owned(),
-            Passage::Free | Passage::Trial => match self.redis.add_job(&self.config.keys, job, &command).await {
-                Ok(beyond) => {
-                    self.jobs_added.set(true);
-                    return Ok(beyond);
+            Passage::Barred => RedisError::TooManyJobs,
+            Passage::Free | Passage::Trial => {
+                let adding = Box::pin(self.redis.add_job(&self.config.keys, job, &command));
+                let added = self.redis_deadlines.limit(adding).await;
+                match added.unwrap_or_else(|| Err(self.no_answer())) {
+                    Ok(beyond) => {
+                        self.jobs_added.set(true);
+                        return Ok(beyond);
+                    }
+                    Err(redis) => redis,
                 }
-                Err(redis) => redis,
-            },
+            }
         };
-        let spooled = self.spool.add_command(command).await;
-        self.spooled(&redis, spooled)?;
+        let spooled = self.in_time(self.spool.add_command(command)).await;
+        self.spooled(redis, spooled)?;
         Ok(None)
     }
 
@@ -305,28 +376,35 @@ impl Instance {
     }
 
     /// Notes that something went into the spool instead of to Redis, or that even this failed.
-    fn spooled(&self, redis: &str, spooled: Result<(), String>) -> Recorded<()> {
-        spooled.map_err(|error| format!("{redis}; {error}"))?;
+    fn spooled(&self, redis: RedisError, spooled: Result<(), SpoolError>) -> Recorded<()> {
+        if let Err(spool) = spooled {
+            return Err(Rc::new(NotRecorded::new(redis, spool)));
+        }
         self.log_error(&format!("spooling: {redis}"));
         self.to_drain.set(true);
         Ok(())
     }
 
-    /// Tells other instances that a node is away, unless they have just been told.
-    async fn found_away(&self, node: &Node) {
-        let now = monotonic_ms();
-        if node.circuit.is_open() && node.told_away.get() < now {
-            node.told_away.set(now + OPEN_MS);
-            // If they are not told, they find out themselves.
-            let _ = self.spool.tell(&node.name(), now_ms() + OPEN_MS).await;
+    /// Tells other instances that a node is away. If they are not told, they find out themselves.
+    async fn tell_away(&self, node: &Node) {
+        let _ = self.background.tell(&node.name(), now_ms() + OPEN_MS).await;
+    }
+
+    /// Tells other instances that a node that was away is back, if they were told that it is.
+    async fn tell_well(&self, node: &Node) {
+        if node.told_away.replace(0) != 0 {
+            let _ = self.background.untell(&node.name()).await;
         }
     }
 
-    /// Tells other instances that a node that was away is back.
-    async fn found_well(&self, node: &Node) {
-        if node.told_away.replace(0) != 0 {
-            let _ = self.spool.untell(&node.name()).await;
-        }
+    /// Waits for the spool, as long as it is waited for.
+    async fn in_time(&self, spooling: impl Future<Output = Result<(), SpoolError>>) -> Result<(), SpoolError> {
+        let spooled = self.spool_deadlines.limit(spooling).await;
+        spooled.unwrap_or_else(|| {
+            Err(SpoolError::NoAnswer {
+                within_ms: self.spool_deadlines.limit_ms(),
+            })
+        })
     }
 
     /// Flushes counts to Redis, or else to the spool: as the same batch, since Redis may have run it though its answer was lost.
@@ -339,7 +417,7 @@ impl Instance {
             Err(redis) => redis,
         };
         let spooled = self.background.add_batch(&batch).await;
-        if let Err(error) = self.spooled(&redis, spooled) {
+        if let Err(error) = self.spooled(redis, spooled) {
             self.log_error(&format!("statistics not flushed: {error}"));
             counted.stats.put_back(window, counts);
         }
@@ -380,7 +458,9 @@ async fn record_waiting(
 ) {
     while let Some(place) = waiters.first().map(|first| first.place.clone()) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
-        let recorded = waiters.into_iter().zip(instance.record_ids(&place, &ids).await);
+        let since_ms = waiters.first().map(|first| first.since_ms);
+        let recorded = instance.record_or_spool(&place, &ids, since_ms).await;
+        let recorded = waiters.into_iter().zip(recorded);
         recorded.for_each(|(waiter, recorded)| waiter.done(recorded));
         waiters = taking.take();
     }
@@ -389,7 +469,7 @@ async fn record_waiting(
 /// Asks a node that was away whether it is back.
 async fn look_whether_back(instance: Rc<Instance>, node: Rc<Node>) {
     if node.is_back().await {
-        instance.found_well(&node).await;
+        instance.tell_well(&node).await;
     }
 }
 

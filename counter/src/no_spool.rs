@@ -2,11 +2,8 @@
 
 use verve_protocol::{Id, SpoolState};
 
-use crate::batches::{Batch, Contents, SpooledIds};
-use crate::config::Config;
-
-/// Why nothing is there.
-const NONE: &str = "no spool: the component was built without one";
+use verve_counter_core::config::Config;
+use verve_counter_core::spooled::{Batch, Contents, SpoolError, SpooledIds};
 
 /// No database.
 pub struct Spool;
@@ -18,72 +15,72 @@ impl Spool {
     }
 
     /// Refuses.
-    pub async fn add_ids(&self, _key: String, _ids: &[Id]) -> Result<(), String> {
-        Err(NONE.to_owned())
+    pub async fn add_ids(&self, _key: String, _ids: &[Id]) -> Result<(), SpoolError> {
+        Err(SpoolError::None)
     }
 
     /// Refuses.
-    pub async fn add_command(&self, _words: Vec<String>) -> Result<(), String> {
-        Err(NONE.to_owned())
+    pub async fn add_command(&self, _words: Vec<String>) -> Result<(), SpoolError> {
+        Err(SpoolError::None)
     }
 
     /// Refuses.
-    pub async fn add_batch(&self, _batch: &Batch) -> Result<(), String> {
-        Err(NONE.to_owned())
+    pub async fn add_batch(&self, _batch: &Batch) -> Result<(), SpoolError> {
+        Err(SpoolError::None)
     }
 
     /// None.
-    pub async fn sets(&self) -> Result<Vec<String>, String> {
+    pub async fn sets(&self) -> Result<Vec<String>, SpoolError> {
         Ok(Vec::new())
     }
 
     /// None.
-    pub async fn ids(&self, _key: &str) -> Result<SpooledIds, String> {
+    pub async fn ids(&self, _key: &str) -> Result<SpooledIds, SpoolError> {
         Ok(SpooledIds::default())
     }
 
     /// Nothing to remove.
-    pub async fn remove_ids(&self, _ids: &SpooledIds) -> Result<(), String> {
+    pub async fn remove_ids(&self, _ids: &SpooledIds) -> Result<(), SpoolError> {
         Ok(())
     }
 
     /// None.
-    pub async fn batch(&self) -> Result<Option<Batch>, String> {
+    pub async fn batch(&self) -> Result<Option<Batch>, SpoolError> {
         Ok(None)
     }
 
     /// Nothing to remove.
-    pub async fn remove_batch(&self, _name: &str) -> Result<(), String> {
+    pub async fn remove_batch(&self, _name: &str) -> Result<(), SpoolError> {
         Ok(())
     }
 
     /// None.
-    pub async fn state(&self, _told_s: u64) -> Result<Option<(String, SpoolState)>, String> {
+    pub async fn state(&self, _told_s: u64) -> Result<Option<(String, SpoolState)>, SpoolError> {
         Ok(None)
     }
 
     /// Nothing to rename.
-    pub async fn rename(&self, _name: &str, _drained: u64) -> Result<(), String> {
+    pub async fn rename(&self, _name: &str, _drained: u64) -> Result<(), SpoolError> {
         Ok(())
     }
 
     /// Nothing.
-    pub async fn contents(&self) -> Result<Contents, String> {
+    pub async fn contents(&self) -> Result<Contents, SpoolError> {
         Ok(Contents::default())
     }
 
     /// Tells nobody.
-    pub async fn tell(&self, _name: &str, _until: u64) -> Result<(), String> {
+    pub async fn tell(&self, _name: &str, _until: u64) -> Result<(), SpoolError> {
         Ok(())
     }
 
     /// Nobody drains what is not there.
-    pub async fn claim(&self, _name: &str, _now: u64, _for_ms: u64) -> Result<bool, String> {
+    pub async fn claim(&self, _name: &str, _now: u64, _for_ms: u64) -> Result<bool, SpoolError> {
         Ok(false)
     }
 
     /// Tells nobody.
-    pub async fn untell(&self, _name: &str) -> Result<(), String> {
+    pub async fn untell(&self, _name: &str) -> Result<(), SpoolError> {
         Ok(())
     }
 }

@@ -7,24 +7,25 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use futures::future;
-use spin_sdk::redis::{Error, RedisParameter, RedisResult};
+use spin_sdk::redis::{RedisParameter, RedisResult};
 use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
 use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window};
 
-use crate::answer::Limit;
-use crate::batches::Batch;
 use crate::clock::{look_again, monotonic_ms, now_ms};
-use crate::cluster::{Address, Map, Part};
-use crate::config::Config;
-use crate::expiry::{KEEP, end_of};
-use crate::failures;
-use crate::limits::{ADD_JOB_WITHIN, TELL_COUNTER, endpoints_seconds, no_more_counters};
-use crate::once::Once;
 pub use node::Node;
-use node::{Failure, Via};
+use node::Via;
+use verve_counter_core::answer::Limit;
+use verve_counter_core::cluster::{Address, Map, Part};
+use verve_counter_core::config::Config;
+use verve_counter_core::expiry::{KEEP, end_of};
+use verve_counter_core::limits::{ADD_JOB_WITHIN, endpoints_seconds};
+use verve_counter_core::once::Once;
+use verve_counter_core::redis_error::{RedisError, Refusal};
+use verve_counter_core::registered::{TELL_COUNTER, no_more_counters};
+use verve_counter_core::spooled::Batch;
 
 /// How often a command is sent to another node before it is given up.
 const REDIRECTIONS: usize = 5;
@@ -57,7 +58,7 @@ pub struct Redis {
     /// All that were asked for so far; first those that the variable names.
     nodes: RefCell<Vec<Rc<Node>>>,
     /// Which node has which slots; nothing is in it where there is one server.
-    map: Once<Rc<Topology>, String>,
+    map: Once<Rc<Topology>, RedisError>,
     /// How often a connection was lost and opened again.
     reconnects: Rc<Cell<u64>>,
 }
@@ -174,18 +175,18 @@ impl Redis {
     }
 
     /// Which node has what; asked for where that is not known, or no longer.
-    async fn topology(&self) -> Result<Rc<Topology>, String> {
+    async fn topology(&self) -> Result<Rc<Topology>, RedisError> {
         self.map.clear_if(|topology| topology.is_to_be_asked_anew());
         self.map.get(async || self.read_map().await, look_again).await
     }
 
     /// Asks for the cluster's map: the node that is likeliest to be there, and if it does not tell, all others at the same time, since
     /// requests wait.
-    async fn read_map(&self) -> Result<Rc<Topology>, String> {
+    async fn read_map(&self) -> Result<Rc<Topology>, RedisError> {
         let mut nodes = self.nodes.borrow().clone();
         nodes.sort_by_key(|node| node.circuit.is_open());
         let [first, others @ ..] = nodes.as_slice() else {
-            return Err(failures::INVALID_ADDRESS.to_owned());
+            return Err(RedisError::InvalidAddress);
         };
         let error = match self.ask_for_map(first).await {
             Ok(topology) => return Ok(topology),
@@ -194,20 +195,18 @@ impl Redis {
         };
         let asked = others.iter().map(|node| Box::pin(self.ask_for_map(node)));
         let told = future::select_ok(asked).await;
-        told.map(|(topology, _)| topology).map_err(|last| {
-            if last == error {
-                last
-            } else {
-                format!("{error}; {last}")
-            }
-        })
+        told.map(|(topology, _)| topology)
+            .map_err(|last| RedisError::each(vec![error, last]))
     }
 
-    async fn ask_for_map(&self, node: &Node) -> Result<Rc<Topology>, String> {
+    async fn ask_for_map(&self, node: &Node) -> Result<Rc<Topology>, RedisError> {
         let ask = async |via: &Via<'_>| match via.execute("CLUSTER", [text("SLOTS")]).await {
-            Err(Error::Other(error)) if is_no_cluster(&error) => Ok(Asked::One),
-            Err(Error::Other(error)) if is_forbidden(&error) => Ok(Asked::Nobody),
-            answer => answer.map(Asked::Cluster),
+            Ok(answer) => Ok(Asked::Cluster(answer)),
+            Err(error) => match error.refusal() {
+                Some(Refusal::NoCluster) => Ok(Asked::One),
+                Some(Refusal::Forbidden) => Ok(Asked::Nobody),
+                _ => Err(error),
+            },
         };
         match node.twice(ask).await {
             Ok(Asked::One) => self.one(),
@@ -217,31 +216,35 @@ impl Redis {
                 let answer: Vec<Part> = answer.into_iter().map(part).collect();
                 Ok(Topology::cluster(Map::parse(&answer, node.url().host())))
             }
-            Err(Failure::Failed(error)) => Err(error),
-            Err(Failure::Redirected(_)) => Err(format!("{}: {}", node.url(), failures::TYPE_ERROR)),
+            Err(error) if error.redirect().is_some() => Err(RedisError::UnexpectedType.at(node.url())),
+            Err(error) => Err(error),
         }
     }
 
-    fn one(&self) -> Result<Rc<Topology>, String> {
+    fn one(&self) -> Result<Rc<Topology>, RedisError> {
         match self.config.redis_urls.as_slice() {
             [_] => Ok(Rc::new(Topology::One)),
-            _ => Err(failures::NO_CLUSTER.to_owned()),
+            _ => Err(RedisError::NotOneCluster),
         }
     }
 
     /// Runs an idempotent command on the node that has the key, again on a fresh connection if it fails, and wherever the nodes send it.
-    async fn twice<T>(&self, key: &str, command: impl AsyncFn(&Via<'_>) -> Result<T, Error>) -> Result<T, String> {
+    async fn twice<T>(
+        &self,
+        key: &str,
+        command: impl AsyncFn(&Via<'_>) -> Result<T, RedisError>,
+    ) -> Result<T, RedisError> {
         let slot = slot(key);
         let mut topology = self.topology().await?;
         let mut node = self.node_in(&topology, slot);
         for _ in 0..REDIRECTIONS {
-            let redirect = match node.twice(&command).await {
+            let error = match node.twice(&command).await {
                 Ok(done) => return Ok(done),
-                Err(Failure::Failed(error)) => {
-                    topology.set_outdated();
-                    return Err(error);
-                }
-                Err(Failure::Redirected(redirect)) => redirect,
+                Err(error) => error,
+            };
+            let Some(redirect) = error.redirect() else {
+                topology.set_outdated();
+                return Err(error);
             };
             let address = redirect.to(node.url().host());
             let to = address.and_then(|address| Some((self.sent_on(&topology, &node, &address)?, address)));
@@ -257,13 +260,13 @@ impl Redis {
                     topology = self.topology().await?;
                     let anew = self.node_in(&topology, slot);
                     if Rc::ptr_eq(&anew, &node) {
-                        return Err(format!("{}: {}", node.url(), failures::SENT_NOWHERE));
+                        return Err(RedisError::SentNowhere.at(node.url()));
                     }
                     anew
                 }
             };
         }
-        Err(format!("{}: sent on more than {REDIRECTIONS} times", node.url()))
+        Err(RedisError::SentOn(REDIRECTIONS).at(node.url()))
     }
 
     /// The node at the address to which `node` sends on.
@@ -283,7 +286,7 @@ impl Redis {
         keys: &Keys,
         name: &CounterName,
         unlimited: bool,
-    ) -> Result<Option<Limit>, String> {
+    ) -> Result<Option<Limit>, RedisError> {
         let names = keys.counters();
         let most = if unlimited {
             String::new()
@@ -299,7 +302,7 @@ impl Redis {
     }
 
     /// Notes that a window has ids in so many partitions, for the reporter, which finds by that what nobody expects.
-    pub async fn index(&self, keys: &Keys, window: Window, partitions: u16) -> Result<(), String> {
+    pub async fn index(&self, keys: &Keys, window: Window, partitions: u16) -> Result<(), RedisError> {
         let (key, score) = (keys.windows(window.length()), now_ms().to_string());
         let member = indexed(window, partitions);
         self.twice(&key, async |via| {
@@ -312,7 +315,7 @@ impl Redis {
     }
 
     /// Records spooled ids of one set, known by its key.
-    pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), String> {
+    pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), RedisError> {
         let members: Vec<String> = ids.iter().map(ToString::to_string).collect();
         self.twice(key, async |via| {
             via.sadd(key, &members).await?;
@@ -323,7 +326,12 @@ impl Redis {
     }
 
     /// Adds a callback job, which `command` adds, unless its endpoint has had enough of them in its window.
-    pub async fn add_job(&self, keys: &Keys, job: &CallbackJob, command: &[String]) -> Result<Option<Limit>, String> {
+    pub async fn add_job(
+        &self,
+        keys: &Keys,
+        job: &CallbackJob,
+        command: &[String],
+    ) -> Result<Option<Limit>, RedisError> {
         let Some(limit) = self.config.endpoint_limit else {
             return self.append(command).await.map(|()| None);
         };
@@ -358,7 +366,7 @@ impl Redis {
         key: &str,
         arguments: Vec<RedisParameter>,
         ids: Option<&str>,
-    ) -> Result<Vec<RedisResult>, String> {
+    ) -> Result<Vec<RedisResult>, RedisError> {
         self.twice(key, async |via| {
             let answer = via.execute("EVAL", arguments.clone()).await?;
             self.replicated(via, ids).await?;
@@ -368,7 +376,7 @@ impl Redis {
     }
 
     /// Runs a command that appends.
-    async fn append(&self, command: &[String]) -> Result<(), String> {
+    async fn append(&self, command: &[String]) -> Result<(), RedisError> {
         let [name, arguments @ ..] = command else {
             return Ok(());
         };
@@ -382,7 +390,7 @@ impl Redis {
     }
 
     /// Runs a batch, unless it ran before. Says whether there was room for it.
-    pub async fn run_once(&self, keys: &Keys, batch: &Batch) -> Result<bool, String> {
+    pub async fn run_once(&self, keys: &Keys, batch: &Batch) -> Result<bool, RedisError> {
         let (own, stream) = (keys.spooled_batch(&batch.name), keys.callbacks());
         let (expiry, most) = (UNREPORTED_SECONDS.to_string(), MAX_QUEUED_JOBS.to_string());
         let mut arguments: Vec<RedisParameter> = if batch.has_jobs() {
@@ -397,7 +405,7 @@ impl Redis {
     }
 
     /// Whether there is room for another callback job.
-    pub async fn has_room(&self, keys: &Keys) -> Result<bool, String> {
+    pub async fn has_room(&self, keys: &Keys) -> Result<bool, RedisError> {
         let stream = keys.callbacks();
         let answer = self
             .twice(&stream, async |via| via.execute("XLEN", [text(&stream)]).await)
@@ -414,7 +422,7 @@ impl Redis {
     }
 
     /// Tells the state of a spool, for the reporter's metrics.
-    pub async fn tell_spool(&self, keys: &Keys, name: &str, state: SpoolState) -> Result<(), String> {
+    pub async fn tell_spool(&self, keys: &Keys, name: &str, state: SpoolState) -> Result<(), RedisError> {
         let (key, state) = (keys.spools(), state.to_string());
         self.twice(&key, async |via| {
             via.execute("HSET", [&key, name, &state].map(text)).await?;
@@ -427,7 +435,7 @@ impl Redis {
 
     /// Waits until enough replicas have what this connection has written. Where that was ids for the set under `ids`, they may have been there
     /// already: then this writes something, see [`KEEP`].
-    async fn replicated(&self, via: &Via<'_>, ids: Option<&str>) -> Result<(), Error> {
+    async fn replicated(&self, via: &Via<'_>, ids: Option<&str>) -> Result<(), RedisError> {
         if self.config.wait_replicas == 0 {
             return Ok(());
         }
@@ -437,22 +445,23 @@ impl Redis {
                 [RedisResult::Int64(1)]
             )
         {
-            return Err(Error::Other(failures::SET_GONE.to_owned()));
+            return Err(RedisError::SetGone);
         }
         let (wanted, within) = (self.config.wait_replicas, self.config.replicas_within_ms());
         let wait = [i64::from(wanted), within].map(RedisParameter::Int64);
         match via.execute("WAIT", wait).await?.as_slice() {
             [RedisResult::Int64(replicas)] if *replicas >= i64::from(wanted) => Ok(()),
-            [RedisResult::Int64(replicas)] => {
-                let error = failures::too_few_replicas(*replicas, wanted, within);
-                Err(Error::Other(error))
-            }
-            _ => Err(Error::TypeError),
+            [RedisResult::Int64(replicas)] => Err(RedisError::TooFewReplicas {
+                replicas: *replicas,
+                wanted,
+                within_ms: within,
+            }),
+            _ => Err(RedisError::UnexpectedType),
         }
     }
 
     /// Gives a set of ids its expiry unless it has one: the reporter may have set a later one.
-    async fn expire(&self, key: &str) -> Result<(), String> {
+    async fn expire(&self, key: &str) -> Result<(), RedisError> {
         self.twice(key, async |via| via.execute("EVAL", keep(key, "")).await)
             .await
             .map(drop)
@@ -493,18 +502,6 @@ impl Topology {
             Self::Cluster { asked_ms, outdated, .. } => outdated.get() && monotonic_ms() > asked_ms + MAP_ANEW_MS,
         }
     }
-}
-
-/// Whether an error of `CLUSTER SLOTS` says that there is no cluster.
-fn is_no_cluster(error: &str) -> bool {
-    let error = error.to_ascii_lowercase();
-    error.contains("cluster support disabled") || error.contains("unknown command")
-}
-
-/// Whether an error of `CLUSTER SLOTS` says that this user may not ask.
-fn is_forbidden(error: &str) -> bool {
-    let error = error.to_ascii_lowercase();
-    error.contains("noperm") || error.contains("no permissions")
 }
 
 fn part(result: RedisResult) -> Part {

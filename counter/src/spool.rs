@@ -18,10 +18,10 @@ use std::rc::Rc;
 use spin_sdk::sqlite::{Connection, Error, Value};
 use verve_protocol::{Id, RedisUrls, SpoolState};
 
-use crate::batches::{Batch, Contents, SpooledIds};
 use crate::clock::look_again;
-use crate::config::Config;
-use crate::once::Once;
+use verve_counter_core::config::Config;
+use verve_counter_core::once::Once;
+use verve_counter_core::spooled::{Batch, Contents, SpoolError, SpooledIds};
 
 /// How long SQLite waits for others who write, in milliseconds. A request that finds Redis away is answered within two of
 /// Redis' timeouts and this.
@@ -51,14 +51,9 @@ const MADE_OF: [&str; 15] = [
         version TEXT NOT NULL, name TEXT NOT NULL)",
 ];
 
-/// Errors that say that the host has no spool.
-const NO_DATABASE: &str = "spool: the host has no SQLite database \"default\"";
-const NOT_GRANTED: &str = "spool: the manifest does not grant sqlite_databases = [\"default\"]";
-const IN_MEMORY: &str = "spool: the host keeps the database in memory, where it does not survive";
-
 /// The database, opened when first used.
 pub struct Spool {
-    database: Once<Rc<Database>, String>,
+    database: Once<Rc<Database>, SpoolError>,
     /// The most ids and callback jobs.
     limit: u64,
     /// Whose ids and jobs they are.
@@ -85,7 +80,7 @@ impl Spool {
     }
 
     /// Adds ids of a set, as one row: each is written once and at the end, however many there are. They may be there already.
-    pub async fn add_ids(&self, key: String, ids: &[Id]) -> Result<(), String> {
+    pub async fn add_ids(&self, key: String, ids: &[Id]) -> Result<(), SpoolError> {
         let insert = "INSERT INTO ids (key, ids, count) SELECT ?2, ?3, ?4 \
             WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 RETURNING 1";
         let row = [
@@ -98,26 +93,23 @@ impl Spool {
     }
 
     /// Runs a statement that adds something if there is room, and if the database is ours.
-    async fn add(&self, insert: &str, values: impl IntoIterator<Item = Value> + Clone) -> Result<(), String> {
+    async fn add(&self, insert: &str, values: impl IntoIterator<Item = Value> + Clone) -> Result<(), SpoolError> {
         for _ in 0..2 {
             if !self.run_as_owner(insert, values.clone()).await?.is_empty() {
                 return Ok(());
             }
             let is_ours = "SELECT 1 FROM owner WHERE name = ?1";
             if !self.run_as_owner(is_ours, []).await?.is_empty() {
-                return Err(format!(
-                    "spool: full: it holds at most {} ids (spool_limit)",
-                    self.limit
-                ));
+                return Err(SpoolError::Full(self.limit));
             }
             // Somebody took it over while it was empty. Perhaps it is empty again.
             self.database.clear_if(|_| true);
         }
-        Err("spool: somebody else's by now".to_owned())
+        Err(SpoolError::TakenOver)
     }
 
     /// Adds a command.
-    pub async fn add_command(&self, words: Vec<String>) -> Result<(), String> {
+    pub async fn add_command(&self, words: Vec<String>) -> Result<(), SpoolError> {
         let insert = format!(
             "INSERT INTO commands (command) SELECT json_array({}) \
             WHERE (SELECT total FROM size) < ?2 AND (SELECT name FROM owner) = ?1 RETURNING 1",
@@ -133,7 +125,7 @@ impl Spool {
     }
 
     /// Adds a batch of commands, which may have run already.
-    pub async fn add_batch(&self, batch: &Batch) -> Result<(), String> {
+    pub async fn add_batch(&self, batch: &Batch) -> Result<(), SpoolError> {
         let insert = "INSERT INTO commands (batch, command) SELECT ?2, value FROM json_each(?3) \
             WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 RETURNING 1";
         let row = [
@@ -146,7 +138,7 @@ impl Spool {
     }
 
     /// The keys of the sets that there are ids of, the oldest windows first.
-    pub async fn sets(&self) -> Result<Vec<String>, String> {
+    pub async fn sets(&self) -> Result<Vec<String>, SpoolError> {
         let select = "SELECT DISTINCT key FROM ids WHERE (SELECT name FROM owner) = ?1 ORDER BY key";
         let rows = self.run_as_owner(select, []).await?;
         let keys = rows.into_iter().flatten().filter_map(|value| match value {
@@ -157,7 +149,7 @@ impl Spool {
     }
 
     /// The first ids of a set, as many as are brought to Redis together.
-    pub async fn ids(&self, key: &str) -> Result<SpooledIds, String> {
+    pub async fn ids(&self, key: &str) -> Result<SpooledIds, SpoolError> {
         let select = "SELECT json_array(number, key, ids), ids FROM ids \
             WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
         let rows = self
@@ -175,7 +167,7 @@ impl Spool {
 
     /// Removes ids that [`Spool::ids`] gave. Not by the numbers of their rows alone: of a row that somebody else has removed meanwhile, the
     /// number may by now be that of another.
-    pub async fn remove_ids(&self, ids: &SpooledIds) -> Result<(), String> {
+    pub async fn remove_ids(&self, ids: &SpooledIds) -> Result<(), SpoolError> {
         let delete = "DELETE FROM ids WHERE number IN (SELECT value ->> 0 FROM json_each(?1)) \
             AND json_array(number, key, ids) IN (SELECT value FROM json_each(?1))";
         self.run(delete, [Value::Text(format!("[{}]", ids.rows.join(",")))])
@@ -184,7 +176,7 @@ impl Spool {
     }
 
     /// The batch of commands to run now: one that somebody began, or else a new one.
-    pub async fn batch(&self) -> Result<Option<Batch>, String> {
+    pub async fn batch(&self) -> Result<Option<Batch>, SpoolError> {
         let begun = "SELECT batch, command FROM commands \
             WHERE batch = (SELECT batch FROM commands WHERE batch IS NOT NULL LIMIT 1) \
             AND (SELECT name FROM owner) = ?1 ORDER BY number";
@@ -218,14 +210,14 @@ impl Spool {
     }
 
     /// Removes a batch that has run.
-    pub async fn remove_batch(&self, name: &str) -> Result<(), String> {
+    pub async fn remove_batch(&self, name: &str) -> Result<(), SpoolError> {
         self.run("DELETE FROM commands WHERE batch = ?", [Value::Text(name.to_owned())])
             .await
             .map(drop)
     }
 
     /// How much is in the spool, and how much of it was drained, by name.
-    pub async fn state(&self, told_s: u64) -> Result<Option<(String, SpoolState)>, String> {
+    pub async fn state(&self, told_s: u64) -> Result<Option<(String, SpoolState)>, SpoolError> {
         let select = "SELECT name, size.total, drained.total FROM drained, size";
         let rows = self.run(select, []).await?;
         Ok(match rows.first().map(Vec::as_slice) {
@@ -242,7 +234,7 @@ impl Spool {
     }
 
     /// Gives an empty spool another name, now that it was told under this one how much was drained.
-    pub async fn rename(&self, name: &str, drained: u64) -> Result<(), String> {
+    pub async fn rename(&self, name: &str, drained: u64) -> Result<(), SpoolError> {
         let update = "UPDATE drained SET name = lower(hex(randomblob(8))), total = total - ?2 \
             WHERE name = ?1 AND (SELECT total FROM size) = 0";
         self.run(update, [Value::Text(name.to_owned()), integer(drained)])
@@ -251,12 +243,12 @@ impl Spool {
     }
 
     /// What is in the spool.
-    pub async fn contents(&self) -> Result<Contents, String> {
+    pub async fn contents(&self) -> Result<Contents, SpoolError> {
         let select = "SELECT name, until FROM state \
             UNION ALL SELECT '', 0 WHERE EXISTS (SELECT 1 FROM ids) OR EXISTS (SELECT 1 FROM commands)";
         let rows = match self.run(select, []).await {
             // The first request that needs it says so.
-            Err(error) if [NO_DATABASE, NOT_GRANTED, IN_MEMORY].contains(&error.as_str()) => Vec::new(),
+            Err(error) if error.is_absence() => Vec::new(),
             rows => rows?,
         };
         let mut contents = Contents::default();
@@ -273,7 +265,7 @@ impl Spool {
     }
 
     /// Tells other instances that `name` is the case until a moment.
-    pub async fn tell(&self, name: &str, until: u64) -> Result<(), String> {
+    pub async fn tell(&self, name: &str, until: u64) -> Result<(), SpoolError> {
         let upsert = "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET until = excluded.until";
         self.run(upsert, [Value::Text(name.to_owned()), integer(until)])
             .await
@@ -282,7 +274,7 @@ impl Spool {
 
     /// The same from `now` on for `for_ms`, unless somebody else has told so, and its moment has not come. Says whether it is us. A moment that is
     /// further away than ours was not told by this clock, which was set back since.
-    pub async fn claim(&self, name: &str, now: u64, for_ms: u64) -> Result<bool, String> {
+    pub async fn claim(&self, name: &str, now: u64, for_ms: u64) -> Result<bool, SpoolError> {
         let upsert = "INSERT INTO state VALUES (?1, ?3) ON CONFLICT (name) DO UPDATE SET until = excluded.until \
             WHERE until <= ?2 OR until > ?3 RETURNING 1";
         let row = [Value::Text(name.to_owned()), integer(now), integer(now + for_ms)];
@@ -291,13 +283,17 @@ impl Spool {
     }
 
     /// Takes back what was told.
-    pub async fn untell(&self, name: &str) -> Result<(), String> {
+    pub async fn untell(&self, name: &str) -> Result<(), SpoolError> {
         self.run("DELETE FROM state WHERE name = ?", [Value::Text(name.to_owned())])
             .await
             .map(drop)
     }
 
-    async fn run(&self, statement: &str, values: impl IntoIterator<Item = Value>) -> Result<Vec<Vec<Value>>, String> {
+    async fn run(
+        &self,
+        statement: &str,
+        values: impl IntoIterator<Item = Value>,
+    ) -> Result<Vec<Vec<Value>>, SpoolError> {
         let database = self.database().await?;
         self.execute(&database, statement, values).await
     }
@@ -307,7 +303,7 @@ impl Spool {
         &self,
         statement: &str,
         values: impl IntoIterator<Item = Value>,
-    ) -> Result<Vec<Vec<Value>>, String> {
+    ) -> Result<Vec<Vec<Value>>, SpoolError> {
         let database = self.database().await?;
         let values = [Value::Text(database.owner.clone())].into_iter().chain(values);
         self.execute(&database, statement, values).await
@@ -319,7 +315,7 @@ impl Spool {
         database: &Rc<Database>,
         statement: &str,
         values: impl IntoIterator<Item = Value>,
-    ) -> Result<Vec<Vec<Value>>, String> {
+    ) -> Result<Vec<Vec<Value>>, SpoolError> {
         let result = execute(&database.connection, statement, values).await;
         if result.is_err() {
             self.database.clear_if(|kept| Rc::ptr_eq(kept, database));
@@ -327,7 +323,7 @@ impl Spool {
         result
     }
 
-    async fn database(&self) -> Result<Rc<Database>, String> {
+    async fn database(&self) -> Result<Rc<Database>, SpoolError> {
         let open = async || {
             let connection = open().await?;
             let owner = self.own(&connection).await?;
@@ -337,7 +333,7 @@ impl Spool {
     }
 
     /// Makes sure that the database is ours, and answers the name that we have as its owner.
-    async fn own(&self, connection: &Connection) -> Result<String, String> {
+    async fn own(&self, connection: &Connection) -> Result<String, SpoolError> {
         if let Some((name, _)) = self.owner(connection).await?.filter(|(_, is_us)| *is_us) {
             return Ok(name);
         }
@@ -355,22 +351,22 @@ impl Spool {
         execute(connection, become_owner, ours.map(Value::Text)).await?;
         match self.owner(connection).await? {
             Some((name, true)) => Ok(name),
-            Some((whose, false)) => Err(format!(
-                "spool: what is in it is for {whose}, and this host counts for namespace {} on {}; it is left alone",
-                self.namespace, self.redis
-            )),
-            None => Err("spool: the table owner is empty".to_owned()),
+            Some((whose, false)) => Err(SpoolError::Foreign {
+                whose,
+                ours: counts_for(&self.namespace, &self.redis.to_string()),
+            }),
+            None => Err(SpoolError::Broken("the table owner is empty".to_owned())),
         }
     }
 
     /// The owner of the database: its name if it is us, and else what it counts for; and whether it is us.
-    async fn owner(&self, connection: &Connection) -> Result<Option<(String, bool)>, String> {
+    async fn owner(&self, connection: &Connection) -> Result<Option<(String, bool)>, SpoolError> {
         let found = execute(connection, "SELECT name, namespace, redis FROM owner", []).await?;
         Ok(match found.first().map(Vec::as_slice) {
             Some([Value::Text(name), Value::Text(namespace), Value::Text(redis)]) => {
                 Some(match self.is_of(namespace, redis) {
                     true => (name.clone(), true),
-                    false => (format!("namespace {namespace} on {redis}"), false),
+                    false => (counts_for(namespace, redis), false),
                 })
             }
             // Nobody's, as made by an earlier version.
@@ -385,8 +381,8 @@ impl Spool {
     }
 }
 
-async fn open() -> Result<Connection, String> {
-    let connection = Connection::open_default().await.map_err(describe)?;
+async fn open() -> Result<Connection, SpoolError> {
+    let connection = Connection::open_default().await.map_err(failed)?;
     execute(&connection, &format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"), []).await?;
     // The next instance finds all this made; the last of it tells.
     let made = "SELECT count(*) = 1 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' \
@@ -397,7 +393,7 @@ async fn open() -> Result<Connection, String> {
         if let Some([Value::Text(mode)]) = mode.first().map(Vec::as_slice)
             && matches!(mode.as_str(), "memory" | "off")
         {
-            return Err(IN_MEMORY.to_owned());
+            return Err(SpoolError::InMemory);
         }
         for statement in MADE_OF {
             execute(&connection, statement, []).await?;
@@ -408,23 +404,27 @@ async fn open() -> Result<Connection, String> {
 }
 
 /// Two that do this at the same time are in each other's way, and SQLite does not wait then.
-async fn into_wal(connection: &Connection) -> Result<Vec<Vec<Value>>, String> {
+async fn into_wal(connection: &Connection) -> Result<Vec<Vec<Value>>, SpoolError> {
+    let mut locked = SpoolError::Locked(String::new());
     for _ in 0..BUSY_TIMEOUT_MS {
         match execute(connection, "PRAGMA journal_mode = WAL", []).await {
-            Err(error) if error.contains("locked") => look_again().await,
+            Err(error @ SpoolError::Locked(_)) => {
+                locked = error;
+                look_again().await;
+            }
             done => return done,
         }
     }
-    Err("spool: database is locked".to_owned())
+    Err(locked)
 }
 
 async fn execute(
     connection: &Connection,
     statement: &str,
     values: impl IntoIterator<Item = Value>,
-) -> Result<Vec<Vec<Value>>, String> {
-    let result = connection.execute(statement, values).await.map_err(describe)?;
-    let rows = result.collect().await.map_err(describe)?;
+) -> Result<Vec<Vec<Value>>, SpoolError> {
+    let result = connection.execute(statement, values).await.map_err(failed)?;
+    let rows = result.collect().await.map_err(failed)?;
     Ok(rows.into_iter().map(|row| row.values).collect())
 }
 
@@ -436,12 +436,17 @@ fn integer(value: u64) -> Value {
     Value::Integer(value.cast_signed())
 }
 
-fn describe(error: Error) -> String {
+/// What a database is for.
+fn counts_for(namespace: &str, redis: &str) -> String {
+    format!("namespace {namespace} on {redis}")
+}
+
+fn failed(error: Error) -> SpoolError {
     match error {
-        Error::NoSuchDatabase => NO_DATABASE.to_owned(),
-        Error::AccessDenied => NOT_GRANTED.to_owned(),
-        Error::InvalidConnection => "spool: the connection is not valid".to_owned(),
-        Error::DatabaseFull => "spool: full".to_owned(),
-        Error::Io(message) => format!("spool: {message}"),
+        Error::NoSuchDatabase => SpoolError::NoDatabase,
+        Error::AccessDenied => SpoolError::NotGranted,
+        Error::InvalidConnection => SpoolError::Broken("the connection is not valid".to_owned()),
+        Error::DatabaseFull => SpoolError::DiskFull,
+        Error::Io(message) => SpoolError::told(message),
     }
 }

@@ -10,12 +10,32 @@ use std::rc::Rc;
 
 use spin_sdk::wasip3::wit_bindgen::StreamWriter;
 use spin_sdk::wasip3::wit_stream;
+use thiserror::Error;
+
+use verve_counter_core::alike::take_alike;
+use verve_counter_core::redis_error::RedisError;
+use verve_counter_core::spooled::SpoolError;
 use verve_protocol::Id;
 
-use crate::batches::take_alike;
+use crate::clock::monotonic_ms;
 
-/// What came of an id.
-pub type Recorded<T> = Result<T, Rc<str>>;
+/// Why something is neither in Redis nor in the spool.
+#[derive(Debug, Error)]
+#[error("{redis}; {spool}")]
+pub struct NotRecorded {
+    redis: RedisError,
+    spool: SpoolError,
+}
+
+impl NotRecorded {
+    /// For these reasons.
+    pub const fn new(redis: RedisError, spool: SpoolError) -> Self {
+        Self { redis, spool }
+    }
+}
+
+/// What came of an id. Several may wait for the same.
+pub type Recorded<T> = Result<T, Rc<NotRecorded>>;
 
 /// The ids for one server.
 pub struct Queue<P, T> {
@@ -30,6 +50,8 @@ pub struct Waiter<P, T> {
     pub place: P,
     /// The id.
     pub id: Id,
+    /// Since when, by the monotonic clock in milliseconds.
+    pub since_ms: u64,
     outcome: Rc<RefCell<Option<Recorded<T>>>>,
     _wake: StreamWriter<u8>,
 }
@@ -38,8 +60,8 @@ pub struct Waiter<P, T> {
 pub enum Turn<P, T> {
     /// Nothing: somebody else has recorded it.
     Recorded(Recorded<T>),
-    /// To record it, and then those that wait.
-    Take(Taking<P, T>),
+    /// To record it, and then those that wait. If it has waited itself, since when.
+    Take(Taking<P, T>, Option<u64>),
 }
 
 /// The right to take what waits. Dropped while there is something, it wakes all who wait, and one of them has it then.
@@ -64,15 +86,17 @@ impl<P, T> Default for Queue<P, T> {
 impl<P: Clone, T> Queue<P, T> {
     /// Waits until somebody who takes ids has recorded this one. Without anybody it is for the caller to do so.
     pub async fn wait(self: &Rc<Self>, place: &P, id: Id) -> Turn<P, T> {
+        let mut since_ms = None;
         loop {
             if !self.busy.replace(true) {
-                return Turn::Take(Taking(self.clone()));
+                return Turn::Take(Taking(self.clone()), since_ms);
             }
             let (wake, mut woken) = wit_stream::new();
             let outcome = Rc::default();
             self.waiting.borrow_mut().push(Waiter {
                 place: place.clone(),
                 id,
+                since_ms: *since_ms.get_or_insert_with(monotonic_ms),
                 outcome: Rc::clone(&outcome),
                 _wake: wake,
             });

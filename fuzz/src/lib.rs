@@ -8,7 +8,7 @@ use std::path::Path;
 
 use accept_component::request::Accept;
 use url::{Host, Url};
-use verve_counter::cluster::{Map, Part, Redirect};
+use verve_counter_core::cluster::{Map, Part, Redirect};
 use verve_protocol::slot::SLOTS;
 use verve_protocol::{CallbackJob, Endpoint, Id, RedisUrls, Report, SpoolState, WindowLength};
 

@@ -1,4 +1,4 @@
-//! The applications in `examples`, which count by Verve's library.
+//! The applications in `examples`, which count by Verve's library, and that of the tests, `guest`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,13 +11,17 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 use crate::host::{Instance, Kind, Options};
 use crate::paths;
 
+/// The application of the tests.
+pub const GUEST: &str = "guest";
+
 /// An example's application with these variables, those that its manifest has and others. What a Spin composes is composed beforehand for
 /// hosts that do not.
 ///
 /// # Errors
 /// When its components are not built.
 pub fn options(kind: Kind, name: &str, variables: &[(&str, &str)]) -> Result<Options> {
-    let file = paths::repository().join("examples").join(name).join("spin.toml");
+    let folder = if name == GUEST { "tests" } else { "examples" };
+    let file = paths::repository().join(folder).join(name).join("spin.toml");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let mut manifest: toml::Table = toml::from_str(&text)?;
     for (variable, value) in variables {

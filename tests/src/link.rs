@@ -11,7 +11,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::net;
 
@@ -28,6 +28,8 @@ pub struct Link {
 struct Shared {
     to: Mutex<SocketAddr>,
     state: watch::Sender<State>,
+    /// How much later answers arrive.
+    delay: Mutex<Duration>,
     armed: Mutex<Vec<Armed>>,
 }
 
@@ -90,6 +92,7 @@ impl Link {
         let shared = Arc::new(Shared {
             to: Mutex::new(to),
             state: watch::Sender::new(State::Up),
+            delay: Mutex::default(),
             armed: Mutex::default(),
         });
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -120,6 +123,11 @@ impl Link {
     /// Undoes [`Self::cut`], [`Self::hold`] and [`Self::hold_from`].
     pub fn mend(&self) {
         self.shared.state.send_replace(State::Up);
+    }
+
+    /// From now on each answer arrives that much later.
+    pub fn delay(&self, by: Duration) {
+        *self.shared.delay.lock().unwrap_or_else(PoisonError::into_inner) = by;
     }
 
     /// Leads new connections to another server; those that there are stay where they are.
@@ -254,6 +262,10 @@ async fn replies(
         let held = answers.borrow().clone();
         if let Some(gate) = held {
             opened(gate).await;
+        }
+        let delay = *shared.delay.lock().unwrap_or_else(PoisonError::into_inner);
+        if !delay.is_zero() {
+            sleep(delay).await;
         }
         shared.is(|state| !state.holds(peer)).await;
         to.write_all(&buffer[..read]).await?;

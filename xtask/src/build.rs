@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::cargo::{Toolchain, WASM};
-use crate::{install, python, sys};
+use crate::{install, page, public, python, sys};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -98,6 +98,7 @@ pub fn components() -> Result<()> {
     counter()?;
     // The application behind one of the examples.
     hello()?;
+    page::project()?;
     EXAMPLES
         .into_iter()
         .try_for_each(|example| wasm(example, &[]).map(drop))
@@ -115,8 +116,13 @@ pub const COMPONENT: &str = "accept-component";
 /// The component that other components count by.
 pub const COUNTER: &str = "verve-counter-component";
 
-/// Applications of their own, which count by the library.
-pub const EXAMPLES: [&str; 3] = ["verve-example-pixel", "verve-example-login", "verve-example-forward"];
+/// Applications of their own, which count by the library, and that of the tests.
+pub const EXAMPLES: [&str; 4] = [
+    "verve-example-pixel",
+    "verve-example-login",
+    "verve-example-forward",
+    "verve-tests-guest",
+];
 
 /// Builds a component with other features, and keeps it under another name: they have the same one for Cargo.
 fn variant(package: &str, flags: &[&str], name: &str) -> Result<()> {
@@ -178,8 +184,9 @@ pub fn quick() -> Result<PathBuf> {
     Ok(sys::target().join("quick"))
 }
 
-/// Writes what the programs say of their flags.
+/// Writes what the programs say of their flags, and what of the published crates is public.
 pub fn reference() -> Result<()> {
+    public::write()?;
     native(&[HOST, REPORTER])?;
     for program in [HOST, REPORTER] {
         let text = sys::output(sys::binary(program), &["markdown"]);

@@ -16,6 +16,8 @@ mod fuzz;
 mod install;
 mod java;
 mod kafka;
+mod page;
+mod public;
 mod python;
 mod sys;
 mod test;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{Toolchain, WASM};
-use crate::{build, failures, install, kafka, python, sys};
+use crate::{build, failures, install, kafka, public, python, sys};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -133,6 +133,7 @@ fn checks(steps: &mut Steps) {
         }
         Ok(())
     });
+    steps.run("public interface", public::check);
     dependencies(steps);
     steps.run("documentation", || {
         let mut doc = Toolchain::Ours.cargo("doc");

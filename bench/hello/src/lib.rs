@@ -11,7 +11,7 @@ mod request;
 mod response;
 
 mod accept {
-    use verve_counter::{Answer, Outcome};
+    use verve_counter::Outcome;
 
     use crate::request::Accept;
     use crate::response::Response;
@@ -24,7 +24,7 @@ mod accept {
     /// Parses, and records nothing.
     pub async fn answer(path_with_query: &str) -> Response {
         match Accept::parse(path_with_query) {
-            Ok(_) => Response::Answered(Answer::Recorded(Outcome::New)),
+            Ok(_) => Response::Answered(Ok(Outcome::New)),
             Err(bad) => Response::BadRequest(bad),
         }
     }

@@ -1,10 +1,11 @@
 //! `verve:unique/blocking-counter`, for WASI 0.2.
 
-use verve_counter::{Counter, Id};
+use verve_counter::Id;
+use verve_counter::blocking::Counter;
 
 use crate::bindings::exports::verve::unique::blocking_counter::{self as interface, Guest, GuestNamed};
 use crate::bindings::exports::verve::unique::types;
-use crate::{Added, Component, Named, added, opened};
+use crate::{Added, Component, Named, added};
 
 impl Guest for Component {
     type Named = Named;
@@ -33,16 +34,15 @@ impl GuestNamed for Named {
 }
 
 fn counter(named: Option<&Named>) -> Result<Counter, types::Error> {
-    Counter::get()
-        .map(|counter| opened(counter, named))
-        .map_err(types::Error::InvalidVariable)
+    let counter = Counter::get()?;
+    Ok(match named {
+        None => counter,
+        Some(Named(name)) => counter.open(name.clone()),
+    })
 }
 
 fn add(named: Option<&Named>, id: i64) -> Added {
-    let counter = counter(named)?;
-    let (answer, note) = counter.add(Id(id), None);
-    note.tell();
-    added(answer)
+    added(counter(named)?.add(Id(id)))
 }
 
 fn add_many(named: Option<&Named>, ids: Vec<i64>) -> Vec<Added> {

@@ -4,7 +4,7 @@ use verve_counter::{Counter, Id};
 
 use crate::bindings::exports::verve::unique::counter::{self as interface, Guest, GuestNamed};
 use crate::bindings::exports::verve::unique::types;
-use crate::{Added, Component, Named, added, opened};
+use crate::{Added, Component, Named, added};
 
 impl Guest for Component {
     type Named = Named;
@@ -33,8 +33,11 @@ impl GuestNamed for Named {
 }
 
 async fn counter(named: Option<&Named>) -> Result<Counter, types::Error> {
-    let counter = Counter::get().await.map_err(types::Error::InvalidVariable)?;
-    Ok(opened(counter, named))
+    let counter = Counter::get().await?;
+    Ok(match named {
+        None => counter,
+        Some(Named(name)) => counter.open(name.clone()),
+    })
 }
 
 async fn add(named: Option<&Named>, id: i64) -> Added {

@@ -6,7 +6,7 @@ mod blocking_counter;
 #[cfg(not(feature = "wasip2"))]
 mod counter;
 
-use verve_counter::{Answer, Counter, CounterName, Limit, Outcome};
+use verve_counter::{CounterName, InvalidVariable, Limit, NotCounted, Outcome};
 
 #[cfg(feature = "wasip2")]
 use bindings::exports::verve::unique::blocking_counter as interface;
@@ -50,21 +50,20 @@ impl Named {
     }
 }
 
-fn opened(counter: Counter, named: Option<&Named>) -> Counter {
-    match named {
-        None => counter,
-        Some(Named(name)) => counter.open(name.clone()),
+fn added(answer: Result<Outcome, NotCounted>) -> Added {
+    match answer {
+        Ok(Outcome::New) => Ok(types::Outcome::New),
+        Ok(Outcome::Duplicate) => Ok(types::Outcome::Duplicate),
+        Ok(Outcome::Spooled) => Ok(types::Outcome::Spooled),
+        Err(NotCounted::Limited(Limit::Window)) => Err(types::Error::WindowLimit),
+        Err(NotCounted::Limited(Limit::Counters)) => Err(types::Error::TooManyCounters),
+        // No callback is asked for here, so the other limit is nobody's.
+        Err(NotCounted::Limited(Limit::Endpoint) | NotCounted::Unavailable) => Err(types::Error::Unavailable),
     }
 }
 
-fn added(answer: Answer) -> Added {
-    match answer {
-        Answer::Recorded(Outcome::New) => Ok(types::Outcome::New),
-        Answer::Recorded(Outcome::Duplicate) => Ok(types::Outcome::Duplicate),
-        Answer::Recorded(Outcome::Spooled) => Ok(types::Outcome::Spooled),
-        Answer::Limited(Limit::Window) => Err(types::Error::WindowLimit),
-        Answer::Limited(Limit::Counters) => Err(types::Error::TooManyCounters),
-        // No callback is asked for here, so the other limit is nobody's.
-        Answer::Limited(Limit::Endpoint) | Answer::Unavailable => Err(types::Error::Unavailable),
+impl From<InvalidVariable> for types::Error {
+    fn from(error: InvalidVariable) -> Self {
+        Self::InvalidVariable(error.to_string())
     }
 }

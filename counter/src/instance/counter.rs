@@ -8,11 +8,12 @@ use wit_bindgen::spawn;
 
 use super::drain::look_into_spool;
 use super::{Due, INSTANCE, Instance, flush_later, load};
-use crate::answer::{Answer, Limit};
-use crate::batches::MOST;
-use crate::callback::Callback;
 use crate::clock::{look_again, now_ms};
-use crate::counted::{Counted, Place};
+use verve_counter_core::alike::MOST;
+use verve_counter_core::answer::{Limit, NotCounted, Outcome, statistic};
+use verve_counter_core::callback::Callback;
+use verve_counter_core::config::InvalidVariable;
+use verve_counter_core::counted::{Counted, Place};
 
 /// A counter of unique ids, which the application's variables describe. One for each instance of a component, however often it is asked for.
 #[derive(Clone)]
@@ -25,8 +26,8 @@ impl Counter {
     /// The counter.
     ///
     /// # Errors
-    /// If a variable is not there, or not valid: a line that names it and says what was expected. It shows no password.
-    pub async fn get() -> Result<Self, String> {
+    /// If a variable is not there, or not valid: it says which, and what was expected, and shows no password.
+    pub async fn get() -> Result<Self, InvalidVariable> {
         let slot = INSTANCE.with(Rc::clone);
         let instance = slot.get(load, look_again).await?;
         let counted = instance.counters.unnamed.clone();
@@ -34,7 +35,7 @@ impl Counter {
     }
 
     /// Another counter, by its name: what is added to it is counted and reported by itself. The counter that has no name, from [`Counter::get`], is the
-    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) counters with a name; what is added to one more is answered
+    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) counters with a name; what is added to one more is not counted:
     /// [`Limit::Counters`].
     #[must_use]
     pub fn open(&self, name: CounterName) -> Self {
@@ -44,15 +45,21 @@ impl Counter {
         }
     }
 
-    /// Counts an id in the window that is open now. Whatever fails after it is answered [`Answer::Recorded`], it is counted once. Given up before that, it
-    /// may be counted all the same, and holds nobody else up.
-    pub async fn add(&self, id: Id) -> Answer {
+    /// Counts an id in the window that is open now. Given up before it has answered, it may be counted all the same, and holds nobody else
+    /// up.
+    ///
+    /// # Errors
+    /// If the id is not counted. After [`NotCounted::Unavailable`] it may be.
+    pub async fn add(&self, id: Id) -> Result<Outcome, NotCounted> {
         self.add_with_callback(id, None).await
     }
 
-    /// The same, and has the reporter call somebody with the window's count. Answered [`Answer::Recorded`] if both are recorded. The count is the
-    /// one of the counter that has no name.
-    pub async fn add_with_callback(&self, id: Id, callback: Option<Callback>) -> Answer {
+    /// The same, and has the reporter call somebody with the window's count, once the window has ended. An outcome says that both are recorded. The
+    /// count is the one of the counter that has no name.
+    ///
+    /// # Errors
+    /// If one of both is not recorded. The other one may be.
+    pub async fn add_with_callback(&self, id: Id, callback: Option<Callback>) -> Result<Outcome, NotCounted> {
         let place = self.place();
         let answer = self.instance.record(&place, id, callback).await;
         self.note(&place, answer);
@@ -60,7 +67,8 @@ impl Counter {
     }
 
     /// Counts ids at once in the window that is open now, and answers what became of each, in their order. Of equal ones the first may be new.
-    pub async fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
+    #[must_use = "what is not counted has to be added again"]
+    pub async fn add_many(&self, ids: &[Id]) -> Vec<Result<Outcome, NotCounted>> {
         let place = self.place();
         let mut answers = Vec::with_capacity(ids.len());
         for ids in ids.chunks(MOST) {
@@ -84,10 +92,10 @@ impl Counter {
         }
     }
 
-    fn note(&self, place: &Place, answer: Answer) {
+    fn note(&self, place: &Place, answer: Result<Outcome, NotCounted>) {
         // A counter that there may not be has no statistics.
-        if answer != Answer::Limited(Limit::Counters) {
-            self.note_field(place, answer.statistic());
+        if answer != Err(NotCounted::Limited(Limit::Counters)) {
+            self.note_field(place, statistic(answer));
         }
     }
 

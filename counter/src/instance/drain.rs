@@ -4,12 +4,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use spin_sdk::time::sleep;
+use verve_counter_core::redis_error::RedisError;
+use verve_counter_core::spooled::SpoolError;
 use verve_protocol::keys::ids_parts;
 use verve_protocol::{Keys, WindowLength};
 
 use super::{Instance, JOBS_FULL};
-use crate::circuit::OPEN_MS;
 use crate::clock::{monotonic_ms, now_ms};
+use verve_counter_core::circuit::OPEN_MS;
 
 /// How soon an instance that drains the spool tries again while Redis is away.
 const DRAIN_AGAIN: Duration = Duration::from_secs(1);
@@ -78,7 +80,7 @@ pub async fn drain(instance: &Instance) {
 
 impl Instance {
     /// Brings what is in the spool to Redis, for as long as that takes, unless another instance does.
-    async fn drain(&self) -> Result<(), String> {
+    async fn drain(&self) -> Result<(), SpoolError> {
         while self.background.claim(DRAINING, now_ms(), drain_claim_ms()).await? {
             while !self.drain_what_goes().await? {
                 self.go_on().await?;
@@ -97,7 +99,7 @@ impl Instance {
 
     /// Brings to Redis what can be now. Says whether that was all. Whatever was not removed from the spool, since this
     /// instance died or failed, is brought again: nothing changes by that.
-    async fn drain_what_goes(&self) -> Result<bool, String> {
+    async fn drain_what_goes(&self) -> Result<bool, SpoolError> {
         let all = self.drain_ids().await?;
         while let Some(batch) = self.background.batch().await? {
             // It may be another counter's.
@@ -116,14 +118,14 @@ impl Instance {
     }
 
     /// Keeps the draining to this instance, and tells how far it is.
-    async fn go_on(&self) -> Result<(), String> {
+    async fn go_on(&self) -> Result<(), SpoolError> {
         self.background.tell(DRAINING, now_ms() + drain_claim_ms()).await?;
         self.tell_state().await
     }
 
     /// Tells Redis how much is in the spool, and how much of it was drained. That is for metrics alone: if Redis cannot be told,
     /// the next step does.
-    async fn tell_state(&self) -> Result<(), String> {
+    async fn tell_state(&self) -> Result<(), SpoolError> {
         let Some((name, state)) = self.background.state(now_ms() / 1000).await? else {
             return Ok(());
         };
@@ -140,7 +142,7 @@ impl Instance {
         Ok(())
     }
 
-    async fn drain_ids(&self) -> Result<bool, String> {
+    async fn drain_ids(&self) -> Result<bool, SpoolError> {
         let mut all = true;
         // Of a cluster some nodes may be away, and others not.
         for key in self.background.sets().await? {
@@ -149,8 +151,8 @@ impl Instance {
         Ok(all)
     }
 
-    async fn drain_set(&self, key: &str) -> Result<bool, String> {
-        let stay = |redis: &str| {
+    async fn drain_set(&self, key: &str) -> Result<bool, SpoolError> {
+        let stay = |redis: &RedisError| {
             self.log_error(&format!("spooled ids stay in the spool: {redis}"));
             Ok(false)
         };
@@ -179,14 +181,14 @@ impl Instance {
             if let Err(redis) = self.index_set(keys, key).await {
                 return stay(&redis);
             }
-            self.found_well(&self.redis.node_of(|| key)).await;
+            self.tell_well(&self.redis.node_of(|| key)).await;
             self.background.remove_ids(&found).await?;
             self.go_on().await?;
         }
     }
 
     /// Tells the reporter that the window of this set has ids, before it does.
-    async fn index_set(&self, keys: &Keys, key: &str) -> Result<(), String> {
+    async fn index_set(&self, keys: &Keys, key: &str) -> Result<(), RedisError> {
         let Some((_, length, start, partition)) = ids_parts(key) else {
             return Ok(());
         };

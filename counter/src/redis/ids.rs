@@ -8,11 +8,11 @@ use spin_sdk::redis::{RedisParameter, RedisResult};
 use verve_protocol::{Id, Partition};
 
 use super::{Node, Redis, text};
-use crate::answer::{Answer, Outcome};
-use crate::batches::Distinct;
-use crate::counted::Place;
-use crate::failures;
-use crate::limits::{ADD_WITHIN, added};
+use verve_counter_core::answer::{Answer, Outcome};
+use verve_counter_core::counted::Place;
+use verve_counter_core::limits::{ADD_WITHIN, added};
+use verve_counter_core::redis_error::RedisError;
+use verve_counter_core::sets::Distinct;
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
 /// more commands than there are ids.
@@ -59,7 +59,7 @@ impl Redis {
         &self,
         place: &Place,
         sets: &BTreeMap<Partition, Vec<Id>>,
-    ) -> Vec<Result<Vec<Answer>, String>> {
+    ) -> Vec<Result<Vec<Answer>, RedisError>> {
         let set = |(partition, ids): (&Partition, &Vec<Id>)| {
             let distinct = Distinct::of(ids);
             let key = place.ids(*partition);
@@ -86,17 +86,17 @@ impl Redis {
             let added = together.map(Ok).or_else(|| alone.next()).unwrap_or(Ok(Vec::new()));
             let added = added.and_then(|added| {
                 let answers = set.distinct.answers(&added);
-                answers.ok_or_else(|| failures::unexpected_length(&set.key))
+                answers.ok_or_else(|| RedisError::UnexpectedLength(set.key.clone()))
             });
-            if added.is_ok() && place.counted.is_first(place.window, *partition) {
+            if added.is_ok() && !place.counted.expires(place.window, *partition) {
                 expiring.push((&set.key, partition));
             }
             answers.push(added);
         }
         future::join_all(expiring.into_iter().map(async |(key, partition)| {
-            if self.expire(key).await.is_err() {
-                // The ids are recorded all the same; the next ones set the expiry.
-                place.counted.has_no_expiry(*partition);
+            // If it is not set, the ids are recorded all the same; the next ones set it.
+            if self.expire(key).await.is_ok() {
+                place.counted.has_expiry(place.window, *partition);
             }
         }))
         .await;
@@ -128,7 +128,7 @@ impl Redis {
     }
 
     /// Records the ids of one set.
-    async fn add(&self, set: &Set) -> Result<Vec<Answer>, String> {
+    async fn add(&self, set: &Set) -> Result<Vec<Answer>, RedisError> {
         let Set { key, members, .. } = set;
         let arguments = match self.config.window_limit {
             None if members.len() < TOGETHER_FROM => {
@@ -136,7 +136,7 @@ impl Redis {
                     .twice(key, async |via| {
                         let adds = members.iter().map(async |member| {
                             let new = via.sadd(key, std::slice::from_ref(member)).await? > 0;
-                            Ok(Answer::Recorded(if new { Outcome::New } else { Outcome::Duplicate }))
+                            Ok(Ok(if new { Outcome::New } else { Outcome::Duplicate }))
                         });
                         // What a node has to be asked for comes by itself.
                         let at_once = if via.asking { 1 } else { TOGETHER_FROM };

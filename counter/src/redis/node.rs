@@ -7,16 +7,16 @@ use std::time::Duration;
 use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
 use verve_protocol::RedisUrl;
 
-use crate::answer::Answer;
-use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::clock::{look_again, monotonic_ms};
-use crate::cluster::{Address, Redirect};
-use crate::config::Config;
-use crate::counted::Place;
 use crate::deadlines::Deadlines;
-use crate::failures;
-use crate::once::Once;
 use crate::waiting::Queue;
+use verve_counter_core::answer::Answer;
+use verve_counter_core::circuit::{Circuit, OPEN_MS, Passage};
+use verve_counter_core::cluster::Address;
+use verve_counter_core::config::Config;
+use verve_counter_core::counted::Place;
+use verve_counter_core::once::Once;
+use verve_counter_core::redis_error::RedisError;
 
 /// For how long after its last answer a server is believed to have what it has acknowledged, in milliseconds. Then it is asked again, since it may have
 /// been restarted without its data, which shows when its connection is used.
@@ -33,7 +33,7 @@ pub struct Node {
     /// For one attempt, connecting included.
     timeout: Duration,
     deadlines: Rc<Deadlines>,
-    connection: Once<Rc<Connection>, String>,
+    connection: Once<Rc<Connection>, RedisError>,
     /// Ids that wait to be recorded here.
     pub queue: Rc<Queue<Place, Answer>>,
     /// Open while the node is away.
@@ -47,15 +47,7 @@ pub struct Node {
     /// How often this and the other nodes were connected to again.
     reconnects: Rc<Cell<u64>>,
     /// Why it last failed.
-    last_error: RefCell<String>,
-}
-
-/// Why a command was not run.
-pub enum Failure {
-    /// It is another node's.
-    Redirected(Redirect),
-    /// In a line.
-    Failed(String),
+    last_error: RefCell<Option<Box<RedisError>>>,
 }
 
 /// How a command is sent.
@@ -71,20 +63,20 @@ impl Via<'_> {
         &self,
         command: &str,
         arguments: impl IntoIterator<Item = RedisParameter>,
-    ) -> Result<Vec<RedisResult>, Error> {
+    ) -> Result<Vec<RedisResult>, RedisError> {
         self.ask().await?;
-        self.connection.execute(command, arguments).await
+        self.connection.execute(command, arguments).await.map_err(failed)
     }
 
     /// Adds members to a set, and answers how many are new.
-    pub async fn sadd(&self, key: &str, members: &[String]) -> Result<u32, Error> {
+    pub async fn sadd(&self, key: &str, members: &[String]) -> Result<u32, RedisError> {
         self.ask().await?;
-        self.connection.sadd(key, members).await
+        self.connection.sadd(key, members).await.map_err(failed)
     }
 
-    async fn ask(&self) -> Result<(), Error> {
+    async fn ask(&self) -> Result<(), RedisError> {
         if self.asking {
-            self.connection.execute("ASKING", []).await?;
+            self.connection.execute("ASKING", []).await.map_err(failed)?;
         }
         Ok(())
     }
@@ -150,74 +142,76 @@ impl Node {
             via.execute("EVAL", script).await
         };
         match self.once(Passage::Trial, nothing).await {
-            Ok(_) | Err(Failure::Redirected(_)) => {
-                self.circuit.close();
-                true
-            }
-            Err(Failure::Failed(error)) => {
+            Err(error) if error.redirect().is_none() => {
                 self.failed(&error);
                 false
+            }
+            Ok(_) | Err(_) => {
+                self.circuit.close();
+                true
             }
         }
     }
 
     /// Runs an idempotent command, again on a fresh connection if it fails.
-    pub async fn twice<T>(&self, command: impl AsyncFn(&Via<'_>) -> Result<T, Error>) -> Result<T, Failure> {
-        self.guarded(async |passage| match self.once(passage, &command).await {
-            // Another request has found out meanwhile.
-            Err(Failure::Failed(first)) if passage == Passage::Free && self.circuit.is_open() => {
-                Err(Failure::Failed(first))
+    pub async fn twice<T>(&self, command: impl AsyncFn(&Via<'_>) -> Result<T, RedisError>) -> Result<T, RedisError> {
+        self.guarded(async |passage| {
+            let first = match self.once(passage, &command).await {
+                Err(first) if first.redirect().is_none() => first,
+                done => return done,
+            };
+            if passage == Passage::Free && self.circuit.is_open() {
+                // Another request has found out meanwhile.
+                return Err(first);
             }
-            Err(Failure::Failed(first)) => match self.once(passage, &command).await {
-                Err(Failure::Failed(second)) => Err(Failure::Failed(failures::both(first, &second))),
-                other => other,
-            },
-            other => other,
+            match self.once(passage, &command).await {
+                Err(second) if second.redirect().is_none() => Err(first.and_then(second)),
+                done => done,
+            }
         })
         .await
     }
 
     /// Runs a command that another node says this one may run already. What says so to a node holds for the next command of the
     /// connection alone, so it is one that nobody shares.
-    pub async fn asking<T>(&self, command: impl AsyncFn(&Via<'_>) -> Result<T, Error>) -> Result<T, String> {
+    pub async fn asking<T>(&self, command: impl AsyncFn(&Via<'_>) -> Result<T, RedisError>) -> Result<T, RedisError> {
         let attempt = async {
             let connection = self.open().await?;
             let via = Via {
                 connection: &connection,
                 asking: true,
             };
-            command(&via).await.map_err(|error| describe(&error))
+            command(&via).await
         };
         let answer = self.deadlines.limit(attempt).await;
         let answer = answer.unwrap_or_else(|| Err(self.no_answer()));
-        answer.map_err(|error| format!("{}: {error}", self.url()))
+        answer.map_err(|error| error.at(self.url()))
     }
 
     /// Does what the circuit lets through, and tells it how that went.
-    async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, Failure>) -> Result<T, Failure> {
+    async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, RedisError>) -> Result<T, RedisError> {
         let passage = self.circuit.enter(monotonic_ms, self.trial_ms());
         if passage == Passage::Barred {
-            let last = self.last_error.borrow();
-            return Err(Failure::Failed(match last.as_str() {
+            return Err(match &*self.last_error.borrow() {
                 // Another instance has found out.
-                "" => format!("{}: not reachable a moment ago", self.url()),
-                last => format!("a moment ago: {last}"),
-            }));
+                None => RedisError::FailedLately(None).at(self.url()),
+                last => RedisError::FailedLately(last.clone()),
+            });
         }
         let result = work(passage).await;
         match &result {
-            Ok(_) | Err(Failure::Redirected(_)) => drop(self.circuit.close()),
-            Err(Failure::Failed(error)) => {
+            Err(error) if error.redirect().is_none() => {
                 self.failed(error);
                 // Those who wait for it would find out no better.
                 self.deadlines.end_all();
             }
+            Ok(_) | Err(_) => drop(self.circuit.close()),
         }
         result
     }
 
-    fn failed(&self, error: &str) {
-        error.clone_into(&mut self.last_error.borrow_mut());
+    fn failed(&self, error: &RedisError) {
+        self.last_error.replace(Some(Box::new(error.clone())));
         self.circuit.open(monotonic_ms() + OPEN_MS);
     }
 
@@ -225,8 +219,8 @@ impl Node {
     async fn once<T>(
         &self,
         passage: Passage,
-        command: impl AsyncFn(&Via<'_>) -> Result<T, Error>,
-    ) -> Result<T, Failure> {
+        command: impl AsyncFn(&Via<'_>) -> Result<T, RedisError>,
+    ) -> Result<T, RedisError> {
         let used = Cell::new(None);
         let attempt = async {
             let connection = self.connection.get(async || self.connect().await, look_again).await?;
@@ -235,35 +229,35 @@ impl Node {
                 connection: &connection,
                 asking: false,
             };
-            command(&via).await.map_err(|error| describe(&error))
+            command(&via).await
         };
         let result = match self.deadlines.limit(attempt).await {
             Some(result) => result,
-            None if passage == Passage::Free && self.circuit.is_open() => {
-                Err("no answer, and not reachable a moment ago".to_owned())
-            }
+            None if passage == Passage::Free && self.circuit.is_open() => Err(RedisError::FailedMeanwhile),
             None => Err(self.no_answer()),
         };
         if result.is_ok() {
             self.answered_ms.set(monotonic_ms());
         }
         result.map_err(|error| {
-            if let Some(redirect) = Redirect::told(&error) {
-                return Failure::Redirected(redirect);
+            if error.redirect().is_some() {
+                return error;
             }
             if let Some(used) = used.take() {
                 self.connection.clear_if(|kept| Rc::ptr_eq(kept, &used));
             }
-            Failure::Failed(format!("{}: {error}", self.url()))
+            error.at(self.url())
         })
     }
 
-    fn no_answer(&self) -> String {
-        format!("no answer within {} ms", self.timeout.as_millis())
+    fn no_answer(&self) -> RedisError {
+        RedisError::NoAnswer {
+            within_ms: self.timeout.as_millis() as u64,
+        }
     }
 
     /// Opens the connection that the instance keeps.
-    async fn connect(&self) -> Result<Rc<Connection>, String> {
+    async fn connect(&self) -> Result<Rc<Connection>, RedisError> {
         let connection = self.open().await?;
         if self.was_connected.replace(true) {
             self.reconnects.set(self.reconnects.get() + 1);
@@ -272,7 +266,7 @@ impl Node {
     }
 
     /// Connects to the first of its addresses that leads there.
-    async fn open(&self) -> Result<Rc<Connection>, String> {
+    async fn open(&self) -> Result<Rc<Connection>, RedisError> {
         let mut errors = Vec::new();
         for _ in &self.urls {
             let at = self.at.get();
@@ -283,19 +277,18 @@ impl Node {
                     self.at.set(at);
                     return Ok(Rc::new(connection));
                 }
-                Err(error) => errors.push(describe(&error)),
+                Err(error) => errors.push(failed(error)),
             }
         }
-        errors.dedup();
-        Err(errors.join("; "))
+        Err(RedisError::each(errors))
     }
 }
 
-fn describe(error: &Error) -> String {
+fn failed(error: Error) -> RedisError {
     match error {
-        Error::InvalidAddress => failures::INVALID_ADDRESS.to_owned(),
-        Error::TooManyConnections => failures::TOO_MANY_CONNECTIONS.to_owned(),
-        Error::TypeError => failures::TYPE_ERROR.to_owned(),
-        Error::Other(message) => message.clone(),
+        Error::InvalidAddress => RedisError::InvalidAddress,
+        Error::TooManyConnections => RedisError::TooManyConnections,
+        Error::TypeError => RedisError::UnexpectedType,
+        Error::Other(message) => RedisError::told(message),
     }
 }

@@ -4,7 +4,7 @@
 
 use spin_sdk::wasip3::exports::http::handler::Guest;
 use spin_sdk::wasip3::http::types::{ErrorCode, Request, Response};
-use verve_counter::{Answer, Counter, Id};
+use verve_counter::{Counter, Id};
 
 #[allow(unsafe_code, missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 mod bindings {
@@ -42,12 +42,11 @@ fn visitor(request: &Request) -> Option<Id> {
 
 /// Whatever comes of it, the request is passed on.
 async fn count(visitor: Id) {
-    match Counter::get().await {
-        Ok(counter) => match counter.add(visitor).await {
-            Answer::Recorded(_) => {}
-            // Said by the counter.
-            Answer::Limited(_) | Answer::Unavailable => {}
-        },
-        Err(error) => eprintln!("{error}"),
+    let counter = match Counter::get().await {
+        Ok(counter) => counter,
+        Err(misconfigured) => return eprintln!("{misconfigured}"),
+    };
+    if let Err(error) = counter.add(visitor).await {
+        eprintln!("visitor {visitor} is not counted: {error}");
     }
 }

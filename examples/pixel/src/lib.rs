@@ -10,7 +10,7 @@ use futures::future::{self, Either};
 use spin_sdk::http::{FullBody, HeaderMap, HeaderValue, IntoResponse, Request, StatusCode};
 use spin_sdk::http_service;
 use spin_sdk::time::sleep;
-use verve_counter::{Answer, Counter, Id};
+use verve_counter::{Counter, Id, InvalidVariable, NotCounted, Outcome};
 
 /// A GIF of one transparent pixel.
 const PIXEL: &[u8] = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\x00\x00\x00!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;";
@@ -35,17 +35,18 @@ async fn pixel(request: Request) -> impl IntoResponse {
         },
     };
     match counted {
-        Ok(Answer::Recorded(_)) => answer(StatusCode::OK, Bytes::from_static(PIXEL)),
-        Ok(_) => answer(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
-        Err(error) => {
-            eprintln!("{error}");
+        Ok(Ok(_)) => answer(StatusCode::OK, Bytes::from_static(PIXEL)),
+        // Redis is away and there is no spool, or this is beyond a limit: the counter's log says which.
+        Ok(Err(_)) => answer(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
+        Err(misconfigured) => {
+            eprintln!("{misconfigured}");
             answer(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new())
         }
     }
 }
 
 /// All there is to counting.
-async fn count(visitor: Id) -> Result<Answer, String> {
+async fn count(visitor: Id) -> Result<Result<Outcome, NotCounted>, InvalidVariable> {
     Ok(Counter::get().await?.add(visitor).await)
 }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
-use verve_protocol::Window;
-use verve_tests::host::{Kind, Options};
+use verve_protocol::{Partition, Window};
+use verve_tests::host::{Instance, Kind, Options};
+use verve_tests::link::Link;
+use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, examples, http, paths, wait};
 
@@ -28,6 +30,178 @@ pub fn example_with(site: &Site, kind: Kind, name: &str, more: &[(&str, &str)]) 
         ("window_seconds", &seconds),
     ];
     examples::options(kind, name, &[&usual, more].concat())
+}
+
+/// The project of docs/library.md, whose component is built from that page, does what the page says.
+#[tokio::test]
+async fn the_project_of_the_page_does_what_it_says() -> Result<()> {
+    let page = fs::read_to_string(paths::repository().join("docs/library.md"))?;
+    let (_, manifest) = page.split_once("\n`spin.toml`:\n\n```toml\n").context("a manifest")?;
+    let (manifest, rest) = manifest.split_once("```").context("its end")?;
+    let (_, console) = rest.split_once("```console\n").context("what is said")?;
+    let (console, _) = console.split_once("```").context("its end")?;
+    for kind in Kind::available().into_iter().filter(|kind| *kind != Kind::VerveHostP2) {
+        let redis = RedisServer::start().await?;
+        let manifest = manifest.replace("127.0.0.1:6379", &redis.address().to_string());
+        let instance = Instance::options(kind).manifest(manifest).start().await?;
+        let mut said = 0;
+        for command in console.split("$ curl 'http://127.0.0.1:3000").skip(1) {
+            let (path, answer) = command.split_once("'\n").context("an answer")?;
+            let answered = http::get(instance.addr(), path).await?;
+            assert_eq!(answered.text(), answer, "{kind:?}: {}", instance.process().log());
+            said += 1;
+        }
+        assert_eq!(said, 2, "{console}");
+        let mut connection = redis.connection().await?;
+        let keys: Vec<String> = connection.keys("verve:ids:60:*").await?;
+        assert_eq!(keys.len(), 1, "{kind:?}: {keys:?}");
+        assert_eq!(connection.scard::<_, u64>(&keys[0]).await?, 1, "{kind:?}");
+    }
+    Ok(())
+}
+
+/// How long a hundred ids that come after something was given up may take.
+const IN_TIME: Duration = Duration::from_secs(5);
+
+/// Each call is given up at each point at which it waits for something, while others count the same; then a hundred more are counted at once.
+#[tokio::test]
+async fn each_call_can_be_given_up_at_each_point() -> Result<()> {
+    for (by, call) in [
+        ("crate", "add"),
+        ("crate", "many"),
+        ("crate", "callback"),
+        ("crate", "named"),
+        ("interface", "add"),
+        ("interface", "many"),
+        ("interface", "named"),
+    ] {
+        let site = Site::new(86_400).await?;
+        let instance = example(&site, Kind::VerveHost, examples::GUEST)?.start().await?;
+        let mut last = 0;
+        let mut count = |name: u32, polls: Option<u32>| {
+            last += 1;
+            let polls = polls.map_or_else(String::new, |polls| format!("&polls={polls}"));
+            let path = format!("/count?by={by}&call={call}&name={name}&id={last}{polls}");
+            let (id, address) = (last, instance.addr());
+            async move { anyhow::Ok((id, http::get(address, &path).await?.status)) }
+        };
+        let (mut counted, mut points) = (Vec::new(), 0);
+        for polls in 1.. {
+            let (_, given_up) = count(polls, Some(polls)).await?;
+            // Each named counter is told of, and has its first ids, here.
+            let others = (0..5).map(|_| count(polls, None)).collect::<Vec<_>>();
+            let together = [count(polls, Some(polls)), count(polls, Some(polls))];
+            let (others, together) = futures::try_join!(
+                futures::future::try_join_all(others),
+                futures::future::try_join_all(together)
+            )?;
+            let later = futures::future::try_join_all((0..100).map(|_| count(polls, None)));
+            let later = tokio::time::timeout(IN_TIME, later)
+                .await
+                .with_context(|| format!("{by} {call} {polls}: {}", instance.process().log()))??;
+            for (id, status) in others.into_iter().chain(later) {
+                assert_eq!(status, 200, "{by} {call} {polls}: {}", instance.process().log());
+                counted.push((polls, id));
+            }
+            if given_up == 200 && together.iter().all(|(_, status)| *status == 200) {
+                points = polls - 1;
+                break;
+            }
+            assert!(polls < 50, "{by} {call}: it never comes to its end");
+        }
+        assert!(points >= 2, "{by} {call}: it waits for nothing");
+        // What was answered is in Redis, in sets that expire.
+        let mut redis = site.connection().await?;
+        let window = clock::current_window(site.length);
+        for (polls, id) in counted {
+            let mut keys = site.keys();
+            if call == "named" {
+                keys = keys.named(polls.to_string().parse()?);
+            }
+            let set = keys.ids(window, Partition::Whole);
+            let (is_there, expires_in): (bool, i64) = (redis.sismember(&set, id).await?, redis.ttl(&set).await?);
+            assert!(is_there && expires_in > 0, "{by} {call}: {id} in {set}, {expires_in} s");
+        }
+    }
+    Ok(())
+}
+
+/// An instance that ends takes with it those who wait in it. They are told so, and the next instance counts as ever.
+#[tokio::test]
+async fn an_instance_ends_while_others_wait() -> Result<()> {
+    for by in ["crate", "interface"] {
+        let site = Site::new(86_400).await?;
+        let instance = example(&site, Kind::VerveHost, examples::GUEST)?.start().await?;
+        let mut last = 0;
+        let mut count = || {
+            last += 1;
+            let path = format!("/count?by={by}&call=add&id={last}");
+            let (id, address) = (last, instance.addr());
+            async move { anyhow::Ok((id, http::get(address, &path).await?.status)) }
+        };
+        assert_eq!(count().await?.1, 200, "{by}: {}", instance.process().log());
+        let mut counted = Vec::new();
+        for round in 0..5 {
+            site.redis.pause()?;
+            let waiting = futures::future::try_join_all((0..20).map(|_| count()));
+            let end = async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let trapped = http::get(instance.addr(), "/trap").await?;
+                assert_eq!(trapped.status, 500, "{by}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                site.redis.resume()
+            };
+            let (waiting, ()) = futures::try_join!(waiting, end)?;
+            let later = futures::future::try_join_all((0..100).map(|_| count()));
+            let later = tokio::time::timeout(IN_TIME, later)
+                .await
+                .with_context(|| format!("{by} {round}: {}", instance.process().log()))??;
+            assert!(later.iter().all(|(_, status)| *status == 200), "{by}: {later:?}");
+            counted.extend(waiting.into_iter().chain(later).filter(|(_, status)| *status == 200));
+        }
+        let mut redis = site.connection().await?;
+        let set = site.keys().ids(clock::current_window(site.length), Partition::Whole);
+        for (id, _) in counted {
+            assert!(redis.sismember(&set, id).await?, "{by}: {id}");
+        }
+    }
+    Ok(())
+}
+
+/// An id is answered in the time that docs/library.md says, however slow Redis is: four times the timeout. Here each command takes nearly half
+/// of it, and ids of many counters, each told of and indexed first, wait for each other.
+#[tokio::test]
+async fn an_add_takes_at_most_the_time_that_is_documented() -> Result<()> {
+    const TIMEOUT: Duration = Duration::from_millis(400);
+    for by in ["crate", "interface"] {
+        let site = Site::with_redis(86_400, RedisServer::start().await?);
+        let link = Link::start(site.redis.server().address()).await?;
+        let instance = example_with(
+            &site,
+            Kind::VerveHost,
+            examples::GUEST,
+            &[("redis_timeout_ms", &TIMEOUT.as_millis().to_string())],
+        )?
+        .variable("redis_urls", &format!("redis://{}", link.address()))
+        .start()
+        .await?;
+        let count = async |name: u32| {
+            let path = format!("/count?by={by}&call=named&name={name}&id={name}");
+            let begun = Instant::now();
+            let status = http::get(instance.addr(), &path).await?.status;
+            anyhow::Ok((status, begun.elapsed()))
+        };
+        assert_eq!(count(0).await?.0, 200, "{by}: {}", instance.process().log());
+        link.delay(TIMEOUT * 45 / 100);
+        let counted = futures::future::try_join_all((1..20).map(count)).await?;
+        let longest = counted.iter().map(|(_, time)| *time).max().unwrap_or_default();
+        // The spool has a disk, and the machine other work.
+        assert!(
+            counted.iter().all(|(status, _)| *status == 200) && longest < 4 * TIMEOUT + Duration::from_millis(700),
+            "{by}: {counted:?}"
+        );
+    }
+    Ok(())
 }
 
 /// Whoever gives up waiting, at whatever point, leaves all others as they were.

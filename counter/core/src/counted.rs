@@ -40,19 +40,20 @@ impl Counted {
         }
     }
 
-    /// Whether this set of ids is not known to have an expiry. From now on it is.
+    /// Whether this set of ids is known to have an expiry.
     #[must_use]
-    pub fn is_first(&self, window: Window, partition: Partition) -> bool {
+    pub fn expires(&self, window: Window, partition: Partition) -> bool {
+        let expiring = self.expiring.borrow();
+        expiring.0 == window.start() && expiring.1.contains(&partition)
+    }
+
+    /// Remembers that it has one.
+    pub fn has_expiry(&self, window: Window, partition: Partition) {
         let mut expiring = self.expiring.borrow_mut();
         if expiring.0 != window.start() {
             *expiring = (window.start(), BTreeSet::new());
         }
-        expiring.1.insert(partition)
-    }
-
-    /// It has none after all.
-    pub fn has_no_expiry(&self, partition: Partition) {
-        self.expiring.borrow_mut().1.remove(&partition);
+        expiring.1.insert(partition);
     }
 
     /// Forgets what is in Redis.
@@ -166,6 +167,18 @@ mod tests {
         assert_eq!(one.ids(Partition::Whole), "verve/game-1:ids:60:0");
         counters.forget();
         assert!(!one.counted.seen.has(one.window, Id(1)));
+    }
+
+    #[test]
+    fn a_set_expires_once_that_is_known() {
+        let place = named(&counters(), 1);
+        let (counted, window, [one, other]) = (&place.counted, place.window, [Partition::Whole, Partition::Part(3)]);
+        assert!(!counted.expires(window, one));
+        counted.has_expiry(window, one);
+        assert!(counted.expires(window, one) && !counted.expires(window, other));
+        assert!(!counted.expires(window.next(), one));
+        counted.has_expiry(window.next(), other);
+        assert!(!counted.expires(window, one) && counted.expires(window.next(), other));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use verve_protocol::keys::ids_parts;
 ///
 /// [`UNREPORTED_SECONDS`]: verve_protocol::keys::UNREPORTED_SECONDS
 /// [`AHEAD_SECONDS`]: verve_protocol::keys::AHEAD_SECONDS
+#[macro_export]
 macro_rules! keep {
     () => {
         r"
@@ -22,7 +23,7 @@ local function keep(key, ends, again)
 end"
     };
 }
-pub(crate) use keep;
+pub use keep;
 
 /// Has a set of ids expire, see the function `keep` in it. Answers 0 if the set is not there or, without `again`, has an expiry.
 ///

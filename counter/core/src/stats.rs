@@ -10,7 +10,7 @@ use std::time::Duration;
 use verve_protocol::keys::{INDEX_SECONDS, UNREPORTED_SECONDS, indexed, stats};
 use verve_protocol::{Keys, Window};
 
-use crate::batches::Batch;
+use crate::spooled::Batch;
 
 /// How long after a response its counts are flushed, together with those of the responses since.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(200);
@@ -104,7 +104,7 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answer::{Answer, Limit, Outcome};
+    use crate::answer::{Limit, NotCounted, Outcome, statistic};
     use verve_protocol::WindowLength;
 
     #[test]
@@ -112,16 +112,16 @@ mod tests {
         let window = WindowLength::try_new(60).expect("valid").window_at_ms(0);
         let stats = Stats::default();
         let answers = [
-            Answer::Recorded(Outcome::New),
-            Answer::Recorded(Outcome::Duplicate),
-            Answer::Recorded(Outcome::New),
-            Answer::Recorded(Outcome::Spooled),
-            Answer::Limited(Limit::Window),
-            Answer::Unavailable,
+            Ok(Outcome::New),
+            Ok(Outcome::Duplicate),
+            Ok(Outcome::New),
+            Ok(Outcome::Spooled),
+            Err(NotCounted::Limited(Limit::Window)),
+            Err(NotCounted::Unavailable),
         ];
-        let first: Vec<bool> = answers.iter().map(|a| stats.count(window, a.statistic())).collect();
+        let first: Vec<bool> = answers.iter().map(|a| stats.count(window, statistic(*a))).collect();
         assert_eq!(first, [true, false, false, false, false, false]);
-        assert!(!stats.count(window.next(), Answer::Unavailable.statistic()));
+        assert!(!stats.count(window.next(), statistic(Err(NotCounted::Unavailable))));
 
         let mut taken = stats.take();
         let expected = [

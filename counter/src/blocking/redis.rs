@@ -2,7 +2,7 @@
 //! id's set and the statistics, which are asked for at the first node that the variable names. So it is of many ids, with a script for each
 //! partition's.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use verve_protocol::counter_name::MAX_COUNTERS;
@@ -11,14 +11,18 @@ use verve_protocol::{CallbackJob, CounterName, Id, RedisUrl, Window};
 
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
 use super::now_ms;
-use crate::answer::{Answer, Limit};
-use crate::batches::{Distinct, by_partition, in_order};
-use crate::cluster::{Address, Map, Part, Redirect};
-use crate::config::Config;
-use crate::expiry::keep;
-use crate::failures;
-use crate::limits::{ADD_WITHIN, TELL_COUNTER, added, endpoints_seconds, no_more_counters};
-use crate::stats::{Counts, count, kept_seconds};
+use verve_counter_core::answer::{Answer, Limit, NotCounted, statistic, told as answer_told};
+use verve_counter_core::cluster::{Address, Map, Part, Redirect};
+use verve_counter_core::config::Config;
+use verve_counter_core::expiry::keep;
+use verve_counter_core::limits::{ADD_WITHIN, added, endpoints_seconds};
+use verve_counter_core::redis_error::{RedisError, Refusal};
+use verve_counter_core::registered::{TELL_COUNTER, no_more_counters};
+use verve_counter_core::sets::{Distinct, by_partition, in_order};
+use verve_counter_core::stats::{Counts, count, kept_seconds};
+
+/// How often what one node sends on is sent on at most: a key on its way is asked for where its slot was, and then where it goes to.
+const REDIRECTIONS: usize = 5;
 
 /// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
 /// no room for the job, it does nothing and answers `full`; if one of both is beyond a limit, it answers which, and counts the request.
@@ -112,10 +116,19 @@ impl<'a> Note<'a> {
 
 /// Why a request was not recorded.
 pub struct Unrecorded {
-    /// In a line.
-    pub error: String,
+    /// What Redis fails by.
+    pub error: RedisError,
     /// Whether Redis answers, so that this may be counted.
     pub may_be_noted: bool,
+}
+
+impl From<RedisError> for Unrecorded {
+    fn from(error: RedisError) -> Self {
+        Self {
+            error,
+            may_be_noted: false,
+        }
+    }
 }
 
 impl<'a> Redis<'a> {
@@ -130,10 +143,6 @@ impl<'a> Redis<'a> {
 
     /// Records an id, and a callback job.
     pub fn record(&self, id: Id, job: Option<&CallbackJob>) -> Result<Answer, Unrecorded> {
-        let failed = |error| Unrecorded {
-            error,
-            may_be_noted: false,
-        };
         let note = Note {
             id: Some(id),
             outcome: "",
@@ -141,38 +150,36 @@ impl<'a> Redis<'a> {
         };
         let is_cluster = self.config.redis_urls.as_slice().len() > 1;
         let told = match (!is_cluster).then(|| self.note(&note)) {
-            Some(Err(error)) if !is_crossed(&error) => return Err(failed(error)),
+            Some(Err(error)) if error.refusal() != Some(Refusal::CrossSlot) => return Err(error.into()),
             Some(Ok(told)) => told,
             _ => {
                 if job.is_some() && self.config.endpoint_limit.is_some() {
                     // First, so that an id whose job is refused is not recorded.
-                    let told = self
-                        .note(&Note {
-                            id: None,
-                            outcome: "",
-                            job,
-                        })
-                        .map_err(failed)?;
+                    let told = self.note(&Note {
+                        id: None,
+                        outcome: "",
+                        job,
+                    })?;
                     if !told.is_empty() {
                         return refused_or(&told);
                     }
                 }
-                let (answers, _) = self.add(&self.ids(id), &[id.to_string()]).map_err(failed)?;
-                let Some(answer @ Answer::Recorded(_)) = answers.first() else {
+                let (answers, _) = self.add(&self.ids(id), &[id.to_string()])?;
+                let Some(answer @ Ok(_)) = answers.first() else {
                     // Nothing more is recorded of what is beyond a limit.
-                    self.note(&Note::of(stats::LIMITED)).map_err(failed)?;
-                    return Ok(Answer::Limited(Limit::Window));
+                    self.note(&Note::of(stats::LIMITED))?;
+                    return Ok(Err(NotCounted::Limited(Limit::Window)));
                 };
-                let outcome = answer.statistic();
+                let outcome = statistic(*answer);
                 let job = job.filter(|_| self.config.endpoint_limit.is_none());
-                self.note(&Note { id: None, outcome, job }).map_err(failed)?
+                self.note(&Note { id: None, outcome, job })?
             }
         };
         refused_or(&told)
     }
 
     /// Records ids, as many as one script may be given, and answers what became of each, in their order.
-    pub fn record_many(&self, ids: &[Id]) -> Vec<Result<Answer, String>> {
+    pub fn record_many(&self, ids: &[Id]) -> Vec<Result<Answer, RedisError>> {
         let partitions = self.config.partitions;
         let mut counts = Counts::new();
         let mut of_partitions = BTreeMap::new();
@@ -180,8 +187,8 @@ impl<'a> Redis<'a> {
             let (key, distinct) = (self.config.keys.ids(self.window, partition), Distinct::of(&ids));
             let added = self.add(&key, &distinct.members()).and_then(|(added, again)| {
                 let answers = distinct.answers(&added);
-                let answers = answers.ok_or_else(|| failures::unexpected_length(&key))?;
-                for field in answers.iter().map(|answer| answer.statistic()) {
+                let answers = answers.ok_or_else(|| RedisError::UnexpectedLength(key.clone()))?;
+                for field in answers.iter().map(|answer| statistic(*answer)) {
                     // After an attempt whose answer was lost, what is there may have come by that.
                     if !again || field != stats::DUPLICATE {
                         count(&mut counts, field);
@@ -205,11 +212,14 @@ impl<'a> Redis<'a> {
         let mut arguments = arguments.map(text).to_vec();
         arguments.extend(counts.iter().flat_map(|(field, n)| [text(field), text(n.to_string())]));
         // Statistics alone: the ids are recorded.
-        let _ = self.attempt(&|connection, _| connection.execute("EVAL", &arguments), false);
+        let _ = self.attempt(
+            &|connection, _| connection.execute("EVAL", &arguments).map_err(failed),
+            false,
+        );
     }
 
     /// Tells the reporter that a named counter is in use. What came of it says that there may be no more counters.
-    pub fn tell_counter(&self, name: &CounterName) -> Result<Option<Limit>, String> {
+    pub fn tell_counter(&self, name: &CounterName) -> Result<Option<Limit>, RedisError> {
         let names = self.config.keys.counters();
         let most = MAX_COUNTERS.to_string();
         let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &most];
@@ -218,7 +228,7 @@ impl<'a> Redis<'a> {
     }
 
     /// Tells Redis of a request, and answers what that has made of it.
-    pub fn note(&self, note: &Note<'_>) -> Result<Vec<u8>, String> {
+    pub fn note(&self, note: &Note<'_>) -> Result<Vec<u8>, RedisError> {
         let keys = &self.config.keys;
         let stats = keys.stats(self.window);
         let keys = [
@@ -271,13 +281,13 @@ impl<'a> Redis<'a> {
     }
 
     /// Adds ids, all different, on the node that has their set. Answers what came of each, and whether it was another attempt.
-    fn add(&self, key: &str, ids: &[String]) -> Result<(Vec<Answer>, bool), String> {
+    fn add(&self, key: &str, ids: &[String]) -> Result<(Vec<Answer>, bool), RedisError> {
         let limit = limit(self.config.window_limit);
         let ends = self.window.end().to_string();
         let mut arguments = [ADD_WITHIN, "1", key, &limit, &ends, self.waits()].map(text).to_vec();
         arguments.extend(ids.iter().map(text));
         self.twice(|connection, again| {
-            let said = connection.execute("EVAL", &arguments)?;
+            let said = connection.execute("EVAL", &arguments).map_err(failed)?;
             let answers = said.iter().filter_map(|said| match said {
                 RedisResult::Int64(said) => added(*said),
                 _ => None,
@@ -312,63 +322,89 @@ impl<'a> Redis<'a> {
 
     /// Does what may be done twice, again on a fresh connection if it fails, and where the node that is asked sends it. Each time enough
     /// replicas have to have it.
-    fn twice<T>(&self, command: impl Fn(&Connection, bool) -> Result<T, Error>) -> Result<T, String> {
-        self.attempt(&command, false).or_else(|first| {
-            let again = self.attempt(&command, true);
-            again.map_err(|second| failures::both(first, &second))
-        })
+    fn twice<T>(&self, command: impl Fn(&Connection, bool) -> Result<T, RedisError>) -> Result<T, RedisError> {
+        self.attempt(&command, false)
+            .or_else(|first| self.attempt(&command, true).map_err(|second| first.and_then(second)))
     }
 
-    /// Does something where the node that is asked sends it. Another attempt has fresh connections.
-    fn attempt<T>(&self, command: &impl Fn(&Connection, bool) -> Result<T, Error>, again: bool) -> Result<T, String> {
+    /// Does something where the nodes send it. Another attempt has fresh connections.
+    fn attempt<T>(
+        &self,
+        command: &impl Fn(&Connection, bool) -> Result<T, RedisError>,
+        again: bool,
+    ) -> Result<T, RedisError> {
         let named = self.config.redis_urls.as_slice();
-        let is_connected = Cell::new(false);
-        let at = |node: &RedisUrl, asking: bool| {
-            is_connected.set(false);
-            let attempt = || {
-                let connection = match self.kept(node).filter(|_| !again) {
-                    Some(connection) => connection,
-                    None => Connection::open(node.secret())?,
-                };
-                is_connected.set(true);
-                if asking {
-                    connection.execute("ASKING", &[])?;
-                }
-                let done = command(&connection, again)?;
-                self.wait_for_replicas(&connection)?;
-                self.kept.borrow_mut().push((node.clone(), connection));
-                Ok(done)
-            };
-            attempt().map_err(|error: Error| format!("{node}: {}", describe(error)))
-        };
         // Where there are several, the first may be away.
-        let node = &named[usize::from(again) % named.len()];
-        at(node, false).or_else(|error| {
-            let Some(redirect) = Redirect::told(&error) else {
-                return Err(error);
+        let mut node = named[usize::from(again) % named.len()].clone();
+        let mut done = self.at(&node, false, again, command);
+        for _ in 0..REDIRECTIONS {
+            let Err(Failed { error, .. }) = &done else {
+                break;
+            };
+            let Some(redirect) = error.redirect().cloned() else {
+                break;
             };
             let told = redirect.to(node.host());
             let to = told
                 .as_ref()
                 .and_then(|address| node.of_node(&address.host, address.port));
-            is_connected.set(false);
-            let first = to.map_or_else(
-                || Err(format!("{node}: {}", failures::SENT_NOWHERE)),
-                |to| at(&to, redirect.is_ask),
-            );
-            first.or_else(|error| {
-                // It may have been done there.
-                if is_connected.get() {
-                    return Err(error);
-                }
+            done = match &to {
+                Some(to) => self.at(to, redirect.is_ask, again, command),
+                None => Err(Failed {
+                    error: RedisError::SentNowhere.at(&node),
+                    is_connected: false,
+                }),
+            };
+            let mut at = to;
+            if matches!(&done, Err(failed) if !failed.is_connected) {
                 // Nobody is there: where else the node is, the map says.
-                let others = self.others(node, &redirect, told.as_ref()).unwrap_or_default();
-                let mut tried = others.iter().map(|other| at(other, redirect.is_ask));
-                tried
-                    .find(|done| done.is_ok() || is_connected.get())
-                    .unwrap_or(Err(error))
-            })
-        })
+                for other in self.others(&node, &redirect, told.as_ref()).unwrap_or_default() {
+                    let tried = self.at(&other, redirect.is_ask, again, command);
+                    // What was sent may have been done there.
+                    if !matches!(&tried, Err(failed) if !failed.is_connected) {
+                        (done, at) = (tried, Some(other));
+                        break;
+                    }
+                }
+            }
+            match at {
+                Some(at) => node = at,
+                None => break,
+            }
+        }
+        done.map_err(|failed| failed.error)
+    }
+
+    /// Does something at a node, which is `asking` for a key that is on its way to it. Another attempt has a fresh connection.
+    fn at<T>(
+        &self,
+        node: &RedisUrl,
+        asking: bool,
+        again: bool,
+        command: &impl Fn(&Connection, bool) -> Result<T, RedisError>,
+    ) -> Result<T, Failed> {
+        let connection = match self.kept(node).filter(|_| !again) {
+            Some(connection) => Ok(connection),
+            None => Connection::open(node.secret()),
+        };
+        let connection = connection.map_err(|error| Failed {
+            error: failed(error).at(node),
+            is_connected: false,
+        })?;
+        let attempt = || {
+            if asking {
+                connection.execute("ASKING", &[]).map_err(failed)?;
+            }
+            let done = command(&connection, again)?;
+            self.wait_for_replicas(&connection)?;
+            Ok(done)
+        };
+        let done = attempt().map_err(|error: RedisError| Failed {
+            error: error.at(node),
+            is_connected: true,
+        })?;
+        self.kept.borrow_mut().push((node.clone(), connection));
+        Ok(done)
     }
 
     /// Where else the node is that `asked` sends on to, which it does not say or where it is not reached.
@@ -399,48 +435,55 @@ impl<'a> Redis<'a> {
         Some(kept.swap_remove(at).1)
     }
 
-    fn wait_for_replicas(&self, connection: &Connection) -> Result<(), Error> {
+    fn wait_for_replicas(&self, connection: &Connection) -> Result<(), RedisError> {
         let (wanted, within) = (self.config.wait_replicas, self.config.replicas_within_ms());
         if wanted == 0 {
             return Ok(());
         }
         let wait = [i64::from(wanted), within].map(RedisParameter::Int64);
-        match connection.execute("WAIT", &wait)?.first() {
+        match connection.execute("WAIT", &wait).map_err(failed)?.first() {
             Some(RedisResult::Int64(replicas)) if *replicas >= i64::from(wanted) => Ok(()),
-            Some(RedisResult::Int64(replicas)) => {
-                let error = failures::too_few_replicas(*replicas, wanted, within);
-                Err(Error::Other(error))
-            }
-            _ => Err(Error::TypeError),
+            Some(RedisResult::Int64(replicas)) => Err(RedisError::TooFewReplicas {
+                replicas: *replicas,
+                wanted,
+                within_ms: within,
+            }),
+            _ => Err(RedisError::UnexpectedType),
         }
     }
 }
 
+/// What came of a command at a node.
+struct Failed {
+    error: RedisError,
+    /// Whether the node was there, so that it may have done it all the same.
+    is_connected: bool,
+}
+
 /// The answer that [`RECORD`] tells, or that there is no room for the job.
-fn refused_or(told: &[u8]) -> Result<Answer, Unrecorded> {
-    Answer::told(told).ok_or_else(|| Unrecorded {
-        error: failures::TOO_MANY_JOBS.to_owned(),
+fn refused_or(said: &[u8]) -> Result<Answer, Unrecorded> {
+    answer_told(said).ok_or(Unrecorded {
+        error: RedisError::TooManyJobs,
         may_be_noted: true,
     })
 }
 
 /// Runs a script that answers a text.
-fn evaluate<'a>(connection: &Connection, arguments: impl IntoIterator<Item = &'a &'a str>) -> Result<Vec<u8>, Error> {
+fn evaluate<'a>(
+    connection: &Connection,
+    arguments: impl IntoIterator<Item = &'a &'a str>,
+) -> Result<Vec<u8>, RedisError> {
     let arguments: Vec<RedisParameter> = arguments.into_iter().map(text).collect();
-    match connection.execute("EVAL", &arguments)?.into_iter().next() {
+    let said = connection.execute("EVAL", &arguments).map_err(failed)?;
+    match said.into_iter().next() {
         Some(RedisResult::Binary(said)) => Ok(said),
-        _ => Err(Error::TypeError),
+        _ => Err(RedisError::UnexpectedType),
     }
 }
 
 /// A limit, as scripts take it.
 fn limit(limit: Option<u64>) -> String {
     limit.map(|limit| limit.to_string()).unwrap_or_default()
-}
-
-/// Whether an error says that the keys are on several nodes.
-fn is_crossed(error: &str) -> bool {
-    error.contains("same slot")
 }
 
 fn part(result: RedisResult) -> Part {
@@ -456,11 +499,11 @@ fn text(value: impl AsRef<str>) -> RedisParameter {
     RedisParameter::Binary(value.as_ref().as_bytes().to_vec())
 }
 
-fn describe(error: Error) -> String {
+fn failed(error: Error) -> RedisError {
     match error {
-        Error::InvalidAddress => failures::INVALID_ADDRESS.to_owned(),
-        Error::TooManyConnections => failures::TOO_MANY_CONNECTIONS.to_owned(),
-        Error::TypeError => failures::TYPE_ERROR.to_owned(),
-        Error::Other(message) => message,
+        Error::InvalidAddress => RedisError::InvalidAddress,
+        Error::TooManyConnections => RedisError::TooManyConnections,
+        Error::TypeError => RedisError::UnexpectedType,
+        Error::Other(message) => RedisError::told(message),
     }
 }

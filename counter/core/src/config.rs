@@ -5,7 +5,39 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use thiserror::Error;
 use verve_protocol::{Keys, Method, Namespace, Partitions, RedisUrls, WindowLength};
+
+/// A variable of the application that is not as it has to be. Said in a line that names it; it shows no password.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum InvalidVariable {
+    /// The manifest does not have it, and it has no default; or the host does not tell it.
+    #[error("variable {name}: {error}")]
+    Untold {
+        /// Its name.
+        name: &'static str,
+        /// In the host's words.
+        error: String,
+    },
+    /// Its value is not one of those that it may have.
+    #[error("variable {name}: {reason}")]
+    Invalid {
+        /// Its name.
+        name: &'static str,
+        /// What was expected, and what is there instead.
+        reason: String,
+    },
+}
+
+impl InvalidVariable {
+    /// The variable's name.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Untold { name, .. } | Self::Invalid { name, .. } => name,
+        }
+    }
+}
 
 /// What the component is configured to do.
 #[derive(Clone, Debug)]
@@ -78,7 +110,7 @@ impl Config {
     ///
     /// # Errors
     /// One line that names the variable and says what was expected. It shows no password.
-    pub fn parse(values: [String; VARIABLES.len()]) -> Result<Self, String> {
+    pub fn parse(values: [String; VARIABLES.len()]) -> Result<Self, InvalidVariable> {
         let [
             redis_urls,
             namespace,
@@ -120,28 +152,34 @@ pub const SPOOL_LIMIT: &str = "spool_limit";
 ///
 /// # Errors
 /// One line that names the variable and says what was expected.
-pub fn spool_limit(value: &str) -> Result<u64, String> {
+pub fn spool_limit(value: &str) -> Result<u64, InvalidVariable> {
     number(SPOOL_LIMIT, "a number of ids", value, 0..=1_000_000_000)
 }
 
-fn variable<T: FromStr<Err: Display>>(name: &str, value: &str) -> Result<T, String> {
-    value.parse().map_err(|error| format!("variable {name}: {error}"))
+fn variable<T: FromStr<Err: Display>>(name: &'static str, value: &str) -> Result<T, InvalidVariable> {
+    value.parse().map_err(|error: T::Err| InvalidVariable::Invalid {
+        name,
+        reason: error.to_string(),
+    })
 }
 
 fn number<T: FromStr + PartialOrd + Display>(
-    name: &str,
+    name: &'static str,
     what: &str,
     value: &str,
     range: RangeInclusive<T>,
-) -> Result<T, String> {
+) -> Result<T, InvalidVariable> {
     let (from, to) = (range.start(), range.end());
-    let expected = || format!("variable {name}: {value:?} is not {what} from {from} to {to}");
+    let expected = || InvalidVariable::Invalid {
+        name,
+        reason: format!("{value:?} is not {what} from {from} to {to}"),
+    };
     let number = value.parse().ok().filter(|number| range.contains(number));
     number.ok_or_else(expected)
 }
 
 /// Reads a limit, of which 0 means that there is none.
-fn limit(name: &str, what: &str, value: &str) -> Result<Option<u64>, String> {
+fn limit(name: &'static str, what: &str, value: &str) -> Result<Option<u64>, InvalidVariable> {
     let limit = number(name, what, value, 0..=1_000_000_000)?;
     Ok(Some(limit).filter(|limit| *limit > 0))
 }
@@ -155,15 +193,20 @@ impl Config {
     }
 }
 
+/// A word that is no value of the variable `log`.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0:?} is not one of \"off\", \"error\" and \"all\"")]
+pub struct UnknownLog(String);
+
 impl FromStr for Log {
-    type Err = String;
+    type Err = UnknownLog;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "off" => Ok(Self::Off),
             "error" => Ok(Self::Error),
             "all" => Ok(Self::All),
-            other => Err(format!("{other:?} is not one of \"off\", \"error\" and \"all\"")),
+            other => Err(UnknownLog(other.to_owned())),
         }
     }
 }
@@ -172,7 +215,7 @@ impl FromStr for Log {
 mod tests {
     use super::*;
 
-    fn parse(changed: &str, value: &str) -> Result<Config, String> {
+    fn parse(changed: &str, value: &str) -> Result<Config, InvalidVariable> {
         let defaults = [
             "redis://127.0.0.1:6379",
             "verve",
@@ -192,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_is_not_in_a_manifest_is_as_in_ours() {
-        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../spin.toml");
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../spin.toml");
         let manifest = std::fs::read_to_string(manifest).expect("the manifest");
         for name in VARIABLES
             .into_iter()
@@ -244,11 +287,13 @@ mod tests {
             ("endpoint_limit", "none"),
         ] {
             let error = parse(name, value).expect_err(value);
+            assert_eq!(error.name(), name);
+            let error = error.to_string();
             assert!(error.starts_with(&format!("variable {name}: ")), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
         for value in ["many", "1000000001", "-1"] {
-            let error = spool_limit(value).expect_err(value);
+            let error = spool_limit(value).expect_err(value).to_string();
             assert!(error.starts_with("variable spool_limit: "), "{error}");
         }
     }

@@ -2,7 +2,7 @@
 
 use verve_protocol::Window;
 
-use crate::answer::{Answer, Limit, Outcome};
+use crate::answer::{Answer, Limit, NotCounted, Outcome};
 use crate::expiry::keep;
 
 /// Adds ids to a set as far as there is room, and answers for each what came of it: see [`added`].
@@ -37,31 +37,13 @@ if jobs > tonumber(ARGV[1]) then return 0 end
 redis.call('XADD', KEYS[1], '*', unpack(ARGV, 4))
 return 1";
 
-/// Registers that a named counter is in use now, unless there may be no more of them: then it answers `full`. The time has microseconds, so that
-/// each registration changes something, and `WAIT` after it has something to wait for.
-///
-/// KEYS: the counters. ARGV: the name, the most counters or nothing.
-pub const TELL_COUNTER: &str = r"
-if ARGV[2] ~= '' and not redis.call('ZSCORE', KEYS[1], ARGV[1]) and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then
-  return 'full'
-end
-local time = redis.call('TIME')
-redis.call('ZADD', KEYS[1], time[1] + time[2] / 1000000, ARGV[1])
-return 'known'";
-
-/// What [`TELL_COUNTER`] has said: whether there may be no more counters.
-#[must_use]
-pub fn no_more_counters(said: &[u8]) -> Option<Limit> {
-    (said == b"full").then_some(Limit::Counters)
-}
-
 /// What came of an id that a script has added: it says 0 if the id is new, 1 if it was there, 2 if there was no room.
 #[must_use]
 pub const fn added(said: i64) -> Option<Answer> {
     match said {
-        0 => Some(Answer::Recorded(Outcome::New)),
-        1 => Some(Answer::Recorded(Outcome::Duplicate)),
-        2 => Some(Answer::Limited(Limit::Window)),
+        0 => Some(Ok(Outcome::New)),
+        1 => Some(Ok(Outcome::Duplicate)),
+        2 => Some(Err(NotCounted::Limited(Limit::Window))),
         _ => None,
     }
 }

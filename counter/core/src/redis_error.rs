@@ -1,0 +1,292 @@
+//! What Redis, or the way to it, fails by. The words of hosts and servers are read here and nowhere else.
+
+use thiserror::Error;
+
+use crate::cluster::Redirect;
+
+/// Why Redis has not done what it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RedisError {
+    /// The host does not connect there.
+    #[error("the address is invalid or not among allowed_outbound_hosts")]
+    InvalidAddress,
+    /// The host opens no more.
+    #[error("too many open connections")]
+    TooManyConnections,
+    /// Something else than Redis may be there.
+    #[error("the answer has an unexpected type")]
+    UnexpectedType,
+    /// Another node has it.
+    #[error("{text}")]
+    Redirected {
+        /// Where it is.
+        redirect: Redirect,
+        /// As it was told.
+        text: String,
+    },
+    /// The server does not do it.
+    #[error("{text}")]
+    Refused {
+        /// Why not.
+        refusal: Refusal,
+        /// As it was told.
+        text: String,
+    },
+    /// It is not reached, or the connection broke; in the host's words.
+    #[error("{0}")]
+    Away(String),
+    /// Nothing came in time.
+    #[error("no answer within {within_ms} ms")]
+    NoAnswer {
+        /// The time, in milliseconds.
+        within_ms: u64,
+    },
+    /// It was not asked, since it has failed a moment ago, by this if this instance has asked it.
+    #[error("{}", .0.as_ref().map_or_else(|| "not reachable a moment ago".to_owned(), |last| format!("a moment ago: {last}")))]
+    FailedLately(Option<Box<Self>>),
+    /// It was asked, and was found to fail by another request meanwhile.
+    #[error("no answer, and not reachable a moment ago")]
+    FailedMeanwhile,
+    /// A node of a cluster has sent a command on without an address.
+    #[error(
+        "sends on to a node that has announced no name (cluster-preferred-endpoint-type hostname, and no cluster-announce-hostname)"
+    )]
+    SentNowhere,
+    /// Nodes have sent a command on from one to the other.
+    #[error("sent on more than {0} times")]
+    SentOn(usize),
+    /// Several servers are named that are not one.
+    #[error("redis_urls names several servers, which are no cluster; expected one Redis, or nodes of one cluster")]
+    NotOneCluster,
+    /// Fewer replicas than `redis_wait_replicas` have what was recorded.
+    #[error("{replicas} of {wanted} replicas have it within {within_ms} ms (redis_wait_replicas)")]
+    TooFewReplicas {
+        /// That have it.
+        replicas: i64,
+        /// That have to have it.
+        wanted: u32,
+        /// Within this time, in milliseconds.
+        within_ms: i64,
+    },
+    /// A set of ids that was just added to was removed.
+    #[error("the set of ids was removed meanwhile")]
+    SetGone,
+    /// The stream of callback jobs is full.
+    #[error("too many callback jobs wait")]
+    TooManyJobs,
+    /// A script that adds ids to this set has not answered for each of them.
+    #[error("{0}: the answer has an unexpected length")]
+    UnexpectedLength(String),
+    /// What a node fails by.
+    #[error("{node}: {error}")]
+    At {
+        /// Its URL, without a password.
+        node: String,
+        /// The failure.
+        error: Box<Self>,
+    },
+    /// Two attempts have failed.
+    #[error("{first}; on a fresh connection: {second}")]
+    Twice {
+        /// The first one.
+        first: Box<Self>,
+        /// The other one, unlike it.
+        second: Box<Self>,
+    },
+    /// What was asked of several, none does.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Each(Vec<Self>),
+}
+
+/// Why a server does not do what it understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is no node of a cluster, or does not know what that is.
+    NoCluster,
+    /// This user may not.
+    Forbidden,
+    /// The keys are not all in one slot.
+    CrossSlot,
+    /// Another of Redis' error codes.
+    Code(&'static str),
+}
+
+/// Redis' error codes that commands of ours may meet, apart from those that [`Refusal`] and [`Redirect`] tell.
+const CODES: [&str; 13] = [
+    "BUSY",
+    "CLUSTERDOWN",
+    "ERR",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOAUTH",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "WRONGPASS",
+    "WRONGTYPE",
+];
+
+impl RedisError {
+    /// Reads what a host says that a command failed by, which is what the server says, in each host's own words: `OOM command not allowed`,
+    /// `An error was signalled by the server - CrossSlot: Keys in …`.
+    #[must_use]
+    pub fn told(text: String) -> Self {
+        if let Some(redirect) = Redirect::told(&text) {
+            return Self::Redirected { redirect, text };
+        }
+        match Refusal::told(&text) {
+            Some(refusal) => Self::Refused { refusal, text },
+            None => Self::Away(text),
+        }
+    }
+
+    /// The same, of this node.
+    #[must_use]
+    pub fn at(self, node: impl ToString) -> Self {
+        Self::At {
+            node: node.to_string(),
+            error: Box::new(self),
+        }
+    }
+
+    /// Where the command is sent on to, if that is all.
+    #[must_use]
+    pub fn redirect(&self) -> Option<&Redirect> {
+        match self {
+            Self::Redirected { redirect, .. } => Some(redirect),
+            Self::At { error, .. } => error.redirect(),
+            _ => None,
+        }
+    }
+
+    /// Why the server refuses, if it does.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Refused { refusal, .. } => Some(*refusal),
+            Self::At { error, .. } => error.refusal(),
+            // The last word.
+            Self::Twice { second, .. } => second.refusal(),
+            _ => None,
+        }
+    }
+
+    /// That another attempt has failed too.
+    #[must_use]
+    pub fn and_then(self, second: Self) -> Self {
+        if self == second {
+            return self;
+        }
+        Self::Twice {
+            first: Box::new(self),
+            second: Box::new(second),
+        }
+    }
+
+    /// What several have failed by, each told once.
+    #[must_use]
+    pub fn each(mut errors: Vec<Self>) -> Self {
+        errors.dedup();
+        match errors.len() {
+            1 => errors.remove(0),
+            _ => Self::Each(errors),
+        }
+    }
+}
+
+impl Refusal {
+    fn told(text: &str) -> Option<Self> {
+        let said = text.to_ascii_lowercase();
+        let says = |words: &[&str]| words.iter().any(|words| said.contains(words));
+        if says(&["cluster support disabled", "unknown command"]) {
+            return Some(Self::NoCluster);
+        }
+        if says(&["noperm", "no permissions"]) {
+            return Some(Self::Forbidden);
+        }
+        if says(&["same slot"]) {
+            return Some(Self::CrossSlot);
+        }
+        // Some hosts write a code as `ReadOnly`. `err` is no word of theirs for it.
+        let mut words = text.split_ascii_whitespace().map(|word| word.trim_end_matches(':'));
+        words.find_map(|word| {
+            let code = CODES.into_iter().find(|code| code.eq_ignore_ascii_case(word))?;
+            (code != "ERR" || word == code).then_some(Self::Code(code))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hosts_say_is_read() {
+        let refused = |text: &str| RedisError::told(text.to_owned()).refusal();
+        for (text, refusal) in [
+            ("ERR This instance has cluster support disabled", Refusal::NoCluster),
+            (
+                "An error was signalled by the server - ResponseError: This instance has cluster support disabled",
+                Refusal::NoCluster,
+            ),
+            (
+                "ERR unknown command 'CLUSTER', with args beginning with: 'SLOTS'",
+                Refusal::NoCluster,
+            ),
+            (
+                "NOPERM: User edge has no permissions to run the 'cluster|slots' command",
+                Refusal::Forbidden,
+            ),
+            (
+                "An error was signalled by the server - CrossSlot: Keys in request don't hash to the same slot",
+                Refusal::CrossSlot,
+            ),
+            (
+                "ERR Script attempted to access keys that do not hash to the same slot",
+                Refusal::CrossSlot,
+            ),
+            (
+                "OOM: command not allowed when used memory > 'maxmemory'.",
+                Refusal::Code("OOM"),
+            ),
+            (
+                "An error was signalled by the server - ReadOnly: You can't write against a read only replica.",
+                Refusal::Code("READONLY"),
+            ),
+            (
+                "WRONGTYPE Operation against a key holding the wrong kind of value",
+                Refusal::Code("WRONGTYPE"),
+            ),
+        ] {
+            assert_eq!(refused(text), Some(refusal), "{text}");
+        }
+        for text in [
+            "Connection refused (os error 111)",
+            "broken pipe",
+            "an err of the host",
+            "",
+        ] {
+            assert_eq!(RedisError::told(text.to_owned()), RedisError::Away(text.to_owned()));
+        }
+        let moved = RedisError::told("MOVED 3999 127.0.0.1:6381".to_owned());
+        assert_eq!(moved.redirect().map(|redirect| redirect.slot), Some(3999));
+        assert_eq!(moved.refusal(), None);
+    }
+
+    #[test]
+    fn what_failed_twice_is_told_once() {
+        let away = |text: &str| RedisError::Away(text.to_owned());
+        assert_eq!(away("broken pipe").and_then(away("broken pipe")), away("broken pipe"));
+        let both = away("broken pipe").and_then(away("refused"));
+        assert_eq!(both.to_string(), "broken pipe; on a fresh connection: refused");
+        let each = RedisError::each(vec![away("a"), away("a"), away("b")]);
+        assert_eq!(each.to_string(), "a; b");
+        assert_eq!(RedisError::each(vec![away("a"), away("a")]), away("a"));
+        let lately = RedisError::FailedLately(Some(Box::new(away("refused").at("redis://a:1"))));
+        assert_eq!(lately.to_string(), "a moment ago: redis://a:1: refused");
+        let of_others = RedisError::FailedLately(None).at("redis://a:1");
+        assert_eq!(of_others.to_string(), "redis://a:1: not reachable a moment ago");
+    }
+}

@@ -1,0 +1,298 @@
+//! What the published crates promise: a listing of all that is public in them, beside each, so that a change of it is seen. It is made of their
+//! sources, by no compiler, so that it is the same whatever compiles them: what a macro makes is not in it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use syn::{Attribute, Fields, ImplItem, Item, ItemImpl, ItemUse, Type, UseTree, Visibility};
+
+use crate::sys;
+
+/// The crates, by their folders.
+const CRATES: [&str; 2] = ["counter", "protocol"];
+
+/// Where crates are whose items another one exports as its own.
+const INSIDES: [(&str, &str); 1] = [("verve_counter_core", "counter/core")];
+
+/// Whether the listings are as the sources are.
+pub fn check() -> Result<()> {
+    for folder in CRATES {
+        let path = listed(folder);
+        let kept = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let now = listing(folder)?;
+        if kept != now {
+            let changed = |a: &str, b: &str, sign: &str| -> Vec<String> {
+                let known: BTreeSet<&str> = b.lines().collect();
+                let others = a.lines().filter(|line| !known.contains(line));
+                others.map(|line| format!("{sign} {line}")).collect()
+            };
+            let changes = [changed(&kept, &now, "-"), changed(&now, &kept, "+")].concat();
+            bail!(
+                "{} is not what is public: `cargo xtask reference` writes it anew\n{}",
+                path.display(),
+                changes.join("\n")
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Writes them.
+pub fn write() -> Result<()> {
+    for folder in CRATES {
+        let path = listed(folder);
+        fs::write(&path, listing(folder)?).with_context(|| path.display().to_string())?;
+        sys::say(&path.display().to_string());
+    }
+    Ok(())
+}
+
+fn listed(folder: &str) -> PathBuf {
+    sys::root().join(folder).join("public-api.txt")
+}
+
+/// All that is public in a crate, module by module.
+fn listing(folder: &str) -> Result<String> {
+    let sources = sys::root().join(folder).join("src");
+    let mut modules = vec![("crate".to_owned(), sources.join("lib.rs"))];
+    let mut text = String::new();
+    while let Some((path, file)) = modules.pop() {
+        let mut items = Vec::new();
+        for item in parsed(&file)? {
+            match item {
+                Item::Mod(module) if is_public(&module.vis) => {
+                    let name = module.ident.to_string();
+                    modules.push((format!("{path}::{name}"), found(&file, &name)?));
+                }
+                Item::Use(import) if is_public(&import.vis) => items.extend(exported(&import, &file, &sources)?),
+                item => items.extend(stripped(item)),
+            }
+        }
+        let names = names(&items);
+        let impls = implemented(&sources, &names)?;
+        if !items.is_empty() {
+            let file = syn::File {
+                shebang: None,
+                attrs: Vec::new(),
+                items: items.into_iter().chain(impls).collect(),
+            };
+            text.push_str(&format!("// {path}\n\n{}\n", prettyplease::unparse(&file)));
+        }
+        modules.sort_by(|a, b| b.cmp(a));
+    }
+    Ok(text.trim_end().to_owned() + "\n")
+}
+
+/// A file's items, tests aside.
+fn parsed(file: &Path) -> Result<Vec<Item>> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let parsed = syn::parse_file(&text).with_context(|| file.display().to_string())?;
+    Ok(parsed.items)
+}
+
+/// The file of a module that another one declares.
+fn found(declared_in: &Path, name: &str) -> Result<PathBuf> {
+    let folder = match declared_in.file_stem() {
+        Some(stem) if stem != "lib" => declared_in.with_extension(""),
+        _ => declared_in.parent().context("a folder")?.to_owned(),
+    };
+    Ok(folder.join(format!("{name}.rs")))
+}
+
+fn is_public(visibility: &Visibility) -> bool {
+    matches!(visibility, Visibility::Public(_))
+}
+
+/// What a `pub use` exports: as it is written, and where it is of a private module or of a crate that promises nothing, the items themselves.
+fn exported(import: &ItemUse, file: &Path, sources: &Path) -> Result<Vec<Item>> {
+    let mut path = Vec::new();
+    let mut tree = &import.tree;
+    while let UseTree::Path(next) = tree {
+        path.push(next.ident.to_string());
+        tree = &next.tree;
+    }
+    let wanted: Vec<String> = match tree {
+        UseTree::Name(name) => vec![name.ident.to_string()],
+        UseTree::Group(group) => {
+            let names = group.items.iter().filter_map(|tree| match tree {
+                UseTree::Name(name) => Some(name.ident.to_string()),
+                _ => None,
+            });
+            names.collect()
+        }
+        _ => Vec::new(),
+    };
+    let [first, inner @ ..] = path.as_slice() else {
+        return Ok(Vec::new());
+    };
+    let inside = INSIDES.iter().find(|(name, _)| name == first);
+    let mut items = Vec::new();
+    let (mut at, modules) = match inside {
+        Some((_, folder)) => (sys::root().join(folder).join("src/lib.rs"), inner),
+        None => (file.to_owned(), path.as_slice()),
+    };
+    let sources = inside.map_or(sources.to_owned(), |(_, folder)| sys::root().join(folder).join("src"));
+    for module in modules {
+        at = found(&at, module)?;
+        if !at.is_file() {
+            // Another crate's, which has a listing of its own.
+            let mut import = import.clone();
+            import.attrs.retain(is_of_interest);
+            return Ok(vec![Item::Use(import)]);
+        }
+    }
+    // It may export in turn what a module below it has.
+    for item in parsed(&at)? {
+        match item {
+            Item::Use(import) if is_public(&import.vis) => {
+                let exported = exported(&import, &at, &sources)?;
+                items.extend(exported.into_iter().filter(|item| !matches!(item, Item::Use(_))));
+            }
+            item => items.extend(stripped(item)),
+        }
+    }
+    items.retain(|item| match item {
+        Item::Impl(_) => true,
+        item => named(item).is_some_and(|name| wanted.contains(&name)),
+    });
+    if inside.is_some() {
+        let names = names(&items);
+        items.extend(implemented(&sources, &names)?);
+    }
+    Ok(items)
+}
+
+fn named(item: &Item) -> Option<String> {
+    let name = match item {
+        Item::Struct(item) => &item.ident,
+        Item::Enum(item) => &item.ident,
+        Item::Fn(item) => &item.sig.ident,
+        Item::Const(item) => &item.ident,
+        Item::Type(item) => &item.ident,
+        Item::Trait(item) => &item.ident,
+        _ => return None,
+    };
+    Some(name.to_string())
+}
+
+fn names(items: &[Item]) -> BTreeSet<String> {
+    items.iter().filter_map(named).collect()
+}
+
+fn is_of_interest(attribute: &Attribute) -> bool {
+    ["cfg", "derive", "must_use", "non_exhaustive"]
+        .iter()
+        .any(|name| attribute.path().is_ident(name))
+}
+
+/// What of an item others see, if it is public: no body, no value, no private field, no documentation.
+fn stripped(item: Item) -> Option<Item> {
+    let strip = |fields: &mut Fields| match fields {
+        Fields::Named(fields) => {
+            fields.named = fields
+                .named
+                .iter()
+                .filter(|field| is_public(&field.vis))
+                .cloned()
+                .collect();
+            fields.named.iter_mut().for_each(|field| field.attrs.clear());
+        }
+        Fields::Unnamed(fields) => {
+            fields.unnamed = fields
+                .unnamed
+                .iter()
+                .filter(|field| is_public(&field.vis))
+                .cloned()
+                .collect();
+        }
+        Fields::Unit => {}
+    };
+    match item {
+        Item::Struct(mut item) if is_public(&item.vis) => {
+            item.attrs.retain(is_of_interest);
+            strip(&mut item.fields);
+            Some(item.into())
+        }
+        Item::Enum(mut item) if is_public(&item.vis) => {
+            item.attrs.retain(is_of_interest);
+            for variant in &mut item.variants {
+                variant.attrs.clear();
+                variant.fields.iter_mut().for_each(|field| field.attrs.clear());
+            }
+            Some(item.into())
+        }
+        Item::Fn(mut item) if is_public(&item.vis) => {
+            item.attrs.retain(is_of_interest);
+            item.block.stmts.clear();
+            Some(item.into())
+        }
+        Item::Const(mut item) if is_public(&item.vis) => {
+            item.attrs.retain(is_of_interest);
+            Some(item.into())
+        }
+        Item::Type(mut item) if is_public(&item.vis) => {
+            item.attrs.retain(is_of_interest);
+            Some(item.into())
+        }
+        Item::Trait(mut item) if is_public(&item.vis) => {
+            item.attrs.retain(is_of_interest);
+            Some(item.into())
+        }
+        _ => None,
+    }
+}
+
+/// What the crate implements of these types, in whatever file.
+fn implemented(sources: &Path, names: &BTreeSet<String>) -> Result<Vec<Item>> {
+    let mut implemented = Vec::new();
+    for file in files(sources)? {
+        for item in parsed(&file)? {
+            if let Item::Impl(item) = item
+                && let Type::Path(of) = &*item.self_ty
+                && let Some(last) = of.path.segments.last()
+                && names.contains(&last.ident.to_string())
+            {
+                implemented.extend(seen_of(item));
+            }
+        }
+    }
+    Ok(implemented)
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Of an implementation its public functions and constants, or of a trait only that there is one.
+fn seen_of(mut item: ItemImpl) -> Option<Item> {
+    item.attrs.retain(is_of_interest);
+    if item.trait_.is_some() {
+        item.items.clear();
+        return Some(item.into());
+    }
+    item.items.retain_mut(|item| match item {
+        ImplItem::Fn(function) if is_public(&function.vis) => {
+            function.attrs.retain(is_of_interest);
+            function.block.stmts.clear();
+            true
+        }
+        ImplItem::Const(constant) if is_public(&constant.vis) => {
+            constant.attrs.retain(is_of_interest);
+            true
+        }
+        _ => false,
+    });
+    (!item.items.is_empty()).then(|| item.into())
+}
