@@ -92,8 +92,8 @@ impl Counter {
         self.add_with_callback(id, None)
     }
 
-    /// The same, and has the reporter call somebody with the window's count, once the window has ended. An outcome says that both are recorded. The
-    /// count is the one of the counter that has no name.
+    /// The same, and has the reporter call somebody, soon after, with the window's count as it is then: once for each time that this is asked for, also for an
+    /// id that is there already. An outcome says that both are recorded. The count is the one of the counter that has no name, whichever this is.
     ///
     /// # Errors
     /// If one of both is not recorded. The other one may be.

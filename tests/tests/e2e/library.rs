@@ -109,7 +109,7 @@ async fn each_call_can_be_given_up_at_each_point() -> Result<()> {
             }
             assert!(polls < 50, "{by} {call}: it never comes to its end");
         }
-        assert!(points >= 2, "{by} {call}: it waits for nothing");
+        assert!(points >= 1, "{by} {call}: it waits for nothing");
         // What was answered is in Redis, in sets that expire.
         let mut redis = site.connection().await?;
         let window = clock::current_window(site.length);
