@@ -5,11 +5,19 @@ It knows nothing of Verve but an interface: the component that counts is compose
 """
 
 import json
+import sys
 from urllib.parse import parse_qs, urlsplit
 
 from componentize_py_types import Err, Ok
 from wit_world import exports
 from wit_world.imports import blocking_counter
+from wit_world.imports.verve_unique_types import (
+    Error_InvalidName,
+    Error_InvalidVariable,
+    Error_TooManyCounters,
+    Error_Unavailable,
+    Error_WindowLimit,
+)
 from wit_world.imports.wasi_http_types import Fields, OutgoingBody, OutgoingResponse, ResponseOutparam
 
 # What a stream takes at once.
@@ -19,20 +27,48 @@ MOST = 4096
 class IncomingHandler(exports.IncomingHandler):
     def handle(self, request, response_out):
         query = parse_qs(urlsplit(request.path_with_query()).query)
-        try:
-            devices = [int(device) for device in query["device"]]
-        except (KeyError, ValueError):
+        devices = [number(device) for device in query.get("device", [])]
+        if not devices or None in devices:
             respond(response_out, 400, {"error": "expected ?device=<number>"})
             return
         try:
             counter = blocking_counter.open(query["fleet"][0]) if "fleet" in query else blocking_counter
         except Err as error:
-            respond(response_out, 400, {"error": error.value.value})
+            status, told = refused(error.value)
+            respond(response_out, status, {"error": told})
             return
-        counted = counter.add_many(devices)
-        failed = any(not isinstance(result, Ok) for result in counted)
-        told = [result.value.name.lower() if isinstance(result, Ok) else "failed" for result in counted]
-        respond(response_out, 503 if failed else 200, told)
+        status, told = 200, []
+        for result in counter.add_many(devices):
+            if isinstance(result, Ok):
+                told.append(result.value.name.lower())
+            else:
+                status, _ = refused(result.value)
+                told.append("failed")
+        respond(response_out, status, told)
+
+
+def number(text):
+    """A number of 64 bits, or None."""
+    try:
+        value = int(text)
+    except ValueError:
+        return None
+    return value if -(2**63) <= value < 2**63 else None
+
+
+def refused(error):
+    """How a client is told that something is not counted: a status, and a line. What is the operator's goes to the log instead."""
+    match error:
+        case Error_InvalidName(line):
+            return 400, line
+        case Error_Unavailable():
+            return 503, "later, please"
+        case Error_WindowLimit() | Error_TooManyCounters():
+            print(f"not counted: {type(error).__name__}", file=sys.stderr)
+            return 503, "later, please"
+        case Error_InvalidVariable(line):
+            print(line, file=sys.stderr)
+            return 500, "failed"
 
 
 def respond(response_out, status, value):

@@ -15,20 +15,26 @@ use crate::paths;
 pub const GUEST: &str = "guest";
 
 /// An example's application with these variables, those that its manifest has and others. What a Spin composes is composed beforehand for
-/// hosts that do not.
+/// hosts that do not, and then it has another manifest.
 ///
 /// # Errors
 /// When its components are not built.
 pub fn options(kind: Kind, name: &str, variables: &[(&str, &str)]) -> Result<Options> {
     let folder = if name == GUEST { "tests" } else { "examples" };
-    let file = paths::repository().join(folder).join(name).join("spin.toml");
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    let mut manifest: toml::Table = toml::from_str(&text)?;
+    let folder = paths::repository().join(folder).join(name);
+    let read = |file: &str| -> Result<toml::Table> {
+        let file = folder.join(file);
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        Ok(toml::from_str(&text)?)
+    };
+    let mut manifest = read("spin.toml")?;
+    if matches!(kind, Kind::VerveHost | Kind::VerveHostP2) && manifest["component"][name].get("dependencies").is_some()
+    {
+        compose(&manifest, name)?;
+        manifest = read("composed.toml")?;
+    }
     for (variable, value) in variables {
         set(&mut manifest, name, variable, value).with_context(|| format!("{name}: variable {variable}"))?;
-    }
-    if matches!(kind, Kind::VerveHost | Kind::VerveHostP2) {
-        compose(&mut manifest, name)?;
     }
     // Beside the components, in the folder of a test.
     let text = toml::to_string(&manifest)?.replace("\"../../target", "\"target");
@@ -48,16 +54,11 @@ fn set(manifest: &mut toml::Table, component: &str, variable: &str, value: &str)
     Some(())
 }
 
-/// Makes it the same application for a host that does not compose: its component with its dependency plugged in, as `wac plug` does it, and no
-/// word of dependencies.
-fn compose(manifest: &mut toml::Table, name: &str) -> Result<()> {
-    let component = manifest["component"][name].as_table_mut().context("no component")?;
-    let Some(dependencies) = component.remove("dependencies") else {
-        return Ok(());
-    };
-    component.remove("dependencies_inherit_configuration");
+/// Makes of its component one that has its dependency plugged in, as `wac plug` does it.
+fn compose(manifest: &toml::Table, name: &str) -> Result<()> {
+    let component = &manifest["component"][name];
     let file = |path: &toml::Value| Path::new(path.as_str()?).file_name().map(ToOwned::to_owned);
-    let dependency = dependencies.as_table().and_then(|all| all.values().next());
+    let dependency = component["dependencies"].as_table().and_then(|all| all.values().next());
     let plugged = dependency.and_then(|dependency| file(dependency.get("path")?));
     let (socket, plugged) = file(&component["source"]).zip(plugged).context("no path")?;
     let mut graph = CompositionGraph::new();
@@ -72,9 +73,6 @@ fn compose(manifest: &mut toml::Table, name: &str) -> Result<()> {
     // At once, since others look into this folder.
     let whole = tempfile::NamedTempFile::new_in(paths::components())?;
     fs::write(&whole, graph.encode(EncodeOptions::default())?)?;
-    let source = format!("{name}_composed.wasm");
-    whole.persist(paths::components().join(&source))?;
-    let source = format!("../../target/wasm32-wasip2/release/{source}");
-    component.insert("source".to_owned(), source.into());
+    whole.persist(paths::components().join(format!("{name}_composed.wasm")))?;
     Ok(())
 }

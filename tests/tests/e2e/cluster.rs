@@ -448,18 +448,21 @@ async fn a_key_on_its_way_is_asked_for_without_others_in_between() -> Result<()>
         from += 1;
     }
     cluster.begin_to_move(slot(&key), from, (from + 1) % 3).await?;
-    // The build for WASI 0.2 follows one redirection, and this may take two.
-    let host = site.host(Kind::VerveHost).variable("redis_timeout_ms", "2000");
-    let host = host.start().await?;
-    let ids = (0..400).map(|id| {
-        let query = format!("/api/verve/accept?id={id}");
-        let address = host.addr();
-        async move { http::get(address, &query).await }
-    });
-    let answers: Vec<_> = futures::stream::iter(ids).buffer_unordered(50).try_collect().await?;
-    for answer in answers {
-        let outcome = answer.header("verve-outcome");
-        assert_eq!(outcome, Some("new"), "{}", host.process().log());
+    // One that has the key neither yet nor any more: it sends on to the one that had it, and that one to the one that gets it.
+    let third = format!("redis://{}", cluster.nodes()[(from + 2) % 3].address());
+    for (kind, first) in [(Kind::VerveHost, 0), (Kind::VerveHostP2, 1_000)] {
+        let host = site.host(kind).variable("redis_urls", &third);
+        let host = host.variable("redis_timeout_ms", "2000").start().await?;
+        let ids = (first..first + 400).map(|id| {
+            let query = format!("/api/verve/accept?id={id}");
+            let address = host.addr();
+            async move { http::get(address, &query).await }
+        });
+        let answers: Vec<_> = futures::stream::iter(ids).buffer_unordered(50).try_collect().await?;
+        for answer in answers {
+            let outcome = answer.header("verve-outcome");
+            assert_eq!(outcome, Some("new"), "{kind:?}: {}", host.process().log());
+        }
     }
     Ok(())
 }

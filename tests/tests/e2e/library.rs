@@ -38,24 +38,63 @@ async fn the_project_of_the_page_does_what_it_says() -> Result<()> {
     let page = fs::read_to_string(paths::repository().join("docs/library.md"))?;
     let (_, manifest) = page.split_once("\n`spin.toml`:\n\n```toml\n").context("a manifest")?;
     let (manifest, rest) = manifest.split_once("```").context("its end")?;
-    let (_, console) = rest.split_once("```console\n").context("what is said")?;
-    let (console, _) = console.split_once("```").context("its end")?;
+    let said = said(rest)?;
+    assert_eq!(said.len(), 2, "{said:?}");
     for kind in Kind::available().into_iter().filter(|kind| *kind != Kind::VerveHostP2) {
         let redis = RedisServer::start().await?;
         let manifest = manifest.replace("127.0.0.1:6379", &redis.address().to_string());
         let instance = Instance::options(kind).manifest(manifest).start().await?;
-        let mut said = 0;
-        for command in console.split("$ curl 'http://127.0.0.1:3000").skip(1) {
-            let (path, answer) = command.split_once("'\n").context("an answer")?;
+        for (path, answer) in &said {
             let answered = http::get(instance.addr(), path).await?;
-            assert_eq!(answered.text(), answer, "{kind:?}: {}", instance.process().log());
-            said += 1;
+            assert_eq!(&answered.text(), answer, "{kind:?}: {}", instance.process().log());
         }
-        assert_eq!(said, 2, "{console}");
         let mut connection = redis.connection().await?;
         let keys: Vec<String> = connection.keys("verve:ids:60:*").await?;
         assert_eq!(keys.len(), 1, "{kind:?}: {keys:?}");
         assert_eq!(connection.scard::<_, u64>(&keys[0]).await?, 1, "{kind:?}");
+    }
+    Ok(())
+}
+
+/// What the console on a page says: each path that is asked for, and the answer.
+fn said(page: &str) -> Result<Vec<(String, String)>> {
+    let (_, console) = page.split_once("```console\n").context("no console")?;
+    let (console, _) = console.split_once("```").context("it has no end")?;
+    let commands = console.split("$ curl ").skip(1).map(|command| {
+        let (command, answer) = command.split_once("'\n").context("no answer")?;
+        let (_, path) = command.split_once("'http://127.0.0.1:3000").context("no path")?;
+        Ok((path.to_owned(), answer.to_owned()))
+    });
+    commands.collect()
+}
+
+/// The README of each example says what it answers.
+#[tokio::test]
+async fn each_example_answers_what_its_readme_says() -> Result<()> {
+    for kind in Kind::available() {
+        for name in ["pixel", "login", "ingest", "forward"] {
+            let site = Site::new(86_400).await?;
+            let instance = example(&site, kind, name)?.start().await?;
+            let readme = paths::repository().join("examples").join(name).join("README.md");
+            for (path, answer) in said(&fs::read_to_string(readme)?)? {
+                let answered = http::get(instance.addr(), &path).await?;
+                let text = if name == "pixel" {
+                    format!(
+                        "{} {}",
+                        answered.status,
+                        answered.header("content-type").unwrap_or_default()
+                    )
+                } else {
+                    answered.text()
+                };
+                assert_eq!(
+                    text.trim_end(),
+                    answer.trim_end(),
+                    "{kind:?} {path}: {}",
+                    instance.process().log()
+                );
+            }
+        }
     }
     Ok(())
 }
@@ -340,6 +379,17 @@ async fn what_is_wrong_with_the_variables_is_said() -> Result<()> {
         let pixel = http::get(instance.addr(), "/pixel.gif?visitor=1").await?;
         assert_eq!(pixel.status, 500, "{kind:?}");
         instance.process().wait_for_text("window_seconds", SOON).await?;
+        for (application, query) in [("login", "player=1"), ("ingest", "device=1")] {
+            let instance = example(&site, kind, application)?
+                .variable("window_seconds", "soon")
+                .start()
+                .await?;
+            let answered = http::get(instance.addr(), &format!("/{application}?{query}")).await?;
+            assert_eq!(answered.status, 500, "{kind:?} {application}");
+            // For the operator, who reads the log, and nobody else.
+            assert!(!answered.text().contains("window_seconds"), "{}", answered.text());
+            instance.process().wait_for_text("window_seconds", SOON).await?;
+        }
     }
     Ok(())
 }
@@ -353,7 +403,16 @@ async fn a_python_component_that_imports_the_interface() -> Result<()> {
         let instance = example(&site, kind, "ingest")?.start().await?;
         let ingest = async |query: &str| http::get(instance.addr(), &format!("/ingest?{query}")).await;
         // The first request takes the interpreter's time.
-        assert_eq!(ingest("device=x").await?.status, 400, "{kind:?}");
+        for bad in [
+            "device=x",
+            "device=9223372036854775808",
+            "fleet=a",
+            "device=1&fleet=a%20b",
+        ] {
+            let answered = ingest(bad).await?;
+            assert_eq!(answered.status, 400, "{kind:?} {bad}: {}", instance.process().log());
+            assert!(answered.text().contains("error"), "{bad}: {}", answered.text());
+        }
         let window = clock::next_window(site.length).await;
         let answered = ingest("device=1&device=2&device=1").await?;
         assert_eq!(answered.status, 200, "{kind:?}: {}", instance.process().log());
