@@ -55,32 +55,39 @@ fn listed(folder: &str) -> PathBuf {
 
 /// All that is public in a crate, module by module.
 fn listing(folder: &str) -> Result<String> {
-    let sources = sys::root().join(folder).join("src");
-    let mut modules = vec![("crate".to_owned(), sources.join("lib.rs"))];
+    let root = sys::root().join(folder).join("src/lib.rs");
+    let mut modules = vec![("crate".to_owned(), root.clone(), parsed(&root)?)];
     let mut text = String::new();
-    while let Some((path, file)) = modules.pop() {
-        let mut items = Vec::new();
-        for item in parsed(&file)? {
+    while let Some((path, file, all)) = modules.pop() {
+        let (mut own, mut items) = (Vec::new(), Vec::new());
+        for item in all {
             match item {
                 Item::Mod(module) if is_public(&module.vis) => {
-                    let name = module.ident.to_string();
-                    modules.push((format!("{path}::{name}"), found(&file, &name)?));
+                    let path = format!("{path}::{}", module.ident);
+                    match module.content {
+                        Some((_, all)) => modules.push((path, file.clone(), all)),
+                        None => {
+                            let file = found(&file, &module.ident.to_string())?;
+                            let all = parsed(&file)?;
+                            modules.push((path, file, all));
+                        }
+                    }
                 }
-                Item::Use(import) if is_public(&import.vis) => items.extend(exported(&import, &file, &sources)?),
-                item => items.extend(stripped(item)),
+                Item::Use(import) if is_public(&import.vis) => items.extend(exported(&import, &file)?),
+                item => own.extend(stripped(item)),
             }
         }
-        let names = names(&items);
-        let impls = implemented(&sources, &names)?;
+        own.extend(implemented(&file, &names(&own))?);
+        items.extend(own);
         if !items.is_empty() {
             let file = syn::File {
                 shebang: None,
                 attrs: Vec::new(),
-                items: items.into_iter().chain(impls).collect(),
+                items,
             };
             text.push_str(&format!("// {path}\n\n{}\n", prettyplease::unparse(&file)));
         }
-        modules.sort_by(|a, b| b.cmp(a));
+        modules.sort_by(|a, b| b.0.cmp(&a.0));
     }
     Ok(text.trim_end().to_owned() + "\n")
 }
@@ -106,7 +113,7 @@ fn is_public(visibility: &Visibility) -> bool {
 }
 
 /// What a `pub use` exports: as it is written, and where it is of a private module or of a crate that promises nothing, the items themselves.
-fn exported(import: &ItemUse, file: &Path, sources: &Path) -> Result<Vec<Item>> {
+fn exported(import: &ItemUse, file: &Path) -> Result<Vec<Item>> {
     let mut path = Vec::new();
     let mut tree = &import.tree;
     while let UseTree::Path(next) = tree {
@@ -122,18 +129,15 @@ fn exported(import: &ItemUse, file: &Path, sources: &Path) -> Result<Vec<Item>> 
             });
             names.collect()
         }
-        _ => Vec::new(),
+        _ => bail!("{}: a `pub use` of everything, or by another name", file.display()),
     };
     let [first, inner @ ..] = path.as_slice() else {
         return Ok(Vec::new());
     };
-    let inside = INSIDES.iter().find(|(name, _)| name == first);
-    let mut items = Vec::new();
-    let (mut at, modules) = match inside {
+    let (mut at, modules) = match INSIDES.iter().find(|(name, _)| name == first) {
         Some((_, folder)) => (sys::root().join(folder).join("src/lib.rs"), inner),
         None => (file.to_owned(), path.as_slice()),
     };
-    let sources = inside.map_or(sources.to_owned(), |(_, folder)| sys::root().join(folder).join("src"));
     for module in modules {
         at = found(&at, module)?;
         if !at.is_file() {
@@ -143,25 +147,55 @@ fn exported(import: &ItemUse, file: &Path, sources: &Path) -> Result<Vec<Item>> 
             return Ok(vec![Item::Use(import)]);
         }
     }
-    // It may export in turn what a module below it has.
+    let (mut items, mut below) = (Vec::new(), Vec::new());
     for item in parsed(&at)? {
         match item {
-            Item::Use(import) if is_public(&import.vis) => {
-                let exported = exported(&import, &at, &sources)?;
-                items.extend(exported.into_iter().filter(|item| !matches!(item, Item::Use(_))));
-            }
+            // It may export in turn what a module below it has.
+            Item::Use(import) if is_public(&import.vis) => below.extend(exported(&import, &at)?),
             item => items.extend(stripped(item)),
         }
     }
-    items.retain(|item| match item {
-        Item::Impl(_) => true,
+    items.retain(|item| named(item).is_some_and(|name| wanted.contains(&name)));
+    items.extend(implemented(&at, &names(&items))?);
+    let is_wanted = |item: &Item| match item {
+        Item::Impl(item) => of(item).is_some_and(|name| wanted.contains(&name)),
         item => named(item).is_some_and(|name| wanted.contains(&name)),
-    });
-    if inside.is_some() {
-        let names = names(&items);
-        items.extend(implemented(&sources, &names)?);
+    };
+    items.extend(below.into_iter().filter(is_wanted));
+    for item in &mut items {
+        if let Some(attributes) = attributes(item) {
+            attributes.splice(
+                0..0,
+                import
+                    .attrs
+                    .iter()
+                    .filter(|attribute| is_of_interest(attribute))
+                    .cloned(),
+            );
+        }
     }
     Ok(items)
+}
+
+/// The attributes of an item that has a name.
+fn attributes(item: &mut Item) -> Option<&mut Vec<Attribute>> {
+    Some(match item {
+        Item::Struct(item) => &mut item.attrs,
+        Item::Enum(item) => &mut item.attrs,
+        Item::Fn(item) => &mut item.attrs,
+        Item::Const(item) => &mut item.attrs,
+        Item::Type(item) => &mut item.attrs,
+        Item::Trait(item) => &mut item.attrs,
+        _ => return None,
+    })
+}
+
+/// The name of the type that something is implemented of.
+fn of(item: &ItemImpl) -> Option<String> {
+    match &*item.self_ty {
+        Type::Path(of) => Some(of.path.segments.last()?.ident.to_string()),
+        _ => None,
+    }
 }
 
 fn named(item: &Item) -> Option<String> {
@@ -244,15 +278,17 @@ fn stripped(item: Item) -> Option<Item> {
     }
 }
 
-/// What the crate implements of these types, in whatever file.
-fn implemented(sources: &Path, names: &BTreeSet<String>) -> Result<Vec<Item>> {
+/// What is implemented of these types in the file where they are, or in the modules below it.
+fn implemented(file: &Path, names: &BTreeSet<String>) -> Result<Vec<Item>> {
+    let below = match file.file_stem() {
+        Some(stem) if stem != "lib" => files(&file.with_extension(""))?,
+        _ => Vec::new(),
+    };
     let mut implemented = Vec::new();
-    for file in files(sources)? {
+    for file in [file.to_owned()].into_iter().chain(below) {
         for item in parsed(&file)? {
             if let Item::Impl(item) = item
-                && let Type::Path(of) = &*item.self_ty
-                && let Some(last) = of.path.segments.last()
-                && names.contains(&last.ident.to_string())
+                && of(&item).is_some_and(|name| names.contains(&name))
             {
                 implemented.extend(seen_of(item));
             }
@@ -261,9 +297,10 @@ fn implemented(sources: &Path, names: &BTreeSet<String>) -> Result<Vec<Item>> {
     Ok(implemented)
 }
 
+/// The Rust files in a folder, if it is there, and all below it.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry?.path();
         if path.is_dir() {
             found.extend(files(&path)?);
