@@ -7,7 +7,7 @@
 ```no_run,standalone_crate
 use std::error::Error;
 
-use verve_counter::{Counter, Id, Outcome};
+use verve_counter::{Callback, Counter, Id, Method, Outcome};
 
 /// Whether this player is here for the first time in this minute. An error says why that is not counted.
 async fn is_new(player: i64, game: &str) -> Result<bool, Box<dyn Error>> {
@@ -15,6 +15,16 @@ async fn is_new(player: i64, game: &str) -> Result<bool, Box<dyn Error>> {
     let outcome = counter.add(Id(player)).await?;
     // By game too.
     counter.open(game.parse()?).add(Id(player)).await?;
+    Ok(outcome == Outcome::New)
+}
+
+/// The same, and the endpoint is called with the count as it is then.
+async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
+    let callback = Callback {
+        endpoint: "https://example.com/players".parse()?,
+        method: Some(Method::Post),
+    };
+    let outcome = Counter::get().await?.add_with_callback(Id(player), Some(callback)).await?;
     Ok(outcome == Outcome::New)
 }
 ```

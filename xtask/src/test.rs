@@ -142,18 +142,26 @@ fn checks(steps: &mut Steps) {
     });
 }
 
-/// What others depend on is packaged, compiled as it is packaged, and its example with it.
+/// What others depend on, in the order in which it is published.
+const PUBLISHED: [&str; 3] = ["verve-protocol", "verve-counter-core", "verve-counter"];
+
+/// What others depend on is packaged, compiled as it is packaged, and published but for the upload, without a warning; and its example is compiled.
 fn packages() -> Result<()> {
     forget_packages()?;
     let wasm = Toolchain::for_wasm()?;
-    let packages = ["--package", "verve-protocol", "--package", "verve-counter"];
-    let mut package = wasm.cargo_for_wasm("package")?;
-    package.env("CARGO_PROFILE_DEV_DEBUG", "none").arg("--allow-dirty");
-    sys::run(package.args(packages))?;
+    let mut publish = wasm.cargo_for_wasm("publish")?;
+    publish.env("CARGO_PROFILE_DEV_DEBUG", "none");
+    publish.args(["--dry-run", "--allow-dirty"]);
+    publish.args(PUBLISHED.iter().flat_map(|package| ["--package", package]));
+    let said = sys::said(&mut publish)?;
+    let mut warnings = said.lines().filter(|line| line.starts_with("warning"));
+    if let Some(warning) = warnings.find(|line| !line.contains("aborting upload due to dry run")) {
+        bail!("cargo publish: {warning}");
+    }
     // It is about what is there in WebAssembly alone.
     let mut example = wasm.cargo_for_wasm("test")?;
     example.env("CARGO_PROFILE_DEV_DEBUG", "none").arg("--doc");
-    sys::run(example.args(&packages[2..]))
+    sys::run(example.args(["--package", PUBLISHED[2]]))
 }
 
 /// Has cargo take the packages as they are now. What comes from a registry never changes to it, unless the version does, and it takes them from one of
@@ -175,10 +183,7 @@ fn forget_packages() -> Result<()> {
         .flat_map(|folder| folders(&folder).collect::<Vec<_>>())
     {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        if ["verve-protocol-", "verve-counter-"]
-            .iter()
-            .any(|package| name.starts_with(package))
-        {
+        if PUBLISHED.iter().any(|package| name.starts_with(&format!("{package}-"))) {
             fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
         }
     }
