@@ -31,13 +31,12 @@ async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
 "#
 )]
 //!
-//! The component's variables say where Redis is: `redis_urls` is the one that has to be set. `spin.toml` has to allow the component to reach it, and with the feature
-//! `spool`, on by default, to use the SQLite database `default`, where ids wait while Redis is away.
+//! The component's variables say where Redis is: `redis_urls` is the one that has to be set. `spin.toml` has to allow the component to reach it, and
+//! to use the SQLite database `default`, where ids wait while Redis is away; without that they are refused meanwhile.
 //!
 //! # Features
 //!
 //! - `async`, by default: `Counter`, for components of WASI 0.3
-//! - `spool`, by default: with it ids wait on the host's disk while Redis is away; without, they are refused meanwhile
 //! - `blocking`: `blocking::Counter`, for components of WASI 0.2
 //!
 //! # Inside
@@ -47,7 +46,7 @@ async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
 //!   the spool
 //! - `waiting`: ids that wait at the same time are recorded together
 //! - `redis`: what is asked of Redis; `redis::node`: one of several nodes, attempts and the retry; `deadlines`: their time limits
-//! - `spool`: what was accepted while Redis is away, on the host's disk; `no_spool` where the host has none
+//! - `spool`: what was accepted while Redis is away, on the host's disk
 //! - `clock`: the time, for all of them
 //!
 //! For WASI 0.2, where instances serve one request each, there is `blocking` in place of all of it.
@@ -64,10 +63,7 @@ mod deadlines;
 mod instance;
 #[cfg(all(target_family = "wasm", feature = "async"))]
 mod redis;
-#[cfg(all(target_family = "wasm", feature = "spool"))]
-mod spool;
-#[cfg(all(target_family = "wasm", feature = "async", not(feature = "spool")))]
-#[path = "no_spool.rs"]
+#[cfg(all(target_family = "wasm", feature = "async"))]
 mod spool;
 #[cfg(all(target_family = "wasm", feature = "async"))]
 mod waiting;

@@ -30,6 +30,7 @@ pub mod paths;
 pub mod process;
 pub mod redis;
 pub mod reporter;
+pub mod shipped;
 pub mod sink;
 pub mod store;
 pub mod wait;

@@ -73,14 +73,6 @@ pub fn component() -> Result<PathBuf> {
     built(components().join("accept_component.wasm"))
 }
 
-/// The component without its spool.
-///
-/// # Errors
-/// When it is not built.
-pub fn component_without_spool() -> Result<PathBuf> {
-    built(components().join("accept_component_without_spool.wasm"))
-}
-
 /// The component built for WASI 0.2.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::sys::signal;
 use nix::unistd::{Pid, getpgid};
 
@@ -199,11 +200,20 @@ impl Process {
     /// Kills it, and its own children if it leads a process group, and waits for its end.
     pub fn kill(&self) {
         let mut child = lock(&self.child);
-        if matches!(child.try_wait(), Ok(None)) && getpgid(Some(self.pid)) == Ok(self.pid) {
+        let leads = matches!(child.try_wait(), Ok(None)) && getpgid(Some(self.pid)) == Ok(self.pid);
+        if leads {
             let _ = signal::killpg(self.pid, Signal::SIGKILL);
         }
         let _ = child.kill();
         let _ = child.wait();
+        // Until then a child may have the port still.
+        let gone = || signal::killpg(self.pid, None) == Err(Errno::ESRCH);
+        for _ in 0..5_000 {
+            if !leads || gone() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -270,4 +280,27 @@ fn read_lines(output: impl Read, lines: &Mutex<Vec<String>>, on_line: Option<&On
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+
+    use super::*;
+
+    /// As `spin up` does, whose child has the port.
+    #[tokio::test]
+    async fn a_leader_that_is_killed_takes_its_children_along() -> Result<()> {
+        for _ in 0..20 {
+            let mut command = Command::new("sh");
+            command.args(["-c", "sleep 100 & echo $!; wait"]).process_group(0);
+            let leader = Process::spawn("sh", command)?;
+            let child = leader.wait_for_line(Duration::from_secs(10), |_| true).await?;
+            leader.kill();
+            let state = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            // Gone, or dead and not reaped by whoever has inherited it.
+            assert!(state.is_empty() || state.contains(") Z "), "{state}");
+        }
+        Ok(())
+    }
 }

@@ -23,7 +23,7 @@ enum What {
     Component,
     /// The same, and target/wasm32-wasip2/release/accept_component_p2.wasm for hosts of WASI 0.2
     ComponentP2,
-    /// Both, target/wasm32-wasip2/release/accept_component_without_spool.wasm for hosts of WASI 0.3 without SQLite, the counter, and the examples
+    /// Both, the counter, and the examples
     Components,
     /// target/release/verve-host
     Host,
@@ -74,11 +74,8 @@ pub fn component() -> Result<()> {
     wasm(COMPONENT, &[]).map(drop)
 }
 
-/// The features of the component without its spool.
-pub const WITHOUT_SPOOL: [&str; 1] = ["--no-default-features"];
-
 /// The features of the component for WASI 0.2.
-pub const WASIP2: [&str; 3] = ["--no-default-features", "--features", "wasip2"];
+pub const WASIP2: [&str; 2] = ["--features", "wasip2"];
 
 /// Builds the component for WASI 0.2, in place of the usual one.
 fn component_p2() -> Result<()> {
@@ -93,7 +90,6 @@ pub fn component_with_p2() -> Result<()> {
 
 /// Builds the component in all its variants, and the examples.
 pub fn components() -> Result<()> {
-    variant(COMPONENT, &WITHOUT_SPOOL, "accept_component_without_spool.wasm")?;
     component_with_p2()?;
     counter()?;
     // The application behind one of the examples.

@@ -1,9 +1,14 @@
 //! What failed tests said, in short: their whole output may be thousands of lines before the end of a log.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use crate::sys;
 
@@ -12,28 +17,124 @@ const LINES: usize = 12;
 /// How long a repeated line may be, in characters.
 const WIDTH: usize = 300;
 
+/// For how long a test may run. The slowest take a minute.
+const LIMIT: Duration = Duration::from_secs(240);
+/// So the test harness says of a test that it takes long.
+const LONG: &str = " has been running for over 60 seconds";
+/// When it says so.
+const SAID_AFTER: Duration = Duration::from_secs(60);
+/// The most failed tests that are tried once more: of more, something else is the matter.
+const MOST_AGAIN: usize = 10;
+
 /// Runs tests with their output shown. Those that failed are added to `failed`, in short.
 pub fn keep(command: &mut Command, failed: &mut Vec<String>) -> Result<()> {
+    let ran = ran(command)?;
+    failed.extend(in_short(&ran.said));
+    ran.result
+}
+
+/// The same. What has failed is run once more by `again`, by its names. If it passes then it is flaky, which is a failure too: it is said.
+pub fn keep_telling_flaky(
+    command: &mut Command,
+    again: impl FnOnce(&[String]) -> Command,
+    failed: &mut Vec<String>,
+) -> Result<()> {
+    let first = ran(command)?;
+    failed.extend(in_short(&first.said));
+    let names = failed_tests(&first.said);
+    if first.result.is_ok() || !(1..=MOST_AGAIN).contains(&names.len()) {
+        return first.result;
+    }
+    sys::say("what has failed is run once more");
+    let second = ran(&mut again(&names))?;
+    let still = failed_tests(&second.said);
+    if second.result.is_ok() || !still.is_empty() {
+        for name in names.iter().filter(|name| !still.contains(name)) {
+            failed.push(format!(
+                "FLAKY: {name} has failed, and has passed when it was run once more"
+            ));
+        }
+    }
+    first.result
+}
+
+/// What tests have said, and how they ended.
+struct Ran {
+    said: Vec<String>,
+    result: Result<()>,
+}
+
+fn ran(command: &mut Command) -> Result<Ran> {
     let mut child = command
         // A backtrace would show the insides of tokio.
         .env("RUST_BACKTRACE", "0")
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", sys::shown(command)))?;
-    let mut said = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = String::from_utf8_lossy(&line?).into_owned();
+    let (tell, told) = mpsc::channel();
+    let stdout = child.stdout.take();
+    let reader = thread::spawn(move || {
+        for line in stdout
+            .into_iter()
+            .flat_map(|stdout| BufReader::new(stdout).split(b'\n'))
+        {
+            let Ok(line) = line else { break };
+            let line = String::from_utf8_lossy(&line).into_owned();
             println!("{line}");
-            said.push(line);
+            if tell.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let mut said = Vec::new();
+    let mut long: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut hangs = None;
+    loop {
+        match told.recv_timeout(Duration::from_secs(1)) {
+            Ok(line) => {
+                if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(LONG)) {
+                    long.insert(name.to_owned(), Instant::now());
+                } else if let Some((name, _)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+                    long.remove(name);
+                }
+                said.push(line);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        let mut late = long.iter().filter(|(_, since)| since.elapsed() + SAID_AFTER > LIMIT);
+        if let Some((name, _)) = late.next() {
+            hangs = Some(name.clone());
+            end(child.id());
+            break;
         }
     }
     let status = child.wait()?;
-    if !status.success() {
-        failed.extend(in_short(&said));
-        bail!("{} failed: {status}", sys::shown(command));
+    let _ = reader.join();
+    said.extend(told.try_iter());
+    let result = match hangs {
+        Some(name) => Err(anyhow!("{name} has not ended within {} s: it hangs", LIMIT.as_secs())),
+        None if status.success() => Ok(()),
+        None => Err(anyhow!("{} failed: {status}", sys::shown(command))),
+    };
+    Ok(Ran { said, result })
+}
+
+/// Kills a process and all that it has started, the youngest first.
+fn end(process: u32) {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+        end(child);
     }
-    Ok(())
+    let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
+}
+
+/// The names of the tests that have failed.
+fn failed_tests(said: &[String]) -> Vec<String> {
+    let names = said
+        .iter()
+        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    names.map(str::to_owned).collect()
 }
 
 /// The output of each failed test in what the test harness has printed.
@@ -65,7 +166,67 @@ fn shortened(lines: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{LINES, in_short};
+    use std::process::Command;
+
+    use super::{LINES, end, failed_tests, in_short, keep_telling_flaky};
+
+    /// What a test harness would say.
+    fn harness(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn what_passes_when_it_is_run_once_more_is_flaky() {
+        let twice = |first: &str, second: &str| {
+            let mut failed = Vec::new();
+            let mut names = Vec::new();
+            let again = |tests: &[String]| {
+                names = tests.to_vec();
+                harness(second)
+            };
+            let result = keep_telling_flaky(&mut harness(first), again, &mut failed);
+            (result.is_ok(), names, failed)
+        };
+        let fails = "echo 'test a::b ... FAILED'; echo 'test a::c ... FAILED'; echo 'test d ... ok'; exit 1";
+        let (passed, names, said) = twice(fails, "echo 'test a::b ... ok'; echo 'test a::c ... FAILED'; exit 1");
+        assert!(!passed && names == ["a::b", "a::c"]);
+        assert_eq!(
+            said,
+            ["FLAKY: a::b has failed, and has passed when it was run once more"]
+        );
+        let (passed, names, said) = twice("echo 'test a::b ... ok'", "exit 1");
+        assert!(passed && names.is_empty() && said.is_empty(), "{said:?}");
+        // It was not even begun.
+        let (passed, _, said) = twice(fails, "exit 101");
+        assert!(!passed && said.is_empty(), "{said:?}");
+    }
+
+    #[test]
+    fn what_hangs_ends_with_all_that_it_has_started() {
+        let mut command = harness("sleep 60 & wait");
+        let mut child = command.spawn().expect("sh");
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let started = loop {
+            let started = std::fs::read_to_string(&children).expect("Linux");
+            if !started.is_empty() {
+                break started.trim().to_owned();
+            }
+        };
+        end(child.id());
+        assert!(!child.wait().expect("ended").success());
+        // Gone, or dead and not reaped by whoever has inherited it.
+        let lives = || {
+            let state = std::fs::read_to_string(format!("/proc/{started}/stat")).unwrap_or_default();
+            !state.is_empty() && !state.contains(") Z ")
+        };
+        let begun = std::time::Instant::now();
+        while lives() {
+            assert!(begun.elapsed().as_secs() < 10, "{started} lives");
+        }
+        assert_eq!(failed_tests(&[]), [""; 0]);
+    }
 
     #[test]
     fn failed_tests_are_repeated_in_short() {

@@ -15,9 +15,18 @@ use crate::cargo::{Toolchain, WASM};
 use crate::{build, failures, install, kafka, public, python, sys};
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    only: Option<Only>,
     /// Run only tests whose name contains this, and no checks (format, lints, documentation).
     filter: Option<String>,
+}
+
+#[derive(clap::Subcommand)]
+enum Only {
+    /// Formatting, lints, documentation, unit and property tests: no server is started
+    Quick,
 }
 
 /// How long a broker whose jars are there may take to start.
@@ -27,6 +36,9 @@ const BROKER_LOG: &str = "log";
 pub fn run(args: &Args) -> Result<()> {
     // Asked for now: a step may build this very program anew, and then the system calls it deleted.
     let program = env::current_exe()?;
+    if args.only.is_some() {
+        return quick();
+    }
     let mut steps = Steps::default();
     if args.filter.is_none() {
         checks(&mut steps);
@@ -46,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
         steps.run("packages", packages);
     }
     let mut failed = Vec::new();
-    steps.run("unit tests", || tests(&["--lib", "--bins"], args, &mut failed));
+    steps.run("unit tests", || tests(&QUICK, args, &mut failed));
     if args.filter.is_none() {
         steps.run("doc tests", || tests(&["--doc"], args, &mut failed));
     }
@@ -85,13 +97,34 @@ pub fn run(args: &Args) -> Result<()> {
     for failure in &failed {
         println!("\n{failure}");
     }
-    steps.summary(&broker, args);
-    drop(broker);
-    match steps.failed() {
-        0 => Ok(()),
-        failed => bail!("{failed} of the steps failed"),
+    steps.summary();
+    if let Some(filter) = &args.filter {
+        println!("\nOnly tests with {filter:?} in their name, no checks.");
     }
+    println!("\nThe end-to-end tests had");
+    println!("  Kafka:  {}", broker.described());
+    println!("  hosts:  {}", hosts().join(" and "));
+    println!("  Redis:  {}", redis());
+    drop(broker);
+    steps.result()
 }
+
+/// What needs no server.
+fn quick() -> Result<()> {
+    let mut steps = Steps::default();
+    checks(&mut steps);
+    steps.run("build", || build::native(&[build::HOST, build::REPORTER]));
+    let mut failed = Vec::new();
+    steps.run("unit tests", || failures::keep(&mut cargo_test(&QUICK), &mut failed));
+    for failure in &failed {
+        println!("\n{failure}");
+    }
+    steps.summary();
+    steps.result()
+}
+
+/// Unit tests, property tests, and those of documents and of what is shipped.
+const QUICK: [&str; 4] = ["--lib", "--bins", "--test", "quick"];
 
 fn checks(steps: &mut Steps) {
     let mut lints = None;
@@ -120,7 +153,7 @@ fn checks(steps: &mut Steps) {
         } else {
             Toolchain::all_of_debian()?
         };
-        for features in [&[][..], &build::WITHOUT_SPOOL, &build::WASIP2] {
+        for features in [&[][..], &build::WASIP2] {
             let mut clippy = both.cargo_wasm("clippy", build::COMPONENT)?;
             sys::run(clippy.args(features).args(strict))?;
         }
@@ -236,7 +269,7 @@ struct Parts<'a> {
 impl Parts<'_> {
     fn for_tests(&self, command: &mut Command) {
         // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
-        command.env("RUST_TEST_THREADS", "4");
+        command.env("RUST_TEST_THREADS", "8");
         command.env("VERVE_TESTS_REDIS_SERVERS", &self.servers);
         command.env("VERVE_TESTS_WEBHOOKS", &self.webhooks);
         command.envs(self.brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
@@ -244,29 +277,45 @@ impl Parts<'_> {
 }
 
 fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
-    let mut command = cargo_test(&["--test", "*"]);
-    parts.for_tests(&mut command);
-    command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
-    failures::keep(&mut command, failed)
+    let tests = || {
+        let mut command = cargo_test(&["--test", "e2e", "--test", "part"]);
+        parts.for_tests(&mut command);
+        command.arg("--");
+        command
+    };
+    let again = |names: &[String]| {
+        let mut command = tests();
+        command.arg("--exact").args(names);
+        command
+    };
+    failures::keep_telling_flaky(tests().args(&args.filter), again, failed)
 }
 
 /// The suites that say what Verve does, and one on what it does in need, each of whose sites is on a Redis Cluster of its own.
 const ON_CLUSTER: [&str; 7] = [
-    "callbacks::",
-    "contract::",
-    "counting::",
-    "faults::",
-    "late::",
-    "many::",
-    "named::",
+    "::callbacks::",
+    "::counting::",
+    "::http_contract::",
+    "::late::",
+    "::many_ids::",
+    "::named_counters::",
+    "::redis_away::",
 ];
 
 fn on_cluster(parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
-    let mut command = cargo_test(&["--test", "e2e"]);
-    parts.for_tests(&mut command);
-    command.env("VERVE_TESTS_ON_CLUSTER", "1");
-    command.arg("--").args(ON_CLUSTER);
-    failures::keep(&mut command, failed)
+    let tests = || {
+        let mut command = cargo_test(&["--test", "e2e"]);
+        parts.for_tests(&mut command);
+        command.env("VERVE_TESTS_ON_CLUSTER", "1");
+        command.arg("--");
+        command
+    };
+    let again = |names: &[String]| {
+        let mut command = tests();
+        command.arg("--exact").args(names);
+        command
+    };
+    failures::keep_telling_flaky(tests().args(ON_CLUSTER), again, failed)
 }
 
 /// Has the test of the live page leave its pictures in `docs`.
@@ -434,20 +483,20 @@ impl Steps {
         self.done.iter().filter(|step| step.failed).count()
     }
 
-    fn summary(&self, broker: &Broker, args: &Args) {
+    fn result(&self) -> Result<()> {
+        match self.failed() {
+            0 => Ok(()),
+            failed => bail!("{failed} of the steps failed"),
+        }
+    }
+
+    fn summary(&self) {
         println!("\n{:<20} {:>8}  outcome", "step", "seconds");
         for step in &self.done {
             println!("{:<20} {:>8.1}  {}", step.name, step.seconds, step.outcome);
         }
         let total: f64 = self.done.iter().map(|step| step.seconds).sum();
         println!("{:<20} {total:>8.1}", "all");
-        if let Some(filter) = &args.filter {
-            println!("\nOnly tests with {filter:?} in their name, no checks.");
-        }
-        println!("\nThe end-to-end tests had");
-        println!("  Kafka:  {}", broker.described());
-        println!("  hosts:  {}", hosts().join(" and "));
-        println!("  Redis:  {}", redis());
     }
 }
 

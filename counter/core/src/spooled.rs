@@ -9,9 +9,6 @@ pub const MOST_SPOOLED: usize = 1000;
 /// Why the spool has not done what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SpoolError {
-    /// There is none.
-    #[error("no spool: the component was built without one")]
-    None,
     /// The host has no database.
     #[error("spool: the host has no SQLite database \"default\"")]
     NoDatabase,
@@ -67,7 +64,7 @@ impl SpoolError {
     /// Whether the host has no spool for this component, which is no matter as long as nothing has to be spooled.
     #[must_use]
     pub const fn is_absence(&self) -> bool {
-        matches!(self, Self::None | Self::NoDatabase | Self::NotGranted | Self::InMemory)
+        matches!(self, Self::NoDatabase | Self::NotGranted | Self::InMemory)
     }
 }
 

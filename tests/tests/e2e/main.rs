@@ -4,57 +4,70 @@
 //! The tests know the contract (`docs/`, the README, `verve-protocol`) and nothing of the programs' insides. Nothing is
 //! skipped: where a program is missing, its tests fail and say so.
 
-mod balanced;
-mod bounds;
-mod callbacks;
-mod chaos;
-mod clocks;
-mod cluster;
-mod contract;
-mod counting;
-mod counts;
-mod dead;
-mod demo;
-mod deploy;
-mod disk;
-mod doctor;
-mod documented;
-mod endpoints;
-mod failures_kafka;
-mod failures_redis;
-mod failures_reporter;
-mod faults;
-mod fencing;
-mod guard;
-mod hostile_clients;
-mod hostile_endpoints;
-mod hosting;
-mod late;
-mod layers;
+mod component {
+    pub mod callback_jobs;
+    pub mod component_log;
+    pub mod counting;
+    pub mod footprint;
+    pub mod hosts;
+    pub mod http_contract;
+    pub mod limits;
+    pub mod many_ids;
+    pub mod spool;
+    pub mod worlds;
+}
+mod reporter {
+    pub mod callback_bounds;
+    pub mod callback_retries;
+    pub mod callbacks;
+    pub mod clocks;
+    pub mod counts;
+    pub mod dead_callbacks;
+    pub mod doctor;
+    pub mod fencing;
+    pub mod late;
+    pub mod metrics;
+    pub mod named_counters;
+    pub mod page;
+    pub mod replicas;
+    pub mod reporter_log;
+    pub mod reporting;
+    pub mod settings;
+    pub mod traces;
+    pub mod window_lengths;
+    pub mod windows;
+}
+mod cluster {
+    pub mod nodes;
+}
+mod faults {
+    pub mod chaos;
+    pub mod disk;
+    pub mod kafka_fails;
+    pub mod processes_fail;
+    pub mod queue_traps;
+    pub mod redis_away;
+    pub mod redis_fails;
+    pub mod refusals;
+    pub mod trial;
+}
+mod security {
+    pub mod hostile_clients;
+    pub mod hostile_endpoints;
+    pub mod private_networks;
+    pub mod redis_users;
+    pub mod signatures;
+    pub mod tls;
+}
+mod library {
+    pub mod examples;
+}
+mod deploy {
+    pub mod balanced;
+    pub mod containers;
+    pub mod demo;
+    pub mod redis_kinds;
+    pub mod startup;
+}
 mod ledger;
-mod lengths;
-mod library;
-mod limits;
-mod logging;
-mod many;
-mod metrics;
-mod named;
-mod page;
-mod recorded;
-mod refusals;
-mod replicas;
-mod reporting;
-mod retries;
-mod servers;
-mod settings;
-mod signatures;
 mod site;
-mod spool;
-mod startup;
-mod tls;
-mod told;
-mod traces;
-mod traps;
-mod trial;
-mod windows;
-mod world;

@@ -15,8 +15,8 @@ use verve_tests::reporter::Reporter;
 use verve_tests::sink::Sink;
 use verve_tests::{clock, wait};
 
-use crate::late::metric;
 use crate::ledger::{Ledger, values_in_order};
+use crate::reporter::late::metric;
 use crate::site::{SOON, Site};
 
 /// Asserts that each window begins with revision 0 and goes on by one, and that a record that came again is the same.

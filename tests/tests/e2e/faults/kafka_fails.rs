@@ -13,9 +13,9 @@ use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, wait};
 
+use crate::faults::trial::Trial;
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
-use crate::trial::Trial;
 
 const A_WHILE: Duration = Duration::from_secs(3);
 /// Longer than the reporter waits for an acknowledgement, so that it does not know what has become of a record.

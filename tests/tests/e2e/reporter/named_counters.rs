@@ -16,7 +16,7 @@ use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, wait};
 
 use crate::ledger::Ledger;
-use crate::library::example;
+use crate::library::examples::example;
 use crate::site::{SOON, Site};
 
 fn name(name: &str) -> CounterName {

@@ -10,8 +10,8 @@ use verve_tests::link::{Hold, Link};
 use verve_tests::redis::RedisServer;
 use verve_tests::{clock, http};
 
-use crate::library::{example, example_with};
-use crate::recorded::calls;
+use crate::component::footprint::calls;
+use crate::library::examples::{example, example_with};
 use crate::site::{SOON, Site};
 
 /// Adds devices, and answers the status and what became of each.

@@ -9,8 +9,8 @@ use verve_tests::host::Kind;
 use verve_tests::sink::{Answer, Sink};
 use verve_tests::{clock, http, wait};
 
+use crate::faults::queue_traps::{TWICE, add_job};
 use crate::site::{SOON, Site};
-use crate::traps::{TWICE, add_job};
 
 /// As documented: the most jobs in the retry set, and in the dead stream.
 const MAX_RETRY: u64 = 1_000_000;

@@ -24,13 +24,6 @@ fn the_component_fits_its_world() -> Result<()> {
 }
 
 #[test]
-fn the_component_without_a_spool_fits_a_smaller_one() -> Result<()> {
-    check(&paths::component_without_spool()?, "accept-without-spool")?;
-    assert!(check(&paths::component()?, "accept-without-spool").is_err());
-    Ok(())
-}
-
-#[test]
 fn the_counter_fits_its_world() -> Result<()> {
     check(&paths::other_component("verve_counter.wasm")?, "counter")
 }

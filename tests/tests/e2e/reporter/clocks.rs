@@ -11,8 +11,8 @@ use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, http, wait};
 
-use crate::late::metric;
 use crate::ledger::Ledger;
+use crate::reporter::late::metric;
 use crate::site::{SOON, Site};
 
 const DAY_MS: u64 = 86_400_000;

@@ -16,8 +16,8 @@ use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::{clock, wait};
 
+use crate::faults::trial::{Trial, assert_in_order};
 use crate::site::{SOON, Site};
-use crate::trial::{Trial, assert_in_order};
 
 /// For whoever takes over from a leader that is dead: its lease of 6 s runs out first.
 const TAKEOVER: Duration = Duration::from_secs(30);

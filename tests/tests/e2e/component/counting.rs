@@ -1,7 +1,7 @@
 //! 20,000 requests with overlapping ids to two instances: each window's record is exact, on one Redis and on three.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
@@ -186,38 +186,40 @@ async fn count_exactly(kinds: [Kind; 2], partitions: u16) -> Result<()> {
 
     // The instances' memory of the ids they saw must not outlive the window.
     let before = traffic.check().await?;
-    let mut distinct = 0;
+    let mut distinct: BTreeMap<Window, BTreeSet<i64>> = BTreeMap::new();
+    // Of those that were sent when a window ended nobody knows whose they are.
+    let (mut between, mut took) = (0, Duration::from_millis(200));
     for batch in 0..10 {
         let ids: Vec<i64> = overlapping(1_000, 600, batch + 7)
             .into_iter()
             .map(|id| -1 - id - 1_000 * i64::try_from(batch).unwrap_or_default())
             .collect();
-        distinct += ids.iter().collect::<BTreeSet<_>>().len();
-        loop {
-            let window = clock::current_window(traffic.site.length);
-            let left_ms = window.end_ms().saturating_sub(clock::now_ms());
-            if left_ms > 1_500 {
-                break;
+        for ids in ids.chunks(250) {
+            let mut window = clock::current_window(traffic.site.length);
+            let left = Duration::from_millis(window.end_ms().saturating_sub(clock::now_ms()));
+            if left < 4 * took {
+                window = clock::next_window(traffic.site.length).await;
             }
-            clock::next_window(traffic.site.length).await;
+            let begun = Instant::now();
+            traffic.send(ids).await?;
+            took = begun.elapsed();
+            if clock::current_window(traffic.site.length) == window {
+                distinct.entry(window).or_default().extend(ids);
+            } else {
+                between += ids.len();
+            }
         }
-        let window = clock::current_window(traffic.site.length);
-        traffic.send(&ids).await?;
-        assert_eq!(
-            clock::current_window(traffic.site.length),
-            window,
-            "1,000 requests took more than 1.5 s: this machine is too slow for this test"
-        );
     }
     assert_eq!(traffic.sent.len(), 20_000);
     let sum = traffic
         .check()
         .await
         .with_context(|| format!("{kinds:?}, in batches"))?;
-    assert_eq!(
-        sum - before,
-        distinct,
-        "{kinds:?}: the sum of the windows is the number of distinct ids"
+    let distinct: usize = distinct.values().map(BTreeSet::len).sum();
+    assert!(
+        (distinct..=distinct + between).contains(&(sum - before)),
+        "{kinds:?}: the windows have {} ids, of {distinct} and {between} distinct ones",
+        sum - before
     );
     Ok(())
 }

@@ -64,7 +64,8 @@ fn no_module_imports_one_that_imports_it() -> Result<()> {
     for (program, some) in [
         ("accept-component", ("accept", "response")),
         ("bench", ("requests", "load")),
-        ("counter", ("redis", "circuit")),
+        ("counter", ("redis", "clock")),
+        ("counter/core", ("stats", "spooled")),
         ("host", ("workers", "server")),
         ("reporter", ("windows", "store")),
         ("tests", ("host", "process")),

@@ -11,8 +11,8 @@ use verve_tests::reporter::Reporter;
 use verve_tests::sink::Sink;
 use verve_tests::{clock, http, wait};
 
-use crate::late::metric;
 use crate::ledger::Ledger;
+use crate::reporter::late::metric;
 use crate::site::{SOON, Site};
 
 /// The documented way to another length: hosts and reporters of both beside each other, for a while.

@@ -47,9 +47,9 @@ use verve_tests::sink::Sink;
 use verve_tests::store::Store;
 use verve_tests::wait;
 
+use crate::faults::trial::{Trial, assert_in_order};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
-use crate::trial::{Trial, assert_in_order};
 
 /// Longer than the lease of a reporter, and than it waits for an answer of Redis.
 const BEYOND_THE_LEASE: Duration = Duration::from_secs(7);
@@ -116,8 +116,14 @@ async fn redis_loading() -> Result<()> {
         }
         fill.exec_async(&mut trial.site.connection().await?).await?;
         trial.site.redis.restart().await?;
-        let told = trial.host.process().wait_for_text("loading the dataset", SOON);
-        told.await.map(drop)
+        let redis = redis::Client::open(trial.site.redis.server().url())?;
+        wait::until("Redis to load", SOON, || async {
+            let mut connection = redis.get_multiplexed_async_connection().await.ok()?;
+            let pong: redis::RedisResult<String> = redis::cmd("PING").query_async(&mut connection).await;
+            let error = pong.err()?;
+            error.to_string().to_ascii_lowercase().contains("loading").then_some(())
+        })
+        .await
     })
     .await
 }
