@@ -120,13 +120,14 @@ fn ran(command: &mut Command) -> Result<Ran> {
     Ok(Ran { said, result })
 }
 
-/// Kills a process and all that it has started, the youngest first.
+/// Kills a process, and then all that it has started.
 fn end(process: u32) {
+    // Afterwards they are no longer its own.
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
     for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
         end(child);
     }
-    let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
 }
 
 /// The names of the tests that have failed.
@@ -168,7 +169,7 @@ fn shortened(lines: &[String]) -> String {
 mod tests {
     use std::process::Command;
 
-    use super::{LINES, end, failed_tests, in_short, keep_telling_flaky};
+    use super::{LINES, end, in_short, keep_telling_flaky};
 
     /// What a test harness would say.
     fn harness(script: &str) -> Command {
@@ -225,7 +226,6 @@ mod tests {
         while lives() {
             assert!(begun.elapsed().as_secs() < 10, "{started} lives");
         }
-        assert_eq!(failed_tests(&[]), [""; 0]);
     }
 
     #[test]

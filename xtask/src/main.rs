@@ -47,7 +47,7 @@ enum Command {
     Bench(bench::Args),
     /// Takes the pictures of the live page that are in docs/ again.
     Screenshots,
-    /// Writes docs/verve-host.md and docs/verve-reporter.md anew, by what these programs say of themselves.
+    /// Writes docs/verve-host.md and docs/verve-reporter.md anew, by what these programs say of themselves, and the listings of what is public in the published crates.
     Reference,
     /// Runs a real Apache Kafka (one node) in the foreground, for tests.
     Kafka(kafka::Args),

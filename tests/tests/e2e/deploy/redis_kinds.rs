@@ -16,14 +16,15 @@ use verve_tests::{clock, http, paths, wait};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// Does something on each server.
+/// Does something on each server, at the same time.
 async fn on_each(test: impl AsyncFn(Options, &str) -> Result<()>) -> Result<()> {
-    for program in paths::redis_servers()? {
+    let test = &test;
+    let each = paths::redis_servers()?.into_iter().map(|program| async move {
         let name = program.display().to_string();
         let options = RedisServer::options().program(Path::new(&program));
-        test(options, &name).await.with_context(|| name.clone())?;
-    }
-    Ok(())
+        test(options, &name).await.with_context(|| name.clone())
+    });
+    futures::future::try_join_all(each).await.map(drop)
 }
 
 async fn accept(instance: &Instance, query: &str) -> Result<(u16, String)> {

@@ -307,7 +307,7 @@ async fn thousands_of_idle_connections() -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     // This process has those of other tests too.
-    let count = usize::try_from(most)?.saturating_sub(2000).clamp(2000, 20_000);
+    let count = usize::try_from(most)?.saturating_sub(2000).clamp(2000, 5_000);
     let site = Site::new(60).await?;
     let host = started(&site).await?;
     assert_served(host.addr(), "before").await?;
