@@ -51,8 +51,6 @@ struct Instance {
     counters: Counters,
     /// How often connections had been opened again when that was last forgotten.
     reconnects: Cell<u64>,
-    /// For all that is asked of Redis about ids that are recorded together.
-    redis_deadlines: Rc<Deadlines>,
     spool: Spool,
     /// For what is put into the spool while somebody waits.
     spool_deadlines: Rc<Deadlines>,
@@ -60,6 +58,8 @@ struct Instance {
     background: Spool,
     /// Open while there is no room for callback jobs.
     jobs: Circuit,
+    /// Whether nobody of this instance has looked into the spool to the end.
+    to_look: Cell<bool>,
     /// Whether somebody of this instance looks into the spool.
     looking: Cell<bool>,
     /// Whether something was put into the spool, and nobody of this instance drains it yet.
@@ -98,13 +98,13 @@ async fn load() -> Result<Rc<Instance>, InvalidVariable> {
     let instance = Rc::new(Instance {
         counters: Counters::new(config.keys.clone()),
         reconnects: Cell::new(0),
-        redis_deadlines: Deadlines::new(2 * config.redis_timeout),
         spool_deadlines: Deadlines::new(SPOOL_TIMEOUT),
         config,
         redis,
         spool,
         background,
         jobs: Circuit::default(),
+        to_look: Cell::new(true),
         looking: Cell::new(false),
         to_drain: Cell::new(false),
         jobs_added: Cell::new(false),
@@ -122,9 +122,6 @@ impl Instance {
         let Some(name) = counted.keys.counter() else {
             return Ok(None);
         };
-        if counted.told.get() >= Some(*window) {
-            return Ok(None);
-        }
         let told = self.redis.tell_counter(&counted.keys, name, false).await?;
         if told.is_none() {
             counted.told.set(Some(*window));
@@ -135,9 +132,6 @@ impl Instance {
     /// Tells the reporter, once in each window, that it has ids, before it does. If that fails, the flush of the statistics tells it.
     async fn index(&self, place: &Place) {
         let Place { counted, window } = place;
-        if counted.indexed.get() >= Some(*window) {
-            return;
-        }
         let partitions = self.config.partitions.count();
         if self.redis.index(&counted.keys, *window, partitions).await.is_ok() {
             counted.indexed.set(Some(*window));
@@ -214,7 +208,7 @@ impl Instance {
             Turn::Recorded(recorded) => return recorded,
             Turn::Take(taking, since_ms) => (taking, since_ms),
         };
-        let recorded = self.record_or_spool(place, &[id], since_ms).await.pop();
+        let recorded = self.record_ids(place, &[id], since_ms).await.pop();
         // Those that came meanwhile.
         let waiters = taking.take();
         if !waiters.is_empty() {
@@ -223,8 +217,9 @@ impl Instance {
         recorded.unwrap_or(Ok(Err(NotCounted::Unavailable)))
     }
 
-    /// Records ids of a window in Redis, or else in the spool. Answers what came of each.
-    async fn record_ids(self: &Rc<Self>, place: &Place, ids: &[Id]) -> Vec<Recorded<Answer>> {
+    /// Records ids of a window in Redis, or else in the spool. Answers what came of each. If they have waited, it was since `since_ms` by the monotonic clock: for
+    /// too long, and they go to the spool.
+    async fn record_ids(self: &Rc<Self>, place: &Place, ids: &[Id], since_ms: Option<u64>) -> Vec<Recorded<Answer>> {
         let partitions = self.config.partitions;
         let sets = by_partition(ids, partitions);
         for partition in sets.keys() {
@@ -235,10 +230,14 @@ impl Instance {
             }
         }
         let reconnects = self.redis.reconnects();
-        // Boxed, or its type is too deep for the compiler in the crates that count.
-        let adding = Box::pin(self.add_ids(place, &sets));
-        let added = self.redis_deadlines.limit(adding).await;
-        let added = match added.unwrap_or_else(|| Err(self.no_answer())) {
+        let until_ms = since_ms.unwrap_or_else(monotonic_ms) + self.patience_ms();
+        let added = if since_ms.is_some() && monotonic_ms() > until_ms {
+            Err(self.no_answer())
+        } else {
+            // Boxed, or its type is too deep for the compiler in the crates that count.
+            Box::pin(self.add_ids(place, &sets, until_ms)).await
+        };
+        let added = match added {
             Ok(Ok(added)) => added,
             Ok(Err(limit)) => return vec![Ok(Err(NotCounted::Limited(limit))); ids.len()],
             // Of a named counter Redis is told when they are brought there.
@@ -247,40 +246,41 @@ impl Instance {
         self.in_order(place, ids, sets, added, reconnects).await
     }
 
-    /// Adds ids in Redis, and answers what came of those of each set; or the limit beyond which their counter is.
+    /// Adds ids in Redis, and answers what came of those of each set; or the limit beyond which their counter is. Each step has its own time limit.
+    /// None that could be done without begins after `until_ms`, by the monotonic clock.
     async fn add_ids(
         &self,
         place: &Place,
         sets: &BTreeMap<Partition, Vec<Id>>,
+        until_ms: u64,
     ) -> Result<Result<Vec<Result<Vec<Answer>, RedisError>>, Limit>, RedisError> {
-        if let Some(limit) = self.tell_counter(place).await? {
-            return Ok(Err(limit));
+        if place.is_to_be_told() {
+            if let Some(limit) = self.tell_counter(place).await? {
+                return Ok(Err(limit));
+            }
+            if monotonic_ms() > until_ms {
+                return Err(self.no_answer());
+            }
         }
-        self.index(place).await;
-        Ok(Ok(self.redis.add_ids(place, sets).await))
+        let adding = self.redis.add_ids(place, sets, until_ms);
+        Ok(Ok(if place.is_to_be_indexed() {
+            // At the same time, on another node perhaps: nothing is answered before both have ended.
+            future::join(self.index(place), adding).await.1
+        } else {
+            adding.await
+        }))
     }
 
-    /// Redis has taken its time for an id.
+    /// How long an id waits at most until something is asked of Redis for it, in milliseconds: as long as two attempts take.
+    fn patience_ms(&self) -> u64 {
+        2 * self.config.redis_timeout.as_millis() as u64
+    }
+
+    /// Redis has taken its time for others.
     fn no_answer(&self) -> RedisError {
         RedisError::NoAnswer {
-            within_ms: self.redis_deadlines.limit_ms(),
+            within_ms: self.patience_ms(),
         }
-    }
-
-    /// Records ids of a window, the first of which have waited since a moment, by the monotonic clock. Have they waited for Redis for too long
-    /// already, they go to the spool.
-    async fn record_or_spool(
-        self: &Rc<Self>,
-        place: &Place,
-        ids: &[Id],
-        since_ms: Option<u64>,
-    ) -> Vec<Recorded<Answer>> {
-        if since_ms.is_none_or(|since_ms| monotonic_ms() <= since_ms + self.redis_deadlines.limit_ms()) {
-            return self.record_ids(place, ids).await;
-        }
-        let sets = by_partition(ids, self.config.partitions);
-        let added = sets.iter().map(|_| Err(self.no_answer())).collect();
-        self.in_order(place, ids, sets, added, self.redis.reconnects()).await
     }
 
     /// What came of each id, by what came of those of each set. What is not in Redis is spooled.
@@ -349,17 +349,13 @@ impl Instance {
         let command = self.add_job(job);
         let redis = match self.jobs.enter(monotonic_ms, OPEN_MS) {
             Passage::Barred => RedisError::TooManyJobs,
-            Passage::Free | Passage::Trial => {
-                let adding = Box::pin(self.redis.add_job(&self.config.keys, job, &command));
-                let added = self.redis_deadlines.limit(adding).await;
-                match added.unwrap_or_else(|| Err(self.no_answer())) {
-                    Ok(beyond) => {
-                        self.jobs_added.set(true);
-                        return Ok(beyond);
-                    }
-                    Err(redis) => redis,
+            Passage::Free | Passage::Trial => match self.redis.add_job(&self.config.keys, job, &command).await {
+                Ok(beyond) => {
+                    self.jobs_added.set(true);
+                    return Ok(beyond);
                 }
-            }
+                Err(redis) => redis,
+            },
         };
         let spooled = self.in_time(self.spool.add_command(command)).await;
         self.spooled(redis, spooled)?;
@@ -458,8 +454,8 @@ async fn record_waiting(
 ) {
     while let Some(place) = waiters.first().map(|first| first.place.clone()) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
-        let since_ms = waiters.first().map(|first| first.since_ms);
-        let recorded = instance.record_or_spool(&place, &ids, since_ms).await;
+        let since_ms = waiters.iter().map(|waiter| waiter.since_ms).min();
+        let recorded = instance.record_ids(&place, &ids, since_ms).await;
         let recorded = waiters.into_iter().zip(recorded);
         recorded.for_each(|(waiter, recorded)| waiter.done(recorded));
         waiters = taking.take();
@@ -502,8 +498,13 @@ async fn flush_later(instance: Rc<Instance>, due: Due) {
     while let Some((window, counts)) = unflushed.1.pop_first() {
         instance.flush(&counted, window, counts).await;
     }
-    if instance.jobs_added.take() {
+    if instance.jobs_added.get() {
         instance.look_for_room().await;
+        instance.jobs_added.set(false);
+    }
+    if instance.to_look.get() {
+        // Whoever looked was given up.
+        look_into_spool(instance.clone()).await;
     }
     if instance.to_drain.get() {
         drain(&instance).await;

@@ -123,9 +123,15 @@ fn ran(command: &mut Command) -> Result<Ran> {
 /// Kills a process, and then all that it has started.
 fn end(process: u32) {
     // Afterwards they are no longer its own.
-    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    let threads = fs::read_dir(format!("/proc/{process}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let children = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    let children: Vec<String> = children.collect();
     let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
-    for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+    let children = children.iter().flat_map(|children| children.split_whitespace());
+    for child in children.filter_map(|child| child.parse().ok()) {
         end(child);
     }
 }

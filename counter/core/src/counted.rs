@@ -127,6 +127,18 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether Redis has not been told in this window that the counter is in use: only one that has a name is told of.
+    #[must_use]
+    pub fn is_to_be_told(&self) -> bool {
+        self.counted.keys.counter().is_some() && self.counted.told.get() < Some(self.window)
+    }
+
+    /// Whether Redis has not been told that the window has ids.
+    #[must_use]
+    pub fn is_to_be_indexed(&self) -> bool {
+        self.counted.indexed.get() < Some(self.window)
+    }
+
     /// The name of the set of this partition's ids.
     #[must_use]
     pub fn ids(&self, partition: Partition) -> String {

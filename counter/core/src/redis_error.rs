@@ -167,8 +167,7 @@ impl RedisError {
         match self {
             Self::Refused { refusal, .. } => Some(*refusal),
             Self::At { error, .. } => error.refusal(),
-            // The last word.
-            Self::Twice { second, .. } => second.refusal(),
+            Self::Twice { first, second } => second.refusal().or_else(|| first.refusal()),
             _ => None,
         }
     }

@@ -72,7 +72,7 @@ impl Counter {
         let place = self.place();
         let mut answers = Vec::with_capacity(ids.len());
         for ids in ids.chunks(MOST) {
-            let recorded = ids.iter().zip(self.instance.record_ids(&place, ids).await);
+            let recorded = ids.iter().zip(self.instance.record_ids(&place, ids, None).await);
             answers.extend(recorded.map(|(id, recorded)| self.instance.answer(&place, *id, recorded)));
         }
         answers.iter().for_each(|answer| self.note(&place, *answer));

@@ -26,6 +26,7 @@ pub async fn look_into_spool(instance: Rc<Instance>) {
     if !instance.looking.replace(true) {
         let _looking = Looking(&instance);
         look(&instance).await;
+        instance.to_look.set(false);
     }
 }
 

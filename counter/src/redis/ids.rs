@@ -8,6 +8,7 @@ use spin_sdk::redis::{RedisParameter, RedisResult};
 use verve_protocol::{Id, Partition};
 
 use super::{Node, Redis, text};
+use crate::clock::monotonic_ms;
 use verve_counter_core::answer::{Answer, Outcome};
 use verve_counter_core::counted::Place;
 use verve_counter_core::limits::{ADD_WITHIN, added};
@@ -54,11 +55,13 @@ struct Set {
 }
 
 impl Redis {
-    /// Records ids in the sets of a window. Answers for each set what came of its ids: the first of several equal ones is the new one.
+    /// Records ids in the sets of a window. Answers for each set what came of its ids: the first of several equal ones is the new one. After
+    /// `until_ms`, by the monotonic clock, nothing is begun that can wait.
     pub async fn add_ids(
         &self,
         place: &Place,
         sets: &BTreeMap<Partition, Vec<Id>>,
+        until_ms: u64,
     ) -> Vec<Result<Vec<Answer>, RedisError>> {
         let set = |(partition, ids): (&Partition, &Vec<Id>)| {
             let distinct = Distinct::of(ids);
@@ -92,6 +95,9 @@ impl Redis {
                 expiring.push((&set.key, partition));
             }
             answers.push(added);
+        }
+        if expiring.is_empty() || monotonic_ms() > until_ms {
+            return answers;
         }
         future::join_all(expiring.into_iter().map(async |(key, partition)| {
             // If it is not set, the ids are recorded all the same; the next ones set it.

@@ -243,6 +243,49 @@ async fn an_add_takes_at_most_the_time_that_is_documented() -> Result<()> {
     Ok(())
 }
 
+/// The one that finds out that Redis hangs takes its time, and the next ones are spooled at once.
+#[tokio::test]
+async fn only_the_first_add_waits_for_a_redis_that_hangs() -> Result<()> {
+    const TIMEOUT: Duration = Duration::from_millis(600);
+    for by in ["crate", "interface"] {
+        let site = Site::with_redis(86_400, RedisServer::start().await?);
+        let timeout = TIMEOUT.as_millis().to_string();
+        let instance = example_with(
+            &site,
+            Kind::VerveHost,
+            examples::GUEST,
+            &[("redis_timeout_ms", &timeout)],
+        )?;
+        let instance = instance.start().await?;
+        let count = async |id: u32| {
+            let begun = Instant::now();
+            let path = format!("/count?by={by}&call=add&id={id}");
+            let status = http::get(instance.addr(), &path).await?.status;
+            assert_eq!(status, 200, "{by}: {}", instance.process().log());
+            anyhow::Ok(begun.elapsed())
+        };
+        count(0).await?;
+        site.redis.pause()?;
+        let first = count(1).await?;
+        let mut next = Vec::new();
+        for id in 2..6 {
+            next.push(count(id).await?);
+        }
+        site.redis.resume()?;
+        assert!(
+            first < TIMEOUT * 3 && next.iter().all(|time| *time < TIMEOUT / 2),
+            "{by}: {first:?}, {next:?}: {}",
+            instance.process().log()
+        );
+        let log = instance.process().log();
+        assert!(
+            log.contains(&site.redis.server().address().to_string()),
+            "no node is named: {log}"
+        );
+    }
+    Ok(())
+}
+
 /// Whoever gives up waiting, at whatever point, leaves all others as they were.
 #[tokio::test]
 async fn an_add_that_is_given_up_holds_nobody_up() -> Result<()> {
