@@ -281,15 +281,23 @@ fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Resul
     let tests = || {
         let mut command = cargo_test(&["--test", "e2e", "--test", "part"]);
         parts.for_tests(&mut command);
-        command.arg("--");
         command
     };
+    telling_flaky(tests, args.filter.iter().map(String::as_str), failed)
+}
+
+/// Runs the tests of a command whose names contain one of these, and once more, by their names, those that fail.
+fn telling_flaky<'a>(
+    tests: impl Fn() -> Command,
+    filters: impl IntoIterator<Item = &'a str>,
+    failed: &mut Vec<String>,
+) -> Result<()> {
     let again = |names: &[String]| {
         let mut command = tests();
-        command.arg("--exact").args(names);
+        command.args(["--", "--exact"]).args(names);
         command
     };
-    failures::keep_telling_flaky(tests().args(&args.filter), again, failed)
+    failures::keep_telling_flaky(tests().arg("--").args(filters), again, failed)
 }
 
 /// The suites that say what Verve does, and one on what it does in need, each of whose sites is on a Redis Cluster of its own.
@@ -308,15 +316,9 @@ fn on_cluster(parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
         let mut command = cargo_test(&["--test", "e2e"]);
         parts.for_tests(&mut command);
         command.env("VERVE_TESTS_ON_CLUSTER", "1");
-        command.arg("--");
         command
     };
-    let again = |names: &[String]| {
-        let mut command = tests();
-        command.arg("--exact").args(names);
-        command
-    };
-    failures::keep_telling_flaky(tests().args(ON_CLUSTER), again, failed)
+    telling_flaky(tests, ON_CLUSTER, failed)
 }
 
 /// Has the test of the live page leave its pictures in `docs`.

@@ -61,6 +61,7 @@ mod security {
 }
 mod library {
     pub mod examples;
+    pub mod giving_up;
 }
 mod deploy {
     pub mod balanced;

@@ -7,29 +7,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use verve_tests::paths;
 
-/// The Rust files in a folder and all below it.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    Ok(found)
-}
+use crate::documents::files;
 
 /// What a program's top modules use of each other, tests aside.
-fn imports(sources: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
+fn imports(program: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let folder = format!("{program}/src");
+    let sources = paths::repository().join(&folder);
     let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for file in files(sources)? {
-        let inside = file.strip_prefix(sources)?;
+    let files = files(&folder)?;
+    let is_rust = |file: &&PathBuf| file.extension().is_some_and(|extension| extension == "rs");
+    for file in files.iter().filter(is_rust) {
+        let inside = file.strip_prefix(&sources)?;
         let first = inside.components().next().context("a file")?;
         let module = Path::new(first.as_os_str()).file_stem().context("a name")?;
         let module = module.to_string_lossy().into_owned();
-        let text = fs::read_to_string(&file)?;
+        let text = fs::read_to_string(file)?;
         let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
         let uses = imports.entry(module.clone()).or_default();
         for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
@@ -71,7 +63,7 @@ fn no_module_imports_one_that_imports_it() -> Result<()> {
         ("tests", ("host", "process")),
         ("xtask", ("test", "cargo")),
     ] {
-        let imports = imports(&paths::repository().join(program).join("src"))?;
+        let imports = imports(program)?;
         let known = imports.get(some.0).is_some_and(|uses| uses.contains(some.1));
         assert!(known, "{program}: nothing was read: {imports:?}");
         let circular = circular(imports);
