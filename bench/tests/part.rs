@@ -9,7 +9,7 @@ use anyhow::Result;
 fn parts_are_measured_and_written() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let page = folder.path().join("page.md");
-    let output = Command::new(env!("CARGO_BIN_EXE_verve-bench"))
+    let output = Command::new(verve_tests::paths::program("verve-bench")?)
         .args([
             "--only",
             "component,commands",

@@ -8,7 +8,7 @@ use verve_fuzz::TARGETS;
 
 #[test]
 fn what_is_kept_holds() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let corpus = Path::new("corpus");
     for (name, target) in TARGETS {
         let files = fs::read_dir(corpus.join(name)).expect("a folder");
         let mut tried = 0;

@@ -23,6 +23,7 @@ use verve_protocol::{Report, Window, WindowLength};
 
 use crate::backoff::{Backoff, Retry};
 use crate::metrics::Metrics;
+use crate::periods::Periods;
 use crate::store::Store;
 use condition::Condition;
 use deliver::{Client, Failure};
@@ -54,6 +55,7 @@ pub struct CallbacksConfig {
     pub attempts: u32,
     /// Before the second attempt.
     pub backoff: Duration,
+    pub periods: Periods,
 }
 
 /// Delivers callbacks, side by side with other replicas.
@@ -84,8 +86,8 @@ impl Callbacks {
         metrics: Metrics,
         replica: String,
     ) -> Result<Self> {
-        let queue = Queue::new(&store, length, replica)?;
-        let client = Client::new(config.policy, config.signer)?;
+        let queue = Queue::new(&store, length, replica, config.periods.claim())?;
+        let client = Client::new(config.policy, config.signer, config.periods.call)?;
         let backoff = Backoff {
             first: config.backoff,
             longest: LONGEST_WAIT,
@@ -102,7 +104,7 @@ impl Callbacks {
         Ok(Self {
             worker: Arc::new(worker),
             slots: Arc::new(Semaphore::new(CONCURRENCY)),
-            full: Condition::default(),
+            full: Condition::new(config.periods.quiet),
         })
     }
 

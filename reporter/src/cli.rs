@@ -24,6 +24,7 @@ use crate::callbacks::dead::DeadCommand;
 use crate::callbacks::{CallbacksConfig, Policy, Signer};
 use crate::counts::{Asked, Range};
 use crate::kafka::KafkaConfig;
+use crate::periods::Periods;
 use crate::store::RedisConfig;
 use crate::telemetry::LogFormat;
 use crate::windows::WindowsConfig;
@@ -154,6 +155,9 @@ struct Args {
     /// text or json
     #[arg(long, env = "VERVE_LOG_FORMAT", global = true, value_name = "FORMAT", default_value = "text", help_heading = ITSELF)]
     log_format: LogFormat,
+    /// Leases, calls, sweeps and the like are so many times as short: for tests, which would wait for them
+    #[arg(long, hide = true, global = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
+    divide_periods: u32,
 }
 
 /// What else there is to do than to report.
@@ -447,6 +451,7 @@ fn is_topic(name: &str) -> bool {
 }
 
 fn config(args: Args) -> Result<Config, String> {
+    let periods = Periods::divided(args.divide_periods);
     let redis = redis(&args)?;
     let fixed = match args.callback_url.filter(|url| !url.is_empty()) {
         None => None,
@@ -488,6 +493,7 @@ fn config(args: Args) -> Result<Config, String> {
         brokers: args.kafka_brokers.filter(|brokers| !brokers.is_empty()),
         topic: args.kafka_topic,
         options,
+        delivery: periods.delivery,
     };
     kafka.check()?;
     if !is_topic(&kafka.topic) {
@@ -504,6 +510,7 @@ fn config(args: Args) -> Result<Config, String> {
             grace: Duration::from_millis(args.grace_ms),
             late: Duration::from_secs(args.late_seconds),
             callback: fixed,
+            periods,
         },
         kafka,
         callbacks: CallbacksConfig {
@@ -511,6 +518,7 @@ fn config(args: Args) -> Result<Config, String> {
             signer,
             attempts: args.callback_attempts,
             backoff: Duration::from_millis(args.callback_backoff_ms),
+            periods,
         },
         listen: args.listen,
         admin_token,

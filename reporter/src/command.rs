@@ -9,6 +9,7 @@ use verve_protocol::Keys;
 
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::periods::Periods;
 use crate::store::{RedisConfig, Store};
 
 /// Runs a command on these Redis, to its end. It answers what it could not do: said on standard error, a line each.
@@ -19,7 +20,12 @@ pub fn run(
 ) -> ExitCode {
     let run = async {
         // Nobody asks for this health: what fails is answered.
-        let store = Store::new(redis, keys, &Arc::new(Health::default()), &Metrics::default())?;
+        let store = Store::new(
+            redis,
+            keys,
+            &Arc::new(Health::new(Periods::default().quiet)),
+            &Metrics::default(),
+        )?;
         command(store).await
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

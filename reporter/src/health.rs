@@ -12,9 +12,6 @@ use verve_protocol::Window;
 /// The state of what was not tried yet.
 const NOT_YET: &str = "not reached yet";
 
-/// For how long a refusal has to be absent before it is over. Whatever is refused is tried again more often than that.
-const QUIET: Duration = Duration::from_secs(10);
-
 /// What is wrong, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -29,8 +26,10 @@ impl fmt::Display for Problem {
 }
 
 /// The state of all dependencies.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Health {
+    /// For how long a refusal has to be absent before it is over.
+    quiet: Duration,
     dependencies: Mutex<BTreeMap<String, Option<Problem>>>,
     /// What is answered with errors, by dependency and kind of error; and when it last was.
     refusals: Mutex<BTreeMap<(String, String), (Problem, Instant)>>,
@@ -94,6 +93,16 @@ impl Dependency {
 }
 
 impl Health {
+    /// Where a refusal is over once it was absent for so long.
+    pub fn new(quiet: Duration) -> Self {
+        Self {
+            quiet,
+            dependencies: Mutex::default(),
+            refusals: Mutex::default(),
+            problems: Mutex::default(),
+        }
+    }
+
     /// Sets the state of `name`, and answers what it was. A problem is as old as it is, whatever its error is now.
     fn set(&self, name: &str, error: Option<String>) -> Option<Option<Problem>> {
         let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,7 +164,7 @@ impl Health {
     pub fn settle(&self, now: Instant) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.retain(|(name, _), (problem, last)| {
-            let goes_on = now.duration_since(*last) < QUIET;
+            let goes_on = now.duration_since(*last) < self.quiet;
             if !goes_on {
                 tracing::info!("{name} works again; before, it {}", problem.error);
             }
@@ -168,9 +177,11 @@ impl Health {
 mod tests {
     use super::*;
 
+    const QUIET: Duration = Duration::from_secs(10);
+
     #[test]
     fn a_dependency_is_a_problem_until_it_is_up() {
-        let health = Arc::new(Health::default());
+        let health = Arc::new(Health::new(QUIET));
         let (redis, kafka) = (
             Dependency::new("Redis".into(), &health),
             Dependency::new("Kafka".into(), &health),

@@ -21,14 +21,11 @@ use verve_protocol::{CounterName, WindowRecord};
 use crate::health::{Dependency, Health};
 use crate::metrics::Metrics;
 
-/// For the acknowledgement of records, and then once more for that of their transaction. Together they are shorter than the
-/// time a stopped reporter has. What is not acknowledged stays due and is sent again.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(6);
 /// What is acknowledged is cleaned up at once. If not, committing sees to it, in its time.
 const CLEANED_UP_WITHIN: Duration = Duration::from_millis(100);
 /// For the answer to whether Kafka is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
-/// For the beginning of a session, of which each publishing tries again.
+/// For the beginning of a session, which each publishing tries again.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where records go.
@@ -42,6 +39,9 @@ pub struct KafkaConfig {
     pub transactional_id: Option<String>,
     /// librdkafka settings; may hold passwords.
     pub options: Vec<(String, String)>,
+    /// For the acknowledgement of records, and then once more for that of their transaction. Together they are shorter than the
+    /// time a stopped reporter has. What is not acknowledged stays due and is sent again.
+    pub delivery: Duration,
 }
 
 /// Publishes records; without brokers they go nowhere, since every count is logged anyway.
@@ -57,6 +57,7 @@ struct Kafka {
     /// Whose records these are, if it has a name.
     counter: Option<CounterName>,
     transactions: bool,
+    delivery: Duration,
     dependency: Dependency,
     /// What failed last, and of which counter: while there is something Kafka is not well, though it may answer other questions.
     failing: Arc<Mutex<BTreeSet<Failing>>>,
@@ -140,7 +141,7 @@ impl KafkaConfig {
         // What the guarantees rest on comes last, so that no option undoes it.
         client.set("enable.idempotence", "true");
         client.set("acks", "all");
-        client.set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
+        client.set("message.timeout.ms", self.delivery.as_millis().to_string());
         if let Some(id) = &self.transactional_id {
             client.set("transactional.id", id);
         }
@@ -185,6 +186,7 @@ impl Publisher {
             topic: config.topic.as_str().into(),
             counter: None,
             transactions: config.transactional_id.is_some(),
+            delivery: config.delivery,
             dependency,
             failing: Arc::default(),
             metrics: metrics.clone(),
@@ -358,7 +360,7 @@ impl Kafka {
             while producer.in_flight_count() > 0 && begin.elapsed() < CLEANED_UP_WITHIN {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            producer.commit_transaction(DELIVERY_TIMEOUT)?;
+            producer.commit_transaction(self.delivery)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 //! - `counts`: what was reported, to be asked for by HTTP or on the command line; `command`: runs what is asked for there
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
 //! - `doctor`: looks at all of it, and says what to change
-//! - `store`: the connections to Redis; `backoff`: when what failed is tried again; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
+//! - `store`: the connections to Redis; `backoff`: when what failed is tried again; `periods`: how long the rest takes; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
 //!   going on now; `admin`: the HTTP port with all of it; `telemetry`: logs and traces
 
 mod admin;
@@ -24,6 +24,7 @@ mod kafka;
 mod metrics;
 mod named;
 mod overview;
+mod periods;
 mod store;
 mod telemetry;
 mod watch;
@@ -123,7 +124,7 @@ pub fn main(version: &'static str) -> ExitCode {
 
 async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     let replica = replica_name();
-    let health = Arc::new(Health::default());
+    let health = Arc::new(Health::new(config.windows.periods.quiet));
     let listener = tokio::net::TcpListener::bind(&config.listen)
         .await
         .with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;

@@ -28,11 +28,12 @@ use crate::clock::RedisClock;
 use crate::health::Health;
 use crate::kafka::{Begun, Publisher, Session, Unpublished};
 use crate::metrics::{Metrics, WindowMetrics};
+use crate::periods::Periods;
 use crate::store::Store;
 use books::{BATCH, Books, Swept};
 use lease::Lease;
 pub use ledger::KEPT;
-use ledger::{Change, Ledger, News, Periods, Step};
+use ledger::{Change, Ledger, News, Schedule, Step};
 pub use sweeps::Pace;
 use sweeps::Sweeps;
 
@@ -54,6 +55,7 @@ pub struct WindowsConfig {
     pub late: Duration,
     /// The fixed callback, called for every report.
     pub callback: Option<(Endpoint, Method)>,
+    pub periods: Periods,
 }
 
 impl WindowsConfig {
@@ -139,7 +141,12 @@ impl Reporter {
         // Whether it goes on after an error, so that there is nothing new to say.
         let mut goes_on = false;
         while let Some(lease) = stop
-            .run_until_cancelled(Lease::acquire(&self.store, self.config.length, &self.replica))
+            .run_until_cancelled(Lease::acquire(
+                &self.store,
+                self.config.length,
+                &self.replica,
+                self.config.periods,
+            ))
             .await
         {
             if !std::mem::take(&mut goes_on) || lease.was_waited_for() {
@@ -260,7 +267,7 @@ impl Reporter {
                         if !self.swept(lease, ledger, &mut sweeps, done).await? {
                             return Ok(());
                         }
-                    } else if sweeping.is_none() && sweeps.is_due(&self.pace) {
+                    } else if sweeping.is_none() && sweeps.is_due(self.config.periods.sweep, &self.pace) {
                         sweeping = Some(self.sweep(ledger.clone(), clock.now_ms()));
                     }
                     self.wait(ledger, clock, stop).await;
@@ -280,7 +287,7 @@ impl Reporter {
 
     /// Nothing without the lease.
     async fn resume(&self, lease: &Lease, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Option<Ledger>> {
-        let periods = Periods {
+        let schedule = Schedule {
             grace: self.config.grace,
             late: self.config.late,
         };
@@ -295,7 +302,7 @@ impl Reporter {
                 return Ok(None);
             }
         }
-        let (ledger, lost) = Ledger::resume(self.config.length, periods, stored, known, now_ms);
+        let (ledger, lost) = Ledger::resume(self.config.length, schedule, stored, known, now_ms);
         if let Some(lost) = lost {
             self.metrics.windows_lost.inc_by(lost.windows);
             tracing::error!(

@@ -9,7 +9,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
 use nix::sys::signal;
 use nix::unistd::{Pid, getpgid};
 
@@ -207,14 +206,26 @@ impl Process {
         let _ = child.kill();
         let _ = child.wait();
         // Until then a child may have the port still.
-        let gone = || signal::killpg(self.pid, None) == Err(Errno::ESRCH);
         for _ in 0..5_000 {
-            if !leads || gone() {
+            if !leads || !has_members(self.pid) {
                 break;
             }
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Whether somebody of this process group runs. Who is dead and only not reaped yet, has no port any more.
+fn has_members(group: Pid) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut stats = processes.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());
+    stats.any(|stat| {
+        // proc(5): the name, which may have spaces, in parentheses; the state, the parent, the group.
+        let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+        let mut fields = fields.split_whitespace();
+        let state = fields.next();
+        fields.nth(1) == Some(&group.to_string()) && !matches!(state, Some("Z" | "X"))
+    })
 }
 
 impl Drop for Process {

@@ -2,13 +2,13 @@
 
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::cargo::{Toolchain, WASM};
+use crate::cargo::{WASM, cargo, cargo_wasm};
 use crate::{install, page, public, python, sys};
 
 #[derive(clap::Args)]
@@ -77,7 +77,7 @@ pub fn component() -> Result<()> {
 /// The features of the component for WASI 0.2.
 pub const WASIP2: [&str; 2] = ["--features", "wasip2"];
 
-/// Builds the component for WASI 0.2, in place of the usual one.
+/// Builds the component for WASI 0.2.
 fn component_p2() -> Result<()> {
     variant(COMPONENT, &WASIP2, "accept_component_p2.wasm")
 }
@@ -123,8 +123,8 @@ pub const EXAMPLES: [&str; 4] = [
 /// Builds a component with other features, and keeps it under another name: they have the same one for Cargo.
 fn variant(package: &str, flags: &[&str], name: &str) -> Result<()> {
     let built = wasm(package, flags)?;
-    let kept = built.with_file_name(name);
-    fs::rename(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+    let kept = built_wasm(&sys::root().join("target"), name);
+    fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
     sys::say(&kept.display().to_string());
     Ok(())
 }
@@ -138,16 +138,25 @@ pub fn hello() -> Result<()> {
 fn wasm(package: &str, flags: &[&str]) -> Result<PathBuf> {
     // Cargo's own helpers are native programs.
     install::ensure(&install::NATIVE[..1])?;
-    let toolchain = Toolchain::for_wasm()?;
-    sys::say(&format!("building {package} ({})", described(toolchain)));
-    sys::run(toolchain.cargo_wasm("build", package)?.args(flags))?;
-    let file = format!("release/{}.wasm", package.replace('-', "_"));
-    let built = sys::root().join("target").join(WASM).join(file);
+    sys::say(&format!("building {package} for {WASM}"));
+    let mut command = cargo_wasm("build", package)?;
+    let mut folder = sys::root().join("target");
+    if flags == WASIP2 {
+        // Beside the usual one, which would take its place and be compiled anew each time.
+        folder.push("wasip2");
+    }
+    sys::run(command.env("CARGO_TARGET_DIR", &folder).args(flags))?;
+    let built = built_wasm(&folder, &format!("{}.wasm", package.replace('-', "_")));
     let size = fs::metadata(&built)
         .with_context(|| format!("{} was not built", built.display()))?
         .len();
     sys::say(&format!("{} ({} KB)", built.display(), size.div_ceil(1000)));
     Ok(built)
+}
+
+/// A component in this target folder.
+fn built_wasm(target: &Path, file: &str) -> PathBuf {
+    target.join(WASM).join("release").join(file)
 }
 
 /// Builds native programs.
@@ -165,7 +174,7 @@ pub fn native(programs: &[&str]) -> Result<()> {
 pub fn quick() -> Result<PathBuf> {
     install::ensure(&install::NATIVE)?;
     sys::say(&format!("building {HOST}, {REPORTER}, {UP}, quickly"));
-    let mut command = Toolchain::Ours.cargo("build");
+    let mut command = cargo("build");
     command.args(["--profile", "quick", "--no-default-features"]);
     if env::var_os("CFLAGS").is_none() {
         // librdkafka's build does not know the profile.
@@ -204,14 +213,7 @@ pub fn native_with_tests() -> Result<()> {
 
 /// With the whole workspace in view whatever is built, dependencies have the same features each time.
 fn release() -> Command {
-    let mut command = Toolchain::Ours.cargo("build");
+    let mut command = cargo("build");
     command.args(["--release", "--workspace"]);
     command
-}
-
-fn described(toolchain: Toolchain) -> &'static str {
-    match toolchain {
-        Toolchain::Ours => "for wasm32-wasip2",
-        Toolchain::Debian => "for wasm32-wasip2, by Debian's Rust, the standard library along with it",
-    }
 }

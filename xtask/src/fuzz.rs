@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use crate::cargo::Toolchain;
+use crate::cargo::cargo;
 use crate::sys;
 
 #[derive(clap::Args)]
@@ -17,7 +17,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     if !sys::succeeds("cargo", &["fuzz", "--version"]) {
         sys::say("cargo install cargo-fuzz");
-        sys::run(Toolchain::Ours.cargo("install").args(["cargo-fuzz", "--locked"]))?;
+        sys::run(cargo("install").args(["cargo-fuzz", "--locked"]))?;
     }
     let corpus = sys::root().join("fuzz/corpus");
     // A folder for each target.
@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<()> {
         let found = sys::root().join("target/fuzz/corpus").join(&target);
         fs::create_dir_all(&found).with_context(|| found.display().to_string())?;
         sys::say(&format!("{target}, for {} s", args.seconds));
-        let mut command = Toolchain::Ours.cargo("fuzz");
+        let mut command = cargo("fuzz");
         // No sanitizer: there is no unsafe code to watch, and without one the compiler need not be a nightly one.
         command.args(["run", "-O", "any", "--sanitizer", "none", "--fuzz-dir"]);
         command.arg(sys::root().join("fuzz/libfuzzer"));

@@ -1,8 +1,10 @@
 //! What the machine must have besides Rust, and how it gets there.
 
 use std::fs;
+use std::io::{self, BufRead, BufReader, IsTerminal as _};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
@@ -125,9 +127,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
 
 /// Installs Debian packages, with the package list brought up to date if it has to be.
 pub fn apt_install(packages: &[&str]) -> Result<()> {
-    let Some(apt) = apt() else {
-        bail!("it cannot be installed from here, for want of apt-get or of root's rights");
-    };
+    let apt = apt(packages)?;
     sys::say(&format!("installing {} by apt-get", packages.join(" ")));
     let install = || {
         let args = ["install", "-y", "-qq", "--no-install-recommends"];
@@ -158,12 +158,44 @@ enum Apt {
     BySudo,
 }
 
-fn apt() -> Option<Apt> {
-    sys::which("apt-get")?;
-    if sys::output("id", &["-u"]).as_deref() == Some("0") {
-        return Some(Apt::AsRoot);
+/// Whether sudo may be run without asking.
+static MAY_SUDO: AtomicBool = AtomicBool::new(false);
+
+/// From now on packages are installed by sudo without asking.
+pub fn allow_sudo() {
+    MAY_SUDO.store(true, Ordering::Relaxed);
+}
+
+/// Root installs what is missing; others say first whether they want it.
+fn apt(packages: &[&str]) -> Result<Apt> {
+    if sys::which("apt-get").is_none() {
+        bail!("there is no apt-get");
     }
-    sys::succeeds("sudo", &["-n", "true"]).then_some(Apt::BySudo)
+    if sys::output("id", &["-u"]).as_deref() == Some("0") {
+        return Ok(Apt::AsRoot);
+    }
+    if sys::which("sudo").is_none() {
+        bail!("that takes root's rights");
+    }
+    if MAY_SUDO.load(Ordering::Relaxed) {
+        return Ok(Apt::BySudo);
+    }
+    let mut input = io::stdin();
+    if !input.is_terminal() {
+        bail!("with --install it is installed by sudo");
+    }
+    eprint!("xtask: run `sudo apt-get install {}`? [y/N] ", packages.join(" "));
+    if is_yes(&mut BufReader::new(&mut input))? {
+        return Ok(Apt::BySudo);
+    }
+    bail!("not installed, as you said")
+}
+
+/// Whether the next line is a yes.
+fn is_yes(input: &mut impl BufRead) -> Result<bool> {
+    let mut answer = String::new();
+    input.read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 impl Apt {
@@ -173,7 +205,7 @@ impl Apt {
             Self::AsRoot => Command::new("env"),
             Self::BySudo => {
                 let mut command = Command::new("sudo");
-                command.args(["-n", "env"]);
+                command.arg("env");
                 command
             }
         };
@@ -186,12 +218,25 @@ impl Apt {
 
 #[cfg(test)]
 mod tests {
-    use super::has_candidate;
+    use super::{has_candidate, is_yes};
 
     #[test]
     fn a_package_without_candidate_is_not_known() {
         assert!(has_candidate("maven:\n  Installed: (none)\n  Candidate: 3.8.7-1\n"));
         assert!(!has_candidate("maven:\n  Installed: (none)\n  Candidate: (none)\n"));
         assert!(!has_candidate(""));
+    }
+
+    #[test]
+    fn only_a_yes_is_a_yes() {
+        for (line, expected) in [
+            ("y\n", true),
+            ("Yes\n", true),
+            ("\n", false),
+            ("n\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_yes(&mut line.as_bytes()).ok(), Some(expected), "{line:?}");
+        }
     }
 }

@@ -27,6 +27,9 @@ mod up;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
+    /// Install what the machine lacks by sudo, without asking first. Root is never asked.
+    #[arg(long, global = true)]
+    install: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -54,7 +57,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::parse();
+    if cli.install {
+        install::allow_sudo();
+    }
+    let result = match cli.command {
         Command::Build(args) => build::run(&args),
         Command::Up(args) => up::run(&args),
         Command::Test(args) => test::run(&args),

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use anyhow::{Context, Result};
 
-use crate::cargo::Toolchain;
+use crate::cargo::cargo_for_wasm;
 use crate::sys;
 
 /// The files of the project, as the page calls them, each before the block that is in it.
@@ -29,7 +29,7 @@ pub fn project() -> Result<()> {
     // What is compiled for the other components is not compiled once more.
     fs::copy(sys::root().join("Cargo.lock"), project.join("Cargo.lock"))?;
     sys::say("building the project of docs/library.md");
-    let mut build = Toolchain::for_wasm()?.cargo_for_wasm("build")?;
+    let mut build = cargo_for_wasm("build")?;
     sys::run(build.arg("--release").current_dir(project))
 }
 

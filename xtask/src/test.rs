@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::{Toolchain, WASM};
+use crate::cargo::{self, WASM, cargo, cargo_for_wasm, cargo_wasm};
 use crate::{build, failures, install, kafka, public, python, sys};
 
 #[derive(clap::Args)]
@@ -19,14 +19,16 @@ use crate::{build, failures, install, kafka, public, python, sys};
 pub struct Args {
     #[command(subcommand)]
     only: Option<Only>,
-    /// Run only tests whose name contains this, and no checks (format, lints, documentation).
-    filter: Option<String>,
+    /// Run only tests whose name contains one of these, and no checks (format, lints, documentation).
+    filters: Vec<String>,
 }
 
 #[derive(clap::Subcommand)]
 enum Only {
     /// Formatting, lints, documentation, unit and property tests: no server is started
     Quick,
+    /// The suites that are run once more with each site on a Redis Cluster of its own
+    OnCluster,
 }
 
 /// How long a broker whose jars are there may take to start.
@@ -36,11 +38,13 @@ const BROKER_LOG: &str = "log";
 pub fn run(args: &Args) -> Result<()> {
     // Asked for now: a step may build this very program anew, and then the system calls it deleted.
     let program = env::current_exe()?;
-    if args.only.is_some() {
+    if matches!(args.only, Some(Only::Quick)) {
         return quick();
     }
+    let on_cluster_alone = args.only.is_some();
+    let all = !on_cluster_alone && args.filters.is_empty();
     let mut steps = Steps::default();
-    if args.filter.is_none() {
+    if all {
         checks(&mut steps);
     }
     let built = steps.run("build", || {
@@ -54,12 +58,14 @@ pub fn run(args: &Args) -> Result<()> {
         build::components()?;
         build::native_with_tests()
     });
-    if args.filter.is_none() {
+    if all {
         steps.run("packages", packages);
     }
     let mut failed = Vec::new();
-    steps.run("unit tests", || tests(&QUICK, args, &mut failed));
-    if args.filter.is_none() {
+    if !on_cluster_alone {
+        steps.run("unit tests", || tests(&QUICK, args, &mut failed));
+    }
+    if all {
         steps.run("doc tests", || tests(&["--doc"], args, &mut failed));
     }
     // Without each of these one test fails, and says so.
@@ -86,9 +92,11 @@ pub fn run(args: &Args) -> Result<()> {
             servers: env::join_paths(&servers)?,
             webhooks,
         };
-        steps.run("end-to-end tests", || end_to_end(args, &parts, &mut failed));
+        if !on_cluster_alone {
+            steps.run("end-to-end tests", || end_to_end(args, &parts, &mut failed));
+        }
         // A filter is for single tests, on what they are on.
-        if args.filter.is_none() {
+        if args.filters.is_empty() {
             steps.run("on a cluster", || on_cluster(&parts, &mut failed));
         }
     } else {
@@ -98,8 +106,11 @@ pub fn run(args: &Args) -> Result<()> {
         println!("\n{failure}");
     }
     steps.summary();
-    if let Some(filter) = &args.filter {
-        println!("\nOnly tests with {filter:?} in their name, no checks.");
+    if !args.filters.is_empty() {
+        println!(
+            "\nOnly tests with {} in their name, no checks.",
+            args.filters.join(" or ")
+        );
     }
     println!("\nThe end-to-end tests had");
     println!("  Kafka:  {}", broker.described());
@@ -128,49 +139,37 @@ fn quick() -> Result<()> {
 const QUICK: [&str; 4] = ["--lib", "--bins", "--test", "quick"];
 
 fn checks(steps: &mut Steps) {
-    let mut lints = None;
-    steps.run("tools", || {
+    let tools = steps.run("tools", || {
         install::ensure(&install::NATIVE)?;
-        lints = Some(Toolchain::for_lints()?);
-        Ok(())
+        cargo::have_lints()
     });
-    let Some(lints) = lints else {
+    if !tools {
         return;
-    };
+    }
     let strict = ["--", "-D", "warnings"];
-    steps.run("format", || sys::run(lints.cargo("fmt").args(["--all", "--check"])));
+    steps.run("format", || sys::run(cargo("fmt").args(["--all", "--check"])));
     steps.run("clippy", || {
         sys::run(
-            lints
-                .cargo("clippy")
+            cargo("clippy")
                 .args(["--release", "--workspace", "--all-targets"])
                 .args(strict),
         )
     });
     steps.run("clippy, component", || {
-        // The lints must come from where the target does.
-        let both = if lints == Toolchain::for_wasm()? {
-            lints
-        } else {
-            Toolchain::all_of_debian()?
-        };
-        for features in [&[][..], &build::WASIP2] {
-            let mut clippy = both.cargo_wasm("clippy", build::COMPONENT)?;
-            sys::run(clippy.args(features).args(strict))?;
-        }
-        for features in [&[][..], &build::WASIP2] {
-            let mut clippy = both.cargo_wasm("clippy", build::COUNTER)?;
-            sys::run(clippy.args(features).args(strict))?;
+        for package in [build::COMPONENT, build::COUNTER] {
+            for features in [&[][..], &build::WASIP2] {
+                sys::run(cargo_wasm("clippy", package)?.args(features).args(strict))?;
+            }
         }
         for example in build::EXAMPLES {
-            sys::run(both.cargo_wasm("clippy", example)?.args(strict))?;
+            sys::run(cargo_wasm("clippy", example)?.args(strict))?;
         }
         Ok(())
     });
     steps.run("public interface", public::check);
     dependencies(steps);
     steps.run("documentation", || {
-        let mut doc = Toolchain::Ours.cargo("doc");
+        let mut doc = cargo("doc");
         doc.env("RUSTDOCFLAGS", "-D warnings");
         sys::run(doc.args(["--release", "--workspace", "--no-deps", "--document-private-items"]))
     });
@@ -182,8 +181,7 @@ const PUBLISHED: [&str; 3] = ["verve-protocol", "verve-counter-core", "verve-cou
 /// What others depend on is packaged, compiled as it is packaged, and published but for the upload, without a warning; and its example is compiled.
 fn packages() -> Result<()> {
     forget_packages()?;
-    let wasm = Toolchain::for_wasm()?;
-    let mut publish = wasm.cargo_for_wasm("publish")?;
+    let mut publish = cargo_for_wasm("publish")?;
     publish.env("CARGO_PROFILE_DEV_DEBUG", "none");
     publish.args(["--dry-run", "--allow-dirty"]);
     publish.args(PUBLISHED.iter().flat_map(|package| ["--package", package]));
@@ -193,7 +191,7 @@ fn packages() -> Result<()> {
         bail!("cargo publish: {warning}");
     }
     // It is about what is there in WebAssembly alone.
-    let mut example = wasm.cargo_for_wasm("test")?;
+    let mut example = cargo_for_wasm("test")?;
     example.env("CARGO_PROFILE_DEV_DEBUG", "none").arg("--doc");
     sys::run(example.args(["--package", PUBLISHED[2]]))
 }
@@ -227,7 +225,7 @@ fn forget_packages() -> Result<()> {
 /// Licences, sources and known advisories of what Verve is built from, by cargo-deny. Compiling that takes minutes, so it is
 /// not installed on the way.
 fn dependencies(steps: &mut Steps) {
-    let deny = |args: &[&str]| sys::run(Toolchain::Ours.cargo("deny").args(args));
+    let deny = |args: &[&str]| sys::run(cargo("deny").args(args));
     if !sys::succeeds("cargo", &["deny", "--version"]) {
         steps.leave_out("dependencies", "skipped: cargo-deny is not installed");
         return;
@@ -243,7 +241,7 @@ fn dependencies(steps: &mut Steps) {
 
 /// The command that runs those targets' tests. The selection is the whole workspace each time, so that everything is compiled once.
 fn cargo_test(targets: &[&str]) -> Command {
-    let mut command = Toolchain::Ours.cargo("test");
+    let mut command = cargo("test");
     command
         .args(["--release", "--workspace", "--no-fail-fast"])
         .args(targets);
@@ -253,7 +251,7 @@ fn cargo_test(targets: &[&str]) -> Command {
 /// Runs those targets' tests. Those that failed are added to `failed`, in short.
 fn tests(targets: &[&str], args: &Args, failed: &mut Vec<String>) -> Result<()> {
     let mut command = cargo_test(targets);
-    command.args(args.filter.iter().flat_map(|filter| ["--", filter]));
+    command.arg("--").args(&args.filters);
     failures::keep(&mut command, failed)
 }
 
@@ -283,7 +281,7 @@ fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Resul
         parts.for_tests(&mut command);
         command
     };
-    telling_flaky(tests, args.filter.iter().map(String::as_str), failed)
+    telling_flaky(tests, args.filters.iter().map(String::as_str), failed)
 }
 
 /// Runs the tests of a command whose names contain one of these, and once more, by their names, those that fail.

@@ -3,17 +3,24 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// For how long a condition has to be absent before it is over: one that comes and goes is said once too.
-const QUIET: Duration = Duration::from_secs(10);
-
 /// Something that is worth a line in the log when it begins and when it is over, and not each time it is met.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Condition {
+    /// For how long it has to be absent before it is over.
+    quiet: Duration,
     /// When it was last met, until it is over.
     met: Mutex<Option<Instant>>,
 }
 
 impl Condition {
+    /// One that is over once it was absent for so long.
+    pub const fn new(quiet: Duration) -> Self {
+        Self {
+            quiet,
+            met: Mutex::new(None),
+        }
+    }
+
     /// It was met now. Says whether that is new.
     pub fn met(&self) -> bool {
         self.met_at(Instant::now())
@@ -31,7 +38,7 @@ impl Condition {
 
     fn absent_at(&self, now: Instant) -> bool {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        met.take_if(|met| now.duration_since(*met) >= QUIET).is_some()
+        met.take_if(|met| now.duration_since(*met) >= self.quiet).is_some()
     }
 }
 
@@ -41,7 +48,7 @@ mod tests {
 
     #[test]
     fn it_is_said_when_it_begins_and_when_it_is_over() {
-        let condition = Condition::default();
+        let condition = Condition::new(Duration::from_secs(10));
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         assert!(!condition.absent_at(at(0)), "it never was");

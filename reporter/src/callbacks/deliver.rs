@@ -17,8 +17,6 @@ use crate::telemetry;
 
 /// For the connection, the name's resolution included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a whole call. Shorter than a claim on a job lasts, so that no two replicas deliver a job at once.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a response's body is read, in bytes, so that its connection can be used again.
 const BODY_LIMIT: usize = 64 * 1024;
 
@@ -31,6 +29,8 @@ pub struct Client {
     policy: Policy,
     /// Signs each call.
     signer: Option<Signer>,
+    /// How long a whole call may take.
+    call: Duration,
 }
 
 /// Why a call failed.
@@ -47,8 +47,8 @@ pub struct Failure {
 }
 
 impl Client {
-    /// A client that reaches what `policy` permits.
-    pub fn new(policy: Policy, signer: Option<Signer>) -> anyhow::Result<Self> {
+    /// A client that reaches what `policy` permits, and waits so long for an answer.
+    pub fn new(policy: Policy, signer: Option<Signer>, call: Duration) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
             .user_agent(concat!("verve-reporter/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
@@ -61,10 +61,15 @@ impl Client {
             .http1_allow_spaces_after_header_name_in_responses(true)
             .http1_allow_obsolete_multiline_headers_in_responses(true)
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(CALL_TIMEOUT)
+            .timeout(call)
             .build()
             .context("cannot set up the HTTP client")?;
-        Ok(Self { http, policy, signer })
+        Ok(Self {
+            http,
+            policy,
+            signer,
+            call,
+        })
     }
 
     /// Tells the endpoint the count. `id` is the same at each attempt. Answers the response's status, which is a success.
@@ -77,7 +82,7 @@ impl Client {
             .request(id, job, unique_count)
             .send()
             .await
-            .map_err(|error| Failure::from_http(&error))?;
+            .map_err(|error| Failure::from_http(&error, self.call))?;
         let status = response.status();
         let retry_after = retry_after(&response, Timestamp::now());
         read_some(response).await;
@@ -184,7 +189,7 @@ impl Failure {
         }
     }
 
-    fn from_http(error: &reqwest::Error) -> Self {
+    fn from_http(error: &reqwest::Error, call: Duration) -> Self {
         let mut causes = Vec::new();
         let mut cause = error.source();
         while let Some(error) = cause {
@@ -195,7 +200,7 @@ impl Failure {
             cause = error.source();
         }
         let kind = match () {
-            () if error.is_timeout() => format!("no response within {} s", CALL_TIMEOUT.as_secs()),
+            () if error.is_timeout() => format!("no response within {} s", call.as_secs()),
             () if error.is_connect() => "cannot connect".to_owned(),
             () => "the request failed".to_owned(),
         };

@@ -20,7 +20,6 @@ use redis::{RedisResult, Script};
 use serde::{Deserialize, Serialize};
 use verve_protocol::{CallbackJob, WindowLength};
 
-use super::deliver::CALL_TIMEOUT;
 use crate::store::{Server, Store};
 pub use settle::{MAX_RETRY, Verdict};
 
@@ -28,8 +27,6 @@ pub use settle::{MAX_RETRY, Verdict};
 const GROUP: &str = "reporter";
 /// How long reading waits for a new job.
 const BLOCK: Duration = Duration::from_secs(1);
-/// After what time a job that somebody took is free again: longer than the longest delivery, with room for a slow Redis.
-const CLAIM: Duration = Duration::from_secs(CALL_TIMEOUT.as_secs() * 3);
 
 /// Takes due jobs of the sorted set, and moves them to when they are free again. By the clock of Redis: those of replicas
 /// may differ, and one that is fast would take what another is delivering. Begins with what a full Redis allows, see [`crate::store`], since what is
@@ -51,6 +48,8 @@ pub struct Queue {
     reading: Server,
     replica: String,
     window_length: WindowLength,
+    /// After how many milliseconds a job that somebody took is free again.
+    claim_ms: u64,
 }
 
 /// Where jobs are taken from.
@@ -113,14 +112,15 @@ struct Waiting {
 }
 
 impl Queue {
-    /// The queue, read by the consumer `replica`.
-    pub fn new(store: &Store, window_length: WindowLength, replica: String) -> anyhow::Result<Self> {
+    /// The queue, read by the consumer `replica`. Jobs that somebody took are free again after the time `claim`.
+    pub fn new(store: &Store, window_length: WindowLength, replica: String, claim: Duration) -> anyhow::Result<Self> {
         let reading = store.redis().for_blocking(BLOCK);
         Ok(Self {
             store: store.clone(),
             reading,
             replica,
             window_length,
+            claim_ms: u64::try_from(claim.as_millis()).unwrap_or(u64::MAX),
         })
     }
 
@@ -155,11 +155,7 @@ impl Queue {
     async fn claim_abandoned(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
         let mut claim = redis::cmd("XAUTOCLAIM");
         claim.arg(self.store.keys.callbacks()).arg(GROUP).arg(&self.replica);
-        claim
-            .arg(u64::try_from(CLAIM.as_millis()).unwrap_or(u64::MAX))
-            .arg("0-0")
-            .arg("COUNT")
-            .arg(limit);
+        claim.arg(self.claim_ms).arg("0-0").arg("COUNT").arg(limit);
         let reply: RedisResult<StreamAutoClaimReply> = self.store.redis().command(&claim).await;
         let reply = self.with_group(reply).await?.unwrap_or_default();
         self.attempts(reply.claimed).await
@@ -168,7 +164,7 @@ impl Queue {
     async fn take_waiting(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
         let script = Script::new(TAKE_WAITING);
         let mut take = script.key(self.store.keys.callbacks_retry());
-        take.arg(CLAIM.as_millis() as u64).arg(limit);
+        take.arg(self.claim_ms).arg(limit);
         let members: Vec<String> = self.store.redis().script(&take).await?;
         let mut attempts = Vec::with_capacity(members.len());
         for member in members {

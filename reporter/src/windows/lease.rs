@@ -4,21 +4,15 @@
 //! against it in the same script, so that one whose lease ran out while it was paused changes nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use redis::Script;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use verve_protocol::WindowLength;
 
+use crate::periods::Periods;
 use crate::store::Store;
-
-/// How long a lease lasts unless it is renewed. With [`TRY_EVERY`] it bounds the time of a takeover.
-const LASTS: Duration = Duration::from_secs(6);
-/// How often it is renewed.
-const RENEW_EVERY: Duration = Duration::from_secs(2);
-/// How often others try to get it.
-const TRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Gets it unless somebody has it, and answers whether it did. Begins with what a full Redis allows, see [`crate::store`].
 ///
@@ -51,27 +45,28 @@ struct State {
 
 impl Lease {
     /// Waits until nobody else holds the lease of windows of this length.
-    pub async fn acquire(store: &Store, length: WindowLength, holder: &str) -> Self {
+    pub async fn acquire(store: &Store, length: WindowLength, holder: &str, periods: Periods) -> Self {
         let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE));
         let mut acquire = script.key(&key);
-        acquire.arg(holder).arg(lasts_ms());
+        acquire.arg(holder).arg(lasts_ms(periods));
         let mut waited_for = false;
         let held_until = loop {
             let asked = Instant::now();
             match store.redis().script::<u8>(&acquire).await {
-                Ok(1) => break asked + LASTS,
+                Ok(1) => break asked + periods.lease,
                 Ok(_) => {}
                 // Said by `health`.
                 Err(error) => tracing::debug!("cannot get the lease: {error}"),
             }
             waited_for = true;
-            tokio::time::sleep(TRY_EVERY).await;
+            tokio::time::sleep(periods.try_lease()).await;
         };
         let state = Arc::new(State {
             held_until: Mutex::new(held_until),
             lost: Notify::new(),
         });
-        let renewing = tokio::spawn(renew(store.clone(), key.clone(), holder.to_owned(), state.clone()));
+        let renewing = renew(store.clone(), key.clone(), holder.to_owned(), state.clone(), periods);
+        let renewing = tokio::spawn(renewing);
         Self {
             store: store.clone(),
             key,
@@ -128,14 +123,18 @@ impl State {
     }
 }
 
-async fn renew(store: Store, key: String, holder: String, state: Arc<State>) {
+async fn renew(store: Store, key: String, holder: String, state: Arc<State>, periods: Periods) {
     let script = Script::new(RENEW);
     loop {
-        tokio::time::sleep(RENEW_EVERY).await;
+        tokio::time::sleep(periods.renew_lease()).await;
         let asked = Instant::now();
         let mut renew = script.key(&key);
-        match store.redis().script::<u8>(renew.arg(&holder).arg(lasts_ms())).await {
-            Ok(1) => *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + LASTS,
+        match store
+            .redis()
+            .script::<u8>(renew.arg(&holder).arg(lasts_ms(periods)))
+            .await
+        {
+            Ok(1) => *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + periods.lease,
             Ok(_) => break,
             Err(_) if state.is_held() => {}
             Err(_) => break,
@@ -144,6 +143,6 @@ async fn renew(store: Store, key: String, holder: String, state: Arc<State>) {
     state.lost.notify_one();
 }
 
-fn lasts_ms() -> u64 {
-    u64::try_from(LASTS.as_millis()).unwrap_or(u64::MAX)
+fn lasts_ms(periods: Periods) -> u64 {
+    u64::try_from(periods.lease.as_millis()).unwrap_or(u64::MAX)
 }

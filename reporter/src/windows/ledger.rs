@@ -29,7 +29,7 @@ const LOST_BEFORE: Duration = Duration::from_secs(60);
 
 /// When windows are reported, and how long they are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Periods {
+pub struct Schedule {
     /// From a window's end to its first report.
     pub grace: Duration,
     /// From a window's first report: how long late ids correct it.
@@ -81,7 +81,7 @@ impl Stored {
 /// What was reported, and what is due next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ledger {
-    periods: Periods,
+    schedule: Schedule,
     /// The first window not reported yet.
     next: Window,
     /// The first window that was up to this process. What is before it and has no report was never reported.
@@ -168,7 +168,7 @@ impl Ledger {
     /// to be. `known` is what this replica last knew.
     pub fn resume(
         length: WindowLength,
-        periods: Periods,
+        schedule: Schedule,
         mut stored: Stored,
         known: Option<&Self>,
         now_ms: u64,
@@ -188,7 +188,7 @@ impl Ledger {
         });
         let next = next.max(first_kept);
         let mut ledger = Self {
-            periods,
+            schedule,
             next,
             // What was skipped was not up to this process either, and is reported if the clock was wrong that it was lost by.
             first: known.filter(|_| lost.is_none()).map_or(next, |known| known.first),
@@ -280,7 +280,7 @@ impl Ledger {
 
     /// The windows that are not reported, and have ended at `now_ms`, due or not.
     pub fn ended(&self, now_ms: u64) -> Vec<Window> {
-        self.due(now_ms.saturating_add(millis(self.periods.grace)), usize::MAX)
+        self.due(now_ms.saturating_add(millis(self.schedule.grace)), usize::MAX)
     }
 
     /// The first window whose report may change, by way of counting; none that is older is touched again but by ids that came too late.
@@ -437,13 +437,13 @@ impl Ledger {
     }
 
     fn due_ms(&self, window: Window) -> u64 {
-        window.end_ms() + millis(self.periods.grace)
+        window.end_ms() + millis(self.schedule.grace)
     }
 
     fn final_ms(&self, window: Window, report: &Report) -> u64 {
         self.due_ms(window)
             .max(report.first)
-            .saturating_add(millis(self.periods.late))
+            .saturating_add(millis(self.schedule.late))
     }
 }
 

@@ -8,10 +8,8 @@ use verve_protocol::Window;
 
 use super::Last;
 
-/// How often Redis is searched for ids that nobody expects and reports that need not be kept. It is searched through all its keys, so
-/// after a search that took long it is left alone for [`SWEEP_REST`] times as long.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
-const SWEEP_REST: u32 = 50;
+/// Redis is searched through all its keys, so after a search that took long it is left alone for so many times as long.
+const REST: u32 = 50;
 
 /// When Redis may be searched again. All that is reported by one process takes turns, so that many counters search no more than one.
 #[derive(Clone, Debug)]
@@ -38,14 +36,14 @@ pub struct Sweeps {
 
 impl Sweeps {
     /// Whether it is time for another search.
-    pub fn is_due(&self, pace: &Pace) -> bool {
-        self.last.is_over(SWEEP_EVERY) && Instant::now() >= *pace.due()
+    pub fn is_due(&self, every: Duration, pace: &Pace) -> bool {
+        self.last.is_over(every) && Instant::now() >= *pace.due()
     }
 
     /// A search has ended, which took so long.
     pub fn done(&mut self, took: Duration, pace: &Pace) {
         self.last.is_now();
-        *pace.due() = Instant::now() + took * SWEEP_REST;
+        *pace.due() = Instant::now() + took * REST;
     }
 
     /// Those of the windows that have not begun of which nothing was told yet.

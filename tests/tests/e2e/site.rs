@@ -108,6 +108,8 @@ impl Site {
             ("--window-seconds", self.length.to_string()),
             ("--partitions", self.partitions.to_string()),
             ("--grace-ms", "300".to_owned()),
+            // Leases of 2 s, calls and quiet of 3.3 s, claims of 10 s: nobody waits for more than they have to.
+            ("--divide-periods", "3".to_owned()),
         ];
         // A flag that a test names is the test's.
         let own = own.into_iter().filter(|(name, _)| !more.contains(name));

@@ -85,3 +85,36 @@ fn a_circle_is_found() {
         ["a", "b", "c"]
     );
 }
+
+/// What is compiled knows no clone: several may share one target folder.
+#[test]
+fn no_program_knows_where_it_was_compiled() -> Result<()> {
+    let mut found = Vec::new();
+    for folder in [
+        "accept-component",
+        "bench",
+        "counter",
+        "fuzz",
+        "host",
+        "protocol",
+        "reporter",
+        "tests",
+    ] {
+        for file in files(folder)?
+            .iter()
+            .filter(|file| file.extension().is_some_and(|ext| ext == "rs"))
+        {
+            // Which asks first where it is now.
+            if file.ends_with("tests/src/paths.rs") {
+                continue;
+            }
+            let text = fs::read_to_string(file)?;
+            let knows = ["CARGO_MANIFEST_DIR", "CARGO_BIN_EXE_"].map(|name| format!("env!(\"{name}"));
+            if knows.iter().any(|name| text.contains(name)) {
+                found.push(file.display().to_string());
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+    Ok(())
+}

@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-const PERIODS: Periods = Periods {
+const SCHEDULE: Schedule = Schedule {
     grace: Duration::from_secs(2),
     late: Duration::from_secs(120),
 };
@@ -51,7 +51,7 @@ fn stored(reports: &[(u64, Report)]) -> Stored {
 }
 
 fn resume_from(stored: Stored, known: Option<&Ledger>, now_s: u64) -> (Ledger, Option<Lost>) {
-    Ledger::resume(length(), PERIODS, stored, known, now_s * 1000)
+    Ledger::resume(length(), SCHEDULE, stored, known, now_s * 1000)
 }
 
 fn resume(reports: &[(u64, Report)], with_ids: Option<u64>, now_s: u64) -> (Ledger, Option<Lost>) {
@@ -222,7 +222,7 @@ fn windows_of_every_length_are_lost_once_their_ids_may_have_expired() {
                 newest: first.previous(),
                 ..Stored::default()
             };
-            let (ledger, lost) = Ledger::resume(length, PERIODS, stored, None, now_ms);
+            let (ledger, lost) = Ledger::resume(length, SCHEDULE, stored, None, now_ms);
             let expires_ms = |window: Window| window.end_ms() + 86_400_000;
             let next = ledger.next;
             assert!(expires_ms(next) > now_ms + 59_999, "{seconds} {down_s}");
@@ -410,7 +410,7 @@ proptest! {
             now += step;
             if restart {
                 let stored = Stored { reports: reported.clone(), from: Some(window(600)), ..Stored::default() };
-                ledger = Ledger::resume(length(), PERIODS, stored, None, now).0;
+                ledger = Ledger::resume(length(), SCHEDULE, stored, None, now).0;
             }
             for due in ledger.due(now, 3) {
                 prop_assert!(due.end_ms() + 2000 <= now);

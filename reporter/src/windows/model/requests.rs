@@ -4,7 +4,7 @@ use verve_protocol::{Report, Window, WindowRecord};
 
 use super::super::ledger::{Change, Ledger, News, Step, Stored, Stray};
 use super::super::pending::Pending;
-use super::world::{Next, Outcome, PERIODS, SERVERS, World};
+use super::world::{Next, Outcome, SCHEDULE, SERVERS, World};
 
 impl World {
     pub fn request(&mut self, i: usize, outcome: Outcome) {
@@ -65,7 +65,7 @@ impl World {
         Some(Box::new(move |world, i| {
             let length = world.windows[0].length();
             let known = world.reporters[i].ledger.take();
-            let (ledger, lost) = Ledger::resume(length, PERIODS, stored, known.as_ref(), now);
+            let (ledger, lost) = Ledger::resume(length, SCHEDULE, stored, known.as_ref(), now);
             assert_eq!(lost, None);
             world.reporters[i].ledger = Some(ledger);
         }))

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use verve_protocol::{Report, Window, WindowLength, WindowRecord};
 
-use super::super::ledger::{Ledger, Periods};
+use super::super::ledger::{Ledger, Schedule};
 use super::super::pending::Pending;
 
 /// Where ids are: two Redis, so that a window's sets are not removed at once.
 pub const SERVERS: usize = 2;
-pub const PERIODS: Periods = Periods {
+pub const SCHEDULE: Schedule = Schedule {
     grace: Duration::ZERO,
     late: Duration::from_secs(1),
 };

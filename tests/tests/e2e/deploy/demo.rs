@@ -13,7 +13,7 @@ fn command(arguments: &[&str]) -> Result<Command> {
     paths::verve_host()?;
     paths::verve_reporter()?;
     paths::component()?;
-    let mut command = reporter::without_settings(Command::new(env!("CARGO_BIN_EXE_verve-up")));
+    let mut command = reporter::without_settings(Command::new(paths::program("verve-up")?));
     command.args(arguments);
     Ok(command)
 }

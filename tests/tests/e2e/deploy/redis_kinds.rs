@@ -88,7 +88,7 @@ impl Pair {
 #[tokio::test]
 async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
     on_each(async |options, name| {
-        for kind in [Kind::VerveHost, Kind::VerveHostP2] {
+        let on_host = async |kind| -> Result<()> {
             let pair = Pair::start(options.clone()).await?;
             let host = pair.host(kind).await?;
             // The replica has just come, and may be slow at first.
@@ -124,8 +124,9 @@ async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
             })
             .await
             .with_context(|| format!("{name} {kind:?}: {}", host.process().log()))?;
-        }
-        Ok(())
+            Ok(())
+        };
+        tokio::try_join!(on_host(Kind::VerveHost), on_host(Kind::VerveHostP2)).map(drop)
     })
     .await
 }

@@ -12,7 +12,7 @@ async fn run(seconds: &str, more: &[&str]) -> Result<()> {
     paths::verve_host()?;
     paths::verve_reporter()?;
     paths::component()?;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_verve-chaos"));
+    let mut command = Command::new(paths::program("verve-chaos")?);
     command.args(["--seconds", seconds, "--seed", "1"]).args(more);
     let process = Process::spawn("verve-chaos", command)?;
     let status = process.wait(Duration::from_secs(400)).await?;

@@ -22,7 +22,7 @@ use crate::site::{SOON, Site};
 /// For whoever takes over from a leader that is dead: its lease of 6 s runs out first.
 const TAKEOVER: Duration = Duration::from_secs(30);
 /// Longer than a lease.
-const BEYOND_THE_LEASE: Duration = Duration::from_secs(8);
+const BEYOND_THE_LEASE: Duration = Duration::from_secs(3);
 
 /// The ids of the window that is looked at.
 const IDS: u64 = 7;

@@ -114,7 +114,7 @@ async fn a_delivery_that_takes_long_is_not_made_by_two_at_once() -> Result<()> {
     let flags = site.flags(&TWICE);
     let _reporters = [Reporter::ready(&flags).await?, Reporter::ready(&flags).await?];
     // Shorter than a call may take, and more than both can make at once.
-    let slow = Answer::status(200).after(Duration::from_secs(8));
+    let slow = Answer::status(200).after(Duration::from_millis(2_500));
     let paths: Vec<String> = (0..700).map(|n| format!("/{n}")).collect();
     for path in &paths {
         sink.answer(path, [slow.clone()]);
@@ -126,7 +126,7 @@ async fn a_delivery_that_takes_long_is_not_made_by_two_at_once() -> Result<()> {
     })
     .await?;
     // And answered, and then some.
-    tokio::time::sleep(Duration::from_secs(11)).await;
+    tokio::time::sleep(Duration::from_secs(11) / 3).await;
     assert_eq!(called(), paths.len(), "each is called once");
     let [new, retry, dead] = places(&site).await?;
     assert_eq!((new.len(), retry.len(), dead.len()), (0, 0, 0));
@@ -201,7 +201,7 @@ async fn a_stopped_reporter_finishes_and_nothing_is_delivered_twice() -> Result<
     let stopped = Reporter::ready(&flags).await?;
     let paths: Vec<String> = (0..20).map(|n| format!("/{n}")).collect();
     for path in &paths {
-        sink.answer(path, [Answer::status(200).after(Duration::from_secs(3))]);
+        sink.answer(path, [Answer::status(200).after(Duration::from_millis(2_500))]);
         add_job(&site, &sink.url(path)).await?;
     }
     for path in &paths {
@@ -249,7 +249,7 @@ async fn a_reporter_that_was_paused_does_not_undo_what_another_did() -> Result<(
     sink.wait_for("/job", 2, Duration::from_secs(60)).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     paused.process().signal(Signal::SIGCONT)?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(sink.received().len(), 2, "delivered is delivered");
     let [new, retry, dead] = places(&site).await?;
     assert_eq!((new.len(), retry.len(), dead.len()), (0, 0, 0));
@@ -409,7 +409,7 @@ async fn a_hanging_endpoint_does_not_delay_others() -> Result<()> {
     good.wait_for("/first", 1, SOON).await?;
     let first = begin.elapsed();
     // Once nothing of it was answered for long, and more than once.
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     let begin = Instant::now();
     add_job(&site, &good.url("/second")).await?;
     good.wait_for("/second", 1, SOON).await?;

@@ -52,7 +52,7 @@ use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
 /// Longer than the lease of a reporter, and than it waits for an answer of Redis.
-const BEYOND_THE_LEASE: Duration = Duration::from_secs(7);
+const BEYOND_THE_LEASE: Duration = Duration::from_secs(6);
 
 /// Puts a Verve through a failure of Redis, in which every request must be answered `ok`.
 async fn endure(fault: impl AsyncFn(&mut Trial) -> Result<()>) -> Result<()> {

@@ -14,7 +14,7 @@ use verve_tests::{clock, http, net, wait};
 
 use crate::site::{SOON, Site};
 
-/// A refusal is over once it has not come for ten seconds.
+/// A refusal is over once it has not come for five seconds, and a job that was taken is another's after fifteen.
 const OVER: Duration = Duration::from_secs(40);
 
 /// A reporter whose Redis comes to refuse something.
@@ -28,7 +28,9 @@ struct Case {
 impl Case {
     async fn start(name: &str, redis: Options) -> Result<Self> {
         let site = Site::with_redis(1, redis.start().await?);
-        let reporter = site.reporter(&["--callback-allow", "127.0.0.1"]).await?;
+        let reporter = site
+            .reporter(&["--callback-allow", "127.0.0.1", "--divide-periods", "2"])
+            .await?;
         let (name, sink) = (name.to_owned(), Sink::start().await?);
         let case = Self {
             name,
@@ -83,7 +85,7 @@ impl Case {
         })
         .await
         .with_context(log)?;
-        // A job that was taken and not settled is claimed after 30 s.
+        // A job that was taken and not settled is claimed later.
         wait::until("the callback", OVER, || async {
             self.sink.received_at("/job").first().map(|_| ())
         })

@@ -140,7 +140,7 @@ async fn ids_of_a_window_that_has_not_begun_are_told_and_counted_in_their_time()
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;
     let flags = ledger.flags(&site, &[]);
-    let ahead = clock::current_window(site.length).start() + 15;
+    let ahead = clock::current_window(site.length).start() + 10;
     let ahead = site.length.window_starting(ahead).context("a window")?;
     site.add(ahead, 0..3).await?;
     let reporter = Reporter::ready(&flags).await?;
@@ -167,16 +167,16 @@ async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
     let begin = clock::current_window(site.length);
     let (behind, ahead) = (
         site.host(Kind::VerveHost)
-            .clock(&WrongClock::ahead(-10)?)
+            .clock(&WrongClock::ahead(-8)?)
             .start()
             .await?,
         site.host(Kind::VerveHost)
-            .clock(&WrongClock::ahead(30)?)
+            .clock(&WrongClock::ahead(12)?)
             .start()
             .await?,
     );
     // The windows that the one behind believes in are final by then.
-    clock::sleep_until_ms(begin.end_ms() + 16_000).await;
+    clock::sleep_until_ms(begin.end_ms() + 11_000).await;
     for (host, ids) in [(&behind, 0..5), (&ahead, 5..12)] {
         for id in ids {
             let answer = http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await?;

@@ -79,7 +79,7 @@ async fn a_reporter_with_fewer_partitions_than_the_hosts() -> Result<()> {
         assert_eq!(metrics.get("verve_uncounted_partitions"), Some(1.0));
         reporter.process().kill();
         let right = site.reporter(&[]).await?;
-        tokio::time::sleep(Duration::from_secs(6)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(
             Metrics::scrape(&right).await?.get("verve_uncounted_partitions"),
             Some(0.0)
@@ -120,7 +120,7 @@ async fn who_takes_over_reads_little() -> Result<()> {
     ledger.read_to(window, 1, SOON).await?;
     assert!(clock::now_ms() - begin < 10_000, "{}", second.process().log());
     // Sweeps as well.
-    tokio::time::sleep(Duration::from_secs(7)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     let bytes: String = redis::cmd("INFO").arg("stats").query_async(&mut redis).await?;
     let sent = bytes
         .lines()
