@@ -33,7 +33,7 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (
         CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(
-            "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; \
+            "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; \
              form-action 'none'; frame-ancestors 'none'",
         ),
     ),
@@ -73,12 +73,14 @@ fn router(admin: Admin) -> Router {
     let mut guarded = Router::new()
         .route("/metrics", get(counted))
         .route("/api/counts", get(counts::counts))
+        .route("/api/counts.csv", get(counts::csv))
         .route("/api/counts/current", get(counts::current))
         .route("/api/openapi.json", get(counts::description))
         .route("/", get(page::page))
         .route("/events", get(page::events))
         .route("/page.css", get(page::style))
         .route("/page.js", get(page::script))
+        .route("/icon.svg", get(page::icon))
         .fallback(async || (StatusCode::NOT_FOUND, "no such page\n"));
     if let Some(token) = admin.token.clone() {
         guarded = guarded.layer(middleware::from_fn_with_state(token, auth::check));

@@ -259,6 +259,28 @@ fn time(name: &str, text: &str) -> Result<u64, String> {
     })
 }
 
+/// Comma-separated values (RFC 4180), the names in the first line. None has a comma in it, or a quotation mark.
+pub fn csv(page: &Page) -> String {
+    let mut text = "window,start,count,revision,late,requests,duplicates,final,reported_at\r\n".to_owned();
+    for count in &page.counts {
+        let Count {
+            window,
+            start,
+            count,
+            revision,
+            late,
+            requests,
+            duplicates,
+            r#final: is_final,
+            reported_at,
+        } = count;
+        let reported_at = reported_at.as_deref().unwrap_or_default();
+        text +=
+            &format!("{window},{start},{count},{revision},{late},{requests},{duplicates},{is_final},{reported_at}\r\n");
+    }
+    text
+}
+
 /// The page as a table, or its windows as a JSON array.
 ///
 /// # Errors

@@ -140,6 +140,9 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         admin = %listener.local_addr()?,
         "verve-reporter {version} started",
     );
+    if config.kafka.brokers.is_none() {
+        tracing::info!("no Kafka is named (--kafka-brokers): counts are only logged");
+    }
 
     let stop = CancellationToken::new();
     let (overview, seen) = Overview::new(config.windows.clone(), store.clone(), health.clone(), metrics.clone());

@@ -124,6 +124,8 @@ pub const EXAMPLES: [&str; 4] = [
 fn variant(package: &str, flags: &[&str], name: &str) -> Result<()> {
     let built = wasm(package, flags)?;
     let kept = built_wasm(&sys::root().join("target"), name);
+    // It may be a link to a file of Cargo's own.
+    let _ = fs::remove_file(&kept);
     fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
     sys::say(&kept.display().to_string());
     Ok(())

@@ -70,6 +70,13 @@ pub const WRK: Need = Need {
     present: || sys::which("wrk").is_some(),
 };
 
+/// What checks the units of `deploy/systemd`.
+pub const SYSTEMD: Need = Need {
+    what: "systemd-analyze",
+    packages: &["systemd"],
+    present: || sys::which("systemd-analyze").is_some(),
+};
+
 /// What gives names other addresses, for tests of what callbacks may reach.
 pub const NSS_WRAPPER: Need = Need {
     what: "libnss_wrapper",

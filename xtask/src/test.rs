@@ -54,6 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
             install::NSS_WRAPPER,
             install::WRK,
             install::PROMTOOL,
+            install::SYSTEMD,
         ])?;
         build::components()?;
         build::native_with_tests()

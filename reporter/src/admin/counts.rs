@@ -1,16 +1,16 @@
-//! `GET /api/counts`, `/api/counts/current`, and their description in `/api/openapi.json`.
+//! `GET /api/counts`, `/api/counts.csv`, `/api/counts/current`, and their description in `/api/openapi.json`.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
-use axum::http::header::LINK;
+use axum::http::header::{CONTENT_TYPE, LINK};
+use axum::http::{HeaderName, StatusCode};
 use axum::response::{AppendHeaders, IntoResponse};
 use redis::RedisError;
 use utoipa::OpenApi;
 
 use super::Admin;
-use crate::counts::{self, Asked, Count, Current, Which};
+use crate::counts::{self, Asked, Count, Current, Page, Which};
 
 /// What went wrong, for the client.
 type Refused = (StatusCode, String);
@@ -41,6 +41,36 @@ pub async fn counts(
     State(admin): State<Admin>,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<impl IntoResponse, Refused> {
+    let (next, page) = page(&admin, asked).await?;
+    Ok((next, Json(page.counts)))
+}
+
+/// The same as comma-separated values, the names in the first line.
+#[utoipa::path(
+    get,
+    path = "/api/counts.csv",
+    params(Asked),
+    responses(
+        (status = 200, body = String, content_type = "text/csv", headers(
+            ("link" = Option<String>, description = "as of `/api/counts`"),
+        )),
+        (status = 400, description = "a parameter that is not understood: a line that says which, and what was expected", body = String, content_type = "text/plain"),
+        (status = 503, description = "Redis does not answer", body = String, content_type = "text/plain"),
+    )
+)]
+pub async fn csv(
+    State(admin): State<Admin>,
+    asked: Result<Query<Asked>, QueryRejection>,
+) -> Result<impl IntoResponse, Refused> {
+    let (next, page) = page(&admin, asked).await?;
+    Ok((next, [(CONTENT_TYPE, "text/csv; charset=utf-8")], counts::csv(&page)))
+}
+
+/// What was asked for, and the header that leads to what comes before it.
+async fn page(
+    admin: &Admin,
+    asked: Result<Query<Asked>, QueryRejection>,
+) -> Result<(AppendHeaders<Option<(HeaderName, String)>>, Page), Refused> {
     let Query(asked) = asked.map_err(|rejection| bad(rejection.body_text()))?;
     let range = asked.range(admin.length).map_err(bad)?;
     let page = range.read(&admin.store).await.map_err(|error| refused(&error))?;
@@ -48,7 +78,7 @@ pub async fn counts(
         .next
         // Relative, since a proxy may have this at another path.
         .map(|to| format!("<?{}>; rel=\"next\"", asked.before(to)));
-    Ok((AppendHeaders(next.map(|next| (LINK, next))), Json(page.counts)))
+    Ok((AppendHeaders(next.map(|next| (LINK, next))), page))
 }
 
 /// The window that is open, as far as it is counted.
@@ -76,7 +106,7 @@ pub async fn current(
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Verve", description = "Unique ids, counted exactly in windows of time"),
-    paths(counts, current)
+    paths(counts, csv, current)
 )]
 struct Description;
 

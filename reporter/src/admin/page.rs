@@ -25,6 +25,7 @@ const OLD: Duration = Duration::from_secs(5);
 
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
+const ICON: &str = include_str!("page/icon.svg");
 
 /// `/page.css`
 pub async fn style() -> impl IntoResponse {
@@ -36,9 +37,16 @@ pub async fn script() -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], SCRIPT)
 }
 
+/// `/icon.svg`
+pub async fn icon() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "image/svg+xml")], ICON)
+}
+
 /// `/`
 pub async fn page(State(admin): State<Admin>) -> Html<String> {
     let length = admin.length;
+    let seen = admin.seen.borrow();
+    let current = seen.windows.last().and_then(SeenWindow::unique);
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -46,9 +54,9 @@ pub async fn page(State(admin): State<Admin>) -> Html<String> {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { "Verve" }
+                title { @if let Some(current) = current { (number(current)) " · " } "Verve" }
                 link rel="stylesheet" href="page.css";
-                link rel="icon" href="data:,";
+                link rel="icon" href="icon.svg" type="image/svg+xml";
                 noscript { meta http-equiv="refresh" content="5"; }
                 script src="page.js" defer {}
             }
@@ -58,7 +66,18 @@ pub async fn page(State(admin): State<Admin>) -> Html<String> {
                     p { "Unique ids in windows of " (length) " s" }
                     p #state { noscript { "Renewed every 5 s" } }
                 }
-                (content(&admin, &admin.seen.borrow()))
+                (content(&admin, &seen))
+                footer {
+                    p {
+                        a href="api/counts" { "Counts as JSON" } " "
+                        a href="api/counts.csv" { "as CSV" } " "
+                        a href="api/openapi.json" { "how to ask" } " "
+                        a href="metrics" { "metrics" }
+                    }
+                    p {
+                        "A request is whatever was answered, what was invalid, failed or refused too. How many they are is told up to a second after their ids."
+                    }
+                }
             }
         }
     };
@@ -93,6 +112,7 @@ fn content(admin: &Admin, seen: &Seen) -> Markup {
             section .card {
                 h2 { "Unique ids, window by window" }
                 div #chart data-live { (chart::chart(&seen.windows)) }
+                p #bar .axis { "Point at a bar, or move through them by the arrow keys" }
                 p .legend {
                     span .key .reported {} "reported "
                     span .key .revised {} "corrected since, by late ids "
@@ -106,15 +126,15 @@ fn content(admin: &Admin, seen: &Seen) -> Markup {
             div #counters data-live { (counters(&admin.counters.borrow())) }
             section .card {
                 h2 { "Windows" }
-                div .scroll {
+                div .scroll tabindex="0" role="region" aria-label="Windows" {
                     table {
                         thead {
                             tr {
                                 th { "Window (UTC)" } th { "Unique" } th { "Revision" } th { "Requests" }
-                                th { "Duplicates" } th { "Reported" }
+                                th { "Duplicates" } th { "Too late" } th { "Reported" }
                             }
                         }
-                        tbody #windows data-live { (rows(seen)) }
+                        tbody #windows data-live data-rows { (rows(seen)) }
                     }
                 }
             }
@@ -132,7 +152,7 @@ fn current(seen: &Seen) -> Markup {
         section .card {
             h2 { "Current window" }
             p .big #current { (number(current.unique().unwrap_or_default())) }
-            p { "since " (clock(current.window)) " UTC, " (left) " s left" }
+            p { "since " (clock(current.window)) " UTC" span .left { ", " (left) " s left" } }
             (requests(current))
         }
     }
@@ -150,6 +170,7 @@ fn last(seen: &Seen) -> Markup {
                     @if report.revision == 0 { "first report" } @else { "revision " (report.revision) }
                 }
                 (requests(last))
+                @if report.late > 0 { p .quiet { (number(report.late)) " ids came too late, and are not in it" } }
             } @else {
                 p .big { "–" }
                 p { "Nothing reported in the time shown" }
@@ -158,10 +179,15 @@ fn last(seen: &Seen) -> Markup {
     }
 }
 
+/// Requests, as far as it is known: statistics come a little later than the ids that they are of.
+fn requests_told(seen: &SeenWindow) -> u64 {
+    seen.requests().max(seen.unique().unwrap_or_default())
+}
+
 /// Requests, the share of duplicates among what was recorded, and what went wrong.
 fn requests(seen: &SeenWindow) -> Markup {
     html! {
-        p { (number(seen.requests())) " requests, " (duplicates(seen)) " duplicates" }
+        p { (number(requests_told(seen))) " requests, " (duplicates(seen)) " duplicates" }
         @for (outcome, told) in [
             (stats::SPOOLED, "spooled"),
             (stats::INVALID, "invalid"),
@@ -189,6 +215,7 @@ fn callbacks(seen: &Seen) -> Markup {
             }
             p { (number(jobs.retry)) " to be tried again" }
             p .(if jobs.dead > 0 { "bad" } else { "" }) { (number(jobs.dead)) " dead" }
+            @if jobs.dead > 0 { p .quiet { "verve-reporter dead list" } }
         }
     }
 }
@@ -205,6 +232,9 @@ fn health(seen: &Seen, replica: &str) -> Markup {
     html! {
         @for (name, problem) in &seen.dependencies {
             (item(problem.is_none(), name, problem.as_ref().map_or("answers", |problem| problem.error.as_str())))
+        }
+        @if !seen.dependencies.keys().any(|name| name.starts_with("Kafka")) {
+            (item(true, "Kafka", "none is named (--kafka-brokers): counts are only logged"))
         }
         (item(seen.leader.is_some(), "Lease", &leader))
         @if seen.overdue_s > 0 {
@@ -230,7 +260,7 @@ fn counters(seen: &[SeenCounter]) -> Markup {
         @if !seen.is_empty() {
             section .card {
                 h2 { "Named counters" }
-                div .scroll {
+                div .scroll tabindex="0" role="region" aria-label="Named counters" {
                     table {
                         thead {
                             tr { th { "Counter" } th { "Current window" } th { "Window before" } th { "Requests" } th { "Duplicates" } th { "Reported" } }
@@ -257,7 +287,8 @@ fn counters(seen: &[SeenCounter]) -> Markup {
 fn rows(seen: &Seen) -> Markup {
     html! {
         @for seen in seen.windows.iter().rev().filter(|seen| seen.is_known()) {
-            tr {
+            // By which the script finds it again.
+            tr id=(format!("w{}", seen.window.start())) {
                 td { time datetime=(seen.window) { (clock(seen.window)) } }
                 td { (seen.unique().map_or_else(|| "–".to_owned(), number)) }
                 @match seen.report {
@@ -266,8 +297,9 @@ fn rows(seen: &Seen) -> Markup {
                     }
                     None => td { "–" }
                 }
-                td { (number(seen.requests())) }
+                td { (number(requests_told(seen))) }
                 td { (duplicates(seen)) }
+                td { @match seen.report { Some(report) if report.late > 0 => (number(report.late)), _ => "–" } }
                 td {
                     @match seen.report {
                         Some(report) => { (time(report.time)) @if report.is_final { " final" } }

@@ -311,3 +311,46 @@ fn the_manifests_agree() -> Result<()> {
     }
     Ok(())
 }
+
+/// Each page is in the book, once, and none is that is not there.
+#[test]
+fn the_book_lists_every_page() -> Result<()> {
+    let summary = fs::read_to_string(paths::repository().join("docs/SUMMARY.md"))?;
+    let mut listed: Vec<&str> = summary
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .collect();
+    listed.sort_unstable();
+    let pages = files("docs")?;
+    let pages = pages
+        .iter()
+        .filter(|file| file.extension().is_some_and(|ext| ext == "md"));
+    let names = pages.filter_map(|file| file.file_name()?.to_str());
+    let pages: Vec<&str> = names.filter(|name| *name != "SUMMARY.md").collect();
+    assert_eq!(listed, pages);
+    Ok(())
+}
+
+/// Who comes by reads one page.
+#[test]
+fn the_readme_is_one_page() -> Result<()> {
+    let readme = fs::read_to_string(paths::repository().join("README.md"))?;
+    assert!(readme.lines().count() <= 120, "{} lines", readme.lines().count());
+    Ok(())
+}
+
+/// Each alert has a runbook.
+#[test]
+fn each_alert_has_a_runbook() -> Result<()> {
+    let rules = fs::read_to_string(paths::repository().join("deploy/prometheus/alerts.yaml"))?;
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    let runbooks = fs::read_to_string(paths::repository().join("docs/runbooks.md"))?;
+    let headings: Vec<&str> = runbooks.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert!(!alerts.is_empty());
+    assert_eq!(alerts, headings);
+    Ok(())
+}

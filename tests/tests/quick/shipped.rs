@@ -11,7 +11,7 @@ use crate::documents::{Help, files, flags_in, spin_variables};
 
 fn kubernetes() -> Result<Vec<Value>> {
     let mut all = Vec::new();
-    for file in files("deploy/spinkube")? {
+    for file in files("deploy/kubernetes")?.into_iter().chain(files("deploy/spinkube")?) {
         all.extend(yaml(&file)?);
     }
     Ok(all)
@@ -79,10 +79,16 @@ fn every_variable_and_flag_exists() -> Result<()> {
         let set = named(&deployment["spec"]["template"]["spec"]["containers"][0]["env"]);
         sets.push(("Deployment".to_owned(), set, reporter.variables()));
     }
+    for hosts in of_kind(&objects, "StatefulSet") {
+        let container = &hosts["spec"]["template"]["spec"]["containers"][0];
+        sets.push(("StatefulSet".to_owned(), named(&container["env"]), in_host.clone()));
+        let flags = flags_in(&strings(&container["args"]).join(" "));
+        assert!(flags.is_subset(&host.flags()), "StatefulSet: {flags:?}");
+    }
     assert_eq!(
         sets.len(),
-        6,
-        "3 hosts and a reporter in compose, an app and a deployment in Kubernetes"
+        7,
+        "3 hosts and a reporter in compose, an app, hosts and a deployment in Kubernetes"
     );
     for (name, set, known) in sets {
         assert!(!set.is_empty(), "{name} sets nothing");
@@ -160,6 +166,80 @@ fn ports_agree() -> Result<()> {
     }
     let listen = strings_of_env(container, "VERVE_LISTEN");
     assert_eq!(listen, format!("0.0.0.0:{admin}"));
+
+    let container = &of_kind(&objects, "StatefulSet")[0]["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["ports"][0]["containerPort"].to_string(), host);
+    let listen = format!("0.0.0.0:{host}");
+    assert!(strings(&container["args"]).contains(&listen), "{container}");
+    let policies = yaml(&paths::repository().join("deploy/kubernetes/networkpolicy.yaml"))?;
+    assert_eq!(policies[0]["spec"]["ingress"][0]["ports"][0]["port"].to_string(), host);
+    Ok(())
+}
+
+/// Who is told to stop has as long as it may take: what it serves on, then 30 s for what is in flight, then 5 s for what comes after the responses.
+#[test]
+fn hosts_have_time_to_stop() -> Result<()> {
+    let objects = kubernetes()?;
+    let pod = &of_kind(&objects, "StatefulSet")[0]["spec"]["template"]["spec"];
+    let args = strings(&pod["containers"][0]["args"]);
+    let at = args
+        .iter()
+        .position(|arg| *arg == "--stop-grace")
+        .context("--stop-grace")?;
+    let serves_on: u64 = args[at + 1].trim_end_matches('s').parse()?;
+    let has = pod["terminationGracePeriodSeconds"]
+        .as_u64()
+        .context("a grace period")?;
+    assert!(has >= serves_on + 35, "{has} s");
+    let unit = text("deploy/systemd/verve-host.service")?;
+    let has = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec="));
+    let has: u64 = has.context("TimeoutStopSec")?.trim_end_matches('s').parse()?;
+    // The default of --stop-grace.
+    assert!(has >= 5 + 35, "{has} s");
+    Ok(())
+}
+
+/// What a kustomization names is there, and all that is there is named, if only as something to choose.
+#[test]
+fn each_file_for_kubernetes_is_named() -> Result<()> {
+    for folder in ["deploy/kubernetes", "deploy/kubernetes/base", "deploy/spinkube"] {
+        let kustomization = text(&format!("{folder}/kustomization.yaml"))?;
+        let named = kustomization
+            .lines()
+            .filter_map(|line| line.trim().trim_start_matches("# ").strip_prefix("- "));
+        let named: BTreeSet<&str> = named.filter(|name| !name.contains(':')).collect();
+        let folder = paths::repository().join(folder);
+        for name in &named {
+            assert!(folder.join(name).exists(), "{}: {name}", folder.display());
+        }
+        for entry in std::fs::read_dir(&folder)? {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            assert!(
+                name == "kustomization.yaml" || named.contains(&*name),
+                "{}: {name}",
+                folder.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn units_start_programs_with_flags_that_they_have() -> Result<()> {
+    for (program, help) in [("verve-host", Help::host()?), ("verve-reporter", Help::reporter()?)] {
+        let unit = text(&format!("deploy/systemd/{program}.service"))?;
+        let start = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/"));
+        let (name, flags) = start.and_then(|start| start.split_once(' ')).context("ExecStart")?;
+        assert_eq!(name, program);
+        let flags = flags_in(flags);
+        assert!(
+            !flags.is_empty() && flags.is_subset(&help.flags()),
+            "{program}: {flags:?}"
+        );
+    }
     Ok(())
 }
 
@@ -174,9 +254,15 @@ fn strings_of_env(container: &Value, name: &str) -> String {
 #[test]
 fn every_image_has_a_tag() -> Result<()> {
     let mut images: Vec<String> = Vec::new();
+    let toolchain: toml::Table = text("rust-toolchain.toml")?.parse()?;
+    let rust = toolchain["toolchain"]["channel"].as_str().context("a channel")?;
     for program in ["host", "reporter"] {
         let from = instructions(program, "FROM")?;
         assert_eq!(from.len(), 2, "Containerfile.{program}");
+        assert!(
+            from[0].starts_with(&format!("rust:{rust}-")),
+            "Containerfile.{program}: another Rust than {rust}"
+        );
         images.extend(from.iter().filter_map(|line| line.split(' ').next()).map(str::to_owned));
     }
     for service in compose()?.into_values() {
@@ -236,14 +322,15 @@ fn no_service_has_more_rights_than_it_needs() -> Result<()> {
         assert_eq!(reachable, name == "nginx", "{name} publishes {published:?}");
     }
     let objects = kubernetes()?;
-    let pod = &of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"];
-    let user = &pod["securityContext"]["runAsUser"];
-    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-    let container = &pod["containers"][0]["securityContext"];
-    assert_eq!(container["readOnlyRootFilesystem"], true);
-    assert_eq!(container["allowPrivilegeEscalation"], false);
-    assert_eq!(strings(&container["capabilities"]["drop"]), ["ALL"]);
-    for program in ["host", "reporter"] {
+    for (kind, program) in [("StatefulSet", "host"), ("Deployment", "reporter")] {
+        let pod = &of_kind(&objects, kind)[0]["spec"]["template"]["spec"];
+        let user = &pod["securityContext"]["runAsUser"];
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        let container = &pod["containers"][0]["securityContext"];
+        assert_eq!(container["readOnlyRootFilesystem"], true);
+        assert_eq!(container["allowPrivilegeEscalation"], false);
+        assert_eq!(strings(&container["capabilities"]["drop"]), ["ALL"]);
         let account = the_instruction(program, "USER")?;
         assert_eq!(account, format!("{user}:{user}"), "Containerfile.{program}");
     }

@@ -1,17 +1,66 @@
 // Puts what /events brings into the page. Without it the page renews itself.
 "use strict";
 const state = document.getElementById("state");
+
+// Rows stay what they are, so that a number in one can be selected: only cells that have changed are put in.
+const mergeRows = (part, next) => {
+  const rows = [...next.children];
+  const ids = new Set(rows.map((row) => row.id));
+  for (const row of [...part.children]) if (!ids.has(row.id)) row.remove();
+  rows.forEach((row, n) => {
+    const known = document.getElementById(row.id);
+    if (!known) return part.insertBefore(row, part.children[n] ?? null);
+    [...row.children].forEach((cell, at) => {
+      if (known.children[at].outerHTML !== cell.outerHTML) known.children[at].replaceWith(cell);
+    });
+  });
+};
+
+// Which bar is told of, by its place; none unless somebody asked.
+let bar = null;
+const tellBar = () => {
+  const bars = document.querySelectorAll("#bars g");
+  if (bar === null || bars.length === 0) return;
+  bar = Math.min(Math.max(bar, 0), bars.length - 1);
+  document.getElementById("bar").textContent = bars[bar].querySelector("title").textContent;
+};
+const chart = document.getElementById("chart");
+chart.addEventListener("pointerover", ({ target }) => {
+  const found = [...document.querySelectorAll("#bars g")].indexOf(target.closest("g"));
+  if (found >= 0) { bar = found; tellBar(); }
+});
+chart.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  bar = (bar ?? document.querySelectorAll("#bars g").length) + step;
+  tellBar();
+});
+
+let heard = Date.now();
 const events = new EventSource("events");
 events.onmessage = ({ data }) => {
   const fresh = new DOMParser().parseFromString(data, "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
     const next = fresh.getElementById(part.id);
-    if (next && next.innerHTML !== part.innerHTML) part.replaceChildren(...next.childNodes);
+    if (!next || next.innerHTML === part.innerHTML) continue;
+    if ("rows" in part.dataset) { mergeRows(part, next); continue; }
+    const hadFocus = part.contains(document.activeElement);
+    part.replaceChildren(...next.childNodes);
+    if (hadFocus) part.querySelector("[tabindex]")?.focus();
   }
+  tellBar();
+  const current = document.getElementById("current");
+  document.title = current ? `${current.textContent} · Verve` : "Verve";
+  heard = Date.now();
+  document.body.classList.remove("old");
   state.className = "live";
   state.textContent = "Live";
 };
-events.onerror = () => {
+// Also where the connection is there, and nothing comes.
+setInterval(() => {
+  if (Date.now() - heard < 5000) return;
+  document.body.classList.add("old");
   state.className = "lost";
-  state.textContent = "Connection lost; trying again";
-};
+  state.textContent = `No news since ${new Date(heard).toLocaleTimeString()}`;
+}, 1000);

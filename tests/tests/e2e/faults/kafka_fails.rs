@@ -1,4 +1,4 @@
-//! When Kafka fails: windows wait, and are reported once it is back. The whole table is in `failures_redis`.
+//! When Kafka fails: windows wait, and are reported once it is back. The whole table is in `redis_fails`.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! When reporters and hosts fail: another reporter goes on where the last one was, whatever that one was doing. The whole
-//! table is in `failures_redis`.
+//! table is in `redis_fails`.
 
 use std::time::Duration;
 

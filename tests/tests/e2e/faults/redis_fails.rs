@@ -17,19 +17,19 @@
 //! | a node of a cluster | killed, paused, cut off, added, removed, its slots moved | `cluster` |
 //! | its stream of jobs, or the group | removed | [`the_stream_of_jobs_removed`] |
 //! | the link to Redis | cut, held | [`the_link_to_redis_cut_and_held`] |
-//! | Kafka | killed, paused, stopped | `failures_kafka::kafka_killed_paused_and_stopped` |
-//! | | emptied, its topic deleted, frozen; with and without transactions | `failures_kafka::a_topic_deleted_emptied_and_frozen` |
-//! | | short of replicas | `failures_kafka::a_topic_under_replicated` |
-//! | the link to Kafka | cut, held | `failures_kafka::kafka_killed_paused_and_stopped` |
+//! | Kafka | killed, paused, stopped | `kafka_fails::kafka_killed_paused_and_stopped` |
+//! | | emptied, its topic deleted, frozen; with and without transactions | `kafka_fails::a_topic_deleted_emptied_and_frozen` |
+//! | | short of replicas | `kafka_fails::a_topic_under_replicated` |
+//! | the link to Kafka | cut, held | `kafka_fails::kafka_killed_paused_and_stopped` |
 //! | | not there at first | `startup::a_reporter_waits_for_kafka` |
-//! | the reporter | killed between any two of its steps | `failures_reporter::a_reporter_killed_between_two_steps` |
+//! | the reporter | killed between any two of its steps | `processes_fail::a_reporter_killed_between_two_steps` |
 //! | | killed, with callbacks under way | `replicas::jobs_of_a_killed_reporter_are_delivered_by_another` |
-//! | | the leader killed, or paused beyond its lease | `failures_reporter::the_leader_killed_and_paused` |
-//! | | with a record on its way for longer than its lease | `failures_reporter::a_record_on_its_way_for_longer_than_the_lease` |
-//! | the host | killed under traffic, with and without Redis | `failures_reporter::the_host_killed` |
+//! | | the leader killed, or paused beyond its lease | `processes_fail::the_leader_killed_and_paused` |
+//! | | with a record on its way for longer than its lease | `processes_fail::a_record_on_its_way_for_longer_than_the_lease` |
+//! | the host | killed under traffic, with and without Redis | `processes_fail::the_host_killed` |
 //! | all of them | by lot, several at once | `chaos::nothing_is_lost_whatever_fails`, `chaos::nothing_is_lost_on_a_cluster` |
 //!
-//! What endpoints of callbacks do wrong is in `retries` and `guard`.
+//! What endpoints of callbacks do wrong is in `callback_retries` and `hostile_endpoints`.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use verve_protocol::Report;
 use verve_tests::host::Kind;
@@ -212,7 +212,8 @@ async fn the_description_of_the_api() -> Result<()> {
             .is_some_and(|version| version.starts_with("3."))
     );
     let paths = description["paths"].as_object().expect("paths");
-    assert_eq!(paths.keys().collect::<Vec<_>>(), ["/api/counts", "/api/counts/current"]);
+    let all = ["/api/counts", "/api/counts.csv", "/api/counts/current"];
+    assert_eq!(paths.keys().collect::<Vec<_>>(), all);
     let parameters = |path: &str| -> Vec<String> {
         let parameters = description["paths"][path]["get"]["parameters"].as_array();
         let names = parameters.expect("parameters").iter();
@@ -220,7 +221,24 @@ async fn the_description_of_the_api() -> Result<()> {
             .filter_map(|parameter| parameter["name"].as_str().map(str::to_owned))
             .collect()
     };
-    assert_eq!(parameters("/api/counts"), ["from", "to", "limit", "counter"]);
+    for path in &all[..2] {
+        assert_eq!(parameters(path), ["from", "to", "limit", "counter"]);
+    }
+    // Comma-separated values are the same windows, and have a field for each.
+    let csv = http::get(reporter.address(), "/api/counts.csv").await?;
+    assert_eq!(csv.header("content-type"), Some("text/csv; charset=utf-8"));
+    let csv = csv.text();
+    let mut lines = csv.lines();
+    let names: BTreeSet<&str> = lines.next().context("names")?.split(',').collect();
+    let counts = get("/api/counts").await?;
+    let fields = counts[0].as_object().context("an object")?;
+    assert_eq!(names, fields.keys().map(String::as_str).collect());
+    let first = lines.next().context("a window")?;
+    assert!(
+        first.starts_with(counts[0]["window"].as_str().context("a window")?),
+        "{first}"
+    );
+    assert_eq!(first.split(',').count(), names.len(), "{first}");
     assert_eq!(parameters("/api/counts/current"), ["counter"]);
     let described = |schema: &str| -> BTreeSet<String> {
         let properties = description["components"]["schemas"][schema]["properties"].as_object();

@@ -253,7 +253,7 @@ async fn prometheus_finds_nothing_wrong() -> Result<()> {
         assert!(cases.contains(&format!("alertname: {alert}\n")), "no case for {alert}");
     }
     // The operator's are the same.
-    let operators = fs::read_to_string(paths::repository().join("deploy/spinkube/prometheusrule.yaml"))?;
+    let operators = fs::read_to_string(paths::repository().join("deploy/kubernetes/base/prometheusrule.yaml"))?;
     let indented = rules
         .lines()
         .skip_while(|line| *line != "groups:")

@@ -107,7 +107,16 @@ async fn the_page_says_all_without_a_script() -> Result<()> {
         "{policy}"
     );
     let page = page.text();
-    assert!(page.matches("<tr>").count() >= 60, "{page}");
+    assert!(page.matches("<tr id=\"w").count() >= 60, "{page}");
+    // The first bar is of the first window that is known.
+    assert_eq!(page.matches("<g class=").count(), 60, "{page}");
+    assert!(page.contains("<title>4,321 · Verve</title>"), "{page}");
+    // There is no Kafka.
+    assert!(page.contains("counts are only logged"), "{page}");
+    assert!(
+        page.contains(r#"class="scroll" tabindex="0" role="region" aria-label="Windows""#),
+        "{page}"
+    );
     assert_eq!(page.matches("<g class=\"revised\">").count(), 1, "{page}");
     assert!(page.contains("revision 2"), "{page}");
     assert!(page.contains("<noscript><meta http-equiv=\"refresh\""), "{page}");
@@ -116,7 +125,11 @@ async fn the_page_says_all_without_a_script() -> Result<()> {
         let page = page.replace("redis://", "").replace("<!DOCTYPE html>", "");
         assert!(!page.contains(refused), "{refused}: {page}");
     }
-    for (path, media_type) in [("/page.css", "text/css"), ("/page.js", "text/javascript")] {
+    for (path, media_type) in [
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+        ("/icon.svg", "image/svg+xml"),
+    ] {
         let file = http::get(reporter.address(), path).await?;
         let found = file.header("content-type").unwrap_or_default();
         assert!(file.status == 200 && found.starts_with(media_type), "{path}: {found}");
@@ -238,7 +251,7 @@ async fn a_browser_shows_it_live() -> Result<()> {
             .context("Chromium is needed: on Debian, the package chromium")
     };
     let without = dom(false).await?;
-    let rows = without.matches("<tr>").count();
+    let rows = without.matches("<tr id=").count();
     assert!(without.contains(r#"id="current">stale<"#) && rows >= 60, "{without}");
     let dom = dom(true).await?;
     assert!(
