@@ -15,8 +15,20 @@ use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 use crate::EX_USAGE;
 
 /// Runs Verve's component where no Spin is installed.
+/// At the end of `--help`.
+const AFTER_HELP: &str = "\
+Examples:
+  verve-host --from spin.toml --listen 0.0.0.0:3000 --state-dir /var/lib/verve
+  SPIN_VARIABLE_REDIS_URLS=redis://10.0.0.5:6379 verve-host
+  verve-host --variable window_seconds=10 --variable log=all
+
+Exit codes:
+  0   stopped as it was asked to
+  1   something failed, or requests were still under way when there was no time left
+  64  the command line, the environment or the manifest is wrong";
+
 #[derive(Parser)]
-#[command(name = "verve-host", args_conflicts_with_subcommands = true)]
+#[command(name = "verve-host", args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub struct Arguments {
     #[command(subcommand)]
     print: Option<Print>,

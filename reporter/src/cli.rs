@@ -42,8 +42,21 @@ const ITSELF: &str = "The reporter itself";
 /// Counts the unique ids of each closed window, publishes the counts to Kafka, and delivers callbacks.
 ///
 /// Runs beside Redis, in any number of replicas: one of them reports windows, all deliver callbacks.
+/// At the end of `--help`.
+const AFTER_HELP: &str = "\
+Examples:
+  verve-reporter --redis-urls redis://10.0.0.5:6379 --kafka-brokers 10.0.0.6:9092
+  verve-reporter --config verve.toml doctor
+  verve-reporter counts --from 2026-11-22T21:00:00Z --json
+  verve-reporter dead retry --all
+
+Exit codes:
+  0   done; stopped as it was asked to
+  1   something failed, or `doctor` has found a problem
+  64  the command line, the environment or the file of --config is wrong";
+
 #[derive(Parser, Debug)]
-#[command(name = "verve-reporter", allow_negative_numbers = true)]
+#[command(name = "verve-reporter", allow_negative_numbers = true, after_help = AFTER_HELP)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,

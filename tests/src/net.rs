@@ -18,8 +18,8 @@ const PORTS: Range<u16> = 10_000..32_000;
 /// When there is no free port.
 pub fn free_address() -> io::Result<SocketAddr> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Processes begin at different places, so that two that run at once seldom try the same port.
-    let begin = process::id().wrapping_mul(97);
+    // Processes begin at places far from each other, since two run at once, and a server that is restarted wants its port again.
+    let begin = process::id().wrapping_mul(7919);
     let count = u32::from(PORTS.end - PORTS.start);
     for _ in PORTS {
         let n = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count;

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every check there is, one step after the other, and a summary.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -269,12 +269,15 @@ struct Parts<'a> {
 impl Parts<'_> {
     fn for_tests(&self, command: &mut Command) {
         // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
-        command.env("RUST_TEST_THREADS", "8");
+        command.env("RUST_TEST_THREADS", "6");
         command.env("VERVE_TESTS_REDIS_SERVERS", &self.servers);
         command.env("VERVE_TESTS_WEBHOOKS", &self.webhooks);
         command.envs(self.brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));
     }
 }
+
+/// The themes that wait most of their time. They run beside the others, which keep the processors busy.
+const WAITING: [&str; 3] = ["library::", "reporter::", "security::"];
 
 fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
     let tests = || {
@@ -282,13 +285,27 @@ fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Resul
         parts.for_tests(&mut command);
         command
     };
-    telling_flaky(tests, args.filters.iter().map(String::as_str), failed)
+    if !args.filters.is_empty() {
+        return telling_flaky(tests, &args.filters, failed);
+    }
+    let others = WAITING.iter().flat_map(|theme| ["--skip", theme]);
+    let mut failed_waiting = Vec::new();
+    let (waiting, others) = thread::scope(|scope| {
+        let waiting = scope.spawn(|| telling_flaky(tests, WAITING, &mut failed_waiting));
+        let others = telling_flaky(tests, others, failed);
+        (waiting.join(), others)
+    });
+    failed.append(&mut failed_waiting);
+    let Ok(waiting) = waiting else {
+        bail!("the tests of {WAITING:?} were not run to their end");
+    };
+    waiting.and(others)
 }
 
-/// Runs the tests of a command whose names contain one of these, and once more, by their names, those that fail.
-fn telling_flaky<'a>(
+/// Runs the tests of a command that these arguments of the harness select, and once more, by their names, those that fail.
+fn telling_flaky<S: AsRef<OsStr>>(
     tests: impl Fn() -> Command,
-    filters: impl IntoIterator<Item = &'a str>,
+    filters: impl IntoIterator<Item = S>,
     failed: &mut Vec<String>,
 ) -> Result<()> {
     let again = |names: &[String]| {
