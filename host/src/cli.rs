@@ -14,7 +14,6 @@ use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 
 use crate::EX_USAGE;
 
-/// Runs Verve's component where no Spin is installed.
 /// At the end of `--help`.
 const AFTER_HELP: &str = "\
 Examples:
@@ -27,6 +26,7 @@ Exit codes:
   1   something failed, or requests were still under way when there was no time left
   64  the command line, the environment or the manifest is wrong";
 
+/// Runs Verve's component where no Spin is installed.
 #[derive(Parser)]
 #[command(name = "verve-host", args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub struct Arguments {

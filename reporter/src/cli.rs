@@ -39,9 +39,6 @@ const KAFKA: &str = "Kafka";
 const CALLBACKS: &str = "Callbacks";
 const ITSELF: &str = "The reporter itself";
 
-/// Counts the unique ids of each closed window, publishes the counts to Kafka, and delivers callbacks.
-///
-/// Runs beside Redis, in any number of replicas: one of them reports windows, all deliver callbacks.
 /// At the end of `--help`.
 const AFTER_HELP: &str = "\
 Examples:
@@ -55,6 +52,9 @@ Exit codes:
   1   something failed, or `doctor` has found a problem
   64  the command line, the environment or the file of --config is wrong";
 
+/// Counts the unique ids of each closed window, publishes the counts to Kafka, and delivers callbacks.
+///
+/// Runs beside Redis, in any number of replicas: one of them reports windows, all deliver callbacks.
 #[derive(Parser, Debug)]
 #[command(name = "verve-reporter", allow_negative_numbers = true, after_help = AFTER_HELP)]
 struct Args {

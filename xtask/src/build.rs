@@ -124,6 +124,9 @@ pub const EXAMPLES: [&str; 4] = [
 fn variant(package: &str, flags: &[&str], name: &str) -> Result<()> {
     let built = wasm(package, flags)?;
     let kept = built_wasm(&sys::root().join("target"), name);
+    // In a fresh clone nothing was built there yet.
+    let folder = kept.parent().context("a folder")?;
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     // It may be a link to a file of Cargo's own.
     let _ = fs::remove_file(&kept);
     fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;

@@ -112,7 +112,7 @@ fn content(admin: &Admin, seen: &Seen) -> Markup {
             section .card {
                 h2 { "Unique ids, window by window" }
                 div #chart data-live { (chart::chart(&seen.windows)) }
-                p #bar .axis { "Point at a bar, or move through them by the arrow keys" }
+                p #bar .axis {}
                 p .legend {
                     span .key .reported {} "reported "
                     span .key .revised {} "corrected since, by late ids "

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use verve_tests::{paths, reporter};
 
 /// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's, Redis'.
-const OTHERS: [&str; 17] = [
+const OTHERS: [&str; 19] = [
     "--runtime-config-file",
     "--build",
     "--format",
@@ -23,6 +23,8 @@ const OTHERS: [&str; 17] = [
     "--appendonly",
     "--maxmemory-policy",
     "--dir",
+    "--scan",
+    "--pattern",
     "--cluster-from",
     "--plug",
     "--release",

@@ -20,7 +20,7 @@ pub fn chart(windows: &[SeenWindow]) -> Markup {
     let step = WIDTH / windows.len().max(1) as f64;
     let at = |window: Option<&SeenWindow>| window.map_or_else(String::new, |seen: &SeenWindow| clock(seen.window));
     html! {
-        p .axis { (number(most)) " at the top, " (number(most / 2)) " at the line" }
+        p .axis { (number(most)) " at the top, half of it at the line" }
         svg #bars tabindex="0" viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) preserveAspectRatio="none" role="img"
             aria-label="Unique ids of each window; the same numbers are in the table below" {
             line .half x1="0" x2=(WIDTH) y1=(MARK + (HEIGHT - MARK) / 2.0) y2=(MARK + (HEIGHT - MARK) / 2.0) {}

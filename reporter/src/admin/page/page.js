@@ -25,6 +25,7 @@ const tellBar = () => {
   document.getElementById("bar").textContent = bars[bar].querySelector("title").textContent;
 };
 const chart = document.getElementById("chart");
+document.getElementById("bar").textContent = "Point at a bar, or move through them by the arrow keys";
 chart.addEventListener("pointerover", ({ target }) => {
   const found = [...document.querySelectorAll("#bars g")].indexOf(target.closest("g"));
   if (found >= 0) { bar = found; tellBar(); }

@@ -185,7 +185,7 @@ async fn a_session_that_is_refused_is_no_kafka_that_is_there() -> Result<()> {
     let site = Site::new(1).await?;
     let reporter = Reporter::start(&site.flags(&["--kafka-brokers", kafka.brokers()]))?;
     reporter.process().wait_for_text("is not reachable", SOON).await?;
-    for _ in 0..30 {
+    for _ in 0..60 {
         assert_eq!(reporter.status("/readyz").await?, 503, "{}", reporter.process().log());
         sleep(Duration::from_millis(100)).await;
     }

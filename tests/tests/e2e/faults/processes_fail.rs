@@ -19,7 +19,7 @@ use verve_tests::{clock, wait};
 use crate::faults::trial::{Trial, assert_in_order};
 use crate::site::{SOON, Site};
 
-/// For whoever takes over from a leader that is dead: its lease of 6 s runs out first.
+/// For whoever takes over from a leader that is dead: its lease of 2 s runs out first.
 const TAKEOVER: Duration = Duration::from_secs(30);
 /// Longer than a lease.
 const BEYOND_THE_LEASE: Duration = Duration::from_secs(3);

@@ -114,7 +114,7 @@ async fn a_delivery_that_takes_long_is_not_made_by_two_at_once() -> Result<()> {
     let flags = site.flags(&TWICE);
     let _reporters = [Reporter::ready(&flags).await?, Reporter::ready(&flags).await?];
     // Shorter than a call may take, and more than both can make at once.
-    let slow = Answer::status(200).after(Duration::from_millis(2_500));
+    let slow = Answer::status(200).after(Duration::from_secs(2));
     let paths: Vec<String> = (0..700).map(|n| format!("/{n}")).collect();
     for path in &paths {
         sink.answer(path, [slow.clone()]);
@@ -201,7 +201,7 @@ async fn a_stopped_reporter_finishes_and_nothing_is_delivered_twice() -> Result<
     let stopped = Reporter::ready(&flags).await?;
     let paths: Vec<String> = (0..20).map(|n| format!("/{n}")).collect();
     for path in &paths {
-        sink.answer(path, [Answer::status(200).after(Duration::from_millis(2_500))]);
+        sink.answer(path, [Answer::status(200).after(Duration::from_secs(2))]);
         add_job(&site, &sink.url(path)).await?;
     }
     for path in &paths {

@@ -179,7 +179,7 @@ async fn no_window_is_left_out_while_kafka_is_away() -> Result<()> {
     site.add(window, 0..3).await?;
     reporter.process().wait_for_text("is not reachable", SOON).await?;
     // Longer than a delivery is waited for, so that transactions fail and sessions cannot begin; and the lease is kept.
-    tokio::time::sleep(Duration::from_secs(7)).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
     site.add(window, 3..5).await?;
     assert!(
         !reporter.process().log().contains("lost the lease"),
