@@ -269,7 +269,7 @@ struct Parts<'a> {
 impl Parts<'_> {
     fn for_tests(&self, command: &mut Command) {
         // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
-        command.env("RUST_TEST_THREADS", "6");
+        command.env("RUST_TEST_THREADS", "5");
         command.env("VERVE_TESTS_REDIS_SERVERS", &self.servers);
         command.env("VERVE_TESTS_WEBHOOKS", &self.webhooks);
         command.envs(self.brokers.map(|brokers| ("KAFKA_BROKERS", brokers)));

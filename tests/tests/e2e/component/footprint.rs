@@ -142,6 +142,7 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
         );
 
         // All by one client, and so by one instance of the component, which knows them.
+        let begin = Instant::now();
         let targets = (0..100)
             .map(|i| format!("/api/verve/accept?id={}", 10_000 + i % 10))
             .collect();
@@ -150,7 +151,9 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
         assert_eq!(new, 10, "{kind:?}");
         tokio::time::sleep(Duration::from_secs(1)).await;
         let of_repeats = total().await? - of_ids;
-        assert!(of_repeats < 50, "{kind:?}: {of_repeats} commands for 100 requests");
+        // Ten new ids, and statistics five times a second, however long it takes here.
+        let most = 40 + 25 * begin.elapsed().as_secs();
+        assert!(of_repeats < most, "{kind:?}: {of_repeats} commands for 100 requests");
     }
     Ok(())
 }

@@ -188,7 +188,12 @@ async fn dashboard_and_alerts_ask_for_what_there_is() -> Result<()> {
     ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
     sink.wait_for("/fixed", 1, SOON).await?;
     becomes(&reporter, "verve_kafka_errors_total{reason=\"away\"}", 0.0).await?;
-    let metrics = Metrics::scrape(&reporter).await?;
+    // The endpoint was called before the reporter has its answer.
+    let metrics = wait::until("the callback to be counted", SOON, || async {
+        let metrics = Metrics::scrape(&reporter).await.ok()?;
+        (metrics.sum("verve_callback_attempts_total") >= 1.0).then_some(metrics)
+    })
+    .await?;
     assert!(metrics.sum("verve_window_lag_seconds_count") >= 1.0);
     assert!(metrics.sum("verve_kafka_publish_seconds_count") >= 1.0);
     assert!(metrics.sum("verve_redis_command_seconds_count") >= 1.0);
