@@ -6,7 +6,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// signature), and for comparing it with Redis'.
 pub fn machine_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    millis(since)
+}
+
+/// In whole milliseconds.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Redis' clock, as it was read, and gone on since by the monotonic clock of this machine.
@@ -27,7 +32,7 @@ impl RedisClock {
 
     /// The time, in milliseconds since the Unix epoch. As exact as the answer was fast, and never ahead by that.
     pub fn now_ms(self) -> u64 {
-        let since = u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX);
+        let since = millis(self.age());
         self.read_ms.saturating_add(since)
     }
 

@@ -20,26 +20,20 @@ pub struct Periods {
 
 impl Default for Periods {
     fn default() -> Self {
-        Self {
-            lease: Duration::from_secs(6),
-            call: Duration::from_secs(10),
-            delivery: Duration::from_secs(6),
-            sweep: Duration::from_secs(5),
-            quiet: Duration::from_secs(10),
-        }
+        Self::divided(1)
     }
 }
 
 impl Periods {
     /// All of them, so many times as short.
     pub fn divided(divisor: u32) -> Self {
-        let periods = Self::default();
+        let seconds = |seconds| Duration::from_secs(seconds) / divisor;
         Self {
-            lease: periods.lease / divisor,
-            call: periods.call / divisor,
-            delivery: periods.delivery / divisor,
-            sweep: periods.sweep / divisor,
-            quiet: periods.quiet / divisor,
+            lease: seconds(6),
+            call: seconds(10),
+            delivery: seconds(6),
+            sweep: seconds(5),
+            quiet: seconds(10),
         }
     }
 

@@ -24,7 +24,7 @@ use tracing::{Instrument as _, Span};
 use verve_protocol::{CounterName, Endpoint, Method, Window, WindowLength, WindowRecord};
 
 use crate::backoff::Retry;
-use crate::clock::RedisClock;
+use crate::clock::{RedisClock, millis};
 use crate::health::Health;
 use crate::kafka::{Begun, Publisher, Session, Unpublished};
 use crate::metrics::{Metrics, WindowMetrics};
@@ -61,7 +61,7 @@ pub struct WindowsConfig {
 impl WindowsConfig {
     /// When a window is due to be reported, in Unix milliseconds.
     pub fn due_ms(&self, window: Window) -> u64 {
-        window.end_ms() + u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX)
+        window.end_ms() + millis(self.grace)
     }
 }
 
@@ -198,7 +198,7 @@ impl Reporter {
         while lease.is_held() && (ledger.owes_recording() || !stop.is_cancelled()) {
             let before_ms = clock.now_ms();
             clock = self.clock(ledger, clock).await?;
-            if clock.now_ms() + SET_BACK.as_millis() as u64 <= before_ms {
+            if clock.now_ms() + millis(SET_BACK) <= before_ms {
                 tracing::warn!(
                     counter = self.counter(),
                     by_ms = before_ms - clock.now_ms(),

@@ -149,8 +149,9 @@ fn wasm(package: &str, flags: &[&str]) -> Result<PathBuf> {
     if flags == WASIP2 {
         // Beside the usual one, which would take its place and be compiled anew each time.
         folder.push("wasip2");
+        command.env("CARGO_TARGET_DIR", &folder);
     }
-    sys::run(command.env("CARGO_TARGET_DIR", &folder).args(flags))?;
+    sys::run(command.args(flags))?;
     let built = built_wasm(&folder, &format!("{}.wasm", package.replace('-', "_")));
     let size = fs::metadata(&built)
         .with_context(|| format!("{} was not built", built.display()))?

@@ -5,23 +5,36 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::header::{CONTENT_TYPE, LINK};
 use axum::http::{HeaderName, StatusCode};
-use axum::response::{AppendHeaders, IntoResponse};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use redis::RedisError;
 use utoipa::OpenApi;
 
 use super::Admin;
 use crate::counts::{self, Asked, Count, Current, Page, Which};
 
-/// What went wrong, for the client.
-type Refused = (StatusCode, String);
-
-fn refused(error: &RedisError) -> Refused {
-    let problem = format!("Redis did not answer: {error}\n");
-    (StatusCode::SERVICE_UNAVAILABLE, problem)
+/// What went wrong, for the client, in a line.
+#[derive(utoipa::IntoResponses)]
+pub enum Refused {
+    /// A parameter that is not understood: a line that says which, and what was expected
+    #[response(status = 400, content_type = "text/plain")]
+    Bad(String),
+    /// Redis does not answer
+    #[response(status = 503, content_type = "text/plain")]
+    NoAnswer(String),
 }
 
-fn bad(problem: String) -> Refused {
-    (StatusCode::BAD_REQUEST, format!("{problem}\n"))
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (status, problem) = match self {
+            Self::Bad(problem) => (StatusCode::BAD_REQUEST, problem),
+            Self::NoAnswer(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem),
+        };
+        (status, problem + "\n").into_response()
+    }
+}
+
+fn refused(error: &RedisError) -> Refused {
+    Refused::NoAnswer(format!("Redis did not answer: {error}"))
 }
 
 /// The reported windows that start in a time, the newest first.
@@ -33,8 +46,7 @@ fn bad(problem: String) -> Refused {
         (status = 200, body = Vec<Count>, headers(
             ("link" = Option<String>, description = "with `rel=\"next\"` (RFC 8288): where the windows before these are told, if there are any; relative to where this was asked"),
         )),
-        (status = 400, description = "a parameter that is not understood: a line that says which, and what was expected", body = String, content_type = "text/plain"),
-        (status = 503, description = "Redis does not answer", body = String, content_type = "text/plain"),
+        Refused,
     )
 )]
 pub async fn counts(
@@ -54,8 +66,7 @@ pub async fn counts(
         (status = 200, body = String, content_type = "text/csv", headers(
             ("link" = Option<String>, description = "as of `/api/counts`"),
         )),
-        (status = 400, description = "a parameter that is not understood: a line that says which, and what was expected", body = String, content_type = "text/plain"),
-        (status = 503, description = "Redis does not answer", body = String, content_type = "text/plain"),
+        Refused,
     )
 )]
 pub async fn csv(
@@ -71,8 +82,8 @@ async fn page(
     admin: &Admin,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<(AppendHeaders<Option<(HeaderName, String)>>, Page), Refused> {
-    let Query(asked) = asked.map_err(|rejection| bad(rejection.body_text()))?;
-    let range = asked.range(admin.length).map_err(bad)?;
+    let Query(asked) = asked.map_err(|rejection| Refused::Bad(rejection.body_text()))?;
+    let range = asked.range(admin.length).map_err(Refused::Bad)?;
     let page = range.read(&admin.store).await.map_err(|error| refused(&error))?;
     let next = page
         .next
@@ -88,16 +99,15 @@ async fn page(
     params(Which),
     responses(
         (status = 200, body = Current),
-        (status = 400, description = "a parameter that is not understood: a line that says which, and what was expected", body = String, content_type = "text/plain"),
-        (status = 503, description = "Redis does not answer", body = String, content_type = "text/plain"),
+        Refused,
     )
 )]
 pub async fn current(
     State(admin): State<Admin>,
     which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Current>, Refused> {
-    let Query(which) = which.map_err(|rejection| bad(rejection.body_text()))?;
-    let store = which.of(&admin.store).map_err(bad)?;
+    let Query(which) = which.map_err(|rejection| Refused::Bad(rejection.body_text()))?;
+    let store = which.of(&admin.store).map_err(Refused::Bad)?;
     let current = counts::current(&store, admin.length).await;
     current.map(Json).map_err(|error| refused(&error))
 }

@@ -20,6 +20,7 @@ use redis::{RedisResult, Script};
 use serde::{Deserialize, Serialize};
 use verve_protocol::{CallbackJob, WindowLength};
 
+use crate::clock::millis;
 use crate::store::{Server, Store};
 pub use settle::{MAX_RETRY, Verdict};
 
@@ -120,7 +121,7 @@ impl Queue {
             reading,
             replica,
             window_length,
-            claim_ms: u64::try_from(claim.as_millis()).unwrap_or(u64::MAX),
+            claim_ms: millis(claim),
         })
     }
 
@@ -144,8 +145,7 @@ impl Queue {
     async fn take_new(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
         let mut read = redis::cmd("XREADGROUP");
         read.arg("GROUP").arg(GROUP).arg(&self.replica).arg("COUNT").arg(limit);
-        read.arg("BLOCK")
-            .arg(u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX));
+        read.arg("BLOCK").arg(millis(BLOCK));
         read.arg("STREAMS").arg(self.store.keys.callbacks()).arg(">");
         let reply: RedisResult<Option<StreamReadReply>> = self.reading.command(&read).await;
         let reply = self.with_group(reply).await?.flatten().unwrap_or_default();

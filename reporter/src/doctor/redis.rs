@@ -8,7 +8,7 @@ use redis::{ErrorKind, RedisError};
 use verve_protocol::slot::SLOTS;
 
 use super::Finding;
-use crate::clock::machine_ms;
+use crate::clock::{machine_ms, millis};
 use crate::store::{Node, OLDEST, Store};
 
 /// A share of `maxmemory`, in percent, from which on it is time to do something.
@@ -99,7 +99,7 @@ async fn ask(server: &Node<'_>) -> Result<State, RedisError> {
     let (before, start) = (machine_ms(), Instant::now());
     let (seconds, micros): (i64, i64) = server.command(&redis::cmd("TIME")).await?;
     let asked = start.elapsed();
-    let asked_ms = u64::try_from(asked.as_millis()).unwrap_or(u64::MAX);
+    let asked_ms = millis(asked);
     let ours = before.cast_signed() + (asked / 2).as_millis().try_into().unwrap_or(0);
     Ok(State {
         info: fields(&info),

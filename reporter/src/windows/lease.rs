@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use verve_protocol::WindowLength;
 
+use crate::clock::millis;
 use crate::periods::Periods;
 use crate::store::Store;
 
@@ -48,7 +49,7 @@ impl Lease {
     pub async fn acquire(store: &Store, length: WindowLength, holder: &str, periods: Periods) -> Self {
         let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE));
         let mut acquire = script.key(&key);
-        acquire.arg(holder).arg(lasts_ms(periods));
+        acquire.arg(holder).arg(millis(periods.lease));
         let mut waited_for = false;
         let held_until = loop {
             let asked = Instant::now();
@@ -131,7 +132,7 @@ async fn renew(store: Store, key: String, holder: String, state: Arc<State>, per
         let mut renew = script.key(&key);
         match store
             .redis()
-            .script::<u8>(renew.arg(&holder).arg(lasts_ms(periods)))
+            .script::<u8>(renew.arg(&holder).arg(millis(periods.lease)))
             .await
         {
             Ok(1) => *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + periods.lease,
@@ -141,8 +142,4 @@ async fn renew(store: Store, key: String, holder: String, state: Arc<State>, per
         }
     }
     state.lost.notify_one();
-}
-
-fn lasts_ms(periods: Periods) -> u64 {
-    u64::try_from(periods.lease.as_millis()).unwrap_or(u64::MAX)
 }

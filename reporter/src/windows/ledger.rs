@@ -17,6 +17,7 @@ use verve_protocol::keys::UNREPORTED_SECONDS;
 use verve_protocol::{Report, Window, WindowLength, WindowRecord};
 
 use super::pending::Pending;
+use crate::clock::millis;
 
 /// How long reports are kept after the end of their window: a week.
 pub const KEPT: Duration = Duration::from_secs(7 * 86_400);
@@ -458,10 +459,6 @@ pub fn begin(length: WindowLength, with_ids: impl IntoIterator<Item = Window>, n
 /// The first window whose ids have certainly not expired at `now_ms`, and do not before they can be counted, whatever any leader has done.
 pub const fn window_certain_at(length: WindowLength, now_ms: u64) -> Window {
     length.window_at_ms(now_ms.saturating_sub((IDS_KEPT.as_millis() - LOST_BEFORE.as_millis()) as u64))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn before_of(report: &Report) -> [u64; 2] {
