@@ -18,6 +18,12 @@ pub struct SpoolState {
     pub told_s: u64,
 }
 
+/// The field beside the one of the spool `name` that has how many of its drained ids the reporters have counted.
+#[must_use]
+pub fn spool_counted(name: &str) -> String {
+    format!("{name}:counted")
+}
+
 /// Why a text is no [`SpoolState`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not three whole numbers with spaces between them")]
@@ -54,6 +60,7 @@ mod tests {
         };
         assert_eq!(state.to_string(), "3 20 1795383012");
         assert_eq!("3 20 1795383012".parse(), Ok(state));
+        assert_eq!(spool_counted("00ff"), "00ff:counted");
         for bad in ["", "3", "3 20", "3 20 1 1", "3  20 1", "-3 20 1", "3 20 x"] {
             assert_eq!(bad.parse::<SpoolState>(), Err(InvalidSpoolState), "{bad:?}");
         }

@@ -11,7 +11,7 @@ use redis::streams::StreamRangeReply;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::keys::stats;
-use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
+use verve_protocol::spool_state::{SPOOL_STATE_SECONDS, spool_counted};
 use verve_protocol::{Report, SpoolState, Window, WindowLength};
 
 use crate::clock::RedisClock;
@@ -282,25 +282,40 @@ impl Overview {
         let Ok((read,)) = self.store.redis().run::<(BTreeMap<String, String>,)>(&pipe).await else {
             return;
         };
-        // One that cannot be read was written by another version, and goes with its key.
-        let now: Spools = (read.into_iter())
-            .filter_map(|(name, state)| Some((name, state.parse().ok()?)))
+        // What cannot be read is what was counted, or was written by another version and goes with its key.
+        let now: Spools = (read.iter())
+            .filter_map(|(name, state)| Some((name.clone(), state.parse().ok()?)))
             .collect();
-        if let Some(before) = &seen.spools
-            && self.windows.lease_held.get() == 1
-        {
-            self.count_drained(before, &now);
-            let now_s = seen.clock.map_or(0, |clock| clock.now_ms() / 1000);
-            self.forget(before, &now, now_s).await;
+        if self.windows.lease_held.get() == 1 {
+            self.count_drained(&read, &now).await;
+            if let Some(before) = &seen.spools {
+                let now_s = seen.clock.map_or(0, |clock| clock.now_ms() / 1000);
+                self.forget(before, &now, now_s).await;
+            }
         }
         seen.spools = Some(now);
     }
 
-    /// Adds the ids drained since the last look.
-    fn count_drained(&self, before: &Spools, now: &Spools) {
+    /// Adds the ids drained since they were last counted, by whichever replica: how many those were is kept beside the spool's
+    /// state, so that what is drained while nobody leads is counted by who leads next.
+    async fn count_drained(&self, read: &BTreeMap<String, String>, now: &Spools) {
+        let mut pipe = redis::pipe();
+        let mut drained = 0;
         for (name, state) in now {
-            let counted = before.get(name).map_or(0, |before| before.drained);
-            self.metrics.drained_ids.inc_by(state.drained.saturating_sub(counted));
+            let counted = spool_counted(name);
+            let before = read.get(&counted).and_then(|count| count.parse().ok()).unwrap_or(0);
+            if state.drained > before {
+                drained += state.drained - before;
+                pipe.hset(self.store.keys.spools(), counted, state.drained);
+            }
+        }
+        if drained == 0 {
+            return;
+        }
+        match self.store.redis().run::<Vec<u64>>(&pipe).await {
+            Ok(_) => drop(self.metrics.drained_ids.inc_by(drained)),
+            // The next look does.
+            Err(error) => tracing::debug!("cannot count what was drained: {error}"),
         }
     }
 
@@ -311,7 +326,7 @@ impl Overview {
         for (name, state) in now {
             let is_empty = state.depth == 0 && before.get(name) == Some(state);
             if is_empty || state.told_s + SPOOL_STATE_SECONDS < now_s {
-                pipe.hdel(self.store.keys.spools(), name);
+                pipe.hdel(self.store.keys.spools(), &[name, &spool_counted(name)]);
             }
         }
         if !pipe.is_empty()
