@@ -69,6 +69,7 @@ mod deploy {
     pub mod demo;
     pub mod redis_kinds;
     pub mod startup;
+    pub mod step_by_step;
     pub mod systemd;
 }
 mod ledger;
