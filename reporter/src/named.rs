@@ -230,19 +230,7 @@ impl Running {
         config: &WindowsConfig,
         clock: RedisClock,
     ) -> RedisResult<Option<SeenCounter>> {
-        let (ids, reports, requests) = futures::try_join!(
-            self.store.counts(windows),
-            self.store.reports(windows),
-            self.store.outcomes(windows),
-        )?;
-        let seen = windows.iter().zip(ids).zip(reports).zip(requests);
-        let seen = seen.map(|(((window, ids), report), requests)| SeenWindow {
-            window: *window,
-            ids: Some(ids),
-            report,
-            requests,
-        });
-        let seen: Vec<SeenWindow> = seen.collect();
+        let seen = SeenWindow::read(&self.store, windows).await?;
         let [last, current] = seen.as_slice() else {
             return Ok(None);
         };

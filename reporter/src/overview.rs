@@ -98,6 +98,27 @@ pub struct Jobs {
 }
 
 impl SeenWindow {
+    /// What is known of these windows, the oldest first. Of the last two alone the ids are counted: the others are reported.
+    ///
+    /// # Errors
+    /// If Redis fails.
+    pub async fn read(store: &Store, windows: &[Window]) -> RedisResult<Vec<Self>> {
+        let with_sets = &windows[windows.len().saturating_sub(2)..];
+        let (requests, reports, ids) =
+            futures::try_join!(store.outcomes(windows), store.reports(windows), store.counts(with_sets),)?;
+        let mut read: Vec<Self> = (windows.iter().zip(reports).zip(requests))
+            .map(|((window, report), requests)| Self {
+                window: *window,
+                ids: None,
+                report,
+                requests,
+            })
+            .collect();
+        let newest = read.iter_mut().rev().zip(ids.into_iter().rev());
+        newest.for_each(|(window, ids)| window.ids = Some(ids));
+        Ok(read)
+    }
+
     /// The unique ids known of: those in Redis, or those reported once the set is gone.
     pub fn unique(&self) -> Option<u64> {
         self.ids.max(self.report.map(|report| report.count))
@@ -226,24 +247,9 @@ impl Overview {
             .xlen(keys.callbacks_dead());
         pipe.xrange_count(keys.callbacks(), "-", "+", 1);
         type Reply = (Option<String>, u64, u64, u64, StreamRangeReply);
-        let with_sets = &windows[windows.len().saturating_sub(2)..];
         let first = self.store.redis();
-        let ((leader, stream, retry, dead, oldest), by_outcome, reports, ids) = futures::try_join!(
-            first.run::<Reply>(&pipe),
-            self.store.outcomes(&windows),
-            self.store.reports(&windows),
-            self.store.counts(with_sets),
-        )?;
-        let mut read: Vec<SeenWindow> = (windows.iter().zip(reports).zip(by_outcome))
-            .map(|((window, report), requests)| SeenWindow {
-                window: *window,
-                ids: None,
-                report,
-                requests,
-            })
-            .collect();
-        let newest = read.iter_mut().rev().zip(ids.into_iter().rev());
-        newest.for_each(|(window, ids)| window.ids = Some(ids));
+        let ((leader, stream, retry, dead, oldest), read) =
+            futures::try_join!(first.run::<Reply>(&pipe), SeenWindow::read(&self.store, &windows))?;
         self.follow(&read, again);
         let now_s = clock.now_ms() / 1000;
         let oldest_s = oldest.ids.first().and_then(|entry| entered_ms(&entry.id));
@@ -378,7 +384,7 @@ fn newest_with_ids(windows: &[SeenWindow]) -> Option<Window> {
 }
 
 /// The windows of the last hour, the current one included, but not fewer or more than can be shown.
-fn latest(length: WindowLength, now_ms: u64) -> Vec<Window> {
+pub fn latest(length: WindowLength, now_ms: u64) -> Vec<Window> {
     let windows = (3600 / length.seconds()).clamp(FEWEST, MOST);
     let newest = std::iter::successors(Some(length.window_at_ms(now_ms)), |window| window.previous());
     let mut windows: Vec<Window> = newest.take(usize::try_from(windows).unwrap_or(usize::MAX)).collect();

@@ -33,8 +33,16 @@ impl IntoResponse for Refused {
     }
 }
 
-fn refused(error: &RedisError) -> Refused {
-    Refused::NoAnswer(format!("Redis did not answer: {error}"))
+impl From<RedisError> for Refused {
+    fn from(error: RedisError) -> Self {
+        Self::NoAnswer(format!("Redis did not answer: {error}"))
+    }
+}
+
+impl From<QueryRejection> for Refused {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::Bad(rejection.body_text())
+    }
 }
 
 /// The reported windows that start in a time, the newest first.
@@ -82,9 +90,9 @@ async fn page(
     admin: &Admin,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<(AppendHeaders<Option<(HeaderName, String)>>, Page), Refused> {
-    let Query(asked) = asked.map_err(|rejection| Refused::Bad(rejection.body_text()))?;
+    let Query(asked) = asked?;
     let range = asked.range(admin.length).map_err(Refused::Bad)?;
-    let page = range.read(&admin.store).await.map_err(|error| refused(&error))?;
+    let page = range.read(&admin.store).await?;
     let next = page
         .next
         // Relative, since a proxy may have this at another path.
@@ -106,10 +114,9 @@ pub async fn current(
     State(admin): State<Admin>,
     which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Current>, Refused> {
-    let Query(which) = which.map_err(|rejection| Refused::Bad(rejection.body_text()))?;
+    let Query(which) = which?;
     let store = which.of(&admin.store).map_err(Refused::Bad)?;
-    let current = counts::current(&store, admin.length).await;
-    current.map(Json).map_err(|error| refused(&error))
+    Ok(Json(counts::current(&store, admin.length).await?))
 }
 
 /// Of this API.

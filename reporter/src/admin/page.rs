@@ -6,19 +6,23 @@ mod chart;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, Sse};
 use axum::response::{Html, IntoResponse};
 use futures::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, html};
-use verve_protocol::Window;
+use redis::RedisResult;
 use verve_protocol::keys::stats;
+use verve_protocol::{CounterName, Window};
 
 use super::Admin;
+use super::counts::Refused;
+use crate::counts::Which;
 use crate::named::SeenCounter;
-use crate::overview::{Seen, SeenWindow};
+use crate::overview::{Seen, SeenWindow, latest};
 
 /// From when on what was seen last is said to be old.
 const OLD: Duration = Duration::from_secs(5);
@@ -42,11 +46,51 @@ pub async fn icon() -> impl IntoResponse {
     ([(CONTENT_TYPE, "image/svg+xml")], ICON)
 }
 
-/// `/`
-pub async fn page(State(admin): State<Admin>) -> Html<String> {
-    let length = admin.length;
-    let seen = admin.seen.borrow();
-    let current = seen.windows.last().and_then(SeenWindow::unique);
+/// What a page shows.
+#[derive(Clone)]
+enum View {
+    /// The counter without a name, and what goes on.
+    All,
+    /// A named counter.
+    Counter(CounterName),
+}
+
+impl View {
+    fn asked(which: Result<Query<Which>, QueryRejection>) -> Result<Self, Refused> {
+        let Query(which) = which?;
+        let name = which.named().map_err(Refused::Bad)?;
+        Ok(name.map_or(Self::All, Self::Counter))
+    }
+
+    /// What changes, and the ids of the current window.
+    async fn content(&self, admin: &Admin) -> RedisResult<(Markup, Option<u64>)> {
+        let (content, windows) = match self {
+            Self::All => {
+                let seen = admin.seen.borrow();
+                (all(admin, &seen), seen.windows.clone())
+            }
+            Self::Counter(name) => {
+                let store = admin.store.of(Some(name));
+                let clock = store.clock().await?;
+                let windows = SeenWindow::read(&store, &latest(admin.length, clock.now_ms())).await?;
+                (of_counter(&windows, clock.now_ms()), windows)
+            }
+        };
+        Ok((content, windows.last().and_then(SeenWindow::unique)))
+    }
+}
+
+/// `/`, and `/?counter=…`
+pub async fn page(
+    State(admin): State<Admin>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Html<String>, Refused> {
+    let view = View::asked(which)?;
+    let (content, current) = view.content(&admin).await?;
+    let (name, query) = match &view {
+        View::All => ("Verve".to_owned(), String::new()),
+        View::Counter(name) => (format!("{name} · Verve"), format!("?counter={name}")),
+    };
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -54,23 +98,26 @@ pub async fn page(State(admin): State<Admin>) -> Html<String> {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { @if let Some(current) = current { (number(current)) " · " } "Verve" }
+                title { @if let Some(current) = current { (number(current)) " · " } (name) }
                 link rel="stylesheet" href="page.css";
                 link rel="icon" href="icon.svg" type="image/svg+xml";
                 noscript { meta http-equiv="refresh" content="5"; }
                 script src="page.js" defer {}
             }
-            body {
+            body data-name=(name) {
                 header {
                     h1 { "Verve" }
-                    p { "Unique ids in windows of " (length) " s" }
+                    @if let View::Counter(name) = &view {
+                        p { a href="." { "All counters" } "› " strong { (name) } }
+                    }
+                    p { "Unique ids in windows of " (admin.length) " s" }
                     p #state { noscript { "Renewed every 5 s" } }
                 }
-                (content(&admin, &seen))
+                (content)
                 footer {
                     p {
-                        a href="api/counts" { "Counts as JSON" } " "
-                        a href="api/counts.csv" { "as CSV" } " "
+                        a href=(format!("api/counts{query}")) { "Counts as JSON" } " "
+                        a href=(format!("api/counts.csv{query}")) { "as CSV" } " "
                         a href="api/openapi.json" { "how to ask" } " "
                         a href="metrics" { "metrics" }
                     }
@@ -81,73 +128,104 @@ pub async fn page(State(admin): State<Admin>) -> Html<String> {
             }
         }
     };
-    Html(page.into_string())
+    Ok(Html(page.into_string()))
 }
 
-/// `/events`: the page's content, each time it is looked at.
-pub async fn events(State(admin): State<Admin>) -> impl IntoResponse {
+/// `/events`, and `/events?counter=…`: the page's content, each time it is looked at.
+pub async fn events(
+    State(admin): State<Admin>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<impl IntoResponse, Refused> {
+    let view = View::asked(which)?;
     let stop = admin.stop.clone();
     let mut seen = admin.seen.clone();
     // The first one at once.
     seen.mark_changed();
-    let contents = stream::unfold((admin, seen), async |(admin, mut seen)| {
-        seen.changed().await.ok()?;
-        let content = content(&admin, &seen.borrow_and_update()).into_string();
-        // Else the library would refuse it: an error's text may have any character.
-        let event = Event::default().data(content.replace('\r', " "));
-        Some((Ok::<_, Infallible>(event), (admin, seen)))
+    let contents = stream::unfold((admin, view, seen), async |(admin, view, mut seen)| {
+        loop {
+            seen.changed().await.ok()?;
+            seen.mark_unchanged();
+            // While Redis does not answer, the page says since when it has heard nothing.
+            if let Ok((content, _)) = view.content(&admin).await {
+                // Else the library would refuse it: an error's text may have any character.
+                let event = Event::default().data(content.into_string().replace('\r', " "));
+                return Some((Ok::<_, Infallible>(event), (admin, view, seen)));
+            }
+        }
     });
     // An open stream would keep the process from stopping.
     let events: Sse<_> = Sse::new(contents.take_until(stop.cancelled_owned()));
     // For nginx, which would gather them first.
-    ([("x-accel-buffering", "no")], events)
+    Ok(([("x-accel-buffering", "no")], events))
 }
 
-/// What changes.
-fn content(admin: &Admin, seen: &Seen) -> Markup {
-    let replica = &admin.replica;
+/// What changes of the page with everything.
+fn all(admin: &Admin, seen: &Seen) -> Markup {
+    let now_ms = seen.clock.map_or(0, |clock| clock.now_ms());
     html! {
         main {
-            div #now .cards data-live { (current(seen)) (last(seen)) (callbacks(seen)) }
-            section .card {
-                h2 { "Unique ids, window by window" }
-                div #chart data-live { (chart::chart(&seen.windows)) }
-                p #bar .axis {}
-                p .legend {
-                    span .key .reported {} "reported "
-                    span .key .revised {} "corrected since, by late ids "
-                    span .key .open {} "not reported yet"
-                }
-            }
+            div #now .cards data-live { (current(&seen.windows, now_ms)) (last(&seen.windows)) (callbacks(seen)) }
+            (bars(&seen.windows))
             section .card {
                 h2 { "Health" }
-                ul #health .health data-live { (health(seen, replica)) }
+                ul #health .health data-live { (health(seen, &admin.replica)) }
             }
             div #counters data-live { (counters(&admin.counters.borrow())) }
-            section .card {
-                h2 { "Windows" }
-                div .scroll tabindex="0" role="region" aria-label="Windows" {
-                    table {
-                        thead {
-                            tr {
-                                th { "Window (UTC)" } th { "Unique" } th { "Revision" } th { "Requests" }
-                                th { "Duplicates" } th { "Too late" } th { "Reported" }
-                            }
+            (table(&seen.windows))
+        }
+    }
+}
+
+/// What changes of the page of a named counter.
+fn of_counter(windows: &[SeenWindow], now_ms: u64) -> Markup {
+    html! {
+        main {
+            div #now .cards data-live { (current(windows, now_ms)) (last(windows)) }
+            (bars(windows))
+            (table(windows))
+        }
+    }
+}
+
+fn bars(windows: &[SeenWindow]) -> Markup {
+    html! {
+        section .card {
+            h2 { "Unique ids, window by window" }
+            div #chart data-live { (chart::chart(windows)) }
+            p #bar .axis {}
+            p .legend {
+                span .key .reported {} "reported "
+                span .key .revised {} "reported again since, for late ids "
+                span .key .open {} "not reported yet"
+            }
+        }
+    }
+}
+
+fn table(windows: &[SeenWindow]) -> Markup {
+    html! {
+        section .card {
+            h2 { "Windows" }
+            div .scroll tabindex="0" role="region" aria-label="Windows" {
+                table {
+                    thead {
+                        tr {
+                            th { "Window (UTC)" } th { "Unique" } th { "Revision" } th { "Requests" }
+                            th { "Duplicates" } th { "Too late" } th { "Reported" }
                         }
-                        tbody #windows data-live data-rows { (rows(seen)) }
                     }
+                    tbody #windows data-live data-rows { (rows(windows)) }
                 }
             }
         }
     }
 }
 
-fn current(seen: &Seen) -> Markup {
-    let Some(current) = seen.windows.last() else {
+fn current(windows: &[SeenWindow], now_ms: u64) -> Markup {
+    let Some(current) = windows.last() else {
         return html! { section .card { h2 { "Current window" } p .big { "–" } p { "Redis has not answered yet" } } };
     };
-    let now_s = seen.clock.map_or(0, |clock| clock.now_ms() / 1000);
-    let left = current.window.end().saturating_sub(now_s);
+    let left = current.window.end().saturating_sub(now_ms / 1000);
     html! {
         section .card {
             h2 { "Current window" }
@@ -158,8 +236,8 @@ fn current(seen: &Seen) -> Markup {
     }
 }
 
-fn last(seen: &Seen) -> Markup {
-    let reported = seen.windows.iter().rev().find(|seen| seen.report.is_some());
+fn last(windows: &[SeenWindow]) -> Markup {
+    let reported = windows.iter().rev().find(|seen| seen.report.is_some());
     html! {
         section .card {
             h2 { "Last reported" }
@@ -268,7 +346,7 @@ fn counters(seen: &[SeenCounter]) -> Markup {
                         tbody {
                             @for SeenCounter { name, current, last } in seen {
                                 tr {
-                                    td { (name) }
+                                    td { a href=(format!("?counter={name}")) { (name) } }
                                     td { (number(current.unique().unwrap_or_default())) }
                                     td { (number(last.unique().unwrap_or_default())) }
                                     td { (number(last.requests())) }
@@ -284,9 +362,9 @@ fn counters(seen: &[SeenCounter]) -> Markup {
     }
 }
 
-fn rows(seen: &Seen) -> Markup {
+fn rows(windows: &[SeenWindow]) -> Markup {
     html! {
-        @for seen in seen.windows.iter().rev().filter(|seen| seen.is_known()) {
+        @for seen in windows.iter().rev().filter(|seen| seen.is_known()) {
             // By which the script finds it again.
             tr id=(format!("w{}", seen.window.start())) {
                 td { time datetime=(seen.window) { (clock(seen.window)) } }

@@ -39,8 +39,7 @@ chart.addEventListener("keydown", (event) => {
 });
 
 let heard = Date.now();
-const events = new EventSource("events");
-events.onmessage = ({ data }) => {
+const show = ({ data }) => {
   const fresh = new DOMParser().parseFromString(data, "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
     const next = fresh.getElementById(part.id);
@@ -52,16 +51,24 @@ events.onmessage = ({ data }) => {
   }
   tellBar();
   const current = document.getElementById("current");
-  document.title = current ? `${current.textContent} · Verve` : "Verve";
+  document.title = current ? `${current.textContent} · ${document.body.dataset.name}` : document.body.dataset.name;
   heard = Date.now();
   document.body.classList.remove("old");
   state.className = "live";
   state.textContent = "Live";
 };
+let events;
+const listen = () => {
+  events = new EventSource("events" + location.search);
+  events.onmessage = show;
+};
+listen();
 // Also where the connection is there, and nothing comes.
 setInterval(() => {
   if (Date.now() - heard < 5000) return;
   document.body.classList.add("old");
   state.className = "lost";
   state.textContent = `No news since ${new Date(heard).toLocaleTimeString()}`;
+  // Browsers give up for good where a proxy has answered in the reporter's place.
+  if (events.readyState === EventSource.CLOSED) listen();
 }, 1000);

@@ -101,7 +101,23 @@ async fn each_is_counted_and_reported_by_itself() -> Result<()> {
             assert!(metrics.get(sample).is_some(), "{sample}");
         }
         let page = http::get(reporter.address(), "/").await?.text();
-        assert!(page.contains("Named counters") && page.contains("game-chess"), "{page}");
+        assert!(
+            page.contains(r#"<a href="?counter=game-chess">game-chess</a>"#),
+            "{page}"
+        );
+        let page = http::get(reporter.address(), "/?counter=game-chess").await?.text();
+        assert!(
+            page.contains("game-chess · Verve</title>") && page.contains("api/counts.csv?counter=game-chess"),
+            "{page}"
+        );
+        let row = format!("<tr id=\"w{}\"", window.start());
+        let (_, row) = page.split_once(&row).context("the window")?;
+        assert!(
+            row.split("</tr>").next().unwrap_or_default().contains("<td>2</td>"),
+            "{row}"
+        );
+        let bad = http::get(reporter.address(), "/?counter=a/b").await?;
+        assert_eq!(bad.status, 400, "{}", bad.text());
     }
     Ok(())
 }
