@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
@@ -133,8 +134,8 @@ struct Args {
     /// A fixed callback for every reported window
     #[arg(long, env = "VERVE_CALLBACK_URL", global = true, value_name = "URL", hide_env_values = true, help_heading = CALLBACKS)]
     callback_url: Option<String>,
-    /// How the fixed callback is called: get or post
-    #[arg(long, env = "VERVE_CALLBACK_METHOD", global = true, value_name = "METHOD", default_value = "post", help_heading = CALLBACKS)]
+    /// How the fixed callback is called
+    #[arg(long, env = "VERVE_CALLBACK_METHOD", global = true, value_name = "METHOD", default_value = "post", value_parser = method(), help_heading = CALLBACKS)]
     callback_method: Method,
     /// Hosts, addresses or CIDRs that callbacks may reach although they are private; repeatable, or comma-separated
     #[arg(long, env = "VERVE_CALLBACK_ALLOW", global = true, value_name = "HOST|CIDR", value_delimiter = ',', help_heading = CALLBACKS)]
@@ -165,7 +166,7 @@ struct Args {
     /// A file with the token, in place of --admin-token
     #[arg(long, env = "VERVE_ADMIN_TOKEN_FILE", global = true, value_name = "FILE", help_heading = ITSELF)]
     admin_token_file: Option<PathBuf>,
-    /// text or json
+    /// How the log is written
     #[arg(long, env = "VERVE_LOG_FORMAT", global = true, value_name = "FORMAT", default_value = "text", help_heading = ITSELF)]
     log_format: LogFormat,
     /// Leases, calls, sweeps and the like are so many times as short: for tests, which would wait for them
@@ -187,6 +188,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what is going on in the terminal, as the page does, until q is pressed
+    Top,
     /// Look at Redis, Kafka and what the components write, and say what to change
     Doctor,
     /// See what the settings come to
@@ -225,6 +228,8 @@ pub enum Task {
     },
     /// To look at what the reporter would work with.
     Doctor(Box<Config>),
+    /// To show what is going on.
+    Top(Box<Config>),
     /// To print this, and no more.
     Print(String),
 }
@@ -356,6 +361,7 @@ fn task(
                 json,
             }
         }
+        Command::Top => Task::Top(Box::new(config(args)?)),
         Command::Doctor => Task::Doctor(Box::new(config(args)?)),
         Command::Config { command: None } => {
             let help = command.find_subcommand_mut("config").map(clap::Command::render_help);
@@ -377,6 +383,12 @@ fn task(
             Task::Print(help_markdown_command_custom(&command, &options.show_footer(false)))
         }
     })
+}
+
+/// Says which methods there are, to shells too.
+fn method() -> impl TypedValueParser<Value = Method> {
+    let names = [Method::Get, Method::Post].map(Method::as_str);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Method>())
 }
 
 /// What is written, as text.

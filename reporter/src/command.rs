@@ -1,4 +1,4 @@
-//! Commands that do one thing and end: `dead`, `counts`.
+//! Commands beside reporting, such as `dead` and `counts`.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -12,13 +12,13 @@ use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::{RedisConfig, Store};
 
-/// Runs a command on these Redis, to its end. It answers what it could not do: said on standard error, a line each.
+/// Runs a command on these Redis, [to its end](to_its_end).
 pub fn run(
     redis: &RedisConfig,
     keys: Keys,
     command: impl AsyncFnOnce(Store) -> anyhow::Result<Vec<String>>,
 ) -> ExitCode {
-    let run = async {
+    to_its_end(async {
         // Nobody asks for this health: what fails is answered.
         let store = Store::new(
             redis,
@@ -27,7 +27,11 @@ pub fn run(
             &Metrics::default(),
         )?;
         command(store).await
-    };
+    })
+}
+
+/// Runs a command to its end. It answers what it could not do: said on standard error, a line each.
+pub fn to_its_end(run: impl Future<Output = anyhow::Result<Vec<String>>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let problems = match runtime
         .context("cannot start the runtime")

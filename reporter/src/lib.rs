@@ -9,7 +9,7 @@
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
 //! - `doctor`: looks at all of it, and says what to change
 //! - `store`: the connections to Redis; `backoff`: when what failed is tried again; `periods`: how long the rest takes; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
-//!   going on now; `admin`: the HTTP port with all of it; `telemetry`: logs and traces
+//!   going on now; `admin`: the HTTP port with all of it; `top`: the same in a terminal, `words`: in what words; `telemetry`: logs and traces
 
 mod admin;
 mod backoff;
@@ -27,8 +27,10 @@ mod overview;
 mod periods;
 mod store;
 mod telemetry;
+mod top;
 mod watch;
 mod windows;
+mod words;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -65,6 +67,12 @@ pub fn main(version: &'static str) -> ExitCode {
                 let report = doctor::examine(&store, &config).await;
                 command::print(&report.text)?;
                 anyhow::ensure!(!report.is_bad, "there is something to be mended");
+                Ok(Vec::new())
+            });
+        }
+        Ok(Task::Top(config)) => {
+            return command::to_its_end(async {
+                top::run(&config.redis, config.keys.clone(), config.windows.clone()).await?;
                 Ok(Vec::new())
             });
         }

@@ -33,7 +33,7 @@ const MOST: u64 = 180;
 pub type Spools = BTreeMap<String, SpoolState>;
 
 /// What was seen last.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// Redis' clock, as of its last answer; `None` if it has not answered yet.
     pub clock: Option<RedisClock>,
@@ -175,14 +175,8 @@ impl Overview {
         metrics: Metrics,
     ) -> (Self, watch::Receiver<Seen>) {
         let (seen, receiver) = watch::channel(Seen {
-            clock: None,
-            windows: Vec::new(),
-            jobs: Jobs::default(),
-            spools: None,
-            leader: None,
             dependencies: health.states(),
-            overdue_s: 0,
-            newest_with_ids: None,
+            ..Seen::default()
         });
         let overview = Self {
             next: None,

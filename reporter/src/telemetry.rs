@@ -1,7 +1,6 @@
 //! Log lines on standard error; and spans, exported by OTLP where OpenTelemetry's own variables say where to.
 
 use std::env;
-use std::str::FromStr;
 
 use anyhow::Context as _;
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
@@ -19,22 +18,12 @@ const LEVELS: &str = "info,redis=off";
 const SERVICE: &str = "verve-reporter";
 
 /// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
+    /// A line to read
     Text,
+    /// A JSON object in each line
     Json,
-}
-
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err("expected text or json".to_owned()),
-        }
-    }
 }
 
 /// The way of spans to a collector, if there is one.

@@ -12,17 +12,17 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, Sse};
 use axum::response::{Html, IntoResponse};
 use futures::stream::{self, StreamExt as _};
-use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, html};
 use redis::RedisResult;
+use verve_protocol::CounterName;
 use verve_protocol::keys::stats;
-use verve_protocol::{CounterName, Window};
 
 use super::Admin;
 use super::counts::Refused;
 use crate::counts::Which;
 use crate::named::SeenCounter;
 use crate::overview::{Seen, SeenWindow, latest};
+use crate::words::{self, NONE, clock, duplicates, number, time};
 
 /// From when on what was seen last is said to be old.
 const OLD: Duration = Duration::from_secs(5);
@@ -209,10 +209,7 @@ fn table(windows: &[SeenWindow]) -> Markup {
             div .scroll tabindex="0" role="region" aria-label="Windows" {
                 table {
                     thead {
-                        tr {
-                            th { "Window (UTC)" } th { "Unique" } th { "Revision" } th { "Requests" }
-                            th { "Duplicates" } th { "Too late" } th { "Reported" }
-                        }
+                        tr { @for column in words::COLUMNS { th { (column) } } }
                     }
                     tbody #windows data-live data-rows { (rows(windows)) }
                 }
@@ -223,7 +220,7 @@ fn table(windows: &[SeenWindow]) -> Markup {
 
 fn current(windows: &[SeenWindow], now_ms: u64) -> Markup {
     let Some(current) = windows.last() else {
-        return html! { section .card { h2 { "Current window" } p .big { "–" } p { "Redis has not answered yet" } } };
+        return html! { section .card { h2 { "Current window" } p .big { (NONE) } p { "Redis has not answered yet" } } };
     };
     let left = current.window.end().saturating_sub(now_ms / 1000);
     html! {
@@ -250,22 +247,17 @@ fn last(windows: &[SeenWindow]) -> Markup {
                 (requests(last))
                 @if report.late > 0 { p .quiet { (number(report.late)) " ids came too late, and are not in it" } }
             } @else {
-                p .big { "–" }
+                p .big { (NONE) }
                 p { "Nothing reported in the time shown" }
             }
         }
     }
 }
 
-/// Requests, as far as it is known: statistics come a little later than the ids that they are of.
-fn requests_told(seen: &SeenWindow) -> u64 {
-    seen.requests().max(seen.unique().unwrap_or_default())
-}
-
 /// Requests, the share of duplicates among what was recorded, and what went wrong.
 fn requests(seen: &SeenWindow) -> Markup {
     html! {
-        p { (number(requests_told(seen))) " requests, " (duplicates(seen)) " duplicates" }
+        p { (number(words::requests(seen))) " requests, " (duplicates(seen)) " duplicates" }
         @for (outcome, told) in [
             (stats::SPOOLED, "spooled"),
             (stats::INVALID, "invalid"),
@@ -299,33 +291,14 @@ fn callbacks(seen: &Seen) -> Markup {
 }
 
 fn health(seen: &Seen, replica: &str) -> Markup {
-    let leader = match seen.leader.as_deref() {
-        Some(leader) if leader == replica => "held by this replica".to_owned(),
-        Some(leader) => format!("held by replica {leader}"),
-        None => "held by nobody".to_owned(),
-    };
-    let item = |good: bool, name: &str, text: &str| {
-        html! { li .good[good] .bad[!good] { strong { (name) } " " span { (text) } } }
+    let item = |is_good: bool, of: &str, text: &str| {
+        html! { li .good[is_good] .bad[!is_good] { strong { (of) } " " span { (text) } } }
     };
     html! {
-        @for (name, problem) in &seen.dependencies {
-            (item(problem.is_none(), name, problem.as_ref().map_or("answers", |problem| problem.error.as_str())))
-        }
         @if !seen.dependencies.keys().any(|name| name.starts_with("Kafka")) {
             (item(true, "Kafka", "none is named (--kafka-brokers): counts are only logged"))
         }
-        (item(seen.leader.is_some(), "Lease", &leader))
-        @if seen.overdue_s > 0 {
-            (item(false, "Windows", &format!("overdue for {} s", seen.overdue_s)))
-        } @else {
-            (item(true, "Windows", "reported in time"))
-        }
-        @if seen.silent_s() > 0 {
-            (item(false, "Ids", &format!("none for {} s: no requests come, or edge hosts do not reach Redis and spool them", number(seen.silent_s()))))
-        }
-        @if seen.spooled() > 0 {
-            (item(false, "Spools", &format!("{} ids and callback jobs wait on edge hosts", number(seen.spooled()))))
-        }
+        @for state in words::states(seen, replica) { (item(state.is_good, &state.of, &state.text)) }
         @if let Some(clock) = seen.clock && clock.age() > OLD {
             (item(false, "This page", &format!("as of {} s ago", clock.age().as_secs())))
         }
@@ -351,7 +324,7 @@ fn counters(seen: &[SeenCounter]) -> Markup {
                                     td { (number(last.unique().unwrap_or_default())) }
                                     td { (number(last.requests())) }
                                     td { (duplicates(last)) }
-                                    td { (last.report.map_or_else(|| "–".to_owned(), |report| time(report.time))) }
+                                    td { (last.report.map_or_else(|| NONE.to_owned(), |report| time(report.time))) }
                                 }
                             }
                         }
@@ -365,75 +338,17 @@ fn counters(seen: &[SeenCounter]) -> Markup {
 fn rows(windows: &[SeenWindow]) -> Markup {
     html! {
         @for seen in windows.iter().rev().filter(|seen| seen.is_known()) {
+            @let [window, unique, revision, requests, duplicates, late, reported] = words::row(seen);
             // By which the script finds it again.
             tr id=(format!("w{}", seen.window.start())) {
-                td { time datetime=(seen.window) { (clock(seen.window)) } }
-                td { (seen.unique().map_or_else(|| "–".to_owned(), number)) }
-                @match seen.report {
-                    Some(report) => {
-                        td .revised[report.revision > 0] { (report.revision) }
-                    }
-                    None => td { "–" }
-                }
-                td { (number(requests_told(seen))) }
-                td { (duplicates(seen)) }
-                td { @match seen.report { Some(report) if report.late > 0 => (number(report.late)), _ => "–" } }
-                td {
-                    @match seen.report {
-                        Some(report) => { (time(report.time)) @if report.is_final { " final" } }
-                        None => "–"
-                    }
-                }
+                td { time datetime=(seen.window) { (window) } }
+                td { (unique) }
+                td .revised[seen.report.is_some_and(|report| report.revision > 0)] { (revision) }
+                td { (requests) }
+                td { (duplicates) }
+                td { (late) }
+                td { (reported) }
             }
-        }
-    }
-}
-
-fn duplicates(seen: &SeenWindow) -> String {
-    seen.duplicates()
-        .map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", 100.0 * share))
-}
-
-/// `1234567` as `1,234,567`.
-fn number(n: u64) -> String {
-    let digits = n.to_string();
-    let groups: Vec<&str> = (digits.as_bytes().rchunks(3).rev())
-        .filter_map(|group| std::str::from_utf8(group).ok())
-        .collect();
-    groups.join(",")
-}
-
-/// A window's start, the time alone; with the day where windows are so long that it is needed.
-fn clock(window: Window) -> String {
-    let (day, time) = (window.to_string(), window.length().seconds());
-    let (date, clock) = day.split_at(10);
-    let clock = clock.trim_start_matches('T').trim_end_matches('Z');
-    if time * 24 > 86_400 {
-        format!("{date} {clock}")
-    } else {
-        clock.to_owned()
-    }
-}
-
-/// A moment in Unix milliseconds, the time alone.
-fn time(ms: u64) -> String {
-    let time = Timestamp::from_millisecond(ms.cast_signed()).unwrap_or_default();
-    time.strftime("%H:%M:%S").to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_grouped() {
-        for (n, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (u64::MAX, "18,446,744,073,709,551,615"),
-        ] {
-            assert_eq!(number(n), text);
         }
     }
 }

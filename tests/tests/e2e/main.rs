@@ -33,6 +33,7 @@ mod reporter {
     pub mod reporter_log;
     pub mod reporting;
     pub mod settings;
+    pub mod top;
     pub mod traces;
     pub mod window_lengths;
     pub mod windows;

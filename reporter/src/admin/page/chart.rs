@@ -2,8 +2,8 @@
 
 use maud::{Markup, html};
 
-use super::{clock, number};
 use crate::overview::SeenWindow;
+use crate::words::{clock, number, requests};
 
 /// In the chart's own units.
 const WIDTH: f64 = 720.0;
@@ -59,9 +59,9 @@ fn told(seen: &SeenWindow, unique: u64, revision: u64) -> String {
     } else {
         String::new()
     };
-    let requests = number(super::requests_told(seen));
+    let asked = number(requests(seen));
     format!(
-        "{}: {} unique, {requests} requests{corrected}",
+        "{}: {} unique, {asked} requests{corrected}",
         clock(seen.window),
         number(unique)
     )

@@ -210,6 +210,9 @@ async fn completions_manual_and_version() -> Result<()> {
                 "{program} {shell}: {text}"
             );
         }
+        // The values that a flag may have are offered.
+        let words = run(&["completions", "bash"]).await?;
+        assert!(words.contains("compgen -W \"text json\""), "{program}: {words}");
         let manual = run(&["man"]).await?;
         assert!(
             manual.contains(".TH") && manual.contains("listen"),

@@ -1,0 +1,83 @@
+//! `verve-reporter top`, in a terminal of its own.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use verve_tests::process::Process;
+use verve_tests::{clock, paths, wait};
+
+use crate::site::{SOON, Site};
+
+/// The tests' own variables are no settings.
+fn clear(command: &mut Command) {
+    command.env_clear();
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+}
+
+#[tokio::test]
+async fn it_shows_what_goes_on_until_q() -> Result<()> {
+    let site = Site::with_one_window().await?;
+    let _reporter = site.reporter(&[]).await?;
+    site.add(clock::current_window(site.length), 0..4321).await?;
+    let flags = site.flags(&[]).into_iter();
+    // Of its own a terminal that nobody looks at has no size.
+    let words = flags.map(|flag| format!("'{flag}'")).collect::<Vec<_>>().join(" ");
+    let program = paths::verve_reporter()?;
+    let line = format!("stty rows 40 columns 120; exec {} top {words}", program.display());
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--flush", "--return", "--command", &line, "/dev/null"]);
+    clear(&mut command);
+    command.env("TERM", "xterm");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut terminal = command.spawn().context("script, of util-linux")?;
+    let (mut keyboard, screen) = (terminal.stdin.take(), terminal.stdout.take());
+    let (sender, shown) = mpsc::channel();
+    thread::spawn(move || {
+        let screen = screen.into_iter().flat_map(std::io::Read::bytes).map_while(Result::ok);
+        for byte in screen {
+            if sender.send(byte).is_err() {
+                break;
+            }
+        }
+    });
+    let mut seen = Vec::new();
+    let mut shows = async |text: &str| {
+        let found = wait::until(text, SOON, || {
+            seen.extend(shown.try_iter());
+            let is_there = String::from_utf8_lossy(&seen).contains(text);
+            async move { is_there.then_some(()) }
+        });
+        found.await
+    };
+    // A cell that stays as it was is not drawn again, nor are spaces.
+    for text in ["4,321", "ends", "replica"] {
+        shows(text).await?;
+    }
+    keyboard.as_mut().context("its keyboard")?.write_all(b"q")?;
+    let status = wait::until("its end", SOON, || {
+        let ended = terminal.try_wait();
+        async { ended.ok().flatten() }
+    })
+    .await?;
+    ensure!(status.success(), "{status}");
+    // The terminal is as it was.
+    shows("\u{1b}[?1049l").await
+}
+
+#[tokio::test]
+async fn without_a_terminal_it_says_so() -> Result<()> {
+    let mut command = Command::new(paths::verve_reporter()?);
+    clear(&mut command);
+    command.arg("top");
+    let top = Process::spawn("verve-reporter top", command)?;
+    let status = top.wait(SOON).await?;
+    assert_eq!(status.code(), Some(1));
+    assert!(top.log().contains("expected a terminal"), "{}", top.log());
+    Ok(())
+}
