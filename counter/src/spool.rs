@@ -10,6 +10,8 @@
 //! - `owner`: the namespace and the Redis that all of it is for, the version that made it so, and a name that is new with each owner. Whoever counts for
 //!   another namespace or Redis neither adds nor drains anything, unless nothing is there: then the database becomes theirs
 //!
+//! Its format is in SQLite's `user_version`; a spool of another format is left alone.
+//!
 //! In WAL mode with `synchronous=NORMAL`, what is acknowledged survives the death of every process; of the machine's
 //! power, all but the last moments. An in-memory database would keep nothing, and is not accepted.
 
@@ -28,6 +30,9 @@ use verve_counter_core::spooled::{Batch, Contents, SpoolError, SpooledIds};
 const BUSY_TIMEOUT_MS: u32 = 2000;
 /// The most rows or commands in a batch.
 const BATCH: i64 = 500;
+
+/// The `user_version` of the database: one more with each change that another version would misread.
+const FORMAT: i64 = 1;
 
 /// What the database is made of.
 const MADE_OF: [&str; 15] = [
@@ -384,11 +389,22 @@ impl Spool {
 async fn open() -> Result<Connection, SpoolError> {
     let connection = Connection::open_default().await.map_err(failed)?;
     execute(&connection, &format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"), []).await?;
-    // The next instance finds all this made; the last of it tells.
-    let made = "SELECT count(*) = 1 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' \
-        FROM sqlite_schema WHERE name = 'owner'";
-    let made = execute(&connection, made, []).await?;
-    if !matches!(made.first().map(Vec::as_slice), Some([Value::Integer(1)])) {
+    let found = "SELECT (SELECT user_version FROM pragma_user_version), \
+        count(*) = 1 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' FROM sqlite_schema WHERE name = 'owner'";
+    let found = execute(&connection, found, []).await?;
+    let (format, is_made) = match found.first().map(Vec::as_slice) {
+        Some([Value::Integer(format), Value::Integer(is_made)]) => (*format, *is_made == 1),
+        _ => return Err(SpoolError::Broken("it does not tell its format".to_owned())),
+    };
+    // 0 is one that nobody has made yet, or not to its end.
+    if ![0, FORMAT].contains(&format) {
+        return Err(SpoolError::Format {
+            found: format,
+            known: FORMAT,
+        });
+    }
+    // The next instance finds all this made; the number, which is the last of it, and the last table tell.
+    if format == 0 || !is_made {
         let mode = into_wal(&connection).await?;
         if let Some([Value::Text(mode)]) = mode.first().map(Vec::as_slice)
             && matches!(mode.as_str(), "memory" | "off")
@@ -398,6 +414,7 @@ async fn open() -> Result<Connection, SpoolError> {
         for statement in MADE_OF {
             execute(&connection, statement, []).await?;
         }
+        execute(&connection, &format!("PRAGMA user_version = {FORMAT}"), []).await?;
     }
     execute(&connection, "PRAGMA synchronous = NORMAL", []).await?;
     Ok(connection)

@@ -68,6 +68,9 @@ impl fmt::Display for Namespace {
     }
 }
 
+/// The format of what is in Redis: one more with each change that an older reporter would misread.
+pub const FORMAT: u32 = 1;
+
 /// The keys of one counter of a namespace: of the one that has no name, or of a named one.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -102,6 +105,12 @@ impl Keys {
     #[must_use]
     pub const fn counter(&self) -> Option<&CounterName> {
         self.counter.as_ref()
+    }
+
+    /// String: the [`FORMAT`] of the reporter that has held a lease last, for others to find out whether they understand it.
+    #[must_use]
+    pub fn format(&self) -> String {
+        format!("{{{}}}:format", self.namespace)
     }
 
     /// Sorted set: the names of the namespace's counters, by when an instance last registered each, in Unix seconds of Redis' clock.
@@ -343,6 +352,7 @@ mod tests {
         assert_eq!(keys.callbacks_dead(), "{verve}:callbacks:dead");
         assert_eq!(keys.spooled_batch("1f"), "{verve}:spooled:1f");
         assert_eq!(keys.spools(), "{verve}:spools");
+        assert_eq!(keys.format(), "{verve}:format");
         assert_eq!(keys.reports(length), "{verve}:reports:60");
         assert_eq!(keys.reports_pending(length), "{verve}:reports:60:pending");
         assert_eq!(keys.reports_from(length), "{verve}:reports:60:from");

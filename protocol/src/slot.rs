@@ -65,6 +65,7 @@ mod tests {
             keys.stats(window),
             keys.endpoints(window),
             keys.spools(),
+            keys.format(),
             keys.spooled_batch("1f"),
         ];
         assert!(together.iter().all(|key| slot(key) == slot("verve")), "{together:?}");

@@ -80,6 +80,11 @@ pub struct Report {
 pub async fn examine(store: &Store, config: &Config) -> Report {
     let (answers, mut findings) = redis::examine(store, config.windows.grace).await;
     if answers {
+        // What it fails by, if it does, is found below.
+        if let Ok(Some(format)) = store.other_format().await {
+            let fix = "run the newest version of the reporter that has run here";
+            findings.push(Finding::problem(format, fix).of(&store.redis().to_string()));
+        }
         findings.extend(rights::examine(store).await);
         findings.extend(traffic::examine(store, &config.windows).await);
     }

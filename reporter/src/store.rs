@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use redis::{FromRedisValue, Pipeline, RedisResult, Script};
-use verve_protocol::keys::{UNREPORTED_SECONDS, stats};
+use verve_protocol::keys::{FORMAT, UNREPORTED_SECONDS, stats};
 use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window};
 
 use crate::clock::RedisClock;
@@ -278,6 +278,27 @@ impl Store {
     pub async fn reopen(&self, windows: &[Window]) -> RedisResult<()> {
         let reopen = self.of_each(windows, |pipe, window, set| pipe.del(self.keys.closing(window, set)));
         reopen.await.map(drop)
+    }
+
+    /// In which format the keys are, if this version does not know it: in words.
+    ///
+    /// # Errors
+    /// If Redis fails.
+    pub async fn other_format(&self) -> RedisResult<Option<String>> {
+        let mut get = redis::cmd("GET");
+        let format: Option<String> = self.redis.command(get.arg(self.keys.format())).await?;
+        Ok(format.filter(|format| *format != FORMAT.to_string()).map(|format| {
+            format!("what is in Redis is of format {format}, and this version knows {FORMAT}: run the version that has written it")
+        }))
+    }
+
+    /// Says in which format the keys are from now on. A Redis that is full, say, refuses it: then the next who leads says so.
+    pub async fn tell_format(&self) {
+        let mut set = redis::cmd("SET");
+        set.arg(self.keys.format()).arg(FORMAT).arg("NX");
+        if let Err(error) = self.redis.command::<Option<String>>(&set).await {
+            tracing::debug!("cannot say in which format the keys are: {error}");
+        }
     }
 
     /// Redis' clock. On a cluster, that of the node which has what is reported.

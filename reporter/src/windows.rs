@@ -143,6 +143,7 @@ impl Reporter {
         while let Some(lease) = stop
             .run_until_cancelled(Lease::acquire(
                 &self.store,
+                &self.health,
                 self.config.length,
                 &self.replica,
                 self.config.periods,

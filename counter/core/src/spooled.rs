@@ -41,6 +41,14 @@ pub enum SpoolError {
         /// What this instance counts for.
         ours: String,
     },
+    /// Another version has made it.
+    #[error("spool: it is of format {found}, and this version knows {known}; it is left alone")]
+    Format {
+        /// Its `user_version`.
+        found: i64,
+        /// The one that this version makes.
+        known: i64,
+    },
     /// Somebody else has made it theirs, twice.
     #[error("spool: somebody else's by now")]
     TakenOver,

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use verve_protocol::WindowLength;
 
 use crate::clock::millis;
+use crate::health::Health;
 use crate::periods::Periods;
 use crate::store::Store;
 
@@ -45,15 +46,24 @@ struct State {
 }
 
 impl Lease {
-    /// Waits until nobody else holds the lease of windows of this length.
-    pub async fn acquire(store: &Store, length: WindowLength, holder: &str, periods: Periods) -> Self {
+    /// Waits until nobody else holds the lease of windows of this length, and until what is in Redis is of a format that is known.
+    pub async fn acquire(store: &Store, health: &Health, length: WindowLength, holder: &str, periods: Periods) -> Self {
         let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE));
         let mut acquire = script.key(&key);
         acquire.arg(holder).arg(millis(periods.lease));
         let mut waited_for = false;
         let held_until = loop {
             let asked = Instant::now();
-            match store.redis().script::<u8>(&acquire).await {
+            let acquired = async {
+                let format = store.other_format().await?;
+                let is_known = format.is_none();
+                health.set_problem("keys", format);
+                if !is_known {
+                    return Ok(0);
+                }
+                store.redis().script::<u8>(&acquire).await
+            };
+            match acquired.await {
                 Ok(1) => break asked + periods.lease,
                 Ok(_) => {}
                 // Said by `health`.
@@ -62,6 +72,7 @@ impl Lease {
             waited_for = true;
             tokio::time::sleep(periods.try_lease()).await;
         };
+        store.tell_format().await;
         let state = Arc::new(State {
             held_until: Mutex::new(held_until),
             lost: Notify::new(),

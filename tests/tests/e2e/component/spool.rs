@@ -628,3 +628,42 @@ async fn a_spool_of_another_redis_or_namespace_is_left_alone() -> Result<()> {
     }
     Ok(())
 }
+
+/// A host of an older version, started on the folder of a newer one, neither reads nor changes what it may misread.
+#[tokio::test]
+async fn a_spool_of_another_format_is_left_alone() -> Result<()> {
+    for kind in Kind::available() {
+        let mut site = Site::with_one_window().await?;
+        let mut instance = start(&site, kind).await?;
+        let window = clock::current_window(site.length);
+        site.redis.kill();
+        assert_eq!(accept(&instance, "id=1").await?, "spooled", "{kind:?}");
+        instance.process().kill();
+        let format = |instance: &Instance, number: i64| -> Result<()> {
+            let spool = instance.spool()?;
+            let found: i64 = spool.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            assert_ne!(found, number, "{kind:?}");
+            Ok(spool.pragma_update(None, "user_version", number)?)
+        };
+        format(&instance, 2)?;
+        site.redis.restart().await?;
+        instance.restart().await?;
+        http::get(instance.addr(), "/api/verve/accept?id=2").await?;
+        let said = "it is of format 2, and this version knows 1; it is left alone";
+        instance.process().wait_for_text(said, SOON).await?;
+        site.redis.kill();
+        let refused = http::get(instance.addr(), "/api/verve/accept?id=3").await?;
+        assert_eq!(refused.status, 503, "{kind:?}: {}", refused.text());
+        assert_eq!(instance.in_spool("SELECT count(*) FROM ids")?, 1, "{kind:?}");
+        instance.process().kill();
+        format(&instance, 1)?;
+        site.redis.restart().await?;
+        instance.restart().await?;
+        wait::until("the first id", SOON, || async {
+            let ids = site.members(window).await.ok()?;
+            ids.iter().any(|ids| ids.contains("1")).then_some(())
+        })
+        .await?;
+    }
+    Ok(())
+}

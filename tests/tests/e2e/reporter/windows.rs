@@ -6,7 +6,7 @@ use anyhow::Result;
 use redis::AsyncCommands;
 use verve_protocol::{Partitions, Window};
 use verve_tests::reporter::Reporter;
-use verve_tests::{clock, wait};
+use verve_tests::{clock, http, wait};
 
 use crate::ledger::{Ledger, values_in_order, windows};
 use crate::site::{SOON, Site};
@@ -155,5 +155,31 @@ async fn the_count_is_the_sum_of_all_partitions() -> Result<()> {
     site.add(window, 12..15).await?;
     ledger.read_to(window, 1, SOON).await?;
     assert_eq!(ledger.last()[window.to_string().as_str()].value, "15");
+    Ok(())
+}
+
+/// A reporter of an older version waits where a newer one has written what it may misread.
+#[tokio::test]
+async fn windows_of_another_format_are_left_to_who_knows_it() -> Result<()> {
+    let site = Site::new(1).await?;
+    let mut redis = site.connection().await?;
+    let format = site.keys().format();
+    let () = redis.set(&format, 2).await?;
+    let reporter = Reporter::start(&site.flags(&[]))?;
+    let said = "what is in Redis is of format 2, and this version knows 1";
+    reporter.process().wait_for_text(said, SOON).await?;
+    let ready = http::get(reporter.address(), "/readyz").await?;
+    assert!(ready.status == 503 && ready.text().contains(said), "{}", ready.text());
+    let reports: u64 = redis.hlen(site.keys().reports(site.length)).await?;
+    assert_eq!(reports, 0);
+    let () = redis.del(&format).await?;
+    wait::until("a report", SOON, || async {
+        let mut redis = site.connection().await.ok()?;
+        let reports: u64 = redis.hlen(site.keys().reports(site.length)).await.ok()?;
+        (reports > 0).then_some(())
+    })
+    .await?;
+    let written: String = redis.get(&format).await?;
+    assert_eq!(written, "1");
     Ok(())
 }
