@@ -1,8 +1,8 @@
 //! The command line. Its flags are those of `spin up`, so that the one can stand in for the other, and so are their
 //! defaults, except that instances are reused for longer: this host runs one component, which it knows to bear it.
 
-use std::io::{self, Write as _};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +13,9 @@ use clap_complete::Shell;
 use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 
 use crate::EX_USAGE;
+
+/// How long a health check waits for a connection, and for an answer.
+const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
 /// At the end of `--help`.
 const AFTER_HELP: &str = "\
@@ -31,7 +34,7 @@ Exit codes:
 #[command(name = "verve-host", args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub struct Arguments {
     #[command(subcommand)]
-    print: Option<Print>,
+    command: Option<Command>,
 
     /// The application's manifest, or a folder with a `spin.toml`
     #[arg(short = 'f', long, value_name = "PATH", default_value = "spin.toml")]
@@ -90,6 +93,19 @@ pub enum LogFormat {
 }
 
 /// What else there is to do than to run a component.
+#[derive(Subcommand)]
+enum Command {
+    /// Ask a host on this machine whether it can serve, for a container's health check: exit code 0 if it can, else 1
+    Healthcheck {
+        /// Where it listens
+        #[arg(value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = socket_address)]
+        address: SocketAddr,
+    },
+    #[command(flatten)]
+    Print(Print),
+}
+
+/// What is printed, and no more.
 #[derive(Subcommand)]
 enum Print {
     /// Print what lets a shell complete these flags
@@ -152,13 +168,37 @@ impl Arguments {
             eprintln!("verve-host: {}; see --help", in_a_line(&error));
             ExitCode::from(EX_USAGE)
         })?;
-        let Some(print) = arguments.print.take() else {
-            return Ok(arguments);
+        let print = match arguments.command.take() {
+            None => return Ok(arguments),
+            Some(Command::Healthcheck { address }) => {
+                let healthy = healthcheck(address).map_err(|error| eprintln!("verve-host: {address}: {error}"));
+                return Err(ExitCode::from(u8::from(healthy.is_err())));
+            }
+            Some(Command::Print(print)) => print,
         };
         // Whoever reads may have seen enough, such as `head`.
         let printed = print.text(command).and_then(|text| io::stdout().write_all(&text));
         Err(ExitCode::from(u8::from(printed.is_err())))
     }
+}
+
+/// Asks for the health of who listens there, and takes nothing but 200 for an answer.
+fn healthcheck(mut address: SocketAddr) -> io::Result<()> {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let mut stream = TcpStream::connect_timeout(&address, HEALTH_WITHIN)?;
+    stream.set_read_timeout(Some(HEALTH_WITHIN))?;
+    stream.write_all(b"GET /.well-known/spin/health HTTP/1.0\r\n\r\n")?;
+    let mut status = [0; b"HTTP/1.1 200".len()];
+    stream.read_exact(&mut status)?;
+    if status.ends_with(b" 200") {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "it answers {}",
+        String::from_utf8_lossy(&status)
+    )))
 }
 
 /// clap explains itself over several lines; those before the first empty one say what was wrong, and a tip what was meant, perhaps.

@@ -5,7 +5,9 @@ mod auth;
 mod counts;
 mod page;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -27,6 +29,9 @@ use crate::named::SeenCounter;
 use crate::overview::Seen;
 use crate::store::Store;
 pub use auth::Token;
+
+/// How long a health check waits for an answer.
+const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
 /// What every response says. The page needs its own style, script and events, and nothing else from anywhere.
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
@@ -67,6 +72,20 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
     if let Err(error) = serving.with_graceful_shutdown(stop.cancelled_owned()).await {
         tracing::error!("the admin port failed: {error}");
     }
+}
+
+/// Asks the reporter that listens there whether it lives.
+///
+/// # Errors
+/// If it does not answer, or with another status than 200.
+pub async fn healthcheck(mut address: SocketAddr) -> anyhow::Result<Vec<String>> {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let client = reqwest::Client::builder().no_proxy().timeout(HEALTH_WITHIN).build()?;
+    let answer = client.get(format!("http://{address}/healthz")).send().await?;
+    answer.error_for_status()?;
+    Ok(Vec::new())
 }
 
 fn router(admin: Admin) -> Router {

@@ -192,6 +192,8 @@ enum Command {
     Top,
     /// Look at Redis, Kafka and what the components write, and say what to change
     Doctor,
+    /// Ask the reporter at --listen whether it lives, for a container's health check: exit code 0 if it does, else 1
+    Healthcheck,
     /// See what the settings come to
     Config {
         #[command(subcommand)]
@@ -228,6 +230,8 @@ pub enum Task {
     },
     /// To look at what the reporter would work with.
     Doctor(Box<Config>),
+    /// To ask whether the reporter there lives.
+    Healthcheck(SocketAddr),
     /// To show what is going on.
     Top(Box<Config>),
     /// To print this, and no more.
@@ -361,6 +365,7 @@ fn task(
                 json,
             }
         }
+        Command::Healthcheck => Task::Healthcheck(args.listen),
         Command::Top => Task::Top(Box::new(config(args)?)),
         Command::Doctor => Task::Doctor(Box::new(config(args)?)),
         Command::Config { command: None } => {

@@ -70,6 +70,7 @@ pub fn main(version: &'static str) -> ExitCode {
                 Ok(Vec::new())
             });
         }
+        Ok(Task::Healthcheck(address)) => return command::to_its_end(admin::healthcheck(address)),
         Ok(Task::Top(config)) => {
             return command::to_its_end(async {
                 top::run(&config.redis, config.keys.clone(), config.windows.clone()).await?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::cargo::{WASM, cargo, cargo_wasm};
+use crate::cargo::{self, WASM, cargo, cargo_wasm};
 use crate::{install, page, public, python, sys};
 
 #[derive(clap::Args)]
@@ -29,6 +29,8 @@ enum What {
     Host,
     /// target/release/verve-reporter
     Reporter,
+    /// target/roots/verve-host and verve-reporter: all that the images have, the programs linked statically
+    Roots,
     /// target/wasm32-wasip2/release/verve_hello.wasm, of the benchmarks
     Hello,
     /// target/wasm32-wasip2/release/verve_counter.wasm and verve_counter_p2.wasm, which other components count by
@@ -49,6 +51,7 @@ pub fn run(args: &Args) -> Result<()> {
         What::Counter => counter(),
         What::Host => native(&[HOST]),
         What::Reporter => native(&[REPORTER]),
+        What::Roots => roots(),
         What::All => {
             component_with_p2()?;
             counter()?;
@@ -174,6 +177,48 @@ pub fn native(programs: &[&str]) -> Result<()> {
         sys::say(&sys::binary(program).display().to_string());
     }
     Ok(())
+}
+
+/// Builds the programs so that they need no library of the machine they run on, and puts each into a folder with all that its image has.
+pub fn roots() -> Result<()> {
+    install::ensure(&install::NATIVE)?;
+    install::ensure(&[install::AUTHORITIES])?;
+    sys::say(&format!("building {HOST} and {REPORTER}, linked statically"));
+    let (target, folder) = (cargo::host()?, sys::target().join("static"));
+    let mut command = cargo("build");
+    command.args(["--release", "--package", HOST, "--package", REPORTER]);
+    // With a target named, the flags are for the programs alone, and not for what runs while they are built.
+    command.args(["--target", &target]).env("CARGO_TARGET_DIR", &folder);
+    command.env("OPENSSL_STATIC", "1");
+    sys::run(command.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    component()?;
+    for program in [HOST, REPORTER] {
+        let root = root(program);
+        let _ = fs::remove_dir_all(&root);
+        let put = |from: &Path, to: &str| -> Result<()> {
+            let to = root.join(to);
+            fs::create_dir_all(to.parent().context("a folder")?)?;
+            fs::copy(from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+            Ok(())
+        };
+        let built = folder.join(&target).join("release").join(program);
+        put(&built, &format!("usr/local/bin/{program}"))?;
+        put(Path::new(install::CERTIFICATES), &install::CERTIFICATES[1..])?;
+        if program == HOST {
+            let component = format!("target/{WASM}/release/accept_component.wasm");
+            for file in ["spin.toml", &component] {
+                put(&sys::root().join(file), &format!("opt/verve/{file}"))?;
+            }
+            fs::create_dir_all(root.join("var/lib/verve"))?;
+        }
+        sys::say(&root.display().to_string());
+    }
+    Ok(())
+}
+
+/// All that a program's image has.
+pub fn root(program: &str) -> PathBuf {
+    sys::target().join("roots").join(program)
 }
 
 /// Builds the programs of `cargo xtask up` to be there soon rather than to be fast, and answers where they are.

@@ -27,6 +27,13 @@ pub fn cargo(subcommand: &str) -> Command {
     command
 }
 
+/// The target of this machine.
+pub fn host() -> Result<String> {
+    let told = sys::output("rustc", &["-vV"]).context("no rustc")?;
+    let host = told.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not tell its host")?.to_owned())
+}
+
 /// `cargo <subcommand>` for a component: for WebAssembly, optimized as a whole, and as small as that comes.
 pub fn cargo_wasm(subcommand: &str, package: &str) -> Result<Command> {
     let mut command = cargo_for_wasm(subcommand)?;

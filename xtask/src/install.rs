@@ -77,6 +77,23 @@ pub const SYSTEMD: Need = Need {
     present: || sys::which("systemd-analyze").is_some(),
 };
 
+/// What builds images without a daemon, and runs them.
+pub const BUILDAH: Need = Need {
+    what: "buildah",
+    packages: &["buildah"],
+    present: || sys::which("buildah").is_some(),
+};
+
+/// The certificates of the authorities that are trusted.
+pub const AUTHORITIES: Need = Need {
+    what: "certificates of authorities",
+    packages: &["ca-certificates"],
+    present: || Path::new(CERTIFICATES).is_file(),
+};
+
+/// Where these are.
+pub const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// What gives names other addresses, for tests of what callbacks may reach.
 pub const NSS_WRAPPER: Need = Need {
     what: "libnss_wrapper",

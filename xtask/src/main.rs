@@ -13,6 +13,7 @@ mod cargo;
 mod chaos;
 mod failures;
 mod fuzz;
+mod images;
 mod install;
 mod java;
 mod kafka;
@@ -52,6 +53,8 @@ enum Command {
     Screenshots,
     /// Writes docs/verve-host.md and docs/verve-reporter.md anew, by what these programs say of themselves, and the listings of what is public in the published crates.
     Reference,
+    /// Builds the container images of deploy/ by buildah, from static programs and nothing else, and tries them.
+    Images,
     /// Runs a real Apache Kafka (one node) in the foreground, for tests.
     Kafka(kafka::Args),
 }
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Screenshots => test::screenshots(),
         Command::Reference => build::reference(),
+        Command::Images => images::run(),
         Command::Kafka(args) => kafka::run(&args),
     };
     match result {

@@ -104,6 +104,14 @@ fn every_variable_and_flag_exists() -> Result<()> {
         assert!(named.is_subset(&help.flags()), "Containerfile.{program}: {named:?}");
         for line in instructions(program, "ENV")? {
             let name = line.split('=').next().unwrap_or_default().to_owned();
+            // For the shells of others, and OpenSSL.
+            if name == "PATH" {
+                assert_eq!(
+                    line,
+                    "PATH=/usr/local/bin SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"
+                );
+                continue;
+            }
             assert!(help.variables().contains(&name), "Containerfile.{program}: ENV {name}");
         }
     }
@@ -138,10 +146,8 @@ fn ports_agree() -> Result<()> {
     assert_eq!(hosts.len(), 3);
 
     let admin = the_instruction("reporter", "EXPOSE")?;
-    assert_eq!(
-        the_instruction("reporter", "ENV")?,
-        format!("VERVE_LISTEN=0.0.0.0:{admin}")
-    );
+    let set = instructions("reporter", "ENV")?;
+    assert!(set.contains(&format!("VERVE_LISTEN=0.0.0.0:{admin}")), "{set:?}");
     assert_eq!(
         services["reporter"]["environment"]["VERVE_LISTEN"],
         format!("0.0.0.0:{admin}")
@@ -263,7 +269,8 @@ fn every_image_has_a_tag() -> Result<()> {
             from[0].starts_with(&format!("rust:{rust}-")),
             "Containerfile.{program}: another Rust than {rust}"
         );
-        images.extend(from.iter().filter_map(|line| line.split(' ').next()).map(str::to_owned));
+        assert_eq!(from[1], "scratch", "Containerfile.{program}");
+        images.extend(from[0].split(' ').next().map(str::to_owned));
     }
     for service in compose()?.into_values() {
         images.extend(service["image"].as_str().map(str::to_owned));
@@ -273,7 +280,7 @@ fn every_image_has_a_tag() -> Result<()> {
         let found = [&spec["image"], &spec["template"]["spec"]["containers"][0]["image"]];
         images.extend(found.iter().filter_map(|image| image.as_str()).map(str::to_owned));
     }
-    assert!(images.len() > 13, "{images:?}");
+    assert!(images.len() > 11, "{images:?}");
     for image in &images {
         let tag = image
             .rsplit('/')

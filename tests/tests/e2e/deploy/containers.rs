@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use verve_tests::host::Kind;
-use verve_tests::net;
 use verve_tests::process::Process;
 use verve_tests::shipped::{compose, strings, text, the_instruction};
+use verve_tests::{net, paths};
 
 use crate::site::{SOON, Site};
 
@@ -17,11 +17,23 @@ use crate::site::{SOON, Site};
 async fn healthy(program: &str, port: u16) -> Result<bool> {
     let line = the_instruction(program, "HEALTHCHECK")?;
     let (_, command) = line.split_once("CMD ").context("a command")?;
-    let own = format!("/127.0.0.1/{} ", the_instruction(program, "EXPOSE")?);
-    ensure!(command.contains(&own), "{command} asks nobody on {own:?}");
-    let command: Vec<String> = serde_json::from_str(&command.replace(&own, &format!("/127.0.0.1/{port} ")))?;
-    let output = tokio::process::Command::new(&command[0]).args(&command[1..]).output();
-    let output = tokio::time::timeout(Duration::from_secs(10), output).await??;
+    let command: Vec<String> = serde_json::from_str(command)?;
+    let name = format!("verve-{program}");
+    ensure!(command[0] == format!("/usr/local/bin/{name}"), "{command:?}");
+    let mut check = tokio::process::Command::new(paths::program(&name)?);
+    let own = format!("127.0.0.1:{}", the_instruction(program, "EXPOSE")?);
+    let there = format!("127.0.0.1:{port}");
+    if program == "host" {
+        ensure!(command.contains(&own), "{command:?} asks nobody on {own:?}");
+        check.args(command[1..].iter().map(|word| word.replace(&own, &there)));
+    } else {
+        // By the same variable as the reporter itself.
+        check.args(&command[1..]).env("VERVE_LISTEN", there);
+    }
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VERVE_TESTS_")) {
+        check.env_remove(name);
+    }
+    let output = tokio::time::timeout(Duration::from_secs(10), check.output()).await??;
     Ok(output.status.success())
 }
 

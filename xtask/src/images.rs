@@ -1,0 +1,151 @@
+//! `cargo xtask images`: the images of `deploy/`, built and tried by buildah: without a daemon, and without an image from elsewhere.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::build::{self, HOST, REPORTER};
+use crate::{install, sys};
+
+/// How often a container is asked for its health, once a second.
+const ATTEMPTS: u32 = 30;
+
+pub fn run() -> Result<()> {
+    install::ensure(&[install::BUILDAH])?;
+    build::roots()?;
+    for program in [HOST, REPORTER] {
+        let short = program.trim_start_matches("verve-");
+        let container = Container::of(short, &build::root(program))?;
+        let said = container.run(&[program, "--version"])?;
+        ensure!(said.starts_with(program), "{said}");
+        sys::say(&format!("{said}: the image of {short} runs"));
+        let address = format!("127.0.0.1:{}", sys::free_port()?);
+        let (serve, ask) = if program == HOST {
+            let app = ["--from", "/opt/verve/spin.toml", "--state-dir", "/var/lib/verve"];
+            let serve = [&[program], &app[..], &["--listen", &address]].concat();
+            (serve, vec![program, "healthcheck", &address])
+        } else {
+            let serve = vec![program, "--listen", &address];
+            (serve.clone(), [&serve[..], &["healthcheck"]].concat())
+        };
+        if program == REPORTER {
+            // A name is found without the machine's libraries.
+            let doctor = container
+                .command(&[program, "--redis-urls", "redis://localhost:1", "doctor"])
+                .output()?;
+            let found = String::from_utf8_lossy(&doctor.stdout);
+            ensure!(found.contains("redis://localhost:1: Connection refused"), "{found}");
+        }
+        ensure!(container.run(&ask).is_err(), "health where nobody is");
+        container.serve(&serve, &ask)?;
+        sys::say(&format!("the image of {short} is healthy"));
+    }
+    Ok(())
+}
+
+/// A container of an image that was built just now. Dropping it removes it, and the image.
+struct Container {
+    /// Where buildah keeps both.
+    storage: TempDir,
+    name: String,
+}
+
+impl Container {
+    /// Builds the last stage of a Containerfile with what the first would have brought it.
+    fn of(short: &str, root: &Path) -> Result<Self> {
+        let shipped = fs::read_to_string(sys::root().join(format!("deploy/Containerfile.{short}")))?;
+        let (_, last) = shipped
+            .split_once("\nFROM scratch\n")
+            .context("expected a stage from scratch")?;
+        let context = tempfile::tempdir()?;
+        let file = context.path().join("Containerfile");
+        let folder = root.file_name().and_then(|name| name.to_str()).context("a folder")?;
+        fs::write(
+            &file,
+            format!("FROM scratch AS build\nCOPY {folder} /out\nFROM scratch\n{last}"),
+        )?;
+        let mut container = Self {
+            storage: tempfile::tempdir()?,
+            name: String::new(),
+        };
+        let mut build = container.buildah();
+        build.args([
+            "build",
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            "--tag",
+            short,
+            "--file",
+        ]);
+        sys::run(
+            build
+                .arg(&file)
+                .arg(root.parent().context("a folder")?)
+                .stdout(Stdio::null()),
+        )?;
+        container.name = printed(container.buildah().args(["from", short]))?;
+        Ok(container)
+    }
+
+    /// buildah, with a storage of its own and no need for a file system that has layers.
+    fn buildah(&self) -> Command {
+        let mut buildah = Command::new("buildah");
+        buildah
+            .args(["--storage-driver", "vfs", "--root"])
+            .arg(self.storage.path());
+        buildah
+    }
+
+    /// A command in it, as the user of the image.
+    fn command(&self, line: &[&str]) -> Command {
+        let mut run = self.buildah();
+        run.args(["run", "--isolation", "chroot", &self.name, "--"]).args(line);
+        run
+    }
+
+    fn run(&self, line: &[&str]) -> Result<String> {
+        printed(&mut self.command(line))
+    }
+
+    /// Serves until it answers well who asks for its health, and then stops.
+    fn serve(&self, serve: &[&str], ask: &[&str]) -> Result<()> {
+        let mut server = self.command(serve).stdout(Stdio::null()).spawn()?;
+        let mut healthy = self.run(ask);
+        for _ in 0..ATTEMPTS {
+            if healthy.is_ok() || server.try_wait()?.is_some() {
+                break;
+            }
+            thread::sleep(Duration::from_secs(1));
+            healthy = self.run(ask);
+        }
+        // SIGTERM, which buildah hands on.
+        sys::run(Command::new("kill").arg(server.id().to_string()))?;
+        server.wait()?;
+        match healthy {
+            Ok(_) => Ok(()),
+            Err(error) => bail!("{serve:?} is not healthy: {error:#}"),
+        }
+    }
+}
+
+/// What a command has printed on standard output.
+fn printed(command: &mut Command) -> Result<String> {
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| sys::shown(command))?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        sys::shown(command),
+        output.status
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
