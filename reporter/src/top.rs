@@ -109,7 +109,7 @@ fn draw(frame: &mut Frame<'_>, title: &str, seen: &Seen) {
     let health = u16::try_from(states.len()).unwrap_or(u16::MAX).saturating_add(2);
     let areas = [
         Constraint::Length(1),
-        Constraint::Length(6),
+        Constraint::Length(7),
         Constraint::Length(8),
         Constraint::Min(4),
         Constraint::Length(health),
@@ -179,11 +179,10 @@ fn reported(seen: &Seen) -> Vec<String> {
 
 fn requests(seen: &SeenWindow) -> Vec<String> {
     let failed = seen.requests_of(stats::FAILED);
-    let mut lines = vec![format!(
-        "{} requests, {} duplicates",
-        number(words::requests(seen)),
-        words::duplicates(seen)
-    )];
+    let mut lines = vec![
+        format!("{} requests", number(words::requests(seen))),
+        format!("{} duplicates", words::duplicates(seen)),
+    ];
     lines.extend((failed > 0).then(|| format!("{} failed", number(failed))));
     lines
 }
@@ -270,7 +269,8 @@ mod tests {
             "77",
             "1,234",
             "revision 2",
-            "2,000 requests, 38.3 % duplicates",
+            "2,000 requests",
+            "38.3 % duplicates",
             "1,234 at the top",
             "held by replica 0a",
             "reported in time",

@@ -127,6 +127,7 @@ async fn every_other_key_expires() -> Result<()> {
         keys.reports(site.length),
         keys.reports_open(site.length),
         // Some numbers.
+        keys.format(),
         keys.reports_from(site.length),
         keys.reports_progress(site.length),
     ];
