@@ -10,6 +10,7 @@ use futures::future;
 use spin_sdk::redis::{RedisParameter, RedisResult};
 use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
+use verve_protocol::scripts::{ADD_JOB_WITHIN, KEEP, RUN_ONCE, TELL_COUNTER};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
 use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window};
@@ -20,37 +21,17 @@ use node::Via;
 use verve_counter_core::answer::Limit;
 use verve_counter_core::cluster::{Address, Map, Part};
 use verve_counter_core::config::Config;
-use verve_counter_core::expiry::{KEEP, end_of};
-use verve_counter_core::limits::{ADD_JOB_WITHIN, endpoints_seconds};
+use verve_counter_core::expiry::end_of;
+use verve_counter_core::limits::endpoints_seconds;
 use verve_counter_core::once::Once;
 use verve_counter_core::redis_error::{RedisError, Refusal};
-use verve_counter_core::registered::{TELL_COUNTER, no_more_counters};
+use verve_counter_core::registered::no_more_counters;
 use verve_counter_core::spooled::Batch;
 
 /// How often a command is sent to another node before it is given up.
 const REDIRECTIONS: usize = 5;
 /// How often it is asked anew, after failures, which node has what, in milliseconds.
 const MAP_ANEW_MS: u64 = 500;
-
-/// Runs a batch of commands unless it has run already, and if there is room where it has callback jobs. Answers 1 if the
-/// batch has run, now or before; also then it writes, so that `WAIT` has something to wait for. A command that fails is an operator's doing, such as a key of the wrong type: then
-/// the whole batch is tried again later.
-///
-/// KEYS: the batch's own, and the stream of callback jobs if it has any. ARGV: the own key's expiry, the most jobs, the commands.
-const RUN_ONCE: &str = r"
-if KEYS[2] and redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
-if not redis.call('SET', KEYS[1], 1, 'NX', 'EX', ARGV[1]) then
-  redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])
-  return 1
-end
-for i = 3, #ARGV do
-  local done = redis.pcall(unpack(cjson.decode(ARGV[i])))
-  if type(done) == 'table' and done.err then
-    redis.call('DEL', KEYS[1])
-    return done
-  end
-end
-return 1";
 
 /// Redis: one server, or a cluster.
 pub struct Redis {

@@ -107,7 +107,7 @@ impl Keys {
         self.counter.as_ref()
     }
 
-    /// String: the [`FORMAT`] of the reporter that has held a lease last, for others to find out whether they understand it.
+    /// String: the [`FORMAT`] of the reporter that has held a lease first, for others to find out whether they understand it.
     #[must_use]
     pub fn format(&self) -> String {
         format!("{{{}}}:format", self.namespace)

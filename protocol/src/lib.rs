@@ -6,6 +6,7 @@
 //! - [`counter_name`]: what counters are called beside the one without a name
 //! - [`keys`]: the names of the Redis keys; [`slot`]: where a cluster has them
 //! - [`endpoint`] and [`callback`]: the jobs that requests ask for
+//! - [`scripts`]: what Redis runs by itself
 //! - [`report`]: what is known and published of a closed window
 //!
 //! ```
@@ -33,6 +34,7 @@ pub mod keys;
 pub mod partitions;
 pub mod redis_urls;
 pub mod report;
+pub mod scripts;
 pub mod slot;
 pub mod spool_state;
 pub mod window;

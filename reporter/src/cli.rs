@@ -188,7 +188,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what is going on in the terminal, as the page does, until q is pressed
+    /// Show in the terminal what is going on in Redis, until q is pressed
     Top,
     /// Look at Redis, Kafka and what the components write, and say what to change
     Doctor,

@@ -161,15 +161,7 @@ impl Which {
     /// # Errors
     /// If there can be none of this name: says so.
     pub fn of(&self, store: &Store) -> Result<Store, String> {
-        Ok(store.of(self.named()?.as_ref()))
-    }
-
-    /// The named counter.
-    ///
-    /// # Errors
-    /// If there can be none of this name: says so.
-    pub fn named(&self) -> Result<Option<CounterName>, String> {
-        named(self.counter.as_deref())
+        Ok(store.of(named(self.counter.as_deref())?.as_ref()))
     }
 }
 

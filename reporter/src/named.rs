@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::counter_name::UNUSED_SECONDS;
+use verve_protocol::scripts::FORGET_COUNTERS;
 use verve_protocol::{CounterName, Window};
 
 use crate::clock::RedisClock;
@@ -24,15 +25,6 @@ use crate::windows::{Pace, Reporter, WindowsConfig};
 
 /// How often Redis is asked which there are.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// Takes the names of counters that nobody has added to for long off the list, and answers them: at once, so that one that somebody adds to meanwhile is not among them.
-///
-/// KEYS: the counters. ARGV: for how long nobody may have added to one, in seconds.
-const FORGET: &str = r"
-local before = redis.call('TIME')[1] - ARGV[1]
-local unused = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. before)
-if #unused > 0 then redis.call('ZREM', KEYS[1], unpack(unused)) end
-return unused";
 
 /// A named counter, as last seen.
 #[derive(Clone, Debug)]
@@ -200,7 +192,7 @@ impl Named {
             .parts
             .store
             .redis()
-            .script(Script::new(FORGET).key(key).arg(UNUSED_SECONDS))
+            .script(Script::new(FORGET_COUNTERS).key(key).arg(UNUSED_SECONDS))
             .await?;
         for name in unused.iter().filter_map(|name| name.parse::<CounterName>().ok()) {
             tracing::info!(

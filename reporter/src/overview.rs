@@ -287,8 +287,10 @@ impl Overview {
             .filter_map(|(name, state)| Some((name.clone(), state.parse().ok()?)))
             .collect();
         if self.windows.lease_held.get() == 1 {
-            self.count_drained(&read, &now).await;
-            if let Some(before) = &seen.spools {
+            let is_counted = self.count_drained(&read, &now).await;
+            if let Some(before) = &seen.spools
+                && is_counted
+            {
                 let now_s = seen.clock.map_or(0, |clock| clock.now_ms() / 1000);
                 self.forget(before, &now, now_s).await;
             }
@@ -298,7 +300,9 @@ impl Overview {
 
     /// Adds the ids drained since they were last counted, by whichever replica: how many those were is kept beside the spool's
     /// state, so that what is drained while nobody leads is counted by who leads next.
-    async fn count_drained(&self, read: &BTreeMap<String, String>, now: &Spools) {
+    ///
+    /// Says whether that could be kept: a full Redis refuses it.
+    async fn count_drained(&self, read: &BTreeMap<String, String>, now: &Spools) -> bool {
         let mut pipe = redis::pipe();
         let mut drained = 0;
         for (name, state) in now {
@@ -310,17 +314,24 @@ impl Overview {
             }
         }
         if drained == 0 {
-            return;
+            return true;
         }
-        match self.store.redis().run::<Vec<u64>>(&pipe).await {
-            Ok(_) => drop(self.metrics.drained_ids.inc_by(drained)),
-            // The next look does.
-            Err(error) => tracing::debug!("cannot count what was drained: {error}"),
+        // All of it or nothing.
+        match self.store.redis().run::<Vec<u64>>(pipe.atomic()).await {
+            Ok(_) => {
+                self.metrics.drained_ids.inc_by(drained);
+                true
+            }
+            // The next look does, unless it was done and only not answered.
+            Err(error) => {
+                tracing::debug!("cannot count what was drained: {error}");
+                false
+            }
         }
     }
 
-    /// Forgets spools that were empty at the last look already, and those that nothing was told of for long. The one thing that is
-    /// changed here, by the replica that leads, which has counted them.
+    /// Forgets spools that were empty at the last look already, and those that nothing was told of for long. By the replica that leads, which has
+    /// counted them.
     async fn forget(&self, before: &Spools, now: &Spools, now_s: u64) {
         let mut pipe = redis::pipe();
         for (name, state) in now {

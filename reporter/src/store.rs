@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use redis::{FromRedisValue, Pipeline, RedisResult, Script};
 use verve_protocol::keys::{FORMAT, UNREPORTED_SECONDS, stats};
+use verve_protocol::scripts::{CLOSE, PUT_ASIDE, REMOVE_CLOSED, TIME};
 use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window};
 
 use crate::clock::RedisClock;
@@ -21,55 +22,8 @@ pub const BATCH: usize = 1000;
 /// The most commands and scripts that are under way at once, for the same reason.
 const AT_ONCE: usize = 500;
 
-/// Closes a set of a window: moves its ids aside, so that none is added to them any more, and answers how many there are. Done again, or
-/// by a reporter that has lost the lease meanwhile, it changes nothing, also when there was no id to move.
-///
-/// Like every script that has windows reported and removed, it begins with something that a full Redis (`noeviction`) allows: what removes. After
-/// that Redis allows the rest of it, and only so it comes to have room again.
-///
-/// KEYS: the ids, where they go, and what tells that the window was closed. ARGV: seconds to keep the latter two.
-const CLOSE: &str = r"
-local ids, closed, closing = unpack(KEYS)
-if redis.call('EXISTS', closing) == 0 then
-  redis.call('UNLINK', closing)
-  redis.call('SET', closing, 1, 'EX', ARGV[1])
-  if redis.call('EXISTS', closed) == 0 and redis.call('EXISTS', ids) == 1 then
-    redis.call('RENAME', ids, closed)
-    redis.call('EXPIRE', closed, ARGV[1])
-  end
-end
-return redis.call('SCARD', closed)";
-
-/// Removes the ids of a set of a closed window. That it was closed is remembered for longer: a reporter that was paused before it closed
-/// one of them would otherwise close what came since.
-///
-/// KEYS: the closed ids, and what tells that the window was closed. ARGV: seconds to remember it.
-const REMOVE: &str = r"
-redis.call('UNLINK', KEYS[1])
-redis.call('SET', KEYS[2], 1, 'EX', ARGV[1])
-return 1";
-
 /// How long it is remembered that a window was closed: longer than a reporter is paused.
 const REMEMBERED: Duration = Duration::from_secs(3600);
-
-/// Puts ids aside that came after their window was final, and answers how many.
-///
-/// KEYS: the ids, and where they go. ARGV: seconds to keep them.
-const PUT_ASIDE: &str = r"
-local ids, late = unpack(KEYS)
-local before = redis.call('SCARD', late)
-if redis.call('EXISTS', ids) == 1 then
-  redis.call('SREM', ids, '')
-  redis.call('SUNIONSTORE', late, late, ids)
-  redis.call('EXPIRE', late, ARGV[1])
-  redis.call('UNLINK', ids)
-end
-return redis.call('SCARD', late) - before";
-
-/// The time. As a script, since a cluster has a command without a key run anywhere.
-///
-/// KEYS: one that the node has whose time it is to be.
-const TIME: &str = "return redis.call('TIME')";
 
 /// Redis, and how the ids of windows are kept in it.
 #[derive(Clone)]
@@ -165,7 +119,9 @@ impl Store {
     /// Removes closed windows, which are final.
     pub async fn remove_closed(&self, windows: &[Window]) -> RedisResult<()> {
         let keys = |window, set| [self.keys.closed(window, set), self.keys.closing(window, set)];
-        let removed = self.script_on_each::<u8, 2>(REMOVE, windows, keys, REMEMBERED).await;
+        let removed = self
+            .script_on_each::<u8, 2>(REMOVE_CLOSED, windows, keys, REMEMBERED)
+            .await;
         removed.into_iter().try_for_each(|removed| removed.map(drop))
     }
 

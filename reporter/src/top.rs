@@ -1,6 +1,7 @@
-//! `verve-reporter top`: what the page shows, in a terminal.
+//! `verve-reporter top`: what the page shows of Redis, in a terminal. Of Kafka it knows nothing: it is no reporter.
 
 use std::io::{self, IsTerminal as _};
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 
@@ -48,26 +49,27 @@ pub async fn run(redis: &RedisConfig, keys: Keys, config: WindowsConfig) -> anyh
     let store = Store::new(redis, keys, &health, &metrics)?;
     // It leads nothing, and so counts and forgets nothing.
     let (overview, mut seen) = Overview::new(config, store, health, metrics);
-    let stop = CancellationToken::new();
-    let looking = tokio::spawn(overview.run(stop.clone()));
+    let looking = tokio::spawn(overview.run(CancellationToken::new()));
 
     let mut asked = keys_pressed();
     let mut terminal = ratatui::try_init().context("top: the terminal")?;
     let shown = async {
+        // From before the first is drawn, so that none is missed.
+        let mut stopped = pin!(crate::stop_signal());
         loop {
             terminal.draw(|frame| draw(frame, &title, &seen.borrow_and_update()))?;
             tokio::select! {
                 changed = seen.changed() => changed.context("nobody looks any more")?,
                 pressed = asked.recv() => if !matches!(pressed, Some(Asked::Nothing)) { break },
-                stopped = crate::stop_signal() => { stopped?; break }
+                stopped = &mut stopped => { stopped?; break }
             }
         }
         anyhow::Ok(())
     };
     let shown = shown.await;
     ratatui::restore();
-    stop.cancel();
-    looking.await.context("looking")?;
+    // A look at a Redis that does not answer takes a while.
+    looking.abort();
     shown
 }
 

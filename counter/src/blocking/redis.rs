@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{MAX_QUEUED_JOBS, indexed, stats};
+use verve_protocol::scripts::{ADD_WITHIN, COUNT, RECORD, TELL_COUNTER};
 use verve_protocol::{CallbackJob, CounterName, Id, RedisUrl, Window};
 
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
@@ -14,76 +15,14 @@ use super::now_ms;
 use verve_counter_core::answer::{Answer, Limit, NotCounted, statistic, told as answer_told};
 use verve_counter_core::cluster::{Address, Map, Part, Redirect};
 use verve_counter_core::config::Config;
-use verve_counter_core::expiry::keep;
-use verve_counter_core::limits::{ADD_WITHIN, added, endpoints_seconds};
+use verve_counter_core::limits::{added, endpoints_seconds};
 use verve_counter_core::redis_error::{RedisError, Refusal};
-use verve_counter_core::registered::{TELL_COUNTER, no_more_counters};
+use verve_counter_core::registered::no_more_counters;
 use verve_counter_core::sets::{Distinct, by_partition, in_order};
 use verve_counter_core::stats::{Counts, count, kept_seconds};
 
 /// How often what one node sends on is sent on at most: a key on its way is asked for where its slot was, and then where it goes to.
 const REDIRECTIONS: usize = 5;
-
-/// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it. If there is
-/// no room for the job, it does nothing and answers `full`; if one of both is beyond a limit, it answers which, and counts the request.
-///
-/// An attempt after one whose answer was lost counts nothing for an id that is there: it may have been counted. So the statistics may
-/// miss a request, but never count one twice. Ids are exact either way.
-///
-/// If the id is the first of its set, or new in a set elsewhere, it notes that the window has ids.
-///
-/// KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints, the windows that have ids. ARGV: the id or nothing, the outcome where
-/// there is no id or nothing, whether this is another attempt (1 or nothing), when the window ends in Unix seconds, whether replicas are waited for
-/// (1 or nothing, see `keep`), the window as it is noted, the expiry of the statistics, the most jobs, the most ids of a window or nothing, the most jobs of an endpoint or nothing,
-/// the expiry of the endpoints, the job's endpoint, its fields and values.
-const RECORD: &str = concat!(
-    keep!(),
-    r"
-local id, outcome, again, ends, waits, indexed, expiry, most, ids_limit, jobs_limit, brief, endpoint = unpack(ARGV, 1, 12)
-local job = #ARGV > 12
-local has_first = id == '' and outcome == 'new'
-if job and redis.call('XLEN', KEYS[3]) >= tonumber(most) then return 'full' end
-local beyond = nil
-if id ~= '' and ids_limit ~= '' and redis.call('SCARD', KEYS[1]) >= tonumber(ids_limit)
-    and redis.call('SISMEMBER', KEYS[1], id) == 0 then
-  beyond = 'window-limit'
-elseif job and jobs_limit ~= '' then
-  local jobs = redis.call('HINCRBY', KEYS[4], redis.sha1hex(endpoint), 1)
-  if jobs == 1 then redis.call('EXPIRE', KEYS[4], brief, 'NX') end
-  if jobs > tonumber(jobs_limit) then beyond = 'endpoint-limit' end
-end
-if id ~= '' and not beyond then
-  outcome = 'duplicate'
-  if redis.call('SADD', KEYS[1], id) == 1 then
-    outcome = 'new'
-    keep(KEYS[1], ends)
-    has_first = redis.call('SCARD', KEYS[1]) == 1
-  end
-  if waits ~= '' then keep(KEYS[1], ends, true) end
-end
-if job and not beyond then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 13)) end
-if has_first then
-  local time = redis.call('TIME')
-  redis.call('ZADD', KEYS[5], time[1] + time[2] / 1000000, indexed)
-  redis.call('EXPIRE', KEYS[5], 777600)
-end
-if (beyond or outcome ~= '') and (again == '' or outcome == 'new') then
-  if redis.call('HINCRBY', KEYS[2], 'requests', 1) == 1 then redis.call('EXPIRE', KEYS[2], expiry, 'NX') end
-  redis.call('HINCRBY', KEYS[2], beyond and 'limited' or outcome, 1)
-end
-return beyond or outcome"
-);
-
-/// Counts what came of many ids, and notes that the window has ids.
-///
-/// KEYS: the window's statistics, the windows that have ids. ARGV: the expiry of what has none, the window as it is noted, and fields, each with
-/// what to add to it.
-const COUNT: &str = r"
-local time = redis.call('TIME')
-redis.call('ZADD', KEYS[2], time[1] + time[2] / 1000000, ARGV[2])
-redis.call('EXPIRE', KEYS[2], 777600)
-for i = 3, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
-return redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')";
 
 /// Redis, as one request in a window sees it.
 pub struct Redis<'a> {

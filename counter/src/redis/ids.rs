@@ -5,44 +5,20 @@ use std::rc::Rc;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
 use spin_sdk::redis::{RedisParameter, RedisResult};
+use verve_protocol::scripts::{ADD_TOGETHER, ADD_WITHIN};
 use verve_protocol::{Id, Partition};
 
 use super::{Node, Redis, text};
 use crate::clock::monotonic_ms;
 use verve_counter_core::answer::{Answer, Outcome};
 use verve_counter_core::counted::Place;
-use verve_counter_core::limits::{ADD_WITHIN, added};
+use verve_counter_core::limits::added;
 use verve_counter_core::redis_error::RedisError;
 use verve_counter_core::sets::Distinct;
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
 /// more commands than there are ids.
 const TOGETHER_FROM: usize = 3;
-
-/// Adds ids to sets, and answers for each whether it was there before, see [`added`], or -1 if its set is not on this node any more, which
-/// is an error if it is the only one.
-///
-/// KEYS: one of the sets, which brings the script to their node. ARGV: for each set its key, how many ids there are for it, and these, all
-/// different.
-const ADD_TOGETHER: &str = r"
-local run = #ARGV == 2 + ARGV[2] and redis.call or redis.pcall
-local known, at = {}, 1
-while at < #ARGV do
-  local key, first, last = ARGV[at], at + 2, at + 1 + tonumber(ARGV[at + 1])
-  local answers = {}
-  if last - first < 2 then
-    for i = first, last do
-      local added = run('SADD', key, ARGV[i])
-      answers[i - first + 1] = type(added) == 'number' and 1 - added
-    end
-  else
-    local before = run('SMISMEMBER', key, unpack(ARGV, first, last))
-    if not before.err and type(run('SADD', key, unpack(ARGV, first, last))) == 'number' then answers = before end
-  end
-  for i = 1, last - first + 1 do known[#known + 1] = answers[i] or -1 end
-  at = last + 1
-end
-return known";
 
 /// Ids to be recorded in one set.
 struct Set {

@@ -3,10 +3,10 @@
 
 mod chart;
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, Sse};
@@ -15,15 +15,17 @@ use futures::stream::{self, StreamExt as _};
 use maud::{DOCTYPE, Markup, html};
 use redis::RedisResult;
 use verve_protocol::CounterName;
+use verve_protocol::counter_name::InvalidCounterName;
 use verve_protocol::keys::stats;
 
 use super::Admin;
 use super::counts::Refused;
-use crate::counts::Which;
 use crate::named::SeenCounter;
 use crate::overview::{Seen, SeenWindow, latest};
 use crate::words::{self, NONE, clock, duplicates, number, time};
 
+/// How long a page waits for Redis.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// From when on what was seen last is said to be old.
 const OLD: Duration = Duration::from_secs(5);
 
@@ -56,10 +58,15 @@ enum View {
 }
 
 impl View {
-    fn asked(which: Result<Query<Which>, QueryRejection>) -> Result<Self, Refused> {
-        let Query(which) = which?;
-        let name = which.named().map_err(Refused::Bad)?;
-        Ok(name.map_or(Self::All, Self::Counter))
+    /// As the query has it. What else is in it is somebody else's, such as a proxy's.
+    fn asked(query: &HashMap<String, String>) -> Result<Self, Refused> {
+        match query.get("counter").filter(|name| !name.is_empty()) {
+            None => Ok(Self::All),
+            Some(name) => match name.parse() {
+                Ok(name) => Ok(Self::Counter(name)),
+                Err(error) => Err(Refused::Bad(InvalidCounterName::to_string(&error))),
+            },
+        }
     }
 
     /// What changes, and the ids of the current window.
@@ -83,10 +90,12 @@ impl View {
 /// `/`, and `/?counter=…`
 pub async fn page(
     State(admin): State<Admin>,
-    which: Result<Query<Which>, QueryRejection>,
+    Query(query): Query<HashMap<String, String>>,
 ) -> Result<Html<String>, Refused> {
-    let view = View::asked(which)?;
-    let (content, current) = view.content(&admin).await?;
+    let view = View::asked(&query)?;
+    let answered = tokio::time::timeout(PATIENCE, view.content(&admin)).await;
+    let late = |_| Refused::NoAnswer("Redis does not answer".to_owned());
+    let (content, current) = answered.map_err(late)??;
     let (name, query) = match &view {
         View::All => ("Verve".to_owned(), String::new()),
         View::Counter(name) => (format!("{name} · Verve"), format!("?counter={name}")),
@@ -134,9 +143,9 @@ pub async fn page(
 /// `/events`, and `/events?counter=…`: the page's content, each time it is looked at.
 pub async fn events(
     State(admin): State<Admin>,
-    which: Result<Query<Which>, QueryRejection>,
+    Query(query): Query<HashMap<String, String>>,
 ) -> Result<impl IntoResponse, Refused> {
-    let view = View::asked(which)?;
+    let view = View::asked(&query)?;
     let stop = admin.stop.clone();
     let mut seen = admin.seen.clone();
     // The first one at once.

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use redis::streams::{StreamId, StreamRangeReply};
 use redis::{RedisError, RedisResult, Script};
+use verve_protocol::scripts::RETRY_DEAD;
 
 use crate::command;
 use crate::store::Store;
@@ -17,33 +18,6 @@ use view::{DeadJob, print};
 
 /// The most jobs that one command to Redis reads, moves or removes, so that it does not hold up others.
 const BATCH: usize = 500;
-
-/// Puts jobs back into the stream of new ones, where they have all their attempts before them.
-///
-/// KEYS: dead, stream. ARGV: ids. Answers for each id what became of it: see [`Outcome`].
-const RETRY: &str = r"
-local outcomes = {}
-for at, id in ipairs(ARGV) do
-  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
-  local job, is_job = {}, false
-  local fields = entry and entry[2] or {}
-  for n = 1, #fields, 2 do
-    local name = fields[n]
-    if name ~= 'error' and name ~= 'attempts' then
-      job[#job + 1] = name
-      job[#job + 1] = fields[n + 1]
-    end
-    is_job = is_job or name == 'endpoint'
-  end
-  if is_job then
-    redis.call('XADD', KEYS[2], '*', unpack(job))
-    redis.call('XDEL', KEYS[1], id)
-    outcomes[at] = 1
-  else
-    outcomes[at] = entry and 2 or 0
-  end
-end
-return outcomes";
 
 /// What to do with the callbacks that were given up on.
 #[derive(clap::Subcommand, Clone, Debug)]
@@ -230,7 +204,7 @@ impl Dead {
             return self.look_at(command, ids).await;
         }
         let outcomes: Vec<u8> = if let DeadCommand::Retry(_) = command {
-            let script = Script::new(RETRY);
+            let script = Script::new(RETRY_DEAD);
             let mut retry = script.key(keys.callbacks_dead());
             retry.key(keys.callbacks());
             for id in ids {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
 use redis::{RedisResult, Script};
 use serde::{Deserialize, Serialize};
+use verve_protocol::scripts::TAKE_WAITING;
 use verve_protocol::{CallbackJob, WindowLength};
 
 use crate::clock::millis;
@@ -28,19 +29,6 @@ pub use settle::{MAX_RETRY, Verdict};
 const GROUP: &str = "reporter";
 /// How long reading waits for a new job.
 const BLOCK: Duration = Duration::from_secs(1);
-
-/// Takes due jobs of the sorted set, and moves them to when they are free again. By the clock of Redis: those of replicas
-/// may differ, and one that is fast would take what another is delivering. Begins with what a full Redis allows, see [`crate::store`], since what is
-/// delivered goes.
-///
-/// KEYS: retry. ARGV: milliseconds until free again, how many.
-const TAKE_WAITING: &str = r"
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREM', KEYS[1], '')
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])
-for _, job in ipairs(due) do redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], job) end
-return due";
 
 /// The queue, as seen by one replica.
 pub struct Queue {

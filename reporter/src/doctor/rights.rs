@@ -1,6 +1,7 @@
 //! What the reporter's Redis user may do: whether all that the reporter asks for is among it.
 
 use redis::{RedisResult, Script};
+use verve_protocol::scripts::TRY_COMMANDS;
 
 use super::Finding;
 use crate::store::Store;
@@ -52,39 +53,12 @@ const COMMANDS: [&str; 41] = [
     "HSETNX f v",
 ];
 
-/// Tries commands, and answers those that are refused.
-///
-/// KEYS: one that is nobody's. ARGV: commands as in [`COMMANDS`].
-const TRY: &str = r"
-local refused = {}
-for _, command in ipairs(ARGV) do
-  local words = {}
-  for word in string.gmatch(command, '[^ ]+') do words[#words + 1] = word end
-  local name, sub = string.match(words[1], '([A-Z]+)|?([A-Z]*)')
-  local call = { name }
-  if sub ~= '' then call[#call + 1] = sub end
-  if name == 'XREADGROUP' then
-    call = { name, 'GROUP', 'reporter', 'doctor', 'STREAMS', KEYS[1], '>' }
-  elseif name ~= 'TIME' then
-    call[#call + 1] = KEYS[1]
-    for i = 2, #words do call[#call + 1] = words[i] == 'KEY' and KEYS[1] or words[i] end
-  end
-  local done = redis.pcall(unpack(call))
-  if type(done) == 'table' and done.err and
-      (string.find(done.err, 'NOPERM') or string.find(done.err, 'permission') or string.find(done.err, 't run this command')) then
-    refused[#refused + 1] = words[1]
-  end
-end
-redis.pcall('UNLINK', KEYS[1])
-redis.pcall('DEL', KEYS[1])
-return refused";
-
 const FIX: &str = "give the reporter's Redis user the rights that docs/deploy.md lists";
 
 /// Tries each command on a key of the namespace that nobody uses.
 pub async fn examine(store: &Store) -> Option<Finding> {
     let key = store.keys.doctor();
-    let script = Script::new(TRY);
+    let script = Script::new(TRY_COMMANDS);
     let mut tried = script.key(key);
     for command in COMMANDS {
         tried.arg(command);

@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redis::{RedisResult, Script, ScriptInvocation};
 use verve_protocol::keys::progress;
+use verve_protocol::scripts::{
+    FINISH, NOTE_BEGIN, NOTE_PROGRESS, NOTE_REPORTS, PREPARE, RECORD_REPORTS, REMOVED, REOPEN,
+};
 use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
 use super::WindowsConfig;
@@ -17,105 +20,6 @@ pub use search::Swept;
 
 /// The most windows in one script.
 pub const BATCH: usize = 200;
-
-/// Writes down what is about to be published. Answers 0 without the lease. Begins with what a full Redis allows, see [`crate::store`]; as those that
-/// follow it.
-///
-/// KEYS: lease, pending. ARGV: lease holder, seconds to keep it, then fields and values.
-const PREPARE: &str = r"
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[2], '')
-redis.call('HSET', KEYS[2], unpack(ARGV, 3))
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-return 1";
-
-/// Records reports, and queues fixed callbacks. What is recorded already is not recorded again, so that a script whose
-/// answer was lost can be run again. Answers 0 without the lease.
-///
-/// KEYS: lease, reports, pending, callbacks, open reports, progress. ARGV: lease holder, then for each report its field and value, whether it is
-/// open (1 or 0), and the number of its job's arguments and these.
-const RECORD: &str = r"
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[3], '')
-local newest = tonumber(redis.call('HGET', KEYS[6], 'newest') or -1)
-local at = 2
-while ARGV[at] do
-  local field, report, open, n = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-  if redis.call('HGET', KEYS[2], field) ~= report then
-    if n > 0 then redis.call('XADD', KEYS[4], '*', unpack(ARGV, at + 4, at + 3 + n)) end
-    redis.call('HSET', KEYS[2], field, report)
-  end
-  if open == '1' then redis.call('ZADD', KEYS[5], field, field) else redis.call('ZREM', KEYS[5], field) end
-  newest = math.max(newest, tonumber(field))
-  redis.call('HDEL', KEYS[3], field)
-  at = at + 4 + n
-end
-redis.call('HSET', KEYS[6], 'newest', newest)
-return 1";
-
-/// Makes windows final, and writes down that what they were counted by is to be removed. Answers 0 without the lease.
-///
-/// KEYS: lease, reports, pending, open reports. ARGV: lease holder, seconds to keep what is pending, what is pending, then for each window its
-/// field and report.
-const FINISH: &str = r"
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-for i = 4, #ARGV, 2 do
-  redis.call('ZREM', KEYS[4], ARGV[i])
-  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
-  redis.call('HSET', KEYS[3], ARGV[i], ARGV[3])
-end
-redis.call('EXPIRE', KEYS[3], ARGV[2])
-return 1";
-
-/// Takes back that windows are final, and that what they were counted by is to be removed. Answers 0 without the lease.
-///
-/// KEYS: lease, reports, open reports, pending. ARGV: lease holder, what is pending of such a window, then for each window its field and report.
-const REOPEN: &str = r"
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[4], '')
-for i = 3, #ARGV, 2 do
-  if redis.call('HGET', KEYS[4], ARGV[i]) == ARGV[2] then redis.call('HDEL', KEYS[4], ARGV[i]) end
-  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
-  redis.call('ZADD', KEYS[3], ARGV[i], ARGV[i])
-end
-return 1";
-
-/// Forgets that closed sets are to be removed. Of such a window something else may be pending by now, if this leader was followed
-/// by another one.
-///
-/// KEYS: pending. ARGV: what is pending, then the windows' fields.
-const REMOVED: &str = r"
-for i = 2, #ARGV do
-  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
-end
-return 1";
-
-/// Notes which windows have a report, from what is there: for reports of a version that did not note it. What a leader has noted meanwhile stays.
-///
-/// KEYS: open reports, progress. ARGV: the newest window's start, then those of windows that are not final.
-const NOTE_REPORTS: &str = r"
-redis.call('HDEL', KEYS[2], '')
-if redis.call('HSETNX', KEYS[2], 'newest', ARGV[1]) == 0 then return 0 end
-for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i]) end
-return 1";
-
-/// Notes how far the reporter is.
-///
-/// KEYS: progress. ARGV: what, and its value.
-const NOTE_PROGRESS: &str = r"
-redis.call('HDEL', KEYS[1], '')
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-return 1";
-
-/// Notes where the first reporter of all began, unless one has, and answers where that was.
-///
-/// KEYS: where that is noted. ARGV: the start of the window that it is to begin with.
-const NOTE_BEGIN: &str = r"
-local began = redis.call('GET', KEYS[1])
-if began then return began end
-redis.call('UNLINK', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[1])
-return ARGV[1]";
 
 /// Reports, statistics and sets in Redis.
 pub struct Books {
@@ -134,7 +38,7 @@ impl Books {
             config,
             store,
             prepare: Script::new(PREPARE),
-            record: Script::new(RECORD),
+            record: Script::new(RECORD_REPORTS),
             finish: Script::new(FINISH),
             removed: Script::new(REMOVED),
         }

@@ -10,23 +10,12 @@ use redis::Script;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use verve_protocol::WindowLength;
+use verve_protocol::scripts::{ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE};
 
 use crate::clock::millis;
 use crate::health::Health;
 use crate::periods::Periods;
 use crate::store::Store;
-
-/// Gets it unless somebody has it, and answers whether it did. Begins with what a full Redis allows, see [`crate::store`].
-///
-/// KEYS: lease. ARGV: holder, milliseconds.
-const ACQUIRE: &str = r"
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('UNLINK', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1";
-const RENEW: &str =
-    "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
-const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 
 /// A lease that was acquired. It is renewed in the background until it is lost, released or dropped.
 pub struct Lease {
@@ -48,7 +37,7 @@ struct State {
 impl Lease {
     /// Waits until nobody else holds the lease of windows of this length, and until what is in Redis is of a format that is known.
     pub async fn acquire(store: &Store, health: &Health, length: WindowLength, holder: &str, periods: Periods) -> Self {
-        let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE));
+        let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE_LEASE));
         let mut acquire = script.key(&key);
         acquire.arg(holder).arg(millis(periods.lease));
         let mut waited_for = false;
@@ -116,7 +105,7 @@ impl Lease {
 
     /// Gives it up, so that another replica can take over at once.
     pub async fn release(self) {
-        let script = Script::new(RELEASE);
+        let script = Script::new(RELEASE_LEASE);
         let mut release = script.key(&self.key);
         // If Redis is away, the lease runs out by itself.
         let _ = self.store.redis().script::<u8>(release.arg(&self.holder)).await;
@@ -136,7 +125,7 @@ impl State {
 }
 
 async fn renew(store: Store, key: String, holder: String, state: Arc<State>, periods: Periods) {
-    let script = Script::new(RENEW);
+    let script = Script::new(RENEW_LEASE);
     loop {
         tokio::time::sleep(periods.renew_lease()).await;
         let asked = Instant::now();

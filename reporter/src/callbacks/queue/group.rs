@@ -3,31 +3,13 @@
 use std::time::Duration;
 
 use redis::{RedisResult, Script};
+use verve_protocol::scripts::REMOVE_CONSUMERS;
 
 use super::{GROUP, Queue};
 
 /// After what time a consumer that was not heard of is taken for gone. A replica reads about once a second, and its name
 /// is new with each run.
 const GONE_AFTER: Duration = Duration::from_secs(3600);
-
-/// Removes consumers that have been idle for some time. One that still has jobs stays until these are claimed: removed with
-/// them, they would be pending with nobody.
-///
-/// KEYS: stream. ARGV: group, milliseconds, and a name if only that one is meant. Answers how many were removed.
-const REMOVE_CONSUMERS: &str = r"
-local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
-if consumers.err then return 0 end
-local removed = 0
-for _, fields in ipairs(consumers) do
-  local consumer = {}
-  for n = 1, #fields, 2 do consumer[fields[n]] = fields[n + 1] end
-  local meant = ARGV[3] == nil or ARGV[3] == consumer.name
-  if meant and consumer.pending == 0 and consumer.idle >= tonumber(ARGV[2]) then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
-    removed = removed + 1
-  end
-end
-return removed";
 
 impl Queue {
     /// Takes out of the group the consumers of replicas that are no more.

@@ -7,28 +7,10 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 use verve_protocol::Window;
 use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, progress, read_indexed};
+use verve_protocol::scripts::{FORGET_WINDOWS, NOTE_LATE};
 
 use super::{BATCH, Books};
 use crate::windows::ledger::{self, IDS_KEPT, Ledger, News, Stray};
-
-/// Forgets that windows had ids, unless that was noted again since. Scores as numbers: `ZSCAN` and `ZSCORE` write the same one differently.
-///
-/// KEYS: the windows that have ids. ARGV: members, each with its score.
-const FORGET_IDS: &str = r"
-for i = 1, #ARGV, 2 do
-  local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
-  if score and tonumber(score) == tonumber(ARGV[i + 1]) then redis.call('ZREM', KEYS[1], ARGV[i]) end
-end
-return 1";
-
-/// Notes that ids of windows are about to be put aside.
-///
-/// KEYS: the windows of which some are. ARGV: for how long it is known, in seconds, and their starts.
-const NOTE_LATE: &str = r"
-redis.call('ZREM', KEYS[1], '')
-for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i]) end
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-return 1";
 
 /// The most windows whose reports one sweep removes.
 const TRIMMED_AT_ONCE: usize = 50_000;
@@ -91,7 +73,7 @@ impl Books {
 
     /// Forgets that these windows had ids, unless somebody has noted it again since.
     async fn forget_ids(&self, with_ids: &WithIds, windows: &[Window]) -> RedisResult<()> {
-        let script = Script::new(FORGET_IDS);
+        let script = Script::new(FORGET_WINDOWS);
         let noted = windows.iter().filter_map(|window| with_ids.noted.get(window)).flatten();
         let noted: Vec<&(String, String)> = noted.collect();
         for noted in noted.chunks(BATCH) {

@@ -17,7 +17,7 @@ use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
 /// Does something on each server, at the same time.
-async fn on_each(test: impl AsyncFn(Options, &str) -> Result<()>) -> Result<()> {
+pub async fn on_each(test: impl AsyncFn(Options, &str) -> Result<()>) -> Result<()> {
     let test = &test;
     let each = paths::redis_servers()?.into_iter().map(|program| async move {
         let name = program.display().to_string();

@@ -116,6 +116,8 @@ async fn each_is_counted_and_reported_by_itself() -> Result<()> {
             row.split("</tr>").next().unwrap_or_default().contains("<td>2</td>"),
             "{row}"
         );
+        let bad = http::get(reporter.address(), "/events?counter=a/b").await?;
+        assert_eq!(bad.status, 400, "{}", bad.text());
         let bad = http::get(reporter.address(), "/?counter=a/b").await?;
         assert_eq!(bad.status, 400, "{}", bad.text());
     }

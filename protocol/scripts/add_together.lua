@@ -1,0 +1,23 @@
+-- Adds ids to sets, and answers for each whether it was there before, see `added`, or -1 if its set is not on
+-- this node any more, which is an error if it is the only one.
+--
+-- KEYS: one of the sets, which brings the script to their node. ARGV: for each set its key, how many ids there
+-- are for it, and these, all different.
+local run = #ARGV == 2 + ARGV[2] and redis.call or redis.pcall
+local known, at = {}, 1
+while at < #ARGV do
+  local key, first, last = ARGV[at], at + 2, at + 1 + tonumber(ARGV[at + 1])
+  local answers = {}
+  if last - first < 2 then
+    for i = first, last do
+      local added = run('SADD', key, ARGV[i])
+      answers[i - first + 1] = type(added) == 'number' and 1 - added
+    end
+  else
+    local before = run('SMISMEMBER', key, unpack(ARGV, first, last))
+    if not before.err and type(run('SADD', key, unpack(ARGV, first, last))) == 'number' then answers = before end
+  end
+  for i = 1, last - first + 1 do known[#known + 1] = answers[i] or -1 end
+  at = last + 1
+end
+return known

@@ -1,0 +1,16 @@
+-- Adds ids to a set as far as there is room, and answers for each what came of it: see `added`.
+--
+-- KEYS: the set. ARGV: the most ids or nothing, when the window ends in Unix seconds or nothing, `again` or
+-- nothing (see the function `keep` of `KEEP`), and the ids, all different.
+local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, 4))
+local room = ARGV[1] ~= '' and ARGV[1] - redis.call('SCARD', KEYS[1]) or math.huge
+for i, there in ipairs(known) do
+  if there == 0 and room > 0 then
+    redis.call('SADD', KEYS[1], ARGV[i + 3])
+    room = room - 1
+  elseif there == 0 then
+    known[i] = 2
+  end
+end
+if ARGV[2] ~= '' then keep(KEYS[1], ARGV[2], ARGV[3] ~= '') end
+return known
