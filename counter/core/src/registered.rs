@@ -2,7 +2,7 @@
 
 use crate::answer::Limit;
 
-/// What [`TELL_COUNTER`] has said: whether there may be no more counters.
+/// What [`TELL_COUNTER`](verve_protocol::scripts::TELL_COUNTER) has said: whether there may be no more counters.
 #[must_use]
 pub fn no_more_counters(said: &[u8]) -> Option<Limit> {
     (said == b"full").then_some(Limit::Counters)
