@@ -1,4 +1,4 @@
--- Adds ids to sets, and answers for each whether it was there before, see `added`, or -1 if its set is not on
+-- Adds ids to sets, and answers for each 1 if it was there before, 0 if not, or -1 if its set is not on
 -- this node any more, which is an error if it is the only one.
 --
 -- KEYS: one of the sets, which brings the script to their node. ARGV: for each set its key, how many ids there

@@ -1,7 +1,8 @@
--- Adds ids to a set as far as there is room, and answers for each what came of it: see `added`.
+-- Adds ids to a set as far as there is room, and answers for each what came of it: 0 if it is new, 1 if
+-- it was there, 2 if there was no room.
 --
 -- KEYS: the set. ARGV: the most ids or nothing, when the window ends in Unix seconds or nothing, `again` or
--- nothing (see the function `keep` of `KEEP`), and the ids, all different.
+-- nothing (see keep.lua), and the ids, all different.
 local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, 4))
 local room = ARGV[1] ~= '' and ARGV[1] - redis.call('SCARD', KEYS[1]) or math.huge
 for i, there in ipairs(known) do

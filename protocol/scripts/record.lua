@@ -8,7 +8,7 @@
 -- KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints, the windows that
 -- have ids. ARGV: the id or nothing, the outcome where there is no id or nothing, whether this is another
 -- attempt (1 or nothing), when the window ends in Unix seconds, whether replicas are waited for (1 or nothing,
--- see `keep`), the window as it is noted, the expiry of the statistics, the most jobs, the most ids of a window
+-- see keep.lua), the window as it is noted, the expiry of the statistics, the most jobs, the most ids of a window
 -- or nothing, the most jobs of an endpoint or nothing, the expiry of the endpoints, the job's endpoint, its
 -- fields and values.
 local id, outcome, again, ends, waits, indexed, expiry, most, ids_limit, jobs_limit, brief, endpoint = unpack(ARGV, 1, 12)

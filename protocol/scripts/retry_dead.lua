@@ -1,6 +1,7 @@
 -- Puts jobs back into the stream of new ones, where they have all their attempts before them.
 --
--- KEYS: dead, stream. ARGV: ids. Answers for each id what became of it: see `Outcome`.
+-- KEYS: dead, stream. ARGV: ids. Answers for each id 1 if it was put back, 0 if it is not there, 2 if it is no
+-- job.
 local outcomes = {}
 for at, id in ipairs(ARGV) do
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]

@@ -1,6 +1,6 @@
 -- Tries commands, and answers those that are refused.
 --
--- KEYS: one that is nobody's. ARGV: commands as in `COMMANDS`.
+-- KEYS: one that is nobody's. ARGV: commands with their arguments, `KEY` for the key where that is not the first of these.
 local refused = {}
 for _, command in ipairs(ARGV) do
   local words = {}

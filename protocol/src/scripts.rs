@@ -44,20 +44,21 @@ macro_rules! scripts {
         )*
 
         /// All of them, each with its name.
-        pub const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
+        #[cfg(test)]
+        const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
     };
 }
 
 scripts! {
     /// Has a set of ids expire.
     KEEP: "keep.lua", "keep_ids.lua";
-    /// Adds ids to a set as far as there is room, and answers for each what came of it:
+    /// Adds ids to a set as far as there is room, and answers for each what came of it.
     ADD_WITHIN: "keep.lua", "add_within.lua";
     /// Adds a callback job, and answers 1, or 0 if its endpoint has had enough of them in its window.
     ADD_JOB_WITHIN: "add_job_within.lua";
-    /// Registers that a named counter is in use now, unless there may be no more of them:
+    /// Registers that a named counter is in use now, unless there may be no more of them.
     TELL_COUNTER: "tell_counter.lua";
-    /// Adds ids to sets, and answers for each whether it was there before, see `added`, or -1 if its set is not on this node any more, which is an error if it is the only one.
+    /// Adds ids to sets, and answers for each whether it was there before, or that its set is elsewhere.
     ADD_TOGETHER: "add_together.lua";
     /// Runs a batch of commands unless it has run already, and if there is room where it has callback jobs.
     RUN_ONCE: "run_once.lua";
@@ -65,7 +66,7 @@ scripts! {
     RECORD: "keep.lua", "record.lua";
     /// Counts what came of many ids, and notes that the window has ids.
     COUNT: "count.lua";
-    /// Takes the names of counters that nobody has added to for long off the list, and answers them:
+    /// Takes the names of counters that nobody has added to for long off the list, and answers them.
     FORGET_COUNTERS: "forget_counters.lua";
     /// Takes due jobs of the sorted set, and moves them to when they are free again.
     TAKE_WAITING: "take_waiting.lua";
@@ -85,7 +86,7 @@ scripts! {
     REOPEN: "reopen.lua";
     /// Forgets that closed sets are to be removed.
     REMOVED: "removed.lua";
-    /// Notes which windows have a report, from what is there:
+    /// Notes which windows have a report, from what is there.
     NOTE_REPORTS: "note_reports.lua";
     /// Notes how far the reporter is.
     NOTE_PROGRESS: "note_progress.lua";
@@ -101,7 +102,7 @@ scripts! {
     FORGET_WINDOWS: "forget_windows.lua";
     /// Notes that ids of windows are about to be put aside.
     NOTE_LATE: "note_late.lua";
-    /// Closes a set of a window:
+    /// Closes a set of a window, and answers how many ids are in it.
     CLOSE: "close.lua";
     /// Removes the ids of a set of a closed window.
     REMOVE_CLOSED: "remove_closed.lua";

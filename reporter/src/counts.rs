@@ -165,7 +165,11 @@ impl Which {
     }
 }
 
-fn named(counter: Option<&str>) -> Result<Option<CounterName>, String> {
+/// The name of a counter, if one is asked for.
+///
+/// # Errors
+/// If there can be none of this name: says so.
+pub fn named(counter: Option<&str>) -> Result<Option<CounterName>, String> {
     let name = counter.map(str::parse).transpose();
     name.map_err(|error: InvalidCounterName| error.to_string())
 }

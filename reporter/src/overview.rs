@@ -303,21 +303,22 @@ impl Overview {
     ///
     /// Says whether that could be kept: a full Redis refuses it.
     async fn count_drained(&self, read: &BTreeMap<String, String>, now: &Spools) -> bool {
-        let mut pipe = redis::pipe();
         let mut drained = 0;
+        let mut counted = Vec::new();
         for (name, state) in now {
-            let counted = spool_counted(name);
-            let before = read.get(&counted).and_then(|count| count.parse().ok()).unwrap_or(0);
+            let field = spool_counted(name);
+            let before = read.get(&field).and_then(|count| count.parse().ok()).unwrap_or(0);
             if state.drained > before {
                 drained += state.drained - before;
-                pipe.hset(self.store.keys.spools(), counted, state.drained);
+                counted.push((field, state.drained));
             }
         }
-        if drained == 0 {
+        if counted.is_empty() {
             return true;
         }
-        // All of it or nothing.
-        match self.store.redis().run::<Vec<u64>>(pipe.atomic()).await {
+        let mut count = redis::cmd("HSET");
+        count.arg(self.store.keys.spools()).arg(&counted);
+        match self.store.redis().command::<u64>(&count).await {
             Ok(_) => {
                 self.metrics.drained_ids.inc_by(drained);
                 true

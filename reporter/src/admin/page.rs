@@ -15,11 +15,11 @@ use futures::stream::{self, StreamExt as _};
 use maud::{DOCTYPE, Markup, html};
 use redis::RedisResult;
 use verve_protocol::CounterName;
-use verve_protocol::counter_name::InvalidCounterName;
 use verve_protocol::keys::stats;
 
 use super::Admin;
 use super::counts::Refused;
+use crate::counts;
 use crate::named::SeenCounter;
 use crate::overview::{Seen, SeenWindow, latest};
 use crate::words::{self, NONE, clock, duplicates, number, time};
@@ -60,30 +60,26 @@ enum View {
 impl View {
     /// As the query has it. What else is in it is somebody else's, such as a proxy's.
     fn asked(query: &HashMap<String, String>) -> Result<Self, Refused> {
-        match query.get("counter").filter(|name| !name.is_empty()) {
-            None => Ok(Self::All),
-            Some(name) => match name.parse() {
-                Ok(name) => Ok(Self::Counter(name)),
-                Err(error) => Err(Refused::Bad(InvalidCounterName::to_string(&error))),
-            },
-        }
+        let asked = query.get("counter").filter(|name| !name.is_empty());
+        let name = counts::named(asked.map(String::as_str)).map_err(Refused::Bad)?;
+        Ok(name.map_or(Self::All, Self::Counter))
     }
 
     /// What changes, and the ids of the current window.
     async fn content(&self, admin: &Admin) -> RedisResult<(Markup, Option<u64>)> {
-        let (content, windows) = match self {
+        let current = |windows: &[SeenWindow]| windows.last().and_then(SeenWindow::unique);
+        match self {
             Self::All => {
                 let seen = admin.seen.borrow();
-                (all(admin, &seen), seen.windows.clone())
+                Ok((all(admin, &seen), current(&seen.windows)))
             }
             Self::Counter(name) => {
                 let store = admin.store.of(Some(name));
                 let clock = store.clock().await?;
                 let windows = SeenWindow::read(&store, &latest(admin.length, clock.now_ms())).await?;
-                (of_counter(&windows, clock.now_ms()), windows)
+                Ok((of_counter(&windows, clock.now_ms()), current(&windows)))
             }
-        };
-        Ok((content, windows.last().and_then(SeenWindow::unique)))
+        }
     }
 }
 

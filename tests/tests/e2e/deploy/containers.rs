@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use verve_tests::host::Kind;
 use verve_tests::process::Process;
+use verve_tests::reporter::without_settings;
 use verve_tests::shipped::{compose, strings, text, the_instruction};
 use verve_tests::{net, paths};
 
@@ -20,8 +21,7 @@ async fn healthy(program: &str, port: u16) -> Result<bool> {
     let command: Vec<String> = serde_json::from_str(command)?;
     let name = format!("verve-{program}");
     ensure!(command[0] == format!("/usr/local/bin/{name}"), "{command:?}");
-    let mut check = tokio::process::Command::new(paths::program(&name)?);
-    check.env_clear();
+    let mut check = tokio::process::Command::from(without_settings(Command::new(paths::program(&name)?)));
     let own = format!("127.0.0.1:{}", the_instruction(program, "EXPOSE")?);
     let there = format!("127.0.0.1:{port}");
     if program == "host" {

@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use verve_tests::kafka::Kafka;
 use verve_tests::process::Process;
+use verve_tests::reporter::without_settings;
 use verve_tests::{http, net, paths, shipped, wait};
 
 use crate::site::SOON;
@@ -59,9 +60,8 @@ fn replace(text: &mut String, from: &str, to: &str) -> Result<()> {
 
 /// As somebody would give it to a shell who has set nothing else.
 fn shell(folder: &Path, script: &str) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-ec", script]).current_dir(folder).env_clear();
-    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    let mut command = without_settings(Command::new("sh"));
+    command.args(["-ec", script]).current_dir(folder);
     command
 }
 

@@ -7,15 +7,10 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use verve_tests::process::Process;
+use verve_tests::reporter::{self, without_settings};
 use verve_tests::{clock, paths, wait};
 
 use crate::site::{SOON, Site};
-
-/// The tests' own variables are no settings.
-fn clear(command: &mut Command) {
-    command.env_clear();
-    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-}
 
 #[tokio::test]
 async fn it_shows_what_goes_on_until_q() -> Result<()> {
@@ -27,9 +22,8 @@ async fn it_shows_what_goes_on_until_q() -> Result<()> {
     let words = flags.map(|flag| format!("'{flag}'")).collect::<Vec<_>>().join(" ");
     let program = paths::verve_reporter()?;
     let line = format!("stty rows 40 columns 120; exec {} top {words}", program.display());
-    let mut command = Command::new("script");
+    let mut command = without_settings(Command::new("script"));
     command.args(["--quiet", "--flush", "--return", "--command", &line, "/dev/null"]);
-    clear(&mut command);
     command.env("TERM", "xterm");
     command
         .stdin(Stdio::piped())
@@ -72,8 +66,7 @@ async fn it_shows_what_goes_on_until_q() -> Result<()> {
 
 #[tokio::test]
 async fn without_a_terminal_it_says_so() -> Result<()> {
-    let mut command = Command::new(paths::verve_reporter()?);
-    clear(&mut command);
+    let mut command = reporter::command()?;
     command.arg("top");
     let top = Process::spawn("verve-reporter top", command)?;
     let status = top.wait(SOON).await?;
