@@ -1,5 +1,6 @@
 //! The admin port: `/healthz` says that the process lives, `/readyz` that it reaches Redis and Kafka; `/metrics` counts;
-//! `/api/counts` tells what was reported, and `/api/openapi.json` how to ask; `/` shows what is going on, and `/events` keeps it up to date.
+//! `/api/counts` tells what was reported, and `/api/openapi.json` how to ask; `/` shows what is going on, and `/events` keeps it up to date;
+//! `/runbooks` says what to do.
 
 mod auth;
 mod counts;
@@ -97,6 +98,7 @@ fn router(admin: Admin) -> Router {
         .route("/api/openapi.json", get(counts::description))
         .route("/", get(page::page))
         .route("/events", get(page::events))
+        .route("/runbooks", get(page::runbooks))
         .route("/page.css", get(page::style))
         .route("/page.js", get(page::script))
         .route("/icon.svg", get(page::icon))

@@ -82,19 +82,23 @@ pub struct State {
     pub is_good: bool,
     pub of: String,
     pub text: String,
+    /// The heading of the runbook that says what to do where it is not good.
+    pub runbook: &'static str,
 }
 
 /// How everything is, as this replica sees it.
 pub fn states(seen: &Seen, replica: &str) -> Vec<State> {
-    let state = |is_good, of: &str, text: String| State {
+    let state = |is_good, of: &str, text: String, runbook| State {
         is_good,
         of: of.to_owned(),
         text,
+        runbook,
     };
     let mut states: Vec<State> = (seen.dependencies.iter())
         .map(|(name, problem)| {
             let error = problem.as_ref().map(|problem| problem.error.clone());
-            state(problem.is_none(), name, error.unwrap_or_else(|| "answers".to_owned()))
+            let text = error.unwrap_or_else(|| "answers".to_owned());
+            state(problem.is_none(), name, text, "VerveDependencyDown")
         })
         .collect();
     let leader = match seen.leader.as_deref() {
@@ -102,19 +106,24 @@ pub fn states(seen: &Seen, replica: &str) -> Vec<State> {
         Some(leader) => format!("held by replica {leader}"),
         None => "held by nobody".to_owned(),
     };
-    states.push(state(seen.leader.is_some(), "Lease", leader));
+    states.push(state(seen.leader.is_some(), "Lease", leader, "VerveNobodyReports"));
     states.push(match seen.overdue_s {
-        0 => state(true, "Windows", "reported in time".to_owned()),
-        overdue_s => state(false, "Windows", format!("overdue for {overdue_s} s")),
+        0 => state(true, "Windows", "reported in time".to_owned(), "VerveWindowsOverdue"),
+        overdue_s => state(
+            false,
+            "Windows",
+            format!("overdue for {overdue_s} s"),
+            "VerveWindowsOverdue",
+        ),
     });
     if seen.silent_s() > 0 {
         let silent = number(seen.silent_s());
         let text = format!("none for {silent} s: no requests come, or edge hosts do not reach Redis and spool them");
-        states.push(state(false, "Ids", text));
+        states.push(state(false, "Ids", text, "VerveNoIds"));
     }
     if seen.spooled() > 0 {
         let text = format!("{} ids and callback jobs wait on edge hosts", number(seen.spooled()));
-        states.push(state(false, "Spools", text));
+        states.push(state(false, "Spools", text, "VerveSpoolStays"));
     }
     states
 }

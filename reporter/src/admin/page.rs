@@ -2,6 +2,7 @@
 //! which is made by the same code.
 
 mod chart;
+mod runbooks;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,6 +24,8 @@ use crate::counts;
 use crate::named::SeenCounter;
 use crate::overview::{Seen, SeenWindow, latest};
 use crate::words::{self, NONE, clock, duplicates, number, time};
+
+pub use runbooks::runbooks;
 
 /// How long a page waits for Redis.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -124,7 +127,8 @@ pub async fn page(
                         a href=(format!("api/counts{query}")) { "Counts as JSON" } " "
                         a href=(format!("api/counts.csv{query}")) { "as CSV" } " "
                         a href="api/openapi.json" { "how to ask" } " "
-                        a href="metrics" { "metrics" }
+                        a href="metrics" { "metrics" } " "
+                        a href="runbooks" { "runbooks" }
                     }
                     p {
                         "A request is whatever was answered, what was invalid, failed or refused too. How many they are is told up to a second after their ids."
@@ -303,7 +307,16 @@ fn health(seen: &Seen, replica: &str) -> Markup {
         @if !seen.dependencies.keys().any(|name| name.starts_with("Kafka")) {
             (item(true, "Kafka", "none is named (--kafka-brokers): counts are only logged"))
         }
-        @for state in words::states(seen, replica) { (item(state.is_good, &state.of, &state.text)) }
+        @for state in words::states(seen, replica) {
+            @if state.is_good {
+                (item(true, &state.of, &state.text))
+            } @else {
+                li .bad {
+                    strong { (state.of) } " "
+                    span { (state.text) " " a href=(format!("runbooks#{}", state.runbook)) { "what to do" } }
+                }
+            }
+        }
         @if let Some(clock) = seen.clock && clock.age() > OLD {
             (item(false, "This page", &format!("as of {} s ago", clock.age().as_secs())))
         }

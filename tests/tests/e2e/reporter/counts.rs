@@ -300,6 +300,7 @@ async fn all_but_health_wants_the_token() -> Result<()> {
         "/",
         "/page.css",
         "/page.js",
+        "/runbooks",
         "/events",
         "/api/counts",
         "/api/counts/current",

@@ -129,6 +129,7 @@ async fn the_page_says_all_without_a_script() -> Result<()> {
         ("/page.css", "text/css"),
         ("/page.js", "text/javascript"),
         ("/icon.svg", "image/svg+xml"),
+        ("/runbooks", "text/html"),
     ] {
         let file = http::get(reporter.address(), path).await?;
         let found = file.header("content-type").unwrap_or_default();

@@ -1,0 +1,80 @@
+//! The runbooks of this version, since whoever needs them may reach nothing but this port.
+
+use axum::response::Html;
+use maud::{DOCTYPE, PreEscaped, html};
+use pulldown_cmark::{Event, Parser, Tag, TagEnd};
+
+const RUNBOOKS: &str = include_str!("../../../../docs/runbooks.md");
+
+/// `/runbooks`: each under the name of its alert.
+pub async fn runbooks() -> Html<String> {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { "Runbooks · Verve" }
+                link rel="stylesheet" href="page.css";
+                link rel="icon" href="icon.svg" type="image/svg+xml";
+            }
+            body {
+                header { p { a href="." { "Verve" } } }
+                main { section .card .text { (PreEscaped(rendered(RUNBOOKS))) } }
+            }
+        }
+    };
+    Html(page.into_string())
+}
+
+/// Markdown as HTML. Headings of the second level can be linked to as they are written; other pages are not here, so links to them are text.
+fn rendered(markdown: &str) -> String {
+    let mut is_here = true;
+    let mut events: Vec<Event<'_>> = (Parser::new(markdown).filter_map(|event| match event {
+        Event::Start(Tag::Link { ref dest_url, .. }) => {
+            is_here = dest_url.starts_with('#');
+            is_here.then_some(event)
+        }
+        Event::End(TagEnd::Link) => is_here.then_some(event),
+        event => Some(event),
+    }))
+    .collect();
+    for at in 1..events.len() {
+        let (before, after) = events.split_at_mut(at);
+        if let (Some(Event::Start(Tag::Heading { id, .. })), Some(Event::Text(text))) =
+            (before.last_mut(), after.first())
+        {
+            *id = Some(text.clone());
+        }
+    }
+    let mut html = String::new();
+    pulldown_cmark::html::push_html(&mut html, events.into_iter());
+    html
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overview::Seen;
+    use crate::words;
+
+    #[test]
+    fn links_lead_to_what_is_on_the_page() {
+        let html = rendered("## VerveNoIds\n\n[that](#VerveNoIds), [other](other.md#it)\n");
+        assert_eq!(
+            html,
+            "<h2 id=\"VerveNoIds\">VerveNoIds</h2>\n<p><a href=\"#VerveNoIds\">that</a>, other</p>\n"
+        );
+    }
+
+    #[test]
+    fn each_state_has_a_runbook() {
+        let html = rendered(RUNBOOKS);
+        let states = words::states(&Seen::default(), "a");
+        assert!(!states.is_empty());
+        for state in states {
+            assert!(html.contains(&format!("<h2 id=\"{}\">", state.runbook)), "{state:?}");
+        }
+    }
+}
