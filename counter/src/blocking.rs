@@ -53,16 +53,12 @@ impl Counter {
     pub fn get() -> Result<Self, InvalidVariable> {
         let mut values = <[String; VARIABLES.len()]>::default();
         for (value, name) in values.iter_mut().zip(VARIABLES) {
-            *value = match (variables::get(name), config::when_undefined(name)) {
-                (Ok(value), _) => value,
-                (Err(variables::Error::Undefined(_)), Some(default)) => default.to_owned(),
-                (Err(error), _) => {
-                    return Err(InvalidVariable::Untold {
-                        name,
-                        error: error.to_string(),
-                    });
-                }
+            let told = match variables::get(name) {
+                Ok(value) => Ok(Some(value)),
+                Err(variables::Error::Undefined(_)) => Ok(None),
+                Err(error) => Err(error.to_string()),
             };
+            *value = config::told(name, told)?;
         }
         Config::parse(values).map(Self::new)
     }

@@ -41,35 +41,23 @@ async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
 //!
 //! # Inside
 //!
-//! What is decided without a host is in `verve-counter-core`. The way of an id, in the order of the modules here:
-//! - `instance`: what an instance of the component keeps (parsed variables, open connections) and the recording; `instance::counter` is what components call, `instance::drain` empties
-//!   the spool
-//! - `waiting`: ids that wait at the same time are recorded together
-//! - `redis`: what is asked of Redis; `redis::node`: one of several nodes, attempts and the retry; `deadlines`: their time limits
-//! - `spool`: what was accepted while Redis is away, on the host's disk
-//! - `clock`: the time, for all of them
+//! What is decided about an id is in `verve-counter-core`, for every host. Here are
+//! - `counter`: what components call
+//! - `spin3`: what the core needs of the host, by Spin's interfaces; `spin3::limit`: time limits without a timer for each
 //!
-//! For WASI 0.2, where instances serve one request each, there is `blocking` in place of all of it.
+//! For WASI 0.2, where instances serve one request each, there is `blocking` in place of both.
 //!
 //! What talks to the host exists only in WebAssembly.
 
 #[cfg(all(target_family = "wasm", feature = "blocking"))]
 pub mod blocking;
 #[cfg(all(target_family = "wasm", feature = "async"))]
-mod clock;
+mod counter;
 #[cfg(all(target_family = "wasm", feature = "async"))]
-mod deadlines;
-#[cfg(all(target_family = "wasm", feature = "async"))]
-mod instance;
-#[cfg(all(target_family = "wasm", feature = "async"))]
-mod redis;
-#[cfg(all(target_family = "wasm", feature = "async"))]
-mod spool;
-#[cfg(all(target_family = "wasm", feature = "async"))]
-mod waiting;
+mod spin3;
 
 #[cfg(all(target_family = "wasm", feature = "async"))]
-pub use instance::Counter;
+pub use counter::Counter;
 pub use verve_counter_core::answer::{Limit, NotCounted, Outcome};
 pub use verve_counter_core::callback::Callback;
 pub use verve_counter_core::config::InvalidVariable;

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use accept_component::request::Accept;
 use url::{Host, Url};
-use verve_counter_core::cluster::{Map, Part, Redirect};
+use verve_counter_core::cluster::{Map, Redirect};
+use verve_counter_core::reply::Reply;
 use verve_protocol::slot::SLOTS;
 use verve_protocol::{CallbackJob, Endpoint, Id, RedisUrls, Report, SpoolState, WindowLength};
 
@@ -145,9 +146,9 @@ pub fn redis_urls(text: &str) {
 /// What the nodes of a cluster say: a map has a node or none for each slot, and a redirection is told the same however it is introduced.
 pub fn cluster(text: &str) {
     let parts = text.split(' ').map(|word| match word.parse() {
-        Ok(number) => Part::Number(number),
-        Err(_) if word.is_empty() => Part::Nothing,
-        Err(_) => Part::Text(word.to_owned()),
+        Ok(number) => Reply::Number(number),
+        Err(_) if word.is_empty() => Reply::Nothing,
+        Err(_) => Reply::Text(word.to_owned()),
     });
     let mut map = Map::parse(&parts.collect::<Vec<_>>(), "asked");
     assert!(map.node(SLOTS - 1).is_none_or(|node| !node.is_empty()));

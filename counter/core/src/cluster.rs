@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use verve_protocol::slot::SLOTS;
 
+use crate::reply::Reply;
+
 /// What stands for a host's name that was not announced.
 const UNKNOWN: &str = "?";
 
@@ -84,17 +86,6 @@ impl Redirect {
     }
 }
 
-/// A part of an answer. Spin's hosts put what is nested in it one behind the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// No value.
-    Nothing,
-    /// A number.
-    Number(i64),
-    /// A text.
-    Text(String),
-}
-
 /// Which node has which slots.
 #[derive(Debug, Default)]
 pub struct Map {
@@ -108,8 +99,8 @@ impl Map {
     /// that have it, the primary first. Of a node there are the host that the cluster prefers, its port, its name, and since Redis 7.0 pairs of texts
     /// with the other hosts that it has.
     #[must_use]
-    pub fn parse(answer: &[Part], asked: &str) -> Self {
-        use Part::{Nothing, Number, Text};
+    pub fn parse(answer: &[Reply], asked: &str) -> Self {
+        use Reply::{Nothing, Number, Text};
         let mut map = Self::default();
         let mut rest = answer;
         while let [
@@ -230,12 +221,12 @@ mod tests {
     }
 
     /// An answer in short: numbers, texts, and `-` for nothing.
-    fn answer(text: &str) -> Vec<Part> {
+    fn answer(text: &str) -> Vec<Reply> {
         let parts = text.split_whitespace().map(|word| match (word, word.parse()) {
-            ("-", _) => Part::Nothing,
-            ("''", _) => Part::Text(String::new()),
-            (_, Ok(number)) => Part::Number(number),
-            (text, _) => Part::Text(text.to_owned()),
+            ("-", _) => Reply::Nothing,
+            ("''", _) => Reply::Text(String::new()),
+            (_, Ok(number)) => Reply::Number(number),
+            (text, _) => Reply::Text(text.to_owned()),
         });
         parts.collect()
     }

@@ -105,6 +105,20 @@ pub fn when_undefined(name: &str) -> Option<&'static str> {
     }
 }
 
+/// The value of a variable, by what the host has told: `None` if it has none.
+///
+/// # Errors
+/// If the host does not tell it, or has none and there is no value for that.
+pub fn told(name: &'static str, told: Result<Option<String>, String>) -> Result<String, InvalidVariable> {
+    let undefined = || {
+        when_undefined(name)
+            .map(str::to_owned)
+            .ok_or_else(|| "it is not defined".to_owned())
+    };
+    let value = told.and_then(|value| value.map_or_else(undefined, Ok));
+    value.map_err(|error| InvalidVariable::Untold { name, error })
+}
+
 impl Config {
     /// Reads the values of [`VARIABLES`].
     ///

@@ -1,6 +1,12 @@
-//! What is decided about an id, as far as no host is needed for it: the inside of `verve-counter`, which says how it is used.
+//! What is decided about an id, whatever host it comes by: the inside of `verve-counter`, which says how it is used.
 //!
-//! The way of an id, in the order of the modules:
+//! - [`ports`]: what a host has to offer
+//! - [`counter`]: what a component counts by; [`instance`]: what an instance keeps between requests, and the way of an id
+//! - [`queue`]: ids that wait for a server are recorded together
+//! - [`redis`]: what is asked of Redis; one of several nodes, attempts and the retry
+//! - [`spool`]: what was accepted while Redis is away, on the host's disk
+//!
+//! What they decide by, without waiting for anything:
 //! - [`config`]: the variables that describe it all
 //! - [`counted`]: what an instance keeps of each counter; [`registered`]: those that have a name
 //! - [`seen`]: ids that Redis is known to have; [`alike`]: those that wait at the same time and are recorded together
@@ -18,12 +24,19 @@ pub mod circuit;
 pub mod cluster;
 pub mod config;
 pub mod counted;
+pub mod counter;
 pub mod expiry;
+pub mod instance;
 pub mod limits;
 pub mod once;
+pub mod ports;
+mod queue;
+mod redis;
 pub mod redis_error;
 pub mod registered;
+pub mod reply;
 pub mod seen;
 pub mod sets;
+mod spool;
 pub mod spooled;
 pub mod stats;

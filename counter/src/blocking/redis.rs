@@ -13,11 +13,12 @@ use verve_protocol::{CallbackJob, CounterName, Id, RedisUrl, Window};
 use super::bindings::fermyon::spin::redis::{Connection, Error, RedisParameter, RedisResult};
 use super::now_ms;
 use verve_counter_core::answer::{Answer, Limit, NotCounted, statistic, told as answer_told};
-use verve_counter_core::cluster::{Address, Map, Part, Redirect};
+use verve_counter_core::cluster::{Address, Map, Redirect};
 use verve_counter_core::config::Config;
 use verve_counter_core::limits::{added, endpoints_seconds};
 use verve_counter_core::redis_error::{RedisError, Refusal};
 use verve_counter_core::registered::no_more_counters;
+use verve_counter_core::reply::Reply;
 use verve_counter_core::sets::{Distinct, by_partition, in_order};
 use verve_counter_core::stats::{Counts, count, kept_seconds};
 
@@ -353,7 +354,7 @@ impl<'a> Redis<'a> {
             None => Connection::open(asked.secret())?,
         };
         let slots = [RedisParameter::Binary(b"SLOTS".to_vec())];
-        let answer: Vec<Part> = connection.execute("CLUSTER", &slots)?.into_iter().map(part).collect();
+        let answer: Vec<Reply> = connection.execute("CLUSTER", &slots)?.into_iter().map(reply).collect();
         self.kept.borrow_mut().push((asked.clone(), connection));
         let map = Map::parse(&answer, asked.host());
         let node = match told {
@@ -425,12 +426,12 @@ fn limit(limit: Option<u64>) -> String {
     limit.map(|limit| limit.to_string()).unwrap_or_default()
 }
 
-fn part(result: RedisResult) -> Part {
+fn reply(result: RedisResult) -> Reply {
     match result {
-        RedisResult::Nil => Part::Nothing,
-        RedisResult::Int64(number) => Part::Number(number),
-        RedisResult::Status(text) => Part::Text(text),
-        RedisResult::Binary(bytes) => Part::Text(String::from_utf8_lossy(&bytes).into_owned()),
+        RedisResult::Nil => Reply::Nothing,
+        RedisResult::Int64(number) => Reply::Number(number),
+        RedisResult::Status(text) => Reply::Text(text),
+        RedisResult::Binary(bytes) => Reply::Text(String::from_utf8_lossy(&bytes).into_owned()),
     }
 }
 

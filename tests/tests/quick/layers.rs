@@ -56,7 +56,7 @@ fn no_module_imports_one_that_imports_it() -> Result<()> {
     for (program, some) in [
         ("accept-component", ("accept", "response")),
         ("bench", ("requests", "load")),
-        ("counter", ("redis", "clock")),
+        ("counter", ("counter", "spin3")),
         ("counter/core", ("stats", "spooled")),
         ("host", ("workers", "server")),
         ("reporter", ("windows", "store")),

@@ -2,7 +2,7 @@
 //!
 //! To the host a timer is a call that has to be cancelled when it was not needed, which costs more than all the rest of a
 //! request. So one task looks at the clock for all: whoever waits also reads from a stream that carries nothing, and is
-//! woken by its writing end being dropped. Streams are the host's, and so may wake another request's task.
+//! woken by its writing end being dropped. This can go once the host's timers are as cheap as that.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -15,13 +15,16 @@ use futures::future::{self, Either};
 use spin_sdk::time::sleep;
 use spin_sdk::wasip3::wit_bindgen::StreamWriter;
 use spin_sdk::wasip3::wit_stream;
+use verve_counter_core::ports::Limit;
 use wit_bindgen::spawn;
 
 /// In how many steps a time limit is measured: what takes too long is ended at most a step later.
 const STEPS: u32 = 10;
 
 /// Those who wait, all with the same time limit.
-pub struct Deadlines {
+pub struct Limits(Rc<Deadlines>);
+
+struct Deadlines {
     limit: Duration,
     waiting: RefCell<BTreeMap<u64, Waiting>>,
     /// The next one's number.
@@ -37,32 +40,29 @@ struct Waiting {
     _wake: StreamWriter<u8>,
 }
 
-impl Deadlines {
+impl Limits {
     /// For waiting at most for `limit`.
-    pub fn new(limit: Duration) -> Rc<Self> {
-        Rc::new(Self {
+    pub fn new(limit: Duration) -> Self {
+        Self(Rc::new(Deadlines {
             limit,
             waiting: RefCell::default(),
             next: Cell::new(0),
             watched: Cell::new(false),
-        })
+        }))
     }
+}
 
-    /// The limit, in milliseconds.
-    pub const fn limit_ms(&self) -> u64 {
-        self.limit.as_millis() as u64
-    }
-
-    /// Does the work, or gives it up when it takes too long.
-    pub async fn limit<T>(self: &Rc<Self>, work: impl Future<Output = T>) -> Option<T> {
+impl Limit for Limits {
+    async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let Self(deadlines) = self;
         // A step may have begun long ago.
         let left = Rc::new(Cell::new(STEPS + 1));
         let mut work = pin!(work);
         loop {
             let (wake, mut woken) = wit_stream::new();
-            let waiting = self.wait(left.clone(), wake);
-            if !self.watched.replace(true) {
-                spawn(Watch(self.clone()).watch());
+            let waiting = deadlines.wait(left.clone(), wake);
+            if !deadlines.watched.replace(true) {
+                spawn(Watch(deadlines.clone()).watch());
                 be_polled_again().await;
             }
             let woken = pin!(woken.read(Vec::with_capacity(1)));
@@ -75,17 +75,18 @@ impl Deadlines {
         }
     }
 
+    fn end_all(&self) {
+        let ended = self.0.waiting.take();
+        ended.values().for_each(|waiting| waiting.left.set(0));
+    }
+}
+
+impl Deadlines {
     fn wait(&self, left: Rc<Cell<u32>>, wake: StreamWriter<u8>) -> Listed<'_> {
         let number = self.next.get();
         self.next.set(number + 1);
         self.waiting.borrow_mut().insert(number, Waiting { left, _wake: wake });
         Listed(self, number)
-    }
-
-    /// Has all who wait now give up.
-    pub fn end_all(&self) {
-        let ended = self.waiting.take();
-        ended.values().for_each(|waiting| waiting.left.set(0));
     }
 }
 

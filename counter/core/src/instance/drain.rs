@@ -1,17 +1,17 @@
 //! Draining: what is in the spool is brought to Redis by one instance at a time, whichever has put it there.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use spin_sdk::time::sleep;
-use verve_counter_core::redis_error::RedisError;
-use verve_counter_core::spooled::SpoolError;
 use verve_protocol::keys::ids_parts;
 use verve_protocol::{Keys, WindowLength};
 
 use super::{Instance, JOBS_FULL};
-use crate::clock::{monotonic_ms, now_ms};
-use verve_counter_core::circuit::OPEN_MS;
+use crate::circuit::OPEN_MS;
+use crate::ports::Host;
+use crate::redis_error::RedisError;
+use crate::spooled::SpoolError;
 
 /// How soon an instance that drains the spool tries again while Redis is away.
 const DRAIN_AGAIN: Duration = Duration::from_secs(1);
@@ -22,47 +22,48 @@ const DRAIN_CLAIM: Duration = Duration::from_secs(3);
 const DRAINING: &str = "draining";
 
 /// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
-pub async fn look_into_spool(instance: Rc<Instance>) {
+pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
     if !instance.looking.replace(true) {
-        let _looking = Looking(&instance);
+        let _looking = Looking(&instance.looking);
         look(&instance).await;
         instance.to_look.set(false);
     }
 }
 
 /// Somebody looks. One who is given up looks no more.
-struct Looking<'a>(&'a Instance);
+struct Looking<'a>(&'a Cell<bool>);
 
 impl Drop for Looking<'_> {
     fn drop(&mut self) {
-        self.0.looking.set(false);
+        self.0.set(false);
     }
 }
 
-async fn look(instance: &Instance) {
+async fn look<H: Host>(instance: &Instance<H>) {
+    let host = &instance.host;
     let contents = match instance.background.contents().await {
         Ok(contents) => contents,
         Err(error) => return instance.log_error(&format!("what may be in the spool is not drained: {error}")),
     };
     for (name, until) in contents.state {
-        let left = until.saturating_sub(now_ms());
+        let left = until.saturating_sub(host.now_ms());
         if name == JOBS_FULL && (1..=OPEN_MS).contains(&left) {
-            instance.jobs.open(monotonic_ms() + left);
+            instance.jobs.open(host.monotonic_ms() + left);
         }
         if let Some(node) = instance.redis.named(&name).await {
             // One instance tries whether the node is back, while the others go on spooling.
-            node.told_away.set(monotonic_ms() + left.min(OPEN_MS));
+            node.told_away.set(host.monotonic_ms() + left.min(OPEN_MS));
             let trial_ms = node.trial_ms();
-            match instance.background.claim(&name, now_ms(), trial_ms).await {
+            match instance.background.claim(&name, host.now_ms(), trial_ms).await {
                 Ok(true) | Err(_) => {}
-                Ok(false) => node.circuit.open(monotonic_ms() + left.clamp(OPEN_MS, trial_ms)),
+                Ok(false) => node.circuit.open(host.monotonic_ms() + left.clamp(OPEN_MS, trial_ms)),
             }
         }
     }
     if contents.any {
         drain(instance).await;
         // Somebody else drains, or has died at it.
-        sleep(DRAIN_CLAIM).await;
+        host.sleep(DRAIN_CLAIM).await;
         drain(instance).await;
     }
 }
@@ -73,19 +74,23 @@ const fn drain_claim_ms() -> u64 {
 }
 
 /// Brings what is in the spool to Redis, unless another instance does.
-pub async fn drain(instance: &Instance) {
+pub async fn drain<H: Host>(instance: &Instance<H>) {
     if let Err(error) = instance.drain().await {
         instance.log_error(&format!("the spool is not drained: {error}"));
     }
 }
 
-impl Instance {
+impl<H: Host> Instance<H> {
     /// Brings what is in the spool to Redis, for as long as that takes, unless another instance does.
     async fn drain(&self) -> Result<(), SpoolError> {
-        while self.background.claim(DRAINING, now_ms(), drain_claim_ms()).await? {
+        while self
+            .background
+            .claim(DRAINING, self.host.now_ms(), drain_claim_ms())
+            .await?
+        {
             while !self.drain_what_goes().await? {
                 self.go_on().await?;
-                sleep(DRAIN_AGAIN).await;
+                self.host.sleep(DRAIN_AGAIN).await;
             }
             self.to_drain.set(false);
             self.tell_state().await?;
@@ -120,14 +125,16 @@ impl Instance {
 
     /// Keeps the draining to this instance, and tells how far it is.
     async fn go_on(&self) -> Result<(), SpoolError> {
-        self.background.tell(DRAINING, now_ms() + drain_claim_ms()).await?;
+        self.background
+            .tell(DRAINING, self.host.now_ms() + drain_claim_ms())
+            .await?;
         self.tell_state().await
     }
 
     /// Tells Redis how much is in the spool, and how much of it was drained. That is for metrics alone: if Redis cannot be told,
     /// the next step does.
     async fn tell_state(&self) -> Result<(), SpoolError> {
-        let Some((name, state)) = self.background.state(now_ms() / 1000).await? else {
+        let Some((name, state)) = self.background.state(self.host.now_ms() / 1000).await? else {
             return Ok(());
         };
         let is_news = state.depth > 0 || state.drained > 0;

@@ -4,26 +4,26 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use spin_sdk::redis::{Connection, Error, RedisParameter, RedisResult};
 use verve_protocol::RedisUrl;
 
-use crate::clock::{look_again, monotonic_ms};
-use crate::deadlines::Deadlines;
-use crate::waiting::Queue;
-use verve_counter_core::answer::Answer;
-use verve_counter_core::circuit::{Circuit, OPEN_MS, Passage};
-use verve_counter_core::cluster::Address;
-use verve_counter_core::config::Config;
-use verve_counter_core::counted::Place;
-use verve_counter_core::once::Once;
-use verve_counter_core::redis_error::RedisError;
+use crate::answer::Answer;
+use crate::circuit::{Circuit, OPEN_MS, Passage};
+use crate::cluster::Address;
+use crate::config::Config;
+use crate::counted::Place;
+use crate::once::Once;
+use crate::ports::{Connection as _, Host, Limit as _, look_again};
+use crate::queue::Queue;
+use crate::redis_error::RedisError;
+use crate::reply::Reply;
 
 /// For how long after its last answer a server is believed to have what it has acknowledged, in milliseconds. Then it is asked again, since it may have
 /// been restarted without its data, which shows when its connection is used.
 const BELIEVED_MS: u64 = 1000;
 
 /// One Redis server.
-pub struct Node {
+pub struct Node<H: Host> {
+    host: H,
     /// Where it is, first as the cluster prefers it; never empty.
     urls: Vec<RedisUrl>,
     /// The same, as it was told.
@@ -32,10 +32,10 @@ pub struct Node {
     at: Cell<usize>,
     /// For one attempt, connecting included.
     timeout: Duration,
-    deadlines: Rc<Deadlines>,
-    connection: Once<Rc<Connection>, RedisError>,
+    limit: H::Limit,
+    connection: Once<Rc<H::Connection>, RedisError>,
     /// Ids that wait to be recorded here.
-    pub queue: Rc<Queue<Place, Answer>>,
+    pub queue: Rc<Queue<H, Place, Answer>>,
     /// Open while the node is away.
     pub circuit: Circuit,
     /// Until when other instances know that it is away, by the monotonic clock in milliseconds; 0 if they do not.
@@ -51,49 +51,45 @@ pub struct Node {
 }
 
 /// How a command is sent.
-pub struct Via<'a> {
-    connection: &'a Connection,
+pub struct Via<'a, H: Host> {
+    connection: &'a H::Connection,
     /// Whether the node has to be asked for each: the slot is on its way to it.
     pub asking: bool,
 }
 
-impl Via<'_> {
+impl<H: Host> Via<'_, H> {
     /// Runs any command.
     pub async fn execute(
         &self,
         command: &str,
-        arguments: impl IntoIterator<Item = RedisParameter>,
-    ) -> Result<Vec<RedisResult>, RedisError> {
-        self.ask().await?;
-        self.connection.execute(command, arguments).await.map_err(failed)
-    }
-
-    /// Adds members to a set, and answers how many are new.
-    pub async fn sadd(&self, key: &str, members: &[String]) -> Result<u32, RedisError> {
-        self.ask().await?;
-        self.connection.sadd(key, members).await.map_err(failed)
-    }
-
-    async fn ask(&self) -> Result<(), RedisError> {
+        arguments: impl IntoIterator<Item = String>,
+    ) -> Result<Vec<Reply>, RedisError> {
         if self.asking {
-            self.connection.execute("ASKING", []).await.map_err(failed)?;
+            self.connection.execute("ASKING", []).await?;
         }
-        Ok(())
+        self.connection.execute(command, arguments).await
     }
 }
 
-impl Node {
+impl<H: Host> Node<H> {
     /// The node at `urls`, whichever of them leads to it; never empty. They are those of `addresses`. Connects when first used. What counts
     /// `reconnects` is shared with the other nodes.
-    pub fn new(urls: Vec<RedisUrl>, addresses: &[Address], config: &Config, reconnects: Rc<Cell<u64>>) -> Self {
+    pub fn new(
+        host: &H,
+        urls: Vec<RedisUrl>,
+        addresses: &[Address],
+        config: &Config,
+        reconnects: Rc<Cell<u64>>,
+    ) -> Self {
         Self {
+            host: host.clone(),
             urls,
             addresses: addresses.to_vec(),
             at: Cell::new(0),
             timeout: config.redis_timeout,
-            deadlines: Deadlines::new(config.redis_timeout),
+            limit: host.limit(config.redis_timeout),
             connection: Once::default(),
-            queue: Rc::default(),
+            queue: Queue::new(host.clone()),
             circuit: Circuit::default(),
             told_away: Cell::new(0),
             answered_ms: Cell::new(0),
@@ -120,7 +116,7 @@ impl Node {
 
     /// Whether it has answered a moment ago.
     pub fn answered_lately(&self) -> bool {
-        monotonic_ms() < self.answered_ms.get() + BELIEVED_MS
+        self.host.monotonic_ms() < self.answered_ms.get() + BELIEVED_MS
     }
 
     /// How long a trial of a node that was away takes at most, in milliseconds: two attempts, and the circuit's time.
@@ -131,16 +127,13 @@ impl Node {
     /// Whether the node was away for long enough to be asked again. Says so to one who asks; who does has to call
     /// [`Node::is_back`].
     pub fn is_due(&self) -> bool {
-        self.circuit.is_open() && self.circuit.enter(monotonic_ms, self.trial_ms()) == Passage::Trial
+        self.circuit.is_open() && self.circuit.enter(|| self.host.monotonic_ms(), self.trial_ms()) == Passage::Trial
     }
 
     /// Asks the node whether it is back.
     pub async fn is_back(&self) -> bool {
         // Not `PING`: a user of few rights may do what recording takes, and no more.
-        let nothing = async |via: &Via<'_>| {
-            let script = ["return 1", "0"].map(|word| RedisParameter::Binary(word.into()));
-            via.execute("EVAL", script).await
-        };
+        let nothing = async |via: &Via<'_, H>| via.execute("EVAL", ["return 1", "0"].map(str::to_owned)).await;
         match self.once(Passage::Trial, nothing).await {
             Err(error) if error.redirect().is_none() => {
                 self.failed(&error);
@@ -154,7 +147,7 @@ impl Node {
     }
 
     /// Runs an idempotent command, again on a fresh connection if it fails.
-    pub async fn twice<T>(&self, command: impl AsyncFn(&Via<'_>) -> Result<T, RedisError>) -> Result<T, RedisError> {
+    pub async fn twice<T>(&self, command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>) -> Result<T, RedisError> {
         self.guarded(async |passage| {
             let first = match self.once(passage, &command).await {
                 Err(first) if first.redirect().is_none() => first,
@@ -174,23 +167,26 @@ impl Node {
 
     /// Runs a command that another node says this one may run already. What says so to a node holds for the next command of the
     /// connection alone, so it is one that nobody shares.
-    pub async fn asking<T>(&self, command: impl AsyncFn(&Via<'_>) -> Result<T, RedisError>) -> Result<T, RedisError> {
+    pub async fn asking<T>(
+        &self,
+        command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
+    ) -> Result<T, RedisError> {
         let attempt = async {
             let connection = self.open().await?;
             let via = Via {
-                connection: &connection,
+                connection: &*connection,
                 asking: true,
             };
             command(&via).await
         };
-        let answer = self.deadlines.limit(attempt).await;
+        let answer = self.limit.within(attempt).await;
         let answer = answer.unwrap_or_else(|| Err(self.no_answer()));
         answer.map_err(|error| error.at(self.url()))
     }
 
     /// Does what the circuit lets through, and tells it how that went.
     async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, RedisError>) -> Result<T, RedisError> {
-        let passage = self.circuit.enter(monotonic_ms, self.trial_ms());
+        let passage = self.circuit.enter(|| self.host.monotonic_ms(), self.trial_ms());
         if passage == Passage::Barred {
             return Err(match &*self.last_error.borrow() {
                 // Another instance has found out.
@@ -203,7 +199,7 @@ impl Node {
             Err(error) if error.redirect().is_none() => {
                 self.failed(error);
                 // Those who wait for it would find out no better.
-                self.deadlines.end_all();
+                self.limit.end_all();
             }
             Ok(_) | Err(_) => drop(self.circuit.close()),
         }
@@ -212,32 +208,32 @@ impl Node {
 
     fn failed(&self, error: &RedisError) {
         self.last_error.replace(Some(Box::new(error.clone())));
-        self.circuit.open(monotonic_ms() + OPEN_MS);
+        self.circuit.open(self.host.monotonic_ms() + OPEN_MS);
     }
 
     /// Runs a command within the timeout. A connection that failed, or was too slow, is given up.
     async fn once<T>(
         &self,
         passage: Passage,
-        command: impl AsyncFn(&Via<'_>) -> Result<T, RedisError>,
+        command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
         let used = Cell::new(None);
         let attempt = async {
-            let connection = self.connection.get(async || self.connect().await, look_again).await?;
+            let connection = self.connected().await?;
             used.set(Some(connection.clone()));
             let via = Via {
-                connection: &connection,
+                connection: &*connection,
                 asking: false,
             };
             command(&via).await
         };
-        let result = match self.deadlines.limit(attempt).await {
+        let result = match self.limit.within(attempt).await {
             Some(result) => result,
             None if passage == Passage::Free && self.circuit.is_open() => Err(RedisError::FailedMeanwhile),
             None => Err(self.no_answer()),
         };
         if result.is_ok() {
-            self.answered_ms.set(monotonic_ms());
+            self.answered_ms.set(self.host.monotonic_ms());
         }
         result.map_err(|error| {
             if error.redirect().is_some() {
@@ -256,8 +252,14 @@ impl Node {
         }
     }
 
-    /// Opens the connection that the instance keeps.
-    async fn connect(&self) -> Result<Rc<Connection>, RedisError> {
+    /// The connection that the instance keeps.
+    async fn connected(&self) -> Result<Rc<H::Connection>, RedisError> {
+        let pause = async || look_again(&self.host).await;
+        self.connection.get(async || self.connect().await, pause).await
+    }
+
+    /// Opens it.
+    async fn connect(&self) -> Result<Rc<H::Connection>, RedisError> {
         let connection = self.open().await?;
         if self.was_connected.replace(true) {
             self.reconnects.set(self.reconnects.get() + 1);
@@ -266,29 +268,20 @@ impl Node {
     }
 
     /// Connects to the first of its addresses that leads there.
-    async fn open(&self) -> Result<Rc<Connection>, RedisError> {
+    async fn open(&self) -> Result<Rc<H::Connection>, RedisError> {
         let mut errors = Vec::new();
         for _ in &self.urls {
             let at = self.at.get();
             // One where nothing answers is given up with this attempt: then the next begins with another one.
             self.at.set((at + 1) % self.urls.len());
-            match Connection::open(self.urls[at].secret()).await {
+            match self.host.connect(self.urls[at].secret()).await {
                 Ok(connection) => {
                     self.at.set(at);
                     return Ok(Rc::new(connection));
                 }
-                Err(error) => errors.push(failed(error)),
+                Err(error) => errors.push(error),
             }
         }
         Err(RedisError::each(errors))
-    }
-}
-
-fn failed(error: Error) -> RedisError {
-    match error {
-        Error::InvalidAddress => RedisError::InvalidAddress,
-        Error::TooManyConnections => RedisError::TooManyConnections,
-        Error::TypeError => RedisError::UnexpectedType,
-        Error::Other(message) => RedisError::told(message),
     }
 }

@@ -4,33 +4,33 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
-use spin_sdk::redis::{RedisParameter, RedisResult};
 use verve_protocol::scripts::{ADD_TOGETHER, ADD_WITHIN};
 use verve_protocol::{Id, Partition};
 
 use super::{Node, Redis, text};
-use crate::clock::monotonic_ms;
-use verve_counter_core::answer::{Answer, Outcome};
-use verve_counter_core::counted::Place;
-use verve_counter_core::limits::added;
-use verve_counter_core::redis_error::RedisError;
-use verve_counter_core::sets::Distinct;
+use crate::answer::{Answer, Outcome};
+use crate::counted::Place;
+use crate::limits::added;
+use crate::ports::Host;
+use crate::redis_error::RedisError;
+use crate::reply::Reply;
+use crate::sets::Distinct;
 
 /// From how many ids on they are added together: the script runs two commands and is one itself, so that it costs Redis no
 /// more commands than there are ids.
 const TOGETHER_FROM: usize = 3;
 
 /// Ids to be recorded in one set.
-struct Set {
+struct Set<H: Host> {
     key: String,
     /// Where they are, as far as is known.
-    node: Rc<Node>,
+    node: Rc<Node<H>>,
     distinct: Distinct,
     /// These of it, each once.
     members: Vec<String>,
 }
 
-impl Redis {
+impl<H: Host> Redis<H> {
     /// Records ids in the sets of a window. Answers for each set what came of its ids: the first of several equal ones is the new one. After
     /// `until_ms`, by the monotonic clock, nothing is begun that can wait.
     pub async fn add_ids(
@@ -49,10 +49,10 @@ impl Redis {
                 distinct,
             }
         };
-        let of_each: Vec<Set> = sets.iter().map(set).collect();
+        let of_each: Vec<Set<H>> = sets.iter().map(set).collect();
         let together = self.add_together(&of_each).await;
         let left = of_each.iter().zip(&together).filter(|(_, added)| added.is_none());
-        let left: Vec<&Set> = left.map(|(set, _)| set).collect();
+        let left: Vec<&Set<H>> = left.map(|(set, _)| set).collect();
         let alone = match left.as_slice() {
             [set] => vec![self.add(set).await],
             sets => future::join_all(sets.iter().map(|set| self.add(set))).await,
@@ -72,7 +72,7 @@ impl Redis {
             }
             answers.push(added);
         }
-        if expiring.is_empty() || monotonic_ms() > until_ms {
+        if expiring.is_empty() || self.host.monotonic_ms() > until_ms {
             return answers;
         }
         future::join_all(expiring.into_iter().map(async |(key, partition)| {
@@ -87,7 +87,7 @@ impl Redis {
 
     /// Records ids of several sets of one node by one command, since commands are what costs. Answers for each set what came of its ids, if
     /// they are recorded.
-    async fn add_together(&self, sets: &[Set]) -> Vec<Option<Vec<Answer>>> {
+    async fn add_together(&self, sets: &[Set<H>]) -> Vec<Option<Vec<Answer>>> {
         let of_none = vec![None; sets.len()];
         let [first, others @ ..] = sets else {
             return of_none;
@@ -102,7 +102,7 @@ impl Redis {
             return of_none;
         };
         let mut known = known.iter().map(known_to_be);
-        let of_set = |set: &Set| {
+        let of_set = |set: &Set<H>| {
             let answers: Vec<Option<Answer>> = known.by_ref().take(set.members.len()).collect();
             answers.into_iter().collect()
         };
@@ -110,15 +110,18 @@ impl Redis {
     }
 
     /// Records the ids of one set.
-    async fn add(&self, set: &Set) -> Result<Vec<Answer>, RedisError> {
+    async fn add(&self, set: &Set<H>) -> Result<Vec<Answer>, RedisError> {
         let Set { key, members, .. } = set;
         let arguments = match self.config.window_limit {
             None if members.len() < TOGETHER_FROM => {
                 return self
                     .twice(key, async |via| {
                         let adds = members.iter().map(async |member| {
-                            let new = via.sadd(key, std::slice::from_ref(member)).await? > 0;
-                            Ok(Ok(if new { Outcome::New } else { Outcome::Duplicate }))
+                            match via.execute("SADD", [key, member].map(text)).await?.as_slice() {
+                                [Reply::Number(0)] => Ok(Ok(Outcome::Duplicate)),
+                                [Reply::Number(_)] => Ok(Ok(Outcome::New)),
+                                _ => Err(RedisError::UnexpectedType),
+                            }
                         });
                         // What a node has to be asked for comes by itself.
                         let at_once = if via.asking { 1 } else { TOGETHER_FROM };
@@ -140,7 +143,7 @@ impl Redis {
 }
 
 /// The arguments of [`ADD_TOGETHER`].
-fn add_together(sets: &[Set]) -> Vec<RedisParameter> {
+fn add_together<H: Host>(sets: &[Set<H>]) -> Vec<String> {
     let key = sets.first().map_or("", |set| &set.key);
     let mut arguments = [ADD_TOGETHER, "1", key].map(text).to_vec();
     for Set { key, members, .. } in sets {
@@ -151,9 +154,9 @@ fn add_together(sets: &[Set]) -> Vec<RedisParameter> {
 }
 
 /// What a script says of an id.
-fn known_to_be(said: &RedisResult) -> Option<Answer> {
+fn known_to_be(said: &Reply) -> Option<Answer> {
     match said {
-        RedisResult::Int64(said) => added(*said),
+        Reply::Number(said) => added(*said),
         _ => None,
     }
 }

@@ -1,6 +1,5 @@
 //! What one instance of the component keeps between requests. It makes requests faster; none depends on it.
 
-mod counter;
 mod drain;
 
 use std::cell::Cell;
@@ -9,29 +8,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future;
-use spin_sdk::time::sleep;
-use spin_sdk::variables;
-use spin_sdk::wasip3::random::random::get_random_u64;
 use verve_protocol::{CallbackJob, Id, Partition, Window};
-use wit_bindgen::spawn;
 
-use crate::clock::{monotonic_ms, now_ms};
-use crate::deadlines::Deadlines;
+use crate::answer::{Answer, Limit, NotCounted, Outcome};
+use crate::callback::Callback;
+use crate::circuit::{Circuit, OPEN_MS, Passage};
+use crate::config::{self, Config, InvalidVariable, Log, SPOOL_LIMIT, VARIABLES};
+use crate::counted::{Counted, Counters, Place};
+use crate::ports::{Host, Limit as _};
+use crate::queue::{NotRecorded, Recorded, Taking, Turn, Waiter};
 use crate::redis::{Node, Redis};
+use crate::redis_error::RedisError;
+use crate::sets::{by_partition, in_order};
 use crate::spool::Spool;
-use crate::waiting::{NotRecorded, Recorded, Taking, Turn, Waiter};
-pub use counter::Counter;
+use crate::spooled::SpoolError;
+use crate::stats::{Counts, FLUSH_AFTER, flush};
 use drain::{drain, look_into_spool};
-use verve_counter_core::answer::{Answer, Limit, NotCounted, Outcome};
-use verve_counter_core::callback::Callback;
-use verve_counter_core::circuit::{Circuit, OPEN_MS, Passage};
-use verve_counter_core::config::{self, Config, InvalidVariable, Log, SPOOL_LIMIT, VARIABLES};
-use verve_counter_core::counted::{Counted, Counters, Place};
-use verve_counter_core::once::Once;
-use verve_counter_core::redis_error::RedisError;
-use verve_counter_core::sets::{by_partition, in_order};
-use verve_counter_core::spooled::SpoolError;
-use verve_counter_core::stats::{Counts, FLUSH_AFTER, flush};
 
 /// How long a request waits for the spool. Beyond that somebody else holds its file locked, or the disk is not well.
 const SPOOL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,23 +31,21 @@ const SPOOL_TIMEOUT: Duration = Duration::from_secs(2);
 /// In the spool's state: there is no room for callback jobs.
 const JOBS_FULL: &str = "jobs full";
 
-thread_local! {
-    static INSTANCE: Rc<Once<Rc<Instance>, InvalidVariable>> = Rc::default();
-}
-
 /// Parsed variables, open connections and unflushed counts.
-struct Instance {
-    config: Config,
-    redis: Redis,
+pub struct Instance<H: Host> {
+    host: H,
+    /// The application's variables.
+    pub config: Config,
+    redis: Redis<H>,
     /// What is known of each counter.
-    counters: Counters,
+    pub counters: Counters,
     /// How often connections had been opened again when that was last forgotten.
     reconnects: Cell<u64>,
-    spool: Spool,
+    spool: Spool<H>,
     /// For what is put into the spool while somebody waits.
-    spool_deadlines: Rc<Deadlines>,
+    spool_limit: H::Limit,
     /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
-    background: Spool,
+    background: Spool<H>,
     /// Open while there is no room for callback jobs.
     jobs: Circuit,
     /// Whether nobody of this instance has looked into the spool to the end.
@@ -72,50 +62,60 @@ struct Instance {
     last_refusal: Cell<u64>,
 }
 
-/// The value of a variable, as the host has told it.
-fn or_default(name: &'static str, got: Result<String, variables::Error>) -> Result<String, InvalidVariable> {
-    match (got, config::when_undefined(name)) {
-        (Ok(value), _) => Ok(value),
-        (Err(variables::Error::Undefined(_)), Some(default)) => Ok(default.to_owned()),
-        (Err(error), _) => Err(InvalidVariable::Untold {
-            name,
-            error: error.to_string(),
-        }),
+impl<H: Host> Instance<H> {
+    /// One that does what the application's variables say, and looks into the spool for what was left there.
+    ///
+    /// # Errors
+    /// If a variable is not there, or not valid.
+    pub async fn load(host: H) -> Result<Rc<Self>, InvalidVariable> {
+        let value = async |name| config::told(name, host.variable(name).await);
+        let mut values = <[String; VARIABLES.len()]>::default();
+        let told = future::join_all(VARIABLES.map(value)).await;
+        for (value, told) in values.iter_mut().zip(told) {
+            *value = told?;
+        }
+        let config = Config::parse(values)?;
+        let spool_limit = config::spool_limit(&value(SPOOL_LIMIT).await?)?;
+        let redis = Redis::new(&host, &config);
+        let [spool, background] = [(); 2].map(|()| Spool::new(&host, spool_limit, &config));
+        let instance = Rc::new(Self {
+            counters: Counters::new(config.keys.clone()),
+            reconnects: Cell::new(0),
+            spool_limit: host.limit(SPOOL_TIMEOUT),
+            config,
+            redis,
+            spool,
+            background,
+            jobs: Circuit::default(),
+            to_look: Cell::new(true),
+            looking: Cell::new(false),
+            to_drain: Cell::new(false),
+            jobs_added: Cell::new(false),
+            last_error: Cell::new(0),
+            last_refusal: Cell::new(0),
+            host,
+        });
+        instance.look_into_spool();
+        Ok(instance)
     }
-}
 
-async fn load() -> Result<Rc<Instance>, InvalidVariable> {
-    let mut values = <[String; VARIABLES.len()]>::default();
-    let got = future::join_all(VARIABLES.map(variables::get)).await;
-    for ((value, got), name) in values.iter_mut().zip(got).zip(VARIABLES) {
-        *value = or_default(name, got)?;
+    /// Brings to Redis what may be left in the spool, in the background.
+    pub fn look_into_spool(self: &Rc<Self>) {
+        self.host.spawn(look_into_spool(self.clone()));
     }
-    let config = Config::parse(values)?;
-    let spool_limit = or_default(SPOOL_LIMIT, variables::get(SPOOL_LIMIT).await)?;
-    let spool_limit = config::spool_limit(&spool_limit)?;
-    let redis = Redis::new(&config);
-    let [spool, background] = [(); 2].map(|()| Spool::new(spool_limit, &config));
-    let instance = Rc::new(Instance {
-        counters: Counters::new(config.keys.clone()),
-        reconnects: Cell::new(0),
-        spool_deadlines: Deadlines::new(SPOOL_TIMEOUT),
-        config,
-        redis,
-        spool,
-        background,
-        jobs: Circuit::default(),
-        to_look: Cell::new(true),
-        looking: Cell::new(false),
-        to_drain: Cell::new(false),
-        jobs_added: Cell::new(false),
-        last_error: Cell::new(0),
-        last_refusal: Cell::new(0),
-    });
-    spawn(look_into_spool(instance.clone()));
-    Ok(instance)
-}
 
-impl Instance {
+    /// The window that is open now.
+    pub fn window(&self) -> Window {
+        self.config.window_length.window_at_ms(self.host.now_ms())
+    }
+
+    /// Counts a request in the statistics, under one of the fields of [`verve_protocol::keys::stats`].
+    pub fn count(self: &Rc<Self>, place: &Place, field: &'static str) {
+        if place.counted.stats.count(place.window, field) {
+            self.host.spawn(flush_later(self.clone(), Due(place.counted.clone())));
+        }
+    }
+
     /// Tells the reporter, once in each window, that a counter is in use, if it has a name.
     async fn tell_counter(&self, place: &Place) -> Result<Option<Limit>, RedisError> {
         let Place { counted, window } = place;
@@ -139,7 +139,7 @@ impl Instance {
     }
 
     /// Records the id and, at the same time, the callback job. `ok` is answered when each is in Redis or in the spool.
-    async fn record(self: &Rc<Self>, place: &Place, id: Id, callback: Option<Callback>) -> Answer {
+    pub async fn record(self: &Rc<Self>, place: &Place, id: Id, callback: Option<Callback>) -> Answer {
         let recorded = match callback {
             None => self.record_id(place, id).await,
             Some(Callback { endpoint, method }) => {
@@ -173,6 +173,15 @@ impl Instance {
         }
         let (answer, job) = future::join(self.record_id(place, id), self.record_job(job)).await;
         job.and(answer)
+    }
+
+    /// Records ids, at most as many as are recorded together.
+    pub async fn record_many(self: &Rc<Self>, place: &Place, ids: &[Id]) -> Vec<Answer> {
+        let recorded = self.record_ids(place, ids, None).await;
+        let recorded = ids.iter().zip(recorded);
+        recorded
+            .map(|(id, recorded)| self.answer(place, *id, recorded))
+            .collect()
     }
 
     /// The answer to who brought an id, and in the log.
@@ -212,7 +221,7 @@ impl Instance {
         // Those that came meanwhile.
         let waiters = taking.take();
         if !waiters.is_empty() {
-            spawn(record_waiting(self.clone(), taking, waiters));
+            self.host.spawn(record_waiting(self.clone(), taking, waiters));
         }
         recorded.unwrap_or(Ok(Err(NotCounted::Unavailable)))
     }
@@ -226,16 +235,15 @@ impl Instance {
             let node = self.node_of(place, *partition);
             if node.is_due() {
                 // Not by these ids: others would wait behind them.
-                spawn(look_whether_back(self.clone(), node));
+                self.host.spawn(look_whether_back(self.clone(), node));
             }
         }
         let reconnects = self.redis.reconnects();
-        let until_ms = since_ms.unwrap_or_else(monotonic_ms) + self.patience_ms();
-        let added = if since_ms.is_some() && monotonic_ms() > until_ms {
+        let until_ms = since_ms.unwrap_or_else(|| self.host.monotonic_ms()) + self.patience_ms();
+        let added = if since_ms.is_some() && self.host.monotonic_ms() > until_ms {
             Err(self.no_answer())
         } else {
-            // Boxed, or its type is too deep for the compiler in the crates that count.
-            Box::pin(self.add_ids(place, &sets, until_ms)).await
+            self.add_ids(place, &sets, until_ms).await
         };
         let added = match added {
             Ok(Ok(added)) => added,
@@ -258,7 +266,7 @@ impl Instance {
             if let Some(limit) = self.tell_counter(place).await? {
                 return Ok(Err(limit));
             }
-            if monotonic_ms() > until_ms {
+            if self.host.monotonic_ms() > until_ms {
                 return Err(self.no_answer());
             }
         }
@@ -300,7 +308,7 @@ impl Instance {
         in_order(ids, self.config.partitions, recorded)
     }
 
-    fn node_of(&self, place: &Place, partition: Partition) -> Rc<Node> {
+    fn node_of(&self, place: &Place, partition: Partition) -> Rc<Node<H>> {
         self.redis.node_of(|| place.ids(partition))
     }
 
@@ -324,7 +332,7 @@ impl Instance {
                 }
                 if node.told_away.get() != 0 {
                     let instance = self.clone();
-                    spawn(async move { instance.tell_well(&node).await });
+                    self.host.spawn(async move { instance.tell_well(&node).await });
                 }
                 Ok(answers)
             }
@@ -333,11 +341,11 @@ impl Instance {
                 let spooling = self.spool.add_ids(place.ids(partition), ids);
                 let spooled = self.in_time(spooling).await;
                 self.spooled(redis, spooled)?;
-                let now = monotonic_ms();
+                let now = self.host.monotonic_ms();
                 if node.circuit.is_open() && node.told_away.get() < now {
                     node.told_away.set(now + OPEN_MS);
                     let instance = self.clone();
-                    spawn(async move { instance.tell_away(&node).await });
+                    self.host.spawn(async move { instance.tell_away(&node).await });
                 }
                 Ok(vec![Ok(Outcome::Spooled); ids.len()])
             }
@@ -347,7 +355,7 @@ impl Instance {
     /// Records a callback job, unless it is beyond a limit.
     async fn record_job(&self, job: &CallbackJob) -> Recorded<Option<Limit>> {
         let command = self.add_job(job);
-        let redis = match self.jobs.enter(monotonic_ms, OPEN_MS) {
+        let redis = match self.jobs.enter(|| self.host.monotonic_ms(), OPEN_MS) {
             Passage::Barred => RedisError::TooManyJobs,
             Passage::Free | Passage::Trial => match self.redis.add_job(&self.config.keys, job, &command).await {
                 Ok(beyond) => {
@@ -382,12 +390,12 @@ impl Instance {
     }
 
     /// Tells other instances that a node is away. If they are not told, they find out themselves.
-    async fn tell_away(&self, node: &Node) {
-        let _ = self.background.tell(&node.name(), now_ms() + OPEN_MS).await;
+    async fn tell_away(&self, node: &Node<H>) {
+        let _ = self.background.tell(&node.name(), self.host.now_ms() + OPEN_MS).await;
     }
 
     /// Tells other instances that a node that was away is back, if they were told that it is.
-    async fn tell_well(&self, node: &Node) {
+    async fn tell_well(&self, node: &Node<H>) {
         if node.told_away.replace(0) != 0 {
             let _ = self.background.untell(&node.name()).await;
         }
@@ -395,10 +403,10 @@ impl Instance {
 
     /// Waits for the spool, as long as it is waited for.
     async fn in_time(&self, spooling: impl Future<Output = Result<(), SpoolError>>) -> Result<(), SpoolError> {
-        let spooled = self.spool_deadlines.limit(spooling).await;
+        let spooled = self.spool_limit.within(Box::pin(spooling)).await;
         spooled.unwrap_or_else(|| {
             Err(SpoolError::NoAnswer {
-                within_ms: self.spool_deadlines.limit_ms(),
+                within_ms: SPOOL_TIMEOUT.as_millis() as u64,
             })
         })
     }
@@ -407,7 +415,14 @@ impl Instance {
     async fn flush(&self, counted: &Counted, window: Window, counts: Counts) {
         let keys = &counted.keys;
         let partitions = self.config.partitions.count();
-        let batch = flush(keys, window, &counts, unique_name(), now_ms(), partitions);
+        let batch = flush(
+            keys,
+            window,
+            &counts,
+            self.unique_name(),
+            self.host.now_ms(),
+            partitions,
+        );
         let redis = match self.redis.run_once(keys, &batch).await {
             Ok(_) => return self.redis.forget(keys, &batch).await,
             Err(redis) => redis,
@@ -424,13 +439,18 @@ impl Instance {
         match self.redis.has_room(&self.config.keys).await {
             Ok(true) => drop(self.jobs.close()),
             Ok(false) => {
-                self.jobs.open(monotonic_ms() + OPEN_MS);
+                self.jobs.open(self.host.monotonic_ms() + OPEN_MS);
                 // If others are not told, they find out themselves.
-                let _ = self.background.tell(JOBS_FULL, now_ms() + OPEN_MS).await;
+                let _ = self.background.tell(JOBS_FULL, self.host.now_ms() + OPEN_MS).await;
             }
             // Another matter, found out by requests.
             Err(_) => {}
         }
+    }
+
+    /// A name that nothing else has.
+    fn unique_name(&self) -> String {
+        format!("{:016x}{:016x}", self.host.random(), self.host.random())
     }
 
     /// Logs an error, at most one a second.
@@ -439,7 +459,7 @@ impl Instance {
     }
 
     fn log(&self, last: &Cell<u64>, error: &str) {
-        let now = now_ms() / 1000;
+        let now = self.host.now_ms() / 1000;
         if self.config.log >= Log::Error && last.replace(now) != now {
             eprintln!("verve: {error}");
         }
@@ -447,10 +467,10 @@ impl Instance {
 }
 
 /// Records ids that wait for a node, then those that have come meanwhile, until there are none.
-async fn record_waiting(
-    instance: Rc<Instance>,
-    taking: Taking<Place, Answer>,
-    mut waiters: Vec<Waiter<Place, Answer>>,
+async fn record_waiting<H: Host>(
+    instance: Rc<Instance<H>>,
+    taking: Taking<H, Place, Answer>,
+    mut waiters: Vec<Waiter<H, Place, Answer>>,
 ) {
     while let Some(place) = waiters.first().map(|first| first.place.clone()) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
@@ -463,7 +483,7 @@ async fn record_waiting(
 }
 
 /// Asks a node that was away whether it is back.
-async fn look_whether_back(instance: Rc<Instance>, node: Rc<Node>) {
+async fn look_whether_back<H: Host>(instance: Rc<Instance<H>>, node: Rc<Node<H>>) {
     if node.is_back().await {
         instance.tell_well(&node).await;
     }
@@ -490,8 +510,8 @@ impl Drop for Due {
 }
 
 /// Flushes the counts, after a while in which those of more responses have come together, and drains the spool.
-async fn flush_later(instance: Rc<Instance>, due: Due) {
-    sleep(FLUSH_AFTER).await;
+async fn flush_later<H: Host>(instance: Rc<Instance<H>>, due: Due) {
+    instance.host.sleep(FLUSH_AFTER).await;
     let counted = due.0.clone();
     let mut unflushed = Unflushed(counted.clone(), counted.stats.take());
     drop(due);
@@ -509,9 +529,4 @@ async fn flush_later(instance: Rc<Instance>, due: Due) {
     if instance.to_drain.get() {
         drain(&instance).await;
     }
-}
-
-/// A name that nothing else has.
-fn unique_name() -> String {
-    format!("{:016x}{:016x}", get_random_u64(), get_random_u64())
 }

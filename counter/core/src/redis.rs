@@ -4,10 +4,10 @@ mod ids;
 mod node;
 
 use std::cell::{Cell, RefCell};
+use std::iter;
 use std::rc::Rc;
 
 use futures::future;
-use spin_sdk::redis::{RedisParameter, RedisResult};
 use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
 use verve_protocol::scripts::{ADD_JOB_WITHIN, KEEP, RUN_ONCE, TELL_COUNTER};
@@ -15,18 +15,19 @@ use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
 use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window};
 
-use crate::clock::{look_again, monotonic_ms, now_ms};
+use crate::answer::Limit;
+use crate::cluster::{Address, Map};
+use crate::config::Config;
+use crate::expiry::end_of;
+use crate::limits::endpoints_seconds;
+use crate::once::Once;
+use crate::ports::{Host, look_again};
+use crate::redis_error::{RedisError, Refusal};
+use crate::registered::no_more_counters;
+use crate::reply::Reply;
+use crate::spooled::Batch;
 pub use node::Node;
 use node::Via;
-use verve_counter_core::answer::Limit;
-use verve_counter_core::cluster::{Address, Map, Part};
-use verve_counter_core::config::Config;
-use verve_counter_core::expiry::end_of;
-use verve_counter_core::limits::endpoints_seconds;
-use verve_counter_core::once::Once;
-use verve_counter_core::redis_error::{RedisError, Refusal};
-use verve_counter_core::registered::no_more_counters;
-use verve_counter_core::spooled::Batch;
 
 /// How often a command is sent to another node before it is given up.
 const REDIRECTIONS: usize = 5;
@@ -34,10 +35,11 @@ const REDIRECTIONS: usize = 5;
 const MAP_ANEW_MS: u64 = 500;
 
 /// Redis: one server, or a cluster.
-pub struct Redis {
+pub struct Redis<H: Host> {
+    host: H,
     config: Config,
     /// All that were asked for so far; first those that the variable names.
-    nodes: RefCell<Vec<Rc<Node>>>,
+    nodes: RefCell<Vec<Rc<Node<H>>>>,
     /// Which node has which slots; nothing is in it where there is one server.
     map: Once<Rc<Topology>, RedisError>,
     /// How often a connection was lost and opened again.
@@ -50,7 +52,7 @@ enum Asked {
     One,
     /// It may not be asked.
     Nobody,
-    Cluster(Vec<RedisResult>),
+    Cluster(Vec<Reply>),
 }
 
 /// What there is.
@@ -65,16 +67,23 @@ enum Topology {
     },
 }
 
-impl Redis {
+impl<H: Host> Redis<H> {
     /// The Redis that the variables name; connects when first used.
-    pub fn new(config: &Config) -> Self {
+    pub fn new(host: &H, config: &Config) -> Self {
         let reconnects = Rc::default();
         let named = config.redis_urls.as_slice().iter();
         let named = named.map(|url| {
             let address = Address::new(url.host(), url.port());
-            Rc::new(Node::new(vec![url.clone()], &[address], config, Rc::clone(&reconnects)))
+            Rc::new(Node::new(
+                host,
+                vec![url.clone()],
+                &[address],
+                config,
+                Rc::clone(&reconnects),
+            ))
         });
         Self {
+            host: host.clone(),
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
             map: Once::default(),
@@ -88,14 +97,14 @@ impl Redis {
     }
 
     /// The node that has a key, as far as is known by now. The key is asked for if there are several.
-    pub fn node_of<K: AsRef<str>>(&self, key: impl FnOnce() -> K) -> Rc<Node> {
+    pub fn node_of<K: AsRef<str>>(&self, key: impl FnOnce() -> K) -> Rc<Node<H>> {
         match self.map.made() {
             Some(topology) if topology.is_cluster() => self.node_in(&topology, slot(key().as_ref())),
             _ => self.first(),
         }
     }
 
-    fn node_in(&self, topology: &Topology, slot: u16) -> Rc<Node> {
+    fn node_in(&self, topology: &Topology, slot: u16) -> Rc<Node<H>> {
         let first = self.first();
         let Topology::Cluster { map, .. } = topology else {
             return first;
@@ -107,7 +116,7 @@ impl Redis {
 
     /// The node of this name, which the spool has, if the variable names it or the cluster's map has it. Any other is of a Redis that this host
     /// was configured for before: nothing is asked of it and nothing written to it.
-    pub async fn named(&self, name: &str) -> Option<Rc<Node>> {
+    pub async fn named(&self, name: &str) -> Option<Rc<Node<H>>> {
         let urls: RedisUrls = name.parse().ok()?;
         let address = Address::new(urls.first().host(), urls.first().port());
         if let Some(known) = self.known(&address) {
@@ -119,19 +128,19 @@ impl Redis {
         }
     }
 
-    fn first(&self) -> Rc<Node> {
+    fn first(&self) -> Rc<Node<H>> {
         self.nodes.borrow()[0].clone()
     }
 
     /// The node that is there before all else.
-    fn known(&self, first: &Address) -> Option<Rc<Node>> {
+    fn known(&self, first: &Address) -> Option<Rc<Node<H>>> {
         let nodes = self.nodes.borrow();
         let known = nodes.iter().find(|node| node.addresses().first() == Some(first));
         known.cloned()
     }
 
     /// The node at these addresses, as `asked` sees it. One that had others before is another one: an address may lead elsewhere by now.
-    fn node_at(&self, asked: &Node, addresses: &[Address]) -> Option<Rc<Node>> {
+    fn node_at(&self, asked: &Node<H>, addresses: &[Address]) -> Option<Rc<Node<H>>> {
         let first = addresses.first()?;
         // Each command asks, so nothing is parsed where it need not be.
         let known = self.known(first);
@@ -145,7 +154,8 @@ impl Redis {
         if urls.is_empty() {
             return None;
         }
-        let node = Rc::new(Node::new(urls, addresses, &self.config, Rc::clone(&self.reconnects)));
+        let reconnects = Rc::clone(&self.reconnects);
+        let node = Rc::new(Node::new(&self.host, urls, addresses, &self.config, reconnects));
         let mut nodes = self.nodes.borrow_mut();
         let place = known.and_then(|known| nodes.iter().position(|other| Rc::ptr_eq(other, &known)));
         match place {
@@ -157,8 +167,10 @@ impl Redis {
 
     /// Which node has what; asked for where that is not known, or no longer.
     async fn topology(&self) -> Result<Rc<Topology>, RedisError> {
-        self.map.clear_if(|topology| topology.is_to_be_asked_anew());
-        self.map.get(async || self.read_map().await, look_again).await
+        let is_outdated = |topology: &Rc<Topology>| topology.is_to_be_asked_anew(|| self.host.monotonic_ms());
+        self.map.clear_if(is_outdated);
+        let pause = async || look_again(&self.host).await;
+        self.map.get(async || Box::pin(self.read_map()).await, pause).await
     }
 
     /// Asks for the cluster's map: the node that is likeliest to be there, and if it does not tell, all others at the same time, since
@@ -180,8 +192,8 @@ impl Redis {
             .map_err(|last| RedisError::each(vec![error, last]))
     }
 
-    async fn ask_for_map(&self, node: &Node) -> Result<Rc<Topology>, RedisError> {
-        let ask = async |via: &Via<'_>| match via.execute("CLUSTER", [text("SLOTS")]).await {
+    async fn ask_for_map(&self, node: &Node<H>) -> Result<Rc<Topology>, RedisError> {
+        let ask = async |via: &Via<'_, H>| match via.execute("CLUSTER", [text("SLOTS")]).await {
             Ok(answer) => Ok(Asked::Cluster(answer)),
             Err(error) => match error.refusal() {
                 Some(Refusal::NoCluster) => Ok(Asked::One),
@@ -192,14 +204,19 @@ impl Redis {
         match node.twice(ask).await {
             Ok(Asked::One) => self.one(),
             // Whatever node is asked sends on, if it is one of several.
-            Ok(Asked::Nobody) => Ok(Topology::cluster(Map::default())),
-            Ok(Asked::Cluster(answer)) => {
-                let answer: Vec<Part> = answer.into_iter().map(part).collect();
-                Ok(Topology::cluster(Map::parse(&answer, node.url().host())))
-            }
+            Ok(Asked::Nobody) => Ok(self.cluster(Map::default())),
+            Ok(Asked::Cluster(answer)) => Ok(self.cluster(Map::parse(&answer, node.url().host()))),
             Err(error) if error.redirect().is_some() => Err(RedisError::UnexpectedType.at(node.url())),
             Err(error) => Err(error),
         }
+    }
+
+    fn cluster(&self, map: Map) -> Rc<Topology> {
+        Rc::new(Topology::Cluster {
+            map: RefCell::new(map),
+            asked_ms: self.host.monotonic_ms(),
+            outdated: Cell::new(false),
+        })
     }
 
     fn one(&self) -> Result<Rc<Topology>, RedisError> {
@@ -213,13 +230,14 @@ impl Redis {
     async fn twice<T>(
         &self,
         key: &str,
-        command: impl AsyncFn(&Via<'_>) -> Result<T, RedisError>,
+        command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
         let slot = slot(key);
         let mut topology = self.topology().await?;
         let mut node = self.node_in(&topology, slot);
         for _ in 0..REDIRECTIONS {
-            let error = match node.twice(&command).await {
+            // Boxed, or the types of those who wait are too deep for the compiler in the crates that count.
+            let error = match Box::pin(node.twice(&command)).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -230,7 +248,7 @@ impl Redis {
             let address = redirect.to(node.url().host());
             let to = address.and_then(|address| Some((self.sent_on(&topology, &node, &address)?, address)));
             node = match to {
-                Some((to, _)) if redirect.is_ask => return to.asking(&command).await,
+                Some((to, _)) if redirect.is_ask => return Box::pin(to.asking(&command)).await,
                 Some((to, address)) => {
                     topology.moved(slot, address);
                     to
@@ -251,7 +269,7 @@ impl Redis {
     }
 
     /// The node at the address to which `node` sends on.
-    fn sent_on(&self, topology: &Topology, node: &Node, address: &Address) -> Option<Rc<Node>> {
+    fn sent_on(&self, topology: &Topology, node: &Node<H>, address: &Address) -> Option<Rc<Node<H>>> {
         if let Topology::Cluster { map, .. } = topology
             && let Some(addresses) = map.borrow().at(address)
         {
@@ -277,18 +295,18 @@ impl Redis {
         let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &most].map(text);
         let answer = self.evaluate(&names, arguments.to_vec(), None).await?;
         Ok(match answer.as_slice() {
-            [RedisResult::Binary(said)] => no_more_counters(said),
+            [Reply::Text(said)] => no_more_counters(said.as_bytes()),
             _ => None,
         })
     }
 
     /// Notes that a window has ids in so many partitions, for the reporter, which finds by that what nobody expects.
     pub async fn index(&self, keys: &Keys, window: Window, partitions: u16) -> Result<(), RedisError> {
-        let (key, score) = (keys.windows(window.length()), now_ms().to_string());
+        let (key, score) = (keys.windows(window.length()), self.host.now_ms().to_string());
         let member = indexed(window, partitions);
         self.twice(&key, async |via| {
             via.execute("ZADD", [&key, &score, &member].map(text)).await?;
-            let expiry = [text(&key), RedisParameter::Int64(INDEX_SECONDS.cast_signed())];
+            let expiry = [text(&key), INDEX_SECONDS.to_string()];
             via.execute("EXPIRE", expiry).await
         })
         .await
@@ -299,7 +317,8 @@ impl Redis {
     pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), RedisError> {
         let members: Vec<String> = ids.iter().map(ToString::to_string).collect();
         self.twice(key, async |via| {
-            via.sadd(key, &members).await?;
+            via.execute("SADD", iter::once(text(key)).chain(members.iter().cloned()))
+                .await?;
             self.replicated(via, Some(key)).await
         })
         .await?;
@@ -336,18 +355,13 @@ impl Redis {
         );
         let answer = self.evaluate(&stream, arguments, None).await?;
         Ok(match answer.as_slice() {
-            [RedisResult::Int64(0)] => Some(Limit::Endpoint),
+            [Reply::Number(0)] => Some(Limit::Endpoint),
             _ => None,
         })
     }
 
     /// Runs an idempotent script, where the key is. It writes in any case, or adds to the set of ids under `ids`.
-    async fn evaluate(
-        &self,
-        key: &str,
-        arguments: Vec<RedisParameter>,
-        ids: Option<&str>,
-    ) -> Result<Vec<RedisResult>, RedisError> {
+    async fn evaluate(&self, key: &str, arguments: Vec<String>, ids: Option<&str>) -> Result<Vec<Reply>, RedisError> {
         self.twice(key, async |via| {
             let answer = via.execute("EVAL", arguments.clone()).await?;
             self.replicated(via, ids).await?;
@@ -362,7 +376,7 @@ impl Redis {
             return Ok(());
         };
         let key = arguments.first().map_or("", String::as_str);
-        let arguments: Vec<RedisParameter> = arguments.iter().map(text).collect();
+        let arguments: Vec<String> = arguments.iter().map(text).collect();
         self.twice(key, async |via| {
             via.execute(name, arguments.clone()).await?;
             self.replicated(via, None).await
@@ -374,7 +388,7 @@ impl Redis {
     pub async fn run_once(&self, keys: &Keys, batch: &Batch) -> Result<bool, RedisError> {
         let (own, stream) = (keys.spooled_batch(&batch.name), keys.callbacks());
         let (expiry, most) = (UNREPORTED_SECONDS.to_string(), MAX_QUEUED_JOBS.to_string());
-        let mut arguments: Vec<RedisParameter> = if batch.has_jobs() {
+        let mut arguments: Vec<String> = if batch.has_jobs() {
             [RUN_ONCE, "2", &own, &stream].map(text).into()
         } else {
             [RUN_ONCE, "1", &own].map(text).into()
@@ -382,7 +396,7 @@ impl Redis {
         arguments.extend([expiry, most].map(text));
         arguments.extend(batch.commands.iter().map(text));
         let answer = self.evaluate(&own, arguments, None).await?;
-        Ok(matches!(answer.as_slice(), [RedisResult::Int64(1)]))
+        Ok(matches!(answer.as_slice(), [Reply::Number(1)]))
     }
 
     /// Whether there is room for another callback job.
@@ -391,7 +405,7 @@ impl Redis {
         let answer = self
             .twice(&stream, async |via| via.execute("XLEN", [text(&stream)]).await)
             .await?;
-        Ok(!matches!(answer.as_slice(), [RedisResult::Int64(length)] if length.cast_unsigned() >= MAX_QUEUED_JOBS))
+        Ok(!matches!(answer.as_slice(), [Reply::Number(length)] if length.cast_unsigned() >= MAX_QUEUED_JOBS))
     }
 
     /// Forgets a batch that has run, since nobody sends it again. If this fails, it is forgotten after a day.
@@ -407,7 +421,7 @@ impl Redis {
         let (key, state) = (keys.spools(), state.to_string());
         self.twice(&key, async |via| {
             via.execute("HSET", [&key, name, &state].map(text)).await?;
-            let expiry = [text(&key), RedisParameter::Int64(SPOOL_STATE_SECONDS.cast_signed())];
+            let expiry = [text(&key), SPOOL_STATE_SECONDS.to_string()];
             via.execute("EXPIRE", expiry).await
         })
         .await
@@ -416,23 +430,23 @@ impl Redis {
 
     /// Waits until enough replicas have what this connection has written. Where that was ids for the set under `ids`, they may have been there
     /// already: then this writes something, see [`KEEP`].
-    async fn replicated(&self, via: &Via<'_>, ids: Option<&str>) -> Result<(), RedisError> {
+    async fn replicated(&self, via: &Via<'_, H>, ids: Option<&str>) -> Result<(), RedisError> {
         if self.config.wait_replicas == 0 {
             return Ok(());
         }
         if let Some(key) = ids
             && !matches!(
                 via.execute("EVAL", keep(key, "again")).await?.as_slice(),
-                [RedisResult::Int64(1)]
+                [Reply::Number(1)]
             )
         {
             return Err(RedisError::SetGone);
         }
         let (wanted, within) = (self.config.wait_replicas, self.config.replicas_within_ms());
-        let wait = [i64::from(wanted), within].map(RedisParameter::Int64);
+        let wait = [i64::from(wanted), within].map(|number| number.to_string());
         match via.execute("WAIT", wait).await?.as_slice() {
-            [RedisResult::Int64(replicas)] if *replicas >= i64::from(wanted) => Ok(()),
-            [RedisResult::Int64(replicas)] => Err(RedisError::TooFewReplicas {
+            [Reply::Number(replicas)] if *replicas >= i64::from(wanted) => Ok(()),
+            [Reply::Number(replicas)] => Err(RedisError::TooFewReplicas {
                 replicas: *replicas,
                 wanted,
                 within_ms: within,
@@ -450,14 +464,6 @@ impl Redis {
 }
 
 impl Topology {
-    fn cluster(map: Map) -> Rc<Self> {
-        Rc::new(Self::Cluster {
-            map: RefCell::new(map),
-            asked_ms: monotonic_ms(),
-            outdated: Cell::new(false),
-        })
-    }
-
     const fn is_cluster(&self) -> bool {
         matches!(self, Self::Cluster { .. })
     }
@@ -477,29 +483,21 @@ impl Topology {
         }
     }
 
-    fn is_to_be_asked_anew(&self) -> bool {
+    /// By the monotonic clock, which is asked where it matters.
+    fn is_to_be_asked_anew(&self, now_ms: impl Fn() -> u64) -> bool {
         match self {
             Self::One => false,
-            Self::Cluster { asked_ms, outdated, .. } => outdated.get() && monotonic_ms() > asked_ms + MAP_ANEW_MS,
+            Self::Cluster { asked_ms, outdated, .. } => outdated.get() && now_ms() > asked_ms + MAP_ANEW_MS,
         }
     }
 }
 
-fn part(result: RedisResult) -> Part {
-    match result {
-        RedisResult::Nil => Part::Nothing,
-        RedisResult::Int64(number) => Part::Number(number),
-        RedisResult::Status(text) => Part::Text(text),
-        RedisResult::Binary(bytes) => Part::Text(String::from_utf8_lossy(&bytes).into_owned()),
-    }
-}
-
 /// The arguments of [`KEEP`].
-fn keep(key: &str, again: &str) -> [RedisParameter; 5] {
+fn keep(key: &str, again: &str) -> [String; 5] {
     let ends = end_of(key).to_string();
     [KEEP, "1", key, &ends, again].map(text)
 }
 
-fn text(value: impl AsRef<str>) -> RedisParameter {
-    RedisParameter::Binary(value.as_ref().as_bytes().to_vec())
+fn text(value: impl AsRef<str>) -> String {
+    value.as_ref().to_owned()
 }

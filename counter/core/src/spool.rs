@@ -17,13 +17,12 @@
 
 use std::rc::Rc;
 
-use spin_sdk::sqlite::{Connection, Error, Value};
 use verve_protocol::{Id, RedisUrls, SpoolState};
 
-use crate::clock::look_again;
-use verve_counter_core::config::Config;
-use verve_counter_core::once::Once;
-use verve_counter_core::spooled::{Batch, Contents, SpoolError, SpooledIds};
+use crate::config::Config;
+use crate::once::Once;
+use crate::ports::{Cell, Database as _, Host, look_again};
+use crate::spooled::{Batch, Contents, SpoolError, SpooledIds};
 
 /// How long SQLite waits for others who write, in milliseconds. A request that finds Redis away is answered within two of
 /// Redis' timeouts and this.
@@ -57,8 +56,9 @@ const MADE_OF: [&str; 15] = [
 ];
 
 /// The database, opened when first used.
-pub struct Spool {
-    database: Once<Rc<Database>, SpoolError>,
+pub struct Spool<H: Host> {
+    host: H,
+    database: Once<Rc<Opened<H>>, SpoolError>,
     /// The most ids and callback jobs.
     limit: u64,
     /// Whose ids and jobs they are.
@@ -67,16 +67,17 @@ pub struct Spool {
 }
 
 /// The open database.
-struct Database {
-    connection: Connection,
+struct Opened<H: Host> {
+    connection: H::Database,
     /// The name of its owner, us.
     owner: String,
 }
 
-impl Spool {
+impl<H: Host> Spool<H> {
     /// A spool for so many ids and callback jobs, of this namespace and Redis; opened when first used.
-    pub fn new(limit: u64, config: &Config) -> Self {
+    pub fn new(host: &H, limit: u64, config: &Config) -> Self {
         Self {
+            host: host.clone(),
             database: Once::default(),
             limit,
             namespace: config.keys.namespace().to_string(),
@@ -89,8 +90,8 @@ impl Spool {
         let insert = "INSERT INTO ids (key, ids, count) SELECT ?2, ?3, ?4 \
             WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 RETURNING 1";
         let row = [
-            Value::Text(key),
-            Value::Text(listed(ids)),
+            Cell::Text(key),
+            Cell::Text(listed(ids)),
             integer(ids.len() as u64),
             integer(self.limit),
         ];
@@ -98,7 +99,7 @@ impl Spool {
     }
 
     /// Runs a statement that adds something if there is room, and if the database is ours.
-    async fn add(&self, insert: &str, values: impl IntoIterator<Item = Value> + Clone) -> Result<(), SpoolError> {
+    async fn add(&self, insert: &str, values: impl IntoIterator<Item = Cell> + Clone) -> Result<(), SpoolError> {
         for _ in 0..2 {
             if !self.run_as_owner(insert, values.clone()).await?.is_empty() {
                 return Ok(());
@@ -125,7 +126,7 @@ impl Spool {
         );
         let values = [integer(self.limit)]
             .into_iter()
-            .chain(words.into_iter().map(Value::Text));
+            .chain(words.into_iter().map(Cell::Text));
         self.add(&insert, values).await
     }
 
@@ -134,8 +135,8 @@ impl Spool {
         let insert = "INSERT INTO commands (batch, command) SELECT ?2, value FROM json_each(?3) \
             WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 RETURNING 1";
         let row = [
-            Value::Text(batch.name.clone()),
-            Value::Text(format!("[{}]", batch.commands.join(","))),
+            Cell::Text(batch.name.clone()),
+            Cell::Text(format!("[{}]", batch.commands.join(","))),
             integer(batch.commands.len() as u64),
             integer(self.limit),
         ];
@@ -147,7 +148,7 @@ impl Spool {
         let select = "SELECT DISTINCT key FROM ids WHERE (SELECT name FROM owner) = ?1 ORDER BY key";
         let rows = self.run_as_owner(select, []).await?;
         let keys = rows.into_iter().flatten().filter_map(|value| match value {
-            Value::Text(key) => Some(key),
+            Cell::Text(key) => Some(key),
             _ => None,
         });
         Ok(keys.collect())
@@ -158,10 +159,10 @@ impl Spool {
         let select = "SELECT json_array(number, key, ids), ids FROM ids \
             WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
         let rows = self
-            .run_as_owner(select, [Value::Text(key.to_owned()), Value::Integer(BATCH)])
+            .run_as_owner(select, [Cell::Text(key.to_owned()), Cell::Integer(BATCH)])
             .await?;
         let rows = rows.into_iter().filter_map(|row| match row.as_slice() {
-            [Value::Text(row), Value::Text(ids)] => Some((
+            [Cell::Text(row), Cell::Text(ids)] => Some((
                 row.clone(),
                 ids.split(',').filter_map(|id| id.parse().ok()).map(Id).collect(),
             )),
@@ -175,7 +176,7 @@ impl Spool {
     pub async fn remove_ids(&self, ids: &SpooledIds) -> Result<(), SpoolError> {
         let delete = "DELETE FROM ids WHERE number IN (SELECT value ->> 0 FROM json_each(?1)) \
             AND json_array(number, key, ids) IN (SELECT value FROM json_each(?1))";
-        self.run(delete, [Value::Text(format!("[{}]", ids.rows.join(",")))])
+        self.run(delete, [Cell::Text(format!("[{}]", ids.rows.join(",")))])
             .await
             .map(drop)
     }
@@ -197,13 +198,13 @@ impl Spool {
             let begin = "UPDATE commands SET batch = ?2 \
                 WHERE number IN (SELECT number FROM commands WHERE batch IS NULL ORDER BY number LIMIT ?3) \
                 AND NOT EXISTS (SELECT 1 FROM commands WHERE batch IS NOT NULL) AND (SELECT name FROM owner) = ?1";
-            self.run_as_owner(begin, [name.unwrap_or(Value::Null), Value::Integer(BATCH)])
+            self.run_as_owner(begin, [name.unwrap_or(Cell::Null), Cell::Integer(BATCH)])
                 .await?;
             rows = self.run_as_owner(begun, []).await?;
         }
         let mut batch: Option<Batch> = None;
         for row in rows {
-            if let [Value::Text(name), Value::Text(command)] = row.as_slice() {
+            if let [Cell::Text(name), Cell::Text(command)] = row.as_slice() {
                 let batch = batch.get_or_insert_with(|| Batch {
                     name: name.clone(),
                     commands: Vec::new(),
@@ -216,7 +217,7 @@ impl Spool {
 
     /// Removes a batch that has run.
     pub async fn remove_batch(&self, name: &str) -> Result<(), SpoolError> {
-        self.run("DELETE FROM commands WHERE batch = ?", [Value::Text(name.to_owned())])
+        self.run("DELETE FROM commands WHERE batch = ?", [Cell::Text(name.to_owned())])
             .await
             .map(drop)
     }
@@ -226,7 +227,7 @@ impl Spool {
         let select = "SELECT name, size.total, drained.total FROM drained, size";
         let rows = self.run(select, []).await?;
         Ok(match rows.first().map(Vec::as_slice) {
-            Some([Value::Text(name), Value::Integer(depth), Value::Integer(drained)]) => {
+            Some([Cell::Text(name), Cell::Integer(depth), Cell::Integer(drained)]) => {
                 let state = SpoolState {
                     depth: depth.cast_unsigned(),
                     drained: drained.cast_unsigned(),
@@ -242,7 +243,7 @@ impl Spool {
     pub async fn rename(&self, name: &str, drained: u64) -> Result<(), SpoolError> {
         let update = "UPDATE drained SET name = lower(hex(randomblob(8))), total = total - ?2 \
             WHERE name = ?1 AND (SELECT total FROM size) = 0";
-        self.run(update, [Value::Text(name.to_owned()), integer(drained)])
+        self.run(update, [Cell::Text(name.to_owned()), integer(drained)])
             .await
             .map(drop)
     }
@@ -259,8 +260,8 @@ impl Spool {
         let mut contents = Contents::default();
         for row in rows {
             match row.as_slice() {
-                [Value::Text(name), _] if name.is_empty() => contents.any = true,
-                [Value::Text(name), Value::Integer(until)] => {
+                [Cell::Text(name), _] if name.is_empty() => contents.any = true,
+                [Cell::Text(name), Cell::Integer(until)] => {
                     contents.state.push((name.clone(), until.cast_unsigned()));
                 }
                 _ => {}
@@ -272,7 +273,7 @@ impl Spool {
     /// Tells other instances that `name` is the case until a moment.
     pub async fn tell(&self, name: &str, until: u64) -> Result<(), SpoolError> {
         let upsert = "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET until = excluded.until";
-        self.run(upsert, [Value::Text(name.to_owned()), integer(until)])
+        self.run(upsert, [Cell::Text(name.to_owned()), integer(until)])
             .await
             .map(drop)
     }
@@ -282,23 +283,19 @@ impl Spool {
     pub async fn claim(&self, name: &str, now: u64, for_ms: u64) -> Result<bool, SpoolError> {
         let upsert = "INSERT INTO state VALUES (?1, ?3) ON CONFLICT (name) DO UPDATE SET until = excluded.until \
             WHERE until <= ?2 OR until > ?3 RETURNING 1";
-        let row = [Value::Text(name.to_owned()), integer(now), integer(now + for_ms)];
+        let row = [Cell::Text(name.to_owned()), integer(now), integer(now + for_ms)];
         let rows = self.run(upsert, row).await?;
         Ok(!rows.is_empty())
     }
 
     /// Takes back what was told.
     pub async fn untell(&self, name: &str) -> Result<(), SpoolError> {
-        self.run("DELETE FROM state WHERE name = ?", [Value::Text(name.to_owned())])
+        self.run("DELETE FROM state WHERE name = ?", [Cell::Text(name.to_owned())])
             .await
             .map(drop)
     }
 
-    async fn run(
-        &self,
-        statement: &str,
-        values: impl IntoIterator<Item = Value>,
-    ) -> Result<Vec<Vec<Value>>, SpoolError> {
+    async fn run(&self, statement: &str, values: impl IntoIterator<Item = Cell>) -> Result<Vec<Vec<Cell>>, SpoolError> {
         let database = self.database().await?;
         self.execute(&database, statement, values).await
     }
@@ -307,38 +304,39 @@ impl Spool {
     async fn run_as_owner(
         &self,
         statement: &str,
-        values: impl IntoIterator<Item = Value>,
-    ) -> Result<Vec<Vec<Value>>, SpoolError> {
+        values: impl IntoIterator<Item = Cell>,
+    ) -> Result<Vec<Vec<Cell>>, SpoolError> {
         let database = self.database().await?;
-        let values = [Value::Text(database.owner.clone())].into_iter().chain(values);
+        let values = [Cell::Text(database.owner.clone())].into_iter().chain(values);
         self.execute(&database, statement, values).await
     }
 
     /// Runs a statement. What it fails by may be gone with another connection, such as a file that was removed.
     async fn execute(
         &self,
-        database: &Rc<Database>,
+        database: &Rc<Opened<H>>,
         statement: &str,
-        values: impl IntoIterator<Item = Value>,
-    ) -> Result<Vec<Vec<Value>>, SpoolError> {
-        let result = execute(&database.connection, statement, values).await;
+        values: impl IntoIterator<Item = Cell>,
+    ) -> Result<Vec<Vec<Cell>>, SpoolError> {
+        let result = database.connection.execute(statement, values).await;
         if result.is_err() {
             self.database.clear_if(|kept| Rc::ptr_eq(kept, database));
         }
         result
     }
 
-    async fn database(&self) -> Result<Rc<Database>, SpoolError> {
+    async fn database(&self) -> Result<Rc<Opened<H>>, SpoolError> {
         let open = async || {
-            let connection = open().await?;
+            let connection = self.open().await?;
             let owner = self.own(&connection).await?;
-            Ok(Rc::new(Database { connection, owner }))
+            Ok(Rc::new(Opened { connection, owner }))
         };
-        self.database.get(open, look_again).await
+        let pause = async || look_again(&self.host).await;
+        self.database.get(open, pause).await
     }
 
     /// Makes sure that the database is ours, and answers the name that we have as its owner.
-    async fn own(&self, connection: &Connection) -> Result<String, SpoolError> {
+    async fn own(&self, connection: &H::Database) -> Result<String, SpoolError> {
         if let Some((name, _)) = self.owner(connection).await?.filter(|(_, is_us)| *is_us) {
             return Ok(name);
         }
@@ -353,7 +351,7 @@ impl Spool {
             self.redis.to_string(),
             env!("CARGO_PKG_VERSION").to_owned(),
         ];
-        execute(connection, become_owner, ours.map(Value::Text)).await?;
+        connection.execute(become_owner, ours.map(Cell::Text)).await?;
         match self.owner(connection).await? {
             Some((name, true)) => Ok(name),
             Some((whose, false)) => Err(SpoolError::Foreign {
@@ -365,10 +363,12 @@ impl Spool {
     }
 
     /// The owner of the database: its name if it is us, and else what it counts for; and whether it is us.
-    async fn owner(&self, connection: &Connection) -> Result<Option<(String, bool)>, SpoolError> {
-        let found = execute(connection, "SELECT name, namespace, redis FROM owner", []).await?;
+    async fn owner(&self, connection: &H::Database) -> Result<Option<(String, bool)>, SpoolError> {
+        let found = connection
+            .execute("SELECT name, namespace, redis FROM owner", [])
+            .await?;
         Ok(match found.first().map(Vec::as_slice) {
-            Some([Value::Text(name), Value::Text(namespace), Value::Text(redis)]) => {
+            Some([Cell::Text(name), Cell::Text(namespace), Cell::Text(redis)]) => {
                 Some(match self.is_of(namespace, redis) {
                     true => (name.clone(), true),
                     false => (counts_for(namespace, redis), false),
@@ -384,86 +384,70 @@ impl Spool {
         let servers: Vec<String> = self.redis.as_slice().iter().map(ToString::to_string).collect();
         namespace == self.namespace && redis.split(',').any(|server| servers.iter().any(|ours| ours == server))
     }
-}
 
-async fn open() -> Result<Connection, SpoolError> {
-    let connection = Connection::open_default().await.map_err(failed)?;
-    execute(&connection, &format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"), []).await?;
-    let found = "SELECT (SELECT user_version FROM pragma_user_version), \
+    async fn open(&self) -> Result<H::Database, SpoolError> {
+        let connection = self.host.open().await?;
+        connection
+            .execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"), [])
+            .await?;
+        let found = "SELECT (SELECT user_version FROM pragma_user_version), \
         count(*) = 1 AND (SELECT journal_mode FROM pragma_journal_mode) = 'wal' FROM sqlite_schema WHERE name = 'owner'";
-    let found = execute(&connection, found, []).await?;
-    let (format, is_made) = match found.first().map(Vec::as_slice) {
-        Some([Value::Integer(format), Value::Integer(is_made)]) => (*format, *is_made == 1),
-        _ => return Err(SpoolError::Broken("it does not tell its format".to_owned())),
-    };
-    // 0 is one that nobody has made yet, or not to its end.
-    if ![0, FORMAT].contains(&format) {
-        return Err(SpoolError::Format {
-            found: format,
-            known: FORMAT,
-        });
-    }
-    // The next instance finds all this made; the number, which is the last of it, and the last table tell.
-    if format == 0 || !is_made {
-        let mode = into_wal(&connection).await?;
-        if let Some([Value::Text(mode)]) = mode.first().map(Vec::as_slice)
-            && matches!(mode.as_str(), "memory" | "off")
-        {
-            return Err(SpoolError::InMemory);
+        let found = connection.execute(found, []).await?;
+        let (format, is_made) = match found.first().map(Vec::as_slice) {
+            Some([Cell::Integer(format), Cell::Integer(is_made)]) => (*format, *is_made == 1),
+            _ => return Err(SpoolError::Broken("it does not tell its format".to_owned())),
+        };
+        // 0 is one that nobody has made yet, or not to its end.
+        if ![0, FORMAT].contains(&format) {
+            return Err(SpoolError::Format {
+                found: format,
+                known: FORMAT,
+            });
         }
-        for statement in MADE_OF {
-            execute(&connection, statement, []).await?;
-        }
-        execute(&connection, &format!("PRAGMA user_version = {FORMAT}"), []).await?;
-    }
-    execute(&connection, "PRAGMA synchronous = NORMAL", []).await?;
-    Ok(connection)
-}
-
-/// Two that do this at the same time are in each other's way, and SQLite does not wait then.
-async fn into_wal(connection: &Connection) -> Result<Vec<Vec<Value>>, SpoolError> {
-    let mut locked = SpoolError::Locked(String::new());
-    for _ in 0..BUSY_TIMEOUT_MS {
-        match execute(connection, "PRAGMA journal_mode = WAL", []).await {
-            Err(error @ SpoolError::Locked(_)) => {
-                locked = error;
-                look_again().await;
+        // The next instance finds all this made; the number, which is the last of it, and the last table tell.
+        if format == 0 || !is_made {
+            let mode = self.make_wal(&connection).await?;
+            if let Some([Cell::Text(mode)]) = mode.first().map(Vec::as_slice)
+                && matches!(mode.as_str(), "memory" | "off")
+            {
+                return Err(SpoolError::InMemory);
             }
-            done => return done,
+            for statement in MADE_OF {
+                connection.execute(statement, []).await?;
+            }
+            connection
+                .execute(&format!("PRAGMA user_version = {FORMAT}"), [])
+                .await?;
         }
+        connection.execute("PRAGMA synchronous = NORMAL", []).await?;
+        Ok(connection)
     }
-    Err(locked)
-}
 
-async fn execute(
-    connection: &Connection,
-    statement: &str,
-    values: impl IntoIterator<Item = Value>,
-) -> Result<Vec<Vec<Value>>, SpoolError> {
-    let result = connection.execute(statement, values).await.map_err(failed)?;
-    let rows = result.collect().await.map_err(failed)?;
-    Ok(rows.into_iter().map(|row| row.values).collect())
+    /// Two that do this at the same time are in each other's way, and SQLite does not wait then.
+    async fn make_wal(&self, connection: &H::Database) -> Result<Vec<Vec<Cell>>, SpoolError> {
+        let mut locked = SpoolError::Locked(String::new());
+        for _ in 0..BUSY_TIMEOUT_MS {
+            match connection.execute("PRAGMA journal_mode = WAL", []).await {
+                Err(error @ SpoolError::Locked(_)) => {
+                    locked = error;
+                    look_again(&self.host).await;
+                }
+                done => return done,
+            }
+        }
+        Err(locked)
+    }
 }
 
 fn listed<T: ToString>(numbers: &[T]) -> String {
     numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn integer(value: u64) -> Value {
-    Value::Integer(value.cast_signed())
+fn integer(value: u64) -> Cell {
+    Cell::Integer(value.cast_signed())
 }
 
 /// What a database is for.
 fn counts_for(namespace: &str, redis: &str) -> String {
     format!("namespace {namespace} on {redis}")
-}
-
-fn failed(error: Error) -> SpoolError {
-    match error {
-        Error::NoSuchDatabase => SpoolError::NoDatabase,
-        Error::AccessDenied => SpoolError::NotGranted,
-        Error::InvalidConnection => SpoolError::Broken("the connection is not valid".to_owned()),
-        Error::DatabaseFull => SpoolError::DiskFull,
-        Error::Io(message) => SpoolError::told(message),
-    }
 }

@@ -1,0 +1,384 @@
+//! The core's ports on simulated machines.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::{self, Either};
+use rusqlite::types::{Value as SqlValue, ValueRef};
+use verve_counter_core::ports::{
+    Cell as DatabaseCell, Clock, Connection, Connector, Database, Disk, Host, Limit, Tasks,
+};
+use verve_counter_core::redis_error::RedisError;
+use verve_counter_core::reply::Reply;
+use verve_counter_core::spooled::SpoolError;
+use verve_protocol::RedisUrls;
+
+use crate::executor::{Executor, Signal};
+use crate::redis::{Answer, Link, Server};
+
+/// How long a message takes at most, in microseconds.
+const LATENCY_US: u64 = 1000;
+/// When the simulated time begins, in Unix milliseconds.
+const BEGIN_MS: u64 = 1_800_000_000_000;
+
+/// All that there is.
+pub struct World {
+    /// What runs it.
+    pub executor: Rc<Executor>,
+    /// The Redis servers.
+    pub servers: Vec<Rc<Server>>,
+}
+
+impl World {
+    /// One with these servers.
+    #[must_use]
+    pub fn new(seed: u64, servers: Vec<Rc<Server>>) -> Rc<Self> {
+        Rc::new(Self {
+            executor: Executor::new(seed),
+            servers,
+        })
+    }
+
+    /// The true time, which servers have, in Unix microseconds.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        BEGIN_MS * 1000 + u64::try_from(self.executor.now().as_micros()).unwrap_or_default()
+    }
+
+    fn latency(&self) -> Duration {
+        Duration::from_micros(1 + self.executor.below(LATENCY_US))
+    }
+}
+
+/// What a machine keeps while processes come and go.
+struct Kept {
+    disk: rusqlite::Connection,
+    /// What everything on the disk fails by.
+    fault: RefCell<Option<SpoolError>>,
+    /// How far its clock is from the true time, in milliseconds.
+    offset_ms: Cell<i64>,
+    variables: BTreeMap<&'static str, String>,
+}
+
+/// An edge host.
+#[derive(Clone)]
+pub struct Machine {
+    world: Rc<World>,
+    kept: Rc<Kept>,
+}
+
+impl Machine {
+    /// One with these variables and an empty disk.
+    ///
+    /// # Panics
+    /// If SQLite has no memory.
+    #[must_use]
+    pub fn new(world: &Rc<World>, variables: &[(&'static str, &str)]) -> Self {
+        let variables = variables.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        Self {
+            world: Rc::clone(world),
+            kept: Rc::new(Kept {
+                disk: rusqlite::Connection::open_in_memory().expect("memory"),
+                fault: RefCell::default(),
+                offset_ms: Cell::default(),
+                variables: variables.collect(),
+            }),
+        }
+    }
+
+    /// Has everything on the disk fail by this, or nothing any more.
+    pub fn set_disk_fault(&self, fault: Option<SpoolError>) {
+        self.kept.fault.replace(fault);
+    }
+
+    /// Sets its clock, to so many milliseconds before or after the true time.
+    pub fn set_clock(&self, offset_ms: i64) {
+        self.kept.offset_ms.set(offset_ms);
+    }
+
+    /// How many rows a table on its disk has; none if there is no such table.
+    #[must_use]
+    pub fn rows(&self, table: &str) -> i64 {
+        let count = format!("SELECT count(*) FROM {table}");
+        self.kept
+            .disk
+            .query_row(&count, [], |row| row.get(0))
+            .unwrap_or_default()
+    }
+
+    /// What happens after the time that a message takes, behind what was sent there before.
+    async fn message<T: 'static>(&self, line: &Line, what: impl FnOnce() -> Option<T> + 'static) -> T {
+        let (signal, slot) = (Signal::default(), Rc::new(RefCell::new(None)));
+        let (executor, world) = (self.world.executor.clone(), self.world.clone());
+        let (arrived, told) = (signal.clone(), slot.clone());
+        let back = line.back.clone();
+        let there = line.there.after(executor.now(), self.world.latency());
+        let inner = executor.clone();
+        executor.after(there, move || {
+            let Some(done) = what() else {
+                return;
+            };
+            let time = back.after(inner.now(), world.latency());
+            inner.after(time, move || {
+                told.replace(Some(done));
+                arrived.set();
+            });
+        });
+        signal.wait().await;
+        let told = slot.take();
+        match told {
+            Some(told) => told,
+            None => future::pending().await,
+        }
+    }
+}
+
+/// A way on which messages stay in their order, both ways.
+#[derive(Clone, Default)]
+struct Line {
+    there: Way,
+    back: Way,
+}
+
+#[derive(Clone, Default)]
+struct Way(Rc<Cell<Duration>>);
+
+impl Way {
+    /// How long from now on a message takes that comes after those before it.
+    fn after(&self, now: Duration, latency: Duration) -> Duration {
+        let at = self.0.get().max(now + latency);
+        self.0.set(at);
+        at - now
+    }
+}
+
+/// A connection to a server.
+pub struct Client {
+    machine: Machine,
+    server: Rc<Server>,
+    /// Which start of the server it is to.
+    start: u64,
+    line: Line,
+    /// Whether the next command is asked for.
+    is_asking: Rc<Cell<bool>>,
+}
+
+impl Connector for Machine {
+    type Connection = Client;
+
+    async fn connect(&self, url: &str) -> Result<Client, RedisError> {
+        let url: RedisUrls = url.parse().map_err(|_| RedisError::InvalidAddress)?;
+        let servers = self.world.servers.iter();
+        let server = servers
+            .clone()
+            .find(|server| server.host == url.first().host())
+            .cloned();
+        let line = Line::default();
+        let found = server.clone();
+        let connected = self.message(&line, move || match found.as_ref().map(|server| server.link.get()) {
+            Some(Link::Up | Link::Deaf) => Some(true),
+            Some(Link::Refused) | None => Some(false),
+            Some(Link::Silent) => None,
+        });
+        match (connected.await, server) {
+            (true, Some(server)) => Ok(Client {
+                machine: self.clone(),
+                start: server.starts.get(),
+                server,
+                line,
+                is_asking: Rc::default(),
+            }),
+            _ => Err(RedisError::told("Connection refused (os error 111)".to_owned())),
+        }
+    }
+}
+
+impl Connection for Client {
+    async fn execute(
+        &self,
+        command: &str,
+        arguments: impl IntoIterator<Item = String>,
+    ) -> Result<Vec<Reply>, RedisError> {
+        let words: Vec<String> = std::iter::once(command.to_owned()).chain(arguments).collect();
+        let (server, world, start) = (self.server.clone(), self.machine.world.clone(), self.start);
+        let is_asking = self.is_asking.clone();
+        let answered = self.machine.message(&self.line, move || {
+            if start != server.starts.get() || server.link.get() == Link::Refused {
+                return Some(Err("Connection reset by peer (os error 104)".to_owned()));
+            }
+            if server.link.get() == Link::Silent {
+                return None;
+            }
+            let is_asked = is_asking.replace(words[0] == "ASKING");
+            let answer = server.execute(&words, world.now_us(), is_asked);
+            (server.link.get() == Link::Up).then(|| Answer::flat(answer))
+        });
+        answered.await.map_err(RedisError::told)
+    }
+}
+
+/// A connection to the machine's database.
+pub struct File {
+    machine: Machine,
+    line: Line,
+}
+
+impl Disk for Machine {
+    type Database = File;
+
+    async fn open(&self) -> Result<File, SpoolError> {
+        if let Some(fault) = self.kept.fault.borrow().clone() {
+            return Err(fault);
+        }
+        Ok(File {
+            machine: self.clone(),
+            line: Line::default(),
+        })
+    }
+}
+
+impl Database for File {
+    async fn execute(
+        &self,
+        statement: &str,
+        values: impl IntoIterator<Item = DatabaseCell>,
+    ) -> Result<Vec<Vec<DatabaseCell>>, SpoolError> {
+        let (kept, statement) = (self.machine.kept.clone(), statement.to_owned());
+        let values: Vec<SqlValue> = (values.into_iter())
+            .map(|cell| match cell {
+                DatabaseCell::Null => SqlValue::Null,
+                DatabaseCell::Integer(number) => SqlValue::Integer(number),
+                DatabaseCell::Text(text) => SqlValue::Text(text),
+            })
+            .collect();
+        let done = self.machine.message(&self.line, move || {
+            if let Some(fault) = kept.fault.borrow().clone() {
+                return Some(Err(fault));
+            }
+            Some(run(&kept.disk, &statement, values).map_err(|error| SpoolError::told(error.to_string())))
+        });
+        done.await
+    }
+}
+
+fn run(
+    disk: &rusqlite::Connection,
+    statement: &str,
+    values: Vec<SqlValue>,
+) -> rusqlite::Result<Vec<Vec<DatabaseCell>>> {
+    if statement.starts_with("PRAGMA journal_mode") {
+        // It is in memory, which the machine does not lose.
+        return Ok(vec![vec![DatabaseCell::Text("wal".to_owned())]]);
+    }
+    let mut statement = disk.prepare_cached(statement)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let cells = (0..columns).map(|column| {
+            Ok(match row.get_ref(column)? {
+                ValueRef::Integer(number) => DatabaseCell::Integer(number),
+                ValueRef::Text(text) => DatabaseCell::Text(String::from_utf8_lossy(text).into_owned()),
+                _ => DatabaseCell::Null,
+            })
+        });
+        all.push(cells.collect::<rusqlite::Result<_>>()?);
+    }
+    Ok(all)
+}
+
+impl Clock for Machine {
+    fn now_ms(&self) -> u64 {
+        (self.world.now_us() / 1000).saturating_add_signed(self.kept.offset_ms.get())
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        // Not from 0 on, as the host's does not begin with the instance.
+        1_000_000 + u64::try_from(self.world.executor.now().as_millis()).unwrap_or_default()
+    }
+}
+
+/// Happens when it is dropped.
+pub struct Wake {
+    signal: Signal,
+    executor: Rc<Executor>,
+}
+
+impl Drop for Wake {
+    fn drop(&mut self) {
+        let signal = self.signal.clone();
+        self.executor.after(Duration::ZERO, move || signal.set());
+    }
+}
+
+/// A limit of time.
+pub struct Limits {
+    each: Duration,
+    executor: Rc<Executor>,
+    under_way: RefCell<Vec<Signal>>,
+}
+
+impl Limit for Limits {
+    async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let signal = Signal::default();
+        let over = signal.clone();
+        self.executor.after(self.each, move || over.set());
+        self.under_way.borrow_mut().push(signal.clone());
+        match future::select(pin!(work), pin!(signal.wait())).await {
+            Either::Left((done, _)) => Some(done),
+            Either::Right(_) => None,
+        }
+    }
+
+    fn end_all(&self) {
+        for signal in self.under_way.take() {
+            self.executor.after(Duration::ZERO, move || signal.set());
+        }
+    }
+}
+
+impl Tasks for Machine {
+    type Wake = Wake;
+    type Limit = Limits;
+
+    fn signal(&self) -> (Wake, impl Future<Output = ()> + 'static) {
+        let signal = Signal::default();
+        let wake = Wake {
+            signal: signal.clone(),
+            executor: self.world.executor.clone(),
+        };
+        (wake, async move { signal.wait().await })
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.world.executor.spawn(task);
+    }
+
+    async fn sleep(&self, time: Duration) {
+        let signal = Signal::default();
+        let over = signal.clone();
+        self.world.executor.after(time, move || over.set());
+        signal.wait().await;
+    }
+
+    fn limit(&self, each: Duration) -> Limits {
+        Limits {
+            each,
+            executor: self.world.executor.clone(),
+            under_way: RefCell::default(),
+        }
+    }
+}
+
+impl Host for Machine {
+    async fn variable(&self, name: &'static str) -> Result<Option<String>, String> {
+        Ok(self.kept.variables.get(name).cloned())
+    }
+
+    fn random(&self) -> u64 {
+        self.world.executor.random()
+    }
+}

@@ -1,0 +1,290 @@
+//! Redis servers, by a model: what the component asks of them, and the scripts as they are, by the Lua that Redis has.
+
+mod data;
+mod script;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use verve_counter_core::reply::Reply;
+use verve_protocol::slot::{SLOTS, slot};
+
+use data::Data;
+pub use data::Entry;
+use script::Scripts;
+
+/// What a command is answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// No value.
+    Nil,
+    /// A number.
+    Number(i64),
+    /// A text.
+    Text(String),
+    /// A text that says how it went.
+    Status(String),
+    /// Several.
+    Many(Vec<Self>),
+    /// What went wrong: a code, and words.
+    Error(String),
+}
+
+impl Answer {
+    fn ok() -> Self {
+        Self::Status("OK".to_owned())
+    }
+
+    /// As Spin's hosts tell it: what is nested one behind the other.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn flat(self) -> Result<Vec<Reply>, String> {
+        Ok(match self {
+            Self::Nil => vec![Reply::Nothing],
+            Self::Number(number) => vec![Reply::Number(number)],
+            Self::Text(text) | Self::Status(text) => vec![Reply::Text(text)],
+            Self::Error(error) => return Err(error),
+            Self::Many(answers) => {
+                let flat: Result<Vec<Vec<Reply>>, String> = answers.into_iter().map(Self::flat).collect();
+                flat?.concat()
+            }
+        })
+    }
+}
+
+/// Whether a server is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Link {
+    /// It answers.
+    #[default]
+    Up,
+    /// Nobody is at its address.
+    Refused,
+    /// Nothing comes back, and nothing arrives.
+    Silent,
+    /// It does what it is asked for, and its answers are lost.
+    Deaf,
+}
+
+/// One server.
+pub struct Server {
+    /// Its name, by which clients reach it.
+    pub host: String,
+    /// Whether it is there.
+    pub link: Cell<Link>,
+    /// Whether it is full, so that nothing may be added.
+    pub is_full: Cell<bool>,
+    /// How often it was started: connections are to the one that they were opened to.
+    pub starts: Cell<u64>,
+    /// How many of its replicas acknowledge what is written.
+    pub replicas: Cell<i64>,
+    data: Rc<RefCell<Data>>,
+    scripts: Scripts,
+    cluster: Rc<RefCell<Cluster>>,
+    number: usize,
+}
+
+/// Which server has which slots; empty if each is by itself.
+#[derive(Default)]
+struct Cluster {
+    hosts: Vec<String>,
+    owners: Vec<usize>,
+    /// A slot on its way to another server.
+    moving: Option<(u16, usize)>,
+}
+
+/// The port of all of them.
+pub const PORT: u16 = 6379;
+
+impl Server {
+    /// One by itself.
+    #[must_use]
+    pub fn alone(host: &str) -> Rc<Self> {
+        Self::new(host, 0, &Rc::default())
+    }
+
+    /// A cluster of these, each with as many slots as the others.
+    #[must_use]
+    pub fn cluster(hosts: &[&str]) -> Vec<Rc<Self>> {
+        let cluster = Cluster {
+            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+            owners: (0..usize::from(SLOTS))
+                .map(|slot| slot * hosts.len() / usize::from(SLOTS))
+                .collect(),
+            moving: None,
+        };
+        let cluster = Rc::new(RefCell::new(cluster));
+        let servers = hosts.iter().enumerate();
+        servers
+            .map(|(number, host)| Self::new(host, number, &cluster))
+            .collect()
+    }
+
+    fn new(host: &str, number: usize, cluster: &Rc<RefCell<Cluster>>) -> Rc<Self> {
+        let data = Rc::default();
+        Rc::new(Self {
+            host: host.to_owned(),
+            link: Cell::default(),
+            is_full: Cell::default(),
+            starts: Cell::default(),
+            replicas: Cell::default(),
+            scripts: Scripts::new(&data),
+            data,
+            cluster: Rc::clone(cluster),
+            number,
+        })
+    }
+
+    /// Starts it again, without its data if it `loses` them.
+    pub fn restart(&self, loses: bool) {
+        self.starts.set(self.starts.get() + 1);
+        self.link.set(Link::Up);
+        if loses {
+            self.data.borrow_mut().entries.clear();
+        }
+    }
+
+    /// Moves a slot, with its keys, to another server of the cluster.
+    pub fn move_slot(&self, slot_number: u16, to: &Self) {
+        let mut own = self.data.borrow_mut();
+        let mut others = to.data.borrow_mut();
+        let keys: Vec<String> = own
+            .entries
+            .keys()
+            .filter(|key| slot(key) == slot_number)
+            .cloned()
+            .collect();
+        for key in keys {
+            if let Some(entry) = own.entries.remove(&key) {
+                others.entries.insert(key, entry);
+            }
+        }
+        let mut cluster = self.cluster.borrow_mut();
+        cluster.owners[usize::from(slot_number)] = to.number;
+        cluster.moving = None;
+    }
+
+    /// Begins to move a slot: keys that are not here are asked for there.
+    pub fn begin_to_move(&self, slot_number: u16, to: &Self) {
+        self.cluster.borrow_mut().moving = Some((slot_number, to.number));
+    }
+
+    /// All keys, and what is there.
+    #[must_use]
+    pub fn entries(&self) -> BTreeMap<String, Entry> {
+        self.data.borrow().entries.clone()
+    }
+
+    /// The members of a set; none if it is not there.
+    #[must_use]
+    pub fn members(&self, key: &str) -> BTreeSet<String> {
+        match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
+            Some(data::Value::Set(members)) => members.clone(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// The fields of a hash; none if it is not there.
+    #[must_use]
+    pub fn fields(&self, key: &str) -> BTreeMap<String, String> {
+        match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
+            Some(data::Value::Hash(fields)) => fields.clone(),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// How many entries a stream has.
+    #[must_use]
+    pub fn stream_len(&self, key: &str) -> usize {
+        match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
+            Some(data::Value::Stream(entries)) => entries.len(),
+            _ => 0,
+        }
+    }
+
+    /// Runs a command, at a time in Unix microseconds. `is_asking` says that the client was sent here for a slot that is on its way.
+    #[must_use]
+    pub fn execute(&self, words: &[String], now_us: u64, is_asking: bool) -> Answer {
+        let Some((command, arguments)) = words.split_first() else {
+            return Answer::Error("ERR no command".to_owned());
+        };
+        self.data.borrow_mut().begin(now_us, self.is_full.get());
+        match (command.to_ascii_uppercase().as_str(), arguments) {
+            ("ASKING", []) => Answer::ok(),
+            ("WAIT", [_, _]) => Answer::Number(self.replicas.get()),
+            ("CLUSTER", [what]) if what == "SLOTS" => self.slots(),
+            ("EVAL", [script, number, rest @ ..]) => {
+                let number: usize = number.parse().unwrap_or_default();
+                let (keys, rest) = rest.split_at(number.min(rest.len()));
+                if let Some(elsewhere) = self.elsewhere(keys, is_asking) {
+                    return elsewhere;
+                }
+                let is_here = |key: &str| is_asking || self.owns(key);
+                self.scripts.run(script, keys, rest, &is_here)
+            }
+            (name, [key, ..]) => match self.elsewhere(std::slice::from_ref(key), is_asking) {
+                Some(elsewhere) => elsewhere,
+                None => self.data.borrow_mut().execute(name, arguments),
+            },
+            (name, []) => self.data.borrow_mut().execute(name, arguments),
+        }
+    }
+
+    fn owns(&self, key: &str) -> bool {
+        let cluster = self.cluster.borrow();
+        cluster
+            .owners
+            .get(usize::from(slot(key)))
+            .is_none_or(|owner| *owner == self.number)
+    }
+
+    /// What a client is told whose keys are not here.
+    fn elsewhere(&self, keys: &[String], is_asking: bool) -> Option<Answer> {
+        let cluster = self.cluster.borrow();
+        if cluster.hosts.is_empty() {
+            return None;
+        }
+        let first = slot(keys.first()?);
+        if keys.iter().any(|key| slot(key) != first) {
+            return Some(Answer::Error(
+                "CROSSSLOT Keys in request don't hash to the same slot".to_owned(),
+            ));
+        }
+        let owner = cluster.owners[usize::from(first)];
+        let sent = |word: &str, to: usize| Answer::Error(format!("{word} {first} {}:{PORT}", cluster.hosts[to]));
+        if owner != self.number {
+            let may_be_here = is_asking && cluster.moving == Some((first, self.number));
+            return (!may_be_here).then(|| sent("MOVED", owner));
+        }
+        let (_, to) = cluster.moving.filter(|(moving, _)| *moving == first)?;
+        let data = self.data.borrow();
+        let are_here = keys.iter().all(|key| data.entries.contains_key(key));
+        (!are_here).then(|| sent("ASK", to))
+    }
+
+    fn slots(&self) -> Answer {
+        let cluster = self.cluster.borrow();
+        if cluster.hosts.is_empty() {
+            return Answer::Error("ERR This instance has cluster support disabled".to_owned());
+        }
+        let number = |number: usize| Answer::Number(i64::try_from(number).unwrap_or_default());
+        let mut ranges = Vec::new();
+        let mut first = 0;
+        while first < cluster.owners.len() {
+            let owner = cluster.owners[first];
+            let same = cluster.owners[first..].iter().take_while(|other| **other == owner);
+            let last = first + same.count() - 1;
+            let node = vec![
+                Answer::Text(cluster.hosts[owner].clone()),
+                number(usize::from(PORT)),
+                Answer::Text(format!("{owner:040}")),
+                Answer::Many(Vec::new()),
+            ];
+            ranges.push(Answer::Many(vec![number(first), number(last), Answer::Many(node)]));
+            first = last + 1;
+        }
+        Answer::Many(ranges)
+    }
+}

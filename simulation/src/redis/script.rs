@@ -1,0 +1,164 @@
+//! Scripts as they are, by the Lua that Redis has: 5.1, whose numbers are all of one kind.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use mlua::{Error, Function, Lua, MultiValue, Table, Value};
+use sha1::{Digest as _, Sha1};
+
+use super::Answer;
+use super::data::Data;
+
+/// A server's interpreter.
+pub struct Scripts {
+    lua: Lua,
+    data: Rc<RefCell<Data>>,
+    compiled: RefCell<BTreeMap<String, Function>>,
+}
+
+impl Scripts {
+    pub fn new(data: &Rc<RefCell<Data>>) -> Self {
+        Self {
+            lua: Lua::new(),
+            data: Rc::clone(data),
+            compiled: RefCell::default(),
+        }
+    }
+
+    /// Runs a script. Other keys than those that are here it must not use.
+    pub fn run(&self, script: &str, keys: &[String], arguments: &[String], is_here: &dyn Fn(&str) -> bool) -> Answer {
+        match self.try_to_run(script, keys, arguments, is_here) {
+            Ok(answer) => answer,
+            Err(error) => Answer::Error(words(&error)),
+        }
+    }
+
+    fn try_to_run(
+        &self,
+        script: &str,
+        keys: &[String],
+        arguments: &[String],
+        is_here: &dyn Fn(&str) -> bool,
+    ) -> mlua::Result<Answer> {
+        let lua = &self.lua;
+        let run = |words: MultiValue| -> mlua::Result<Answer> {
+            let words: Vec<String> = words.iter().map(word).collect::<mlua::Result<_>>()?;
+            let Some((name, arguments)) = words.split_first() else {
+                return Err(Error::runtime("ERR no command"));
+            };
+            if let Some(key) = arguments.first()
+                && !is_here(key)
+            {
+                let error = "ERR Script attempted to access a non local key in a cluster node";
+                return Ok(Answer::Error(error.to_owned()));
+            }
+            Ok(self.data.borrow_mut().execute(&name.to_ascii_uppercase(), arguments))
+        };
+        lua.scope(|scope| {
+            let call = scope.create_function(|lua, words| match run(words)? {
+                Answer::Error(error) => Err(Error::runtime(error)),
+                answer => to_lua(lua, answer),
+            })?;
+            let pcall = scope.create_function(|lua, words| to_lua(lua, run(words)?))?;
+            let redis = lua.create_table()?;
+            redis.set("call", call)?;
+            redis.set("pcall", pcall)?;
+            redis.set("sha1hex", lua.create_function(|_, text: String| Ok(sha1_hex(&text)))?)?;
+            let cjson = lua.create_table()?;
+            cjson.set("decode", lua.create_function(decode)?)?;
+            let globals = lua.globals();
+            globals.set("redis", redis)?;
+            globals.set("cjson", cjson)?;
+            globals.set("KEYS", keys.to_vec())?;
+            globals.set("ARGV", arguments.to_vec())?;
+            let known = self.compiled.borrow().get(script).cloned();
+            let function = match known {
+                Some(function) => function,
+                None => {
+                    let function = lua.load(script).into_function()?;
+                    self.compiled.borrow_mut().insert(script.to_owned(), function.clone());
+                    function
+                }
+            };
+            from_lua(function.call(())?)
+        })
+    }
+}
+
+/// As the script's error is told to the client.
+fn words(error: &Error) -> String {
+    match error {
+        Error::RuntimeError(error) => error.clone(),
+        Error::CallbackError { cause, .. } => words(cause),
+        error => format!("ERR {error}"),
+    }
+}
+
+/// An argument of a command, as Redis writes numbers.
+fn word(value: &Value) -> mlua::Result<String> {
+    match value {
+        Value::Integer(number) => Ok(number.to_string()),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::String(text) => Ok(text.to_str()?.to_owned()),
+        _ => Err(Error::runtime(
+            "ERR Lua redis lib command arguments must be strings or integers",
+        )),
+    }
+}
+
+fn to_lua(lua: &Lua, answer: Answer) -> mlua::Result<Value> {
+    let table = |field: &str, text: String| -> mlua::Result<Value> {
+        let table = lua.create_table()?;
+        table.set(field, text)?;
+        Ok(Value::Table(table))
+    };
+    Ok(match answer {
+        Answer::Nil => Value::Boolean(false),
+        // All numbers are of one kind.
+        Answer::Number(number) => Value::Number(number as f64),
+        Answer::Text(text) => Value::String(lua.create_string(text)?),
+        Answer::Status(text) => table("ok", text)?,
+        Answer::Error(text) => table("err", text)?,
+        Answer::Many(answers) => {
+            let values: mlua::Result<Vec<Value>> = answers.into_iter().map(|answer| to_lua(lua, answer)).collect();
+            Value::Table(lua.create_sequence_from(values?)?)
+        }
+    })
+}
+
+fn from_lua(value: Value) -> mlua::Result<Answer> {
+    Ok(match value {
+        Value::Nil | Value::Boolean(false) => Answer::Nil,
+        Value::Boolean(true) => Answer::Number(1),
+        Value::Integer(number) => Answer::Number(number),
+        // What is behind the point is lost.
+        Value::Number(number) => Answer::Number(number as i64),
+        Value::String(text) => Answer::Text(text.to_str()?.to_owned()),
+        Value::Table(table) => from_table(&table)?,
+        _ => return Err(Error::runtime("ERR a script has answered something else")),
+    })
+}
+
+fn from_table(table: &Table) -> mlua::Result<Answer> {
+    if let Some(error) = table.get::<Option<String>>("err")? {
+        return Ok(Answer::Error(error));
+    }
+    if let Some(status) = table.get::<Option<String>>("ok")? {
+        return Ok(Answer::Status(status));
+    }
+    let values = table.sequence_values::<Value>();
+    let answers: mlua::Result<Vec<Answer>> = values.map(|value| from_lua(value?)).collect();
+    answers.map(Answer::Many)
+}
+
+/// Of a JSON array of texts: nothing else is decoded by the scripts.
+fn decode(lua: &Lua, json: String) -> mlua::Result<Table> {
+    let texts: Vec<String> = serde_json::from_str(&json).map_err(Error::external)?;
+    lua.create_sequence_from(texts)
+}
+
+fn sha1_hex(text: &str) -> String {
+    let digest = Sha1::digest(text.as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

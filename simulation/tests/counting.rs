@@ -1,0 +1,380 @@
+//! The core's own code, against simulated servers.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use verve_counter_core::answer::{Answer, Limit, NotCounted, Outcome};
+use verve_counter_core::callback::Callback;
+use verve_counter_core::config::InvalidVariable;
+use verve_counter_core::counter::Counter;
+use verve_counter_core::instance::Instance;
+use verve_counter_core::once::Once;
+use verve_counter_core::ports::look_again;
+use verve_counter_core::spooled::SpoolError;
+use verve_protocol::slot::slot;
+use verve_protocol::{CounterName, Id};
+use verve_simulation::host::{Machine, World};
+use verve_simulation::redis::{Link, Server};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// An instance of the component.
+#[derive(Clone)]
+struct Process {
+    machine: Machine,
+    instance: Rc<Once<Rc<Instance<Machine>>, InvalidVariable>>,
+    answers: Rc<RefCell<Vec<(i64, Answer)>>>,
+}
+
+impl Process {
+    fn new(machine: &Machine) -> Self {
+        Self {
+            machine: machine.clone(),
+            instance: Rc::default(),
+            answers: Rc::default(),
+        }
+    }
+
+    async fn counter(&self) -> Result<Counter<Machine>, InvalidVariable> {
+        let pause = async || look_again(&self.machine).await;
+        let load = async || Instance::load(self.machine.clone()).await;
+        self.instance.get(load, pause).await.map(Counter::new)
+    }
+
+    /// A request.
+    fn request(&self, world: &World, id: i64, name: Option<&str>, callback: Option<&str>) {
+        let process = self.clone();
+        let name: Option<CounterName> = name.map(|name| name.parse().expect("a name"));
+        let callback = callback.map(|endpoint| Callback {
+            endpoint: endpoint.parse().expect("an endpoint"),
+            method: None,
+        });
+        world.executor.spawn(async move {
+            let counter = process.counter().await.expect("valid variables");
+            let counter = name.map_or_else(|| counter.clone(), |name| counter.open(name));
+            let answer = counter.add(Id(id), callback).await;
+            process.answers.borrow_mut().push((id, answer));
+        });
+    }
+
+    fn add(&self, world: &World, id: i64) {
+        self.request(world, id, None, None);
+    }
+
+    /// The ids that were answered so.
+    fn answered(&self, wanted: Answer) -> Vec<i64> {
+        let answers = self.answers.borrow();
+        let found = answers.iter().filter(|(_, answer)| *answer == wanted);
+        let mut ids: Vec<i64> = found.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+fn world(seed: u64) -> (Rc<World>, Rc<Server>) {
+    let server = Server::alone("redis");
+    (World::new(seed, vec![server.clone()]), server)
+}
+
+fn machine(world: &Rc<World>, variables: &[(&'static str, &str)]) -> Machine {
+    let mut all = vec![("redis_urls", "redis://redis")];
+    all.extend(variables);
+    Machine::new(world, &all)
+}
+
+/// The ids in Redis, of all windows and counters.
+fn recorded(servers: &[Rc<Server>]) -> BTreeSet<i64> {
+    let keys = servers.iter().flat_map(|server| {
+        let keys: Vec<String> = server.entries().into_keys().collect();
+        keys.into_iter().map(move |key| (server, key))
+    });
+    let ids = keys.filter(|(_, key)| key.contains(":ids:"));
+    ids.flat_map(|(server, key)| server.members(&key))
+        .map(|id| id.parse().expect("an id"))
+        .collect()
+}
+
+/// What the statistics say, of all windows.
+fn statistics(server: &Server) -> BTreeMap<String, i64> {
+    let mut all: BTreeMap<String, i64> = BTreeMap::new();
+    for key in server.entries().into_keys().filter(|key| key.contains(":stats:")) {
+        for (field, value) in server.fields(&key) {
+            *all.entry(field).or_default() += value.parse::<i64>().expect("a number");
+        }
+    }
+    all
+}
+
+#[test]
+fn ids_are_counted_once() {
+    let (world, server) = world(1);
+    let machine = machine(&world, &[]);
+    let processes = [Process::new(&machine), Process::new(&machine)];
+    for id in 0..200 {
+        for process in &processes {
+            process.add(&world, id);
+        }
+    }
+    world.executor.run_for(5 * SECOND);
+    let new: Vec<i64> = processes
+        .iter()
+        .flat_map(|process| process.answered(Ok(Outcome::New)))
+        .collect();
+    assert_eq!(new.len(), 200);
+    assert_eq!(new.into_iter().collect::<BTreeSet<_>>(), (0..200).collect());
+    assert_eq!(recorded(&world.servers), (0..200).collect());
+    let statistics = statistics(&server);
+    assert_eq!(
+        (statistics["requests"], statistics["new"], statistics["duplicate"]),
+        (400, 200, 200)
+    );
+    // Known to be there by now.
+    processes[0].add(&world, 7);
+    world.executor.run_for(SECOND);
+    assert_eq!(processes[0].answers.borrow().last(), Some(&(7, Ok(Outcome::Duplicate))));
+    assert!(world.executor.is_empty(), "something goes on for ever");
+    let expires = |key: &String| server.entries()[key].expires_ms.is_some();
+    assert!(server.entries().keys().all(expires), "{:#?}", server.entries());
+}
+
+#[test]
+fn what_is_accepted_while_redis_is_away_is_counted_later() {
+    for link in [Link::Refused, Link::Silent, Link::Deaf] {
+        let (world, server) = world(2);
+        let machine = machine(&world, &[]);
+        let process = Process::new(&machine);
+        process.add(&world, 0);
+        world.executor.run_for(SECOND);
+        server.link.set(link);
+        for id in 1..100 {
+            process.request(&world, id, None, (id < 10).then_some("http://game.example/"));
+        }
+        world.executor.run_for(5 * SECOND);
+        assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 99, "{link:?}");
+        assert!(machine.rows("ids") > 0 && machine.rows("commands") > 0, "{link:?}");
+        // The host dies, and comes again.
+        let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
+        world.executor.give_up_all(tasks);
+        server.link.set(Link::Up);
+        let process = Process::new(&machine);
+        process.add(&world, 100);
+        world.executor.run_for(20 * SECOND);
+        assert_eq!(recorded(&world.servers), (0..=100).collect(), "{link:?}");
+        let jobs = server.stream_len("{verve}:callbacks");
+        // What the server did though its answer was lost may be there twice.
+        assert!(jobs == 9 || link == Link::Deaf && jobs >= 9, "{link:?}: {jobs}");
+        assert_eq!((machine.rows("ids"), machine.rows("commands")), (0, 0), "{link:?}");
+        assert!(world.executor.is_empty(), "{link:?}: something goes on for ever");
+    }
+}
+
+#[test]
+fn without_redis_and_a_spool_nothing_is_accepted() {
+    let (world, server) = world(3);
+    let machine = machine(&world, &[]);
+    let process = Process::new(&machine);
+    server.link.set(Link::Refused);
+    for fault in [
+        SpoolError::NotGranted,
+        SpoolError::DiskFull,
+        SpoolError::Broken("database disk image is malformed".to_owned()),
+    ] {
+        machine.set_disk_fault(Some(fault));
+        process.add(&world, 1);
+        world.executor.run_for(3 * SECOND);
+        let last = process.answers.borrow().last().copied();
+        assert_eq!(last, Some((1, Err(NotCounted::Unavailable))));
+    }
+    machine.set_disk_fault(None);
+    process.add(&world, 1);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answers.borrow().last(), Some(&(1, Ok(Outcome::Spooled))));
+}
+
+#[test]
+fn a_server_that_has_lost_its_data_is_told_again() {
+    let (world, server) = world(4);
+    let process = Process::new(&machine(&world, &[]));
+    process.add(&world, 1);
+    world.executor.run_for(SECOND);
+    server.restart(true);
+    world.executor.run_for(2 * SECOND);
+    process.add(&world, 1);
+    world.executor.run_for(2 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)), [1, 1]);
+    assert_eq!(recorded(&world.servers), [1].into());
+}
+
+#[test]
+fn a_full_server_has_ids_wait_in_the_spool() {
+    let (world, server) = world(5);
+    let process = Process::new(&machine(&world, &[]));
+    server.is_full.set(true);
+    (0..10).for_each(|id| process.add(&world, id));
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 10);
+    server.is_full.set(false);
+    world.executor.run_for(10 * SECOND);
+    assert_eq!(recorded(&world.servers), (0..10).collect());
+}
+
+#[test]
+fn limits_are_kept() {
+    let (world, server) = world(6);
+    let variables = [("window_limit", "10"), ("endpoint_limit", "3")];
+    let process = Process::new(&machine(&world, &variables));
+    for id in 0..5 {
+        process.request(&world, id, None, Some("http://game.example/"));
+        world.executor.run_for(SECOND / 10);
+    }
+    assert_eq!(process.answered(Ok(Outcome::New)), [0, 1, 2]);
+    assert_eq!(process.answered(Err(NotCounted::Limited(Limit::Endpoint))), [3, 4]);
+    assert_eq!(server.stream_len("{verve}:callbacks"), 3);
+    for id in 0..20 {
+        process.add(&world, id);
+    }
+    world.executor.run_for(2 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::Duplicate)), [0, 1, 2]);
+    assert_eq!(process.answered(Err(NotCounted::Limited(Limit::Window))).len(), 10);
+    assert_eq!(recorded(&world.servers).len(), 10);
+}
+
+#[test]
+fn named_counters_count_by_themselves() {
+    let (world, server) = world(7);
+    let process = Process::new(&machine(&world, &[]));
+    for id in 0..10 {
+        process.request(&world, id, Some("a"), None);
+        process.request(&world, id, Some("b"), None);
+    }
+    world.executor.run_for(2 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)).len(), 20);
+    let entries = server.entries();
+    let keys: Vec<&String> = entries.keys().filter(|key| key.contains(":ids:")).collect();
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    assert!(entries.contains_key("{verve}:counters"));
+    for name in 0..110 {
+        process.request(&world, 1, Some(&format!("n{name}")), None);
+    }
+    world.executor.run_for(2 * SECOND);
+    let refused = process.answered(Err(NotCounted::Limited(Limit::Counters)));
+    assert_eq!(refused.len(), 12);
+}
+
+#[test]
+fn replicas_are_waited_for() {
+    let (world, server) = world(8);
+    let process = Process::new(&machine(&world, &[("redis_wait_replicas", "1")]));
+    process.add(&world, 1);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::Spooled)), [1]);
+    server.replicas.set(1);
+    world.executor.run_for(5 * SECOND);
+    process.add(&world, 2);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)), [2]);
+    assert_eq!(recorded(&world.servers), [1, 2].into());
+}
+
+#[test]
+fn ids_find_their_node_wherever_it_is() {
+    let servers = Server::cluster(&["a", "b", "c"]);
+    let world = World::new(9, servers.clone());
+    let variables = [("redis_urls", "redis://b,redis://a,redis://c"), ("partitions", "16")];
+    let process = Process::new(&Machine::new(&world, &variables));
+    (0..300).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)).len(), 300);
+    let with_ids = servers
+        .iter()
+        .filter(|server| server.entries().keys().any(|key| key.contains(":ids:")));
+    assert_eq!(with_ids.count(), 3);
+    // A slot moves, while ids of it come.
+    let key = servers[0]
+        .entries()
+        .into_keys()
+        .find(|key| key.contains(":ids:"))
+        .expect("one");
+    servers[0].begin_to_move(slot(&key), &servers[2]);
+    (300..400).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND);
+    servers[0].move_slot(slot(&key), &servers[2]);
+    (400..500).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)).len(), 500);
+    // A node goes away: its ids are spooled, and the others' are not.
+    servers[1].link.set(Link::Refused);
+    (500..600).for_each(|id| process.add(&world, id));
+    world.executor.run_for(3 * SECOND);
+    let spooled = process.answered(Ok(Outcome::Spooled)).len();
+    assert!((1..100).contains(&spooled), "{spooled}");
+    servers[1].link.set(Link::Up);
+    world.executor.run_for(10 * SECOND);
+    assert_eq!(recorded(&servers), (0..600).collect());
+}
+
+/// Requests, some with callbacks and to a named counter, and a cut in between; and then others.
+fn scenario(seed: u64, given_up: Option<(u64, u32)>) -> (BTreeMap<u64, u32>, Process, Rc<World>) {
+    let (world, server) = world(seed);
+    let machine = machine(&world, &[]);
+    let process = Process::new(&machine);
+    if let Some((task, polls)) = given_up {
+        world.executor.drop_after(task, polls);
+    }
+    for id in 0..6 {
+        process.request(&world, id, None, (id == 1).then_some("http://game.example/"));
+        process.request(&world, id, Some("a"), None);
+    }
+    world.executor.run_for(SECOND / 100);
+    server.link.set(Link::Silent);
+    (6..9).for_each(|id| process.add(&world, id));
+    world.executor.run_for(2 * SECOND);
+    server.link.set(Link::Up);
+    (9..12).for_each(|id| process.add(&world, id));
+    world.executor.run_for(10 * SECOND);
+    let polls = world.executor.polls();
+    (polls, process, world)
+}
+
+#[test]
+fn whatever_is_given_up_holds_nobody_up_and_loses_nothing() {
+    let (polls, process, world) = scenario(10, None);
+    assert_eq!(process.answers.borrow().len(), 18);
+    assert!(world.executor.is_empty());
+    let mut tried = 0;
+    for (task, polls) in polls {
+        for n in 1..polls {
+            let (_, process, world) = scenario(10, Some((task, n)));
+            // Whoever comes then is answered in time.
+            let before = process.answers.borrow().len();
+            assert!(before >= 16, "task {task} after {n} polls: {before} answers");
+            (100..200).for_each(|id| process.add(&world, id));
+            world.executor.run_for(3 * SECOND);
+            let answered = process.answers.borrow().len() - before;
+            assert_eq!(answered, 100, "task {task} after {n} polls");
+            world.executor.run_for(10 * SECOND);
+            let recorded = recorded(&world.servers);
+            for (id, answer) in process.answers.borrow().iter() {
+                assert!(
+                    answer.is_err() || recorded.contains(id),
+                    "task {task} after {n} polls: {id} is lost"
+                );
+            }
+            assert!(
+                world.executor.is_empty(),
+                "task {task} after {n} polls: something goes on for ever"
+            );
+            // Of what was told in the moment of giving up some may be missing, and nothing is told twice.
+            let requests = statistics(&world.servers[0])["requests"];
+            let answers = process.answers.borrow().len().try_into().expect("few");
+            assert!(
+                (100..=answers).contains(&requests),
+                "task {task} after {n} polls: {requests} requests of {answers}"
+            );
+            tried += 1;
+        }
+    }
+    assert!(tried > 100, "{tried}");
+}
