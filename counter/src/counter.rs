@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use verve_counter_core::answer::{NotCounted, Outcome};
 use verve_counter_core::callback::Callback;
-use verve_counter_core::config::InvalidVariable;
+use verve_counter_core::config::{InvalidVariable, Policy};
 use verve_counter_core::counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
@@ -29,7 +29,9 @@ impl Counter {
     pub async fn get() -> Result<Self, InvalidVariable> {
         let slot = INSTANCE.with(Rc::clone);
         let pause = async || look_again(&Spin3).await;
-        let instance = slot.get(async || Instance::load(Spin3).await, pause).await?;
+        let instance = slot
+            .get(async || Instance::load(Spin3, Policy::Kept).await, pause)
+            .await?;
         Ok(Self(counter::Counter::new(instance)))
     }
 

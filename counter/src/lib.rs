@@ -45,7 +45,7 @@ async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
 //! - `counter`: what components call
 //! - `spin3`: what the core needs of the host, by Spin's interfaces; `spin3::limit`: time limits without a timer for each
 //!
-//! For WASI 0.2, where instances serve one request each, there is `blocking` in place of both.
+//! For WASI 0.2, where instances serve one request each, there are `blocking` and `spin2` in their place.
 //!
 //! What talks to the host exists only in WebAssembly.
 
@@ -53,6 +53,8 @@ async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
 pub mod blocking;
 #[cfg(all(target_family = "wasm", feature = "async"))]
 mod counter;
+#[cfg(all(target_family = "wasm", feature = "blocking"))]
+mod spin2;
 #[cfg(all(target_family = "wasm", feature = "async"))]
 mod spin3;
 

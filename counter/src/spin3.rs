@@ -55,9 +55,7 @@ fn reply(result: RedisResult) -> Reply {
         RedisResult::Nil => Reply::Nothing,
         RedisResult::Int64(number) => Reply::Number(number),
         RedisResult::Status(text) => Reply::Text(text),
-        RedisResult::Binary(bytes) => Reply::Text(
-            String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
-        ),
+        RedisResult::Binary(bytes) => Reply::of_bytes(bytes),
     }
 }
 

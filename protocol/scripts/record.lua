@@ -1,46 +1,60 @@
--- Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and
--- answers it. If there is no room for the job, it does nothing and answers `full`; if one of both is beyond a
--- limit, it answers which, and counts the request.
+-- Records a request, and answers what came of it: `new`, `duplicate`, or the outcome that it was told. If there is
+-- no room for the callback job, it does nothing and answers `full`; if the id or the job is beyond a limit, it
+-- answers which, and counts the request.
 -- An attempt after one whose answer was lost counts nothing for an id that is there: it may have been counted.
 -- So the statistics may miss a request, but never count one twice. Ids are exact either way.
 -- If the id is the first of its set, or new in a set elsewhere, it notes that the window has ids.
 --
 -- KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints, the windows that
--- have ids. ARGV: the id or nothing, the outcome where there is no id or nothing, whether this is another
--- attempt (1 or nothing), when the window ends in Unix seconds, whether replicas are waited for (1 or nothing,
--- see keep.lua), the window as it is noted, the expiry of the statistics, the most jobs, the most ids of a window
--- or nothing, the most jobs of an endpoint or nothing, the expiry of the endpoints, the job's endpoint, its
--- fields and values.
-local id, outcome, again, ends, waits, indexed, expiry, most, ids_limit, jobs_limit, brief, endpoint = unpack(ARGV, 1, 12)
-local job = #ARGV > 12
-local has_first = id == '' and outcome == 'new'
-if job and redis.call('XLEN', KEYS[3]) >= tonumber(most) then return 'full' end
+-- have ids. ARGV: names, each with its value:
+--   id              the id, if it is to be added here
+--   outcome         what came of the id, if it is elsewhere
+--   again           1 if this is another attempt
+--   ends            when the window ends, in Unix seconds
+--   waits           1 if replicas are waited for (see keep.lua)
+--   window          the window, as it is noted
+--   expiry          of the statistics, in seconds
+--   limit           the most ids of the window, if that is limited
+--   endpoint        of the callback job, if there is one
+--   most            the most jobs that wait
+--   endpoint_limit  the most jobs of an endpoint, if that is limited
+--   brief           the expiry of the endpoints, in seconds
+-- and last, if there is a callback job, `job` with its fields and values.
+local said, at = {}, 1
+while at < #ARGV and ARGV[at] ~= 'job' do
+  said[ARGV[at]] = ARGV[at + 1]
+  at = at + 2
+end
+local ids, stats, callbacks, endpoints, windows = unpack(KEYS)
+local has_job, outcome = ARGV[at] == 'job', said.outcome
+local has_first = not said.id and outcome == 'new'
+if has_job and redis.call('XLEN', callbacks) >= tonumber(said.most) then return 'full' end
 local beyond = nil
-if id ~= '' and ids_limit ~= '' and redis.call('SCARD', KEYS[1]) >= tonumber(ids_limit)
-    and redis.call('SISMEMBER', KEYS[1], id) == 0 then
+if said.id and said.limit and redis.call('SCARD', ids) >= tonumber(said.limit)
+    and redis.call('SISMEMBER', ids, said.id) == 0 then
   beyond = 'window-limit'
-elseif job and jobs_limit ~= '' then
-  local jobs = redis.call('HINCRBY', KEYS[4], redis.sha1hex(endpoint), 1)
-  if jobs == 1 then redis.call('EXPIRE', KEYS[4], brief, 'NX') end
-  if jobs > tonumber(jobs_limit) then beyond = 'endpoint-limit' end
+elseif has_job and said.endpoint_limit then
+  local jobs = redis.call('HINCRBY', endpoints, redis.sha1hex(said.endpoint), 1)
+  if jobs == 1 then redis.call('EXPIRE', endpoints, said.brief, 'NX') end
+  if jobs > tonumber(said.endpoint_limit) then beyond = 'endpoint-limit' end
 end
-if id ~= '' and not beyond then
+if said.id and not beyond then
   outcome = 'duplicate'
-  if redis.call('SADD', KEYS[1], id) == 1 then
+  if redis.call('SADD', ids, said.id) == 1 then
     outcome = 'new'
-    keep(KEYS[1], ends)
-    has_first = redis.call('SCARD', KEYS[1]) == 1
+    keep(ids, said.ends)
+    has_first = redis.call('SCARD', ids) == 1
   end
-  if waits ~= '' then keep(KEYS[1], ends, true) end
+  if said.waits then keep(ids, said.ends, true) end
 end
-if job and not beyond then redis.call('XADD', KEYS[3], '*', unpack(ARGV, 13)) end
+if has_job and not beyond then redis.call('XADD', callbacks, '*', unpack(ARGV, at + 1)) end
 if has_first then
   local time = redis.call('TIME')
-  redis.call('ZADD', KEYS[5], time[1] + time[2] / 1000000, indexed)
-  redis.call('EXPIRE', KEYS[5], 777600)
+  redis.call('ZADD', windows, time[1] + time[2] / 1000000, said.window)
+  redis.call('EXPIRE', windows, 777600)
 end
-if (beyond or outcome ~= '') and (again == '' or outcome == 'new') then
-  if redis.call('HINCRBY', KEYS[2], 'requests', 1) == 1 then redis.call('EXPIRE', KEYS[2], expiry, 'NX') end
-  redis.call('HINCRBY', KEYS[2], beyond and 'limited' or outcome, 1)
+if (beyond or outcome) and (not said.again or outcome == 'new') then
+  if redis.call('HINCRBY', stats, 'requests', 1) == 1 then redis.call('EXPIRE', stats, said.expiry, 'NX') end
+  redis.call('HINCRBY', stats, beyond and 'limited' or outcome, 1)
 end
-return beyond or outcome
+return beyond or outcome or ''

@@ -62,10 +62,8 @@ scripts! {
     ADD_TOGETHER: "add_together.lua";
     /// Runs a batch of commands unless it has run already, and if there is room where it has callback jobs.
     RUN_ONCE: "run_once.lua";
-    /// Adds the id, if there is one, and the callback job, if there is one; counts what came of the request, and answers it.
+    /// Records a request in one trip, and answers what came of it.
     RECORD: "keep.lua", "record.lua";
-    /// Counts what came of many ids, and notes that the window has ids.
-    COUNT: "count.lua";
     /// Takes the names of counters that nobody has added to for long off the list, and answers them.
     FORGET_COUNTERS: "forget_counters.lua";
     /// Takes due jobs of the sorted set, and moves them to when they are free again.

@@ -80,6 +80,8 @@ pub struct Server {
     pub starts: Cell<u64>,
     /// How many of its replicas acknowledge what is written.
     pub replicas: Cell<i64>,
+    /// How many commands it was asked to run.
+    pub commands: Cell<u64>,
     data: Rc<RefCell<Data>>,
     scripts: Scripts,
     cluster: Rc<RefCell<Cluster>>,
@@ -130,6 +132,7 @@ impl Server {
             is_full: Cell::default(),
             starts: Cell::default(),
             replicas: Cell::default(),
+            commands: Cell::default(),
             scripts: Scripts::new(&data),
             data,
             cluster: Rc::clone(cluster),
@@ -210,6 +213,7 @@ impl Server {
         let Some((command, arguments)) = words.split_first() else {
             return Answer::Error("ERR no command".to_owned());
         };
+        self.commands.set(self.commands.get() + 1);
         self.data.borrow_mut().begin(now_us, self.is_full.get());
         match (command.to_ascii_uppercase().as_str(), arguments) {
             ("ASKING", []) => Answer::ok(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use verve_counter_core::answer::{Answer, Limit, NotCounted, Outcome};
 use verve_counter_core::callback::Callback;
-use verve_counter_core::config::InvalidVariable;
+use verve_counter_core::config::{InvalidVariable, Policy};
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
@@ -24,14 +24,20 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 struct Process {
     machine: Machine,
+    policy: Policy,
     instance: Rc<Once<Rc<Instance<Machine>>, InvalidVariable>>,
     answers: Rc<RefCell<Vec<(i64, Answer)>>>,
 }
 
 impl Process {
     fn new(machine: &Machine) -> Self {
+        Self::with(machine, Policy::Kept)
+    }
+
+    fn with(machine: &Machine, policy: Policy) -> Self {
         Self {
             machine: machine.clone(),
+            policy,
             instance: Rc::default(),
             answers: Rc::default(),
         }
@@ -39,7 +45,7 @@ impl Process {
 
     async fn counter(&self) -> Result<Counter<Machine>, InvalidVariable> {
         let pause = async || look_again(&self.machine).await;
-        let load = async || Instance::load(self.machine.clone()).await;
+        let load = async || Instance::load(self.machine.clone(), self.policy).await;
         self.instance.get(load, pause).await.map(Counter::new)
     }
 
@@ -313,6 +319,128 @@ fn ids_find_their_node_wherever_it_is() {
     servers[1].link.set(Link::Up);
     world.executor.run_for(10 * SECOND);
     assert_eq!(recorded(&servers), (0..600).collect());
+}
+
+/// What an instance that serves one request answers, and with how many commands of the servers.
+fn once(world: &Rc<World>, machine: &Machine, id: i64, name: Option<&str>, endpoint: Option<&str>) -> (Answer, u64) {
+    let commands = || world.servers.iter().map(|server| server.commands.get()).sum::<u64>();
+    let before = commands();
+    let process = Process::with(machine, Policy::Once);
+    process.request(world, id, name, endpoint);
+    world.executor.run_for(5 * SECOND);
+    assert!(world.executor.is_empty());
+    let answers = process.answers.borrow();
+    let [(_, answer)] = answers.as_slice() else {
+        panic!("{answers:?}");
+    };
+    (*answer, commands() - before)
+}
+
+const GAME: Option<&str> = Some("http://game.example/");
+
+#[test]
+fn an_instance_that_serves_one_request_asks_once() {
+    let (world, server) = world(11);
+    let machine = machine(&world, &[]);
+    assert_eq!(once(&world, &machine, 1, None, None), (Ok(Outcome::New), 1));
+    assert_eq!(once(&world, &machine, 1, None, GAME), (Ok(Outcome::Duplicate), 1));
+    assert_eq!(once(&world, &machine, 1, Some("a"), None), (Ok(Outcome::New), 2));
+    assert_eq!(server.stream_len("{verve}:callbacks"), 1);
+    let counted = statistics(&server);
+    assert_eq!((counted["requests"], counted["new"], counted["duplicate"]), (3, 2, 1));
+    let keys = server.entries();
+    assert!(keys.keys().any(|key| key.contains(":windows:")), "{keys:?}");
+    let lasts = |key: &String| keys[key].expires_ms.is_none();
+    let lasting: Vec<&String> = keys.keys().filter(|key| lasts(key)).collect();
+    assert_eq!(lasting, ["{verve}:callbacks", "{verve}:counters"]);
+    // An attempt whose answer is lost counts nobody twice.
+    server.link.set(Link::Deaf);
+    assert_eq!(once(&world, &machine, 2, None, None).0, Err(NotCounted::Unavailable));
+    server.link.set(Link::Up);
+    assert_eq!(once(&world, &machine, 2, None, None).0, Ok(Outcome::Duplicate));
+    assert_eq!(statistics(&server)["requests"], 5);
+    // Without a server there is nowhere to put it.
+    server.link.set(Link::Refused);
+    assert_eq!(once(&world, &machine, 3, None, None), (Err(NotCounted::Unavailable), 0));
+}
+
+#[test]
+fn an_instance_that_serves_one_request_keeps_limits() {
+    let (world, server) = world(12);
+    let variables = [
+        ("window_limit", "3"),
+        ("endpoint_limit", "2"),
+        ("redis_wait_replicas", "1"),
+    ];
+    let machine = machine(&world, &variables);
+    server.replicas.set(1);
+    for id in 0..2 {
+        assert_eq!(once(&world, &machine, id, None, GAME), (Ok(Outcome::New), 2));
+    }
+    let beyond = |limit| Err(NotCounted::Limited(limit));
+    assert_eq!(once(&world, &machine, 2, None, GAME).0, beyond(Limit::Endpoint));
+    assert_eq!(once(&world, &machine, 2, None, None).0, Ok(Outcome::New));
+    assert_eq!(once(&world, &machine, 3, None, None).0, beyond(Limit::Window));
+    assert_eq!(statistics(&server)["limited"], 2);
+    server.replicas.set(0);
+    assert_eq!(once(&world, &machine, 1, None, None).0, Err(NotCounted::Unavailable));
+    assert_eq!(recorded(&world.servers), (0..3).collect());
+}
+
+#[test]
+fn an_instance_that_serves_one_request_is_sent_on_in_a_cluster() {
+    let servers = Server::cluster(&["a", "b", "c"]);
+    let world = World::new(13, servers.clone());
+    let several = [("redis_urls", "redis://b,redis://a"), ("partitions", "8")];
+    let one = [("redis_urls", "redis://c"), ("partitions", "8")];
+    for (first, variables) in [(0, several), (100, one)] {
+        let machine = Machine::new(&world, &variables);
+        for id in first..first + 50 {
+            let (answer, commands) = once(
+                &world,
+                &machine,
+                id,
+                None,
+                (id % 10 == 0).then_some("http://game.example/"),
+            );
+            assert_eq!(answer, Ok(Outcome::New), "{id}");
+            assert!(commands <= 6, "{id}: {commands}");
+        }
+    }
+    assert_eq!(recorded(&servers).len(), 100);
+    let jobs: usize = servers
+        .iter()
+        .map(|server| server.stream_len("{verve}:callbacks"))
+        .sum();
+    assert_eq!(jobs, 10);
+    let requests: i64 = servers
+        .iter()
+        .filter_map(|server| statistics(server).remove("requests"))
+        .sum();
+    assert_eq!(requests, 100);
+    // The first that is named is away, and has no statistics: the others know where things are.
+    let of_statistics = servers.iter().position(|server| !statistics(server).is_empty());
+    let of_statistics = of_statistics.expect("some have been told");
+    let away = &servers[(of_statistics + 1) % 3];
+    let named = format!("redis://{},redis://{}", away.host, servers[of_statistics].host);
+    away.link.set(Link::Refused);
+    let machine = Machine::new(&world, &[("redis_urls", &named), ("partitions", "8")]);
+    let answers: Vec<Answer> = (200..250).map(|id| once(&world, &machine, id, None, None).0).collect();
+    let new = answers.iter().filter(|answer| **answer == Ok(Outcome::New)).count();
+    assert!((1..50).contains(&new), "{new}");
+    away.link.set(Link::Up);
+    // Many at once go each where they belong.
+    let process = Process::with(&machine, Policy::Once);
+    let (answers, added) = (process.answers.clone(), process.clone());
+    world.executor.spawn(async move {
+        let counter = added.counter().await.expect("valid");
+        let ids: Vec<Id> = (300..400).chain(300..310).map(Id).collect();
+        let added = counter.add_many(&ids).await;
+        answers.borrow_mut().extend(ids.iter().map(|id| id.0).zip(added));
+    });
+    world.executor.run_for(5 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)), (300..400).collect::<Vec<_>>());
+    assert_eq!(process.answered(Ok(Outcome::Duplicate)), (300..310).collect::<Vec<_>>());
 }
 
 /// Requests, some with callbacks and to a named counter, and a cut in between; and then others.

@@ -81,13 +81,11 @@ pub const fn statistic(answer: Answer) -> &'static str {
     }
 }
 
-/// The answer that the script of the build for WASI 0.2 tells, if it is one.
+/// The answer that a script tells, if it is one.
 #[must_use]
-pub fn told(said: &[u8]) -> Option<Answer> {
+pub fn told(said: &str) -> Option<Answer> {
     let outcomes = [Outcome::New, Outcome::Duplicate].map(|outcome| (outcome.as_str(), Ok(outcome)));
     let limits = [Limit::Window, Limit::Endpoint].map(|limit| (limit.as_str(), Err(NotCounted::Limited(limit))));
     let mut known = outcomes.into_iter().chain(limits);
-    known
-        .find(|(name, _)| name.as_bytes() == said)
-        .map(|(_, answer)| answer)
+    known.find(|(name, _)| *name == said).map(|(_, answer)| answer)
 }

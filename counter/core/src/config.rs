@@ -64,6 +64,15 @@ pub struct Config {
     pub endpoint_limit: Option<u64>,
 }
 
+/// How an instance counts, by how long its host lets it live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// It serves many requests, several at once: connections and what is known are kept, and statistics come after the responses.
+    Kept,
+    /// It serves one, and each call of the host blocks it: all of a request is told to Redis in one trip.
+    Once,
+}
+
 /// What is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub enum Log {

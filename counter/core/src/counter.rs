@@ -6,7 +6,7 @@ use verve_protocol::keys::stats;
 use verve_protocol::{CounterName, Id};
 
 use crate::alike::MOST;
-use crate::answer::{Answer, Limit, NotCounted, statistic};
+use crate::answer::Answer;
 use crate::callback::Callback;
 use crate::counted::{Counted, Place};
 use crate::instance::Instance;
@@ -49,10 +49,7 @@ impl<H: Host> Counter<H> {
     /// # Errors
     /// If one of both is not recorded.
     pub async fn add(&self, id: Id, callback: Option<Callback>) -> Answer {
-        let place = self.place();
-        let answer = self.instance.record(&place, id, callback).await;
-        self.note(&place, answer);
-        answer
+        self.instance.record(&self.place(), id, callback).await
     }
 
     /// Counts ids in the window that is open now.
@@ -62,7 +59,6 @@ impl<H: Host> Counter<H> {
         for ids in ids.chunks(MOST) {
             answers.extend(self.instance.record_many(&place, ids).await);
         }
-        answers.iter().for_each(|answer| self.note(&place, *answer));
         answers
     }
 
@@ -81,13 +77,6 @@ impl<H: Host> Counter<H> {
         Place {
             counted: self.counted.clone(),
             window: self.instance.window(),
-        }
-    }
-
-    fn note(&self, place: &Place, answer: Answer) {
-        // A counter that there may not be has no statistics.
-        if answer != Err(NotCounted::Limited(Limit::Counters)) {
-            self.instance.count(place, statistic(answer));
         }
     }
 }

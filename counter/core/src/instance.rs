@@ -10,10 +10,10 @@ use std::time::Duration;
 use futures::future;
 use verve_protocol::{CallbackJob, Id, Partition, Window};
 
-use crate::answer::{Answer, Limit, NotCounted, Outcome};
+use crate::answer::{Answer, Limit, NotCounted, Outcome, statistic};
 use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
-use crate::config::{self, Config, InvalidVariable, Log, SPOOL_LIMIT, VARIABLES};
+use crate::config::{self, Config, InvalidVariable, Log, Policy, SPOOL_LIMIT, VARIABLES};
 use crate::counted::{Counted, Counters, Place};
 use crate::ports::{Host, Limit as _};
 use crate::queue::{NotRecorded, Recorded, Taking, Turn, Waiter};
@@ -34,6 +34,7 @@ const JOBS_FULL: &str = "jobs full";
 /// Parsed variables, open connections and unflushed counts.
 pub struct Instance<H: Host> {
     host: H,
+    policy: Policy,
     /// The application's variables.
     pub config: Config,
     redis: Redis<H>,
@@ -67,7 +68,7 @@ impl<H: Host> Instance<H> {
     ///
     /// # Errors
     /// If a variable is not there, or not valid.
-    pub async fn load(host: H) -> Result<Rc<Self>, InvalidVariable> {
+    pub async fn load(host: H, policy: Policy) -> Result<Rc<Self>, InvalidVariable> {
         let value = async |name| config::told(name, host.variable(name).await);
         let mut values = <[String; VARIABLES.len()]>::default();
         let told = future::join_all(VARIABLES.map(value)).await;
@@ -75,8 +76,11 @@ impl<H: Host> Instance<H> {
             *value = told?;
         }
         let config = Config::parse(values)?;
-        let spool_limit = config::spool_limit(&value(SPOOL_LIMIT).await?)?;
-        let redis = Redis::new(&host, &config);
+        let spool_limit = match policy {
+            Policy::Kept => config::spool_limit(&value(SPOOL_LIMIT).await?)?,
+            Policy::Once => 0,
+        };
+        let redis = Redis::new(&host, &config, policy);
         let [spool, background] = [(); 2].map(|()| Spool::new(&host, spool_limit, &config));
         let instance = Rc::new(Self {
             counters: Counters::new(config.keys.clone()),
@@ -87,15 +91,18 @@ impl<H: Host> Instance<H> {
             spool,
             background,
             jobs: Circuit::default(),
-            to_look: Cell::new(true),
+            to_look: Cell::new(policy == Policy::Kept),
             looking: Cell::new(false),
             to_drain: Cell::new(false),
             jobs_added: Cell::new(false),
             last_error: Cell::new(0),
             last_refusal: Cell::new(0),
             host,
+            policy,
         });
-        instance.look_into_spool();
+        if policy == Policy::Kept {
+            instance.look_into_spool();
+        }
         Ok(instance)
     }
 
@@ -107,6 +114,14 @@ impl<H: Host> Instance<H> {
     /// The window that is open now.
     pub fn window(&self) -> Window {
         self.config.window_length.window_at_ms(self.host.now_ms())
+    }
+
+    /// Counts a request in the statistics by what came of it.
+    fn note(self: &Rc<Self>, place: &Place, answer: Answer) {
+        // A counter that there may not be has no statistics.
+        if answer != Err(NotCounted::Limited(Limit::Counters)) {
+            self.count(place, statistic(answer));
+        }
     }
 
     /// Counts a request in the statistics, under one of the fields of [`verve_protocol::keys::stats`].
@@ -140,19 +155,42 @@ impl<H: Host> Instance<H> {
 
     /// Records the id and, at the same time, the callback job. `ok` is answered when each is in Redis or in the spool.
     pub async fn record(self: &Rc<Self>, place: &Place, id: Id, callback: Option<Callback>) -> Answer {
-        let recorded = match callback {
+        let job = callback.map(|Callback { endpoint, method }| CallbackJob {
+            endpoint,
+            method: method.unwrap_or(self.config.callback_method),
+            window: place.window,
+            revision: None,
+        });
+        if self.policy == Policy::Once {
+            let recorded = self.record_at_once(place, id, job.as_ref()).await;
+            return self.answer(place, id, recorded);
+        }
+        let recorded = match job {
             None => self.record_id(place, id).await,
-            Some(Callback { endpoint, method }) => {
-                let job = CallbackJob {
-                    endpoint,
-                    method: method.unwrap_or(self.config.callback_method),
-                    window: place.window,
-                    revision: None,
-                };
-                self.record_both(place, id, &job).await
-            }
+            Some(job) => self.record_both(place, id, &job).await,
         };
-        self.answer(place, id, recorded)
+        let answer = self.answer(place, id, recorded);
+        self.note(place, answer);
+        answer
+    }
+
+    /// Records the id and the job in one trip, and what came of it in the statistics.
+    async fn record_at_once(self: &Rc<Self>, place: &Place, id: Id, job: Option<&CallbackJob>) -> Recorded<Answer> {
+        let recorded = async {
+            if place.is_to_be_told()
+                && let Some(limit) = self.tell_counter(place).await?
+            {
+                return Ok(Err(NotCounted::Limited(limit)));
+            }
+            self.redis.record(place, id, job).await
+        };
+        recorded.await.map_err(|error| {
+            if error == RedisError::TooManyJobs {
+                // Redis is there, and so it can be told.
+                self.note(place, Err(NotCounted::Unavailable));
+            }
+            Rc::new(NotRecorded::Redis(error))
+        })
     }
 
     /// Records an id and a job, at the same time unless one of them may be refused: then the other one is not recorded either.
@@ -178,10 +216,12 @@ impl<H: Host> Instance<H> {
     /// Records ids, at most as many as are recorded together.
     pub async fn record_many(self: &Rc<Self>, place: &Place, ids: &[Id]) -> Vec<Answer> {
         let recorded = self.record_ids(place, ids, None).await;
-        let recorded = ids.iter().zip(recorded);
-        recorded
-            .map(|(id, recorded)| self.answer(place, *id, recorded))
-            .collect()
+        let answers = ids.iter().zip(recorded).map(|(id, recorded)| {
+            let answer = self.answer(place, *id, recorded);
+            self.note(place, answer);
+            answer
+        });
+        answers.collect()
     }
 
     /// The answer to who brought an id, and in the log.
@@ -382,7 +422,10 @@ impl<H: Host> Instance<H> {
     /// Notes that something went into the spool instead of to Redis, or that even this failed.
     fn spooled(&self, redis: RedisError, spooled: Result<(), SpoolError>) -> Recorded<()> {
         if let Err(spool) = spooled {
-            return Err(Rc::new(NotRecorded::new(redis, spool)));
+            return Err(Rc::new(match spool {
+                SpoolError::None => NotRecorded::Redis(redis),
+                spool => NotRecorded::Both { redis, spool },
+            }));
         }
         self.log_error(&format!("spooling: {redis}"));
         self.to_drain.set(true);

@@ -15,17 +15,13 @@ use crate::spooled::SpoolError;
 
 /// Why something is neither in Redis nor in the spool.
 #[derive(Debug, Error)]
-#[error("{redis}; {spool}")]
-pub struct NotRecorded {
-    redis: RedisError,
-    spool: SpoolError,
-}
-
-impl NotRecorded {
-    /// For these reasons.
-    pub const fn new(redis: RedisError, spool: SpoolError) -> Self {
-        Self { redis, spool }
-    }
+pub enum NotRecorded {
+    /// There is no spool.
+    #[error("{0}")]
+    Redis(RedisError),
+    /// Neither takes it.
+    #[error("{redis}; {spool}")]
+    Both { redis: RedisError, spool: SpoolError },
 }
 
 /// What came of an id. Several may wait for the same.

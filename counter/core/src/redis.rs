@@ -2,6 +2,7 @@
 
 mod ids;
 mod node;
+mod record;
 
 use std::cell::{Cell, RefCell};
 use std::iter;
@@ -17,7 +18,7 @@ use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, Sp
 
 use crate::answer::Limit;
 use crate::cluster::{Address, Map};
-use crate::config::Config;
+use crate::config::{Config, Policy};
 use crate::expiry::end_of;
 use crate::limits::endpoints_seconds;
 use crate::once::Once;
@@ -42,6 +43,8 @@ pub struct Redis<H: Host> {
     nodes: RefCell<Vec<Rc<Node<H>>>>,
     /// Which node has which slots; nothing is in it where there is one server.
     map: Once<Rc<Topology>, RedisError>,
+    /// Whether nobody is asked for that as long as all goes well: an instance that serves one request would ask for each.
+    guesses: Cell<bool>,
     /// How often a connection was lost and opened again.
     reconnects: Rc<Cell<u64>>,
 }
@@ -69,7 +72,7 @@ enum Topology {
 
 impl<H: Host> Redis<H> {
     /// The Redis that the variables name; connects when first used.
-    pub fn new(host: &H, config: &Config) -> Self {
+    pub fn new(host: &H, config: &Config, policy: Policy) -> Self {
         let reconnects = Rc::default();
         let named = config.redis_urls.as_slice().iter();
         let named = named.map(|url| {
@@ -87,6 +90,7 @@ impl<H: Host> Redis<H> {
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
             map: Once::default(),
+            guesses: Cell::new(policy == Policy::Once),
             reconnects,
         }
     }
@@ -176,6 +180,9 @@ impl<H: Host> Redis<H> {
     /// Asks for the cluster's map: the node that is likeliest to be there, and if it does not tell, all others at the same time, since
     /// requests wait.
     async fn read_map(&self) -> Result<Rc<Topology>, RedisError> {
+        if self.guesses.get() {
+            return Ok(self.cluster(Map::default()));
+        }
         let mut nodes = self.nodes.borrow().clone();
         nodes.sort_by_key(|node| node.circuit.is_open());
         let [first, others @ ..] = nodes.as_slice() else {
@@ -241,10 +248,22 @@ impl<H: Host> Redis<H> {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
+            let known = match error.redirect() {
+                // There is nobody else to ask.
+                None if self.nodes.borrow().len() == 1 => None,
+                _ => self.guess_no_more().await,
+            };
             let Some(redirect) = error.redirect() else {
                 topology.set_outdated();
-                return Err(error);
+                match known.map(|known| (self.node_in(&known, slot), known)) {
+                    Some((elsewhere, known)) if !Rc::ptr_eq(&elsewhere, &node) => {
+                        (node, topology) = (elsewhere, known);
+                        continue;
+                    }
+                    _ => return Err(error),
+                }
             };
+            topology = known.unwrap_or(topology);
             let address = redirect.to(node.url().host());
             let to = address.and_then(|address| Some((self.sent_on(&topology, &node, &address)?, address)));
             node = match to {
@@ -266,6 +285,15 @@ impl<H: Host> Redis<H> {
             };
         }
         Err(RedisError::SentOn(REDIRECTIONS).at(node.url()))
+    }
+
+    /// Which node has what, if that was only guessed: now it has gone wrong.
+    async fn guess_no_more(&self) -> Option<Rc<Topology>> {
+        if !self.guesses.replace(false) {
+            return None;
+        }
+        self.map.clear_if(|_| true);
+        self.topology().await.ok()
     }
 
     /// The node at the address to which `node` sends on.
@@ -295,7 +323,7 @@ impl<H: Host> Redis<H> {
         let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &most].map(text);
         let answer = self.evaluate(&names, arguments.to_vec(), None).await?;
         Ok(match answer.as_slice() {
-            [Reply::Text(said)] => no_more_counters(said.as_bytes()),
+            [Reply::Text(said)] => no_more_counters(said),
             _ => None,
         })
     }

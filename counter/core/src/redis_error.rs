@@ -161,6 +161,12 @@ impl RedisError {
         }
     }
 
+    /// Whether the server is well, and what it was asked for is not all its own.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.redirect().is_some() || self.refusal() == Some(Refusal::CrossSlot)
+    }
+
     /// Why the server refuses, if it does.
     #[must_use]
     pub fn refusal(&self) -> Option<Refusal> {

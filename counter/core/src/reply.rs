@@ -10,3 +10,12 @@ pub enum Reply {
     /// A text.
     Text(String),
 }
+
+impl Reply {
+    /// A text of these bytes. What is not UTF-8 in it, which nothing of ours is, is replaced.
+    #[must_use]
+    pub fn of_bytes(bytes: Vec<u8>) -> Self {
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self::Text(String::from_utf8(bytes).unwrap_or_else(|error| lossy(error.as_bytes())))
+    }
+}

@@ -9,6 +9,9 @@ pub const MOST_SPOOLED: usize = 1000;
 /// Why the spool has not done what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SpoolError {
+    /// Instances that serve one request each have none.
+    #[error("spool: there is none for WASI 0.2")]
+    None,
     /// The host has no database.
     #[error("spool: the host has no SQLite database \"default\"")]
     NoDatabase,

@@ -132,13 +132,29 @@ impl<H: Host> Redis<H> {
                     .await;
             }
             None => add_together(std::slice::from_ref(set)),
-            Some(limit) => {
-                let arguments = [ADD_WITHIN, "1", key, &limit.to_string(), "", ""].map(text).into_iter();
-                arguments.chain(members.iter().map(text)).collect()
-            }
+            Some(_) => self.add_within(key, "", "", members),
         };
         let known = self.evaluate(key, arguments, Some(key)).await?;
         Ok(known.iter().filter_map(known_to_be).collect())
+    }
+
+    /// Records one id, and has its set expire.
+    pub async fn add_one(&self, place: &Place, id: Id) -> Result<Answer, RedisError> {
+        let key = place.ids(id.partition(self.config.partitions));
+        let waits = if self.config.wait_replicas > 0 { "1" } else { "" };
+        let arguments = self.add_within(&key, &place.window.end().to_string(), waits, &[id.to_string()]);
+        let known = self.evaluate(&key, arguments, None).await?;
+        match known.as_slice() {
+            [known] => known_to_be(known).ok_or(RedisError::UnexpectedType),
+            _ => Err(RedisError::UnexpectedLength(key)),
+        }
+    }
+
+    /// The arguments of [`ADD_WITHIN`].
+    fn add_within(&self, key: &str, ends: &str, waits: &str, members: &[String]) -> Vec<String> {
+        let limit = self.config.window_limit.map(|limit| limit.to_string());
+        let arguments = [ADD_WITHIN, "1", key, &limit.unwrap_or_default(), ends, waits];
+        arguments.map(text).into_iter().chain(members.iter().cloned()).collect()
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Via<'a, H: Host> {
     connection: &'a H::Connection,
     /// Whether the node has to be asked for each: the slot is on its way to it.
     pub asking: bool,
+    /// Whether it was sent before, and may have been done.
+    pub is_again: bool,
 }
 
 impl<H: Host> Via<'_, H> {
@@ -134,8 +136,8 @@ impl<H: Host> Node<H> {
     pub async fn is_back(&self) -> bool {
         // Not `PING`: a user of few rights may do what recording takes, and no more.
         let nothing = async |via: &Via<'_, H>| via.execute("EVAL", ["return 1", "0"].map(str::to_owned)).await;
-        match self.once(Passage::Trial, nothing).await {
-            Err(error) if error.redirect().is_none() => {
+        match self.once(Passage::Trial, false, nothing).await {
+            Err(error) if !error.is_elsewhere() => {
                 self.failed(&error);
                 false
             }
@@ -149,16 +151,16 @@ impl<H: Host> Node<H> {
     /// Runs an idempotent command, again on a fresh connection if it fails.
     pub async fn twice<T>(&self, command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>) -> Result<T, RedisError> {
         self.guarded(async |passage| {
-            let first = match self.once(passage, &command).await {
-                Err(first) if first.redirect().is_none() => first,
+            let first = match self.once(passage, false, &command).await {
+                Err(first) if !first.is_elsewhere() => first,
                 done => return done,
             };
             if passage == Passage::Free && self.circuit.is_open() {
                 // Another request has found out meanwhile.
                 return Err(first);
             }
-            match self.once(passage, &command).await {
-                Err(second) if second.redirect().is_none() => Err(first.and_then(second)),
+            match self.once(passage, true, &command).await {
+                Err(second) if !second.is_elsewhere() => Err(first.and_then(second)),
                 done => done,
             }
         })
@@ -176,6 +178,7 @@ impl<H: Host> Node<H> {
             let via = Via {
                 connection: &*connection,
                 asking: true,
+                is_again: false,
             };
             command(&via).await
         };
@@ -196,7 +199,7 @@ impl<H: Host> Node<H> {
         }
         let result = work(passage).await;
         match &result {
-            Err(error) if error.redirect().is_none() => {
+            Err(error) if !error.is_elsewhere() => {
                 self.failed(error);
                 // Those who wait for it would find out no better.
                 self.limit.end_all();
@@ -215,6 +218,7 @@ impl<H: Host> Node<H> {
     async fn once<T>(
         &self,
         passage: Passage,
+        is_again: bool,
         command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
         let used = Cell::new(None);
@@ -224,6 +228,7 @@ impl<H: Host> Node<H> {
             let via = Via {
                 connection: &*connection,
                 asking: false,
+                is_again,
             };
             command(&via).await
         };
@@ -236,7 +241,7 @@ impl<H: Host> Node<H> {
             self.answered_ms.set(self.host.monotonic_ms());
         }
         result.map_err(|error| {
-            if error.redirect().is_some() {
+            if error.is_elsewhere() {
                 return error;
             }
             if let Some(used) = used.take() {
