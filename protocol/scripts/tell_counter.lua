@@ -3,9 +3,8 @@
 -- for.
 --
 -- KEYS: the counters. ARGV: the name, the most counters or nothing.
-if ARGV[2] ~= '' and not redis.call('ZSCORE', KEYS[1], ARGV[1]) and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then
-  return 'full'
-end
+local is_new = not redis.call('ZSCORE', KEYS[1], ARGV[1])
+if is_new and ARGV[2] ~= '' and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 'full' end
 local time = redis.call('TIME')
 redis.call('ZADD', KEYS[1], time[1] + time[2] / 1000000, ARGV[1])
 return 'known'

@@ -1,6 +1,7 @@
 -- Tries commands, and answers those that are refused.
 --
--- KEYS: one that is nobody's. ARGV: commands with their arguments, `KEY` for the key where that is not the first of these.
+-- KEYS: one that is nobody's. ARGV: commands with their arguments, `KEY` for the key where that is not the first
+-- of these.
 local refused = {}
 for _, command in ipairs(ARGV) do
   local words = {}
@@ -15,8 +16,8 @@ for _, command in ipairs(ARGV) do
     for i = 2, #words do call[#call + 1] = words[i] == 'KEY' and KEYS[1] or words[i] end
   end
   local done = redis.pcall(unpack(call))
-  if type(done) == 'table' and done.err and
-      (string.find(done.err, 'NOPERM') or string.find(done.err, 'permission') or string.find(done.err, 't run this command')) then
+  local failed = type(done) == 'table' and done.err or ''
+  if failed:find('NOPERM') or failed:find('permission') or failed:find('t run this command') then
     refused[#refused + 1] = words[1]
   end
 end

@@ -1,6 +1,5 @@
 //! Callbacks: jobs from the queue in Redis, delivered by HTTP, tried again, or given up on.
 
-mod condition;
 pub mod dead;
 mod deliver;
 mod hosts;
@@ -22,10 +21,10 @@ use tracing::{Instrument as _, Span};
 use verve_protocol::{Report, Window, WindowLength};
 
 use crate::backoff::{Backoff, Retry};
+use crate::condition::Condition;
 use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::Store;
-use condition::Condition;
 use deliver::{Client, Failure};
 use hosts::{Hosts, Turn};
 pub use policy::Policy;

@@ -1,7 +1,6 @@
 //! What the reporter depends on, and whether it answers. A change is logged once, not each failure.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt::{self, Display};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,8 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use verve_protocol::Window;
 
-/// The state of what was not tried yet.
-const NOT_YET: &str = "not reached yet";
+use crate::condition::Condition;
 
 /// What is wrong, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,14 +23,36 @@ impl fmt::Display for Problem {
     }
 }
 
+/// The state of a dependency.
+#[derive(Clone, Debug)]
+enum State {
+    /// It was not tried yet, since then.
+    NotYet(Timestamp),
+    Up,
+    Down(Problem),
+}
+
+impl State {
+    fn problem(&self) -> Option<Problem> {
+        match self {
+            Self::NotYet(since) => Some(Problem {
+                error: "not reached yet".to_owned(),
+                since: *since,
+            }),
+            Self::Up => None,
+            Self::Down(problem) => Some(problem.clone()),
+        }
+    }
+}
+
 /// The state of all dependencies.
 #[derive(Debug)]
 pub struct Health {
     /// For how long a refusal has to be absent before it is over.
     quiet: Duration,
-    dependencies: Mutex<BTreeMap<String, Option<Problem>>>,
-    /// What is answered with errors, by dependency and kind of error; and when it last was.
-    refusals: Mutex<BTreeMap<(String, String), (Problem, Instant)>>,
+    dependencies: Mutex<BTreeMap<String, State>>,
+    /// What is answered with errors, by dependency and kind of error.
+    refusals: Mutex<BTreeMap<(String, String), (Problem, Condition)>>,
     /// Whatever else is not as it has to be, by what it is about.
     problems: Mutex<BTreeMap<String, Problem>>,
 }
@@ -47,7 +67,7 @@ pub struct Dependency {
 impl Dependency {
     /// A dependency called `name`, such as `Redis redis://127.0.0.1:6379`; not reachable until it is [`Dependency::up`].
     pub fn new(name: String, health: &Arc<Health>) -> Self {
-        health.set(&name, Some(NOT_YET.to_owned()));
+        health.set(&name, State::NotYet(Timestamp::now()));
         Self {
             name,
             health: health.clone(),
@@ -56,9 +76,7 @@ impl Dependency {
 
     /// It answered.
     pub fn up(&self) {
-        if let Some(Some(before)) = self.health.set(&self.name, None)
-            && before.error != NOT_YET
-        {
+        if let Some(State::Down(before)) = self.health.set(&self.name, State::Up) {
             tracing::info!("{} is reachable again; before: {}", self.name, before.error);
         }
     }
@@ -66,11 +84,13 @@ impl Dependency {
     /// It did not answer, or with an error that says that it is not there.
     pub fn down(&self, error: impl Display) {
         let error = error.to_string();
-        let before = self.health.set(&self.name, Some(error.clone()));
-        if before.flatten().is_none_or(|before| before.error == NOT_YET) {
-            tracing::error!("{} is not reachable: {error}; trying again until it is", self.name);
-        } else {
-            tracing::debug!("{} is still not reachable: {error}", self.name);
+        let problem = Problem {
+            error: error.clone(),
+            since: Timestamp::now(),
+        };
+        match self.health.set(&self.name, State::Down(problem)) {
+            Some(State::Down(_)) => tracing::debug!("{} is still not reachable: {error}", self.name),
+            _ => tracing::error!("{} is not reachable: {error}; trying again until it is", self.name),
         }
     }
 
@@ -80,14 +100,11 @@ impl Dependency {
             error: format!("refuses what it is asked: {error}"),
             since: Timestamp::now(),
         };
-        let now = Instant::now();
         let mut refusals = self.health.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        match refusals.entry((self.name.clone(), kind.to_owned())) {
-            Entry::Occupied(mut known) => known.get_mut().1 = now,
-            Entry::Vacant(new) => {
-                tracing::error!("{} {}; trying again until it works", self.name, problem.error);
-                new.insert((problem, now));
-            }
+        let refusal = refusals.entry((self.name.clone(), kind.to_owned()));
+        let (problem, condition) = refusal.or_insert_with(|| (problem, Condition::new(self.health.quiet)));
+        if condition.met() {
+            tracing::error!("{} {}; trying again until it works", self.name, problem.error);
         }
     }
 }
@@ -104,20 +121,21 @@ impl Health {
     }
 
     /// Sets the state of `name`, and answers what it was. A problem is as old as it is, whatever its error is now.
-    fn set(&self, name: &str, error: Option<String>) -> Option<Option<Problem>> {
+    fn set(&self, name: &str, mut state: State) -> Option<State> {
         let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = dependencies.get(name).cloned();
-        let since = match &before {
-            Some(Some(problem)) => problem.since,
-            _ => Timestamp::now(),
-        };
-        dependencies.insert(name.to_owned(), error.map(|error| Problem { error, since }));
-        before
+        let before = dependencies.get(name).and_then(State::problem);
+        if let (State::Down(now), Some(before)) = (&mut state, before) {
+            now.since = before.since;
+        }
+        dependencies.insert(name.to_owned(), state)
     }
 
     /// All dependencies, each with what is wrong with it.
     pub fn states(&self) -> BTreeMap<String, Option<Problem>> {
-        let mut states = (self.dependencies.lock().unwrap_or_else(PoisonError::into_inner)).clone();
+        let dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
+        let states = dependencies.iter().map(|(name, state)| (name.clone(), state.problem()));
+        let mut states: BTreeMap<String, Option<Problem>> = states.collect();
+        drop(dependencies);
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         for ((name, _), (problem, _)) in refusals.iter() {
             states
@@ -163,12 +181,12 @@ impl Health {
     /// Forgets refusals that have not come for a while. To be called regularly.
     pub fn settle(&self, now: Instant) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        refusals.retain(|(name, _), (problem, last)| {
-            let goes_on = now.duration_since(*last) < self.quiet;
-            if !goes_on {
+        refusals.retain(|(name, _), (problem, condition)| {
+            let is_over = condition.absent_at(now);
+            if is_over {
                 tracing::info!("{name} works again; before, it {}", problem.error);
             }
-            goes_on
+            !is_over
         });
     }
 }

@@ -17,6 +17,7 @@ mod callbacks;
 mod cli;
 mod clock;
 mod command;
+mod condition;
 mod counts;
 mod doctor;
 mod health;

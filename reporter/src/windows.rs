@@ -6,6 +6,7 @@
 //! - after the recording: nothing is left to do. The fixed callback's job is queued by the same script that records
 
 mod books;
+mod ended;
 mod lease;
 mod ledger;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use crate::metrics::{Metrics, WindowMetrics};
 use crate::periods::Periods;
 use crate::store::Store;
 use books::{BATCH, Books, Swept};
+use ended::Ended;
 use lease::Lease;
 pub use ledger::KEPT;
 use ledger::{Change, Ledger, News, Schedule, Step};
@@ -160,9 +162,9 @@ impl Reporter {
             self.metrics.lease_held.set(1);
             let begin = Instant::now();
             // A stop lets the step under way finish, so that what Kafka has is recorded.
-            let led = tokio::select! {
-                led = self.lead(&lease, &mut ledger, &stop) => led,
-                () = lease.lost() => Ok(()),
+            let ended = tokio::select! {
+                ended = self.lead(&lease, &mut ledger, &stop) => ended,
+                () = lease.lost() => Ended::LeaseLost,
             };
             self.metrics.lease_held.set(0);
             // Who leads from now on finds out.
@@ -170,12 +172,14 @@ impl Reporter {
             if begin.elapsed() > A_WHILE {
                 retry.worked();
             }
-            match led {
-                Ok(()) if stop.is_cancelled() => {}
-                Ok(()) => tracing::warn!(counter = self.counter(), replica = self.replica, "lost the lease"),
+            match ended {
+                Ended::Stopped => {}
+                Ended::LeaseLost | Ended::Fenced => {
+                    tracing::warn!(counter = self.counter(), replica = self.replica, "{ended}");
+                }
                 // Said by `health`.
-                Err(error) => {
-                    tracing::debug!("reporting interrupted: {error}");
+                Ended::Failed(_) => {
+                    tracing::debug!("{ended}");
                     goes_on = true;
                 }
             }
@@ -184,19 +188,28 @@ impl Reporter {
         }
     }
 
-    /// Reports windows until a stop is asked for, the lease is lost, or Redis fails.
-    async fn lead(&self, lease: &Lease, known: &mut Option<Ledger>, stop: &CancellationToken) -> RedisResult<()> {
+    /// Reports windows for as long as it can. Answers why it does no more.
+    async fn lead(&self, lease: &Lease, known: &mut Option<Ledger>, stop: &CancellationToken) -> Ended {
+        match self.report(lease, known, stop).await {
+            Ok(()) => Ended::Stopped,
+            Err(ended) => ended,
+        }
+    }
+
+    /// Reports windows until a stop is asked for.
+    async fn report(&self, lease: &Lease, known: &mut Option<Ledger>, stop: &CancellationToken) -> Result<(), Ended> {
         let mut clock = self.store.clock().await?;
-        let Some(ledger) = self.resume(lease, known.as_ref(), clock.now_ms()).await? else {
-            return Ok(());
-        };
+        let ledger = self.resume(lease, known.as_ref(), clock.now_ms()).await?;
         let ledger = known.insert(ledger);
         let mut session = self.publisher.session();
         let (mut watched, mut kept) = (Last::default(), Last::default());
         let (mut retry, mut sweeps) = (Retry::default(), Sweeps::default());
         let mut sweeping: Option<Sweeping> = None;
-        // Whoever was paused must not do what another one has done better.
-        while lease.is_held() && (ledger.owes_recording() || !stop.is_cancelled()) {
+        while ledger.owes_recording() || !stop.is_cancelled() {
+            // Whoever was paused must not do what another one has done better.
+            if !lease.is_held() {
+                return Err(Ended::LeaseLost);
+            }
             let before_ms = clock.now_ms();
             clock = self.clock(ledger, clock).await?;
             if clock.now_ms() + millis(SET_BACK) <= before_ms {
@@ -207,10 +220,7 @@ impl Reporter {
                 );
                 // What it finds was past by a clock that was wrong.
                 sweeping = None;
-                match self.resume(lease, Some(&*ledger), clock.now_ms()).await? {
-                    Some(resumed) => *ledger = resumed,
-                    None => return Ok(()),
-                }
+                *ledger = self.resume(lease, Some(&*ledger), clock.now_ms()).await?;
             }
             if kept.is_over(KEEP_EVERY) {
                 self.books.keep(ledger, clock.now_ms()).await?;
@@ -218,28 +228,19 @@ impl Reporter {
             }
             let watch = watched.is_over(WATCH_EVERY);
             match ledger.step(clock.now_ms(), BATCH, watch) {
-                Step::Record(changes) => {
-                    if !self.record(lease, ledger, &changes, stop).await? {
-                        return Ok(());
-                    }
-                }
+                Step::Record(changes) => self.record(lease, ledger, &changes, stop).await?,
                 Step::Publish(records) => {
                     let span = span_of(self.counter(), &records);
                     let published = self.publish(lease, &mut session, &records);
-                    let published = published.instrument(span.clone()).await?;
-                    if published != Some(Ok(())) {
+                    let published = published.instrument(span.clone()).await;
+                    if !matches!(published, Ok(true)) {
                         span.record("otel.status_code", "ERROR");
                     }
-                    let Some(published) = published else {
-                        return Ok(());
-                    };
-                    match published {
-                        Ok(()) => {
-                            retry.worked();
-                            ledger.acknowledged(clock.now_ms());
-                        }
-                        Err(Unpublished::Fenced) => return Ok(()),
-                        Err(Unpublished::Away) => pause(&mut retry, stop).await,
+                    if published? {
+                        retry.worked();
+                        ledger.acknowledged(clock.now_ms());
+                    } else {
+                        pause(&mut retry, stop).await;
                     }
                 }
                 Step::Remove(windows) => {
@@ -251,23 +252,19 @@ impl Reporter {
                     match stop.run_until_cancelled(session.begin()).await {
                         None => continue,
                         Some(Ok(_)) => {}
-                        Some(Err(Unpublished::Fenced)) => return Ok(()),
+                        Some(Err(Unpublished::Fenced)) => return Err(Ended::Fenced),
                         Some(Err(Unpublished::Away)) => {
                             pause(&mut retry, stop).await;
                             continue;
                         }
                     }
-                    if !self.count(lease, ledger, &windows, clock).await? {
-                        return Ok(());
-                    }
+                    self.count(lease, ledger, &windows, clock).await?;
                     if watch {
                         watched.is_now();
                     }
                     // Beside the reporting, since it may take long.
                     if let Some(done) = sweeping.take_if(|sweeping| sweeping.is_finished()) {
-                        if !self.swept(lease, ledger, &mut sweeps, done).await? {
-                            return Ok(());
-                        }
+                        self.swept(lease, ledger, &mut sweeps, done).await?;
                     } else if sweeping.is_none() && sweeps.is_due(self.config.periods.sweep, &self.pace) {
                         sweeping = Some(self.sweep(ledger.clone(), clock.now_ms()));
                     }
@@ -286,8 +283,8 @@ impl Reporter {
         }
     }
 
-    /// Nothing without the lease.
-    async fn resume(&self, lease: &Lease, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Option<Ledger>> {
+    /// What there is to do, by what is in Redis and by what is known.
+    async fn resume(&self, lease: &Lease, known: Option<&Ledger>, now_ms: u64) -> Result<Ledger, Ended> {
         let schedule = Schedule {
             grace: self.config.grace,
             late: self.config.late,
@@ -299,9 +296,7 @@ impl Reporter {
                 counter = self.counter(), %first, windows = early.len(),
                 "windows are final that have not ended: Redis' clock was ahead; they are counted again"
             );
-            if !self.books.reopen(lease, &stored, &early).await? {
-                return Ok(None);
-            }
+            self.books.reopen(lease, &stored, &early).await?;
         }
         let (ledger, lost) = Ledger::resume(self.config.length, schedule, stored, known, now_ms);
         if let Some(lost) = lost {
@@ -312,46 +307,47 @@ impl Reporter {
                 "windows not reported: no reporter ran for so long that their ids have expired"
             );
         }
-        Ok(Some(ledger))
+        Ok(ledger)
     }
 
-    /// Publishes what was written down. `None` if the lease is lost.
-    async fn publish(
-        &self,
-        lease: &Lease,
-        session: &mut Session,
-        records: &[WindowRecord],
-    ) -> RedisResult<Option<Result<(), Unpublished>>> {
-        // A session that begins now fences all others, the right one too if the lease is another's meanwhile.
-        Ok(match session.begin().await {
-            Ok(Begun::Now) if !self.books.prepare(lease, records).await? => None,
-            Ok(_) => Some(session.publish(records).await),
-            Err(error) => Some(Err(error)),
-        })
+    /// Publishes what was written down. Says whether Kafka has it for sure.
+    async fn publish(&self, lease: &Lease, session: &mut Session, records: &[WindowRecord]) -> Result<bool, Ended> {
+        let begun = session.begin().await;
+        if begun == Ok(Begun::Now) {
+            // It fences all others, the right one too if the lease is another's meanwhile.
+            self.books.prepare(lease, records).await?;
+        }
+        let published = match begun {
+            Ok(_) => session.publish(records).await,
+            Err(error) => Err(error),
+        };
+        match published {
+            Ok(()) => Ok(true),
+            Err(Unpublished::Away) => Ok(false),
+            Err(Unpublished::Fenced) => Err(Ended::Fenced),
+        }
     }
 
-    /// Records what Kafka has, as soon as Redis takes it: published again it would be the same record once more. Answers
-    /// whether the lease is held.
+    /// Records what Kafka has, as soon as Redis takes it: published again it would be the same record once more.
     async fn record(
         &self,
         lease: &Lease,
         ledger: &mut Ledger,
         changes: &[Change],
         stop: &CancellationToken,
-    ) -> RedisResult<bool> {
+    ) -> Result<(), Ended> {
         let mut told = false;
         let mut retry = Retry::default();
         loop {
             match self.books.record(lease, changes).await {
-                Ok(true) => break,
-                Ok(false) => return Ok(false),
-                Err(error) if stop.is_cancelled() || !lease.is_held() => return Err(error),
-                Err(error) => {
+                Ok(()) => break,
+                Err(Ended::Failed(error)) if !stop.is_cancelled() && lease.is_held() => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::error!("Kafka has records that Redis does not take note of: {error}; trying again");
                     }
                     pause(&mut retry, stop).await;
                 }
+                Err(ended) => return Err(ended),
             }
         }
         ledger.recorded();
@@ -382,42 +378,37 @@ impl Reporter {
                 "{told}",
             );
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Counts windows, writes down what is news, and makes final what is over. Answers whether the lease is held.
+    /// Counts windows, writes down what is news, and makes final what is over.
     async fn count(
         &self,
         lease: &Lease,
         ledger: &mut Ledger,
         windows: &[Window],
         clock: RedisClock,
-    ) -> RedisResult<bool> {
+    ) -> Result<(), Ended> {
         let now = clock.now_ms();
         let counts = self.store.counts(windows).await?;
         let plan = ledger.plan(windows.iter().copied().zip(counts), now);
-        if !self.prepare(lease, ledger, &plan.news).await? {
-            return Ok(false);
-        }
+        self.prepare(lease, ledger, &plan.news).await?;
         for windows in plan.over.chunks(BATCH) {
             let counts = self.store.close(windows).await?;
             let plan = ledger.plan_closed(windows.iter().copied().zip(counts));
-            if !self.prepare(lease, ledger, &plan.news).await? || !self.books.finish(lease, &plan.finals).await? {
-                return Ok(false);
-            }
+            self.prepare(lease, ledger, &plan.news).await?;
+            self.books.finish(lease, &plan.finals).await?;
             plan.finals.iter().for_each(|(window, _)| ledger.finished(*window));
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Writes down what is to be published. Answers whether the lease is held.
-    async fn prepare(&self, lease: &Lease, ledger: &mut Ledger, news: &[News]) -> RedisResult<bool> {
+    /// Writes down what is to be published.
+    async fn prepare(&self, lease: &Lease, ledger: &mut Ledger, news: &[News]) -> Result<(), Ended> {
         let records = self.books.records(news).await?;
-        if !self.books.prepare(lease, &records).await? {
-            return Ok(false);
-        }
+        self.books.prepare(lease, &records).await?;
         ledger.prepared(records);
-        Ok(true)
+        Ok(())
     }
 
     /// Begins to look for what came too late, and for what need not be kept.
@@ -430,15 +421,14 @@ impl Reporter {
         }))
     }
 
-    /// Says what a search has found, and writes down what is to be published of it. What fails there can wait, except for that. Answers
-    /// whether the lease is held.
+    /// Says what a search has found, and writes down what is to be published of it. What fails there can wait, except for that.
     async fn swept(
         &self,
         lease: &Lease,
         ledger: &mut Ledger,
         sweeps: &mut Sweeps,
         done: Sweeping,
-    ) -> RedisResult<bool> {
+    ) -> Result<(), Ended> {
         let (swept, took) = done.await.unwrap_or_else(|error| {
             tracing::error!("the search for ids that came too late failed: {error}");
             Default::default()

@@ -70,6 +70,13 @@ pub const WRK: Need = Need {
     present: || sys::which("wrk").is_some(),
 };
 
+/// What checks the scripts that Redis runs.
+pub const LUACHECK: Need = Need {
+    what: "luacheck",
+    packages: &["lua-check"],
+    present: || sys::which("luacheck").is_some(),
+};
+
 /// What checks the units of `deploy/systemd`.
 pub const SYSTEMD: Need = Need {
     what: "systemd-analyze",

@@ -167,6 +167,11 @@ fn checks(steps: &mut Steps) {
         }
         Ok(())
     });
+    steps.run("scripts", || {
+        install::ensure(&[install::LUACHECK])?;
+        let mut check = Command::new("luacheck");
+        sys::run(check.current_dir(sys::root()).args(["--quiet", "protocol/scripts"]))
+    });
     steps.run("public interface", public::check);
     dependencies(steps);
     steps.run("documentation", || {

@@ -54,6 +54,16 @@ pub struct Turn<'a> {
     answered: bool,
 }
 
+/// Whether a call may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    Granted,
+    /// Not now: the host answers, and has as many calls as it may.
+    Wait,
+    /// Not for some time: it does not answer.
+    Refused,
+}
+
 impl Hosts {
     /// Waits a little for leave to call the endpoint's host. Else says after what time to try again.
     pub async fn turn(&self, endpoint: &Endpoint) -> Result<Turn<'_>, Duration> {
@@ -67,9 +77,9 @@ impl Hosts {
             loop {
                 let freed = self.freed.notified();
                 match self.enter(&name, Instant::now()) {
-                    Some(true) => return true,
-                    Some(false) => freed.await,
-                    None => return false,
+                    Leave::Granted => return true,
+                    Leave::Wait => freed.await,
+                    Leave::Refused => return false,
                 }
             }
         };
@@ -84,8 +94,7 @@ impl Hosts {
         Err(self.defer(&name, Instant::now()))
     }
 
-    /// Whether a call may begin; `None` where waiting is of no use.
-    fn enter(&self, name: &str, now: Instant) -> Option<bool> {
+    fn enter(&self, name: &str, now: Instant) -> Leave {
         let mut known = self.known();
         let host = known.entry(name.to_owned()).or_insert_with(|| Host::new(now));
         let silent = host.is_silent(now);
@@ -94,9 +103,9 @@ impl Hosts {
                 host.progress = now;
             }
             host.under_way += 1;
-            return Some(true);
+            return Leave::Granted;
         }
-        (!silent).then_some(false)
+        if silent { Leave::Refused } else { Leave::Wait }
     }
 
     fn defer(&self, name: &str, now: Instant) -> Duration {
@@ -167,24 +176,24 @@ mod tests {
         let begin = Instant::now();
         let enter = |name, seconds| hosts.enter(name, begin + Duration::from_secs(seconds));
         for _ in 0..MOST {
-            assert_eq!(enter("a", 0), Some(true));
+            assert_eq!(enter("a", 0), Leave::Granted);
         }
-        assert_eq!(enter("a", 0), Some(false), "wait");
-        assert_eq!(enter("b", 0), Some(true), "another");
-        assert_eq!(enter("a", 1), None, "no use");
+        assert_eq!(enter("a", 0), Leave::Wait, "wait");
+        assert_eq!(enter("b", 0), Leave::Granted, "another");
+        assert_eq!(enter("a", 1), Leave::Refused);
         for n in 0..MOST {
             hosts.leave("a", begin, false, begin + Duration::from_secs(10));
             let left = MOST - 1 - n;
             if left >= MOST_SILENT {
-                assert_eq!(enter("a", 10), None, "{left}");
+                assert_eq!(enter("a", 10), Leave::Refused, "{left}");
             }
         }
         for _ in 0..MOST_SILENT {
-            assert_eq!(enter("a", 11), Some(true));
+            assert_eq!(enter("a", 11), Leave::Granted);
         }
-        assert_eq!(enter("a", 11), None);
+        assert_eq!(enter("a", 11), Leave::Refused);
         hosts.leave("a", begin, true, begin + Duration::from_secs(11));
-        assert_eq!(enter("a", 11), Some(true), "it answers again");
+        assert_eq!(enter("a", 11), Leave::Granted, "it answers again");
     }
 
     #[test]

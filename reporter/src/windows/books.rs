@@ -12,6 +12,7 @@ use verve_protocol::scripts::{
 use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
 use super::WindowsConfig;
+use super::ended::Ended;
 use super::lease::Lease;
 use super::ledger::{self, Change, IDS_KEPT, Ledger, News, Stored};
 use super::pending::Pending;
@@ -166,9 +167,8 @@ impl Books {
         self.set_progress(progress::KEPT, now_ms).await
     }
 
-    /// Has windows counted again that were made final before they had ended, of which these are the reports. Answers whether the lease is held: if not,
-    /// no report was changed.
-    pub async fn reopen(&self, lease: &Lease, stored: &Stored, windows: &[Window]) -> RedisResult<bool> {
+    /// Has windows counted again that were made final before they had ended, of which these are the reports.
+    pub async fn reopen(&self, lease: &Lease, stored: &Stored, windows: &[Window]) -> Result<(), Ended> {
         self.store.reopen(windows).await?;
         let script = Script::new(REOPEN);
         for windows in windows.chunks(BATCH) {
@@ -185,11 +185,9 @@ impl Books {
             {
                 reopen.arg(window.start()).arg(report.to_json());
             }
-            if !self.held(&reopen).await? {
-                return Ok(false);
-            }
+            self.as_leader(&reopen).await?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn window(&self, start: &str) -> Option<Window> {
@@ -220,8 +218,8 @@ impl Books {
         Ok(news.iter().zip(stats).map(record).collect())
     }
 
-    /// Writes down what is about to be published. Answers whether the lease is held: if not, nothing was written.
-    pub async fn prepare(&self, lease: &Lease, records: &[WindowRecord]) -> RedisResult<bool> {
+    /// Writes down what is about to be published.
+    pub async fn prepare(&self, lease: &Lease, records: &[WindowRecord]) -> Result<(), Ended> {
         for records in records.chunks(BATCH) {
             let mut script = self.prepare.key(lease.key());
             script.key(self.store.keys.reports_pending(self.length()));
@@ -231,15 +229,13 @@ impl Books {
                     .arg(record.window.start())
                     .arg(Pending::publish(record).to_json());
             }
-            if !self.held(&script).await? {
-                return Ok(false);
-            }
+            self.as_leader(&script).await?;
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Records what Kafka has. Answers whether the lease is held: if not, not all was recorded.
-    pub async fn record(&self, lease: &Lease, changes: &[Change]) -> RedisResult<bool> {
+    /// Records what Kafka has.
+    pub async fn record(&self, lease: &Lease, changes: &[Change]) -> Result<(), Ended> {
         for changes in changes.chunks(BATCH) {
             let mut script = self.record.key(lease.key());
             script
@@ -258,11 +254,9 @@ impl Books {
                     script.arg(name).arg(value);
                 }
             }
-            if !self.held(&script).await? {
-                return Ok(false);
-            }
+            self.as_leader(&script).await?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn job(&self, record: &WindowRecord) -> Option<CallbackJob> {
@@ -275,12 +269,16 @@ impl Books {
         })
     }
 
-    async fn held(&self, script: &ScriptInvocation<'_>) -> RedisResult<bool> {
-        Ok(self.store.redis().script::<u8>(script).await? == 1)
+    /// Runs a script that changes something only with the lease.
+    async fn as_leader(&self, script: &ScriptInvocation<'_>) -> Result<(), Ended> {
+        match self.store.redis().script::<u8>(script).await? {
+            1 => Ok(()),
+            _ => Err(Ended::LeaseLost),
+        }
     }
 
-    /// Makes windows final. Answers whether the lease is held: if not, nothing was changed.
-    pub async fn finish(&self, lease: &Lease, finals: &[(Window, Report)]) -> RedisResult<bool> {
+    /// Makes windows final.
+    pub async fn finish(&self, lease: &Lease, finals: &[(Window, Report)]) -> Result<(), Ended> {
         let mut script = self.finish.key(lease.key());
         script
             .key(self.store.keys.reports(self.length()))
@@ -292,7 +290,7 @@ impl Books {
         for (window, report) in finals {
             script.arg(window.start()).arg(report.to_json());
         }
-        self.held(&script).await
+        self.as_leader(&script).await
     }
 
     /// Removes what final windows were counted by.

@@ -28,6 +28,23 @@ fn keys(value: &Value) -> BTreeSet<String> {
         .unwrap_or_default()
 }
 
+/// Each of Redis' scripts is tried on each kind of Redis.
+#[test]
+fn each_script_is_tried() -> Result<()> {
+    let scripts = text("protocol/src/scripts.rs")?;
+    let names: Vec<&str> = scripts
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(".lua\";")?.split_once(": \""))
+        .map(|(name, _)| name)
+        .collect();
+    assert!(names.len() > 20, "{names:?}");
+    let tried = text("tests/tests/e2e/deploy/redis_scripts.rs")?;
+    let is_tried = |name: &&&str| tried.contains(&format!("scripts::{name}"));
+    let untried: Vec<&&str> = names.iter().filter(|name| !is_tried(name)).collect();
+    assert!(untried.is_empty(), "{untried:?}");
+    Ok(())
+}
+
 #[test]
 fn every_yaml_file_parses() -> Result<()> {
     let all = files("deploy")?.into_iter().chain(files(".github")?);

@@ -133,10 +133,11 @@ async fn redis_that_cannot_save() -> Result<()> {
         let redis = &trial.site.redis;
         // Nobody may write there.
         redis.set("dir", "/proc").await?;
-        redis.set("save", "1 1").await?;
         redis::cmd("BGSAVE")
             .exec_async(&mut trial.site.connection().await?)
             .await?;
+        // Not before: it might be saving already.
+        redis.set("save", "1 1").await?;
         trial.host.process().wait_for_text("MISCONF", SOON).await?;
         sleep(Duration::from_secs(2)).await;
         redis.set("stop-writes-on-bgsave-error", "no").await

@@ -1,4 +1,4 @@
-//! What holds callbacks up, said once.
+//! What is said once, and not each time it is met.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,7 +36,8 @@ impl Condition {
         met.replace(now).is_none()
     }
 
-    fn absent_at(&self, now: Instant) -> bool {
+    /// The same at that time.
+    pub fn absent_at(&self, now: Instant) -> bool {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         met.take_if(|met| now.duration_since(*met) >= self.quiet).is_some()
     }
