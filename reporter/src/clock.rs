@@ -18,7 +18,8 @@ pub fn millis(duration: Duration) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub struct RedisClock {
     read_ms: u64,
-    read: Instant,
+    /// When; `None` for one that stands still, in tests.
+    read: Option<Instant>,
 }
 
 impl RedisClock {
@@ -26,8 +27,14 @@ impl RedisClock {
     pub fn read_now(read_ms: u64) -> Self {
         Self {
             read_ms,
-            read: Instant::now(),
+            read: Some(Instant::now()),
         }
+    }
+
+    /// One that stands still.
+    #[cfg(test)]
+    pub const fn stopped(read_ms: u64) -> Self {
+        Self { read_ms, read: None }
     }
 
     /// The time, in milliseconds since the Unix epoch. As exact as the answer was fast, and never ahead by that.
@@ -38,6 +45,6 @@ impl RedisClock {
 
     /// How long ago it was read.
     pub fn age(self) -> Duration {
-        self.read.elapsed()
+        self.read.map_or(Duration::ZERO, |read| read.elapsed())
     }
 }

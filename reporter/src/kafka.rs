@@ -65,6 +65,17 @@ struct Kafka {
 }
 
 /// Publishes for one holder of the lease.
+pub trait Publish: Send {
+    /// Makes Kafka refuse whatever older sessions still send. The lease must be checked after that and before publishing: who
+    /// holds it then is fenced before the next holder publishes.
+    fn begin(&mut self) -> impl Future<Output = Result<Begun, Unpublished>> + Send;
+
+    /// Publishes records in their order, all or none, and waits for the acknowledgement. After a failure the session has to
+    /// be begun again.
+    fn publish(&mut self, records: &[WindowRecord]) -> impl Future<Output = Result<(), Unpublished>> + Send;
+}
+
+/// What does so.
 pub struct Session {
     kafka: Option<Kafka>,
     producer: Option<FutureProducer<Quiet>>,
@@ -230,10 +241,8 @@ impl Publisher {
     }
 }
 
-impl Session {
-    /// Makes Kafka refuse whatever older sessions still send. The lease must be checked after that and before publishing: who
-    /// holds it then is fenced before the next holder publishes.
-    pub async fn begin(&mut self) -> Result<Begun, Unpublished> {
+impl Publish for Session {
+    async fn begin(&mut self) -> Result<Begun, Unpublished> {
         let (Some(kafka), None) = (self.kafka.clone(), &self.producer) else {
             return Ok(Begun::Before);
         };
@@ -252,9 +261,7 @@ impl Session {
         Ok(Begun::Now)
     }
 
-    /// Publishes records in their order, all or none, and waits for the acknowledgement. After a failure the session has to
-    /// be begun again.
-    pub async fn publish(&mut self, records: &[WindowRecord]) -> Result<(), Unpublished> {
+    async fn publish(&mut self, records: &[WindowRecord]) -> Result<(), Unpublished> {
         let Some(kafka) = self.kafka.clone() else { return Ok(()) };
         let Some(producer) = self.producer.take() else {
             return Err(Unpublished::Away);
@@ -276,7 +283,9 @@ impl Session {
         self.producer = Some(published?);
         Ok(())
     }
+}
 
+impl Session {
     fn set_failing(&self, doing: Doing, failing: bool) {
         if let Some(kafka) = &self.kafka {
             let of_this = (doing, kafka.counter.clone());

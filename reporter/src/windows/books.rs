@@ -3,6 +3,7 @@
 mod search;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use redis::{RedisResult, Script, ScriptInvocation};
 use verve_protocol::keys::progress;
@@ -16,14 +17,12 @@ use super::ended::Ended;
 use super::lease::Lease;
 use super::ledger::{self, Change, IDS_KEPT, Ledger, News, Stored};
 use super::pending::Pending;
+use super::ports::{BATCH, Books, Swept};
+use crate::clock::RedisClock;
 use crate::store::Store;
-pub use search::Swept;
-
-/// The most windows in one script.
-pub const BATCH: usize = 200;
 
 /// Reports, statistics and sets in Redis.
-pub struct Books {
+pub struct RedisBooks {
     config: WindowsConfig,
     store: Store,
     prepare: Script,
@@ -32,7 +31,7 @@ pub struct Books {
     removed: Script,
 }
 
-impl Books {
+impl RedisBooks {
     /// The books in these Redis.
     pub fn new(config: WindowsConfig, store: Store) -> Self {
         Self {
@@ -47,45 +46,6 @@ impl Books {
 
     fn length(&self) -> WindowLength {
         self.config.length
-    }
-
-    /// What a leader has to know to go on, at `now_ms`. Of reports only those that may change, and those that `known` has something of: others may have
-    /// made them final since.
-    pub async fn load(&self, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Stored> {
-        let mut newest = self.progress(progress::NEWEST).await?;
-        if newest.is_none() {
-            newest = self.note_reports().await?;
-        }
-        let newest = newest.and_then(|start| self.length().window_starting(start));
-        let mut stored = Stored {
-            newest,
-            pending: self.pending().await?,
-            kept_ms: self.progress(progress::KEPT).await?,
-            ..Stored::default()
-        };
-        let Some(newest) = newest else {
-            stored.from = self.from(now_ms).await?;
-            // No report can be of a window before that.
-            let certain = ledger::window_certain_at(self.length(), now_ms);
-            let first = stored.from.map_or(certain, |from| from.min(certain));
-            self.set_progress(progress::TRIMMED, first.start()).await?;
-            return Ok(stored);
-        };
-        let mut open = redis::cmd("ZRANGE");
-        open.arg(self.store.keys.reports_open(self.length())).arg(0).arg(-1);
-        let open: Vec<u64> = self.store.redis().command(&open).await?;
-        let open = open
-            .into_iter()
-            .filter_map(|start| self.length().window_starting(start));
-        // And those that were reported before they had ended: the clock was ahead for a while.
-        let early = std::iter::successors(Some(newest), |window| window.previous());
-        let early = early.take_while(|window| *window == newest || window.end_ms() > now_ms);
-        let known = known.map(Ledger::known).unwrap_or_default();
-        let windows: BTreeSet<Window> = open.chain(early).chain(known).collect();
-        let windows: Vec<Window> = windows.into_iter().collect();
-        let reports = windows.iter().copied().zip(self.store.reports(&windows).await?);
-        stored.reports = reports.filter_map(|(window, report)| Some((window, report?))).collect();
-        Ok(stored)
     }
 
     async fn progress(&self, field: &str) -> RedisResult<Option<u64>> {
@@ -159,16 +119,102 @@ impl Books {
         }
     }
 
-    /// Keeps the ids of windows from expiring that the leader still needs, and notes when: the next one knows by that what may have expired.
-    pub async fn keep(&self, ledger: &Ledger, now_ms: u64) -> RedisResult<()> {
+    fn window(&self, start: &str) -> Option<Window> {
+        self.length().window_starting(start.parse().ok()?)
+    }
+
+    /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
+    async fn from(&self, now_ms: u64) -> RedisResult<Option<Window>> {
+        let begin = ledger::begin(self.length(), self.with_ids().await?.noted.keys().copied(), now_ms);
+        let script = Script::new(NOTE_BEGIN);
+        let mut note = script.key(self.store.keys.reports_from(self.length()));
+        let began: u64 = self.store.redis().script(note.arg(begin.start())).await?;
+        Ok(self.length().window_starting(began))
+    }
+
+    fn job(&self, record: &WindowRecord) -> Option<CallbackJob> {
+        let (endpoint, method) = self.config.callback.as_ref()?;
+        Some(CallbackJob {
+            endpoint: endpoint.clone(),
+            method: *method,
+            window: record.window,
+            revision: Some(record.revision),
+        })
+    }
+
+    /// Runs a script that changes something only with the lease.
+    async fn as_leader(&self, script: &ScriptInvocation<'_>) -> Result<(), Ended> {
+        match self.store.redis().script::<u8>(script).await? {
+            1 => Ok(()),
+            _ => Err(Ended::LeaseLost),
+        }
+    }
+}
+
+impl Books for RedisBooks {
+    type Lease = Lease;
+
+    async fn clock(&self) -> RedisResult<RedisClock> {
+        self.store.clock().await
+    }
+
+    async fn sleep(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    async fn counts(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
+        self.store.counts(windows).await
+    }
+
+    async fn close(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
+        self.store.close(windows).await
+    }
+
+    async fn load(&self, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Stored> {
+        let mut newest = self.progress(progress::NEWEST).await?;
+        if newest.is_none() {
+            newest = self.note_reports().await?;
+        }
+        let newest = newest.and_then(|start| self.length().window_starting(start));
+        let mut stored = Stored {
+            newest,
+            pending: self.pending().await?,
+            kept_ms: self.progress(progress::KEPT).await?,
+            ..Stored::default()
+        };
+        let Some(newest) = newest else {
+            stored.from = self.from(now_ms).await?;
+            // No report can be of a window before that.
+            let certain = ledger::window_certain_at(self.length(), now_ms);
+            let first = stored.from.map_or(certain, |from| from.min(certain));
+            self.set_progress(progress::TRIMMED, first.start()).await?;
+            return Ok(stored);
+        };
+        let mut open = redis::cmd("ZRANGE");
+        open.arg(self.store.keys.reports_open(self.length())).arg(0).arg(-1);
+        let open: Vec<u64> = self.store.redis().command(&open).await?;
+        let open = open
+            .into_iter()
+            .filter_map(|start| self.length().window_starting(start));
+        // And those that were reported before they had ended: the clock was ahead for a while.
+        let early = std::iter::successors(Some(newest), |window| window.previous());
+        let early = early.take_while(|window| *window == newest || window.end_ms() > now_ms);
+        let known = known.map(Ledger::known).unwrap_or_default();
+        let windows: BTreeSet<Window> = open.chain(early).chain(known).collect();
+        let windows: Vec<Window> = windows.into_iter().collect();
+        let reports = windows.iter().copied().zip(self.store.reports(&windows).await?);
+        stored.reports = reports.filter_map(|(window, report)| Some((window, report?))).collect();
+        Ok(stored)
+    }
+
+    async fn keep(&self, ledger: &Ledger, now_ms: u64) -> RedisResult<()> {
         let mut windows = ledger.ended(now_ms);
         windows.extend(ledger.needed());
         self.store.keep_ids(&windows, |_| IDS_KEPT).await?;
         self.set_progress(progress::KEPT, now_ms).await
     }
 
-    /// Has windows counted again that were made final before they had ended, of which these are the reports.
-    pub async fn reopen(&self, lease: &Lease, stored: &Stored, windows: &[Window]) -> Result<(), Ended> {
+    async fn reopen(&self, lease: &Lease, stored: &Stored, windows: &[Window]) -> Result<(), Ended> {
         self.store.reopen(windows).await?;
         let script = Script::new(REOPEN);
         for windows in windows.chunks(BATCH) {
@@ -190,21 +236,7 @@ impl Books {
         Ok(())
     }
 
-    fn window(&self, start: &str) -> Option<Window> {
-        self.length().window_starting(start.parse().ok()?)
-    }
-
-    /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
-    async fn from(&self, now_ms: u64) -> RedisResult<Option<Window>> {
-        let begin = ledger::begin(self.length(), self.with_ids().await?.noted.keys().copied(), now_ms);
-        let script = Script::new(NOTE_BEGIN);
-        let mut note = script.key(self.store.keys.reports_from(self.length()));
-        let began: u64 = self.store.redis().script(note.arg(begin.start())).await?;
-        Ok(self.length().window_starting(began))
-    }
-
-    /// The records of these news.
-    pub async fn records(&self, news: &[News]) -> RedisResult<Vec<WindowRecord>> {
+    async fn records(&self, news: &[News]) -> RedisResult<Vec<WindowRecord>> {
         let windows: Vec<Window> = news.iter().map(|news| news.window).collect();
         let stats = self.store.requests(&windows).await?;
         let record = |(news, [requests, duplicates]): (&News, [u64; 2])| WindowRecord {
@@ -218,8 +250,7 @@ impl Books {
         Ok(news.iter().zip(stats).map(record).collect())
     }
 
-    /// Writes down what is about to be published.
-    pub async fn prepare(&self, lease: &Lease, records: &[WindowRecord]) -> Result<(), Ended> {
+    async fn prepare(&self, lease: &Lease, records: &[WindowRecord]) -> Result<(), Ended> {
         for records in records.chunks(BATCH) {
             let mut script = self.prepare.key(lease.key());
             script.key(self.store.keys.reports_pending(self.length()));
@@ -234,8 +265,7 @@ impl Books {
         Ok(())
     }
 
-    /// Records what Kafka has.
-    pub async fn record(&self, lease: &Lease, changes: &[Change]) -> Result<(), Ended> {
+    async fn record(&self, lease: &Lease, changes: &[Change]) -> Result<(), Ended> {
         for changes in changes.chunks(BATCH) {
             let mut script = self.record.key(lease.key());
             script
@@ -259,26 +289,7 @@ impl Books {
         Ok(())
     }
 
-    fn job(&self, record: &WindowRecord) -> Option<CallbackJob> {
-        let (endpoint, method) = self.config.callback.as_ref()?;
-        Some(CallbackJob {
-            endpoint: endpoint.clone(),
-            method: *method,
-            window: record.window,
-            revision: Some(record.revision),
-        })
-    }
-
-    /// Runs a script that changes something only with the lease.
-    async fn as_leader(&self, script: &ScriptInvocation<'_>) -> Result<(), Ended> {
-        match self.store.redis().script::<u8>(script).await? {
-            1 => Ok(()),
-            _ => Err(Ended::LeaseLost),
-        }
-    }
-
-    /// Makes windows final.
-    pub async fn finish(&self, lease: &Lease, finals: &[(Window, Report)]) -> Result<(), Ended> {
+    async fn finish(&self, lease: &Lease, finals: &[(Window, Report)]) -> Result<(), Ended> {
         let mut script = self.finish.key(lease.key());
         script
             .key(self.store.keys.reports(self.length()))
@@ -293,8 +304,7 @@ impl Books {
         self.as_leader(&script).await
     }
 
-    /// Removes what final windows were counted by.
-    pub async fn remove(&self, windows: &[Window]) -> RedisResult<()> {
+    async fn remove(&self, windows: &[Window]) -> RedisResult<()> {
         self.store.remove_closed(windows).await?;
         let mut script = self.removed.key(self.store.keys.reports_pending(self.length()));
         script.arg(Pending::Remove.to_json());
@@ -302,5 +312,9 @@ impl Books {
             script.arg(window.start());
         }
         self.store.redis().script::<u8>(&script).await.map(drop)
+    }
+
+    async fn sweep(&self, ledger: &Ledger, now_ms: u64) -> Swept {
+        self.search_all(ledger, now_ms).await
     }
 }

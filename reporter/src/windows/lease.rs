@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use verve_protocol::WindowLength;
 use verve_protocol::scripts::{ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE};
 
+use super::ports::Held;
 use crate::clock::millis;
 use crate::health::Health;
 use crate::periods::Periods;
@@ -93,11 +94,6 @@ impl Lease {
         self.waited_for
     }
 
-    /// Whether it is certainly held still.
-    pub fn is_held(&self) -> bool {
-        self.state.is_held()
-    }
-
     /// Waits until it is held no longer.
     pub async fn lost(&self) {
         self.state.lost.notified().await;
@@ -109,6 +105,12 @@ impl Lease {
         let mut release = script.key(&self.key);
         // If Redis is away, the lease runs out by itself.
         let _ = self.store.redis().script::<u8>(release.arg(&self.holder)).await;
+    }
+}
+
+impl Held for Lease {
+    fn is_held(&self) -> bool {
+        self.state.is_held()
     }
 }
 

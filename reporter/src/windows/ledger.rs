@@ -38,7 +38,7 @@ pub struct Schedule {
 }
 
 /// What is in Redis when a leader begins.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Stored {
     /// What was reported of the newest window, of those that are not final, and of those that this replica knows something of.
     pub reports: BTreeMap<Window, Report>,

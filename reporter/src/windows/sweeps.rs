@@ -6,7 +6,19 @@ use std::time::{Duration, Instant};
 
 use verve_protocol::Window;
 
-use super::Last;
+/// When something was last done, to do it every so often.
+#[derive(Default)]
+pub struct Last(Option<Instant>);
+
+impl Last {
+    pub fn is_over(&self, every: Duration) -> bool {
+        self.0.is_none_or(|last| last.elapsed() >= every)
+    }
+
+    pub fn is_now(&mut self) {
+        self.0 = Some(Instant::now());
+    }
+}
 
 /// Redis is searched through all its keys, so after a search that took long it is left alone for so many times as long.
 const REST: u32 = 50;
@@ -22,6 +34,14 @@ impl Default for Pace {
 }
 
 impl Pace {
+    /// Nothing is searched any more.
+    #[cfg(test)]
+    pub fn at_rest() -> Self {
+        let pace = Self::default();
+        *pace.due() += Duration::from_secs(86_400);
+        pace
+    }
+
     fn due(&self) -> MutexGuard<'_, Instant> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

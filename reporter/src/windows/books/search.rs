@@ -9,29 +9,15 @@ use verve_protocol::Window;
 use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, progress, read_indexed};
 use verve_protocol::scripts::{FORGET_WINDOWS, NOTE_LATE};
 
-use super::{BATCH, Books};
-use crate::windows::ledger::{self, IDS_KEPT, Ledger, News, Stray};
+use super::RedisBooks;
+use crate::windows::ledger::{self, IDS_KEPT, Ledger, Stray};
+use crate::windows::ports::{BATCH, Swept};
 
 /// The most windows whose reports one sweep removes.
 const TRIMMED_AT_ONCE: usize = 50_000;
 
 /// From when on a window that has not begun, and has ids all the same, is worth a word: clocks are never quite the same.
 const AHEAD: Duration = Duration::from_secs(5);
-
-/// What a search for ids that nobody expects has found.
-#[derive(Debug, Default)]
-pub struct Swept {
-    /// Windows with ids that came after they were final, and how many since the last search.
-    pub late: Vec<(Window, u64)>,
-    /// What to publish of such windows.
-    pub news: Vec<News>,
-    /// Windows that were never reported, and have ids.
-    pub unreported: Vec<Window>,
-    /// Windows that have not begun, and have ids.
-    pub ahead: Vec<Window>,
-    /// How many partitions hosts have, if there are more than are counted. Nothing if the search failed before that was known.
-    pub most_partitions: Option<Option<u16>>,
-}
 
 /// The windows that have ids.
 #[derive(Debug, Default)]
@@ -42,7 +28,7 @@ pub(super) struct WithIds {
     most_partitions: Option<u16>,
 }
 
-impl Books {
+impl RedisBooks {
     /// The windows that have ids, as whoever added the first of them has noted.
     pub(super) async fn with_ids(&self) -> RedisResult<WithIds> {
         let mut found = WithIds::default();
@@ -122,9 +108,8 @@ impl Books {
         Ok(late)
     }
 
-    /// Looks for ids in windows that nobody expects them in, at `now_ms`. Those of final windows are put aside, also when some of their
-    /// sets fail. `ledger` is what the leader knew when the search began: what was past then is past still.
-    pub async fn sweep(&self, ledger: &Ledger, now_ms: u64) -> Swept {
+    /// Looks for ids in windows that nobody expects them in, and removes reports that need not be kept.
+    pub(super) async fn search_all(&self, ledger: &Ledger, now_ms: u64) -> Swept {
         let mut swept = Swept::default();
         if let Err(error) = self.search(ledger, now_ms, &mut swept).await {
             tracing::warn!("cannot search for ids that came too late: {error}");

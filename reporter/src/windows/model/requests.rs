@@ -1,77 +1,465 @@
-//! The requests of a reporter, and what it makes of the answers: the model of `lead` and of the scripts.
+//! The reporters' requests, which the leader's own code makes, and how Redis and Kafka answer them: the model of the scripts.
 
-use verve_protocol::{Report, Window, WindowRecord};
+use std::collections::{BTreeSet, VecDeque};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use super::super::ledger::{Change, Ledger, News, Step, Stored, Stray};
+use redis::{ErrorKind, RedisError, RedisResult};
+use tokio_util::sync::CancellationToken;
+use verve_protocol::{Partitions, Report, Window, WindowLength, WindowRecord};
+
+use super::super::WindowsConfig;
+use super::super::ended::Ended;
+use super::super::leader::{Leader, Leading};
+use super::super::ledger::{Change, Ledger, News, Stored, Stray};
 use super::super::pending::Pending;
-use super::world::{Next, Outcome, SCHEDULE, SERVERS, World};
+use super::super::ports::{Books, Held, Swept};
+use super::super::sweeps::{Pace, Sweeps};
+use super::world::{LATE, Outcome, SERVERS, WINDOW_SECONDS, World};
+use crate::clock::RedisClock;
+use crate::health::Health;
+use crate::kafka::{Begun, Publish, Unpublished};
+use crate::metrics::Metrics;
+use crate::periods::Periods;
+
+/// What a reporter is at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Work {
+    /// It waits for the lease.
+    #[default]
+    Acquire,
+    /// It loads what there is to do.
+    Resume,
+    /// A turn of its loop.
+    Turn,
+    /// It tells what it has found beside that: news of windows with ids that came too late, and windows that were never reported.
+    Found(Vec<News>, Vec<Window>),
+}
+
+/// What a reporter asks for.
+#[derive(Clone, Debug)]
+enum Request {
+    Clock,
+    /// All but final reports, and those of these windows.
+    Load(BTreeSet<Window>),
+    Count(Vec<Window>),
+    Close(Vec<Window>),
+    Prepare(Vec<WindowRecord>),
+    Record(Vec<Change>),
+    Finish(Vec<(Window, Report)>),
+    Remove(Vec<Window>),
+    Begin,
+    Publish(Vec<WindowRecord>),
+}
+
+/// What it is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    Clock(u64),
+    Stored(Stored),
+    Counts(Vec<u64>),
+    Done,
+    /// Without the lease nothing is done.
+    LeaseLost,
+    Begun(u8),
+    Fenced,
+    /// There is none, or one that tells of a failure.
+    Failed,
+}
+
+/// Redis and Kafka, as a reporter sees them: it hears what it was answered before, and asks then.
+#[derive(Clone, Default)]
+struct Asked(Arc<Mutex<Exchange>>);
+
+#[derive(Default)]
+struct Exchange {
+    answers: VecDeque<Answer>,
+    request: Option<Request>,
+}
+
+impl Asked {
+    async fn ask(&self, request: Request) -> Answer {
+        let answer = {
+            let mut exchange = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let answer = exchange.answers.pop_front();
+            if answer.is_none() {
+                exchange.request = Some(request);
+            }
+            answer
+        };
+        match answer {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Something that is done only with the lease.
+    async fn ask_as_leader(&self, request: Request) -> Result<(), Ended> {
+        match self.ask(request).await {
+            Answer::Done => Ok(()),
+            Answer::LeaseLost => Err(Ended::LeaseLost),
+            other => Err(failed(&other).into()),
+        }
+    }
+}
+
+fn failed(answer: &Answer) -> RedisError {
+    assert_eq!(*answer, Answer::Failed, "another answer than what was asked for");
+    RedisError::from((ErrorKind::Io, "lost"))
+}
+
+/// Nobody takes it away: that somebody else has it, the world knows.
+struct ModelLease;
+
+impl Held for ModelLease {
+    fn is_held(&self) -> bool {
+        true
+    }
+}
+
+impl Books for Asked {
+    type Lease = ModelLease;
+
+    async fn clock(&self) -> RedisResult<RedisClock> {
+        match self.ask(Request::Clock).await {
+            Answer::Clock(now_ms) => Ok(RedisClock::stopped(now_ms)),
+            other => Err(failed(&other)),
+        }
+    }
+
+    async fn sleep(&self, _: Duration) {}
+
+    async fn load(&self, known: Option<&Ledger>, _: u64) -> RedisResult<Stored> {
+        let known = known.map(Ledger::known).unwrap_or_default();
+        match self.ask(Request::Load(known.into_iter().collect())).await {
+            Answer::Stored(stored) => Ok(stored),
+            other => Err(failed(&other)),
+        }
+    }
+
+    async fn reopen(&self, _: &ModelLease, _: &Stored, _: &[Window]) -> Result<(), Ended> {
+        unreachable!("no clock is ahead")
+    }
+
+    async fn keep(&self, _: &Ledger, _: u64) -> RedisResult<()> {
+        Ok(())
+    }
+
+    async fn counts(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
+        match self.ask(Request::Count(windows.to_vec())).await {
+            Answer::Counts(counts) => Ok(counts),
+            other => Err(failed(&other)),
+        }
+    }
+
+    async fn close(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
+        match self.ask(Request::Close(windows.to_vec())).await {
+            Answer::Counts(counts) => Ok(counts),
+            other => Err(failed(&other)),
+        }
+    }
+
+    async fn records(&self, news: &[News]) -> RedisResult<Vec<WindowRecord>> {
+        let record = |news: &News| WindowRecord {
+            window: news.window,
+            count: news.count,
+            revision: news.revision,
+            requests: 0,
+            duplicates: 0,
+            late: news.late,
+        };
+        Ok(news.iter().map(record).collect())
+    }
+
+    async fn prepare(&self, _: &ModelLease, records: &[WindowRecord]) -> Result<(), Ended> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.ask_as_leader(Request::Prepare(records.to_vec())).await
+    }
+
+    async fn record(&self, _: &ModelLease, changes: &[Change]) -> Result<(), Ended> {
+        self.ask_as_leader(Request::Record(changes.to_vec())).await
+    }
+
+    async fn finish(&self, _: &ModelLease, finals: &[(Window, Report)]) -> Result<(), Ended> {
+        self.ask_as_leader(Request::Finish(finals.to_vec())).await
+    }
+
+    async fn remove(&self, windows: &[Window]) -> RedisResult<()> {
+        match self.ask(Request::Remove(windows.to_vec())).await {
+            Answer::Done => Ok(()),
+            other => Err(failed(&other)),
+        }
+    }
+
+    async fn sweep(&self, _: &Ledger, _: u64) -> Swept {
+        unreachable!("a move of its own")
+    }
+}
+
+/// A session of Kafka: its epoch, once it has begun.
+struct Session {
+    epoch: Option<u8>,
+    asked: Asked,
+}
+
+impl Publish for Session {
+    async fn begin(&mut self) -> Result<Begun, Unpublished> {
+        if self.epoch.is_some() {
+            return Ok(Begun::Before);
+        }
+        match self.asked.ask(Request::Begin).await {
+            Answer::Begun(epoch) => {
+                self.epoch = Some(epoch);
+                Ok(Begun::Now)
+            }
+            _ => Err(Unpublished::Away),
+        }
+    }
+
+    async fn publish(&mut self, records: &[WindowRecord]) -> Result<(), Unpublished> {
+        let Some(epoch) = self.epoch.take() else {
+            return Err(Unpublished::Away);
+        };
+        match self.asked.ask(Request::Publish(records.to_vec())).await {
+            Answer::Done => {
+                self.epoch = Some(epoch);
+                Ok(())
+            }
+            Answer::Fenced => Err(Unpublished::Fenced),
+            _ => Err(Unpublished::Away),
+        }
+    }
+}
+
+/// How far a reporter comes with the answers that it has.
+enum Ran {
+    /// To this request.
+    Asks(Request),
+    /// To the end of its work: what it knows then, and its session.
+    Done(Option<Ledger>, Option<u8>),
+    Ended,
+}
+
+/// Runs the leader's code.
+pub struct Runner {
+    leader: Leader<Asked>,
+    asked: Asked,
+    stop: CancellationToken,
+}
+
+impl Runner {
+    pub fn new() -> Self {
+        let asked = Asked::default();
+        let leader = Leader {
+            config: WindowsConfig {
+                length: WindowLength::try_new(WINDOW_SECONDS).expect("valid"),
+                grace: Duration::ZERO,
+                late: LATE,
+                callback: None,
+                periods: Periods::default(),
+            },
+            books: Arc::new(asked.clone()),
+            health: Arc::new(Health::new(Duration::ZERO)),
+            metrics: Metrics::default().windows(None),
+            counter: None,
+            partitions: Partitions::default(),
+            pace: Pace::at_rest(),
+        };
+        Self {
+            leader,
+            asked,
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Runs a reporter's work from its beginning, up to where it has no answer.
+    fn run(&self, world: &World, i: usize) -> Ran {
+        let reporter = &world.reporters[i];
+        {
+            let mut exchange = self.asked.0.lock().unwrap_or_else(PoisonError::into_inner);
+            exchange.answers = reporter.answers.iter().cloned().collect();
+            exchange.request = None;
+        }
+        let mut ledger = reporter.ledger.clone();
+        let session = Session {
+            epoch: reporter.session,
+            asked: self.asked.clone(),
+        };
+        let mut leading = Leading::new(session, RedisClock::stopped(0));
+        let done = {
+            let work = pin!(self.work(&reporter.work, &mut ledger, &mut leading));
+            match work.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(done) => Some(done),
+                Poll::Pending => None,
+            }
+        };
+        match done {
+            None => {
+                let mut exchange = self.asked.0.lock().unwrap_or_else(PoisonError::into_inner);
+                Ran::Asks(exchange.request.take().expect("it waits for an answer"))
+            }
+            Some(Ok(())) => Ran::Done(ledger, leading.session.epoch),
+            Some(Err(_)) => Ran::Ended,
+        }
+    }
+
+    async fn work(
+        &self,
+        work: &Work,
+        ledger: &mut Option<Ledger>,
+        leading: &mut Leading<Session>,
+    ) -> Result<(), Ended> {
+        match work {
+            Work::Acquire => Ok(()),
+            Work::Resume => {
+                let clock = self.asked.clock().await?;
+                let resumed = self.leader.resume(&ModelLease, ledger.as_ref(), clock.now_ms()).await?;
+                *ledger = Some(resumed);
+                Ok(())
+            }
+            Work::Turn => {
+                let ledger = ledger.as_mut().expect("a leader has loaded");
+                self.leader.turn(&ModelLease, ledger, leading, &self.stop).await
+            }
+            Work::Found(news, unreported) => {
+                let ledger = ledger.as_mut().expect("a leader has loaded");
+                let swept = Swept {
+                    news: news.clone(),
+                    unreported: unreported.clone(),
+                    ..Swept::default()
+                };
+                self.leader
+                    .swept(&ModelLease, ledger, &mut Sweeps::default(), swept)
+                    .await
+            }
+        }
+    }
+}
 
 impl World {
-    pub fn request(&mut self, i: usize, outcome: Outcome) {
+    /// The next request of a reporter, and what it does with the answer.
+    pub fn request(&mut self, i: usize, outcome: Outcome, runner: &Runner) {
         if matches!(outcome, Outcome::AnswerLost | Outcome::Refused) {
             self.budget.faults -= 1;
         }
-        match std::mem::replace(&mut self.reporters[i].next, Next::Step) {
-            Next::Acquire => {
-                self.reporters[i].next = Next::Acquire;
-                if self.lease.is_none() {
-                    self.lease = Some(self.name(i));
-                    self.reporters[i].next = Next::Load;
-                }
+        if self.reporters[i].work == Work::Acquire {
+            if self.lease.is_none() {
+                self.lease = Some(self.name(i));
+                self.reporters[i].work = Work::Resume;
             }
-            Next::Load => self.redis(i, outcome, Self::load),
-            Next::Prepare(records, over) => self.redis(i, outcome, |world, i| world.prepare(i, &records, &over)),
-            Next::Close(over, server, counts) => {
-                self.redis(i, outcome, |world, _| world.close(&over, server, &counts));
-            }
-            Next::Finish(finals) => self.redis(i, outcome, |world, i| world.finish(i, &finals)),
-            Next::Step => {
-                let now = self.now_ms;
-                match self.ledger(i).step(now, 10, true) {
-                    Step::Record(changes) => self.record(i, &changes, outcome),
-                    Step::Publish(records) => self.publish(i, records, outcome),
-                    Step::Remove(removals) => self.redis(i, outcome, |world, i| world.remove(i, &removals)),
-                    Step::Count(_) if self.reporters[i].session.is_none() => self.begin(i, outcome),
-                    Step::Count(windows) => self.redis(i, outcome, |world, i| world.count(i, &windows)),
-                }
-            }
+            return;
         }
+        let Some(request) = self.asks(i, runner) else {
+            return;
+        };
+        match self.serve(i, request, outcome) {
+            _ if outcome == Outcome::Abandoned => return self.stand_down(i),
+            Some(answer) => self.reporters[i].answers.push(answer),
+            None => return,
+        }
+        let ran = runner.run(self, i);
+        self.settle(i, ran);
     }
 
-    /// A request to Redis, whose failure ends the leading. Done, it answers what the reporter does with the answer, or `None` if the lease
-    /// is lost.
-    fn redis(&mut self, i: usize, outcome: Outcome, request: impl FnOnce(&mut Self, usize) -> Option<Answer>) {
-        let answer = (outcome != Outcome::Refused).then(|| request(self, i)).flatten();
-        match answer {
-            Some(take) if outcome == Outcome::Done => take(self, i),
-            _ => self.stand_down(i),
+    /// Up to where a reporter asks for something. None if it comes to the end of its work before.
+    fn asks(&mut self, i: usize, runner: &Runner) -> Option<Request> {
+        let reporter = &mut self.reporters[i];
+        if reporter.answers.is_empty() && matches!(reporter.work, Work::Resume | Work::Turn) {
+            reporter.answers.push(Answer::Clock(self.now_ms));
         }
+        let ran = runner.run(self, i);
+        self.settle(i, ran)
     }
 
-    fn load(&mut self, i: usize) -> Option<Answer> {
+    /// If a reporter has come to the end of its work, it has another one.
+    fn settle(&mut self, i: usize, ran: Ran) -> Option<Request> {
+        match ran {
+            Ran::Asks(request) => return Some(request),
+            Ran::Done(ledger, session) => {
+                let reporter = &mut self.reporters[i];
+                (reporter.ledger, reporter.session) = (ledger, session);
+                reporter.work = Work::Turn;
+                reporter.answers.clear();
+            }
+            Ran::Ended => self.stand_down(i),
+        }
+        None
+    }
+
+    /// Answers a request, or does a part of what it asks for.
+    fn serve(&mut self, i: usize, request: Request, outcome: Outcome) -> Option<Answer> {
+        if outcome == Outcome::Refused {
+            self.reporters[i].closing = None;
+            return Some(Answer::Failed);
+        }
+        let answer = match request {
+            Request::Clock => unreachable!("each work begins with it"),
+            Request::Load(known) => Answer::Stored(self.load(&known)),
+            Request::Count(windows) => Answer::Counts(self.count(&windows)),
+            Request::Close(windows) => match self.close(i, &windows) {
+                Some(answer) => answer,
+                None if outcome == Outcome::Done => return None,
+                None => Answer::Failed,
+            },
+            Request::Remove(windows) => self.remove(&windows),
+            // A failure there is no reason to give up the lease.
+            Request::Record(_) if outcome == Outcome::Abandoned => Answer::Failed,
+            Request::Prepare(_) | Request::Record(_) | Request::Finish(_) if !self.leads(i) => Answer::LeaseLost,
+            Request::Prepare(records) => self.prepare(&records),
+            Request::Record(changes) => self.record(&changes),
+            Request::Finish(finals) => self.finish(&finals),
+            Request::Begin => {
+                self.epoch += 1;
+                Answer::Begun(self.epoch)
+            }
+            Request::Publish(records) => {
+                let epoch = self.epoch_of(i);
+                if outcome == Outcome::Abandoned {
+                    self.in_flight = Some((epoch, records));
+                    Answer::Failed
+                } else if self.produce(epoch, &records) {
+                    Answer::Done
+                } else {
+                    Answer::Fenced
+                }
+            }
+        };
+        Some(if outcome == Outcome::AnswerLost {
+            self.reporters[i].closing = None;
+            Answer::Failed
+        } else {
+            answer
+        })
+    }
+
+    /// The epoch of a reporter's session, which may have begun in this turn.
+    fn epoch_of(&self, i: usize) -> u8 {
+        let begun = self.reporters[i].answers.iter().rev().find_map(|answer| match answer {
+            Answer::Begun(epoch) => Some(*epoch),
+            _ => None,
+        });
+        begun.or(self.reporters[i].session).expect("a session has begun")
+    }
+
+    fn load(&self, known: &BTreeSet<Window>) -> Stored {
         let newest = self.reports.keys().next_back().copied();
         let mut reports = self.reports.clone();
         // As it is read: no final report but the newest, and those of what it knows.
-        let known = self.reporters[i].ledger.as_ref().map(Ledger::known).unwrap_or_default();
         reports.retain(|window, report| !report.is_final || Some(*window) == newest || known.contains(window));
-        let stored = Stored {
+        Stored {
             reports,
             newest,
             pending: self.pending.clone(),
             from: self.windows.first().copied(),
             ..Stored::default()
-        };
-        let now = self.now_ms;
-        Some(Box::new(move |world, i| {
-            let length = world.windows[0].length();
-            let known = world.reporters[i].ledger.take();
-            let (ledger, lost) = Ledger::resume(length, SCHEDULE, stored, known.as_ref(), now);
-            assert_eq!(lost, None);
-            world.reporters[i].ledger = Some(ledger);
-        }))
+        }
     }
 
-    fn count(&mut self, _: usize, windows: &[Window]) -> Option<Answer> {
+    fn count(&self, windows: &[Window]) -> Vec<u64> {
         let count = |window: &Window| {
             let sets = self.sets.get(window).copied().unwrap_or_default();
             let closed = self.closed.get(window).copied().unwrap_or_default();
@@ -82,32 +470,20 @@ impl World {
                     sets[server]
                 }
             };
-            (*window, (0..SERVERS).map(of).sum())
+            (0..SERVERS).map(of).sum()
         };
-        let counts: Vec<(Window, u64)> = windows.iter().map(count).collect();
-        let now = self.now_ms;
-        Some(Box::new(move |world, i| {
-            let plan = world.ledger(i).plan(counts, now);
-            world.reporters[i].next = after_plan(&plan.news, plan.over);
-        }))
+        windows.iter().map(count).collect()
     }
 
-    fn prepare(&mut self, i: usize, records: &[WindowRecord], over: &[Window]) -> Option<Answer> {
-        if !self.leads(i) {
-            return None;
-        }
+    fn prepare(&mut self, records: &[WindowRecord]) -> Answer {
         let pending = records.iter().map(|record| (record.window, Pending::publish(record)));
         self.pending.extend(pending);
-        let (records, over) = (records.to_vec(), over.to_vec());
-        Some(Box::new(move |world, i| {
-            world.ledger(i).prepared(records);
-            world.reporters[i].next = after_plan(&[], over);
-        }))
+        Answer::Done
     }
 
     /// On one server after the other: between them anything may happen. Whether it is the leader still makes no difference.
-    fn close(&mut self, over: &[Window], server: usize, counts: &[u64]) -> Option<Answer> {
-        let mut counts = counts.to_vec();
+    fn close(&mut self, i: usize, over: &[Window]) -> Option<Answer> {
+        let (server, mut counts) = (self.reporters[i].closing.take()).unwrap_or_else(|| (0, vec![0; over.len()]));
         for (window, count) in over.iter().zip(&mut counts) {
             let closed = &mut self.closed.entry(*window).or_default()[server];
             if self.closing.insert((*window, server))
@@ -117,149 +493,62 @@ impl World {
             }
             *count += *closed;
         }
-        let over = over.to_vec();
-        Some(Box::new(move |world, i| {
-            if server + 1 < SERVERS {
-                world.reporters[i].next = Next::Close(over, server + 1, counts);
-                return;
-            }
-            let plan = world.ledger(i).plan_closed(over.into_iter().zip(counts));
-            // News beside them are found again.
-            world.reporters[i].next = if plan.finals.is_empty() {
-                after_plan(&plan.news, Vec::new())
-            } else {
-                Next::Finish(plan.finals)
-            };
-        }))
-    }
-
-    fn finish(&mut self, i: usize, finals: &[(Window, Report)]) -> Option<Answer> {
-        if !self.leads(i) {
+        if server + 1 < SERVERS {
+            self.reporters[i].closing = Some((server + 1, counts));
             return None;
         }
+        Some(Answer::Counts(counts))
+    }
+
+    fn finish(&mut self, finals: &[(Window, Report)]) -> Answer {
         for (window, report) in finals {
             self.reports.insert(*window, *report);
             self.pending.insert(*window, Pending::Remove);
         }
-        let windows: Vec<Window> = finals.iter().map(|(window, _)| *window).collect();
-        Some(Box::new(move |world, i| {
-            windows.into_iter().for_each(|window| world.ledger(i).finished(window));
-        }))
+        Answer::Done
     }
 
-    fn remove(&mut self, _: usize, windows: &[Window]) -> Option<Answer> {
+    fn remove(&mut self, windows: &[Window]) -> Answer {
         for window in windows {
             self.closed.remove(window);
             if self.pending.get(window) == Some(&Pending::Remove) {
                 self.pending.remove(window);
             }
         }
-        let windows = windows.to_vec();
-        Some(Box::new(move |world, i| world.ledger(i).removed(&windows)))
+        Answer::Done
+    }
+
+    fn record(&mut self, changes: &[Change]) -> Answer {
+        for Change { record, report } in changes {
+            self.reports.insert(record.window, *report);
+            self.pending.remove(&record.window);
+        }
+        Answer::Done
     }
 
     /// Looks for ids that came too late, puts them aside, and finds out what to publish of them. Whether it is the leader still makes
     /// no difference.
-    pub fn sweep(&mut self, i: usize) {
-        let Some(mut ledger) = self.reporters[i].ledger.clone() else {
+    pub fn sweep(&mut self, i: usize, runner: &Runner) {
+        let Some(ledger) = self.reporters[i].ledger.clone() else {
             return;
         };
         let with_ids = self.sets.iter().filter(|(_, set)| set.iter().any(|ids| *ids > 0));
         let mut past: Vec<Window> = with_ids.map(|(window, _)| *window).collect();
         past.retain(|window| ledger.is_past(*window));
+        let mut unreported = Vec::new();
         for window in past {
-            let stray = ledger.stray(window, self.reports.get(&window), self.now_ms);
-            if stray == Stray::Unreported {
-                ledger.add_strays(&[window]);
-            }
-            if stray == Stray::TooLate {
-                let ids: u64 = self.sets.remove(&window).unwrap_or_default().iter().sum();
-                *self.late.entry(window).or_default() += ids;
+            match ledger.stray(window, self.reports.get(&window), self.now_ms) {
+                Stray::Unreported => unreported.push(window),
+                Stray::TooLate => {
+                    let ids: u64 = self.sets.remove(&window).unwrap_or_default().iter().sum();
+                    *self.late.entry(window).or_default() += ids;
+                }
+                Stray::Expected => {}
             }
         }
         let told = self.late.iter();
         let news = told.filter_map(|(window, ids)| ledger.late(*window, self.reports.get(window)?, *ids));
-        let news: Vec<News> = news.collect();
-        if !news.is_empty() {
-            self.reporters[i].next = after_plan(&news, Vec::new());
-        }
-    }
-
-    /// A failure is no reason to publish again, nor to give up the lease.
-    fn record(&mut self, i: usize, changes: &[Change], outcome: Outcome) {
-        if outcome == Outcome::Refused {
-            return;
-        }
-        if !self.leads(i) || outcome == Outcome::Abandoned {
-            return self.stand_down(i);
-        }
-        for Change { record, report } in changes {
-            self.reports.insert(record.window, *report);
-            self.pending.remove(&record.window);
-        }
-        if outcome == Outcome::Done {
-            self.ledger(i).recorded();
-        }
-    }
-
-    fn begin(&mut self, i: usize, outcome: Outcome) {
-        if outcome != Outcome::Refused {
-            self.epoch += 1;
-        }
-        match outcome {
-            Outcome::Done => self.reporters[i].session = Some(self.epoch),
-            Outcome::Abandoned => self.stand_down(i),
-            Outcome::AnswerLost | Outcome::Refused => {}
-        }
-    }
-
-    fn publish(&mut self, i: usize, records: Vec<WindowRecord>, outcome: Outcome) {
-        let Some(epoch) = self.reporters[i].session else {
-            self.begin(i, outcome);
-            if outcome == Outcome::Done {
-                // For the check of the lease.
-                self.reporters[i].next = Next::Prepare(records, Vec::new());
-            }
-            return;
-        };
-        match outcome {
-            Outcome::Refused => self.reporters[i].session = None,
-            Outcome::Abandoned => {
-                self.in_flight = Some((epoch, records));
-                self.stand_down(i);
-            }
-            Outcome::AnswerLost => {
-                self.produce(epoch, &records);
-                self.reporters[i].session = None;
-            }
-            Outcome::Done if self.produce(epoch, &records) => {
-                let now = self.now_ms;
-                self.ledger(i).acknowledged(now);
-            }
-            // Fenced.
-            Outcome::Done => self.stand_down(i),
-        }
-    }
-}
-
-/// What a reporter does with an answer.
-type Answer = Box<dyn FnOnce(&mut World, usize)>;
-
-fn after_plan(news: &[News], over: Vec<Window>) -> Next {
-    let record = |news: &News| WindowRecord {
-        window: news.window,
-        count: news.count,
-        revision: news.revision,
-        requests: 0,
-        duplicates: 0,
-        late: news.late,
-    };
-    if !news.is_empty() {
-        Next::Prepare(news.iter().map(record).collect(), over)
-    } else if over.is_empty() {
-        Next::Step
-    } else {
-        let counts = vec![0; over.len()];
-        Next::Close(over, 0, counts)
+        self.reporters[i].work = Work::Found(news.collect(), unreported);
+        self.asks(i, runner);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
+use super::requests::Runner;
 use super::world::{Move, Outcome, World};
 
 /// Long enough for any good end.
@@ -21,16 +22,17 @@ impl Seen {
 
 /// Visits every state that can be reached from `first`. Answers how many there are, or the first thing that is wrong.
 pub fn explore(first: World) -> Result<usize, String> {
+    let runner = Runner::new();
     let (mut seen, mut recovered) = (Seen::default(), Seen::default());
     seen.is_new(&first);
     let mut open = vec![first];
     while let Some(world) = open.pop() {
         check_log(&world)?;
-        check_end(&world, &mut recovered)?;
+        check_end(&world, &mut recovered, &runner)?;
         let moves = world.moves().into_iter();
         open.extend(
             moves
-                .filter_map(|chosen| world.after(chosen))
+                .filter_map(|chosen| world.after(chosen, &runner))
                 .filter(|world| seen.is_new(world)),
         );
     }
@@ -64,7 +66,7 @@ fn check_log(world: &World) -> Result<(), String> {
 }
 
 /// A reporter that is started now, and alone, brings it to an end in which every window's last record is right.
-fn check_end(world: &World, recovered: &mut Seen) -> Result<(), String> {
+fn check_end(world: &World, recovered: &mut Seen, runner: &Runner) -> Result<(), String> {
     let mut end = world.clone();
     end.restart(0);
     end.expire();
@@ -74,10 +76,10 @@ fn check_end(world: &World, recovered: &mut Seen) -> Result<(), String> {
             // From here on it went well before.
             return Ok(());
         }
-        match end.after(Move::Request(0, Outcome::Done)) {
+        match end.after(Move::Request(0, Outcome::Done), runner) {
             Some(next) => (end, idle) = (next, 0),
             None if idle == 3 => {
-                if let Some(swept) = end.after(Move::Sweep(0)) {
+                if let Some(swept) = end.after(Move::Sweep(0), runner) {
                     (end, idle) = (swept, 0);
                     continue;
                 }

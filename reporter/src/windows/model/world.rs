@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use verve_protocol::{Report, Window, WindowLength, WindowRecord};
 
-use super::super::ledger::{Ledger, Schedule};
+use super::super::ledger::Ledger;
 use super::super::pending::Pending;
+use super::requests::{Answer, Runner, Work};
 
 /// Where ids are: two Redis, so that a window's sets are not removed at once.
 pub const SERVERS: usize = 2;
-pub const SCHEDULE: Schedule = Schedule {
-    grace: Duration::ZERO,
-    late: Duration::from_secs(1),
-};
+/// From a window's first report on: how long late ids correct it.
+pub const LATE: Duration = Duration::from_secs(1);
 /// Far longer than the late period, so that no further window becomes due meanwhile.
-const WINDOW_SECONDS: u32 = 60;
+pub const WINDOW_SECONDS: u32 = 60;
 
 /// How often each thing may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,25 +68,15 @@ pub struct World {
 pub struct Reporter {
     /// How often it crashed: each life has another name in the lease.
     pub life: u8,
+    /// As it was when the work began.
     pub ledger: Option<Ledger>,
-    /// The producer's epoch, once the session has begun.
+    /// The producer's epoch, once the session has begun; then too.
     pub session: Option<u8>,
-    pub next: Next,
-}
-
-/// The next request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Next {
-    #[default]
-    Acquire,
-    Load,
-    /// Whatever the ledger says.
-    Step,
-    /// Records to write down, and windows that are over.
-    Prepare(Vec<WindowRecord>, Vec<Window>),
-    /// The first of these servers is next, and the others were counted so far.
-    Close(Vec<Window>, usize, Vec<u64>),
-    Finish(Vec<(Window, Report)>),
+    pub work: Work,
+    /// What its requests were answered since.
+    pub answers: Vec<Answer>,
+    /// Of windows that are being closed, the next of the servers, and what was counted so far.
+    pub closing: Option<(usize, Vec<u64>)>,
 }
 
 /// What a reporter's next request comes to.
@@ -157,10 +146,10 @@ impl World {
         let mut moves = Vec::new();
         for (i, reporter) in self.reporters.iter().enumerate() {
             moves.push(Move::Request(i, Outcome::Done));
-            if reporter.next == Next::Acquire {
+            if reporter.work == Work::Acquire {
                 continue;
             }
-            if reporter.ledger.is_some() && matches!(reporter.next, Next::Step) {
+            if reporter.work == Work::Turn && reporter.answers.is_empty() {
                 moves.push(Move::Sweep(i));
             }
             if !self.leads(i) {
@@ -195,11 +184,11 @@ impl World {
     }
 
     /// The state after a move; `None` if it changes nothing.
-    pub fn after(&self, chosen: Move) -> Option<Self> {
+    pub fn after(&self, chosen: Move, runner: &Runner) -> Option<Self> {
         let mut world = self.clone();
         match chosen {
-            Move::Request(i, outcome) => world.request(i, outcome),
-            Move::Sweep(i) => world.sweep(i),
+            Move::Request(i, outcome) => world.request(i, outcome, runner),
+            Move::Sweep(i) => world.sweep(i, runner),
             Move::NoticeLoss(i) => world.stand_down(i),
             Move::Crash(i) => {
                 world.budget.crashes -= 1;
@@ -264,12 +253,11 @@ impl World {
         if self.leads(i) {
             self.lease = None;
         }
-        self.reporters[i].session = None;
-        self.reporters[i].next = Next::Acquire;
-    }
-
-    pub fn ledger(&mut self, i: usize) -> &mut Ledger {
-        self.reporters[i].ledger.as_mut().expect("a leader has loaded")
+        let reporter = &mut self.reporters[i];
+        reporter.session = None;
+        reporter.closing = None;
+        reporter.work = Work::Acquire;
+        reporter.answers.clear();
     }
 
     /// Kafka takes records, unless a newer session has begun.
