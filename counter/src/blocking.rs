@@ -1,7 +1,7 @@
 //! The counter of components for WASI 0.2, which every Spin since 2.0 can run. It answers as the other one does.
 //!
 //! An instance serves one request there, and each call of the host blocks it. So there is nothing to keep, nothing to share, and no
-//! spool; what one request asks of Redis is one script.
+//! spool; what one id asks of Redis is one script.
 
 use verve_counter_core::answer::{NotCounted, Outcome};
 use verve_counter_core::callback::Callback;

@@ -136,8 +136,10 @@ impl Reporter {
             }
             match ended {
                 Ended::Stopped => {}
+                Ended::LeaseLost | Ended::Fenced if stop.is_cancelled() => {}
+                // By whom, if by somebody who publishes, the session has said.
                 Ended::LeaseLost | Ended::Fenced => {
-                    tracing::warn!(counter, replica = self.replica, "{ended}");
+                    tracing::warn!(counter, replica = self.replica, "lost the lease");
                 }
                 // Said by `health`.
                 Ended::Failed(_) => {

@@ -34,6 +34,8 @@ pub struct Executor {
     awake: Arc<Awake>,
     /// How often each task was polled, by its number.
     polls: RefCell<BTreeMap<u64, u32>>,
+    /// Whether a task is being dropped, in which nothing may be spawned.
+    is_dropping: Cell<bool>,
     /// The task to drop, and after how many polls.
     to_drop: Cell<Option<(u64, u32)>>,
 }
@@ -86,6 +88,7 @@ impl Executor {
             due: RefCell::default(),
             awake: Arc::default(),
             polls: RefCell::default(),
+            is_dropping: Cell::default(),
             to_drop: Cell::default(),
         })
     }
@@ -138,7 +141,14 @@ impl Executor {
     }
 
     /// Runs a task. Spawned by another one, it goes when that is dropped, and stays when that has ended. Answers its number.
+    ///
+    /// # Panics
+    /// While a task is being dropped.
     pub fn spawn(&self, work: impl Future<Output = ()> + 'static) -> u64 {
+        assert!(
+            !self.is_dropping.get(),
+            "a task is spawned while another one is dropped"
+        );
         let number = self.number();
         let task = Task {
             work: Some(Box::pin(work)),
@@ -240,7 +250,9 @@ impl Executor {
             return;
         };
         let before = self.awake.current.swap(task, Ordering::Relaxed);
+        self.is_dropping.set(true);
         drop(given_up);
+        self.is_dropping.set(false);
         self.awake.current.store(before, Ordering::Relaxed);
         let children: Vec<u64> = {
             let tasks = self.tasks.borrow();

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -63,11 +63,18 @@ struct Kept {
     variables: BTreeMap<&'static str, String>,
 }
 
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// How long a host whose calls block waits for a server.
+const BLOCKS_FOR: Duration = Duration::from_secs(1);
+
 /// An edge host.
 #[derive(Clone)]
 pub struct Machine {
     world: Rc<World>,
     kept: Rc<Kept>,
+    /// What is to be done once the request is over, where each call blocks as in WASI 0.2.
+    later: Option<Rc<RefCell<Vec<Task>>>>,
 }
 
 impl Machine {
@@ -86,6 +93,35 @@ impl Machine {
                 offset_ms: Cell::default(),
                 variables: variables.collect(),
             }),
+            later: None,
+        }
+    }
+
+    /// The same, for one request, by calls that block: there is no limit of time but the host's, no disk, and what is spawned is done by
+    /// [`Machine::finish`].
+    #[must_use]
+    pub fn blocking(&self) -> Self {
+        Self {
+            later: Some(Rc::default()),
+            ..self.clone()
+        }
+    }
+
+    /// Does what is to be done once the request is over.
+    pub async fn finish(&self) {
+        while let Some(task) = self.later.iter().find_map(|later| later.borrow_mut().pop()) {
+            task.await;
+        }
+    }
+
+    /// Does the work, or gives it up after so long.
+    async fn within<T>(&self, time: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let signal = Signal::default();
+        let over = signal.clone();
+        self.world.executor.after(time, move || over.set());
+        match future::select(pin!(work), pin!(signal.wait())).await {
+            Either::Left((done, _)) => Some(done),
+            Either::Right(_) => None,
         }
     }
 
@@ -216,7 +252,11 @@ impl Connection for Client {
             let answer = server.execute(&words, world.now_us(), is_asked);
             (server.link.get() == Link::Up).then(|| Answer::flat(answer))
         });
-        answered.await.map_err(RedisError::told)
+        let answer = match self.machine.later {
+            None => answered.await,
+            Some(_) => (self.machine.within(BLOCKS_FOR, answered).await).unwrap_or_else(|| Err("timed out".to_owned())),
+        };
+        answer.map_err(RedisError::told)
     }
 }
 
@@ -230,6 +270,9 @@ impl Disk for Machine {
     type Database = File;
 
     async fn open(&self) -> Result<File, SpoolError> {
+        if self.later.is_some() {
+            return Err(SpoolError::None);
+        }
         if let Some(fault) = self.kept.fault.borrow().clone() {
             return Err(fault);
         }
@@ -317,15 +360,18 @@ impl Drop for Wake {
 /// A limit of time.
 pub struct Limits {
     each: Duration,
-    executor: Rc<Executor>,
+    machine: Machine,
     under_way: RefCell<Vec<Signal>>,
 }
 
 impl Limit for Limits {
     async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        if self.machine.later.is_some() {
+            return Some(work.await);
+        }
         let signal = Signal::default();
         let over = signal.clone();
-        self.executor.after(self.each, move || over.set());
+        self.machine.world.executor.after(self.each, move || over.set());
         self.under_way.borrow_mut().push(signal.clone());
         match future::select(pin!(work), pin!(signal.wait())).await {
             Either::Left((done, _)) => Some(done),
@@ -335,7 +381,7 @@ impl Limit for Limits {
 
     fn end_all(&self) {
         for signal in self.under_way.take() {
-            self.executor.after(Duration::ZERO, move || signal.set());
+            self.machine.world.executor.after(Duration::ZERO, move || signal.set());
         }
     }
 }
@@ -354,7 +400,12 @@ impl Tasks for Machine {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.world.executor.spawn(task);
+        match &self.later {
+            None => {
+                self.world.executor.spawn(task);
+            }
+            Some(later) => later.borrow_mut().push(Box::pin(task)),
+        }
     }
 
     async fn sleep(&self, time: Duration) {
@@ -367,7 +418,7 @@ impl Tasks for Machine {
     fn limit(&self, each: Duration) -> Limits {
         Limits {
             each,
-            executor: self.world.executor.clone(),
+            machine: self.clone(),
             under_way: RefCell::default(),
         }
     }

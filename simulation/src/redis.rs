@@ -80,6 +80,8 @@ pub struct Server {
     pub starts: Cell<u64>,
     /// How many of its replicas acknowledge what is written.
     pub replicas: Cell<i64>,
+    /// Whether its user may not ask for the cluster's map.
+    pub hides_map: Cell<bool>,
     /// How many commands it was asked to run.
     pub commands: Cell<u64>,
     data: Rc<RefCell<Data>>,
@@ -132,6 +134,7 @@ impl Server {
             is_full: Cell::default(),
             starts: Cell::default(),
             replicas: Cell::default(),
+            hides_map: Cell::default(),
             commands: Cell::default(),
             scripts: Scripts::new(&data),
             data,
@@ -218,6 +221,9 @@ impl Server {
         match (command.to_ascii_uppercase().as_str(), arguments) {
             ("ASKING", []) => Answer::ok(),
             ("WAIT", [_, _]) => Answer::Number(self.replicas.get()),
+            ("CLUSTER", [what]) if what == "SLOTS" && self.hides_map.get() => {
+                Answer::Error("NOPERM User default has no permissions to run the 'cluster|slots' command".to_owned())
+            }
             ("CLUSTER", [what]) if what == "SLOTS" => self.slots(),
             ("EVAL", [script, number, rest @ ..]) => {
                 let number: usize = number.parse().unwrap_or_default();

@@ -20,6 +20,9 @@ use verve_simulation::redis::{Link, Server};
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// An id, and the name of the counter that it is of, if that has one.
+type Counted = (Option<String>, i64);
+
 /// An instance of the component.
 #[derive(Clone)]
 struct Process {
@@ -27,6 +30,8 @@ struct Process {
     policy: Policy,
     instance: Rc<Once<Rc<Instance<Machine>>, InvalidVariable>>,
     answers: Rc<RefCell<Vec<(i64, Answer)>>>,
+    /// The ids that were accepted, by the counter's name if it has one.
+    accepted: Rc<RefCell<BTreeSet<Counted>>>,
 }
 
 impl Process {
@@ -40,6 +45,7 @@ impl Process {
             policy,
             instance: Rc::default(),
             answers: Rc::default(),
+            accepted: Rc::default(),
         }
     }
 
@@ -59,8 +65,12 @@ impl Process {
         });
         world.executor.spawn(async move {
             let counter = process.counter().await.expect("valid variables");
+            let of = name.as_ref().map(ToString::to_string);
             let counter = name.map_or_else(|| counter.clone(), |name| counter.open(name));
             let answer = counter.add(Id(id), callback).await;
+            if answer.is_ok() {
+                process.accepted.borrow_mut().insert((of, id));
+            }
             process.answers.borrow_mut().push((id, answer));
         });
     }
@@ -100,6 +110,18 @@ fn recorded(servers: &[Rc<Server>]) -> BTreeSet<i64> {
     ids.flat_map(|(server, key)| server.members(&key))
         .map(|id| id.parse().expect("an id"))
         .collect()
+}
+
+/// The same, by the counter's name if it has one.
+fn recorded_by_counter(server: &Server) -> BTreeSet<Counted> {
+    let keys = server.entries().into_keys().filter(|key| key.contains(":ids:"));
+    let ids = keys.flat_map(|key| {
+        let of = key.split_once(":ids:").and_then(|(before, _)| before.split_once('/'));
+        let of = of.map(|(_, name)| name.to_owned());
+        let ids = server.members(&key);
+        ids.into_iter().map(move |id| (of.clone(), id.parse().expect("an id")))
+    });
+    ids.collect()
 }
 
 /// What the statistics say, of all windows.
@@ -325,8 +347,11 @@ fn ids_find_their_node_wherever_it_is() {
 fn once(world: &Rc<World>, machine: &Machine, id: i64, name: Option<&str>, endpoint: Option<&str>) -> (Answer, u64) {
     let commands = || world.servers.iter().map(|server| server.commands.get()).sum::<u64>();
     let before = commands();
-    let process = Process::with(machine, Policy::Once);
+    let machine = machine.blocking();
+    let process = Process::with(&machine, Policy::Once);
     process.request(world, id, name, endpoint);
+    world.executor.run_for(5 * SECOND);
+    world.executor.spawn(async move { machine.finish().await });
     world.executor.run_for(5 * SECOND);
     assert!(world.executor.is_empty());
     let answers = process.answers.borrow();
@@ -425,22 +450,106 @@ fn an_instance_that_serves_one_request_is_sent_on_in_a_cluster() {
     let named = format!("redis://{},redis://{}", away.host, servers[of_statistics].host);
     away.link.set(Link::Refused);
     let machine = Machine::new(&world, &[("redis_urls", &named), ("partitions", "8")]);
-    let answers: Vec<Answer> = (200..250).map(|id| once(&world, &machine, id, None, None).0).collect();
-    let new = answers.iter().filter(|answer| **answer == Ok(Outcome::New)).count();
-    assert!((1..50).contains(&new), "{new}");
+    // Also where they may not tell.
+    for (first, hide) in [(200, false), (600, true)] {
+        servers.iter().for_each(|server| server.hides_map.set(hide));
+        let answers = (first..first + 50).map(|id| once(&world, &machine, id, None, None).0);
+        let new = answers.filter(|answer| *answer == Ok(Outcome::New)).count();
+        assert!((1..50).contains(&new), "{hide}: {new}");
+    }
+    servers.iter().for_each(|server| server.hides_map.set(false));
     away.link.set(Link::Up);
     // Many at once go each where they belong.
+    let ids: Vec<i64> = (300..400).chain(300..310).collect();
+    let answers = many(&world, &machine, &ids);
+    assert!(
+        answers[..100].iter().all(|answer| *answer == Ok(Outcome::New)),
+        "{answers:?}"
+    );
+    let again = &answers[100..];
+    assert!(
+        again.iter().all(|answer| *answer == Ok(Outcome::Duplicate)),
+        "{again:?}"
+    );
+}
+
+/// What an instance that serves one request answers to ids that it is given at once, so many at a time.
+fn many(world: &Rc<World>, machine: &Machine, ids: &[i64]) -> Vec<Answer> {
+    let machine = machine.blocking();
     let process = Process::with(&machine, Policy::Once);
-    let (answers, added) = (process.answers.clone(), process.clone());
+    let ids: Vec<Id> = ids.iter().copied().map(Id).collect();
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let answers = told.clone();
+    world.executor.spawn(async move {
+        let counter = process.counter().await.expect("valid");
+        told.replace(counter.add_many(&ids).await);
+        machine.finish().await;
+    });
+    world.executor.run_for(10 * SECOND);
+    assert!(world.executor.is_empty());
+    answers.take()
+}
+
+#[test]
+fn an_instance_that_serves_one_request_counts_many_ids() {
+    let (world, server) = world(14);
+    let machine = machine(&world, &[]);
+    let (new, again) = (Ok(Outcome::New), Ok(Outcome::Duplicate));
+    assert_eq!(many(&world, &machine, &[1, 2, 1]), [new, new, again]);
+    // The ids, their statistics, and that nobody sends these again.
+    assert_eq!(server.commands.get(), 3);
+    let entries = server.entries();
+    assert!(entries.values().all(|entry| entry.expires_ms.is_some()), "{entries:?}");
+    // An answer is lost: at the next attempt they are there, and are counted once.
+    server.link.set(Link::Deaf);
+    let deaf = server.clone();
+    world.executor.after(SECOND / 2, move || deaf.link.set(Link::Up));
+    assert_eq!(many(&world, &machine, &[3, 4]), [again; 2]);
+    let counted = statistics(&server);
+    assert_eq!((counted["requests"], counted["new"], counted["duplicate"]), (5, 2, 3));
+    // A server that was away is asked anew each time.
+    server.link.set(Link::Refused);
+    let process = Process::with(&machine.blocking(), Policy::Once);
+    let (added, back) = (process.clone(), server.clone());
     world.executor.spawn(async move {
         let counter = added.counter().await.expect("valid");
-        let ids: Vec<Id> = (300..400).chain(300..310).map(Id).collect();
-        let added = counter.add_many(&ids).await;
-        answers.borrow_mut().extend(ids.iter().map(|id| id.0).zip(added));
+        for id in 5..8 {
+            let answers = counter.add_many(&[Id(id)]).await;
+            added.answers.borrow_mut().push((id, answers[0]));
+            back.link.set(Link::Up);
+        }
     });
-    world.executor.run_for(5 * SECOND);
-    assert_eq!(process.answered(Ok(Outcome::New)), (300..400).collect::<Vec<_>>());
-    assert_eq!(process.answered(Ok(Outcome::Duplicate)), (300..310).collect::<Vec<_>>());
+    world.executor.run_for(SECOND);
+    let answers = process.answers.borrow();
+    assert_eq!(*answers, [(5, Err(NotCounted::Unavailable)), (6, new), (7, new)]);
+}
+
+/// An answer is lost, and what was asked has moved by the next attempt: it is counted once all the same.
+#[test]
+fn what_is_sent_on_after_a_lost_answer_is_counted_once() {
+    let servers = Server::cluster(&["a", "b"]);
+    let world = World::new(15, servers.clone());
+    let named = |server: &Server| Machine::new(&world, &[("redis_urls", &format!("redis://{}", server.host))]);
+    assert_eq!(once(&world, &named(&servers[0]), 1, None, None).0, Ok(Outcome::New));
+    let has_statistics = servers.iter().position(|server| !statistics(server).is_empty());
+    let from = servers[has_statistics.expect("one")].clone();
+    let to = servers
+        .iter()
+        .find(|server| server.host != from.host)
+        .expect("two")
+        .clone();
+    let machine = named(&from);
+    from.link.set(Link::Deaf);
+    let moved = from.clone();
+    world.executor.after(SECOND / 2, move || {
+        moved.entries().keys().for_each(|key| moved.move_slot(slot(key), &to));
+        moved.link.set(Link::Up);
+    });
+    assert_eq!(once(&world, &machine, 1, None, None).0, Ok(Outcome::Duplicate));
+    let requests = servers
+        .iter()
+        .filter_map(|server| statistics(server).remove("requests"));
+    assert_eq!(requests.sum::<i64>(), 2);
 }
 
 /// Requests, some with callbacks and to a named counter, and a cut in between; and then others.
@@ -483,13 +592,9 @@ fn whatever_is_given_up_holds_nobody_up_and_loses_nothing() {
             let answered = process.answers.borrow().len() - before;
             assert_eq!(answered, 100, "task {task} after {n} polls");
             world.executor.run_for(10 * SECOND);
-            let recorded = recorded(&world.servers);
-            for (id, answer) in process.answers.borrow().iter() {
-                assert!(
-                    answer.is_err() || recorded.contains(id),
-                    "task {task} after {n} polls: {id} is lost"
-                );
-            }
+            let recorded = recorded_by_counter(&world.servers[0]);
+            let lost: Vec<_> = process.accepted.borrow().difference(&recorded).cloned().collect();
+            assert!(lost.is_empty(), "task {task} after {n} polls: {lost:?} are lost");
             assert!(
                 world.executor.is_empty(),
                 "task {task} after {n} polls: something goes on for ever"

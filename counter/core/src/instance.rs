@@ -218,7 +218,10 @@ impl<H: Host> Instance<H> {
         let recorded = self.record_ids(place, ids, None).await;
         let answers = ids.iter().zip(recorded).map(|(id, recorded)| {
             let answer = self.answer(place, *id, recorded);
-            self.note(place, answer);
+            // Where Redis is away, an instance that serves one request would only ask it once more.
+            if self.policy == Policy::Kept || answer != Err(NotCounted::Unavailable) {
+                self.note(place, answer);
+            }
             answer
         });
         answers.collect()
@@ -279,7 +282,11 @@ impl<H: Host> Instance<H> {
             }
         }
         let reconnects = self.redis.reconnects();
-        let until_ms = since_ms.unwrap_or_else(|| self.host.monotonic_ms()) + self.patience_ms();
+        let until_ms = match self.policy {
+            Policy::Kept => since_ms.unwrap_or_else(|| self.host.monotonic_ms()) + self.patience_ms(),
+            // There is nowhere else to put them.
+            Policy::Once => u64::MAX,
+        };
         let added = if since_ms.is_some() && self.host.monotonic_ms() > until_ms {
             Err(self.no_answer())
         } else {
@@ -311,8 +318,8 @@ impl<H: Host> Instance<H> {
             }
         }
         let adding = self.redis.add_ids(place, sets, until_ms);
-        Ok(Ok(if place.is_to_be_indexed() {
-            // At the same time, on another node perhaps: nothing is answered before both have ended.
+        Ok(Ok(if place.is_to_be_indexed() && self.policy == Policy::Kept {
+            // At the same time, on another node perhaps: nothing is answered before both have ended. Who serves one request has it told by the flush.
             future::join(self.index(place), adding).await.1
         } else {
             adding.await
@@ -468,6 +475,8 @@ impl<H: Host> Instance<H> {
         );
         let redis = match self.redis.run_once(keys, &batch).await {
             Ok(_) => return self.redis.forget(keys, &batch).await,
+            // Statistics alone, which no other instance will have.
+            Err(_) if self.policy == Policy::Once => return,
             Err(redis) => redis,
         };
         let spooled = self.background.add_batch(&batch).await;

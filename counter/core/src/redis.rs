@@ -38,6 +38,7 @@ const MAP_ANEW_MS: u64 = 500;
 /// Redis: one server, or a cluster.
 pub struct Redis<H: Host> {
     host: H,
+    policy: Policy,
     config: Config,
     /// All that were asked for so far; first those that the variable names.
     nodes: RefCell<Vec<Rc<Node<H>>>>,
@@ -87,6 +88,7 @@ impl<H: Host> Redis<H> {
         });
         Self {
             host: host.clone(),
+            policy,
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
             map: Once::default(),
@@ -208,7 +210,7 @@ impl<H: Host> Redis<H> {
                 _ => Err(error),
             },
         };
-        match node.twice(ask).await {
+        match node.twice(&Cell::default(), ask).await {
             Ok(Asked::One) => self.one(),
             // Whatever node is asked sends on, if it is one of several.
             Ok(Asked::Nobody) => Ok(self.cluster(Map::default())),
@@ -239,37 +241,57 @@ impl<H: Host> Redis<H> {
         key: &str,
         command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
-        let slot = slot(key);
-        let mut topology = self.topology().await?;
-        let mut node = self.node_in(&topology, slot);
-        for _ in 0..REDIRECTIONS {
+        let (slot, sent) = (slot(key), Cell::new(false));
+        let topology = self.topology().await?;
+        let node = self.node_in(&topology, slot);
+        let first = match self.follow(slot, topology, node, &sent, &command).await {
+            // The second attempt begins where another one is named, which may be there if the first is not.
+            Err(first) if self.policy == Policy::Once && !first.is_elsewhere() => first,
+            done => return done,
+        };
+        let named = self.config.redis_urls.as_slice().len();
+        let node = self.nodes.borrow()[1 % named].clone();
+        let topology = self.topology().await?;
+        let second = self.follow(slot, topology, node, &sent, &command).await;
+        second.map_err(|second| first.and_then(second))
+    }
+
+    /// Runs a command on a node, and wherever that and others send it.
+    async fn follow<T>(
+        &self,
+        slot: u16,
+        mut topology: Rc<Topology>,
+        mut node: Rc<Node<H>>,
+        sent: &Cell<bool>,
+        command: &impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
+    ) -> Result<T, RedisError> {
+        let mut is_ask = false;
+        for _ in 0..=REDIRECTIONS {
             // Boxed, or the types of those who wait are too deep for the compiler in the crates that count.
-            let error = match Box::pin(node.twice(&command)).await {
+            let done = match self.policy {
+                _ if is_ask => Box::pin(node.asking(sent, command)).await,
+                Policy::Kept => Box::pin(node.twice(sent, command)).await,
+                Policy::Once => Box::pin(node.attempt(sent, command)).await,
+            };
+            let error = match done {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            let known = match error.redirect() {
-                // There is nobody else to ask.
-                None if self.nodes.borrow().len() == 1 => None,
-                _ => self.guess_no_more().await,
-            };
             let Some(redirect) = error.redirect() else {
                 topology.set_outdated();
-                match known.map(|known| (self.node_in(&known, slot), known)) {
-                    Some((elsewhere, known)) if !Rc::ptr_eq(&elsewhere, &node) => {
-                        (node, topology) = (elsewhere, known);
-                        continue;
-                    }
-                    _ => return Err(error),
-                }
+                return Err(error);
             };
-            topology = known.unwrap_or(topology);
+            if let Some(known) = self.guess_no_more(&node).await {
+                topology = known;
+            }
+            is_ask = redirect.is_ask;
             let address = redirect.to(node.url().host());
             let to = address.and_then(|address| Some((self.sent_on(&topology, &node, &address)?, address)));
             node = match to {
-                Some((to, _)) if redirect.is_ask => return Box::pin(to.asking(&command)).await,
                 Some((to, address)) => {
-                    topology.moved(slot, address);
+                    if !is_ask {
+                        topology.moved(slot, address);
+                    }
                     to
                 }
                 // Perhaps the map says where.
@@ -287,13 +309,15 @@ impl<H: Host> Redis<H> {
         Err(RedisError::SentOn(REDIRECTIONS).at(node.url()))
     }
 
-    /// Which node has what, if that was only guessed: now it has gone wrong.
-    async fn guess_no_more(&self) -> Option<Rc<Topology>> {
+    /// Which node has what, told by one that sends on, if that was only guessed.
+    async fn guess_no_more(&self, asked: &Node<H>) -> Option<Rc<Topology>> {
         if !self.guesses.replace(false) {
             return None;
         }
         self.map.clear_if(|_| true);
-        self.topology().await.ok()
+        let pause = async || look_again(&self.host).await;
+        let told = self.map.get(async || Box::pin(self.ask_for_map(asked)).await, pause);
+        told.await.ok()
     }
 
     /// The node at the address to which `node` sends on.

@@ -313,7 +313,7 @@ fn health(seen: &Seen, replica: &str) -> Markup {
             } @else {
                 li .bad {
                     strong { (state.of) } " "
-                    span { (state.text) " " a href=(format!("runbooks#{}", state.runbook)) { "what to do" } }
+                    span { (state.text) " " a href=(format!("runbooks#{}", state.runbook.to_lowercase())) { "what to do" } }
                 }
             }
         }

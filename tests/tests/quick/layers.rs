@@ -60,6 +60,7 @@ fn no_module_imports_one_that_imports_it() -> Result<()> {
         ("counter/core", ("stats", "spooled")),
         ("host", ("workers", "server")),
         ("reporter", ("windows", "store")),
+        ("simulation", ("host", "executor")),
         ("tests", ("host", "process")),
         ("xtask", ("test", "cargo")),
     ] {
@@ -98,6 +99,7 @@ fn no_program_knows_where_it_was_compiled() -> Result<()> {
         "host",
         "protocol",
         "reporter",
+        "simulation",
         "tests",
     ] {
         for file in files(folder)?

@@ -9,6 +9,7 @@ use verve_protocol::{Id, Partition};
 
 use super::{Node, Redis, text};
 use crate::answer::{Answer, Outcome};
+use crate::config::Policy;
 use crate::counted::Place;
 use crate::limits::added;
 use crate::ports::Host;
@@ -23,6 +24,8 @@ const TOGETHER_FROM: usize = 3;
 /// Ids to be recorded in one set.
 struct Set<H: Host> {
     key: String,
+    /// When their window ends, in Unix seconds.
+    ends: u64,
     /// Where they are, as far as is known.
     node: Rc<Node<H>>,
     distinct: Distinct,
@@ -45,6 +48,7 @@ impl<H: Host> Redis<H> {
             Set {
                 node: self.node_of(|| &key),
                 key,
+                ends: place.window.end(),
                 members: distinct.members(),
                 distinct,
             }
@@ -67,7 +71,8 @@ impl<H: Host> Redis<H> {
                 let answers = set.distinct.answers(&added);
                 answers.ok_or_else(|| RedisError::UnexpectedLength(set.key.clone()))
             });
-            if added.is_ok() && !place.counted.expires(place.window, *partition) {
+            let expires = self.policy == Policy::Once || place.counted.expires(place.window, *partition);
+            if added.is_ok() && !expires {
                 expiring.push((&set.key, partition));
             }
             answers.push(added);
@@ -92,8 +97,8 @@ impl<H: Host> Redis<H> {
         let [first, others @ ..] = sets else {
             return of_none;
         };
-        let limited = self.config.window_limit.is_some();
-        if others.is_empty() || limited || !others.iter().all(|set| Rc::ptr_eq(&set.node, &first.node)) {
+        let alone = self.config.window_limit.is_some() || self.policy == Policy::Once;
+        if others.is_empty() || alone || !others.iter().all(|set| Rc::ptr_eq(&set.node, &first.node)) {
             return of_none;
         }
         // Without an answer each set is tried by itself, which tells why.
@@ -111,7 +116,10 @@ impl<H: Host> Redis<H> {
 
     /// Records the ids of one set.
     async fn add(&self, set: &Set<H>) -> Result<Vec<Answer>, RedisError> {
-        let Set { key, members, .. } = set;
+        let Set { key, members, ends, .. } = set;
+        if self.policy == Policy::Once {
+            return self.add_at_once(key, *ends, members).await;
+        }
         let arguments = match self.config.window_limit {
             None if members.len() < TOGETHER_FROM => {
                 return self
@@ -138,16 +146,12 @@ impl<H: Host> Redis<H> {
         Ok(known.iter().filter_map(known_to_be).collect())
     }
 
-    /// Records one id, and has its set expire.
-    pub async fn add_one(&self, place: &Place, id: Id) -> Result<Answer, RedisError> {
-        let key = place.ids(id.partition(self.config.partitions));
+    /// Records ids of one set, and has it expire, in one trip.
+    pub async fn add_at_once(&self, key: &str, ends: u64, members: &[String]) -> Result<Vec<Answer>, RedisError> {
         let waits = if self.config.wait_replicas > 0 { "1" } else { "" };
-        let arguments = self.add_within(&key, &place.window.end().to_string(), waits, &[id.to_string()]);
-        let known = self.evaluate(&key, arguments, None).await?;
-        match known.as_slice() {
-            [known] => known_to_be(known).ok_or(RedisError::UnexpectedType),
-            _ => Err(RedisError::UnexpectedLength(key)),
-        }
+        let arguments = self.add_within(key, &ends.to_string(), waits, members);
+        let known = self.evaluate(key, arguments, None).await?;
+        Ok(known.iter().filter_map(known_to_be).collect())
     }
 
     /// The arguments of [`ADD_WITHIN`].

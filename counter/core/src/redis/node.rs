@@ -136,7 +136,7 @@ impl<H: Host> Node<H> {
     pub async fn is_back(&self) -> bool {
         // Not `PING`: a user of few rights may do what recording takes, and no more.
         let nothing = async |via: &Via<'_, H>| via.execute("EVAL", ["return 1", "0"].map(str::to_owned)).await;
-        match self.once(Passage::Trial, false, nothing).await {
+        match self.once(Passage::Trial, &Cell::default(), nothing).await {
             Err(error) if !error.is_elsewhere() => {
                 self.failed(&error);
                 false
@@ -148,10 +148,14 @@ impl<H: Host> Node<H> {
         }
     }
 
-    /// Runs an idempotent command, again on a fresh connection if it fails.
-    pub async fn twice<T>(&self, command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>) -> Result<T, RedisError> {
+    /// Runs an idempotent command, again on a fresh connection if it fails. `sent` says whether it was sent before, somewhere.
+    pub async fn twice<T>(
+        &self,
+        sent: &Cell<bool>,
+        command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
+    ) -> Result<T, RedisError> {
         self.guarded(async |passage| {
-            let first = match self.once(passage, false, &command).await {
+            let first = match self.once(passage, sent, &command).await {
                 Err(first) if !first.is_elsewhere() => first,
                 done => return done,
             };
@@ -159,7 +163,7 @@ impl<H: Host> Node<H> {
                 // Another request has found out meanwhile.
                 return Err(first);
             }
-            match self.once(passage, true, &command).await {
+            match self.once(passage, sent, &command).await {
                 Err(second) if !second.is_elsewhere() => Err(first.and_then(second)),
                 done => done,
             }
@@ -167,10 +171,20 @@ impl<H: Host> Node<H> {
         .await
     }
 
+    /// Runs a command once, whatever has failed here before.
+    pub async fn attempt<T>(
+        &self,
+        sent: &Cell<bool>,
+        command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
+    ) -> Result<T, RedisError> {
+        self.once(Passage::Free, sent, command).await
+    }
+
     /// Runs a command that another node says this one may run already. What says so to a node holds for the next command of the
     /// connection alone, so it is one that nobody shares.
     pub async fn asking<T>(
         &self,
+        sent: &Cell<bool>,
         command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
         let attempt = async {
@@ -178,7 +192,7 @@ impl<H: Host> Node<H> {
             let via = Via {
                 connection: &*connection,
                 asking: true,
-                is_again: false,
+                is_again: sent.replace(true),
             };
             command(&via).await
         };
@@ -218,7 +232,7 @@ impl<H: Host> Node<H> {
     async fn once<T>(
         &self,
         passage: Passage,
-        is_again: bool,
+        sent: &Cell<bool>,
         command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
         let used = Cell::new(None);
@@ -228,7 +242,7 @@ impl<H: Host> Node<H> {
             let via = Via {
                 connection: &*connection,
                 asking: false,
-                is_again,
+                is_again: sent.get(),
             };
             command(&via).await
         };
@@ -245,6 +259,7 @@ impl<H: Host> Node<H> {
                 return error;
             }
             if let Some(used) = used.take() {
+                sent.set(true);
                 self.connection.clear_if(|kept| Rc::ptr_eq(kept, &used));
             }
             error.at(self.url())

@@ -47,7 +47,11 @@ impl<H: Host> Redis<H> {
             }
             rest.job = None;
         }
-        let answer = self.add_one(place, id).await?;
+        let key = place.ids(id.partition(self.config.partitions));
+        let added = self.add_at_once(&key, place.window.end(), &[id.to_string()]).await?;
+        let [answer] = added[..] else {
+            return Err(RedisError::UnexpectedLength(key));
+        };
         if answer.is_err() {
             // Nothing more is recorded of what is beyond a limit.
             rest.job = None;
@@ -100,7 +104,7 @@ impl<H: Host> Redis<H> {
             };
             let arguments = arguments.iter().cloned().chain(again).chain(job.iter().cloned());
             let replies = via.execute("EVAL", arguments).await?;
-            // It has written, so that there is something to wait for.
+            // What there is to wait for, it has written.
             self.replicated(via, None).await?;
             match replies.into_iter().next() {
                 Some(Reply::Text(said)) => Ok(said),

@@ -28,7 +28,7 @@ pub async fn runbooks() -> Html<String> {
     Html(page.into_string())
 }
 
-/// Markdown as HTML. Headings of the second level can be linked to as they are written; other pages are not here, so links to them are text.
+/// Markdown as HTML. Headings can be linked to by their word in small letters; other pages are not here, so links to them are text.
 fn rendered(markdown: &str) -> String {
     let mut is_here = true;
     let mut events: Vec<Event<'_>> = (Parser::new(markdown).filter_map(|event| match event {
@@ -45,7 +45,7 @@ fn rendered(markdown: &str) -> String {
         if let (Some(Event::Start(Tag::Heading { id, .. })), Some(Event::Text(text))) =
             (before.last_mut(), after.first())
         {
-            *id = Some(text.clone());
+            *id = Some(text.to_lowercase().into());
         }
     }
     let mut html = String::new();
@@ -61,20 +61,31 @@ mod tests {
 
     #[test]
     fn links_lead_to_what_is_on_the_page() {
-        let html = rendered("## VerveNoIds\n\n[that](#VerveNoIds), [other](other.md#it)\n");
+        let html = rendered("## VerveNoIds\n\n[that](#vervenoids), [other](other.md#it)\n");
         assert_eq!(
             html,
-            "<h2 id=\"VerveNoIds\">VerveNoIds</h2>\n<p><a href=\"#VerveNoIds\">that</a>, other</p>\n"
+            "<h2 id=\"vervenoids\">VerveNoIds</h2>\n<p><a href=\"#vervenoids\">that</a>, other</p>\n"
         );
     }
 
     #[test]
     fn each_state_has_a_runbook() {
         let html = rendered(RUNBOOKS);
-        let states = words::states(&Seen::default(), "a");
+        let spool = "1 0 0".parse().expect("valid");
+        let seen = Seen {
+            dependencies: [("Redis".to_owned(), None)].into(),
+            spools: Some([("a".to_owned(), spool)].into()),
+            ..Seen::default()
+        };
+        let states = words::states(&seen, "a");
         assert!(!states.is_empty());
         for state in states {
-            assert!(html.contains(&format!("<h2 id=\"{}\">", state.runbook)), "{state:?}");
+            let id = state.runbook.to_lowercase();
+            assert!(html.contains(&format!("<h2 id=\"{id}\">")), "{state:?}");
+        }
+        for (_, link) in html.match_indices("href=\"#").map(|(at, _)| html[at..].split_at(7)) {
+            let id = link.split('"').next().unwrap_or_default();
+            assert!(html.contains(&format!("id=\"{id}\"")), "{id}");
         }
     }
 }
