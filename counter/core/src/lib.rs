@@ -2,9 +2,9 @@
 //!
 //! - [`ports`]: what a host has to offer
 //! - [`counter`]: what a component counts by; [`instance`]: what an instance keeps between requests, and the way of an id
-//! - [`queue`]: ids that wait for a server are recorded together
-//! - [`redis`]: what is asked of Redis; one of several nodes, attempts and the retry
-//! - [`spool`]: what was accepted while Redis is away, on the host's disk
+//! - `queue`: ids that wait for a server are recorded together
+//! - `redis`: what is asked of Redis; one of several nodes, attempts and the retry
+//! - `spool`: what was accepted while Redis is away, on the host's disk
 //!
 //! What they decide by, without waiting for anything:
 //! - [`config`]: the variables that describe it all
