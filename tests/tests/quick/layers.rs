@@ -28,7 +28,7 @@ fn imports(program: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
             for used in line.split("crate::").skip(1) {
                 let name: String = used
                     .chars()
-                    .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+                    .take_while(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_')
                     .collect();
                 if name != module && !name.is_empty() {
                     uses.insert(name);
