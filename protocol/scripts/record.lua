@@ -1,7 +1,7 @@
 -- Records a request, and answers what came of it: `new`, `duplicate`, or the outcome that it was told. If there is
 -- no room for the callback job, it does nothing and answers `full`; if the id or the job is beyond a limit, it
 -- answers which, and counts the request.
--- An attempt after one whose answer was lost counts nothing for an id that is there: it may have been counted.
+-- An attempt after one whose answer was lost counts nothing unless it adds the id: it may have been counted.
 -- So the statistics may miss a request, but never count one twice. Ids are exact either way.
 -- If the id is the first of its set, or new in a set elsewhere, it notes that the window has ids.
 --
@@ -53,7 +53,7 @@ if has_first then
   redis.call('ZADD', windows, time[1] + time[2] / 1000000, said.window)
   redis.call('EXPIRE', windows, 777600)
 end
-if (beyond or outcome) and (not said.again or outcome == 'new') then
+if (beyond or outcome) and (not said.again or said.id and outcome == 'new') then
   if redis.call('HINCRBY', stats, 'requests', 1) == 1 then redis.call('EXPIRE', stats, said.expiry, 'NX') end
   redis.call('HINCRBY', stats, beyond and 'limited' or outcome, 1)
 end

@@ -146,6 +146,7 @@ async fn of_a_component_that_keeps_nothing() -> Result<()> {
         // It may have been counted.
         assert_eq!(record("again 1 id 1").await?, "duplicate");
         assert_eq!(record("outcome spooled").await?, "spooled");
+        assert_eq!(record("outcome new again 1").await?, "new");
         assert_eq!(record(&format!("id 2 most 1 {job}")).await?, "full");
         assert_eq!(record("id 2 limit 1").await?, "window-limit");
         assert_eq!(
