@@ -8,7 +8,6 @@ use verve_counter_core::config::{InvalidVariable, Policy};
 use verve_counter_core::counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
-use verve_counter_core::ports::look_again;
 use verve_protocol::{CounterName, Id};
 
 use crate::spin3::Spin3;
@@ -28,10 +27,8 @@ impl Counter {
     /// If a variable is not there, or not valid: it says which, and what was expected, and shows no password.
     pub async fn get() -> Result<Self, InvalidVariable> {
         let slot = INSTANCE.with(Rc::clone);
-        let pause = async || look_again(&Spin3).await;
-        let instance = slot
-            .get(async || Instance::load(Spin3, Policy::Kept).await, pause)
-            .await?;
+        let load = async || Instance::load(Spin3, Policy::Kept).await;
+        let instance = slot.get_on(&Spin3, load).await?;
         Ok(Self(counter::Counter::new(instance)))
     }
 

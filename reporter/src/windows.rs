@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use verve_protocol::{CounterName, Endpoint, Method, Window, WindowLength};
+use verve_protocol::{Endpoint, Method, Window, WindowLength};
 
 use crate::backoff::Retry;
 use crate::clock::millis;
@@ -103,7 +103,7 @@ impl Reporter {
             metrics,
             ..
         } = &self.leader;
-        let counter = self.leader.counter.as_ref().map(CounterName::as_str);
+        let counter = self.leader.counter();
         let mut ledger = None;
         let mut retry = Retry::default();
         // Whether it goes on after an error, so that there is nothing new to say.

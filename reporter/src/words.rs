@@ -107,15 +107,11 @@ pub fn states(seen: &Seen, replica: &str) -> Vec<State> {
         None => "held by nobody".to_owned(),
     };
     states.push(state(seen.leader.is_some(), "Lease", leader, "VerveNobodyReports"));
-    states.push(match seen.overdue_s {
-        0 => state(true, "Windows", "reported in time".to_owned(), "VerveWindowsOverdue"),
-        overdue_s => state(
-            false,
-            "Windows",
-            format!("overdue for {overdue_s} s"),
-            "VerveWindowsOverdue",
-        ),
-    });
+    let windows = match seen.overdue_s {
+        0 => "reported in time".to_owned(),
+        overdue_s => format!("overdue for {overdue_s} s"),
+    };
+    states.push(state(seen.overdue_s == 0, "Windows", windows, "VerveWindowsOverdue"));
     if seen.silent_s() > 0 {
         let silent = number(seen.silent_s());
         let text = format!("none for {silent} s: no requests come, or edge hosts do not reach Redis and spool them");

@@ -261,11 +261,6 @@ impl Executor {
         };
         children.into_iter().for_each(|child| self.give_up(child));
     }
-
-    /// Drops all tasks of this kind, as the end of a process does.
-    pub fn give_up_all(&self, tasks: impl IntoIterator<Item = u64>) {
-        tasks.into_iter().for_each(|task| self.give_up(task));
-    }
 }
 
 /// Something that happens once, and that one task may wait for.

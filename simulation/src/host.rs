@@ -114,15 +114,12 @@ impl Machine {
         }
     }
 
-    /// Does the work, or gives it up after so long.
-    async fn within<T>(&self, time: Duration, work: impl Future<Output = T>) -> Option<T> {
+    /// What happens after a time.
+    fn alarm(&self, time: Duration) -> Signal {
         let signal = Signal::default();
         let over = signal.clone();
         self.world.executor.after(time, move || over.set());
-        match future::select(pin!(work), pin!(signal.wait())).await {
-            Either::Left((done, _)) => Some(done),
-            Either::Right(_) => None,
-        }
+        signal
     }
 
     /// Has everything on the disk fail by this, or nothing any more.
@@ -254,7 +251,9 @@ impl Connection for Client {
         });
         let answer = match self.machine.later {
             None => answered.await,
-            Some(_) => (self.machine.within(BLOCKS_FOR, answered).await).unwrap_or_else(|| Err("timed out".to_owned())),
+            Some(_) => {
+                (before(&self.machine.alarm(BLOCKS_FOR), answered).await).unwrap_or_else(|| Err("timed out".to_owned()))
+            }
         };
         answer.map_err(RedisError::told)
     }
@@ -357,6 +356,14 @@ impl Drop for Wake {
     }
 }
 
+/// Does the work, or gives it up when something happens before.
+async fn before<T>(over: &Signal, work: impl Future<Output = T>) -> Option<T> {
+    match future::select(pin!(work), pin!(over.wait())).await {
+        Either::Left((done, _)) => Some(done),
+        Either::Right(_) => None,
+    }
+}
+
 /// A limit of time.
 pub struct Limits {
     each: Duration,
@@ -369,14 +376,9 @@ impl Limit for Limits {
         if self.machine.later.is_some() {
             return Some(work.await);
         }
-        let signal = Signal::default();
-        let over = signal.clone();
-        self.machine.world.executor.after(self.each, move || over.set());
-        self.under_way.borrow_mut().push(signal.clone());
-        match future::select(pin!(work), pin!(signal.wait())).await {
-            Either::Left((done, _)) => Some(done),
-            Either::Right(_) => None,
-        }
+        let over = self.machine.alarm(self.each);
+        self.under_way.borrow_mut().push(over.clone());
+        before(&over, work).await
     }
 
     fn end_all(&self) {
@@ -409,10 +411,7 @@ impl Tasks for Machine {
     }
 
     async fn sleep(&self, time: Duration) {
-        let signal = Signal::default();
-        let over = signal.clone();
-        self.world.executor.after(time, move || over.set());
-        signal.wait().await;
+        self.alarm(time).wait().await;
     }
 
     fn limit(&self, each: Duration) -> Limits {

@@ -11,7 +11,6 @@ use verve_counter_core::config::{InvalidVariable, Policy};
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
-use verve_counter_core::ports::look_again;
 use verve_counter_core::spooled::SpoolError;
 use verve_protocol::slot::slot;
 use verve_protocol::{CounterName, Id};
@@ -50,9 +49,8 @@ impl Process {
     }
 
     async fn counter(&self) -> Result<Counter<Machine>, InvalidVariable> {
-        let pause = async || look_again(&self.machine).await;
         let load = async || Instance::load(self.machine.clone(), self.policy).await;
-        self.instance.get(load, pause).await.map(Counter::new)
+        self.instance.get_on(&self.machine, load).await.map(Counter::new)
     }
 
     /// A request.
@@ -184,7 +182,7 @@ fn what_is_accepted_while_redis_is_away_is_counted_later() {
         assert!(machine.rows("ids") > 0 && machine.rows("commands") > 0, "{link:?}");
         // The host dies, and comes again.
         let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
-        world.executor.give_up_all(tasks);
+        tasks.into_iter().for_each(|task| world.executor.give_up(task));
         server.link.set(Link::Up);
         let process = Process::new(&machine);
         process.add(&world, 100);

@@ -8,35 +8,35 @@
 //!
 //! What they decide by, without waiting for anything:
 //! - [`config`]: the variables that describe it all
-//! - [`counted`]: what an instance keeps of each counter; [`registered`]: those that have a name
-//! - [`seen`]: ids that Redis is known to have; [`alike`]: those that wait at the same time and are recorded together
-//! - [`sets`]: what goes into which set, and what comes of each id of it; [`limits`]: what the operator may limit; [`expiry`]: how long sets are kept
-//! - [`cluster`]: which node of several has a key; [`once`]: its connection, opened once however many wait; [`circuit`]: that it was away a moment ago
+//! - `counted`: what an instance keeps of each counter; `registered`: those that have a name
+//! - `seen`: ids that Redis is known to have; `alike`: those that wait at the same time and are recorded together
+//! - `sets`: what goes into which set, and what comes of each id of it; `limits`: what the operator may limit; `expiry`: how long sets are kept
+//! - [`cluster`]: which node of several has a key; [`once`]: its connection, opened once however many wait; `circuit`: that it was away a moment ago
 //! - [`redis_error`]: what Redis fails by
 //! - [`spooled`]: what was accepted while Redis is away
 //! - [`answer`]: what came of it; [`callback`]: who is to be told the count
-//! - [`stats`]: what happened is counted and flushed after responses
+//! - `stats`: what happened is counted and flushed after responses
 
-pub mod alike;
+mod alike;
 pub mod answer;
 pub mod callback;
-pub mod circuit;
+mod circuit;
 pub mod cluster;
 pub mod config;
-pub mod counted;
+mod counted;
 pub mod counter;
-pub mod expiry;
+mod expiry;
 pub mod instance;
-pub mod limits;
+mod limits;
 pub mod once;
 pub mod ports;
 mod queue;
 mod redis;
 pub mod redis_error;
-pub mod registered;
+mod registered;
 pub mod reply;
-pub mod seen;
-pub mod sets;
+mod seen;
+mod sets;
 mod spool;
 pub mod spooled;
-pub mod stats;
+mod stats;

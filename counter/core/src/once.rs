@@ -5,6 +5,8 @@
 
 use std::cell::RefCell;
 
+use crate::ports::{Tasks, look_again};
+
 /// A slot for a value of type `T`, which can be made, waited for, and given up.
 #[derive(Debug)]
 pub struct Once<T, E>(RefCell<Slot<T, E>>);
@@ -35,12 +37,16 @@ impl<T, E> Default for Once<T, E> {
 }
 
 impl<T: Clone, E: Clone> Once<T, E> {
-    /// The value. If nobody has made it, `make` does; if somebody is at it, waits, one `pause` after the other, for the same
-    /// result, good or bad.
+    /// The value. If nobody has made it, `make` does; if somebody is at it, waits for the same result, good or bad.
     ///
     /// # Errors
     /// What the making failed with. The next caller tries again.
-    pub async fn get(&self, make: impl AsyncFnOnce() -> Result<T, E>, pause: impl AsyncFn()) -> Result<T, E> {
+    pub async fn get_on(&self, tasks: &impl Tasks, make: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
+        self.get(make, async || look_again(tasks).await).await
+    }
+
+    /// The same, by pauses, one after the other.
+    async fn get(&self, make: impl AsyncFnOnce() -> Result<T, E>, pause: impl AsyncFn()) -> Result<T, E> {
         let failures = self.0.borrow().failures;
         loop {
             let state = self.0.borrow().state.clone();

@@ -131,6 +131,6 @@ pub trait Host: Connector + Disk + Clock + Tasks + Clone + 'static {
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The pause of those who wait for what another request is making.
-pub async fn look_again(tasks: &impl Tasks) {
+pub(crate) async fn look_again(tasks: &impl Tasks) {
     tasks.sleep(LOOK_AGAIN).await;
 }

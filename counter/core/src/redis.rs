@@ -22,7 +22,7 @@ use crate::config::{Config, Policy};
 use crate::expiry::end_of;
 use crate::limits::endpoints_seconds;
 use crate::once::Once;
-use crate::ports::{Host, look_again};
+use crate::ports::Host;
 use crate::redis_error::{RedisError, Refusal};
 use crate::registered::no_more_counters;
 use crate::reply::Reply;
@@ -175,8 +175,9 @@ impl<H: Host> Redis<H> {
     async fn topology(&self) -> Result<Rc<Topology>, RedisError> {
         let is_outdated = |topology: &Rc<Topology>| topology.is_to_be_asked_anew(|| self.host.monotonic_ms());
         self.map.clear_if(is_outdated);
-        let pause = async || look_again(&self.host).await;
-        self.map.get(async || Box::pin(self.read_map()).await, pause).await
+        self.map
+            .get_on(&self.host, async || Box::pin(self.read_map()).await)
+            .await
     }
 
     /// Asks for the cluster's map: the node that is likeliest to be there, and if it does not tell, all others at the same time, since
@@ -315,8 +316,9 @@ impl<H: Host> Redis<H> {
             return None;
         }
         self.map.clear_if(|_| true);
-        let pause = async || look_again(&self.host).await;
-        let told = self.map.get(async || Box::pin(self.ask_for_map(asked)).await, pause);
+        let told = self
+            .map
+            .get_on(&self.host, async || Box::pin(self.ask_for_map(asked)).await);
         told.await.ok()
     }
 

@@ -331,8 +331,7 @@ impl<H: Host> Spool<H> {
             let owner = self.own(&connection).await?;
             Ok(Rc::new(Opened { connection, owner }))
         };
-        let pause = async || look_again(&self.host).await;
-        self.database.get(open, pause).await
+        self.database.get_on(&self.host, open).await
     }
 
     /// Makes sure that the database is ours, and answers the name that we have as its owner.

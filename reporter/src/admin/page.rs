@@ -103,12 +103,8 @@ pub async fn page(
         (DOCTYPE)
         html lang="en" {
             head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
+                (of_every_page())
                 title { @if let Some(current) = current { (number(current)) " · " } (name) }
-                link rel="stylesheet" href="page.css";
-                link rel="icon" href="icon.svg" type="image/svg+xml";
                 noscript { meta http-equiv="refresh" content="5"; }
                 script src="page.js" defer {}
             }
@@ -166,6 +162,17 @@ pub async fn events(
     let events: Sse<_> = Sse::new(contents.take_until(stop.cancelled_owned()));
     // For nginx, which would gather them first.
     Ok(([("x-accel-buffering", "no")], events))
+}
+
+/// What the head of every page has.
+fn of_every_page() -> Markup {
+    html! {
+        meta charset="utf-8";
+        meta name="viewport" content="width=device-width, initial-scale=1";
+        meta name="color-scheme" content="light dark";
+        link rel="stylesheet" href="page.css";
+        link rel="icon" href="icon.svg" type="image/svg+xml";
+    }
 }
 
 /// What changes of the page with everything.
@@ -300,25 +307,26 @@ fn callbacks(seen: &Seen) -> Markup {
 }
 
 fn health(seen: &Seen, replica: &str) -> Markup {
-    let item = |is_good: bool, of: &str, text: &str| {
-        html! { li .good[is_good] .bad[!is_good] { strong { (of) } " " span { (text) } } }
-    };
-    html! {
-        @if !seen.dependencies.keys().any(|name| name.starts_with("Kafka")) {
-            (item(true, "Kafka", "none is named (--kafka-brokers): counts are only logged"))
-        }
-        @for state in words::states(seen, replica) {
-            @if state.is_good {
-                (item(true, &state.of, &state.text))
-            } @else {
-                li .bad {
-                    strong { (state.of) } " "
-                    span { (state.text) " " a href=(format!("runbooks#{}", state.runbook.to_lowercase())) { "what to do" } }
+    let item = |is_good: bool, of: &str, text: &str, runbook: Option<&str>| {
+        html! {
+            li .good[is_good] .bad[!is_good] {
+                strong { (of) } " "
+                span {
+                    (text)
+                    @if let Some(runbook) = runbook { " " a href=(format!("runbooks#{}", runbook.to_lowercase())) { "what to do" } }
                 }
             }
         }
+    };
+    html! {
+        @if !seen.dependencies.keys().any(|name| name.starts_with("Kafka")) {
+            (item(true, "Kafka", "none is named (--kafka-brokers): counts are only logged", None))
+        }
+        @for state in words::states(seen, replica) {
+            (item(state.is_good, &state.of, &state.text, (!state.is_good).then_some(state.runbook)))
+        }
         @if let Some(clock) = seen.clock && clock.age() > OLD {
-            (item(false, "This page", &format!("as of {} s ago", clock.age().as_secs())))
+            (item(false, "This page", &format!("as of {} s ago", clock.age().as_secs()), None))
         }
     }
 }

@@ -315,6 +315,15 @@ impl Books for RedisBooks {
     }
 
     async fn sweep(&self, ledger: &Ledger, now_ms: u64) -> Swept {
-        self.search_all(ledger, now_ms).await
+        let mut swept = Swept::default();
+        if let Err(error) = self.search(ledger, now_ms, &mut swept).await {
+            tracing::warn!("cannot search for ids that came too late: {error}");
+        }
+        match self.trim(ledger.first_open(), now_ms).await {
+            Ok(0) => {}
+            Ok(reports) => tracing::info!(reports, "removed old reports"),
+            Err(error) => tracing::warn!("cannot remove old reports: {error}"),
+        }
+        swept
     }
 }

@@ -86,7 +86,7 @@ fn span_of(counter: Option<&str>, records: &[WindowRecord]) -> Span {
 
 impl<B: Books> Leader<B> {
     /// The name of the counter, if it has one.
-    fn counter(&self) -> Option<&str> {
+    pub fn counter(&self) -> Option<&str> {
         self.counter.as_ref().map(CounterName::as_str)
     }
 

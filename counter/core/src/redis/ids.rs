@@ -11,6 +11,7 @@ use super::{Node, Redis, text};
 use crate::answer::{Answer, Outcome};
 use crate::config::Policy;
 use crate::counted::Place;
+use crate::expiry::end_of;
 use crate::limits::added;
 use crate::ports::Host;
 use crate::redis_error::RedisError;
@@ -24,8 +25,6 @@ const TOGETHER_FROM: usize = 3;
 /// Ids to be recorded in one set.
 struct Set<H: Host> {
     key: String,
-    /// When their window ends, in Unix seconds.
-    ends: u64,
     /// Where they are, as far as is known.
     node: Rc<Node<H>>,
     distinct: Distinct,
@@ -48,7 +47,6 @@ impl<H: Host> Redis<H> {
             Set {
                 node: self.node_of(|| &key),
                 key,
-                ends: place.window.end(),
                 members: distinct.members(),
                 distinct,
             }
@@ -116,9 +114,9 @@ impl<H: Host> Redis<H> {
 
     /// Records the ids of one set.
     async fn add(&self, set: &Set<H>) -> Result<Vec<Answer>, RedisError> {
-        let Set { key, members, ends, .. } = set;
+        let Set { key, members, .. } = set;
         if self.policy == Policy::Once {
-            return self.add_at_once(key, *ends, members).await;
+            return self.add_at_once(key, members).await;
         }
         let arguments = match self.config.window_limit {
             None if members.len() < TOGETHER_FROM => {
@@ -147,9 +145,9 @@ impl<H: Host> Redis<H> {
     }
 
     /// Records ids of one set, and has it expire, in one trip.
-    pub async fn add_at_once(&self, key: &str, ends: u64, members: &[String]) -> Result<Vec<Answer>, RedisError> {
+    pub async fn add_at_once(&self, key: &str, members: &[String]) -> Result<Vec<Answer>, RedisError> {
         let waits = if self.config.wait_replicas > 0 { "1" } else { "" };
-        let arguments = self.add_within(key, &ends.to_string(), waits, members);
+        let arguments = self.add_within(key, &end_of(key).to_string(), waits, members);
         let known = self.evaluate(key, arguments, None).await?;
         Ok(known.iter().filter_map(known_to_be).collect())
     }

@@ -12,7 +12,7 @@ use crate::cluster::Address;
 use crate::config::Config;
 use crate::counted::Place;
 use crate::once::Once;
-use crate::ports::{Connection as _, Host, Limit as _, look_again};
+use crate::ports::{Connection as _, Host, Limit as _};
 use crate::queue::Queue;
 use crate::redis_error::RedisError;
 use crate::reply::Reply;
@@ -274,8 +274,7 @@ impl<H: Host> Node<H> {
 
     /// The connection that the instance keeps.
     async fn connected(&self) -> Result<Rc<H::Connection>, RedisError> {
-        let pause = async || look_again(&self.host).await;
-        self.connection.get(async || self.connect().await, pause).await
+        self.connection.get_on(&self.host, async || self.connect().await).await
     }
 
     /// Opens it.

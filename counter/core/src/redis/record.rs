@@ -48,7 +48,7 @@ impl<H: Host> Redis<H> {
             rest.job = None;
         }
         let key = place.ids(id.partition(self.config.partitions));
-        let added = self.add_at_once(&key, place.window.end(), &[id.to_string()]).await?;
+        let added = self.add_at_once(&key, &[id.to_string()]).await?;
         let [answer] = added[..] else {
             return Err(RedisError::UnexpectedLength(key));
         };

@@ -4,6 +4,8 @@ use axum::response::Html;
 use maud::{DOCTYPE, PreEscaped, html};
 use pulldown_cmark::{Event, Parser, Tag, TagEnd};
 
+use super::of_every_page;
+
 const RUNBOOKS: &str = include_str!("../../../../docs/runbooks.md");
 
 /// `/runbooks`: each under the name of its alert.
@@ -12,12 +14,8 @@ pub async fn runbooks() -> Html<String> {
         (DOCTYPE)
         html lang="en" {
             head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
+                (of_every_page())
                 title { "Runbooks · Verve" }
-                link rel="stylesheet" href="page.css";
-                link rel="icon" href="icon.svg" type="image/svg+xml";
             }
             body {
                 header { p { a href="." { "Verve" } } }

@@ -108,21 +108,8 @@ impl RedisBooks {
         Ok(late)
     }
 
-    /// Looks for ids in windows that nobody expects them in, and removes reports that need not be kept.
-    pub(super) async fn search_all(&self, ledger: &Ledger, now_ms: u64) -> Swept {
-        let mut swept = Swept::default();
-        if let Err(error) = self.search(ledger, now_ms, &mut swept).await {
-            tracing::warn!("cannot search for ids that came too late: {error}");
-        }
-        match self.trim(ledger.first_open(), now_ms).await {
-            Ok(0) => {}
-            Ok(reports) => tracing::info!(reports, "removed old reports"),
-            Err(error) => tracing::warn!("cannot remove old reports: {error}"),
-        }
-        swept
-    }
-
-    async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
+    /// Looks for ids in windows that nobody expects them in, and puts those aside that came too late.
+    pub(super) async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let with_ids = self.with_ids().await?;
         swept.most_partitions = Some(with_ids.most_partitions);
         self.find_ahead(&with_ids, now_ms, swept).await?;
@@ -183,7 +170,7 @@ impl RedisBooks {
 
     /// Removes reports that need not be kept, and answers how many: those older than [`ledger::KEPT`], and than `first_open`, from which on there are
     /// some that may change. The newest stays, to be gone on from.
-    async fn trim(&self, first_open: Window, now_ms: u64) -> RedisResult<u64> {
+    pub(super) async fn trim(&self, first_open: Window, now_ms: u64) -> RedisResult<u64> {
         let old = self
             .length()
             .window_at_ms(now_ms.saturating_sub(ledger::KEPT.as_millis() as u64));
