@@ -5,7 +5,7 @@
 
 use verve_counter_core::answer::{NotCounted, Outcome};
 use verve_counter_core::callback::Callback;
-use verve_counter_core::config::{InvalidVariable, Policy};
+use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter;
 use verve_counter_core::instance::Instance;
 use verve_protocol::{CounterName, Id};
@@ -32,7 +32,7 @@ impl Counter {
     /// If a variable is not there, or not valid: it says which, and what was expected, and shows no password.
     pub fn get() -> Result<Self, InvalidVariable> {
         let host = Spin2::new();
-        let instance = done(Instance::load(host.clone(), Policy::Once))?;
+        let instance = done(Instance::load(host.clone()))?;
         let counter = counter::Counter::new(instance);
         Ok(Self { host, counter })
     }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use verve_counter_core::answer::{NotCounted, Outcome};
 use verve_counter_core::callback::Callback;
-use verve_counter_core::config::{InvalidVariable, Policy};
+use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
@@ -27,7 +27,7 @@ impl Counter {
     /// If a variable is not there, or not valid: it says which, and what was expected, and shows no password.
     pub async fn get() -> Result<Self, InvalidVariable> {
         let slot = INSTANCE.with(Rc::clone);
-        let load = async || Instance::load(Spin3, Policy::Kept).await;
+        let load = async || Instance::load(Spin3).await;
         let instance = slot.get_on(&Spin3, load).await?;
         Ok(Self(counter::Counter::new(instance)))
     }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
+use verve_counter_core::config::Policy;
 use verve_counter_core::ports::{Cell, Clock, Connection, Connector, Database, Disk, Host, Limit, Tasks};
 use verve_counter_core::redis_error::RedisError;
 use verve_counter_core::reply::Reply;
@@ -178,6 +179,8 @@ impl Tasks for Spin2 {
 }
 
 impl Host for Spin2 {
+    const POLICY: Policy = Policy::Once;
+
     async fn variable(&self, name: &'static str) -> Result<Option<String>, String> {
         match variables::get(name) {
             Ok(value) => Ok(Some(value)),

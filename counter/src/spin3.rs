@@ -15,6 +15,7 @@ use spin_sdk::wasip3::random::random::get_random_u64;
 use spin_sdk::wasip3::wit_bindgen::StreamWriter;
 use spin_sdk::wasip3::wit_stream;
 use spin_sdk::{time, variables};
+use verve_counter_core::config::Policy;
 use verve_counter_core::ports::{Cell, Clock, Connection, Connector, Database, Disk, Host, Tasks};
 use verve_counter_core::redis_error::RedisError;
 use verve_counter_core::reply::Reply;
@@ -153,6 +154,8 @@ impl Tasks for Spin3 {
 }
 
 impl Host for Spin3 {
+    const POLICY: Policy = Policy::Kept;
+
     async fn variable(&self, name: &'static str) -> Result<Option<String>, String> {
         match variables::get(name).await {
             Ok(value) => Ok(Some(value)),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::future::{self, Either};
 use rusqlite::types::{Value as SqlValue, ValueRef};
+use verve_counter_core::config::Policy;
 use verve_counter_core::ports::{
     Cell as DatabaseCell, Clock, Connection, Connector, Database, Disk, Host, Limit, Tasks,
 };
@@ -68,13 +69,13 @@ type Task = Pin<Box<dyn Future<Output = ()>>>;
 /// How long a host whose calls block waits for a server.
 const BLOCKS_FOR: Duration = Duration::from_secs(1);
 
-/// An edge host.
+/// An edge host. If `BLOCKS`, it serves one request by calls that block, as in WASI 0.2.
 #[derive(Clone)]
-pub struct Machine {
+pub struct Machine<const BLOCKS: bool = false> {
     world: Rc<World>,
     kept: Rc<Kept>,
-    /// What is to be done once the request is over, where each call blocks as in WASI 0.2.
-    later: Option<Rc<RefCell<Vec<Task>>>>,
+    /// What is to be done once the request is over, where each call blocks.
+    later: Rc<RefCell<Vec<Task>>>,
 }
 
 impl Machine {
@@ -93,27 +94,36 @@ impl Machine {
                 offset_ms: Cell::default(),
                 variables: variables.collect(),
             }),
-            later: None,
+            later: Rc::default(),
         }
     }
 
     /// The same, for one request, by calls that block: there is no limit of time but the host's, no disk, and what is spawned is done by
     /// [`Machine::finish`].
     #[must_use]
-    pub fn blocking(&self) -> Self {
-        Self {
-            later: Some(Rc::default()),
-            ..self.clone()
+    pub fn blocking(&self) -> Machine<true> {
+        Machine {
+            world: self.world.clone(),
+            kept: self.kept.clone(),
+            later: Rc::default(),
         }
     }
+}
 
+impl Machine<true> {
     /// Does what is to be done once the request is over.
     pub async fn finish(&self) {
-        while let Some(task) = self.later.iter().find_map(|later| later.borrow_mut().pop()) {
+        loop {
+            let next = self.later.borrow_mut().pop();
+            let Some(task) = next else {
+                return;
+            };
             task.await;
         }
     }
+}
 
+impl<const BLOCKS: bool> Machine<BLOCKS> {
     /// What happens after a time.
     fn alarm(&self, time: Duration) -> Signal {
         let signal = Signal::default();
@@ -189,8 +199,8 @@ impl Way {
 }
 
 /// A connection to a server.
-pub struct Client {
-    machine: Machine,
+pub struct Client<const BLOCKS: bool> {
+    machine: Machine<BLOCKS>,
     server: Rc<Server>,
     /// Which start of the server it is to.
     start: u64,
@@ -199,10 +209,10 @@ pub struct Client {
     is_asking: Rc<Cell<bool>>,
 }
 
-impl Connector for Machine {
-    type Connection = Client;
+impl<const BLOCKS: bool> Connector for Machine<BLOCKS> {
+    type Connection = Client<BLOCKS>;
 
-    async fn connect(&self, url: &str) -> Result<Client, RedisError> {
+    async fn connect(&self, url: &str) -> Result<Client<BLOCKS>, RedisError> {
         let url: RedisUrls = url.parse().map_err(|_| RedisError::InvalidAddress)?;
         let servers = self.world.servers.iter();
         let server = servers
@@ -229,7 +239,7 @@ impl Connector for Machine {
     }
 }
 
-impl Connection for Client {
+impl<const BLOCKS: bool> Connection for Client<BLOCKS> {
     async fn execute(
         &self,
         command: &str,
@@ -249,27 +259,26 @@ impl Connection for Client {
             let answer = server.execute(&words, world.now_us(), is_asked);
             (server.link.get() == Link::Up).then(|| Answer::flat(answer))
         });
-        let answer = match self.machine.later {
-            None => answered.await,
-            Some(_) => {
-                (before(&self.machine.alarm(BLOCKS_FOR), answered).await).unwrap_or_else(|| Err("timed out".to_owned()))
-            }
+        let answer = if BLOCKS {
+            (before(&self.machine.alarm(BLOCKS_FOR), answered).await).unwrap_or_else(|| Err("timed out".to_owned()))
+        } else {
+            answered.await
         };
         answer.map_err(RedisError::told)
     }
 }
 
 /// A connection to the machine's database.
-pub struct File {
-    machine: Machine,
+pub struct File<const BLOCKS: bool> {
+    machine: Machine<BLOCKS>,
     line: Line,
 }
 
-impl Disk for Machine {
-    type Database = File;
+impl<const BLOCKS: bool> Disk for Machine<BLOCKS> {
+    type Database = File<BLOCKS>;
 
-    async fn open(&self) -> Result<File, SpoolError> {
-        if self.later.is_some() {
+    async fn open(&self) -> Result<File<BLOCKS>, SpoolError> {
+        if BLOCKS {
             return Err(SpoolError::None);
         }
         if let Some(fault) = self.kept.fault.borrow().clone() {
@@ -282,7 +291,7 @@ impl Disk for Machine {
     }
 }
 
-impl Database for File {
+impl<const BLOCKS: bool> Database for File<BLOCKS> {
     async fn execute(
         &self,
         statement: &str,
@@ -332,7 +341,7 @@ fn run(
     Ok(all)
 }
 
-impl Clock for Machine {
+impl<const BLOCKS: bool> Clock for Machine<BLOCKS> {
     fn now_ms(&self) -> u64 {
         (self.world.now_us() / 1000).saturating_add_signed(self.kept.offset_ms.get())
     }
@@ -365,15 +374,15 @@ async fn before<T>(over: &Signal, work: impl Future<Output = T>) -> Option<T> {
 }
 
 /// A limit of time.
-pub struct Limits {
+pub struct Limits<const BLOCKS: bool> {
     each: Duration,
-    machine: Machine,
+    machine: Machine<BLOCKS>,
     under_way: RefCell<Vec<Signal>>,
 }
 
-impl Limit for Limits {
+impl<const BLOCKS: bool> Limit for Limits<BLOCKS> {
     async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        if self.machine.later.is_some() {
+        if BLOCKS {
             return Some(work.await);
         }
         let over = self.machine.alarm(self.each);
@@ -388,9 +397,9 @@ impl Limit for Limits {
     }
 }
 
-impl Tasks for Machine {
+impl<const BLOCKS: bool> Tasks for Machine<BLOCKS> {
     type Wake = Wake;
-    type Limit = Limits;
+    type Limit = Limits<BLOCKS>;
 
     fn signal(&self) -> (Wake, impl Future<Output = ()> + 'static) {
         let signal = Signal::default();
@@ -402,11 +411,10 @@ impl Tasks for Machine {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        match &self.later {
-            None => {
-                self.world.executor.spawn(task);
-            }
-            Some(later) => later.borrow_mut().push(Box::pin(task)),
+        if BLOCKS {
+            self.later.borrow_mut().push(Box::pin(task));
+        } else {
+            self.world.executor.spawn(task);
         }
     }
 
@@ -414,7 +422,7 @@ impl Tasks for Machine {
         self.alarm(time).wait().await;
     }
 
-    fn limit(&self, each: Duration) -> Limits {
+    fn limit(&self, each: Duration) -> Limits<BLOCKS> {
         Limits {
             each,
             machine: self.clone(),
@@ -423,7 +431,9 @@ impl Tasks for Machine {
     }
 }
 
-impl Host for Machine {
+impl<const BLOCKS: bool> Host for Machine<BLOCKS> {
+    const POLICY: Policy = if BLOCKS { Policy::Once } else { Policy::Kept };
+
     async fn variable(&self, name: &'static str) -> Result<Option<String>, String> {
         Ok(self.kept.variables.get(name).cloned())
     }

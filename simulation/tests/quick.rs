@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use verve_counter_core::answer::{Answer, Limit, NotCounted, Outcome};
 use verve_counter_core::callback::Callback;
-use verve_counter_core::config::{InvalidVariable, Policy};
+use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
@@ -24,32 +24,26 @@ type Counted = (Option<String>, i64);
 
 /// An instance of the component.
 #[derive(Clone)]
-struct Process {
-    machine: Machine,
-    policy: Policy,
-    instance: Rc<Once<Rc<Instance<Machine>>, InvalidVariable>>,
+struct Process<const BLOCKS: bool = false> {
+    machine: Machine<BLOCKS>,
+    instance: Rc<Once<Rc<Instance<Machine<BLOCKS>>>, InvalidVariable>>,
     answers: Rc<RefCell<Vec<(i64, Answer)>>>,
     /// The ids that were accepted, by the counter's name if it has one.
     accepted: Rc<RefCell<BTreeSet<Counted>>>,
 }
 
-impl Process {
-    fn new(machine: &Machine) -> Self {
-        Self::with(machine, Policy::Kept)
-    }
-
-    fn with(machine: &Machine, policy: Policy) -> Self {
+impl<const BLOCKS: bool> Process<BLOCKS> {
+    fn new(machine: &Machine<BLOCKS>) -> Self {
         Self {
             machine: machine.clone(),
-            policy,
             instance: Rc::default(),
             answers: Rc::default(),
             accepted: Rc::default(),
         }
     }
 
-    async fn counter(&self) -> Result<Counter<Machine>, InvalidVariable> {
-        let load = async || Instance::load(self.machine.clone(), self.policy).await;
+    async fn counter(&self) -> Result<Counter<Machine<BLOCKS>>, InvalidVariable> {
+        let load = async || Instance::load(self.machine.clone()).await;
         self.instance.get_on(&self.machine, load).await.map(Counter::new)
     }
 
@@ -346,7 +340,7 @@ fn once(world: &Rc<World>, machine: &Machine, id: i64, name: Option<&str>, endpo
     let commands = || world.servers.iter().map(|server| server.commands.get()).sum::<u64>();
     let before = commands();
     let machine = machine.blocking();
-    let process = Process::with(&machine, Policy::Once);
+    let process = Process::new(&machine);
     process.request(world, id, name, endpoint);
     world.executor.run_for(5 * SECOND);
     world.executor.spawn(async move { machine.finish().await });
@@ -474,7 +468,7 @@ fn an_instance_that_serves_one_request_is_sent_on_in_a_cluster() {
 /// What an instance that serves one request answers to ids that it is given at once, so many at a time.
 fn many(world: &Rc<World>, machine: &Machine, ids: &[i64]) -> Vec<Answer> {
     let machine = machine.blocking();
-    let process = Process::with(&machine, Policy::Once);
+    let process = Process::new(&machine);
     let ids: Vec<Id> = ids.iter().copied().map(Id).collect();
     let told = Rc::new(RefCell::new(Vec::new()));
     let answers = told.clone();
@@ -507,7 +501,7 @@ fn an_instance_that_serves_one_request_counts_many_ids() {
     assert_eq!((counted["requests"], counted["new"], counted["duplicate"]), (5, 2, 3));
     // A server that was away is asked anew each time.
     server.link.set(Link::Refused);
-    let process = Process::with(&machine.blocking(), Policy::Once);
+    let process = Process::new(&machine.blocking());
     let (added, back) = (process.clone(), server.clone());
     world.executor.spawn(async move {
         let counter = added.counter().await.expect("valid");

@@ -34,7 +34,6 @@ const JOBS_FULL: &str = "jobs full";
 /// Parsed variables, open connections and unflushed counts.
 pub struct Instance<H: Host> {
     host: H,
-    policy: Policy,
     /// The application's variables.
     pub config: Config,
     redis: Redis<H>,
@@ -68,7 +67,7 @@ impl<H: Host> Instance<H> {
     ///
     /// # Errors
     /// If a variable is not there, or not valid.
-    pub async fn load(host: H, policy: Policy) -> Result<Rc<Self>, InvalidVariable> {
+    pub async fn load(host: H) -> Result<Rc<Self>, InvalidVariable> {
         let value = async |name| config::told(name, host.variable(name).await);
         let mut values = <[String; VARIABLES.len()]>::default();
         let told = future::join_all(VARIABLES.map(value)).await;
@@ -76,11 +75,11 @@ impl<H: Host> Instance<H> {
             *value = told?;
         }
         let config = Config::parse(values)?;
-        let spool_limit = match policy {
+        let spool_limit = match H::POLICY {
             Policy::Kept => config::spool_limit(&value(SPOOL_LIMIT).await?)?,
             Policy::Once => 0,
         };
-        let redis = Redis::new(&host, &config, policy);
+        let redis = Redis::new(&host, &config);
         let [spool, background] = [(); 2].map(|()| Spool::new(&host, spool_limit, &config));
         let instance = Rc::new(Self {
             counters: Counters::new(config.keys.clone()),
@@ -91,16 +90,15 @@ impl<H: Host> Instance<H> {
             spool,
             background,
             jobs: Circuit::default(),
-            to_look: Cell::new(policy == Policy::Kept),
+            to_look: Cell::new(H::POLICY == Policy::Kept),
             looking: Cell::new(false),
             to_drain: Cell::new(false),
             jobs_added: Cell::new(false),
             last_error: Cell::new(0),
             last_refusal: Cell::new(0),
             host,
-            policy,
         });
-        if policy == Policy::Kept {
+        if H::POLICY == Policy::Kept {
             instance.look_into_spool();
         }
         Ok(instance)
@@ -161,7 +159,7 @@ impl<H: Host> Instance<H> {
             window: place.window,
             revision: None,
         });
-        if self.policy == Policy::Once {
+        if H::POLICY == Policy::Once {
             let recorded = self.record_at_once(place, id, job.as_ref()).await;
             return self.answer(place, id, recorded);
         }
@@ -219,7 +217,7 @@ impl<H: Host> Instance<H> {
         let answers = ids.iter().zip(recorded).map(|(id, recorded)| {
             let answer = self.answer(place, *id, recorded);
             // Where Redis is away, an instance that serves one request would only ask it once more.
-            if self.policy == Policy::Kept || answer != Err(NotCounted::Unavailable) {
+            if H::POLICY == Policy::Kept || answer != Err(NotCounted::Unavailable) {
                 self.note(place, answer);
             }
             answer
@@ -282,7 +280,7 @@ impl<H: Host> Instance<H> {
             }
         }
         let reconnects = self.redis.reconnects();
-        let until_ms = match self.policy {
+        let until_ms = match H::POLICY {
             Policy::Kept => since_ms.unwrap_or_else(|| self.host.monotonic_ms()) + self.patience_ms(),
             // There is nowhere else to put them.
             Policy::Once => u64::MAX,
@@ -318,7 +316,7 @@ impl<H: Host> Instance<H> {
             }
         }
         let adding = self.redis.add_ids(place, sets, until_ms);
-        Ok(Ok(if place.is_to_be_indexed() && self.policy == Policy::Kept {
+        Ok(Ok(if place.is_to_be_indexed() && H::POLICY == Policy::Kept {
             // At the same time, on another node perhaps: nothing is answered before both have ended. Who serves one request has it told by the flush.
             future::join(self.index(place), adding).await.1
         } else {
@@ -476,7 +474,7 @@ impl<H: Host> Instance<H> {
         let redis = match self.redis.run_once(keys, &batch).await {
             Ok(_) => return self.redis.forget(keys, &batch).await,
             // Statistics alone, which no other instance will have.
-            Err(_) if self.policy == Policy::Once => return,
+            Err(_) if H::POLICY == Policy::Once => return,
             Err(redis) => redis,
         };
         let spooled = self.background.add_batch(&batch).await;

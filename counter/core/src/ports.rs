@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::config::Policy;
 use crate::redis_error::RedisError;
 use crate::reply::Reply;
 use crate::spooled::SpoolError;
@@ -117,6 +118,9 @@ pub trait Limit: 'static {
 /// All that the core needs of a host.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Host: Connector + Disk + Clock + Tasks + Clone + 'static {
+    /// What its instances are for.
+    const POLICY: Policy;
+
     /// The value of a variable of the application; `None` if it has none of that name.
     ///
     /// # Errors

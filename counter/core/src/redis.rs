@@ -3,6 +3,7 @@
 mod ids;
 mod node;
 mod record;
+mod scripts;
 
 use std::cell::{Cell, RefCell};
 use std::iter;
@@ -10,8 +11,7 @@ use std::rc::Rc;
 
 use futures::future;
 use verve_protocol::counter_name::MAX_COUNTERS;
-use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
-use verve_protocol::scripts::{ADD_JOB_WITHIN, KEEP, RUN_ONCE, TELL_COUNTER};
+use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, indexed};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
 use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window};
@@ -19,8 +19,6 @@ use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, Sp
 use crate::answer::Limit;
 use crate::cluster::{Address, Map};
 use crate::config::{Config, Policy};
-use crate::expiry::end_of;
-use crate::limits::endpoints_seconds;
 use crate::once::Once;
 use crate::ports::Host;
 use crate::redis_error::{RedisError, Refusal};
@@ -29,6 +27,7 @@ use crate::reply::Reply;
 use crate::spooled::Batch;
 pub use node::Node;
 use node::Via;
+use scripts::{Script, add_job_within, keep, run_once, tell_counter};
 
 /// How often a command is sent to another node before it is given up.
 const REDIRECTIONS: usize = 5;
@@ -38,7 +37,6 @@ const MAP_ANEW_MS: u64 = 500;
 /// Redis: one server, or a cluster.
 pub struct Redis<H: Host> {
     host: H,
-    policy: Policy,
     config: Config,
     /// All that were asked for so far; first those that the variable names.
     nodes: RefCell<Vec<Rc<Node<H>>>>,
@@ -73,7 +71,7 @@ enum Topology {
 
 impl<H: Host> Redis<H> {
     /// The Redis that the variables name; connects when first used.
-    pub fn new(host: &H, config: &Config, policy: Policy) -> Self {
+    pub fn new(host: &H, config: &Config) -> Self {
         let reconnects = Rc::default();
         let named = config.redis_urls.as_slice().iter();
         let named = named.map(|url| {
@@ -88,11 +86,10 @@ impl<H: Host> Redis<H> {
         });
         Self {
             host: host.clone(),
-            policy,
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
             map: Once::default(),
-            guesses: Cell::new(policy == Policy::Once),
+            guesses: Cell::new(H::POLICY == Policy::Once),
             reconnects,
         }
     }
@@ -247,7 +244,7 @@ impl<H: Host> Redis<H> {
         let node = self.node_in(&topology, slot);
         let first = match self.follow(slot, topology, node, &sent, &command).await {
             // The second attempt begins where another one is named, which may be there if the first is not.
-            Err(first) if self.policy == Policy::Once && !first.is_elsewhere() => first,
+            Err(first) if H::POLICY == Policy::Once && !first.is_elsewhere() => first,
             done => return done,
         };
         let named = self.config.redis_urls.as_slice().len();
@@ -269,7 +266,7 @@ impl<H: Host> Redis<H> {
         let mut is_ask = false;
         for _ in 0..=REDIRECTIONS {
             // Boxed, or the types of those who wait are too deep for the compiler in the crates that count.
-            let done = match self.policy {
+            let done = match H::POLICY {
                 _ if is_ask => Box::pin(node.asking(sent, command)).await,
                 Policy::Kept => Box::pin(node.twice(sent, command)).await,
                 Policy::Once => Box::pin(node.attempt(sent, command)).await,
@@ -340,14 +337,8 @@ impl<H: Host> Redis<H> {
         name: &CounterName,
         unlimited: bool,
     ) -> Result<Option<Limit>, RedisError> {
-        let names = keys.counters();
-        let most = if unlimited {
-            String::new()
-        } else {
-            MAX_COUNTERS.to_string()
-        };
-        let arguments = [TELL_COUNTER, "1", &names, name.as_str(), &most].map(text);
-        let answer = self.evaluate(&names, arguments.to_vec(), None).await?;
+        let script = tell_counter(keys, name, (!unlimited).then_some(MAX_COUNTERS));
+        let answer = self.evaluate(script, None).await?;
         Ok(match answer.as_slice() {
             [Reply::Text(said)] => no_more_counters(said),
             _ => None,
@@ -389,35 +380,17 @@ impl<H: Host> Redis<H> {
         let Some(limit) = self.config.endpoint_limit else {
             return self.append(command).await.map(|()| None);
         };
-        let (stream, endpoints) = (keys.callbacks(), keys.endpoints(job.window));
-        let (limit, expiry) = (limit.to_string(), endpoints_seconds(job.window).to_string());
-        let mut arguments = [
-            ADD_JOB_WITHIN,
-            "2",
-            &stream,
-            &endpoints,
-            &limit,
-            &expiry,
-            job.endpoint.as_str(),
-        ]
-        .map(text)
-        .to_vec();
-        arguments.extend(
-            job.to_fields()
-                .iter()
-                .flat_map(|(field, value)| [text(field), text(value)]),
-        );
-        let answer = self.evaluate(&stream, arguments, None).await?;
+        let answer = self.evaluate(add_job_within(keys, job, limit), None).await?;
         Ok(match answer.as_slice() {
             [Reply::Number(0)] => Some(Limit::Endpoint),
             _ => None,
         })
     }
 
-    /// Runs an idempotent script, where the key is. It writes in any case, or adds to the set of ids under `ids`.
-    async fn evaluate(&self, key: &str, arguments: Vec<String>, ids: Option<&str>) -> Result<Vec<Reply>, RedisError> {
-        self.twice(key, async |via| {
-            let answer = via.execute("EVAL", arguments.clone()).await?;
+    /// Runs an idempotent script, where its key is. It writes in any case, or adds to the set of ids under `ids`.
+    async fn evaluate(&self, script: Script, ids: Option<&str>) -> Result<Vec<Reply>, RedisError> {
+        self.twice(script.key(), async |via| {
+            let answer = via.run(&script).await?;
             self.replicated(via, ids).await?;
             Ok(answer)
         })
@@ -440,16 +413,7 @@ impl<H: Host> Redis<H> {
 
     /// Runs a batch, unless it ran before. Says whether there was room for it.
     pub async fn run_once(&self, keys: &Keys, batch: &Batch) -> Result<bool, RedisError> {
-        let (own, stream) = (keys.spooled_batch(&batch.name), keys.callbacks());
-        let (expiry, most) = (UNREPORTED_SECONDS.to_string(), MAX_QUEUED_JOBS.to_string());
-        let mut arguments: Vec<String> = if batch.has_jobs() {
-            [RUN_ONCE, "2", &own, &stream].map(text).into()
-        } else {
-            [RUN_ONCE, "1", &own].map(text).into()
-        };
-        arguments.extend([expiry, most].map(text));
-        arguments.extend(batch.commands.iter().map(text));
-        let answer = self.evaluate(&own, arguments, None).await?;
+        let answer = self.evaluate(run_once(keys, batch), None).await?;
         Ok(matches!(answer.as_slice(), [Reply::Number(1)]))
     }
 
@@ -483,16 +447,14 @@ impl<H: Host> Redis<H> {
     }
 
     /// Waits until enough replicas have what this connection has written. Where that was ids for the set under `ids`, they may have been there
-    /// already: then this writes something, see [`KEEP`].
+    /// already: then this writes something, since Redis 7.2 waits for no more than
+    /// the connection's own last write.
     async fn replicated(&self, via: &Via<'_, H>, ids: Option<&str>) -> Result<(), RedisError> {
         if self.config.wait_replicas == 0 {
             return Ok(());
         }
         if let Some(key) = ids
-            && !matches!(
-                via.execute("EVAL", keep(key, "again")).await?.as_slice(),
-                [Reply::Number(1)]
-            )
+            && !matches!(via.run(&keep(key, true)).await?.as_slice(), [Reply::Number(1)])
         {
             return Err(RedisError::SetGone);
         }
@@ -507,13 +469,6 @@ impl<H: Host> Redis<H> {
             }),
             _ => Err(RedisError::UnexpectedType),
         }
-    }
-
-    /// Gives a set of ids its expiry unless it has one: the reporter may have set a later one.
-    async fn expire(&self, key: &str) -> Result<(), RedisError> {
-        self.twice(key, async |via| via.execute("EVAL", keep(key, "")).await)
-            .await
-            .map(drop)
     }
 }
 
@@ -544,12 +499,6 @@ impl Topology {
             Self::Cluster { asked_ms, outdated, .. } => outdated.get() && now_ms() > asked_ms + MAP_ANEW_MS,
         }
     }
-}
-
-/// The arguments of [`KEEP`].
-fn keep(key: &str, again: &str) -> [String; 5] {
-    let ends = end_of(key).to_string();
-    [KEEP, "1", key, &ends, again].map(text)
 }
 
 fn text(value: impl AsRef<str>) -> String {

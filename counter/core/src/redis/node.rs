@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use verve_protocol::RedisUrl;
 
+use super::scripts::Script;
 use crate::answer::Answer;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::cluster::Address;
@@ -70,6 +71,11 @@ impl<H: Host> Via<'_, H> {
             self.connection.execute("ASKING", []).await?;
         }
         self.connection.execute(command, arguments).await
+    }
+
+    /// Runs a script.
+    pub async fn run(&self, script: &Script) -> Result<Vec<Reply>, RedisError> {
+        self.execute("EVAL", script.words()).await
     }
 }
 
