@@ -1,6 +1,8 @@
 //! What one instance of the component keeps between requests. It makes requests faster; none depends on it.
 
 mod drain;
+mod flush;
+mod log;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -10,11 +12,11 @@ use std::time::Duration;
 use futures::future;
 use verve_protocol::{CallbackJob, Id, Partition, Window};
 
-use crate::answer::{Answer, Limit, NotCounted, Outcome, statistic};
+use crate::answer::{Answer, Limit, NotCounted, Outcome};
 use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::config::{self, Config, InvalidVariable, Log, Policy, SPOOL_LIMIT, VARIABLES};
-use crate::counted::{Counted, Counters, Place};
+use crate::counted::{Counters, Place};
 use crate::ports::{Host, Limit as _};
 use crate::queue::{NotRecorded, Recorded, Taking, Turn, Waiter};
 use crate::redis::{Node, Redis};
@@ -22,8 +24,8 @@ use crate::redis_error::RedisError;
 use crate::sets::{by_partition, in_order};
 use crate::spool::Spool;
 use crate::spooled::SpoolError;
-use crate::stats::{Counts, FLUSH_AFTER, flush};
-use drain::{drain, look_into_spool};
+use drain::{Draining, look_into_spool};
+use log::Logger;
 
 /// How long a request waits for the spool. Beyond that somebody else holds its file locked, or the disk is not well.
 const SPOOL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,18 +50,10 @@ pub struct Instance<H: Host> {
     background: Spool<H>,
     /// Open while there is no room for callback jobs.
     jobs: Circuit,
-    /// Whether nobody of this instance has looked into the spool to the end.
-    to_look: Cell<bool>,
-    /// Whether somebody of this instance looks into the spool.
-    looking: Cell<bool>,
-    /// Whether something was put into the spool, and nobody of this instance drains it yet.
-    to_drain: Cell<bool>,
+    draining: Draining,
     /// Whether callback jobs were added since it was last seen that there is room.
     jobs_added: Cell<bool>,
-    /// When an error was last logged, in Unix seconds: a Redis that is down is not news with each request.
-    last_error: Cell<u64>,
-    /// When it was last logged that something was not recorded, which is worse.
-    last_refusal: Cell<u64>,
+    log: Logger<H>,
 }
 
 impl<H: Host> Instance<H> {
@@ -85,17 +79,14 @@ impl<H: Host> Instance<H> {
             counters: Counters::new(config.keys.clone()),
             reconnects: Cell::new(0),
             spool_limit: host.limit(SPOOL_TIMEOUT),
+            log: Logger::new(host.clone(), config.log),
             config,
             redis,
             spool,
             background,
             jobs: Circuit::default(),
-            to_look: Cell::new(H::POLICY == Policy::Kept),
-            looking: Cell::new(false),
-            to_drain: Cell::new(false),
+            draining: Draining::new(H::POLICY == Policy::Kept),
             jobs_added: Cell::new(false),
-            last_error: Cell::new(0),
-            last_refusal: Cell::new(0),
             host,
         });
         if H::POLICY == Policy::Kept {
@@ -112,21 +103,6 @@ impl<H: Host> Instance<H> {
     /// The window that is open now.
     pub fn window(&self) -> Window {
         self.config.window_length.window_at_ms(self.host.now_ms())
-    }
-
-    /// Counts a request in the statistics by what came of it.
-    fn note(self: &Rc<Self>, place: &Place, answer: Answer) {
-        // A counter that there may not be has no statistics.
-        if answer != Err(NotCounted::Limited(Limit::Counters)) {
-            self.count(place, statistic(answer));
-        }
-    }
-
-    /// Counts a request in the statistics, under one of the fields of [`verve_protocol::keys::stats`].
-    pub fn count(self: &Rc<Self>, place: &Place, field: &'static str) {
-        if place.counted.stats.count(place.window, field) {
-            self.host.spawn(flush_later(self.clone(), Due(place.counted.clone())));
-        }
     }
 
     /// Tells the reporter, once in each window, that a counter is in use, if it has a name.
@@ -234,12 +210,12 @@ impl<H: Host> Instance<H> {
                         println!("verve: id {id} {} in window {}", outcome.as_str(), place.window);
                     }
                     Ok(_) => {}
-                    Err(error) => self.log(&self.last_refusal, &format!("id {id} not recorded: {error}")),
+                    Err(error) => self.log.refusal(&format!("id {id} not recorded: {error}")),
                 }
                 answer
             }
             Err(error) => {
-                self.log(&self.last_refusal, &format!("id {id} not recorded: {error}"));
+                self.log.refusal(&format!("id {id} not recorded: {error}"));
                 Err(NotCounted::Unavailable)
             }
         }
@@ -432,8 +408,8 @@ impl<H: Host> Instance<H> {
                 spool => NotRecorded::Both { redis, spool },
             }));
         }
-        self.log_error(&format!("spooling: {redis}"));
-        self.to_drain.set(true);
+        self.log.error(&format!("spooling: {redis}"));
+        self.draining.is_due.set(true);
         Ok(())
     }
 
@@ -458,62 +434,6 @@ impl<H: Host> Instance<H> {
             })
         })
     }
-
-    /// Flushes counts to Redis, or else to the spool: as the same batch, since Redis may have run it though its answer was lost.
-    async fn flush(&self, counted: &Counted, window: Window, counts: Counts) {
-        let keys = &counted.keys;
-        let partitions = self.config.partitions.count();
-        let batch = flush(
-            keys,
-            window,
-            &counts,
-            self.unique_name(),
-            self.host.now_ms(),
-            partitions,
-        );
-        let redis = match self.redis.run_once(keys, &batch).await {
-            Ok(_) => return self.redis.forget(keys, &batch).await,
-            // Statistics alone, which no other instance will have.
-            Err(_) if H::POLICY == Policy::Once => return,
-            Err(redis) => redis,
-        };
-        let spooled = self.background.add_batch(&batch).await;
-        if let Err(error) = self.spooled(redis, spooled) {
-            self.log_error(&format!("statistics not flushed: {error}"));
-            counted.stats.put_back(window, counts);
-        }
-    }
-
-    /// Finds out whether there is room for further callback jobs, and tells other instances if not.
-    async fn look_for_room(&self) {
-        match self.redis.has_room(&self.config.keys).await {
-            Ok(true) => drop(self.jobs.close()),
-            Ok(false) => {
-                self.jobs.open(self.host.monotonic_ms() + OPEN_MS);
-                // If others are not told, they find out themselves.
-                let _ = self.background.tell(JOBS_FULL, self.host.now_ms() + OPEN_MS).await;
-            }
-            // Another matter, found out by requests.
-            Err(_) => {}
-        }
-    }
-
-    /// A name that nothing else has.
-    fn unique_name(&self) -> String {
-        format!("{:016x}{:016x}", self.host.random(), self.host.random())
-    }
-
-    /// Logs an error, at most one a second.
-    fn log_error(&self, error: &str) {
-        self.log(&self.last_error, error);
-    }
-
-    fn log(&self, last: &Cell<u64>, error: &str) {
-        let now = self.host.now_ms() / 1000;
-        if self.config.log >= Log::Error && last.replace(now) != now {
-            eprintln!("verve: {error}");
-        }
-    }
 }
 
 /// Records ids that wait for a node, then those that have come meanwhile, until there are none.
@@ -536,47 +456,5 @@ async fn record_waiting<H: Host>(
 async fn look_whether_back<H: Host>(instance: Rc<Instance<H>>, node: Rc<Node<H>>) {
     if node.is_back().await {
         instance.tell_well(&node).await;
-    }
-}
-
-/// A flush that somebody has been told to do. If that one is given up before, the next answer has somebody else do it.
-struct Due(Rc<Counted>);
-
-/// Counts that are to be flushed. Of what is not, once this is dropped, nothing is lost; what is under way then may be.
-struct Unflushed(Rc<Counted>, BTreeMap<Window, Counts>);
-
-impl Drop for Unflushed {
-    fn drop(&mut self) {
-        for (window, counts) in std::mem::take(&mut self.1) {
-            self.0.stats.put_back(window, counts);
-        }
-    }
-}
-
-impl Drop for Due {
-    fn drop(&mut self) {
-        self.0.stats.is_due_no_more();
-    }
-}
-
-/// Flushes the counts, after a while in which those of more responses have come together, and drains the spool.
-async fn flush_later<H: Host>(instance: Rc<Instance<H>>, due: Due) {
-    instance.host.sleep(FLUSH_AFTER).await;
-    let counted = due.0.clone();
-    let mut unflushed = Unflushed(counted.clone(), counted.stats.take());
-    drop(due);
-    while let Some((window, counts)) = unflushed.1.pop_first() {
-        instance.flush(&counted, window, counts).await;
-    }
-    if instance.jobs_added.get() {
-        instance.look_for_room().await;
-        instance.jobs_added.set(false);
-    }
-    if instance.to_look.get() {
-        // Whoever looked was given up.
-        look_into_spool(instance.clone()).await;
-    }
-    if instance.to_drain.get() {
-        drain(&instance).await;
     }
 }

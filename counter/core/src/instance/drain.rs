@@ -23,10 +23,34 @@ const DRAINING: &str = "draining";
 
 /// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
 pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
-    if !instance.looking.replace(true) {
-        let _looking = Looking(&instance.looking);
+    let Draining {
+        is_looking, to_look, ..
+    } = &instance.draining;
+    if !is_looking.replace(true) {
+        let _looking = Looking(is_looking);
         look(&instance).await;
-        instance.to_look.set(false);
+        to_look.set(false);
+    }
+}
+
+/// What this instance knows of the spool.
+pub struct Draining {
+    /// Whether nobody of this instance has looked into it to the end.
+    pub to_look: Cell<bool>,
+    /// Whether somebody of this instance looks.
+    is_looking: Cell<bool>,
+    /// Whether something was put there, and nobody of this instance drains it yet.
+    pub is_due: Cell<bool>,
+}
+
+impl Draining {
+    /// Nothing is known yet.
+    pub const fn new(to_look: bool) -> Self {
+        Self {
+            to_look: Cell::new(to_look),
+            is_looking: Cell::new(false),
+            is_due: Cell::new(false),
+        }
     }
 }
 
@@ -43,7 +67,11 @@ async fn look<H: Host>(instance: &Instance<H>) {
     let host = &instance.host;
     let contents = match instance.background.contents().await {
         Ok(contents) => contents,
-        Err(error) => return instance.log_error(&format!("what may be in the spool is not drained: {error}")),
+        Err(error) => {
+            return instance
+                .log
+                .error(&format!("what may be in the spool is not drained: {error}"));
+        }
     };
     for (name, until) in contents.state {
         let left = until.saturating_sub(host.now_ms());
@@ -76,7 +104,7 @@ const fn drain_claim_ms() -> u64 {
 /// Brings what is in the spool to Redis, unless another instance does.
 pub async fn drain<H: Host>(instance: &Instance<H>) {
     if let Err(error) = instance.drain().await {
-        instance.log_error(&format!("the spool is not drained: {error}"));
+        instance.log.error(&format!("the spool is not drained: {error}"));
     }
 }
 
@@ -92,7 +120,7 @@ impl<H: Host> Instance<H> {
                 self.go_on().await?;
                 self.host.sleep(DRAIN_AGAIN).await;
             }
-            self.to_drain.set(false);
+            self.draining.is_due.set(false);
             self.tell_state().await?;
             self.background.untell(DRAINING).await?;
             // What somebody put there at the end of the claim, relying on it.
@@ -143,7 +171,7 @@ impl<H: Host> Instance<H> {
             return Ok(());
         }
         if let Err(redis) = self.redis.tell_spool(&self.config.keys, &name, state).await {
-            self.log_error(&format!("the state of the spool is not told: {redis}"));
+            self.log.error(&format!("the state of the spool is not told: {redis}"));
         } else if state.depth == 0 {
             self.background.rename(&name, state.drained).await?;
         }
@@ -161,7 +189,7 @@ impl<H: Host> Instance<H> {
 
     async fn drain_set(&self, key: &str) -> Result<bool, SpoolError> {
         let stay = |redis: &RedisError| {
-            self.log_error(&format!("spooled ids stay in the spool: {redis}"));
+            self.log.error(&format!("spooled ids stay in the spool: {redis}"));
             Ok(false)
         };
         let name = self.config.keys.named_ids(key);
