@@ -61,7 +61,13 @@ struct Kept {
     fault: RefCell<Option<SpoolError>>,
     /// How far its clock is from the true time, in milliseconds.
     offset_ms: Cell<i64>,
-    variables: BTreeMap<&'static str, String>,
+}
+
+type Variables = BTreeMap<&'static str, String>;
+
+fn values(variables: &[(&'static str, &str)]) -> Rc<Variables> {
+    let values = variables.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    Rc::new(values.collect())
 }
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
@@ -74,6 +80,7 @@ const BLOCKS_FOR: Duration = Duration::from_secs(1);
 pub struct Machine<const BLOCKS: bool = false> {
     world: Rc<World>,
     kept: Rc<Kept>,
+    variables: Rc<Variables>,
     /// What is to be done once the request is over, where each call blocks.
     later: Rc<RefCell<Vec<Task>>>,
 }
@@ -85,16 +92,24 @@ impl Machine {
     /// If SQLite has no memory.
     #[must_use]
     pub fn new(world: &Rc<World>, variables: &[(&'static str, &str)]) -> Self {
-        let variables = variables.iter().map(|(name, value)| (*name, (*value).to_owned()));
         Self {
             world: Rc::clone(world),
             kept: Rc::new(Kept {
                 disk: rusqlite::Connection::open_in_memory().expect("memory"),
                 fault: RefCell::default(),
                 offset_ms: Cell::default(),
-                variables: variables.collect(),
             }),
+            variables: values(variables),
             later: Rc::default(),
+        }
+    }
+
+    /// The same, with these variables.
+    #[must_use]
+    pub fn configured(&self, variables: &[(&'static str, &str)]) -> Self {
+        Self {
+            variables: values(variables),
+            ..self.clone()
         }
     }
 
@@ -105,6 +120,7 @@ impl Machine {
         Machine {
             world: self.world.clone(),
             kept: self.kept.clone(),
+            variables: self.variables.clone(),
             later: Rc::default(),
         }
     }
@@ -140,6 +156,14 @@ impl<const BLOCKS: bool> Machine<BLOCKS> {
     /// Sets its clock, to so many milliseconds before or after the true time.
     pub fn set_clock(&self, offset_ms: i64) {
         self.kept.offset_ms.set(offset_ms);
+    }
+
+    /// Changes what is on its disk.
+    ///
+    /// # Panics
+    /// If the statement is wrong.
+    pub fn change_disk(&self, statement: &str) {
+        self.kept.disk.execute_batch(statement).expect("a statement");
     }
 
     /// How many rows a table on its disk has; none if there is no such table.
@@ -435,7 +459,7 @@ impl<const BLOCKS: bool> Host for Machine<BLOCKS> {
     const POLICY: Policy = if BLOCKS { Policy::Once } else { Policy::Kept };
 
     async fn variable(&self, name: &'static str) -> Result<Option<String>, String> {
-        Ok(self.kept.variables.get(name).cloned())
+        Ok(self.variables.get(name).cloned())
     }
 
     fn random(&self) -> u64 {

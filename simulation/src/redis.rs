@@ -242,7 +242,9 @@ impl Server {
         }
     }
 
-    fn owns(&self, key: &str) -> bool {
+    /// Whether a key is to be here.
+    #[must_use]
+    pub fn owns(&self, key: &str) -> bool {
         let cluster = self.cluster.borrow();
         cluster
             .owners

@@ -1,0 +1,108 @@
+//! Several nodes.
+
+use verve_counter_core::answer::Outcome;
+use verve_protocol::slot::slot;
+use verve_simulation::host::{Machine, World};
+use verve_simulation::redis::{Link, Server};
+
+use crate::process::{Process, SECOND, recorded};
+
+#[test]
+fn ids_find_their_node_wherever_it_is() {
+    let servers = Server::cluster(&["a", "b", "c"]);
+    let world = World::new(9, servers.clone());
+    let variables = [("redis_urls", "redis://b,redis://a,redis://c"), ("partitions", "16")];
+    let process = Process::new(&Machine::new(&world, &variables));
+    (0..300).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)).len(), 300);
+    let with_ids = servers
+        .iter()
+        .filter(|server| server.entries().keys().any(|key| key.contains(":ids:")));
+    assert_eq!(with_ids.count(), 3);
+    // A slot moves, while ids of it come.
+    let key = servers[0]
+        .entries()
+        .into_keys()
+        .find(|key| key.contains(":ids:"))
+        .expect("one");
+    servers[0].begin_to_move(slot(&key), &servers[2]);
+    (300..400).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND);
+    servers[0].move_slot(slot(&key), &servers[2]);
+    (400..500).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)).len(), 500);
+    // A node goes away: its ids are spooled, and the others' are not.
+    servers[1].link.set(Link::Refused);
+    (500..600).for_each(|id| process.add(&world, id));
+    world.executor.run_for(3 * SECOND);
+    let spooled = process.answered(Ok(Outcome::Spooled)).len();
+    assert!((1..100).contains(&spooled), "{spooled}");
+    servers[1].link.set(Link::Up);
+    world.executor.run_for(10 * SECOND);
+    assert_eq!(recorded(&servers), (0..600).collect());
+}
+
+/// A slot is on its way: what is not there yet is asked for where it goes.
+#[test]
+fn sets_that_begin_in_a_moving_slot_are_where_it_goes() {
+    let servers = Server::cluster(&["a", "b"]);
+    let world = World::new(20, servers.clone());
+    let process = Process::new(&Machine::new(&world, &[("redis_urls", "redis://a,redis://b")]));
+    process.add(&world, 0);
+    world.executor.run_for(SECOND);
+    let has_ids = |server: &Server| server.entries().into_keys().find(|key| key.contains(":ids:"));
+    let key = servers.iter().find_map(|server| has_ids(server)).expect("one");
+    let (of, start) = key.rsplit_once(':').expect("its start");
+    let next = format!("{of}:{}", start.parse::<u64>().expect("a time") + 60);
+    let (from, to) = if servers[0].owns(&next) { (0, 1) } else { (1, 0) };
+    servers[from].begin_to_move(slot(&next), &servers[to]);
+    world.executor.run_for(60 * SECOND);
+    (1..50).for_each(|id| process.add(&world, id));
+    world.executor.run_for(2 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)).len(), 50);
+    assert_eq!(
+        servers[to].members(&next).len(),
+        49,
+        "{next}: {:?}",
+        servers[to].entries().keys()
+    );
+}
+
+/// Whoever comes first asks all that are named, where the first of them is away.
+#[test]
+fn the_map_is_asked_of_those_that_are_there() {
+    let servers = Server::cluster(&["a", "b", "c"]);
+    let world = World::new(21, servers.clone());
+    servers[0].link.set(Link::Silent);
+    let variables = [("redis_urls", "redis://a,redis://b,redis://c"), ("partitions", "32")];
+    let machine = Machine::new(&world, &variables);
+    let process = Process::new(&machine);
+    for ids in [0..30, 30..90] {
+        ids.for_each(|id| process.add(&world, id));
+        world.executor.run_for(5 * SECOND);
+    }
+    // The first ones have waited for too long.
+    let counted = process.answered(Ok(Outcome::New)).len();
+    assert!((20..60).contains(&counted), "{counted}");
+    assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 90 - counted);
+    // The others are told, also by one that the variable does not name.
+    let other = Process::new(&machine.configured(&[("redis_urls", "redis://b,redis://c"), ("partitions", "32")]));
+    (90..180).for_each(|id| other.add(&world, id));
+    world.executor.run_for(5 * SECOND);
+    servers[0].link.set(Link::Up);
+    world.executor.run_for(20 * SECOND);
+    assert_eq!(recorded(&servers), (0..180).collect());
+}
+
+#[test]
+fn servers_that_are_not_of_one_cluster_are_not_counted_in() {
+    let servers = vec![Server::alone("a"), Server::alone("b")];
+    let world = World::new(22, servers.clone());
+    let process = Process::new(&Machine::new(&world, &[("redis_urls", "redis://a,redis://b")]));
+    process.add(&world, 1);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::Spooled)), [1]);
+    assert_eq!(recorded(&servers), [].into());
+}

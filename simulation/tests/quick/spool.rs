@@ -1,0 +1,178 @@
+//! What is accepted while Redis is away.
+
+use verve_counter_core::answer::{NotCounted, Outcome};
+use verve_counter_core::spooled::SpoolError;
+use verve_simulation::redis::Link;
+
+use crate::process::{Process, SECOND, machine, recorded, statistics, world};
+
+#[test]
+fn what_is_accepted_while_redis_is_away_is_counted_later() {
+    for link in [Link::Refused, Link::Silent, Link::Deaf] {
+        let (world, server) = world(2);
+        let machine = machine(&world, &[]);
+        let process = Process::new(&machine);
+        process.add(&world, 0);
+        world.executor.run_for(SECOND);
+        server.link.set(link);
+        for id in 1..100 {
+            process.request(&world, id, None, (id < 10).then_some("http://game.example/"));
+        }
+        world.executor.run_for(5 * SECOND);
+        assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 99, "{link:?}");
+        assert!(machine.rows("ids") > 0 && machine.rows("commands") > 0, "{link:?}");
+        // The host dies, and comes again.
+        let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
+        tasks.into_iter().for_each(|task| world.executor.give_up(task));
+        server.link.set(Link::Up);
+        let process = Process::new(&machine);
+        process.add(&world, 100);
+        world.executor.run_for(20 * SECOND);
+        assert_eq!(recorded(&world.servers), (0..=100).collect(), "{link:?}");
+        let jobs = server.stream_len("{verve}:callbacks");
+        // What the server did though its answer was lost may be there twice.
+        assert!(jobs == 9 || link == Link::Deaf && jobs >= 9, "{link:?}: {jobs}");
+        assert_eq!((machine.rows("ids"), machine.rows("commands")), (0, 0), "{link:?}");
+        assert!(world.executor.is_empty(), "{link:?}: something goes on for ever");
+    }
+}
+
+#[test]
+fn without_redis_and_a_spool_nothing_is_accepted() {
+    let (world, server) = world(3);
+    let machine = machine(&world, &[]);
+    let process = Process::new(&machine);
+    server.link.set(Link::Refused);
+    for fault in [
+        SpoolError::NotGranted,
+        SpoolError::DiskFull,
+        SpoolError::Broken("database disk image is malformed".to_owned()),
+    ] {
+        machine.set_disk_fault(Some(fault));
+        process.add(&world, 1);
+        world.executor.run_for(3 * SECOND);
+        let last = process.answers.borrow().last().copied();
+        assert_eq!(last, Some((1, Err(NotCounted::Unavailable))));
+    }
+    machine.set_disk_fault(None);
+    process.add(&world, 1);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answers.borrow().last(), Some(&(1, Ok(Outcome::Spooled))));
+}
+
+#[test]
+fn a_full_server_has_ids_wait_in_the_spool() {
+    let (world, server) = world(5);
+    let process = Process::new(&machine(&world, &[]));
+    server.is_full.set(true);
+    (0..10).for_each(|id| process.add(&world, id));
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 10);
+    server.is_full.set(false);
+    world.executor.run_for(10 * SECOND);
+    assert_eq!(recorded(&world.servers), (0..10).collect());
+}
+
+#[test]
+fn a_full_spool_accepts_no_more() {
+    let (world, server) = world(16);
+    let machine = machine(&world, &[("spool_limit", "5")]);
+    let process = Process::new(&machine);
+    server.link.set(Link::Refused);
+    for id in 0..8 {
+        process.add(&world, id);
+        world.executor.run_for(SECOND / 10);
+    }
+    assert_eq!(process.answered(Ok(Outcome::Spooled)), [0, 1, 2, 3, 4]);
+    assert_eq!(process.answered(Err(NotCounted::Unavailable)), [5, 6, 7]);
+    server.link.set(Link::Up);
+    world.executor.run_for(10 * SECOND);
+    assert_eq!(recorded(&world.servers), (0..5).collect());
+}
+
+/// What is on a disk is of one namespace. Another one neither adds to it nor drains it, until it is empty: then it is theirs.
+#[test]
+fn a_spool_is_of_one_namespace() {
+    let (world, server) = world(17);
+    let machine = machine(&world, &[]);
+    let first = Process::new(&machine);
+    server.link.set(Link::Refused);
+    first.add(&world, 1);
+    world.executor.run_for(SECOND);
+    let other = Process::new(&machine.configured(&[("redis_urls", "redis://redis"), ("namespace", "other")]));
+    other.add(&world, 2);
+    world.executor.run_for(SECOND);
+    assert_eq!(other.answered(Err(NotCounted::Unavailable)), [2]);
+    server.link.set(Link::Up);
+    world.executor.run_for(10 * SECOND);
+    assert_eq!(recorded(&world.servers), [1].into());
+    assert!(
+        server.entries().keys().all(|key| !key.contains("other")),
+        "{:?}",
+        server.entries()
+    );
+    // It is empty, and so becomes the other's; then the first one has lost it.
+    server.link.set(Link::Refused);
+    other.add(&world, 3);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(other.answered(Ok(Outcome::Spooled)), [3]);
+    first.add(&world, 4);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(first.answered(Err(NotCounted::Unavailable)), [4]);
+    // Two instances of one namespace that find it empty both have it, though one of them has opened it before.
+    server.link.set(Link::Up);
+    world.executor.run_for(10 * SECOND);
+    server.link.set(Link::Refused);
+    let second = Process::new(&machine);
+    second.add(&world, 5);
+    world.executor.run_for(3 * SECOND);
+    first.add(&world, 6);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(second.answered(Ok(Outcome::Spooled)), [5]);
+    assert_eq!(first.answered(Ok(Outcome::Spooled)), [1, 6]);
+}
+
+#[test]
+fn a_spool_of_another_format_is_left_alone() {
+    let (world, server) = world(18);
+    let machine = machine(&world, &[]);
+    machine.change_disk("PRAGMA user_version = 99; CREATE TABLE ids (later TEXT)");
+    server.link.set(Link::Refused);
+    let process = Process::new(&machine);
+    process.add(&world, 1);
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answered(Err(NotCounted::Unavailable)), [1]);
+    server.link.set(Link::Up);
+    // The first one that comes has somebody see that Redis is back.
+    for _ in 0..2 {
+        world.executor.run_for(3 * SECOND);
+        process.add(&world, 1);
+    }
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(process.answered(Err(NotCounted::Unavailable)), [1, 1]);
+    assert_eq!(process.answered(Ok(Outcome::New)), [1]);
+}
+
+/// Statistics that cannot be flushed go to the spool as well, and are counted once.
+#[test]
+fn statistics_are_spooled() {
+    for link in [Link::Refused, Link::Deaf] {
+        let (world, server) = world(19);
+        let machine = machine(&world, &[]);
+        let process = Process::new(&machine);
+        (0..10).for_each(|id| process.add(&world, id));
+        world.executor.run_for(SECOND / 10);
+        assert_eq!(process.answered(Ok(Outcome::New)).len(), 10);
+        // Before they are flushed.
+        server.link.set(link);
+        world.executor.run_for(5 * SECOND);
+        assert!(machine.rows("commands") > 0, "{link:?}");
+        server.link.set(Link::Up);
+        process.add(&world, 10);
+        world.executor.run_for(20 * SECOND);
+        let statistics = statistics(&server);
+        let counted = (statistics["requests"], statistics["new"], statistics["spooled"]);
+        assert_eq!(counted, (11, 10, 1), "{link:?}");
+        assert_eq!(machine.rows("commands"), 0, "{link:?}");
+    }
+}
