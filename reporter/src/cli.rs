@@ -1,35 +1,37 @@
 //! The command line, the environment and the configuration file, parsed whole into a `Config`.
 
+mod config;
 mod environment;
 mod file;
+mod problem;
 mod shown;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
-use redis::{ClientTlsConfig, TlsCertificates};
-use verve_protocol::{Endpoint, Keys, Method, Namespace, Partitions, WindowLength};
+use verve_protocol::{Keys, Method, Namespace, Partitions, WindowLength};
 
 use crate::admin::Token;
+use crate::callbacks::CallbacksConfig;
 use crate::callbacks::dead::DeadCommand;
-use crate::callbacks::{CallbacksConfig, Policy, Signer};
 use crate::counts::{Asked, Range};
 use crate::kafka::KafkaConfig;
-use crate::periods::Periods;
 use crate::store::RedisConfig;
 use crate::telemetry::LogFormat;
 use crate::windows::WindowsConfig;
+use config::{config, listen_address, redis};
+use environment::Variable;
 use file::Settings;
+use problem::{Problem, Refused};
 
 /// The exit code for a bad command line: `EX_USAGE` of sysexits.h.
 pub const USAGE: u8 = 64;
@@ -271,67 +273,41 @@ pub fn parse(version: &'static str) -> Result<Task, ExitCode> {
             let _ = help.print();
             return ExitCode::SUCCESS;
         }
-        let refused = environment::with_source(&refused.to_string(), std::env::args_os(), &environment);
+        let refused = refused.with_source(std::env::args_os(), &environment);
         eprintln!("verve-reporter: {refused}; see --help");
         ExitCode::from(USAGE)
     })
 }
 
-/// Why a command line is refused.
-#[derive(Debug)]
-enum Refused {
-    Clap(clap::Error),
-    Value(String),
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            // clap explains itself over several lines; those before the first empty one say what was wrong.
-            Self::Clap(error) => {
-                let text = error.to_string();
-                let mut lines = text.lines().map(str::trim);
-                let line = lines.by_ref().take_while(|line| !line.is_empty());
-                let line = line.collect::<Vec<_>>().join(" ");
-                f.write_str(line.strip_prefix("error: ").unwrap_or(&line))?;
-                // What was meant, perhaps.
-                match lines.find_map(|line| line.strip_prefix("tip: ")) {
-                    Some(tip) => write!(f, " ({tip})"),
-                    None => Ok(()),
-                }
-            }
-            Self::Value(text) => f.write_str(text),
-        }
-    }
-}
-
 fn parse_from(
     version: &'static str,
     args: impl IntoIterator<Item = OsString>,
-    environment: &[(OsString, OsString)],
+    variables: &[Variable],
 ) -> Result<Task, Refused> {
-    let command = environment::without_empty(Args::command().version(version), environment);
+    let command = environment::without_empty(Args::command().version(version), variables);
     let mut line: Vec<OsString> = args.into_iter().collect();
     let given = command.clone().try_get_matches_from(&line).map_err(Refused::Clap)?;
     // What only prints what the program is, has no settings.
     if !matches!(given.subcommand_name(), Some("completions" | "man" | "markdown")) {
-        environment::check(&command, environment).map_err(Refused::Value)?;
+        environment::check(&command, variables)?;
     }
     let Some(path) = given.get_one::<PathBuf>("config") else {
-        return task(&given, &given, &Settings::default(), command).map_err(Refused::Value);
+        return task(&given, &given, &Settings::default(), command);
     };
-    let settings = Settings::read(path, &command).map_err(Refused::Value)?;
+    let settings = Settings::read(path, &command)?;
     // Behind the program's name.
     let at = line.len().min(1);
     line.splice(at..at, settings.flags(&given, &command));
+    let in_file = |refused: &dyn fmt::Display| Refused::Other(format!("{}: {refused}", path.display()));
     // Without the file the line was right, so what is wrong now is wrong there.
     let matches = command.clone().try_get_matches_from(line);
-    let matches = matches.map_err(|error| Refused::Value(format!("{}: {}", path.display(), Refused::Clap(error))))?;
-    task(&matches, &given, &settings, command).map_err(|problem| {
-        if settings.are_meant_by(&problem) {
-            return Refused::Value(format!("{}: {problem}", path.display()));
-        }
-        Refused::Value(problem)
+    let matches = matches.map_err(|error| in_file(&Refused::Clap(error)))?;
+    task(&matches, &given, &settings, command).map_err(|refused| {
+        let is_from_file = refused
+            .flags()
+            .iter()
+            .any(|flag| settings.has(flag) && !is_given(&given, flag));
+        if is_from_file { in_file(&refused) } else { refused }
     })
 }
 
@@ -340,13 +316,13 @@ fn task(
     given: &ArgMatches,
     settings: &Settings,
     mut command: clap::Command,
-) -> Result<Task, String> {
-    let mut args = Args::from_arg_matches(matches).map_err(|error| error.to_string())?;
+) -> Result<Task, Refused> {
+    let mut args = Args::from_arg_matches(matches).map_err(Refused::Clap)?;
     let Some(asked) = args.command.take() else {
         return Ok(Task::Report(Box::new(config(args)?)));
     };
     let at = |args: &Args| {
-        Ok::<_, String>(Where {
+        Ok::<_, Problem>(Where {
             redis: redis(args)?,
             keys: Keys::new(args.namespace.clone()),
         })
@@ -390,6 +366,12 @@ fn task(
     })
 }
 
+/// Whether the command line or the environment gives this flag.
+fn is_given(given: &ArgMatches, flag: &str) -> bool {
+    let source = given.value_source(&flag.replace('-', "_"));
+    matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+}
+
 /// Says which methods there are, to shells too.
 fn method() -> impl TypedValueParser<Value = Method> {
     let names = [Method::Get, Method::Post].map(Method::as_str);
@@ -401,159 +383,6 @@ fn printed(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<String,
     let mut text = Vec::new();
     write(&mut text).map_err(|error| error.to_string())?;
     String::from_utf8(text).map_err(|error| error.to_string())
-}
-
-fn redis(args: &Args) -> Result<RedisConfig, String> {
-    let urls = args
-        .redis_urls
-        .parse()
-        .map_err(|error| format!("--redis-urls: {error}"))?;
-    let read = |flag: &str, path: &Option<PathBuf>| -> Result<Option<Vec<u8>>, String> {
-        let Some(path) = path else { return Ok(None) };
-        let read = fs::read(path).map(Some);
-        read.map_err(|error| format!("{flag}: {}: {error}", path.display()))
-    };
-    let root_cert = read("--redis-ca-file", &args.redis_ca_file)?;
-    let client_tls = match (
-        read("--redis-cert-file", &args.redis_cert_file)?,
-        read("--redis-key-file", &args.redis_key_file)?,
-    ) {
-        (Some(client_cert), Some(client_key)) => Some(ClientTlsConfig {
-            client_cert,
-            client_key,
-        }),
-        (None, None) => None,
-        _ => return Err("--redis-cert-file and --redis-key-file: expected both".to_owned()),
-    };
-    let given = root_cert.is_some() || client_tls.is_some();
-    let redis = RedisConfig {
-        urls,
-        tls: given.then_some(TlsCertificates { client_tls, root_cert }),
-        partitions: args.partitions,
-    };
-    let checked = redis.check();
-    checked.map_err(|problem| format!("--redis-ca-file, --redis-cert-file, --redis-key-file: {problem}"))?;
-    Ok(redis)
-}
-
-/// What is given as a flag or in a file. Errors do not show it.
-fn secret<T, E: fmt::Display>(
-    flag: &str,
-    given: Option<String>,
-    file: Option<PathBuf>,
-    parse: impl FnOnce(&str) -> Result<T, E>,
-) -> Result<Option<T>, String> {
-    if given.as_ref().is_some_and(String::is_empty) {
-        return Err(format!(
-            "{flag}: is empty; expected a secret, or none to be given at all"
-        ));
-    }
-    let (flag, text) = match (given, file) {
-        (Some(_), Some(_)) => return Err(format!("{flag} and {flag}-file: expected one of them")),
-        (Some(given), None) => (flag.to_owned(), given),
-        (None, Some(path)) => {
-            let flag = format!("{flag}-file");
-            let text = fs::read_to_string(&path).map_err(|error| format!("{flag}: {}: {error}", path.display()))?;
-            (flag, text.trim().to_owned())
-        }
-        (None, None) => return Ok(None),
-    };
-    let parsed = parse(&text).map_err(|error| format!("{flag}: {error}"));
-    parsed.map(Some)
-}
-
-/// An address and a port. Names such as localhost are fine too, and IPv4 is preferred; without either it is this machine alone.
-fn listen_address(text: &str) -> Result<SocketAddr, String> {
-    let expected = || "expected an address and a port, such as 127.0.0.1:9090".to_owned();
-    let text = match text.strip_prefix(':') {
-        Some(port) => format!("127.0.0.1:{port}"),
-        None => text.to_owned(),
-    };
-    let addresses: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| expected())?.collect();
-    let ipv4 = addresses.iter().find(|address| address.is_ipv4());
-    ipv4.or(addresses.first()).copied().ok_or_else(expected)
-}
-
-/// Whether brokers take a topic of this name.
-fn is_topic(name: &str) -> bool {
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    (1..=249).contains(&name.len()) && name.chars().all(is_allowed) && name != "." && name != ".."
-}
-
-fn config(args: Args) -> Result<Config, String> {
-    let periods = Periods::divided(args.divide_periods);
-    let redis = redis(&args)?;
-    let fixed = match args.callback_url.filter(|url| !url.is_empty()) {
-        None => None,
-        Some(url) => {
-            let endpoint: Endpoint = url.parse().map_err(|error| format!("--callback-url: {error}"))?;
-            Some((endpoint, args.callback_method))
-        }
-    };
-    let policy = Policy::try_new(&args.callback_allow, args.callback_allow_only)
-        .map_err(|error| format!("--callback-allow: {error}"))?;
-    if let Some((endpoint, _)) = &fixed {
-        policy
-            .check_literal(&endpoint.to_url())
-            .map_err(|error| format!("--callback-url: {error}"))?;
-    }
-    let signer = secret(
-        "--callback-secret",
-        args.callback_secret,
-        args.callback_secret_file,
-        |secrets| secrets.lines().collect::<Vec<_>>().join(",").parse::<Signer>(),
-    )?;
-    let admin_token = secret("--admin-token", args.admin_token, args.admin_token_file, |token| {
-        Token::try_new(token.to_owned())
-    })?;
-    let mut options = Vec::new();
-    for option in args.kafka_option.iter().filter(|option| !option.trim().is_empty()) {
-        let (key, value) = option
-            .split_once('=')
-            .ok_or("--kafka-option: expected KEY=VALUE, such as security.protocol=SSL")?;
-        options.push((key.trim().to_owned(), value.to_owned()));
-    }
-    let kafka = KafkaConfig {
-        transactional_id: args.kafka_transactions.then(|| {
-            format!(
-                "verve-reporter:{}:{}:{}",
-                args.namespace, args.window_seconds, args.kafka_topic
-            )
-        }),
-        brokers: args.kafka_brokers.filter(|brokers| !brokers.is_empty()),
-        topic: args.kafka_topic,
-        options,
-        delivery: periods.delivery,
-    };
-    kafka.check()?;
-    if !is_topic(&kafka.topic) {
-        return Err(format!(
-            "--kafka-topic {:?}: expected 1 to 249 of the characters A-Z a-z 0-9 . _ -, and not . or ..",
-            kafka.topic
-        ));
-    }
-    Ok(Config {
-        redis,
-        keys: Keys::new(args.namespace),
-        windows: WindowsConfig {
-            length: args.window_seconds,
-            grace: Duration::from_millis(args.grace_ms),
-            late: Duration::from_secs(args.late_seconds),
-            callback: fixed,
-            periods,
-        },
-        kafka,
-        callbacks: CallbacksConfig {
-            policy,
-            signer,
-            attempts: args.callback_attempts,
-            backoff: Duration::from_millis(args.callback_backoff_ms),
-            periods,
-        },
-        listen: args.listen,
-        admin_token,
-        log_format: args.log_format,
-    })
 }
 
 #[cfg(test)]

@@ -172,11 +172,9 @@ impl KafkaConfig {
                 } else {
                     "not a valid value"
                 };
-                Err(format!(
-                    "--kafka-option {key}: {problem} (see librdkafka's CONFIGURATION.md)"
-                ))
+                Err(format!("{key}: {problem} (see librdkafka's CONFIGURATION.md)"))
             }
-            Err(error) => Err(format!("--kafka-option: {error}")),
+            Err(error) => Err(error.to_string()),
         }
     }
 }

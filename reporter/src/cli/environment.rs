@@ -5,7 +5,10 @@ use std::ffi::OsString;
 use clap::Command;
 use clap::builder::Resettable;
 
-use super::file::{is_word, settable};
+use super::file::settable;
+
+/// A variable of the environment: its name and its value.
+pub type Variable = (OsString, OsString);
 
 /// What the names of settings begin with.
 const PREFIX: &str = "VERVE_";
@@ -23,7 +26,7 @@ const NEVER_EMPTY: [&str; 5] = [
 ];
 
 /// The command, for which what is empty in the environment is not there.
-pub fn without_empty(command: Command, environment: &[(OsString, OsString)]) -> Command {
+pub fn without_empty(command: Command, environment: &[Variable]) -> Command {
     let is_empty = |name: &std::ffi::OsStr| {
         environment
             .iter()
@@ -39,13 +42,13 @@ pub fn without_empty(command: Command, environment: &[(OsString, OsString)]) -> 
 }
 
 /// Says what looks like a setting and is none.
-pub fn check(command: &Command, environment: &[(OsString, OsString)]) -> Result<(), String> {
+pub fn check(command: &Command, environment: &[Variable]) -> Result<(), String> {
     let names = environment.iter().filter_map(|(name, value)| {
         let (name, value) = (name.to_str()?, value.to_string_lossy());
         (name.starts_with(PREFIX) && name != OF_THE_HOST && !is_of_kubernetes(name, &value)).then_some(name)
     });
     let known: Vec<String> = settable(command)
-        .filter_map(|arg| Some(format!("{PREFIX}{}", arg.get_long()?.replace('-', "_").to_uppercase())))
+        .filter_map(|arg| arg.get_long().map(name))
         .chain([format!("{PREFIX}CONFIG")])
         .collect();
     for name in names {
@@ -67,26 +70,15 @@ pub fn check(command: &Command, environment: &[(OsString, OsString)]) -> Result<
     Ok(())
 }
 
-/// What was wrong, with the variable that it is about named, if the value came from there.
-pub fn with_source(
-    refused: &str,
-    args: impl IntoIterator<Item = OsString>,
-    environment: &[(OsString, OsString)],
-) -> String {
-    let args: Vec<String> = args.into_iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let is_of = |(name, _): &&(OsString, OsString)| {
-        let name = name.to_string_lossy();
-        let Some(setting) = name.strip_prefix(PREFIX) else {
-            return false;
-        };
-        let flag = format!("--{}", setting.to_lowercase().replace('_', "-"));
-        let names = |text: &str| is_word(text, &flag);
-        refused.match_indices(&flag).any(|(at, _)| names(&refused[at..])) && !args.iter().any(|arg| names(arg))
-    };
-    match environment.iter().find(is_of) {
-        Some((name, _)) => format!("{refused} (it is from {} in the environment)", name.to_string_lossy()),
-        None => refused.to_owned(),
-    }
+/// The variable that stands for a flag, which is given without dashes.
+pub fn name(flag: &str) -> String {
+    format!("{PREFIX}{}", flag.replace('-', "_").to_uppercase())
+}
+
+/// Whether there is a variable that stands for a flag.
+pub fn has(variables: &[Variable], flag: &str) -> bool {
+    let wanted = name(flag);
+    variables.iter().any(|(name, _)| *name == *wanted)
 }
 
 /// Whether it is what Kubernetes tells each container of a service in its namespace, such as one called `verve` or `verve-reporter`.

@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
-use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::is_given;
 
 /// What a file says, by the names of the flags without their dashes.
 #[derive(Debug, Default)]
@@ -40,12 +41,8 @@ impl Settings {
 
     /// The flags for what neither the command line nor the environment gives.
     pub fn flags(&self, given: &ArgMatches, command: &Command) -> Vec<OsString> {
-        let given = |arg: &Arg| {
-            let source = given.value_source(arg.get_id().as_str());
-            matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
-        };
         let mut flags = Vec::new();
-        for arg in settable(command).filter(|arg| !given(arg)) {
+        for arg in settable(command).filter(|arg| !is_given(given, arg.get_long().unwrap_or_default())) {
             let name = arg.get_long().unwrap_or_default();
             let values = self.0.get(name).into_iter().flatten();
             if is_switch(arg) {
@@ -58,22 +55,10 @@ impl Settings {
         flags
     }
 
-    /// Whether a message is about a flag that stands in the file.
-    pub fn are_meant_by(&self, message: &str) -> bool {
-        let names = |name: &String| message.split("--").skip(1).any(|rest| is_word(rest, name));
-        self.0.keys().any(names)
-    }
-
     /// Whether the file has this setting.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
-}
-
-/// Whether `text` begins with just this word.
-pub fn is_word(text: &str, word: &str) -> bool {
-    let rest = text.strip_prefix(word);
-    rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '-'))
 }
 
 /// The flags that are settings: all that the help lists under a heading, except for where the settings are.

@@ -1,3 +1,6 @@
+use std::fs;
+
+use super::problem::wrong;
 use super::*;
 
 fn parse(args: &[&str]) -> Result<Config, String> {
@@ -213,12 +216,42 @@ fn the_admin_port_listens_here_unless_it_is_told_where() {
 fn what_is_wrong_in_the_environment_is_said_to_be_from_there() {
     let environment = [("VERVE_LISTEN", "x"), ("VERVE_REDIS_URLS", "x"), ("HOME", "/")];
     let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    let said =
-        |refused: &str, args: &[&str]| environment::with_source(refused, args.iter().map(OsString::from), &environment);
+    let said = |args: &[&str], refused: Refused| refused.with_source(args.iter().map(OsString::from), &environment);
     assert_eq!(
-        said("wrong '--listen <ADDRESS>'", &["verve-reporter"]),
-        "wrong '--listen <ADDRESS>' (it is from VERVE_LISTEN in the environment)"
+        said(&["verve-reporter"], wrong("listen", "no").into()),
+        "--listen: no (it is from VERVE_LISTEN in the environment)"
     );
-    assert_eq!(said("wrong --listen", &["--listen=y"]), "wrong --listen");
-    assert_eq!(said("wrong --listener", &[]), "wrong --listener");
+    for given in ["--listen=y", "--listen"] {
+        assert_eq!(said(&[given], wrong("listen", "no").into()), "--listen: no");
+    }
+    assert_eq!(said(&[], wrong("listener", "no").into()), "--listener: no");
+    // clap's words too.
+    let refused = Args::command()
+        .try_get_matches_from(["", "--grace-ms", "x"])
+        .expect_err("no number");
+    assert_eq!(Refused::Clap(refused).flags(), ["grace-ms"]);
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_said_to_be_from_there() {
+    let file = std::env::temp_dir().join(format!("verve-cli-{}.toml", std::process::id()));
+    let config = format!("--config={}", file.display());
+    let wrong = [
+        "admin-token = \"hunter2 \"",
+        "kafka-topic = \"\"",
+        "kafka-option = [\"x\"]",
+        "redis-key-file = \"/no/such\"",
+        "grace-ms = \"x\"",
+    ];
+    for text in wrong {
+        fs::write(&file, text).expect("written");
+        let error = parse(&[&config]).expect_err(text);
+        assert!(error.starts_with(&file.display().to_string()), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    // The command line comes first, and what is wrong there is not the file's.
+    fs::write(&file, "kafka-topic = \"x\"").expect("written");
+    let error = parse(&[&config, "--kafka-topic=.."]).expect_err("no topic");
+    assert!(error.starts_with("--kafka-topic"), "{error}");
+    fs::remove_file(&file).expect("removed");
 }
