@@ -1,6 +1,8 @@
 //! Clocks. What is decided about windows is decided by Redis' clock, which all replicas share, and never by this machine's.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
 
 /// This machine's wall clock, in milliseconds since the Unix epoch; 0 for a clock before it. For what others check by their own clocks (the time in a
 /// signature), and for comparing it with Redis'.

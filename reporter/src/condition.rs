@@ -1,8 +1,9 @@
 //! What is said once, and not each time it is met.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 /// Something that is worth a line in the log when it begins and when it is over, and not each time it is met.
 #[derive(Debug)]
 pub struct Condition {

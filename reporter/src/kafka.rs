@@ -64,6 +64,15 @@ struct Kafka {
     metrics: Metrics,
 }
 
+/// Where records are published.
+pub trait Sessions: Send + Sync {
+    /// What publishes.
+    type Session: Publish;
+
+    /// Publishing for a replica that has just got the lease.
+    fn session(&self) -> Self::Session;
+}
+
 /// Publishes for one holder of the lease.
 pub trait Publish: Send {
     /// Makes Kafka refuse whatever older sessions still send. The lease must be checked after that and before publishing: who
@@ -214,14 +223,6 @@ impl Publisher {
         publisher
     }
 
-    /// Publishing for a replica that has just got the lease.
-    pub fn session(&self) -> Session {
-        Session {
-            kafka: self.0.clone(),
-            producer: None,
-        }
-    }
-
     /// Asks Kafka whether it is there.
     pub async fn ping(&self) {
         let Some(kafka) = self.0.clone() else { return };
@@ -236,6 +237,17 @@ impl Publisher {
         });
         // It does not panic.
         let _ = asked.await;
+    }
+}
+
+impl Sessions for Publisher {
+    type Session = Session;
+
+    fn session(&self) -> Session {
+        Session {
+            kafka: self.0.clone(),
+            producer: None,
+        }
     }
 }
 

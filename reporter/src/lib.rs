@@ -9,7 +9,7 @@
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
 //! - `doctor`: looks at all of it, and says what to change
 //! - `store`: the connections to Redis; `backoff`: when what failed is tried again; `periods`: how long the rest takes; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
-//!   going on now; `admin`: the HTTP port with all of it; `top`: the same in a terminal, `words`: in what words; `telemetry`: logs and traces
+//!   going on now; `admin`: the HTTP port with all of it; `top`: the same in a terminal, `words`: in what words; `simulated`: the seam for simulations; `telemetry`: logs and traces
 
 mod admin;
 mod backoff;
@@ -26,6 +26,8 @@ mod metrics;
 mod named;
 mod overview;
 mod periods;
+#[doc(hidden)]
+pub mod simulated;
 mod store;
 mod telemetry;
 mod top;

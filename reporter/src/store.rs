@@ -14,7 +14,7 @@ use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window};
 use crate::clock::RedisClock;
 use crate::health::Health;
 use crate::metrics::{Metrics, OUTCOMES};
-pub use server::{Node, OLDEST, RedisConfig, Server};
+pub use server::{Commands, Node, OLDEST, RedisConfig, Server};
 
 /// The most reports asked for at once, so that other commands need not wait for long.
 pub const BATCH: usize = 1000;
@@ -41,6 +41,21 @@ impl Store {
             keys,
             partitions: config.partitions,
             redis: Server::new(config, health, metrics)?,
+        })
+    }
+
+    /// What is in a simulated Redis.
+    pub fn simulated(
+        config: &RedisConfig,
+        keys: Keys,
+        commands: Arc<dyn Commands>,
+        health: &Arc<Health>,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            keys,
+            partitions: config.partitions,
+            redis: Server::simulated(config, commands, health, metrics)?,
         })
     }
 

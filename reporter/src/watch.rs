@@ -1,8 +1,9 @@
 //! Asking what the reporter depends on whether it is there, where nothing else asks.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::machine_ms;

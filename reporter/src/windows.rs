@@ -17,15 +17,16 @@ mod ports;
 mod sweeps;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::{Endpoint, Method, Window, WindowLength};
 
 use crate::backoff::Retry;
 use crate::clock::millis;
 use crate::health::Health;
-use crate::kafka::Publisher;
+use crate::kafka::{Publisher, Sessions};
 use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::Store;
@@ -60,20 +61,20 @@ impl WindowsConfig {
 }
 
 /// Reports windows for as long as it holds the lease.
-pub struct Reporter {
+pub struct Reporter<K = Publisher> {
     leader: Leader<RedisBooks>,
     store: Store,
-    publisher: Publisher,
+    kafka: K,
     replica: String,
 }
 
-impl Reporter {
+impl<K: Sessions> Reporter<K> {
     /// A reporter that calls itself `replica` in the lease.
     pub fn new(
         config: WindowsConfig,
         store: Store,
         health: Arc<Health>,
-        publisher: Publisher,
+        kafka: K,
         metrics: &Metrics,
         replica: String,
         pace: Pace,
@@ -90,7 +91,7 @@ impl Reporter {
         Self {
             leader,
             store,
-            publisher,
+            kafka,
             replica,
         }
     }
@@ -125,7 +126,8 @@ impl Reporter {
             let begin = Instant::now();
             // A stop lets the step under way finish, so that what Kafka has is recorded.
             let ended = tokio::select! {
-                ended = self.leader.lead(&lease, self.publisher.session(), &mut ledger, &stop) => ended,
+                biased;
+                ended = self.leader.lead(&lease, self.kafka.session(), &mut ledger, &stop) => ended,
                 () = lease.lost() => Ended::LeaseLost,
             };
             metrics.lease_held.set(0);

@@ -150,6 +150,7 @@ impl Server {
         if loses {
             self.data.borrow_mut().entries.clear();
         }
+        self.scripts.forget();
     }
 
     /// Moves a slot, with its keys, to another server of the cluster.
@@ -225,6 +226,14 @@ impl Server {
                 Answer::Error("NOPERM User default has no permissions to run the 'cluster|slots' command".to_owned())
             }
             ("CLUSTER", [what]) if what == "SLOTS" => self.slots(),
+            ("SCRIPT", [what, script]) if what.eq_ignore_ascii_case("LOAD") => Answer::Text(self.scripts.load(script)),
+            ("EVALSHA", [hash, rest @ ..]) => match self.scripts.loaded(hash) {
+                Some(script) => {
+                    let words = [&["EVAL".to_owned(), script], rest].concat();
+                    self.execute(&words, now_us, is_asking)
+                }
+                None => Answer::Error("NOSCRIPT No matching script. Please use EVAL.".to_owned()),
+            },
             ("EVAL", [script, number, rest @ ..]) => {
                 let number: usize = number.parse().unwrap_or_default();
                 let (keys, rest) = rest.split_at(number.min(rest.len()));

@@ -3,17 +3,19 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult,
+    Arg, AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult,
     TlsCertificates, Value,
 };
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use tokio::time::Instant;
 use verve_protocol::{Partitions, RedisUrl, RedisUrls};
 
 use crate::health::{Dependency, Health};
@@ -109,6 +111,24 @@ impl Connection {
 enum Link {
     Server(ConnectionManager),
     Cluster(ClusterConnection),
+    /// None, but something that answers as one would.
+    Simulated(Arc<dyn Commands>),
+}
+
+/// Runs commands in place of a connection.
+pub trait Commands: Send + Sync {
+    /// Runs commands one after the other, each with its arguments, and answers each; or fails as connections do.
+    fn run(&self, commands: Vec<Vec<String>>) -> RedisFuture<'static, Vec<Value>>;
+}
+
+/// A command with its arguments.
+fn words(command: &Cmd) -> Vec<String> {
+    let words = command.args_iter().map(|argument| match argument {
+        Arg::Simple(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        // A cursor, where a scan begins.
+        _ => "0".to_owned(),
+    });
+    words.collect()
 }
 
 impl ConnectionLike for Link {
@@ -116,6 +136,10 @@ impl ConnectionLike for Link {
         match self {
             Self::Server(server) => server.req_packed_command(cmd),
             Self::Cluster(cluster) => cluster.req_packed_command(cmd),
+            Self::Simulated(simulated) => {
+                let answers = simulated.run(vec![words(cmd)]);
+                async move { answers.await?.pop().unwrap_or(Value::Nil).extract_error() }.boxed()
+            }
         }
     }
 
@@ -128,6 +152,19 @@ impl ConnectionLike for Link {
         match self {
             Self::Server(server) => server.req_packed_commands(pipeline, offset, count),
             Self::Cluster(cluster) => cluster.req_packed_commands(pipeline, offset, count),
+            Self::Simulated(simulated) => {
+                let answers = simulated.run(pipeline.cmd_iter().map(words).collect());
+                let is_transaction = pipeline.is_transaction();
+                async move {
+                    let answers = answers.await?;
+                    Ok(if is_transaction {
+                        vec![Value::Array(answers)]
+                    } else {
+                        answers
+                    })
+                }
+                .boxed()
+            }
         }
     }
 
@@ -135,6 +172,7 @@ impl ConnectionLike for Link {
         match self {
             Self::Server(server) => server.get_db(),
             Self::Cluster(cluster) => cluster.get_db(),
+            Self::Simulated(_) => 0,
         }
     }
 }
@@ -163,6 +201,26 @@ impl Server {
             metrics: metrics.redis(&config.urls.to_string()),
             config: config.clone(),
             blocks: false,
+        })
+    }
+
+    /// One that is simulated, as if it were that of `config`.
+    pub fn simulated(
+        config: &RedisConfig,
+        commands: Arc<dyn Commands>,
+        health: &Arc<Health>,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
+        let server = Self::new(config, health, metrics)?;
+        let connection = Connection {
+            response_timeout: RESPONSE_TIMEOUT,
+            link: AsyncMutex::new(Some(Link::Simulated(commands))),
+            renewed: Mutex::new(Instant::now()),
+            missed: Mutex::default(),
+        };
+        Ok(Self {
+            connection: Arc::new(connection),
+            ..server
         })
     }
 
@@ -214,7 +272,7 @@ impl Server {
             connection: OnceCell::new(),
         };
         match link {
-            Link::Server(_) => Ok(vec![node(None)]),
+            Link::Server(_) | Link::Simulated(_) => Ok(vec![node(None)]),
             Link::Cluster(_) => {
                 let slots: Vec<Vec<Value>> = self.command(redis::cmd("CLUSTER").arg("SLOTS")).await?;
                 let primaries = slots.iter().filter_map(|range| {

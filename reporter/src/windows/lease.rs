@@ -4,11 +4,11 @@
 //! against it in the same script, so that one whose lease ran out while it was paused changes nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use redis::Script;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use verve_protocol::WindowLength;
 use verve_protocol::scripts::{ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE};
 

@@ -37,7 +37,20 @@ pub struct Data {
 }
 
 /// The commands that a full server refuses.
-const GROWING: [&str; 6] = ["HINCRBY", "HSET", "SADD", "SET", "XADD", "ZADD"];
+const GROWING: [&str; 8] = [
+    "HINCRBY",
+    "HSET",
+    "HSETNX",
+    "SADD",
+    "SET",
+    "SUNIONSTORE",
+    "XADD",
+    "ZADD",
+];
+/// Others that write: a script that has begun with one of them may go on with all.
+const WRITING: [&str; 9] = [
+    "DEL", "EXPIRE", "EXPIREAT", "HDEL", "PEXPIRE", "RENAME", "SREM", "UNLINK", "ZREM",
+];
 
 type Done = Result<Answer, &'static str>;
 
@@ -57,6 +70,40 @@ macro_rules! value {
             _ => Err(WRONG_TYPE),
         }
     }};
+}
+
+/// Takes something away from what is under a key, and the key if nothing is left.
+macro_rules! remove {
+    ($data:expr, $key:expr, $kind:ident, $names:expr) => {{
+        let Some(entry) = $data.entries.get_mut($key) else {
+            return number(0);
+        };
+        let Value::$kind(value) = &mut entry.value else {
+            return Err(WRONG_TYPE);
+        };
+        let removed = $names.iter().filter(|name| value.remove(*name).then_removed()).count();
+        if value.is_empty() {
+            $data.entries.remove($key);
+        }
+        number(removed)
+    }};
+}
+
+/// Whether something was there to be taken away.
+trait Removed {
+    fn then_removed(&self) -> bool;
+}
+
+impl Removed for bool {
+    fn then_removed(&self) -> bool {
+        *self
+    }
+}
+
+impl<T> Removed for Option<T> {
+    fn then_removed(&self) -> bool {
+        self.is_some()
+    }
 }
 
 /// The same, to look at.
@@ -89,8 +136,12 @@ impl Data {
 
     /// Runs a command.
     pub fn execute(&mut self, name: &str, arguments: &[String]) -> Answer {
-        if self.is_full && GROWING.contains(&name) {
-            return Answer::Error("OOM command not allowed when used memory > 'maxmemory'.".to_owned());
+        if GROWING.contains(&name) {
+            if self.is_full {
+                return Answer::Error("OOM command not allowed when used memory > 'maxmemory'.".to_owned());
+            }
+        } else if WRITING.contains(&name) {
+            self.is_full = false;
         }
         match self.run(name, arguments) {
             Ok(answer) => answer,
@@ -100,15 +151,29 @@ impl Data {
 
     fn run(&mut self, name: &str, arguments: &[String]) -> Done {
         match (name, arguments) {
+            ("PING", []) => Ok(Answer::Status("PONG".to_owned())),
             ("TIME", []) => {
                 let parts = [self.now_us / 1_000_000, self.now_us % 1_000_000];
                 Ok(Answer::Many(parts.map(|part| Answer::Text(part.to_string())).into()))
             }
-            ("DEL", [key]) => flag(self.entries.remove(key).is_some()),
+            ("DEL" | "UNLINK", keys) if !keys.is_empty() => {
+                number(keys.iter().filter(|key| self.entries.remove(*key).is_some()).count())
+            }
+            ("EXISTS", [key]) => flag(self.entries.contains_key(key)),
+            ("RENAME", [from, to]) => {
+                let entry = self.entries.remove(from).ok_or("ERR no such key")?;
+                self.entries.insert(to.clone(), entry);
+                Ok(Answer::ok())
+            }
+            ("GET", [key]) => Ok(text(look!(self, key, Text)?)),
             ("SET", [key, value, options @ ..]) => self.set(key, value, options),
             ("EXPIRE", [key, seconds, options @ ..]) => {
                 let seconds: u64 = seconds.parse().map_err(|_| NO_NUMBER)?;
                 self.expire(key, self.now_us / 1000 + seconds * 1000, options)
+            }
+            ("PEXPIRE", [key, millis]) => {
+                let millis: u64 = millis.parse().map_err(|_| NO_NUMBER)?;
+                self.expire(key, self.now_us / 1000 + millis, &[])
             }
             ("EXPIREAT", [key, at, options @ ..]) => {
                 let at: f64 = at.parse().map_err(|_| NO_NUMBER)?;
@@ -116,12 +181,13 @@ impl Data {
             }
             ("EXPIRETIME", [key]) => Ok(Answer::Number(match self.entries.get(key) {
                 None => -2,
-                Some(entry) => entry.expires_ms.map_or(-1, |at| (at / 1000).cast_signed()),
+                Some(entry) => entry.expires_ms.map_or(-1, |at| ((at + 500) / 1000).cast_signed()),
             })),
             ("SADD", [key, members @ ..]) if !members.is_empty() => {
                 let set = value!(self, key, Set)?;
                 number(members.iter().filter(|member| set.insert((*member).clone())).count())
             }
+            ("SREM", [key, members @ ..]) if !members.is_empty() => remove!(self, key, Set, members),
             ("SCARD", [key]) => number(look!(self, key, Set)?.map_or(0, BTreeSet::len)),
             ("SISMEMBER", [key, member]) => flag(look!(self, key, Set)?.is_some_and(|set| set.contains(member))),
             ("SMISMEMBER", [key, members @ ..]) if !members.is_empty() => {
@@ -130,17 +196,50 @@ impl Data {
                 let answers = members.iter().map(|member| Answer::Number(i64::from(is_there(member))));
                 Ok(Answer::Many(answers.collect()))
             }
-            ("HSET", [key, field, value]) => {
-                let hash = value!(self, key, Hash)?;
-                flag(hash.insert(field.clone(), value.clone()).is_none())
+            ("SUNIONSTORE", [to, keys @ ..]) if !keys.is_empty() => {
+                let mut all = BTreeSet::new();
+                for key in keys {
+                    all.extend(look!(self, key, Set)?.into_iter().flatten().cloned());
+                }
+                let count = all.len();
+                self.entries.remove(to);
+                if count > 0 {
+                    value!(self, to, Set)?.extend(all);
+                }
+                number(count)
             }
+            ("HGET", [key, field]) => Ok(text(look!(self, key, Hash)?.and_then(|hash| hash.get(field)))),
+            ("HMGET", [key, fields @ ..]) if !fields.is_empty() => {
+                let hash = look!(self, key, Hash)?;
+                let values = fields.iter().map(|field| text(hash.and_then(|hash| hash.get(field))));
+                Ok(Answer::Many(values.collect()))
+            }
+            ("HGETALL", [key]) => Ok(Answer::Many(pairs(look!(self, key, Hash)?.into_iter().flatten()))),
+            // All of it at once, as of one that is not large.
+            ("HSCAN", [key, cursor, ..]) if cursor == "0" => {
+                Ok(scanned(pairs(look!(self, key, Hash)?.into_iter().flatten())))
+            }
+            ("HSET", [key, pairs @ ..]) if !pairs.is_empty() && pairs.len().is_multiple_of(2) => {
+                let hash = value!(self, key, Hash)?;
+                let new = pairs
+                    .chunks(2)
+                    .filter(|pair| hash.insert(pair[0].clone(), pair[1].clone()).is_none());
+                number(new.count())
+            }
+            ("HSETNX", [key, field, value]) => {
+                let hash = value!(self, key, Hash)?;
+                let is_new = !hash.contains_key(field);
+                if is_new {
+                    hash.insert(field.clone(), value.clone());
+                }
+                flag(is_new)
+            }
+            ("HDEL", [key, fields @ ..]) if !fields.is_empty() => remove!(self, key, Hash, fields),
             ("HINCRBY", [key, field, by]) => {
                 let by: i64 = by.parse().map_err(|_| NO_NUMBER)?;
                 let hash = value!(self, key, Hash)?;
-                let before: i64 = hash
-                    .get(field)
-                    .map_or(Ok(0), |value| value.parse())
-                    .map_err(|_| NO_NUMBER)?;
+                let before = hash.get(field).map_or(Ok(0), |value| value.parse());
+                let before: i64 = before.map_err(|_| "ERR hash value is not an integer")?;
                 hash.insert(field.clone(), (before + by).to_string());
                 Ok(Answer::Number(before + by))
             }
@@ -148,15 +247,38 @@ impl Data {
                 let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
                 flag(value!(self, key, Sorted)?.insert(member.clone(), score).is_none())
             }
+            ("ZREM", [key, members @ ..]) if !members.is_empty() => remove!(self, key, Sorted, members),
             ("ZCARD", [key]) => number(look!(self, key, Sorted)?.map_or(0, BTreeMap::len)),
             ("ZSCORE", [key, member]) => {
                 let score = look!(self, key, Sorted)?.and_then(|set| set.get(member));
                 Ok(score.map_or(Answer::Nil, |score| Answer::Text(score.to_string())))
             }
+            ("ZRANGE", [key, first, last]) if first == "0" && last == "-1" => {
+                let sorted = sorted(look!(self, key, Sorted)?);
+                Ok(Answer::Many(
+                    sorted
+                        .into_iter()
+                        .map(|(member, _)| Answer::Text(member.clone()))
+                        .collect(),
+                ))
+            }
+            ("ZSCAN", [key, cursor, ..]) if cursor == "0" => {
+                let scores = sorted(look!(self, key, Sorted)?);
+                let scores: Vec<(&String, String)> =
+                    scores.into_iter().map(|(m, score)| (m, score.to_string())).collect();
+                Ok(scanned(pairs(scores.iter().map(|(member, score)| (*member, score)))))
+            }
             ("XADD", [key, id, fields @ ..]) if id == "*" && !fields.is_empty() => {
                 let now_ms = self.now_us / 1000;
                 let stream = value!(self, key, Stream)?;
-                let id = format!("{now_ms}-{}", stream.len());
+                // Later than the one before, also by a clock that was set back.
+                let last = stream.last().map_or((0, 0), |(id, _)| stream_id(id));
+                let (at, number) = if now_ms > last.0 {
+                    (now_ms, 0)
+                } else {
+                    (last.0, last.1 + 1)
+                };
+                let id = format!("{at}-{number}");
                 stream.push((id.clone(), fields.to_vec()));
                 Ok(Answer::Text(id))
             }
@@ -172,12 +294,10 @@ impl Data {
         while let Some(option) = options.next() {
             match option.as_str() {
                 "NX" => only_new = true,
-                "EX" => {
-                    let seconds: u64 = options
-                        .next()
-                        .and_then(|seconds| seconds.parse().ok())
-                        .ok_or(NO_NUMBER)?;
-                    expires_ms = Some(self.now_us / 1000 + seconds * 1000);
+                "EX" | "PX" => {
+                    let time: Option<u64> = options.next().and_then(|time| time.parse().ok());
+                    let each = if option == "EX" { 1000 } else { 1 };
+                    expires_ms = Some(self.now_us / 1000 + time.ok_or(NO_NUMBER)? * each);
                 }
                 _ => return Err(SYNTAX),
             }
@@ -191,17 +311,50 @@ impl Data {
     }
 
     fn expire(&mut self, key: &str, at_ms: u64, options: &[String]) -> Done {
-        let only_new = match options {
-            [] => false,
-            [option] if option == "NX" => true,
+        let Some(entry) = self.entries.get_mut(key) else {
+            return flag(false);
+        };
+        let does = match options {
+            [] => true,
+            [option] if option == "NX" => entry.expires_ms.is_none(),
+            // What never expires is later than anything.
+            [option] if option == "GT" => entry.expires_ms.is_some_and(|before| at_ms > before),
             _ => return Err(SYNTAX),
         };
-        match self.entries.get_mut(key) {
-            Some(entry) if !only_new || entry.expires_ms.is_none() => {
-                entry.expires_ms = Some(at_ms);
-                flag(true)
-            }
-            _ => flag(false),
+        if does {
+            entry.expires_ms = Some(at_ms);
         }
+        flag(does)
     }
+}
+
+fn text(value: Option<&String>) -> Answer {
+    value.map_or(Answer::Nil, |value| Answer::Text(value.clone()))
+}
+
+fn pairs<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<Answer> {
+    let texts = pairs.flat_map(|(name, value)| [Answer::Text(name.clone()), Answer::Text(value.clone())]);
+    texts.collect()
+}
+
+/// A scan that has come to its end.
+fn scanned(found: Vec<Answer>) -> Answer {
+    Answer::Many(vec![Answer::Text("0".to_owned()), Answer::Many(found)])
+}
+
+/// By score, and then by name.
+fn sorted(set: Option<&BTreeMap<String, f64>>) -> Vec<(&String, f64)> {
+    let mut sorted: Vec<(&String, f64)> = set
+        .into_iter()
+        .flatten()
+        .map(|(member, score)| (member, *score))
+        .collect();
+    sorted.sort_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.cmp(b.0)));
+    sorted
+}
+
+/// The two numbers of an entry's id.
+fn stream_id(id: &str) -> (u64, u64) {
+    let (at, number) = id.split_once('-').unwrap_or((id, "0"));
+    (at.parse().unwrap_or_default(), number.parse().unwrap_or_default())
 }

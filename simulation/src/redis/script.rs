@@ -15,6 +15,8 @@ pub struct Scripts {
     lua: Lua,
     data: Rc<RefCell<Data>>,
     compiled: RefCell<BTreeMap<String, Function>>,
+    /// By their hashes.
+    loaded: RefCell<BTreeMap<String, String>>,
 }
 
 impl Scripts {
@@ -23,7 +25,25 @@ impl Scripts {
             lua: Lua::new(),
             data: Rc::clone(data),
             compiled: RefCell::default(),
+            loaded: RefCell::default(),
         }
+    }
+
+    /// Keeps a script, and answers by which hash it is found.
+    pub fn load(&self, script: &str) -> String {
+        let hash = sha1_hex(script);
+        self.loaded.borrow_mut().insert(hash.clone(), script.to_owned());
+        hash
+    }
+
+    /// The script that is found by a hash.
+    pub fn loaded(&self, hash: &str) -> Option<String> {
+        self.loaded.borrow().get(hash).cloned()
+    }
+
+    /// Forgets what was loaded, as a server does when it is started anew.
+    pub fn forget(&self) {
+        self.loaded.borrow_mut().clear();
     }
 
     /// Runs a script. Other keys than those that are here it must not use.

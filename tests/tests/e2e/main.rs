@@ -69,6 +69,7 @@ mod deploy {
     pub mod containers;
     pub mod demo;
     pub mod redis_kinds;
+    pub mod redis_model;
     pub mod redis_scripts;
     pub mod startup;
     pub mod step_by_step;

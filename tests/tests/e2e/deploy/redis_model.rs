@@ -1,0 +1,242 @@
+//! The model of Redis that the simulation has answers as each kind of Redis does: random commands and scripts are given to both.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, ensure};
+use fastrand::Rng;
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+use verve_protocol::scripts;
+use verve_simulation::redis::{Answer, Server};
+
+use super::redis_kinds::on_each;
+
+/// How many commands each kind of Redis is given.
+const COMMANDS: usize = 4000;
+
+/// A Redis, and the model of one.
+struct Both {
+    redis: MultiplexedConnection,
+    model: std::rc::Rc<Server>,
+    /// What they were given, the last of it.
+    given: Vec<String>,
+}
+
+impl Both {
+    /// Gives a command to both.
+    async fn give(&mut self, words: &[String]) -> Result<()> {
+        let mut command = redis::cmd(&words[0]);
+        command.arg(&words[1..]);
+        let redis = match command.query_async::<Value>(&mut self.redis).await {
+            Ok(value) => answer(&value),
+            Err(error) => Answer::Error(error.code().unwrap_or("ERR").to_owned()),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let model = self.model.execute(words, u64::try_from(now.as_micros())?, false);
+        let (redis, model) = (plain(&words[0], redis), plain(&words[0], model));
+        let said: Vec<&str> = words
+            .iter()
+            .map(|word| word.lines().next().unwrap_or_default())
+            .collect();
+        self.given.push(said.join(" "));
+        let last = self.given.len().saturating_sub(12);
+        ensure!(
+            alike(&redis, &model),
+            "Redis answers {redis:?}, and the model {model:?}, to the last of {:#?}",
+            &self.given[last..]
+        );
+        Ok(())
+    }
+}
+
+fn answer(value: &Value) -> Answer {
+    match value {
+        Value::Int(number) => Answer::Number(*number),
+        Value::BulkString(bytes) => Answer::Text(String::from_utf8_lossy(bytes).into_owned()),
+        Value::SimpleString(text) => Answer::Status(text.clone()),
+        Value::Okay => Answer::Status("OK".to_owned()),
+        Value::Array(values) => Answer::Many(values.iter().map(answer).collect()),
+        Value::ServerError(error) => Answer::Error(error.code().to_owned()),
+        _ => Answer::Nil,
+    }
+}
+
+/// Without what may differ: the order in which a hash has its fields, what ids of streams are, the words of an error.
+fn plain(command: &str, answer: Answer) -> Answer {
+    match answer {
+        Answer::Error(text) => Answer::Error(text.split(' ').next().unwrap_or_default().to_owned()),
+        Answer::Text(_) if command == "XADD" => Answer::Text(String::new()),
+        Answer::Many(answers) if command == "HGETALL" => {
+            let mut pairs: Vec<Answer> = answers.chunks(2).map(|pair| Answer::Many(pair.to_vec())).collect();
+            pairs.sort_by_key(|pair| format!("{pair:?}"));
+            Answer::Many(pairs)
+        }
+        Answer::Many(answers) if command.ends_with("SCAN") && answers.len() == 2 => {
+            let found = answers.into_iter().nth(1).unwrap_or(Answer::Nil);
+            plain("HGETALL", found)
+        }
+        answer => answer,
+    }
+}
+
+/// Times may be a second apart, since they were asked for one after the other.
+fn alike(redis: &Answer, model: &Answer) -> bool {
+    match (redis, model) {
+        (Answer::Number(a), Answer::Number(b)) => a == b || *a > 1_000_000_000 && a.abs_diff(*b) <= 1,
+        (Answer::Text(a), Answer::Text(b)) => a == b || is_same_time(a, b),
+        (Answer::Many(a), Answer::Many(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b)),
+        (a, b) => a == b,
+    }
+}
+
+/// Whether both are a score that a time has become, which versions write with more digits or fewer.
+fn is_same_time(a: &str, b: &str) -> bool {
+    let (Ok(a), Ok(b)) = (a.parse::<f64>(), b.parse::<f64>()) else {
+        return false;
+    };
+    a > 1e9 && (a - b).abs() <= 1.0
+}
+
+/// One of these lines, with what stands for something random filled in: `K` a key of any type, `S` of a set, `H` of a hash, `Z` of a sorted set,
+/// `T` of a text, `X` of a stream, each with or without a number; `M` a member, `N` a number, `E` seconds, `G` more of
+/// them.
+fn words(random: &mut Rng, line: &str) -> Vec<String> {
+    let fill = |word: &str| match word {
+        "K" => format!(
+            "{}{}",
+            random.choice(["s", "h", "z", "t", "x"]).unwrap_or("s"),
+            random.u8(..3)
+        ),
+        "S" | "H" | "Z" | "T" | "X" => format!("{}{}", word.to_lowercase(), random.u8(..3)),
+        "M" => format!("m{}", random.u8(..6)),
+        "N" => random.u8(..5).to_string(),
+        "E" => (u32::from(random.u8(1..5)) * 1000).to_string(),
+        // One that no other time is, up to a moment.
+        "G" => random.u32(10_000..1_000_000).to_string(),
+        "-" => String::new(),
+        word => word.to_owned(),
+    };
+    line.split(' ').map(fill).collect()
+}
+
+const LINES: [&str; 42] = [
+    "SADD S M",
+    "SADD K M M M",
+    "SREM S M M",
+    "SCARD K",
+    "SMISMEMBER S M M M",
+    "SUNIONSTORE S S S",
+    "SUNIONSTORE K S K",
+    "HSET H M N",
+    "HSET K M N M N",
+    "HSETNX H M N",
+    "HGET H M",
+    "HMGET H M M",
+    "HGETALL K",
+    "HSCAN H 0 COUNT 1000",
+    "HDEL H M",
+    "HDEL K M M M",
+    "HINCRBY H M N",
+    "HINCRBY K M N",
+    "ZADD Z N M",
+    "ZADD K N M",
+    "ZREM Z M M",
+    "ZCARD K",
+    "ZSCORE Z M",
+    "ZRANGE Z 0 -1",
+    "ZRANGE K 0 -1",
+    "ZSCAN Z 0 COUNT 1000",
+    "GET K",
+    "SET T M",
+    "SET T M NX EX E",
+    "SET T M PX 900000",
+    "SET K M NX",
+    "EXISTS K",
+    "DEL K",
+    "UNLINK K K",
+    "RENAME K K",
+    "EXPIRE K E",
+    "EXPIRE K E NX",
+    "EXPIRE K G GT",
+    "PEXPIRE K 7000000",
+    "EXPIRETIME K",
+    "XADD X * M N",
+    "XLEN K",
+];
+
+/// The scripts, each with its keys and arguments; `NOW` is a second of this time.
+const SCRIPTS: [(&str, &str); 27] = [
+    (scripts::KEEP, "1 K NOW -"),
+    (scripts::KEEP, "1 S NOW 1"),
+    (scripts::ADD_WITHIN, "1 S N NOW - m1 m2 m3"),
+    (scripts::ADD_WITHIN, "1 K - - - m1 m4"),
+    (scripts::ADD_JOB_WITHIN, "2 X H N E M field M"),
+    (scripts::TELL_COUNTER, "1 Z M N"),
+    (scripts::TELL_COUNTER, "1 K M -"),
+    (scripts::ADD_TOGETHER, "1 S S 1 M S 3 m1 m2 m3"),
+    (scripts::ADD_TOGETHER, "1 K K 2 m1 m2"),
+    (
+        scripts::RUN_ONCE,
+        r#"1 T E N ["SADD","s1","m1"] ["HINCRBY","h1","m1","2"]"#,
+    ),
+    (scripts::RUN_ONCE, r#"2 T X E N ["XADD","x1","*","a","b"]"#),
+    (scripts::RUN_ONCE, r#"1 T E N ["SADD","t1","m1"]"#),
+    (scripts::RECORD, "5 S H X H Z id M ends NOW window M expiry E limit N"),
+    (
+        scripts::RECORD,
+        "5 S H X H Z id M again 1 ends NOW waits 1 window M expiry E endpoint M most N endpoint_limit N brief E job a M",
+    ),
+    (scripts::CLOSE, "3 S S T E"),
+    (scripts::REMOVE_CLOSED, "2 S T E"),
+    (scripts::PUT_ASIDE, "2 S S E"),
+    (scripts::FORGET_WINDOWS, "1 Z M N M N"),
+    (scripts::NOTE_LATE, "1 Z E N N"),
+    (scripts::ACQUIRE_LEASE, "1 T M 900000"),
+    (scripts::RENEW_LEASE, "1 T M 900000"),
+    (scripts::RELEASE_LEASE, "1 T M"),
+    (scripts::PREPARE, "2 T H M E N M"),
+    (scripts::RECORD_REPORTS, "6 T H H X Z H M N M 1 2 a b N M 0 0"),
+    (scripts::FINISH, "4 T H H Z M E M N M"),
+    (scripts::REOPEN, "4 T H Z H M M N M"),
+    (scripts::NOTE_REPORTS, "2 Z H N N N"),
+];
+
+#[tokio::test]
+async fn answers_as_redis_does() -> Result<()> {
+    on_each(async |options, _| {
+        let server = options.start().await?;
+        let mut both = Both {
+            redis: server.connection().await?,
+            model: Server::alone("model"),
+            given: Vec::new(),
+        };
+        let mut random = Rng::with_seed(1);
+        for _ in 0..COMMANDS {
+            let words = match random.u8(..100) {
+                0 => {
+                    let is_full = !both.model.is_full.get();
+                    let most = if is_full { "1" } else { "0" };
+                    let set = redis::cmd("CONFIG").arg(&["SET", "maxmemory", most]).to_owned();
+                    set.query_async::<()>(&mut both.redis).await?;
+                    both.model.is_full.set(is_full);
+                    continue;
+                }
+                1..40 => {
+                    let (script, rest) = SCRIPTS[random.usize(..SCRIPTS.len())];
+                    let now = SystemTime::now() + Duration::from_secs(60 * random.u64(..100_000));
+                    let now = now.duration_since(UNIX_EPOCH)?.as_secs().to_string();
+                    let rest = words(&mut random, rest).into_iter();
+                    let rest = rest.map(|word| if word == "NOW" { now.clone() } else { word });
+                    ["EVAL", script].map(str::to_owned).into_iter().chain(rest).collect()
+                }
+                _ => {
+                    let line = LINES[random.usize(..LINES.len())];
+                    words(&mut random, line)
+                }
+            };
+            both.give(&words).await?;
+        }
+        Ok(())
+    })
+    .await
+}
