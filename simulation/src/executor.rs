@@ -6,7 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use fastrand::Rng;
+use tokio::time::{Instant, sleep_until};
 
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 type Event = Box<dyn FnOnce()>;
@@ -38,6 +40,10 @@ pub struct Executor {
     is_dropping: Cell<bool>,
     /// The task to drop, and after how many polls.
     to_drop: Cell<Option<(u64, u32)>>,
+    /// When it began by tokio's clock, while that drives it.
+    begun: Cell<Option<Instant>>,
+    /// What drives it then, to be told of what comes before it expects anything.
+    driver: RefCell<Option<Waker>>,
 }
 
 struct Task {
@@ -45,6 +51,8 @@ struct Task {
     work: Option<Work>,
     /// Who has spawned it, and takes it along.
     parent: u64,
+    /// The process that it is of, whose tasks all end with it.
+    process: u64,
 }
 
 /// The tasks to be polled, and the one that is.
@@ -90,13 +98,22 @@ impl Executor {
             polls: RefCell::default(),
             is_dropping: Cell::default(),
             to_drop: Cell::default(),
+            begun: Cell::default(),
+            driver: RefCell::default(),
         })
     }
 
     /// The time since the beginning.
     #[must_use]
     pub fn now(&self) -> Duration {
-        Duration::from_micros(self.now_us.get())
+        Duration::from_micros(self.now_us())
+    }
+
+    fn now_us(&self) -> u64 {
+        let driven = self.begun.get().map_or(0, |begun| {
+            u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+        });
+        self.now_us.get().max(driven)
     }
 
     /// A random number.
@@ -145,6 +162,16 @@ impl Executor {
     /// # Panics
     /// While a task is being dropped.
     pub fn spawn(&self, work: impl Future<Output = ()> + 'static) -> u64 {
+        let parent = self.awake.current.load(Ordering::Relaxed);
+        let process = self.tasks.borrow().get(&parent).map_or(NONE, |parent| parent.process);
+        self.spawn_in(process, work)
+    }
+
+    /// Runs a task of a process, which is any number.
+    ///
+    /// # Panics
+    /// While a task is being dropped.
+    pub fn spawn_in(&self, process: u64, work: impl Future<Output = ()> + 'static) -> u64 {
         assert!(
             !self.is_dropping.get(),
             "a task is spawned while another one is dropped"
@@ -153,10 +180,21 @@ impl Executor {
         let task = Task {
             work: Some(Box::pin(work)),
             parent: self.awake.current.load(Ordering::Relaxed),
+            process,
         };
         self.tasks.borrow_mut().insert(number, task);
         self.wake(number);
         number
+    }
+
+    /// Ends all tasks of a process.
+    pub fn kill(&self, process: u64) {
+        let of_process: Vec<u64> = {
+            let tasks = self.tasks.borrow();
+            let all = tasks.iter().filter(|(_, task)| task.process == process);
+            all.map(|(number, _)| *number).collect()
+        };
+        of_process.into_iter().for_each(|task| self.give_up(task));
     }
 
     fn wake(&self, task: u64) {
@@ -167,9 +205,64 @@ impl Executor {
     /// Does something after a time.
     pub fn after(&self, time: Duration, event: impl FnOnce() + 'static) {
         let number = self.number();
-        let at = self.now_us.get() + u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let at = self.now_us() + u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.events.borrow_mut().push(Reverse((at, number)));
         self.due.borrow_mut().insert(number, Box::new(event));
+        if let Some(driver) = self.driver.take() {
+            driver.wake();
+        }
+    }
+
+    /// When the next event is, in microseconds since the beginning.
+    fn next_us(&self) -> Option<u64> {
+        self.events.borrow().peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn has_awake(&self) -> bool {
+        !self
+            .awake
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
+    /// Runs until the clock has come so far, by tokio's clock, which has to stand still but for this: so tasks of tokio's run along.
+    pub async fn drive(&self, end: Duration) {
+        let end_us = u64::try_from(end.as_micros()).unwrap_or(u64::MAX);
+        let begun = self.begun.get().unwrap_or_else(|| Instant::now() - self.now());
+        self.begun.set(Some(begun));
+        loop {
+            while self.poll_one() {}
+            let now_us = self.now_us();
+            self.now_us.set(now_us);
+            if self.next_us().is_some_and(|at| at <= now_us) {
+                self.do_next();
+                continue;
+            }
+            if now_us >= end_us {
+                return;
+            }
+            let until_us = self.next_us().map_or(end_us, |at| at.min(end_us));
+            let mut sleep = pin!(sleep_until(begun + Duration::from_micros(until_us)));
+            poll_fn(|context| {
+                self.driver.replace(Some(context.waker().clone()));
+                if self.has_awake() || self.next_us().is_some_and(|at| at < until_us) {
+                    return Poll::Ready(());
+                }
+                sleep.as_mut().poll(context)
+            })
+            .await;
+        }
+    }
+
+    /// What is next happens.
+    fn do_next(&self) {
+        let next = self.events.borrow_mut().pop();
+        let event = next.and_then(|Reverse((_, number))| self.due.borrow_mut().remove(&number));
+        if let Some(event) = event {
+            event();
+        }
     }
 
     /// Runs until the clock has come so far, or nothing happens any more.
@@ -178,16 +271,11 @@ impl Executor {
             if self.poll_one() {
                 continue;
             }
-            let next = self.events.borrow().peek().copied();
-            let Some(Reverse((at, number))) = next.filter(|Reverse((at, _))| u128::from(*at) <= end.as_micros()) else {
+            let Some(at) = self.next_us().filter(|at| u128::from(*at) <= end.as_micros()) else {
                 break;
             };
-            self.events.borrow_mut().pop();
             self.now_us.set(self.now_us.get().max(at));
-            let event = self.due.borrow_mut().remove(&number);
-            if let Some(event) = event {
-                event();
-            }
+            self.do_next();
         }
         let end = u64::try_from(end.as_micros()).unwrap_or(u64::MAX);
         self.now_us.set(self.now_us.get().max(end));
@@ -284,7 +372,7 @@ impl Signal {
 
     /// Waits for it.
     pub async fn wait(&self) {
-        std::future::poll_fn(|context| {
+        poll_fn(|context| {
             if self.0.has_happened.get() {
                 return Poll::Ready(());
             }

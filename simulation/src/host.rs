@@ -23,7 +23,21 @@ use crate::redis::{Answer, Link, Server};
 /// How long a message takes at most, in microseconds.
 const LATENCY_US: u64 = 1000;
 /// When the simulated time begins, in Unix milliseconds.
-const BEGIN_MS: u64 = 1_800_000_000_000;
+pub const BEGIN_MS: u64 = 1_800_000_000_000;
+
+/// What becomes of all that is done, as a number: the same each time that a seed is run.
+#[derive(Debug)]
+struct Trace(Cell<u64>);
+
+impl Trace {
+    /// By the FNV-1a hash.
+    fn note(&self, bytes: &[u8]) {
+        let hash = bytes.iter().fold(self.0.get(), |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        self.0.set(hash);
+    }
+}
 
 /// All that there is.
 pub struct World {
@@ -31,6 +45,9 @@ pub struct World {
     pub executor: Rc<Executor>,
     /// The Redis servers.
     pub servers: Vec<Rc<Server>>,
+    trace: Trace,
+    /// What was done, in words, if that is wanted.
+    story: Option<RefCell<Vec<String>>>,
 }
 
 impl World {
@@ -40,7 +57,57 @@ impl World {
         Rc::new(Self {
             executor: Executor::new(seed),
             servers,
+            trace: Trace(Cell::new(0xcbf2_9ce4_8422_2325)),
+            story: None,
         })
+    }
+
+    /// One that remembers what is done, in words.
+    #[must_use]
+    pub fn with_story(seed: u64, servers: Vec<Rc<Server>>) -> Rc<Self> {
+        let world = Self::new(seed, servers);
+        Rc::new(Self {
+            executor: world.executor.clone(),
+            servers: world.servers.clone(),
+            trace: Trace(Cell::new(world.trace.0.get())),
+            story: Some(RefCell::default()),
+        })
+    }
+
+    /// What has become of all that was done so far, as a number.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.trace.0.get()
+    }
+
+    /// What was done, in words.
+    #[must_use]
+    pub fn story(&self) -> Vec<String> {
+        self.story.iter().flat_map(|story| story.borrow().clone()).collect()
+    }
+
+    /// Notes something that is done.
+    pub fn note(&self, what: impl FnOnce() -> String) {
+        if let Some(story) = &self.story {
+            let now = self.executor.now().as_secs_f64();
+            story.borrow_mut().push(format!("{now:9.3} {}", what()));
+        }
+    }
+
+    /// Has a server do what it is asked for.
+    #[must_use]
+    pub fn execute(&self, server: &Server, words: &[String], is_asked: bool) -> Answer {
+        self.trace.note(&self.now_us().to_le_bytes());
+        words.iter().for_each(|word| self.trace.note(word.as_bytes()));
+        let answer = server.execute(words, self.now_us(), is_asked);
+        self.note(|| {
+            let words: Vec<&str> = words
+                .iter()
+                .map(|word| word.lines().next().unwrap_or_default())
+                .collect();
+            format!("{}: {} -> {answer:?}", server.host, words.join(" "))
+        });
+        answer
     }
 
     /// The true time, which servers have, in Unix microseconds.
@@ -52,6 +119,41 @@ impl World {
     fn latency(&self) -> Duration {
         Duration::from_micros(1 + self.executor.below(LATENCY_US))
     }
+
+    /// What happens after the time that a message takes, behind what was sent there before.
+    pub async fn message<T: 'static>(self: &Rc<Self>, line: &Line, what: impl FnOnce() -> Option<T> + 'static) -> T {
+        let (signal, slot) = (Signal::default(), Rc::new(RefCell::new(None)));
+        let (executor, world) = (self.executor.clone(), self.clone());
+        let (arrived, told) = (signal.clone(), slot.clone());
+        let back = line.back.clone();
+        let there = line.there.after(executor.now(), self.latency());
+        let inner = executor.clone();
+        executor.after(there, move || {
+            let Some(done) = what() else {
+                return;
+            };
+            let time = back.after(inner.now(), world.latency());
+            inner.after(time, move || {
+                told.replace(Some(done));
+                arrived.set();
+            });
+        });
+        signal.wait().await;
+        let told = slot.take();
+        match told {
+            Some(told) => told,
+            None => future::pending().await,
+        }
+    }
+
+    /// What happens after a time.
+    #[must_use]
+    pub fn alarm(&self, time: Duration) -> Signal {
+        let signal = Signal::default();
+        let over = signal.clone();
+        self.executor.after(time, move || over.set());
+        signal
+    }
 }
 
 /// What a machine keeps while processes come and go.
@@ -61,6 +163,8 @@ struct Kept {
     fault: RefCell<Option<SpoolError>>,
     /// How far its clock is from the true time, in milliseconds.
     offset_ms: Cell<i64>,
+    /// Whether it reaches others.
+    link: Cell<Link>,
 }
 
 type Variables = BTreeMap<&'static str, String>;
@@ -98,6 +202,7 @@ impl Machine {
                 disk: rusqlite::Connection::open_in_memory().expect("memory"),
                 fault: RefCell::default(),
                 offset_ms: Cell::default(),
+                link: Cell::default(),
             }),
             variables: values(variables),
             later: Rc::default(),
@@ -140,14 +245,6 @@ impl Machine<true> {
 }
 
 impl<const BLOCKS: bool> Machine<BLOCKS> {
-    /// What happens after a time.
-    fn alarm(&self, time: Duration) -> Signal {
-        let signal = Signal::default();
-        let over = signal.clone();
-        self.world.executor.after(time, move || over.set());
-        signal
-    }
-
     /// Has everything on the disk fail by this, or nothing any more.
     pub fn set_disk_fault(&self, fault: Option<SpoolError>) {
         self.kept.fault.replace(fault);
@@ -156,6 +253,11 @@ impl<const BLOCKS: bool> Machine<BLOCKS> {
     /// Sets its clock, to so many milliseconds before or after the true time.
     pub fn set_clock(&self, offset_ms: i64) {
         self.kept.offset_ms.set(offset_ms);
+    }
+
+    /// Cuts it off from all servers, or no longer.
+    pub fn set_link(&self, link: Link) {
+        self.kept.link.set(link);
     }
 
     /// Changes what is on its disk.
@@ -175,37 +277,11 @@ impl<const BLOCKS: bool> Machine<BLOCKS> {
             .query_row(&count, [], |row| row.get(0))
             .unwrap_or_default()
     }
-
-    /// What happens after the time that a message takes, behind what was sent there before.
-    async fn message<T: 'static>(&self, line: &Line, what: impl FnOnce() -> Option<T> + 'static) -> T {
-        let (signal, slot) = (Signal::default(), Rc::new(RefCell::new(None)));
-        let (executor, world) = (self.world.executor.clone(), self.world.clone());
-        let (arrived, told) = (signal.clone(), slot.clone());
-        let back = line.back.clone();
-        let there = line.there.after(executor.now(), self.world.latency());
-        let inner = executor.clone();
-        executor.after(there, move || {
-            let Some(done) = what() else {
-                return;
-            };
-            let time = back.after(inner.now(), world.latency());
-            inner.after(time, move || {
-                told.replace(Some(done));
-                arrived.set();
-            });
-        });
-        signal.wait().await;
-        let told = slot.take();
-        match told {
-            Some(told) => told,
-            None => future::pending().await,
-        }
-    }
 }
 
 /// A way on which messages stay in their order, both ways.
 #[derive(Clone, Default)]
-struct Line {
+pub struct Line {
     there: Way,
     back: Way,
 }
@@ -244,13 +320,19 @@ impl<const BLOCKS: bool> Connector for Machine<BLOCKS> {
             .find(|server| server.host == url.first().host())
             .cloned();
         let line = Line::default();
-        let found = server.clone();
-        let connected = self.message(&line, move || match found.as_ref().map(|server| server.link.get()) {
+        let (found, kept) = (server.clone(), self.kept.clone());
+        let link = move || found.as_ref().map(|server| server.link.get().and(kept.link.get()));
+        let connected = self.world.message(&line, move || match link() {
             Some(Link::Up | Link::Deaf) => Some(true),
             Some(Link::Refused) | None => Some(false),
             Some(Link::Silent) => None,
         });
-        match (connected.await, server) {
+        let connected = if BLOCKS {
+            before(&self.world.alarm(BLOCKS_FOR), connected).await.unwrap_or(false)
+        } else {
+            connected.await
+        };
+        match (connected, server) {
             (true, Some(server)) => Ok(Client {
                 machine: self.clone(),
                 start: server.starts.get(),
@@ -272,19 +354,22 @@ impl<const BLOCKS: bool> Connection for Client<BLOCKS> {
         let words: Vec<String> = std::iter::once(command.to_owned()).chain(arguments).collect();
         let (server, world, start) = (self.server.clone(), self.machine.world.clone(), self.start);
         let is_asking = self.is_asking.clone();
-        let answered = self.machine.message(&self.line, move || {
-            if start != server.starts.get() || server.link.get() == Link::Refused {
+        let kept = self.machine.kept.clone();
+        let answered = self.machine.world.message(&self.line, move || {
+            let link = server.link.get().and(kept.link.get());
+            if start != server.starts.get() || link == Link::Refused {
                 return Some(Err("Connection reset by peer (os error 104)".to_owned()));
             }
-            if server.link.get() == Link::Silent {
+            if link == Link::Silent {
                 return None;
             }
             let is_asked = is_asking.replace(words[0] == "ASKING");
-            let answer = server.execute(&words, world.now_us(), is_asked);
-            (server.link.get() == Link::Up).then(|| Answer::flat(answer))
+            let answer = world.execute(&server, &words, is_asked);
+            (link == Link::Up).then(|| Answer::flat(answer))
         });
         let answer = if BLOCKS {
-            (before(&self.machine.alarm(BLOCKS_FOR), answered).await).unwrap_or_else(|| Err("timed out".to_owned()))
+            (before(&self.machine.world.alarm(BLOCKS_FOR), answered).await)
+                .unwrap_or_else(|| Err("timed out".to_owned()))
         } else {
             answered.await
         };
@@ -329,7 +414,7 @@ impl<const BLOCKS: bool> Database for File<BLOCKS> {
                 DatabaseCell::Text(text) => SqlValue::Text(text),
             })
             .collect();
-        let done = self.machine.message(&self.line, move || {
+        let done = self.machine.world.message(&self.line, move || {
             if let Some(fault) = kept.fault.borrow().clone() {
                 return Some(Err(fault));
             }
@@ -390,7 +475,7 @@ impl Drop for Wake {
 }
 
 /// Does the work, or gives it up when something happens before.
-async fn before<T>(over: &Signal, work: impl Future<Output = T>) -> Option<T> {
+pub async fn before<T>(over: &Signal, work: impl Future<Output = T>) -> Option<T> {
     match future::select(pin!(work), pin!(over.wait())).await {
         Either::Left((done, _)) => Some(done),
         Either::Right(_) => None,
@@ -409,7 +494,7 @@ impl<const BLOCKS: bool> Limit for Limits<BLOCKS> {
         if BLOCKS {
             return Some(work.await);
         }
-        let over = self.machine.alarm(self.each);
+        let over = self.machine.world.alarm(self.each);
         self.under_way.borrow_mut().push(over.clone());
         before(&over, work).await
     }
@@ -443,7 +528,7 @@ impl<const BLOCKS: bool> Tasks for Machine<BLOCKS> {
     }
 
     async fn sleep(&self, time: Duration) {
-        self.alarm(time).wait().await;
+        self.world.alarm(time).wait().await;
     }
 
     fn limit(&self, each: Duration) -> Limits<BLOCKS> {

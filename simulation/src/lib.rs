@@ -3,7 +3,14 @@
 //! - [`executor`]: runs tasks, one after the other, in an order that the seed decides, and drops them where it is told to
 //! - [`redis`]: Redis servers, by a model that runs the scripts as they are
 //! - [`host`]: the core's ports: connections to these servers, SQLite, clocks
+//! - [`replica`]: the reporter, on the same servers; [`kafka`]: a broker
+//! - [`plan`]: what happens, by a seed; [`run`]: runs it; [`verdict`]: what is promised
 
 pub mod executor;
 pub mod host;
+pub mod kafka;
+pub mod plan;
 pub mod redis;
+pub mod replica;
+pub mod run;
+pub mod verdict;

@@ -68,6 +68,19 @@ pub enum Link {
     Deaf,
 }
 
+impl Link {
+    /// What is left of this one where there is another one behind it.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Refused, _) | (_, Self::Refused) => Self::Refused,
+            (Self::Silent, _) | (_, Self::Silent) => Self::Silent,
+            (Self::Deaf, _) | (_, Self::Deaf) => Self::Deaf,
+            (Self::Up, Self::Up) => Self::Up,
+        }
+    }
+}
+
 /// One server.
 pub struct Server {
     /// Its name, by which clients reach it.

@@ -1,0 +1,147 @@
+//! A Kafka broker, by a model: one topic, and one transactional id, of which the latest producer alone may publish.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use send_wrapper::SendWrapper;
+use verve_protocol::WindowRecord;
+use verve_reporter::simulated::{Begun, Publish, Sessions, Unpublished};
+
+use crate::host::{Line, World, before};
+use crate::redis::Link;
+use crate::replica::Gate;
+
+/// How long a producer waits for an answer.
+const TIMEOUT: Duration = Duration::from_secs(6);
+
+/// The broker.
+#[derive(Default)]
+pub struct Broker {
+    /// Whether it is there.
+    pub link: Cell<Link>,
+    /// The latest producer.
+    epoch: Cell<u64>,
+    committed: RefCell<Vec<Committed>>,
+}
+
+/// A record that consumers read.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// When it was committed, in Unix milliseconds.
+    pub at_ms: u64,
+    /// The record.
+    pub record: WindowRecord,
+}
+
+impl Broker {
+    /// What consumers read.
+    #[must_use]
+    pub fn committed(&self) -> Vec<Committed> {
+        self.committed.borrow().clone()
+    }
+}
+
+/// A replica's way to the broker.
+pub struct Client(SendWrapper<Rc<Inner>>);
+
+struct Inner {
+    world: Rc<World>,
+    broker: Rc<Broker>,
+    gate: Rc<Gate>,
+}
+
+impl Client {
+    /// One of a replica that this gate lets go on.
+    #[must_use]
+    pub fn new(world: &Rc<World>, broker: &Rc<Broker>, gate: &Rc<Gate>) -> Self {
+        Self(SendWrapper::new(Rc::new(Inner {
+            world: world.clone(),
+            broker: broker.clone(),
+            gate: gate.clone(),
+        })))
+    }
+}
+
+/// Publishes for one holder of the lease.
+pub struct Session {
+    inner: SendWrapper<Rc<Inner>>,
+    /// Which producer it is, if it has begun.
+    epoch: Option<u64>,
+}
+
+impl Sessions for Client {
+    type Session = Session;
+
+    fn session(&self) -> Session {
+        Session {
+            inner: self.0.clone(),
+            epoch: None,
+        }
+    }
+}
+
+impl Inner {
+    /// Has the broker do something, and waits for its answer.
+    async fn ask<T: 'static>(&self, what: impl FnOnce(&World, &Broker) -> T + 'static) -> Result<T, Unpublished> {
+        self.gate.pass().await;
+        let (world, broker) = (self.world.clone(), self.broker.clone());
+        let link = move || broker.link.get();
+        let (told, broker) = (self.world.clone(), self.broker.clone());
+        let line = Line::default();
+        let asked = world.message(&line, move || match link() {
+            Link::Refused => Some(Err(Unpublished::Away)),
+            Link::Silent => None,
+            Link::Deaf => {
+                what(&told, &broker);
+                None
+            }
+            Link::Up => Some(Ok(what(&told, &broker))),
+        });
+        let answered = before(&self.world.alarm(TIMEOUT), asked).await;
+        self.gate.pass().await;
+        answered.unwrap_or(Err(Unpublished::Away))
+    }
+}
+
+impl Publish for Session {
+    fn begin(&mut self) -> impl Future<Output = Result<Begun, Unpublished>> + Send {
+        SendWrapper::new(async {
+            if self.epoch.is_some() {
+                return Ok(Begun::Before);
+            }
+            let begun = self.inner.ask(|world, broker| {
+                broker.epoch.set(broker.epoch.get() + 1);
+                world.note(|| format!("kafka: producer {}", broker.epoch.get()));
+                broker.epoch.get()
+            });
+            self.epoch = Some(begun.await?);
+            Ok(Begun::Now)
+        })
+    }
+
+    fn publish(&mut self, records: &[WindowRecord]) -> impl Future<Output = Result<(), Unpublished>> + Send {
+        let records = records.to_vec();
+        SendWrapper::new(async move {
+            // One that failed is of no use any more.
+            let Some(epoch) = self.epoch.take() else {
+                return Err(Unpublished::Away);
+            };
+            let published = self.inner.ask(move |world, broker| {
+                let is_latest = epoch == broker.epoch.get();
+                world.note(|| format!("kafka: producer {epoch} (latest: {is_latest}): {records:?}"));
+                if is_latest {
+                    let at_ms = world.now_us() / 1000;
+                    let records = records.into_iter().map(|record| Committed { at_ms, record });
+                    broker.committed.borrow_mut().extend(records);
+                }
+                is_latest
+            });
+            if !published.await? {
+                return Err(Unpublished::Fenced);
+            }
+            self.epoch = Some(epoch);
+            Ok(())
+        })
+    }
+}

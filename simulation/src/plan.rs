@@ -1,0 +1,164 @@
+//! What happens in a simulation: who is there, what clients ask for and what fails, all by a seed.
+
+use fastrand::Rng;
+use verve_counter_core::spooled::SpoolError;
+
+use crate::redis::Link;
+
+/// A simulation.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What it follows from, and what decides about everything smaller.
+    pub seed: u64,
+    /// The length of windows.
+    pub window_seconds: u64,
+    /// How many sets a window has.
+    pub partitions: u16,
+    /// How long late ids correct a window.
+    pub late_seconds: u64,
+    /// The edge hosts; each says how many instances it has, none for one that has a new one for each request.
+    pub machines: Vec<u8>,
+    /// How many replicas of the reporter there are.
+    pub replicas: usize,
+    /// For how long there are requests and faults.
+    pub seconds: u64,
+    /// What clients ask for, in the order of time.
+    pub requests: Vec<Request>,
+    /// What fails.
+    pub faults: Vec<Fault>,
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// When, in milliseconds since the beginning.
+    pub at_ms: u64,
+    /// Which machine.
+    pub machine: usize,
+    /// Which of its instances.
+    pub instance: u8,
+    /// The id.
+    pub id: i64,
+}
+
+/// Something fails for a time.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// When, in milliseconds since the beginning.
+    pub at_ms: u64,
+    /// For how long.
+    pub for_ms: u64,
+    /// What.
+    pub kind: Kind,
+}
+
+/// What can fail.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// Redis cannot be reached.
+    Redis(Link),
+    /// Redis is full.
+    Full,
+    /// Redis is started again, with its data.
+    Restart,
+    /// A machine reaches no server.
+    Machine(usize, Link),
+    /// The clock of a machine is set, to so many milliseconds from the true time. It stays so.
+    Clock(usize, i64),
+    /// An instance is killed.
+    Instance(usize, u8),
+    /// The disk of a machine fails.
+    Disk(usize, SpoolError),
+    /// A replica is killed, and started again after the time.
+    Replica(usize),
+    /// A replica is paused.
+    Pause(usize),
+    /// A replica does not reach Redis.
+    ReplicaLink(usize, Link),
+    /// Kafka cannot be reached.
+    Kafka(Link),
+}
+
+/// How many kinds there are.
+const KINDS: u32 = 11;
+
+impl Plan {
+    /// What happens with this seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut random = Rng::with_seed(seed);
+        let random = &mut random;
+        let window_seconds = pick(random, &[5, 10, 30]);
+        let machines: Vec<u8> = (0..random.usize(1..4)).map(|_| random.u8(0..3)).collect();
+        let replicas = random.usize(1..4);
+        let seconds = random.u64(60..400);
+        // Of each kind or not: many at once hide what few show.
+        let kinds = random.u32(..1 << KINDS);
+        let mut plan = Self {
+            seed,
+            window_seconds,
+            partitions: pick(random, &[1, 1, 4]),
+            late_seconds: pick(random, &[0, 5, 20]),
+            requests: Vec::new(),
+            faults: Vec::new(),
+            machines,
+            replicas,
+            seconds,
+        };
+        let every_ms = random.u64(20..2000);
+        let ids = random.i64(3..200);
+        let mut at_ms = 0;
+        while at_ms < seconds * 1000 {
+            at_ms += 1 + random.u64(..2 * every_ms);
+            plan.requests.push(Request {
+                at_ms,
+                machine: random.usize(..plan.machines.len()),
+                instance: random.u8(..8),
+                id: random.i64(..ids),
+            });
+        }
+        let every_ms = random.u64(500..20_000);
+        let longest_ms = random.u64(100..30_000);
+        let mut at_ms = 0;
+        while kinds != 0 && at_ms < seconds * 1000 {
+            at_ms += 1 + random.u64(..2 * every_ms);
+            let kind = random.u32(..KINDS);
+            if kinds & (1 << kind) != 0 {
+                let for_ms = 1 + random.u64(..longest_ms);
+                let kind = plan.kind(random, kind);
+                plan.faults.push(Fault { at_ms, for_ms, kind });
+            }
+        }
+        plan
+    }
+
+    fn kind(&self, random: &mut Rng, kind: u32) -> Kind {
+        let machine = random.usize(..self.machines.len());
+        let replica = random.usize(..self.replicas);
+        let link = pick(random, &[Link::Refused, Link::Silent, Link::Deaf]);
+        match kind {
+            0 => Kind::Redis(link),
+            1 => Kind::Full,
+            2 => Kind::Restart,
+            3 => Kind::Machine(machine, link),
+            4 => Kind::Clock(machine, pick(random, &[0, 0, -3000, 2000, -60_000, 45_000, -4_000_000])),
+            5 => Kind::Instance(machine, random.u8(..8)),
+            6 => {
+                let faults = [
+                    SpoolError::DiskFull,
+                    SpoolError::Locked("database is locked".to_owned()),
+                    SpoolError::Broken("disk I/O error".to_owned()),
+                ];
+                Kind::Disk(machine, faults[random.usize(..faults.len())].clone())
+            }
+            7 => Kind::Replica(replica),
+            8 => Kind::Pause(replica),
+            9 => Kind::ReplicaLink(replica, link),
+            _ => Kind::Kafka(link),
+        }
+    }
+}
+
+fn pick<T: Copy>(random: &mut Rng, from: &[T]) -> T {
+    from[random.usize(..from.len())]
+}

@@ -1,0 +1,315 @@
+//! Runs a plan, and looks at what has become of it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use verve_counter_core::answer::Answer;
+use verve_counter_core::config::InvalidVariable;
+use verve_counter_core::counter::Counter;
+use verve_counter_core::instance::Instance;
+use verve_counter_core::once::Once;
+use verve_protocol::{Id, Keys, Partitions, Window, WindowLength};
+use verve_reporter::simulated::Settings;
+
+use verve_counter_core::ports::Clock as _;
+
+use crate::host::{Machine, World};
+use crate::kafka::Broker;
+use crate::plan::{Fault, Kind, Plan, Request};
+use crate::redis::{Link, Server};
+use crate::replica::Replica;
+use crate::verdict::{self, Attempt};
+
+/// How long a window's first report takes after its end.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long it may take until all is well once nothing fails any more, beside what windows take.
+const SETTLES: Duration = Duration::from_secs(90);
+
+/// What has become of a plan.
+pub struct Outcome {
+    /// What was done, as a number.
+    pub trace: u64,
+    /// How much time went by.
+    pub simulated: Duration,
+    /// How many requests were answered.
+    pub answered: usize,
+    /// How many faults there were.
+    pub faults: usize,
+    /// What is not as was promised.
+    pub wrong: Vec<String>,
+    /// What was done, in words, if that was wanted.
+    pub story: Vec<String>,
+}
+
+/// An instance of the component, which keeps what it has until it is killed.
+type Kept = Rc<Once<Rc<Instance<Machine>>, InvalidVariable>>;
+
+struct Run {
+    plan: Plan,
+    world: Rc<World>,
+    machines: Vec<Machine>,
+    instances: RefCell<BTreeMap<(usize, u8), Kept>>,
+    broker: Rc<Broker>,
+    replicas: Vec<Replica>,
+    length: WindowLength,
+    attempts: RefCell<Vec<Attempt>>,
+    /// Tasks are numbered by their instance, and those of instances for one request from here on.
+    next: Cell<u64>,
+}
+
+/// Runs a plan, with its story if that is wanted.
+///
+/// # Panics
+/// If the code does.
+#[must_use]
+pub fn run(plan: &Plan, with_story: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    let runtime = runtime.expect("a runtime");
+    // What the reporter chooses at random, such as its pauses.
+    fastrand::seed(plan.seed);
+    runtime.block_on(async {
+        let server = Server::alone("redis");
+        let world = if with_story {
+            World::with_story(plan.seed, vec![server])
+        } else {
+            World::new(plan.seed, vec![server])
+        };
+        let run = Rc::new(Run::new(plan, &world));
+        run.clone().to_its_end().await
+    })
+}
+
+impl Run {
+    fn new(plan: &Plan, world: &Rc<World>) -> Self {
+        let seconds = plan.window_seconds.to_string();
+        let partitions = plan.partitions.to_string();
+        let variables = [
+            ("redis_urls", "redis://redis"),
+            ("window_seconds", seconds.as_str()),
+            ("partitions", partitions.as_str()),
+            ("log", "off"),
+        ];
+        let length: WindowLength = seconds.parse().expect("a length");
+        let settings = Settings {
+            keys: Keys::new("verve".parse().expect("a namespace")),
+            partitions: partitions.parse::<Partitions>().expect("a number of partitions"),
+            length,
+            grace: GRACE,
+            late: Duration::from_secs(plan.late_seconds),
+        };
+        let broker = Rc::default();
+        let replica = |number| Replica::new(world, &broker, settings.clone(), format!("replica-{number}"));
+        Self {
+            plan: plan.clone(),
+            world: world.clone(),
+            machines: plan.machines.iter().map(|_| Machine::new(world, &variables)).collect(),
+            instances: RefCell::default(),
+            replicas: (0..plan.replicas).map(replica).collect(),
+            broker,
+            length,
+            attempts: RefCell::default(),
+            next: Cell::new(1 << 32),
+        }
+    }
+
+    async fn to_its_end(self: Rc<Self>) -> Outcome {
+        let executor = &self.world.executor;
+        for request in self.plan.requests.clone() {
+            let run = self.clone();
+            executor.after(Duration::from_millis(request.at_ms), move || run.request(request));
+        }
+        for fault in self.plan.faults.clone() {
+            let run = self.clone();
+            executor.after(Duration::from_millis(fault.at_ms), move || run.begin(fault));
+        }
+        self.replicas.iter().for_each(Replica::start);
+        let active = Duration::from_secs(self.plan.seconds);
+        executor.drive(active).await;
+        self.world.note(|| "from here on nothing fails any more".to_owned());
+        self.mend();
+        // What is in spools is brought along by those who come, on machines that know the time.
+        for second in 1..=3 {
+            for machine in 0..self.machines.len() {
+                let request = Request {
+                    at_ms: 0,
+                    machine,
+                    instance: 0,
+                    id: -1,
+                };
+                let run = self.clone();
+                executor.after(Duration::from_secs(10 * second), move || run.request(request));
+            }
+        }
+        let windows = 3 * Duration::from_secs(self.plan.window_seconds);
+        executor
+            .drive(active + GRACE + windows + Duration::from_secs(self.plan.late_seconds) + SETTLES)
+            .await;
+        let mut wrong = verdict::of(
+            &self.attempts.borrow(),
+            &self.broker.committed(),
+            self.length,
+            self.world.now_us() / 1000,
+        );
+        for (number, machine) in self.machines.iter().enumerate() {
+            let left = machine.rows("ids") + machine.rows("commands");
+            if left > 0 {
+                wrong.push(format!("the spool of machine {number} still has {left} rows"));
+            }
+        }
+        let ended = self.replicas.iter().filter(|replica| replica.has_ended()).count();
+        if ended > 0 {
+            wrong.push(format!("{ended} replicas have ended by themselves"));
+        }
+        if !executor.is_empty() {
+            wrong.push(format!("{} tasks of instances go on for ever", executor.len()));
+        }
+        self.replicas.iter().for_each(Replica::kill);
+        let attempts = self.attempts.borrow();
+        Outcome {
+            trace: self.world.trace(),
+            simulated: executor.now(),
+            answered: attempts.iter().filter(|attempt| attempt.answer.is_some()).count(),
+            faults: self.plan.faults.len(),
+            wrong,
+            story: self.world.story(),
+        }
+    }
+
+    /// A request comes.
+    fn request(self: &Rc<Self>, request: Request) {
+        let instances = self.plan.machines[request.machine];
+        if instances == 0 {
+            return self.request_once(request);
+        }
+        let instance = request.instance % instances;
+        let kept = self
+            .instances
+            .borrow_mut()
+            .entry((request.machine, instance))
+            .or_default()
+            .clone();
+        let (run, machine) = (self.clone(), self.machines[request.machine].clone());
+        self.world
+            .executor
+            .spawn_in(process(request.machine, instance), async move {
+                let load = async || Instance::load(machine.clone()).await;
+                let counter = Counter::new(kept.get_on(&machine, load).await.expect("valid variables"));
+                let attempt = run.attempt(request);
+                let answer = counter.add(Id(request.id), None).await;
+                run.answered(attempt, answer);
+            });
+    }
+
+    /// A request comes, to a machine that has an instance for each.
+    fn request_once(self: &Rc<Self>, request: Request) {
+        let process = self.next.replace(self.next.get() + 1);
+        let (run, machine) = (self.clone(), self.machines[request.machine].blocking());
+        self.world.executor.spawn_in(process, async move {
+            let counter = Counter::new(Instance::load(machine.clone()).await.expect("valid variables"));
+            let attempt = run.attempt(request);
+            let answer = counter.add(Id(request.id), None).await;
+            run.answered(attempt, answer);
+            machine.finish().await;
+        });
+    }
+
+    /// Notes what is about to be counted, in the window that its machine says is open.
+    fn attempt(&self, request: Request) -> usize {
+        let window: Window = self.length.window_at_ms(self.machines[request.machine].now_ms());
+        let mut attempts = self.attempts.borrow_mut();
+        attempts.push(Attempt {
+            id: request.id,
+            window,
+            answer: None,
+        });
+        attempts.len() - 1
+    }
+
+    fn answered(&self, attempt: usize, answer: Answer) {
+        let mut attempts = self.attempts.borrow_mut();
+        let attempt = &mut attempts[attempt];
+        attempt.answer = Some(answer);
+        self.world
+            .note(|| format!("id {} of {}: {answer:?}", attempt.id, attempt.window));
+    }
+
+    /// Something begins to fail.
+    fn begin(self: &Rc<Self>, fault: Fault) {
+        self.world.note(|| format!("for {} ms: {:?}", fault.for_ms, fault.kind));
+        let server = &self.world.servers[0];
+        match &fault.kind {
+            Kind::Redis(link) => server.link.set(*link),
+            Kind::Full => server.is_full.set(true),
+            Kind::Restart => server.link.set(Link::Refused),
+            Kind::Machine(machine, link) => self.machines[*machine].set_link(*link),
+            Kind::Clock(machine, offset_ms) => return self.machines[*machine].set_clock(*offset_ms),
+            Kind::Instance(machine, instance) => {
+                let instances = self.plan.machines[*machine];
+                if instances > 0 {
+                    let instance = instance % instances;
+                    self.instances.borrow_mut().remove(&(*machine, instance));
+                    self.world.executor.kill(process(*machine, instance));
+                }
+                return;
+            }
+            Kind::Disk(machine, error) => self.machines[*machine].set_disk_fault(Some(error.clone())),
+            Kind::Replica(replica) => self.replicas[*replica].kill(),
+            Kind::Pause(replica) => self.replicas[*replica].gate.close(true),
+            Kind::ReplicaLink(replica, link) => self.replicas[*replica].link.set(*link),
+            Kind::Kafka(link) => self.broker.link.set(*link),
+        }
+        let run = self.clone();
+        self.world
+            .executor
+            .after(Duration::from_millis(fault.for_ms), move || run.end(&fault.kind));
+    }
+
+    /// It is over.
+    fn end(&self, kind: &Kind) {
+        let server = &self.world.servers[0];
+        match kind {
+            Kind::Redis(_) => server.link.set(Link::Up),
+            Kind::Full => server.is_full.set(false),
+            Kind::Restart => server.restart(false),
+            Kind::Machine(machine, _) => self.machines[*machine].set_link(Link::Up),
+            Kind::Clock(..) | Kind::Instance(..) => {}
+            Kind::Disk(machine, _) => self.machines[*machine].set_disk_fault(None),
+            Kind::Replica(replica) => {
+                // Twice killed, it is there once.
+                self.replicas[*replica].kill();
+                self.replicas[*replica].start();
+            }
+            Kind::Pause(replica) => self.replicas[*replica].gate.close(false),
+            Kind::ReplicaLink(replica, _) => self.replicas[*replica].link.set(Link::Up),
+            Kind::Kafka(_) => self.broker.link.set(Link::Up),
+        }
+    }
+
+    /// Nothing fails any more.
+    fn mend(&self) {
+        let server = &self.world.servers[0];
+        server.link.set(Link::Up);
+        server.is_full.set(false);
+        self.broker.link.set(Link::Up);
+        for machine in &self.machines {
+            machine.set_link(Link::Up);
+            machine.set_disk_fault(None);
+            machine.set_clock(0);
+        }
+        for replica in &self.replicas {
+            replica.link.set(Link::Up);
+            replica.kill();
+            replica.start();
+        }
+    }
+}
+
+/// The number of an instance.
+fn process(machine: usize, instance: u8) -> u64 {
+    1 + machine as u64 * 256 + u64::from(instance)
+}
