@@ -108,20 +108,26 @@ impl Plan {
         let every_ms = random.u64(20..2000);
         let ids = random.i64(3..200);
         let mut at_ms = 0;
-        while at_ms < seconds * 1000 {
+        loop {
             at_ms += 1 + random.u64(..2 * every_ms);
+            if at_ms >= seconds * 1000 {
+                break;
+            }
             plan.requests.push(Request {
                 at_ms,
                 machine: random.usize(..plan.machines.len()),
                 instance: random.u8(..8),
-                id: random.i64(..ids),
+                id: random.i64(0..ids),
             });
         }
-        let every_ms = random.u64(500..20_000);
+        let every_ms = random.u64(200..10_000);
         let longest_ms = random.u64(100..30_000);
         let mut at_ms = 0;
-        while kinds != 0 && at_ms < seconds * 1000 {
+        loop {
             at_ms += 1 + random.u64(..2 * every_ms);
+            if kinds == 0 || at_ms >= seconds * 1000 {
+                break;
+            }
             let kind = random.u32(..KINDS);
             if kinds & (1 << kind) != 0 {
                 let for_ms = 1 + random.u64(..longest_ms);

@@ -85,7 +85,7 @@ impl<H: Host> Instance<H> {
             spool,
             background,
             jobs: Circuit::default(),
-            draining: Draining::new(H::POLICY == Policy::Kept),
+            draining: Draining::default(),
             jobs_added: Cell::new(false),
             host,
         });

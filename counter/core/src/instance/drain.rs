@@ -9,6 +9,7 @@ use verve_protocol::{Keys, WindowLength};
 
 use super::{Instance, JOBS_FULL};
 use crate::circuit::OPEN_MS;
+use crate::config::Policy;
 use crate::ports::Host;
 use crate::redis_error::RedisError;
 use crate::spooled::SpoolError;
@@ -18,25 +19,34 @@ const DRAIN_AGAIN: Duration = Duration::from_secs(1);
 /// For how long an instance has the draining to itself, unless it says so again: some longer than [`DRAIN_AGAIN`].
 const DRAIN_CLAIM: Duration = Duration::from_secs(3);
 
+/// How often an instance that has something to do looks into the spool: whoever has put something there, or drained it, may be gone.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
 /// In the spool's state: somebody drains it.
 const DRAINING: &str = "draining";
 
 /// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
 pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
-    let Draining {
-        is_looking, to_look, ..
-    } = &instance.draining;
-    if !is_looking.replace(true) {
-        let _looking = Looking(is_looking);
-        look(&instance).await;
-        to_look.set(false);
+    let draining = &instance.draining;
+    if !draining.is_looking.replace(true) {
+        let _looking = Looking(&draining.is_looking);
+        let next = match look(&instance).await {
+            Err(error) => {
+                (instance.log).error(&format!("what may be in the spool is not drained: {error}"));
+                !error.is_absence()
+            }
+            Ok(()) => true,
+        };
+        let again_ms = instance.host.monotonic_ms() + LOOK_EVERY.as_millis() as u64;
+        draining.look_ms.set(if next { again_ms } else { u64::MAX });
     }
 }
 
 /// What this instance knows of the spool.
+#[derive(Default)]
 pub struct Draining {
-    /// Whether nobody of this instance has looked into it to the end.
-    pub to_look: Cell<bool>,
+    /// When somebody of this instance is to look into it, by the monotonic clock in milliseconds.
+    look_ms: Cell<u64>,
     /// Whether somebody of this instance looks.
     is_looking: Cell<bool>,
     /// Whether something was put there, and nobody of this instance drains it yet.
@@ -44,13 +54,9 @@ pub struct Draining {
 }
 
 impl Draining {
-    /// Nothing is known yet.
-    pub const fn new(to_look: bool) -> Self {
-        Self {
-            to_look: Cell::new(to_look),
-            is_looking: Cell::new(false),
-            is_due: Cell::new(false),
-        }
+    /// Whether it is time for somebody to look.
+    pub fn is_to_look<H: Host>(&self, host: &H) -> bool {
+        H::POLICY == Policy::Kept && host.monotonic_ms() >= self.look_ms.get()
     }
 }
 
@@ -63,16 +69,9 @@ impl Drop for Looking<'_> {
     }
 }
 
-async fn look<H: Host>(instance: &Instance<H>) {
+async fn look<H: Host>(instance: &Instance<H>) -> Result<(), SpoolError> {
     let host = &instance.host;
-    let contents = match instance.background.contents().await {
-        Ok(contents) => contents,
-        Err(error) => {
-            return instance
-                .log
-                .error(&format!("what may be in the spool is not drained: {error}"));
-        }
-    };
+    let contents = instance.background.contents().await?;
     for (name, until) in contents.state {
         let left = until.saturating_sub(host.now_ms());
         if name == JOBS_FULL && (1..=OPEN_MS).contains(&left) {
@@ -94,6 +93,7 @@ async fn look<H: Host>(instance: &Instance<H>) {
         host.sleep(DRAIN_CLAIM).await;
         drain(instance).await;
     }
+    Ok(())
 }
 
 /// For how long an instance that drains now has this to itself, in milliseconds.

@@ -108,8 +108,7 @@ async fn flush_later<H: Host>(instance: Rc<Instance<H>>, due: Due) {
         instance.look_for_room().await;
         instance.jobs_added.set(false);
     }
-    if instance.draining.to_look.get() {
-        // Whoever looked was given up.
+    if instance.draining.is_to_look(&instance.host) {
         look_into_spool(instance.clone()).await;
     }
     if instance.draining.is_due.get() {
