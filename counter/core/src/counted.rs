@@ -130,13 +130,14 @@ impl Place {
     /// Whether Redis has not been told in this window that the counter is in use: only one that has a name is told of.
     #[must_use]
     pub fn is_to_be_told(&self) -> bool {
-        self.counted.keys.counter().is_some() && self.counted.told.get() < Some(self.window)
+        self.counted.keys.counter().is_some() && self.counted.told.get() != Some(self.window)
     }
 
     /// Whether Redis has not been told that the window has ids.
     #[must_use]
     pub fn is_to_be_indexed(&self) -> bool {
-        self.counted.indexed.get() < Some(self.window)
+        // Any other one: a clock that is set goes back to windows of before.
+        self.counted.indexed.get() != Some(self.window)
     }
 
     /// The name of the set of this partition's ids.

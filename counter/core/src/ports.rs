@@ -138,3 +138,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 pub(crate) async fn look_again(tasks: &impl Tasks) {
     tasks.sleep(LOOK_AGAIN).await;
 }
+
+/// A name that nothing else has, of a batch of commands.
+pub(crate) fn unique_name(host: &impl Host) -> String {
+    format!("{:016x}{:016x}", host.random(), host.random())
+}

@@ -21,7 +21,7 @@ use verve_protocol::{Id, RedisUrls, SpoolState};
 
 use crate::config::Config;
 use crate::once::Once;
-use crate::ports::{Cell, Database as _, Host, look_again};
+use crate::ports::{Cell, Database as _, Host, look_again, unique_name};
 use crate::spooled::{Batch, Contents, SpoolError, SpooledIds};
 
 /// How long SQLite waits for others who write, in milliseconds. A request that finds Redis away is answered within two of
@@ -34,7 +34,7 @@ const BATCH: i64 = 500;
 const FORMAT: i64 = 1;
 
 /// What the database is made of.
-const MADE_OF: [&str; 15] = [
+const MADE_OF: [&str; 14] = [
     "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, key TEXT NOT NULL, ids TEXT NOT NULL, count INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS keyed ON ids (key)",
     "CREATE TABLE IF NOT EXISTS commands (number INTEGER PRIMARY KEY, batch TEXT, command TEXT NOT NULL)",
@@ -49,7 +49,6 @@ const MADE_OF: [&str; 15] = [
     "CREATE TRIGGER IF NOT EXISTS command_removed AFTER DELETE ON commands \
         WHEN old.command LIKE '[\"XADD\"%' BEGIN UPDATE size SET total = total - 1; END",
     "CREATE TABLE IF NOT EXISTS drained (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL, total INTEGER NOT NULL)",
-    "INSERT OR IGNORE INTO drained VALUES (1, lower(hex(randomblob(8))), 0)",
     "CREATE TRIGGER IF NOT EXISTS ids_drained AFTER DELETE ON ids BEGIN UPDATE drained SET total = total + old.count; END",
     "CREATE TABLE IF NOT EXISTS owner (one INTEGER PRIMARY KEY CHECK (one = 1), namespace TEXT NOT NULL, redis TEXT NOT NULL, \
         version TEXT NOT NULL, name TEXT NOT NULL)",
@@ -188,18 +187,12 @@ impl<H: Host> Spool<H> {
             AND (SELECT name FROM owner) = ?1 ORDER BY number";
         let mut rows = self.run_as_owner(begun, []).await?;
         if rows.is_empty() {
-            let name = self
-                .run("SELECT lower(hex(randomblob(16)))", [])
-                .await?
-                .into_iter()
-                .flatten()
-                .next();
+            let name = Cell::Text(unique_name(&self.host));
             // Begun in one statement, so that nobody else begins a batch with some of the same commands.
             let begin = "UPDATE commands SET batch = ?2 \
                 WHERE number IN (SELECT number FROM commands WHERE batch IS NULL ORDER BY number LIMIT ?3) \
                 AND NOT EXISTS (SELECT 1 FROM commands WHERE batch IS NOT NULL) AND (SELECT name FROM owner) = ?1";
-            self.run_as_owner(begin, [name.unwrap_or(Cell::Null), Cell::Integer(BATCH)])
-                .await?;
+            self.run_as_owner(begin, [name, Cell::Integer(BATCH)]).await?;
             rows = self.run_as_owner(begun, []).await?;
         }
         let mut batch: Option<Batch> = None;
@@ -241,11 +234,10 @@ impl<H: Host> Spool<H> {
 
     /// Gives an empty spool another name, now that it was told under this one how much was drained.
     pub async fn rename(&self, name: &str, drained: u64) -> Result<(), SpoolError> {
-        let update = "UPDATE drained SET name = lower(hex(randomblob(8))), total = total - ?2 \
+        let update = "UPDATE drained SET name = ?3, total = total - ?2 \
             WHERE name = ?1 AND (SELECT total FROM size) = 0";
-        self.run(update, [Cell::Text(name.to_owned()), integer(drained)])
-            .await
-            .map(drop)
+        let row = [Cell::Text(name.to_owned()), integer(drained), self.new_name()];
+        self.run(update, row).await.map(drop)
     }
 
     /// What is in the spool.
@@ -334,23 +326,29 @@ impl<H: Host> Spool<H> {
         self.database.get_on(&self.host, open).await
     }
 
+    /// A name that nothing else has.
+    fn new_name(&self) -> Cell {
+        Cell::Text(format!("{:016x}", self.host.random()))
+    }
+
     /// Makes sure that the database is ours, and answers the name that we have as its owner.
     async fn own(&self, connection: &H::Database) -> Result<String, SpoolError> {
         if let Some((name, _)) = self.owner(connection).await?.filter(|(_, is_us)| *is_us) {
             return Ok(name);
         }
         // In one statement, since somebody may put something there meanwhile, or another instance of this host become its owner.
-        let become_owner = "INSERT INTO owner VALUES (1, ?1, ?2, ?3, lower(hex(randomblob(8)))) \
+        let become_owner = "INSERT INTO owner VALUES (1, ?1, ?2, ?3, ?4) \
             ON CONFLICT (one) DO UPDATE SET (namespace, redis, version, name) \
             = (excluded.namespace, excluded.redis, excluded.version, excluded.name) \
             WHERE (namespace, redis) <> (excluded.namespace, excluded.redis) \
             AND NOT EXISTS (SELECT 1 FROM ids) AND NOT EXISTS (SELECT 1 FROM commands)";
         let ours = [
-            self.namespace.clone(),
-            self.redis.to_string(),
-            env!("CARGO_PKG_VERSION").to_owned(),
+            Cell::Text(self.namespace.clone()),
+            Cell::Text(self.redis.to_string()),
+            Cell::Text(env!("CARGO_PKG_VERSION").to_owned()),
+            self.new_name(),
         ];
-        connection.execute(become_owner, ours.map(Cell::Text)).await?;
+        connection.execute(become_owner, ours).await?;
         match self.owner(connection).await? {
             Some((name, true)) => Ok(name),
             Some((whose, false)) => Err(SpoolError::Foreign {
@@ -414,6 +412,9 @@ impl<H: Host> Spool<H> {
             for statement in MADE_OF {
                 connection.execute(statement, []).await?;
             }
+            connection
+                .execute("INSERT OR IGNORE INTO drained VALUES (1, ?1, 0)", [self.new_name()])
+                .await?;
             connection
                 .execute(&format!("PRAGMA user_version = {FORMAT}"), [])
                 .await?;

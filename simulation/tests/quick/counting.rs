@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use verve_counter_core::answer::{Limit, NotCounted, Outcome};
+use verve_simulation::redis::Answer;
 
 use crate::process::{Process, SECOND, machine, recorded, statistics, world};
 
@@ -113,4 +114,28 @@ fn replicas_are_waited_for() {
     world.executor.run_for(3 * SECOND);
     assert_eq!(process.answered(Ok(Outcome::New)), [2]);
     assert_eq!(recorded(&world.servers), [1, 2].into());
+}
+
+/// The clock of a host is set back, an id is counted in a window of before, and the host dies: the reporter can find that window.
+#[test]
+fn a_window_of_before_is_told_of_too() {
+    let (world, server) = world(25);
+    let machine = machine(&world, &[]);
+    let process = Process::new(&machine);
+    process.add(&world, 1);
+    world.executor.run_for(SECOND);
+    machine.set_clock(-3_600_000);
+    process.add(&world, 2);
+    while process.answers.borrow().len() < 2 {
+        world.executor.run_for(SECOND / 1000);
+    }
+    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
+    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+    world.executor.run_for(SECOND);
+    let told = server.execute(
+        &["ZCARD", "{verve}:windows:60"].map(str::to_owned),
+        world.now_us(),
+        false,
+    );
+    assert_eq!(told, Answer::Number(2));
 }

@@ -5,4 +5,5 @@ mod counting;
 mod given_up;
 mod one_request;
 mod process;
+mod seeds;
 mod spool;

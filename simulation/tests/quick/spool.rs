@@ -176,3 +176,42 @@ fn statistics_are_spooled() {
         assert_eq!(machine.rows("commands"), 0, "{link:?}");
     }
 }
+
+/// An instance is started while the disk fails, and has nothing to spool itself: it finds what the one before has left all the same.
+#[test]
+fn a_disk_that_fails_is_looked_at_again() {
+    let (world, server) = world(24);
+    let machine = machine(&world, &[]);
+    let before = Process::new(&machine);
+    server.link.set(Link::Refused);
+    before.add(&world, 1);
+    world.executor.run_for(SECOND);
+    assert_eq!(before.answered(Ok(Outcome::Spooled)), [1]);
+    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
+    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+    server.link.set(Link::Up);
+    machine.set_disk_fault(Some(SpoolError::Broken("disk I/O error".to_owned())));
+    let process = Process::new(&machine);
+    process.add(&world, 2);
+    world.executor.run_for(5 * SECOND);
+    machine.set_disk_fault(None);
+    for id in 3..6 {
+        process.add(&world, id);
+        world.executor.run_for(10 * SECOND);
+    }
+    assert_eq!(recorded(&world.servers), (1..6).collect());
+    // The other way round: there is a disk that has nothing, one instance spools and dies, and another one has looked before.
+    server.link.set(Link::Refused);
+    let dies = Process::new(&machine);
+    dies.add(&world, 6);
+    world.executor.run_for(SECOND);
+    assert_eq!(dies.answered(Ok(Outcome::Spooled)), [6]);
+    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
+    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+    server.link.set(Link::Up);
+    for id in 7..12 {
+        process.add(&world, id);
+        world.executor.run_for(10 * SECOND);
+    }
+    assert_eq!(recorded(&world.servers), (1..12).collect());
+}

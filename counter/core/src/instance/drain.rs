@@ -30,15 +30,11 @@ pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
     let draining = &instance.draining;
     if !draining.is_looking.replace(true) {
         let _looking = Looking(&draining.is_looking);
-        let next = match look(&instance).await {
-            Err(error) => {
-                (instance.log).error(&format!("what may be in the spool is not drained: {error}"));
-                !error.is_absence()
-            }
-            Ok(()) => true,
-        };
+        if let Err(error) = look(&instance).await {
+            (instance.log).error(&format!("what may be in the spool is not drained: {error}"));
+        }
         let again_ms = instance.host.monotonic_ms() + LOOK_EVERY.as_millis() as u64;
-        draining.look_ms.set(if next { again_ms } else { u64::MAX });
+        draining.look_ms.set(again_ms);
     }
 }
 

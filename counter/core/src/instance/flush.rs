@@ -11,7 +11,7 @@ use crate::answer::{Answer, Limit, NotCounted, statistic};
 use crate::circuit::OPEN_MS;
 use crate::config::Policy;
 use crate::counted::{Counted, Place};
-use crate::ports::Host;
+use crate::ports::{Host, unique_name};
 use crate::stats::{Counts, FLUSH_AFTER, flush};
 
 impl<H: Host> Instance<H> {
@@ -38,7 +38,7 @@ impl<H: Host> Instance<H> {
             keys,
             window,
             &counts,
-            self.unique_name(),
+            unique_name(&self.host),
             self.host.now_ms(),
             partitions,
         );
@@ -67,11 +67,6 @@ impl<H: Host> Instance<H> {
             // Another matter, found out by requests.
             Err(_) => {}
         }
-    }
-
-    /// A name that nothing else has.
-    fn unique_name(&self) -> String {
-        format!("{:016x}{:016x}", self.host.random(), self.host.random())
     }
 }
 
