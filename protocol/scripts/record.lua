@@ -2,7 +2,8 @@
 -- no room for the callback job, it does nothing and answers `full`; if the id or the job is beyond a limit, it
 -- answers which, and counts the request.
 -- An attempt after one whose answer was lost counts nothing unless it adds the id: it may have been counted.
--- So the statistics may miss a request, but never count one twice. Ids are exact either way.
+-- So the statistics may miss a request, but never count one twice, unless its window was closed in between. Ids are
+-- exact either way.
 -- If the id is the first of its set, or new in a set elsewhere, it notes that the window has ids.
 --
 -- KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints, the windows that

@@ -18,6 +18,7 @@ use verve_counter_core::spooled::SpoolError;
 use verve_protocol::RedisUrls;
 
 use crate::executor::{Executor, Signal};
+use crate::mutation::Mutation;
 use crate::redis::{Answer, Link, Server};
 
 /// How long a message takes at most, in microseconds.
@@ -48,6 +49,10 @@ pub struct World {
     trace: Trace,
     /// What was done, in words, if that is wanted.
     story: Option<RefCell<Vec<String>>>,
+    /// A fault that is put in.
+    pub mutation: Option<&'static Mutation>,
+    /// Whether it was there that something was done.
+    pub is_met: Cell<bool>,
 }
 
 impl World {
@@ -59,19 +64,32 @@ impl World {
             servers,
             trace: Trace(Cell::new(0xcbf2_9ce4_8422_2325)),
             story: None,
+            mutation: None,
+            is_met: Cell::default(),
         })
     }
 
-    /// One that remembers what is done, in words.
+    /// One that remembers what is done, in words, if that is wanted, and has a fault put in, if one is.
     #[must_use]
-    pub fn with_story(seed: u64, servers: Vec<Rc<Server>>) -> Rc<Self> {
+    pub fn with(seed: u64, servers: Vec<Rc<Server>>, story: bool, mutation: Option<&'static Mutation>) -> Rc<Self> {
         let world = Self::new(seed, servers);
         Rc::new(Self {
             executor: world.executor.clone(),
             servers: world.servers.clone(),
             trace: Trace(Cell::new(world.trace.0.get())),
-            story: Some(RefCell::default()),
+            story: story.then(RefCell::default),
+            mutation,
+            is_met: Cell::default(),
         })
+    }
+
+    /// A script or a statement, with the fault in it that is put in there.
+    fn mutated(&self, text: &str) -> Option<String> {
+        let mutated = self.mutation.and_then(|mutation| mutation.apply(text));
+        if mutated.is_some() {
+            self.is_met.set(true);
+        }
+        mutated
     }
 
     /// What has become of all that was done so far, as a number.
@@ -99,7 +117,20 @@ impl World {
     pub fn execute(&self, server: &Server, words: &[String], is_asked: bool) -> Answer {
         self.trace.note(&self.now_us().to_le_bytes());
         words.iter().for_each(|word| self.trace.note(word.as_bytes()));
-        let answer = server.execute(words, self.now_us(), is_asked);
+        let answer = match words {
+            [_, load, script] if load == "LOAD" && self.mutation.is_some() => {
+                let mutated = self.mutated(script);
+                server.load_in_place(script, mutated.as_ref().unwrap_or(script))
+            }
+            [_, script, rest @ ..] if self.mutation.is_some() => match self.mutated(script) {
+                Some(script) => {
+                    let words = [&[words[0].clone(), script], rest].concat();
+                    server.execute(&words, self.now_us(), is_asked)
+                }
+                None => server.execute(words, self.now_us(), is_asked),
+            },
+            words => server.execute(words, self.now_us(), is_asked),
+        };
         self.note(|| {
             let words: Vec<&str> = words
                 .iter()
@@ -406,7 +437,11 @@ impl<const BLOCKS: bool> Database for File<BLOCKS> {
         statement: &str,
         values: impl IntoIterator<Item = DatabaseCell>,
     ) -> Result<Vec<Vec<DatabaseCell>>, SpoolError> {
-        let (kept, statement) = (self.machine.kept.clone(), statement.to_owned());
+        let mutated = self.machine.world.mutated(statement);
+        let (kept, statement) = (
+            self.machine.kept.clone(),
+            mutated.unwrap_or_else(|| statement.to_owned()),
+        );
         let values: Vec<SqlValue> = (values.into_iter())
             .map(|cell| match cell {
                 DatabaseCell::Null => SqlValue::Null,

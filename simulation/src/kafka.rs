@@ -9,6 +9,7 @@ use verve_protocol::WindowRecord;
 use verve_reporter::simulated::{Begun, Publish, Sessions, Unpublished};
 
 use crate::host::{Line, World, before};
+use crate::mutation::{Into, Mutation};
 use crate::redis::Link;
 use crate::replica::Gate;
 
@@ -129,6 +130,17 @@ impl Publish for Session {
             };
             let published = self.inner.ask(move |world, broker| {
                 let is_latest = epoch == broker.epoch.get();
+                let has_no_fence = matches!(
+                    world.mutation,
+                    Some(Mutation {
+                        into: Into::NoFence,
+                        ..
+                    })
+                );
+                if has_no_fence && !is_latest {
+                    world.is_met.set(true);
+                }
+                let is_latest = is_latest || has_no_fence;
                 world.note(|| format!("kafka: producer {epoch} (latest: {is_latest}): {records:?}"));
                 if is_latest {
                     let at_ms = world.now_us() / 1000;

@@ -4,13 +4,16 @@
 //! - [`redis`]: Redis servers, by a model that runs the scripts as they are
 //! - [`host`]: the core's ports: connections to these servers, SQLite, clocks
 //! - [`replica`]: the reporter, on the same servers; [`kafka`]: a broker
-//! - [`plan`]: what happens, by a seed; [`run`]: runs it; [`verdict`]: what is promised
+//! - [`plan`]: what happens, by a seed; [`run`]: runs it; [`verdict`]: what is promised; [`shrink`]: a smaller plan that shows the same
+//! - [`mutation`]: faults that are put in, to see that they are found
 
 pub mod executor;
 pub mod host;
 pub mod kafka;
+pub mod mutation;
 pub mod plan;
 pub mod redis;
 pub mod replica;
 pub mod run;
+pub mod shrink;
 pub mod verdict;

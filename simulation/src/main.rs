@@ -1,58 +1,158 @@
 //! Runs seeds: in each, Verve's own code with everything around it simulated, and faults.
 
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use verve_simulation::mutation::MUTATIONS;
 use verve_simulation::plan::Plan;
-use verve_simulation::run::run;
+use verve_simulation::run::{Outcome, run};
+use verve_simulation::shrink::shrink;
 
 /// Runs Verve's own code on simulated machines, with faults, and checks what it promises
 #[derive(Parser)]
 #[command(name = "verve-simulation", version)]
 struct Args {
     /// How many seeds to run
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 1000, conflicts_with = "minutes")]
     seeds: u64,
-    /// The first of them; with --story what is done is told
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// The first of them; one that nobody has run yet if not given
+    #[arg(long)]
+    seed: Option<u64>,
     /// For how many minutes to run seeds, however many they are
     #[arg(long)]
     minutes: Option<f64>,
-    /// Tell what is done
+    /// Tell what is done, whatever comes of it
     #[arg(long)]
     story: bool,
+    /// Put in one fault after the other, and say how many seeds it takes to find each, up to --seeds
+    #[arg(long, conflicts_with_all = ["minutes", "story"])]
+    mutations: bool,
+}
+
+/// What has become of all seeds so far.
+#[derive(Default)]
+struct Sum {
+    seeds: u64,
+    failed: u64,
+    faults: usize,
+    answered: usize,
+    simulated: Duration,
+}
+
+impl Sum {
+    fn add(&mut self, outcome: &Outcome) {
+        self.seeds += 1;
+        self.faults += outcome.faults;
+        self.answered += outcome.answered;
+        self.simulated += outcome.simulated;
+        self.failed += u64::from(!outcome.wrong.is_empty());
+    }
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.mutations {
+        return find_mutations(args.seed.unwrap_or(1), args.seeds);
+    }
     let begun = Instant::now();
+    let first = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 48));
     let within = args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
-    let (mut seeds, mut failed, mut faults, mut answered) = (0u64, 0u64, 0, 0);
-    let mut simulated = Duration::ZERO;
-    for seed in args.seed.. {
-        match within {
-            Some(within) if begun.elapsed() >= within => break,
-            None if seeds == args.seeds => break,
-            _ => {}
+    let is_over = |seed: u64| match within {
+        Some(within) => begun.elapsed() >= within,
+        None => seed - first >= args.seeds,
+    };
+    let (next, sum) = (AtomicU64::new(first), Mutex::new(Sum::default()));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if is_over(seed) {
+                break;
+            }
+            let outcome = run(&Plan::new(seed), args.story, None);
+            let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+            sum.add(&outcome);
+            // The first that fails is told whole, the others are named.
+            if args.story || !outcome.wrong.is_empty() {
+                tell(seed, &outcome, sum.failed == 1 && !args.story);
+            }
         }
-        let outcome = run(&Plan::new(seed), args.story);
-        seeds += 1;
-        faults += outcome.faults;
-        answered += outcome.answered;
-        simulated += outcome.simulated;
-        outcome.story.iter().for_each(|line| println!("{line}"));
-        if !outcome.wrong.is_empty() {
-            failed += 1;
-            println!("seed {seed}:");
-            outcome.wrong.iter().for_each(|wrong| println!("  {wrong}"));
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let seconds = begun.elapsed().as_secs_f64();
+    println!(
+        "{} seeds from {first} on in {seconds:.0} s: {:.1} hours, {} faults, {} requests answered; {} failed",
+        sum.seeds,
+        sum.simulated.as_secs_f64() / 3600.0,
+        sum.faults,
+        sum.answered,
+        sum.failed
+    );
+    ExitCode::from(u8::from(sum.failed > 0))
+}
+
+/// Says of each fault that is put in how many seeds it takes until something is wrong.
+fn find_mutations(first: u64, seeds: u64) -> ExitCode {
+    let mut is_found = true;
+    for mutation in MUTATIONS {
+        let mut met = 0;
+        let found = (first..first + seeds).find_map(|seed| {
+            let outcome = run(&Plan::new(seed), false, Some(mutation));
+            met += u64::from(outcome.is_met);
+            Some((seed - first + 1, outcome.wrong.into_iter().next()?))
+        });
+        match found {
+            Some((seeds, wrong)) => println!("{seeds:>6} seeds: {}: {wrong}", mutation.name),
+            None => {
+                is_found = false;
+                println!(
+                    "  NOT FOUND by {seeds} seeds, {met} of which came there: {}",
+                    mutation.name
+                );
+            }
         }
     }
-    let hours = simulated.as_secs_f64() / 3600.0;
+    ExitCode::from(u8::from(!is_found))
+}
+
+/// Tells what is wrong with a seed, and the story of it; of a smaller plan that shows the same, if that is wanted.
+fn tell(seed: u64, outcome: &Outcome, shrunk: bool) {
+    outcome.story.iter().for_each(|line| println!("{line}"));
+    if !outcome.wrong.is_empty() {
+        println!("seed {seed}:");
+    }
+    outcome.wrong.iter().for_each(|wrong| println!("  {wrong}"));
+    if !shrunk {
+        return;
+    }
+    let plan = shrink(&Plan::new(seed));
+    let smaller = run(&plan, true, None);
     println!(
-        "{seeds} seeds in {:.1} s: {hours:.1} hours, {faults} faults, {answered} requests answered; {failed} seeds failed",
-        begun.elapsed().as_secs_f64()
+        "a smaller plan ({} faults, {} requests, windows of {} s, {} sets, late for {} s, instances {:?}, {} replicas):",
+        plan.faults.len(),
+        plan.requests.len(),
+        plan.window_seconds,
+        plan.partitions,
+        plan.late_seconds,
+        plan.machines,
+        plan.replicas
     );
-    ExitCode::from(u8::from(failed > 0))
+    smaller.wrong.iter().for_each(|wrong| println!("  {wrong}"));
+    let windows = smaller.wrong.iter().filter_map(|wrong| wrong.window);
+    let names: Vec<String> = windows
+        .flat_map(|window| [window.to_string(), window.start().to_string()])
+        .collect();
+    let is_told = |line: &&String| {
+        names.is_empty() || !line.contains("redis:") || names.iter().any(|name| line.contains(name.as_str()))
+    };
+    smaller
+        .story
+        .iter()
+        .filter(is_told)
+        .for_each(|line| println!("  {line}"));
 }

@@ -224,6 +224,12 @@ impl Server {
         }
     }
 
+    /// Keeps another script in place of the one that is sent, and answers by which hash it is found.
+    #[must_use]
+    pub fn load_in_place(&self, sent: &str, script: &str) -> Answer {
+        Answer::Text(self.scripts.load(sent, script))
+    }
+
     /// Runs a command, at a time in Unix microseconds. `is_asking` says that the client was sent here for a slot that is on its way.
     #[must_use]
     pub fn execute(&self, words: &[String], now_us: u64, is_asking: bool) -> Answer {
@@ -239,7 +245,9 @@ impl Server {
                 Answer::Error("NOPERM User default has no permissions to run the 'cluster|slots' command".to_owned())
             }
             ("CLUSTER", [what]) if what == "SLOTS" => self.slots(),
-            ("SCRIPT", [what, script]) if what.eq_ignore_ascii_case("LOAD") => Answer::Text(self.scripts.load(script)),
+            ("SCRIPT", [what, script]) if what.eq_ignore_ascii_case("LOAD") => {
+                Answer::Text(self.scripts.load(script, script))
+            }
             ("EVALSHA", [hash, rest @ ..]) => match self.scripts.loaded(hash) {
                 Some(script) => {
                     let words = [&["EVAL".to_owned(), script], rest].concat();

@@ -17,10 +17,11 @@ use verve_counter_core::ports::Clock as _;
 
 use crate::host::{Machine, World};
 use crate::kafka::Broker;
+use crate::mutation::Mutation;
 use crate::plan::{Fault, Kind, Plan, Request};
 use crate::redis::{Link, Server};
 use crate::replica::Replica;
-use crate::verdict::{self, Attempt};
+use crate::verdict::{self, Attempt, Wrong};
 
 /// How long a window's first report takes after its end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -37,8 +38,10 @@ pub struct Outcome {
     pub answered: usize,
     /// How many faults there were.
     pub faults: usize,
+    /// Whether something was done where the fault was put in.
+    pub is_met: bool,
     /// What is not as was promised.
-    pub wrong: Vec<String>,
+    pub wrong: Vec<Wrong>,
     /// What was done, in words, if that was wanted.
     pub story: Vec<String>,
 }
@@ -59,12 +62,12 @@ struct Run {
     next: Cell<u64>,
 }
 
-/// Runs a plan, with its story if that is wanted.
+/// Runs a plan, with its story if that is wanted, and with a fault put in if one is.
 ///
 /// # Panics
 /// If the code does.
 #[must_use]
-pub fn run(plan: &Plan, with_story: bool) -> Outcome {
+pub fn run(plan: &Plan, with_story: bool, mutation: Option<&'static Mutation>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -74,11 +77,7 @@ pub fn run(plan: &Plan, with_story: bool) -> Outcome {
     fastrand::seed(plan.seed);
     runtime.block_on(async {
         let server = Server::alone("redis");
-        let world = if with_story {
-            World::with_story(plan.seed, vec![server])
-        } else {
-            World::new(plan.seed, vec![server])
-        };
+        let world = World::with(plan.seed, vec![server], with_story, mutation);
         let run = Rc::new(Run::new(plan, &world));
         run.clone().to_its_end().await
     })
@@ -158,15 +157,20 @@ impl Run {
         for (number, machine) in self.machines.iter().enumerate() {
             let left = machine.rows("ids") + machine.rows("commands");
             if left > 0 {
-                wrong.push(format!("the spool of machine {number} still has {left} rows"));
+                wrong.push(Wrong::general(format!(
+                    "the spool of machine {number} still has {left} rows"
+                )));
             }
         }
         let ended = self.replicas.iter().filter(|replica| replica.has_ended()).count();
         if ended > 0 {
-            wrong.push(format!("{ended} replicas have ended by themselves"));
+            wrong.push(Wrong::general(format!("{ended} replicas have ended by themselves")));
         }
         if !executor.is_empty() {
-            wrong.push(format!("{} tasks of instances go on for ever", executor.len()));
+            wrong.push(Wrong::general(format!(
+                "{} tasks of instances go on for ever",
+                executor.len()
+            )));
         }
         self.replicas.iter().for_each(Replica::kill);
         let attempts = self.attempts.borrow();
@@ -175,6 +179,7 @@ impl Run {
             simulated: executor.now(),
             answered: attempts.iter().filter(|attempt| attempt.answer.is_some()).count(),
             faults: self.plan.faults.len(),
+            is_met: self.world.is_met.get(),
             wrong,
             story: self.world.story(),
         }

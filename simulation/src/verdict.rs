@@ -1,6 +1,7 @@
 //! What is promised, as code: by what clients were answered and what consumers of the records read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use verve_counter_core::answer::{Answer, Outcome};
 use verve_protocol::{Window, WindowLength};
@@ -19,22 +20,68 @@ pub struct Attempt {
     pub answer: Option<Answer>,
 }
 
+/// Something that is not as was promised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// The window that it is about, if it is about one.
+    pub window: Option<Window>,
+    /// What it is.
+    pub what: String,
+}
+
+impl Wrong {
+    /// Something about no window.
+    #[must_use]
+    pub const fn general(what: String) -> Self {
+        Self { window: None, what }
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.window {
+            Some(window) => write!(f, "{window}: {}", self.what),
+            None => f.write_str(&self.what),
+        }
+    }
+}
+
 /// What is not as was promised, at a time in Unix milliseconds when all should be settled.
 #[must_use]
-pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, now_ms: u64) -> Vec<String> {
+pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, now_ms: u64) -> Vec<Wrong> {
     let mut wrong = Vec::new();
+    let mut say = |window: Window, what: String| {
+        wrong.push(Wrong {
+            window: Some(window),
+            what,
+        });
+    };
     let mut last: BTreeMap<Window, &Committed> = BTreeMap::new();
     for committed in committed {
         let record = &committed.record;
         if committed.at_ms < record.window.end_ms() {
-            wrong.push(format!("{}: reported before its end: {record:?}", record.window));
+            say(record.window, format!("reported before its end: {record:?}"));
         }
         if let Some(before) = last.insert(record.window, committed) {
             let before = &before.record;
             let follows = record.revision > before.revision || record == before;
             if !follows || record.count < before.count {
-                wrong.push(format!("{}: {before:?} is followed by {record:?}", record.window));
+                say(record.window, format!("{before:?} is followed by {record:?}"));
             }
+        }
+    }
+    let mut requests: BTreeMap<Window, u64> = BTreeMap::new();
+    for attempt in attempts {
+        *requests.entry(attempt.window).or_default() += 1;
+    }
+    for (window, last) in &last {
+        let requests = requests.get(window).copied().unwrap_or_default();
+        // A late id whose answer was lost is new at the next attempt again, if it was put aside in between.
+        if last.record.requests > requests && last.record.late == 0 {
+            say(
+                *window,
+                format!("there were {requests} requests, and reported was {:?}", last.record),
+            );
         }
     }
     let mut ids: BTreeMap<Window, [BTreeSet<i64>; 2]> = BTreeMap::new();
@@ -47,7 +94,7 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
             // What comes after a window was final is compared with nothing any more.
             let has_late = last.get(&attempt.window).is_some_and(|last| last.record.late > 0);
             if outcome == Outcome::New && !new.insert((attempt.window, attempt.id)) && !has_late {
-                wrong.push(format!("{}: id {} was new twice", attempt.window, attempt.id));
+                say(attempt.window, format!("id {} was new twice", attempt.id));
             }
         }
     }
@@ -55,17 +102,19 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
         let (accepted, tried) = (accepted.len() as u64, tried.len() as u64);
         match last.get(window).map(|last| &last.record) {
             None if accepted > 0 && window.end_ms() < now_ms => {
-                wrong.push(format!(
-                    "{window}: {accepted} ids were accepted, and nothing was reported"
-                ));
+                say(
+                    *window,
+                    format!("{accepted} ids were accepted, and nothing was reported"),
+                );
             }
             Some(record) if record.count + record.late < accepted => {
-                wrong.push(format!(
-                    "{window}: {accepted} ids were accepted, and reported was {record:?}"
-                ));
+                say(
+                    *window,
+                    format!("{accepted} ids were accepted, and reported was {record:?}"),
+                );
             }
             Some(record) if record.count > tried || record.late > tried => {
-                wrong.push(format!("{window}: {tried} ids were tried, and reported was {record:?}"));
+                say(*window, format!("{tried} ids were tried, and reported was {record:?}"));
             }
             _ => {}
         }
@@ -86,9 +135,10 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
             .filter(|window| begun.is_some_and(|begun| *window >= begun))
             .take(3)
         {
-            wrong.push(format!(
-                "{window}: nothing was reported, though windows before and after it were"
-            ));
+            say(
+                window,
+                "nothing was reported, though windows before and after it were".to_owned(),
+            );
         }
     }
     let certain = length.window_at_ms(now_ms.saturating_sub(30_000));
@@ -96,10 +146,10 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
         .last_key_value()
         .is_none_or(|(newest, _)| *newest < certain.previous().unwrap_or(certain))
     {
-        wrong.push(format!(
+        wrong.push(Wrong::general(format!(
             "nothing is reported any more: the newest window is {:?}",
             last.keys().last()
-        ));
+        )));
     }
     wrong
 }

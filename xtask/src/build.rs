@@ -72,6 +72,9 @@ pub const UP: &str = "verve-up";
 /// Harms every part, for `cargo xtask chaos`.
 pub const CHAOS: &str = "verve-chaos";
 
+/// Runs the real code on simulated machines, for `cargo xtask simulate`.
+pub const SIMULATION: &str = "verve-simulation";
+
 /// Builds the component.
 pub fn component() -> Result<()> {
     wasm(COMPONENT, &[]).map(drop)

@@ -1,4 +1,4 @@
-//! The project's own commands, `cargo xtask build | up | test | bench | chaos | fuzz | screenshots | reference | kafka`.
+//! The project's own commands, `cargo xtask build | up | test | bench | chaos | simulate | fuzz | screenshots | reference | kafka`.
 //!
 //! What they need and the machine lacks is installed where that can be done, and named in one line where it cannot.
 //! This program is compiled before anything else, so it depends on next to nothing.
@@ -20,6 +20,7 @@ mod kafka;
 mod page;
 mod public;
 mod python;
+mod simulate;
 mod sys;
 mod test;
 mod up;
@@ -45,6 +46,8 @@ enum Command {
     Test(test::Args),
     /// Kills, stops, pauses and cuts off every part under traffic, and checks that each id was counted exactly once.
     Chaos(chaos::Args),
+    /// Runs the real code on simulated machines, with faults by seeds, and checks what is promised.
+    Simulate(simulate::Args),
     /// Looks for texts that break what reads them, by libFuzzer.
     Fuzz(fuzz::Args),
     /// Measures Verve beside its peers, and writes docs/benchmarks.md.
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Screenshots => test::screenshots(),

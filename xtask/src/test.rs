@@ -68,6 +68,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if all {
         steps.run("doc tests", || tests(&["--doc"], args, &mut failed));
+        steps.run("simulation", || {
+            sys::run(Command::new(sys::binary(build::SIMULATION)).args(["--minutes", "1"]))
+        });
     }
     // Without each of these one test fails, and says so.
     steps.run("python", python::ingest);

@@ -4,7 +4,7 @@
 //! id is, and no window's unique count depends on them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use verve_protocol::keys::{INDEX_SECONDS, UNREPORTED_SECONDS, indexed, stats};
@@ -19,6 +19,8 @@ pub const FLUSH_AFTER: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub struct Stats {
     windows: RefCell<BTreeMap<Window, Counts>>,
+    /// Flushes that were tried in vain, each under its name.
+    kept: RefCell<VecDeque<Batch>>,
     /// Whether somebody has been told to flush, and has not taken the counts yet.
     flush_due: Cell<bool>,
 }
@@ -89,6 +91,17 @@ impl Stats {
     /// Nobody flushes any more who was told to: the next count says so again.
     pub fn is_due_no_more(&self) {
         self.flush_due.set(false);
+    }
+
+    /// Keeps a flush that was tried in vain, until it is tried again.
+    pub fn keep(&self, batch: Batch) {
+        self.kept.borrow_mut().push_back(batch);
+    }
+
+    /// The next of those that are kept.
+    #[must_use]
+    pub fn kept(&self) -> Option<Batch> {
+        self.kept.borrow_mut().pop_front()
     }
 
     /// Puts counts back that could not be flushed; the next answer has them flushed again.

@@ -29,9 +29,9 @@ impl Scripts {
         }
     }
 
-    /// Keeps a script, and answers by which hash it is found.
-    pub fn load(&self, script: &str) -> String {
-        let hash = sha1_hex(script);
+    /// Keeps a script, and answers by which hash it is found: that of what was sent.
+    pub fn load(&self, sent: &str, script: &str) -> String {
+        let hash = sha1_hex(sent);
         self.loaded.borrow_mut().insert(hash.clone(), script.to_owned());
         hash
     }

@@ -215,3 +215,28 @@ fn a_disk_that_fails_is_looked_at_again() {
     }
     assert_eq!(recorded(&world.servers), (1..12).collect());
 }
+
+/// Redis runs a flush and its answer is lost, and the disk fails: it is sent again as it was, and is counted once.
+#[test]
+fn statistics_that_go_nowhere_are_counted_once() {
+    let (world, server) = world(26);
+    let machine = machine(&world, &[]);
+    let process = Process::new(&machine);
+    (0..10).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND / 10);
+    server.link.set(Link::Deaf);
+    machine.set_disk_fault(Some(SpoolError::DiskFull));
+    world.executor.run_for(3 * SECOND);
+    assert_eq!(statistics(&server)["requests"], 10);
+    for id in 10..14 {
+        process.add(&world, id);
+        world.executor.run_for(3 * SECOND);
+    }
+    server.link.set(Link::Up);
+    machine.set_disk_fault(None);
+    for id in 14..18 {
+        process.add(&world, id);
+        world.executor.run_for(3 * SECOND);
+    }
+    assert_eq!(statistics(&server)["requests"], 18);
+}

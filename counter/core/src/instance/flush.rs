@@ -12,6 +12,7 @@ use crate::circuit::OPEN_MS;
 use crate::config::Policy;
 use crate::counted::{Counted, Place};
 use crate::ports::{Host, unique_name};
+use crate::spooled::Batch;
 use crate::stats::{Counts, FLUSH_AFTER, flush};
 
 impl<H: Host> Instance<H> {
@@ -30,28 +31,52 @@ impl<H: Host> Instance<H> {
         }
     }
 
-    /// Flushes counts to Redis, or else to the spool: as the same batch, since Redis may have run it though its answer was lost.
-    async fn flush(&self, counted: &Counted, window: Window, counts: Counts) {
-        let keys = &counted.keys;
+    /// The flush of a window's counts.
+    fn flush_of(&self, counted: &Counted, window: Window, counts: &Counts) -> Batch {
         let partitions = self.config.partitions.count();
-        let batch = flush(
-            keys,
-            window,
-            &counts,
-            unique_name(&self.host),
-            self.host.now_ms(),
-            partitions,
-        );
+        let (name, now_ms) = (unique_name(&self.host), self.host.now_ms());
+        flush(&counted.keys, window, counts, name, now_ms, partitions)
+    }
+
+    /// Sends a flush to Redis, or else puts it into the spool. If neither works it stays as it is, under its name: Redis may have run it though its answer
+    /// was lost. Says whether it does not.
+    async fn flush(&self, counted: &Counted, batch: Batch, is_again: bool) -> bool {
+        let keys = &counted.keys;
         let redis = match self.redis.run_once(keys, &batch).await {
-            Ok(_) => return self.redis.forget(keys, &batch).await,
+            // The spool may have one that was tried before, though that failed.
+            Ok(_) if is_again => return true,
+            Ok(_) => {
+                self.redis.forget(keys, &batch).await;
+                return true;
+            }
             // Statistics alone, which no other instance will have.
-            Err(_) if H::POLICY == Policy::Once => return,
+            Err(_) if H::POLICY == Policy::Once => return true,
             Err(redis) => redis,
         };
         let spooled = self.background.add_batch(&batch).await;
-        if let Err(error) = self.spooled(redis, spooled) {
-            self.log.error(&format!("statistics not flushed: {error}"));
-            counted.stats.put_back(window, counts);
+        let Err(error) = self.spooled(redis, spooled) else {
+            return true;
+        };
+        self.log.error(&format!("statistics not flushed: {error}"));
+        counted.stats.keep(batch);
+        false
+    }
+
+    /// Flushes the counts: first what could not be flushed before. As long as that cannot be, the others are counted on.
+    async fn flush_all(&self, due: Due) {
+        let counted = due.0.clone();
+        while let Some(batch) = counted.stats.kept() {
+            if !self.flush(&counted, batch, true).await {
+                return;
+            }
+        }
+        let mut unflushed = Unflushed(counted.clone(), counted.stats.take());
+        drop(due);
+        while let Some((window, counts)) = unflushed.1.pop_first() {
+            let batch = self.flush_of(&counted, window, &counts);
+            if !self.flush(&counted, batch, false).await {
+                return;
+            }
         }
     }
 
@@ -93,12 +118,7 @@ impl Drop for Due {
 /// Flushes the counts, after a while in which those of more responses have come together, and drains the spool.
 async fn flush_later<H: Host>(instance: Rc<Instance<H>>, due: Due) {
     instance.host.sleep(FLUSH_AFTER).await;
-    let counted = due.0.clone();
-    let mut unflushed = Unflushed(counted.clone(), counted.stats.take());
-    drop(due);
-    while let Some((window, counts)) = unflushed.1.pop_first() {
-        instance.flush(&counted, window, counts).await;
-    }
+    instance.flush_all(due).await;
     if instance.jobs_added.get() {
         instance.look_for_room().await;
         instance.jobs_added.set(false);

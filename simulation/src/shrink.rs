@@ -1,0 +1,68 @@
+//! Makes a plan that shows what is wrong smaller, as long as it still shows it.
+
+use crate::plan::Plan;
+use crate::run::run;
+
+/// The most runs that this may take.
+const MOST_RUNS: usize = 400;
+
+/// A plan of fewer faults and requests, of which something is wrong too.
+#[must_use]
+pub fn shrink(plan: &Plan) -> Plan {
+    let mut runs = 0;
+    let mut is_wrong = |plan: &Plan| {
+        runs += 1;
+        runs <= MOST_RUNS && !run(plan, false, None).wrong.is_empty()
+    };
+    let mut plan = plan.clone();
+    let faults = without(&plan.faults, |faults| {
+        is_wrong(&Plan {
+            faults: faults.to_vec(),
+            ..plan.clone()
+        })
+    });
+    plan.faults = faults;
+    let requests = without(&plan.requests, |requests| {
+        is_wrong(&Plan {
+            requests: requests.to_vec(),
+            ..plan.clone()
+        })
+    });
+    plan.requests = requests;
+    plan
+}
+
+/// Leaves out as many as can be: first halves, then ever smaller parts, down to single ones.
+fn without<T: Clone>(all: &[T], mut is_wrong: impl FnMut(&[T]) -> bool) -> Vec<T> {
+    let mut kept = all.to_vec();
+    let mut part = kept.len().div_ceil(2).max(1);
+    loop {
+        let mut at = 0;
+        while at < kept.len() {
+            let end = (at + part).min(kept.len());
+            let rest = [&kept[..at], &kept[end..]].concat();
+            if is_wrong(&rest) {
+                kept = rest;
+            } else {
+                at = end;
+            }
+        }
+        if part == 1 {
+            return kept;
+        }
+        part = part.div_ceil(2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_matters_is_left() {
+        let all: Vec<u32> = (0..100).collect();
+        let left = without(&all, |some| some.contains(&17) && some.contains(&63));
+        assert_eq!(left, [17, 63]);
+        assert_eq!(without(&[1], |_| true), [0; 0]);
+    }
+}
