@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
 /// Something that is worth a line in the log when it begins and when it is over, and not each time it is met.
 #[derive(Debug)]
 pub struct Condition {

@@ -21,7 +21,7 @@ use crate::executor::{Executor, Signal};
 use crate::mutation::Mutation;
 use crate::redis::{Answer, Link, Server};
 
-/// How long a message takes at most, in microseconds.
+/// How long a message takes at most unless it is said, in microseconds.
 const LATENCY_US: u64 = 1000;
 /// When the simulated time begins, in Unix milliseconds.
 pub const BEGIN_MS: u64 = 1_800_000_000_000;
@@ -47,6 +47,8 @@ pub struct World {
     /// The Redis servers.
     pub servers: Vec<Rc<Server>>,
     trace: Trace,
+    /// How long a message takes at most, in microseconds.
+    pub latency_us: Cell<u64>,
     /// What was done, in words, if that is wanted.
     story: Option<RefCell<Vec<String>>>,
     /// A fault that is put in.
@@ -63,6 +65,7 @@ impl World {
             executor: Executor::new(seed),
             servers,
             trace: Trace(Cell::new(0xcbf2_9ce4_8422_2325)),
+            latency_us: Cell::new(LATENCY_US),
             story: None,
             mutation: None,
             is_met: Cell::default(),
@@ -77,6 +80,7 @@ impl World {
             executor: world.executor.clone(),
             servers: world.servers.clone(),
             trace: Trace(Cell::new(world.trace.0.get())),
+            latency_us: Cell::new(LATENCY_US),
             story: story.then(RefCell::default),
             mutation,
             is_met: Cell::default(),
@@ -148,7 +152,7 @@ impl World {
     }
 
     fn latency(&self) -> Duration {
-        Duration::from_micros(1 + self.executor.below(LATENCY_US))
+        Duration::from_micros(1 + self.executor.below(self.latency_us.get()))
     }
 
     /// What happens after the time that a message takes, behind what was sent there before.
@@ -449,8 +453,13 @@ impl<const BLOCKS: bool> Database for File<BLOCKS> {
                 DatabaseCell::Text(text) => SqlValue::Text(text),
             })
             .collect();
+        let fails_late = self.machine.world.executor.below(2) == 0;
         let done = self.machine.world.message(&self.line, move || {
             if let Some(fault) = kept.fault.borrow().clone() {
+                if fails_late && matches!(fault, SpoolError::Broken(_)) {
+                    // Done, and then it fails all the same.
+                    let _ = run(&kept.disk, &statement, values);
+                }
                 return Some(Err(fault));
             }
             Some(run(&kept.disk, &statement, values).map_err(|error| SpoolError::told(error.to_string())))

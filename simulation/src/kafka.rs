@@ -8,10 +8,10 @@ use send_wrapper::SendWrapper;
 use verve_protocol::WindowRecord;
 use verve_reporter::simulated::{Begun, Publish, Sessions, Unpublished};
 
+use crate::gate::Gate;
 use crate::host::{Line, World, before};
 use crate::mutation::{Into, Mutation};
 use crate::redis::Link;
-use crate::replica::Gate;
 
 /// How long a producer waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -24,6 +24,8 @@ pub struct Broker {
     /// The latest producer.
     epoch: Cell<u64>,
     committed: RefCell<Vec<Committed>>,
+    /// How long it takes to commit at most, in milliseconds.
+    pub commit_ms: Cell<u64>,
 }
 
 /// A record that consumers read.
@@ -128,6 +130,10 @@ impl Publish for Session {
             let Some(epoch) = self.epoch.take() else {
                 return Err(Unpublished::Away);
             };
+            // On its way it may be overtaken.
+            let commit_ms = self.inner.broker.commit_ms.get();
+            let commit = Duration::from_millis(self.inner.world.executor.below(commit_ms + 1));
+            self.inner.world.alarm(commit).wait().await;
             let published = self.inner.ask(move |world, broker| {
                 let is_latest = epoch == broker.epoch.get();
                 let has_no_fence = matches!(

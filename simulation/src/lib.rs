@@ -3,11 +3,12 @@
 //! - [`executor`]: runs tasks, one after the other, in an order that the seed decides, and drops them where it is told to
 //! - [`redis`]: Redis servers, by a model that runs the scripts as they are
 //! - [`host`]: the core's ports: connections to these servers, SQLite, clocks
-//! - [`replica`]: the reporter, on the same servers; [`kafka`]: a broker
+//! - [`replica`]: the reporter, on the same servers; [`kafka`]: a broker; [`gate`]: processes that are paused
 //! - [`plan`]: what happens, by a seed; [`run`]: runs it; [`verdict`]: what is promised; [`shrink`]: a smaller plan that shows the same
 //! - [`mutation`]: faults that are put in, to see that they are found
 
 pub mod executor;
+pub mod gate;
 pub mod host;
 pub mod kafka;
 pub mod mutation;

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use verve_simulation::mutation::MUTATIONS;
+use verve_simulation::mutation::{MUTATIONS, Mutation};
 use verve_simulation::plan::Plan;
 use verve_simulation::run::{Outcome, run};
 use verve_simulation::shrink::shrink;
@@ -81,8 +81,7 @@ fn main() -> ExitCode {
             }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    at_once(work);
     let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     let seconds = begun.elapsed().as_secs_f64();
     println!(
@@ -96,10 +95,16 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(sum.failed > 0))
 }
 
+/// Does this on each processor.
+fn at_once(work: impl Fn() + Copy + Send) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+}
+
 /// Says of each fault that is put in how many seeds it takes until something is wrong.
 fn find_mutations(first: u64, seeds: u64) -> ExitCode {
-    let mut is_found = true;
-    for mutation in MUTATIONS {
+    let (next, missed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let find = |mutation: &'static Mutation| {
         let mut met = 0;
         let found = (first..first + seeds).find_map(|seed| {
             let outcome = run(&Plan::new(seed), false, Some(mutation));
@@ -109,15 +114,21 @@ fn find_mutations(first: u64, seeds: u64) -> ExitCode {
         match found {
             Some((seeds, wrong)) => println!("{seeds:>6} seeds: {}: {wrong}", mutation.name),
             None => {
-                is_found = false;
+                missed.fetch_add(1, Ordering::Relaxed);
                 println!(
                     "  NOT FOUND by {seeds} seeds, {met} of which came there: {}",
                     mutation.name
                 );
             }
         }
-    }
-    ExitCode::from(u8::from(!is_found))
+    };
+    let work = || {
+        while let Some(mutation) = MUTATIONS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            find(mutation);
+        }
+    };
+    at_once(work);
+    ExitCode::from(u8::from(missed.into_inner() > 0))
 }
 
 /// Tells what is wrong with a seed, and the story of it; of a smaller plan that shows the same, if that is wanted.

@@ -16,6 +16,10 @@ pub struct Plan {
     pub partitions: u16,
     /// How long late ids correct a window.
     pub late_seconds: u64,
+    /// How long a message takes at most, in milliseconds.
+    pub latency_ms: u64,
+    /// How much longer Kafka takes to commit, at most.
+    pub commit_ms: u64,
     /// The edge hosts; each says how many instances it has, none for one that has a new one for each request.
     pub machines: Vec<u8>,
     /// How many replicas of the reporter there are.
@@ -99,6 +103,8 @@ impl Plan {
             window_seconds,
             partitions: pick(random, &[1, 1, 4]),
             late_seconds: pick(random, &[0, 5, 20]),
+            latency_ms: pick(random, &[1, 1, 30]),
+            commit_ms: pick(random, &[1, 50, 3000]),
             requests: Vec::new(),
             faults: Vec::new(),
             machines,

@@ -5,7 +5,7 @@ use std::io::{Error, ErrorKind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -15,42 +15,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use verve_reporter::simulated::{Commands, Settings, report};
 
+use crate::gate::Gate;
 use crate::host::{Line, World, before};
 use crate::kafka::{self, Broker};
 use crate::redis::{Answer, Link};
 
 /// How long the reporter waits for an answer of Redis.
 const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Whether a process goes on, or is paused.
-#[derive(Default)]
-pub struct Gate {
-    is_closed: Cell<bool>,
-    waiting: RefCell<Vec<Waker>>,
-}
-
-impl Gate {
-    /// Pauses the process, or has it go on.
-    pub fn close(&self, is_closed: bool) {
-        self.is_closed.set(is_closed);
-        if !is_closed {
-            self.waiting.take().into_iter().for_each(Waker::wake);
-        }
-    }
-
-    /// Waits until the process goes on.
-    pub async fn pass(&self) {
-        std::future::poll_fn(|context| self.poll(context)).await;
-    }
-
-    fn poll(&self, context: &Context<'_>) -> Poll<()> {
-        if self.is_closed.get() {
-            self.waiting.borrow_mut().push(context.waker().clone());
-            return Poll::Pending;
-        }
-        Poll::Ready(())
-    }
-}
 
 /// A replica's way to Redis.
 struct Redis {

@@ -78,6 +78,7 @@ pub fn run(plan: &Plan, with_story: bool, mutation: Option<&'static Mutation>) -
     runtime.block_on(async {
         let server = Server::alone("redis");
         let world = World::with(plan.seed, vec![server], with_story, mutation);
+        world.latency_us.set(plan.latency_ms * 1000);
         let run = Rc::new(Run::new(plan, &world));
         run.clone().to_its_end().await
     })
@@ -101,7 +102,8 @@ impl Run {
             grace: GRACE,
             late: Duration::from_secs(plan.late_seconds),
         };
-        let broker = Rc::default();
+        let broker: Rc<Broker> = Rc::default();
+        broker.commit_ms.set(plan.commit_ms);
         let replica = |number| Replica::new(world, &broker, settings.clone(), format!("replica-{number}"));
         Self {
             plan: plan.clone(),

@@ -21,6 +21,9 @@ pub struct Args {
     /// Tells what is done, whatever comes of it.
     #[arg(long)]
     story: bool,
+    /// Puts in one fault after the other, and says how many seeds it takes to find each.
+    #[arg(long)]
+    mutations: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -32,9 +35,12 @@ pub fn run(args: &Args) -> Result<()> {
     say("--seeds", args.seeds.map(|seeds| seeds.to_string()));
     say("--seed", args.seed.map(|seed| seed.to_string()));
     say("--minutes", args.minutes.map(|minutes| minutes.to_string()));
-    if args.story {
-        command.arg("--story");
-    }
+    let flags = [(args.story, "--story"), (args.mutations, "--mutations")];
+    command.args(
+        flags
+            .into_iter()
+            .filter_map(|(is_given, flag)| is_given.then_some(flag)),
+    );
     // In this process's place, so that Ctrl-C and the exit code are its own.
     Err(command.exec()).context("cannot run verve-simulation")
 }

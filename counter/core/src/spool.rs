@@ -129,17 +129,27 @@ impl<H: Host> Spool<H> {
         self.add(&insert, values).await
     }
 
-    /// Adds a batch of commands, which may have run already.
+    /// Adds a batch of commands, which may have run already, and may be there already.
     pub async fn add_batch(&self, batch: &Batch) -> Result<(), SpoolError> {
         let insert = "INSERT INTO commands (batch, command) SELECT ?2, value FROM json_each(?3) \
-            WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 RETURNING 1";
+            WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 \
+            AND NOT EXISTS (SELECT 1 FROM commands WHERE batch = ?2) RETURNING 1";
+        let name = || Cell::Text(batch.name.clone());
         let row = [
-            Cell::Text(batch.name.clone()),
+            name(),
             Cell::Text(format!("[{}]", batch.commands.join(","))),
             integer(batch.commands.len() as u64),
             integer(self.limit),
         ];
-        self.add(insert, row).await
+        let added = self.add(insert, row).await;
+        if matches!(added, Err(SpoolError::Full(_))) {
+            // An attempt before may have added it, though it failed.
+            let is_there = "SELECT 1 FROM commands WHERE batch = ?1 LIMIT 1";
+            if !self.run(is_there, [name()]).await?.is_empty() {
+                return Ok(());
+            }
+        }
+        added
     }
 
     /// The keys of the sets that there are ids of, the oldest windows first.

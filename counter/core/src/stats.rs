@@ -98,6 +98,12 @@ impl Stats {
         self.kept.borrow_mut().push_back(batch);
     }
 
+    /// How many are kept.
+    #[must_use]
+    pub fn kept_len(&self) -> usize {
+        self.kept.borrow().len()
+    }
+
     /// The next of those that are kept.
     #[must_use]
     pub fn kept(&self) -> Option<Batch> {

@@ -30,18 +30,22 @@ pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
     let draining = &instance.draining;
     if !draining.is_looking.replace(true) {
         let _looking = Looking(&draining.is_looking);
-        if let Err(error) = look(&instance).await {
+        let is_first = draining.look_ms.get() == 0;
+        let looked = look(&instance, is_first).await;
+        let again_ms = instance.host.monotonic_ms() + LOOK_EVERY.as_millis() as u64;
+        // One that is not ours has nothing of ours, and whoever adds to it finds out when it is ours.
+        let never = matches!(looked, Err(SpoolError::Foreign { .. } | SpoolError::Format { .. }));
+        draining.look_ms.set(if never { u64::MAX } else { again_ms });
+        if let Err(error) = looked {
             (instance.log).error(&format!("what may be in the spool is not drained: {error}"));
         }
-        let again_ms = instance.host.monotonic_ms() + LOOK_EVERY.as_millis() as u64;
-        draining.look_ms.set(again_ms);
     }
 }
 
 /// What this instance knows of the spool.
 #[derive(Default)]
 pub struct Draining {
-    /// When somebody of this instance is to look into it, by the monotonic clock in milliseconds.
+    /// When somebody of this instance is to look into it, by the monotonic clock in milliseconds; 0 if nobody has.
     look_ms: Cell<u64>,
     /// Whether somebody of this instance looks.
     is_looking: Cell<bool>,
@@ -65,10 +69,11 @@ impl Drop for Looking<'_> {
     }
 }
 
-async fn look<H: Host>(instance: &Instance<H>) -> Result<(), SpoolError> {
+/// What others have found out is believed by one that `is_first` to look: later it has found out itself.
+async fn look<H: Host>(instance: &Instance<H>, is_first: bool) -> Result<(), SpoolError> {
     let host = &instance.host;
     let contents = instance.background.contents().await?;
-    for (name, until) in contents.state {
+    for (name, until) in contents.state.into_iter().filter(|_| is_first) {
         let left = until.saturating_sub(host.now_ms());
         if name == JOBS_FULL && (1..=OPEN_MS).contains(&left) {
             instance.jobs.open(host.monotonic_ms() + left);

@@ -15,6 +15,9 @@ use crate::ports::{Host, unique_name};
 use crate::spooled::Batch;
 use crate::stats::{Counts, FLUSH_AFTER, flush};
 
+/// From how many flushes on that were tried in vain no more are made.
+const MOST_KEPT: usize = 8;
+
 impl<H: Host> Instance<H> {
     /// Counts a request in the statistics by what came of it.
     pub(super) fn note(self: &Rc<Self>, place: &Place, answer: Answer) {
@@ -38,45 +41,41 @@ impl<H: Host> Instance<H> {
         flush(&counted.keys, window, counts, name, now_ms, partitions)
     }
 
-    /// Sends a flush to Redis, or else puts it into the spool. If neither works it stays as it is, under its name: Redis may have run it though its answer
-    /// was lost. Says whether it does not.
-    async fn flush(&self, counted: &Counted, batch: Batch, is_again: bool) -> bool {
+    /// Sends a flush to Redis, or else puts it into the spool. If neither works it is kept as it is, under its name: Redis may have run it though its answer
+    /// was lost.
+    async fn flush(&self, counted: &Counted, batch: Batch, is_again: bool) {
         let keys = &counted.keys;
         let redis = match self.redis.run_once(keys, &batch).await {
             // The spool may have one that was tried before, though that failed.
-            Ok(_) if is_again => return true,
-            Ok(_) => {
-                self.redis.forget(keys, &batch).await;
-                return true;
-            }
+            Ok(_) if is_again => return,
+            Ok(_) => return self.redis.forget(keys, &batch).await,
             // Statistics alone, which no other instance will have.
-            Err(_) if H::POLICY == Policy::Once => return true,
+            Err(_) if H::POLICY == Policy::Once => return,
             Err(redis) => redis,
         };
-        let spooled = self.background.add_batch(&batch).await;
-        let Err(error) = self.spooled(redis, spooled) else {
-            return true;
-        };
-        self.log.error(&format!("statistics not flushed: {error}"));
-        counted.stats.keep(batch);
-        false
+        let spooled = self.in_time(self.background.add_batch(&batch)).await;
+        if let Err(error) = self.spooled(redis, spooled) {
+            self.log.error(&format!("statistics not flushed: {error}"));
+            counted.stats.keep(batch);
+        }
     }
 
-    /// Flushes the counts: first what could not be flushed before. As long as that cannot be, the others are counted on.
+    /// Flushes the counts: first what could not be flushed before. While there is too much of that, the others are counted on.
     async fn flush_all(&self, due: Due) {
         let counted = due.0.clone();
-        while let Some(batch) = counted.stats.kept() {
-            if !self.flush(&counted, batch, true).await {
-                return;
+        drop(due);
+        for _ in 0..counted.stats.kept_len() {
+            if let Some(batch) = counted.stats.kept() {
+                self.flush(&counted, batch, true).await;
             }
         }
+        if counted.stats.kept_len() >= MOST_KEPT {
+            return;
+        }
         let mut unflushed = Unflushed(counted.clone(), counted.stats.take());
-        drop(due);
         while let Some((window, counts)) = unflushed.1.pop_first() {
             let batch = self.flush_of(&counted, window, &counts);
-            if !self.flush(&counted, batch, false).await {
-                return;
-            }
+            self.flush(&counted, batch, false).await;
         }
     }
 
