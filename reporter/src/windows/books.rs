@@ -190,6 +190,11 @@ impl Books for RedisBooks {
             self.set_progress(progress::TRIMMED, first.start()).await?;
             return Ok(stored);
         };
+        // There may be nothing yet but reports of windows before that, which had ids.
+        let mut from = redis::cmd("GET");
+        from.arg(self.store.keys.reports_from(self.length()));
+        let from: Option<u64> = self.store.redis().command(&from).await?;
+        stored.from = from.and_then(|start| self.length().window_starting(start));
         let mut open = redis::cmd("ZRANGE");
         open.arg(self.store.keys.reports_open(self.length())).arg(0).arg(-1);
         let open: Vec<u64> = self.store.redis().command(&open).await?;

@@ -178,10 +178,14 @@ impl Ledger {
         let current = length.window_at_ms(now_ms);
         let first_kept = stored.first_kept(length, now_ms);
         let newest = stored.reports.last_key_value().map(|(newest, _)| *newest);
-        let next = match newest.max(stored.newest) {
-            Some(newest) => newest.next(),
-            None => stored.from.unwrap_or(current),
-        };
+        // What somebody has begun to publish comes after what is before it, though a report may be of a window long ago that had ids.
+        let publishing = stored
+            .pending
+            .iter()
+            .filter(|(window, pending)| pending.record(**window).is_some());
+        let begun = publishing.map(|(window, _)| *window).max();
+        let newest = newest.max(stored.newest).max(begun).map(Window::next);
+        let next = newest.max(stored.from).unwrap_or(current);
         let lost = (next < first_kept).then(|| Lost {
             first: next,
             last: first_kept.previous().unwrap_or(next),

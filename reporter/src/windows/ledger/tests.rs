@@ -427,3 +427,26 @@ proptest! {
         prop_assert!(starts.first().is_none_or(|first| *first == window(600)));
     }
 }
+
+/// The first that was ever reported may be a window of long ago, in which a host counted whose clock was behind: there is nothing to be made up for since,
+/// and what comes before the beginning is reported too.
+#[test]
+fn a_report_of_long_ago_is_no_beginning() {
+    let long_ago = || stored(&[(6_000, finished(report(1, 0)))]);
+    let begun = Stored {
+        from: Some(window(60_000)),
+        ..long_ago()
+    };
+    let (ledger, lost) = resume_from(begun, None, 60_100);
+    assert!(lost.is_none());
+    assert_eq!(ledger.next, window(60_000));
+    let before = ledger.stray(window(59_940), None, 60_100_000);
+    assert!(matches!(before, Stray::Unreported));
+    // Somebody has begun to publish, and it is not recorded.
+    let publishing = Stored {
+        pending: [(window(60_000), Pending::publish(&record(60_000, 1, 0)))].into(),
+        ..long_ago()
+    };
+    let (ledger, _) = resume_from(publishing, None, 60_100);
+    assert_eq!(ledger.next, window(60_060));
+}
