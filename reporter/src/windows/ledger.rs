@@ -184,8 +184,12 @@ impl Ledger {
             .iter()
             .filter(|(window, pending)| pending.record(**window).is_some());
         let begun = publishing.map(|(window, _)| *window).max();
-        let newest = newest.max(stored.newest).max(begun).map(Window::next);
-        let next = newest.max(stored.from).unwrap_or(current);
+        // Where Redis has no report at all, and this process knows of some, they are gone on from, however late Redis has begun anew.
+        let from = stored.from.filter(|_| stored.newest.is_some());
+        let next = match newest.max(stored.newest).max(begun) {
+            Some(newest) => from.into_iter().fold(newest.next(), Window::max),
+            None => stored.from.unwrap_or(current),
+        };
         let lost = (next < first_kept).then(|| Lost {
             first: next,
             last: first_kept.previous().unwrap_or(next),

@@ -435,6 +435,7 @@ fn a_report_of_long_ago_is_no_beginning() {
     let long_ago = || stored(&[(6_000, finished(report(1, 0)))]);
     let begun = Stored {
         from: Some(window(60_000)),
+        newest: Some(window(6_000)),
         ..long_ago()
     };
     let (ledger, lost) = resume_from(begun, None, 60_100);
@@ -442,6 +443,13 @@ fn a_report_of_long_ago_is_no_beginning() {
     assert_eq!(ledger.next, window(60_000));
     let before = ledger.stray(window(59_940), None, 60_100_000);
     assert!(matches!(before, Stray::Unreported));
+    // Redis has lost everything and begun anew, and this process has not.
+    let (known, _) = resume_from(stored(&[(59_940, report(1, 0))]), None, 60_000);
+    let anew = Stored {
+        from: Some(window(60_180)),
+        ..Stored::default()
+    };
+    assert_eq!(resume_from(anew, Some(&known), 60_180).0.next, window(60_000));
     // Somebody has begun to publish, and it is not recorded.
     let publishing = Stored {
         pending: [(window(60_000), Pending::publish(&record(60_000, 1, 0)))].into(),
