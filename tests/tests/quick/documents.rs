@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use verve_tests::{paths, reporter};
 
 /// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's, Redis'.
-const OTHERS: [&str; 19] = [
+const OTHERS: [&str; 22] = [
     "--runtime-config-file",
     "--build",
     "--format",
