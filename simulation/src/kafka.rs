@@ -9,9 +9,9 @@ use verve_protocol::WindowRecord;
 use verve_reporter::simulated::{Begun, Publish, Sessions, Unpublished};
 
 use crate::gate::Gate;
-use crate::host::{Line, World, before};
 use crate::mutation::{Into, Mutation};
 use crate::redis::Link;
+use crate::world::{Line, World, before};
 
 /// How long a producer waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(6);

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use verve_reporter::simulated::{Commands, Settings, report};
 
 use crate::gate::Gate;
-use crate::host::{Line, World, before};
 use crate::kafka::{self, Broker};
 use crate::redis::{Answer, Link};
+use crate::world::{Line, World, before};
 
 /// How long the reporter waits for an answer of Redis.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -136,6 +136,12 @@ impl Replica {
             running.abort();
         }
         self.gate.close(false);
+    }
+
+    /// Starts it anew: one that was killed twice is there once.
+    pub fn restart(&self) {
+        self.kill();
+        self.start();
     }
 
     /// Whether it has ended by itself, which it should not.

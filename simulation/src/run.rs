@@ -15,13 +15,14 @@ use verve_reporter::simulated::Settings;
 
 use verve_counter_core::ports::Clock as _;
 
-use crate::host::{Machine, World};
+use crate::host::Machine;
 use crate::kafka::Broker;
 use crate::mutation::Mutation;
 use crate::plan::{Fault, Kind, Plan, Request};
 use crate::redis::{Link, Server};
 use crate::replica::Replica;
 use crate::verdict::{self, Attempt, Wrong};
+use crate::world::World;
 
 /// How long a window's first report takes after its end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -205,10 +206,8 @@ impl Run {
             .executor
             .spawn_in(process(request.machine, instance), async move {
                 let load = async || Instance::load(machine.clone()).await;
-                let counter = Counter::new(kept.get_on(&machine, load).await.expect("valid variables"));
-                let attempt = run.attempt(request);
-                let answer = counter.add(Id(request.id), None).await;
-                run.answered(attempt, answer);
+                let instance = kept.get_on(&machine, load).await.expect("valid variables");
+                run.count(instance, request).await;
             });
     }
 
@@ -217,12 +216,17 @@ impl Run {
         let process = self.next.replace(self.next.get() + 1);
         let (run, machine) = (self.clone(), self.machines[request.machine].blocking());
         self.world.executor.spawn_in(process, async move {
-            let counter = Counter::new(Instance::load(machine.clone()).await.expect("valid variables"));
-            let attempt = run.attempt(request);
-            let answer = counter.add(Id(request.id), None).await;
-            run.answered(attempt, answer);
+            let instance = Instance::load(machine.clone()).await.expect("valid variables");
+            run.count(instance, request).await;
             machine.finish().await;
         });
+    }
+
+    /// An instance counts the id of a request.
+    async fn count<const BLOCKS: bool>(&self, instance: Rc<Instance<Machine<BLOCKS>>>, request: Request) {
+        let attempt = self.attempt(request);
+        let answer = Counter::new(instance).add(Id(request.id), None).await;
+        self.answered(attempt, answer);
     }
 
     /// Notes what is about to be counted, in the window that its machine says is open.
@@ -286,11 +290,7 @@ impl Run {
             Kind::Machine(machine, _) => self.machines[*machine].set_link(Link::Up),
             Kind::Clock(..) | Kind::Instance(..) => {}
             Kind::Disk(machine, _) => self.machines[*machine].set_disk_fault(None),
-            Kind::Replica(replica) => {
-                // Twice killed, it is there once.
-                self.replicas[*replica].kill();
-                self.replicas[*replica].start();
-            }
+            Kind::Replica(replica) => self.replicas[*replica].restart(),
             Kind::Pause(replica) => self.replicas[*replica].gate.close(false),
             Kind::ReplicaLink(replica, _) => self.replicas[*replica].link.set(Link::Up),
             Kind::Kafka(_) => self.broker.link.set(Link::Up),
@@ -310,8 +310,7 @@ impl Run {
         }
         for replica in &self.replicas {
             replica.link.set(Link::Up);
-            replica.kill();
-            replica.start();
+            replica.restart();
         }
     }
 }

@@ -6,8 +6,8 @@ use std::fmt;
 use verve_counter_core::answer::{Answer, Outcome};
 use verve_protocol::{Window, WindowLength};
 
-use crate::host::BEGIN_MS;
 use crate::kafka::Committed;
+use crate::world::BEGIN_MS;
 
 /// A request.
 #[derive(Clone, Debug)]
@@ -18,6 +18,16 @@ pub struct Attempt {
     pub window: Window,
     /// What was answered; nothing if the instance was killed before.
     pub answer: Option<Answer>,
+}
+
+/// What clients have sent in a window.
+#[derive(Default)]
+struct Sent {
+    requests: u64,
+    /// The ids of all of them.
+    tried: BTreeSet<i64>,
+    /// Those that were answered `ok`.
+    accepted: BTreeSet<i64>,
 }
 
 /// Something that is not as was promised.
@@ -70,12 +80,23 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
             }
         }
     }
-    let mut requests: BTreeMap<Window, u64> = BTreeMap::new();
+    let mut sent: BTreeMap<Window, Sent> = BTreeMap::new();
+    let mut new: BTreeSet<(Window, i64)> = BTreeSet::new();
     for attempt in attempts {
-        *requests.entry(attempt.window).or_default() += 1;
+        let sent = sent.entry(attempt.window).or_default();
+        sent.requests += 1;
+        sent.tried.insert(attempt.id);
+        if let Some(Ok(outcome)) = attempt.answer {
+            sent.accepted.insert(attempt.id);
+            // What comes after a window was final is compared with nothing any more.
+            let has_late = last.get(&attempt.window).is_some_and(|last| last.record.late > 0);
+            if outcome == Outcome::New && !new.insert((attempt.window, attempt.id)) && !has_late {
+                say(attempt.window, format!("id {} was new twice", attempt.id));
+            }
+        }
     }
     for (window, last) in &last {
-        let requests = requests.get(window).copied().unwrap_or_default();
+        let requests = sent.get(window).map_or(0, |sent| sent.requests);
         // A late id whose answer was lost is new at the next attempt again, if it was put aside in between.
         if last.record.requests > requests && last.record.late == 0 {
             say(
@@ -84,22 +105,8 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
             );
         }
     }
-    let mut ids: BTreeMap<Window, [BTreeSet<i64>; 2]> = BTreeMap::new();
-    let mut new: BTreeSet<(Window, i64)> = BTreeSet::new();
-    for attempt in attempts {
-        let [accepted, tried] = ids.entry(attempt.window).or_default();
-        tried.insert(attempt.id);
-        if let Some(Ok(outcome)) = attempt.answer {
-            accepted.insert(attempt.id);
-            // What comes after a window was final is compared with nothing any more.
-            let has_late = last.get(&attempt.window).is_some_and(|last| last.record.late > 0);
-            if outcome == Outcome::New && !new.insert((attempt.window, attempt.id)) && !has_late {
-                say(attempt.window, format!("id {} was new twice", attempt.id));
-            }
-        }
-    }
-    for (window, [accepted, tried]) in &ids {
-        let (accepted, tried) = (accepted.len() as u64, tried.len() as u64);
+    for (window, sent) in &sent {
+        let (accepted, tried) = (sent.accepted.len() as u64, sent.tried.len() as u64);
         match last.get(window).map(|last| &last.record) {
             None if accepted > 0 && window.end_ms() < now_ms => {
                 say(

@@ -81,29 +81,16 @@ macro_rules! remove {
         let Value::$kind(value) = &mut entry.value else {
             return Err(WRONG_TYPE);
         };
-        let removed = $names.iter().filter(|name| value.remove(*name).then_removed()).count();
+        let before = value.len();
+        for name in $names {
+            value.remove(name);
+        }
+        let removed = before - value.len();
         if value.is_empty() {
             $data.entries.remove($key);
         }
         number(removed)
     }};
-}
-
-/// Whether something was there to be taken away.
-trait Removed {
-    fn then_removed(&self) -> bool;
-}
-
-impl Removed for bool {
-    fn then_removed(&self) -> bool {
-        *self
-    }
-}
-
-impl<T> Removed for Option<T> {
-    fn then_removed(&self) -> bool {
-        self.is_some()
-    }
 }
 
 /// The same, to look at.

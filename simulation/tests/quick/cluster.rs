@@ -2,8 +2,9 @@
 
 use verve_counter_core::answer::Outcome;
 use verve_protocol::slot::slot;
-use verve_simulation::host::{Machine, World};
+use verve_simulation::host::Machine;
 use verve_simulation::redis::{Link, Server};
+use verve_simulation::world::World;
 
 use crate::process::{Process, SECOND, recorded};
 

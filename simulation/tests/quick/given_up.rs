@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use verve_simulation::host::World;
 use verve_simulation::redis::Link;
+use verve_simulation::world::World;
 
 use crate::process::{Process, SECOND, machine, recorded_by_counter, statistics, world};
 

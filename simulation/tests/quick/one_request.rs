@@ -6,8 +6,9 @@ use std::rc::Rc;
 use verve_counter_core::answer::{Answer, Limit, NotCounted, Outcome};
 use verve_protocol::Id;
 use verve_protocol::slot::slot;
-use verve_simulation::host::{Machine, World};
+use verve_simulation::host::Machine;
 use verve_simulation::redis::{Link, Server};
+use verve_simulation::world::World;
 
 use crate::process::{Process, SECOND, machine, recorded, statistics, world};
 

@@ -12,8 +12,9 @@ use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
 use verve_protocol::{CounterName, Id};
-use verve_simulation::host::{Machine, World};
+use verve_simulation::host::Machine;
 use verve_simulation::redis::Server;
+use verve_simulation::world::World;
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
