@@ -29,6 +29,7 @@ pub struct RedisBooks {
     record: Script,
     finish: Script,
     removed: Script,
+    unchanged: search::Unchanged,
 }
 
 impl RedisBooks {
@@ -41,6 +42,7 @@ impl RedisBooks {
             record: Script::new(RECORD_REPORTS),
             finish: Script::new(FINISH),
             removed: Script::new(REMOVED),
+            unchanged: search::Unchanged::default(),
         }
     }
 

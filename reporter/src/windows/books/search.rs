@@ -2,9 +2,12 @@
 //! not be kept.
 
 use std::collections::BTreeMap;
+use std::mem;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::{RedisResult, Script};
+use tokio::time::Instant;
 use verve_protocol::Window;
 use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, progress, read_indexed};
 use verve_protocol::scripts::{FORGET_WINDOWS, NOTE_LATE};
@@ -18,6 +21,34 @@ const TRIMMED_AT_ONCE: usize = 50_000;
 
 /// From when on a window that has not begun, and has ids all the same, is worth a word: clocks are never quite the same.
 const AHEAD: Duration = Duration::from_secs(5);
+
+/// For how long, beside the length of a window, an entry of the index must stay the same until it is removed. An instance adds its window to the index
+/// once, and counts ids of it for as long as the window lasts by its clock, which may be set back meanwhile.
+const INDEXED: Duration = Duration::from_secs(60);
+
+/// Since when each entry of the index has had its score, as far as this process has seen.
+#[derive(Debug, Default)]
+pub(super) struct Unchanged(Mutex<BTreeMap<String, (String, Instant)>>);
+
+impl Unchanged {
+    /// Compares the index with what it was at the last sweep.
+    fn look(&self, with_ids: &WithIds) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = mem::take(&mut *seen);
+        let now = Instant::now();
+        for (member, score) in with_ids.noted.values().flatten() {
+            let since = before.get(member).filter(|(before, _)| before == score);
+            let since = since.map_or(now, |(_, since)| *since);
+            seen.insert(member.clone(), (score.clone(), since));
+        }
+    }
+
+    /// Whether an entry has had its score for at least this long.
+    fn is_so_for(&self, member: &str, time: Duration) -> bool {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(member).is_some_and(|(_, since)| since.elapsed() >= time)
+    }
+}
 
 /// The windows that have ids.
 #[derive(Debug, Default)]
@@ -57,11 +88,14 @@ impl RedisBooks {
         }
     }
 
-    /// Forgets that these windows had ids, unless somebody has noted it again since.
+    /// Removes these windows from the index, except where an instance may still count on its entry, or has renewed it since.
     async fn forget_ids(&self, with_ids: &WithIds, windows: &[Window]) -> RedisResult<()> {
         let script = Script::new(FORGET_WINDOWS);
+        let unchanged_for = Duration::from_secs(self.length().seconds()) + INDEXED;
         let noted = windows.iter().filter_map(|window| with_ids.noted.get(window)).flatten();
-        let noted: Vec<&(String, String)> = noted.collect();
+        let noted: Vec<&(String, String)> = noted
+            .filter(|(member, _)| self.unchanged.is_so_for(member, unchanged_for))
+            .collect();
         for noted in noted.chunks(BATCH) {
             let mut forget = script.key(self.store.keys.windows(self.length()));
             for (member, score) in noted {
@@ -111,6 +145,7 @@ impl RedisBooks {
     /// Looks for ids in windows that nobody expects them in, and puts those aside that came too late.
     pub(super) async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let with_ids = self.with_ids().await?;
+        self.unchanged.look(&with_ids);
         swept.most_partitions = Some(with_ids.most_partitions);
         self.find_ahead(&with_ids, now_ms, swept).await?;
         let past = with_ids.noted.keys().copied().filter(|window| ledger.is_past(*window));
