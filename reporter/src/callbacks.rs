@@ -26,7 +26,7 @@ use crate::condition::Condition;
 use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::Store;
-use deliver::{Client, Failure};
+pub use deliver::{Call, Client, Failure};
 use hosts::{Hosts, Turn};
 pub use policy::Policy;
 use queue::{Attempt, MAX_RETRY, Queue, Source, Verdict};
@@ -58,36 +58,46 @@ pub struct CallbacksConfig {
     pub periods: Periods,
 }
 
+impl CallbacksConfig {
+    /// What calls endpoints.
+    ///
+    /// # Errors
+    /// If there can be no HTTP client.
+    pub fn client(&self) -> Result<Client> {
+        Client::new(self.policy.clone(), self.signer.clone(), self.periods.call)
+    }
+}
+
 /// Delivers callbacks, side by side with other replicas.
-pub struct Callbacks {
-    worker: Arc<Worker>,
+pub struct Callbacks<C> {
+    worker: Arc<Worker<C>>,
     slots: Arc<Semaphore>,
     /// No room for jobs that fail.
     full: Condition,
 }
 
 /// What delivers one job.
-struct Worker {
+struct Worker<C> {
     attempts: u32,
     store: Store,
     queue: Queue,
-    client: Client,
+    client: C,
     backoff: Backoff,
     hosts: Hosts,
     metrics: Metrics,
 }
 
-impl Callbacks {
+impl<C: Call> Callbacks<C> {
     /// A consumer called `replica`, of jobs whose windows have this length.
     pub fn new(
-        config: CallbacksConfig,
+        config: &CallbacksConfig,
+        client: C,
         length: WindowLength,
         store: Store,
         metrics: Metrics,
         replica: String,
-    ) -> Result<Self> {
-        let queue = Queue::new(&store, length, replica, config.periods.claim())?;
-        let client = Client::new(config.policy, config.signer, config.periods.call)?;
+    ) -> Self {
+        let queue = Queue::new(&store, length, replica, config.periods.claim());
         let backoff = Backoff {
             first: config.backoff,
             longest: LONGEST_WAIT,
@@ -101,11 +111,11 @@ impl Callbacks {
             hosts: Hosts::default(),
             metrics,
         };
-        Ok(Self {
+        Self {
             worker: Arc::new(worker),
             slots: Arc::new(Semaphore::new(CONCURRENCY)),
             full: Condition::new(config.periods.quiet),
-        })
+        }
     }
 
     /// Runs until a stop is asked for, then lets deliveries under way finish.
@@ -225,7 +235,7 @@ fn span_of(attempt: &Attempt) -> Span {
     )
 }
 
-impl Worker {
+impl<C: Call> Worker<C> {
     async fn deliver(&self, attempt: Attempt, count: u64) {
         let verdict = match self.hosts.turn(&attempt.job.endpoint).await {
             Ok(turn) => self.call(&attempt, count, turn).await,

@@ -65,12 +65,16 @@ struct Kafka {
 }
 
 /// Where records are published.
-pub trait Sessions: Send + Sync {
+pub trait Sessions: Clone + Send + Sync + 'static {
     /// What publishes.
     type Session: Publish;
 
     /// Publishing for a replica that has just got the lease.
     fn session(&self) -> Self::Session;
+
+    /// Where a named counter's records are published. To Kafka they are another producer's: each counter has a leader of its own.
+    #[must_use]
+    fn named(&self, counter: &CounterName) -> Self;
 }
 
 /// Publishes for one holder of the lease.
@@ -211,18 +215,6 @@ impl Publisher {
         })))
     }
 
-    /// A publisher of a named counter's records. To Kafka they are another producer's: each counter has a leader of its own.
-    pub fn named(&self, counter: &CounterName) -> Self {
-        let mut publisher = self.clone();
-        if let Some(kafka) = &mut publisher.0 {
-            if let Some(id) = kafka.config.get("transactional.id").map(|id| format!("{id}/{counter}")) {
-                kafka.config.set("transactional.id", id);
-            }
-            kafka.counter = Some(counter.clone());
-        }
-        publisher
-    }
-
     /// Asks Kafka whether it is there.
     pub async fn ping(&self) {
         let Some(kafka) = self.0.clone() else { return };
@@ -248,6 +240,17 @@ impl Sessions for Publisher {
             kafka: self.0.clone(),
             producer: None,
         }
+    }
+
+    fn named(&self, counter: &CounterName) -> Self {
+        let mut publisher = self.clone();
+        if let Some(kafka) = &mut publisher.0 {
+            if let Some(id) = kafka.config.get("transactional.id").map(|id| format!("{id}/{counter}")) {
+                kafka.config.set("transactional.id", id);
+            }
+            kafka.counter = Some(counter.clone());
+        }
+        publisher
     }
 }
 

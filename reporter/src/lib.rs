@@ -201,7 +201,8 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         pace,
     );
     tasks.spawn(windows.run(stop.clone()));
-    let callbacks = callbacks::Callbacks::new(config.callbacks, length, store, metrics, replica)?;
+    let client = config.callbacks.client()?;
+    let callbacks = callbacks::Callbacks::new(&config.callbacks, client, length, store, metrics, replica);
     tasks.spawn(callbacks.run(stop.clone()));
 
     until_asked(&mut tasks, stop_signal()).await?;

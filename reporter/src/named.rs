@@ -17,7 +17,7 @@ use verve_protocol::{CounterName, Window};
 
 use crate::clock::RedisClock;
 use crate::health::Health;
-use crate::kafka::Publisher;
+use crate::kafka::Sessions;
 use crate::metrics::{Metrics, WindowMetrics, gauge};
 use crate::overview::{self, SeenWindow};
 use crate::store::Store;
@@ -39,19 +39,19 @@ pub struct SeenCounter {
 
 /// What a reporter of windows is made of.
 #[derive(Clone)]
-pub struct Parts {
+pub struct Parts<K> {
     pub config: WindowsConfig,
     pub store: Store,
     pub health: Arc<Health>,
-    pub publisher: Publisher,
+    pub publisher: K,
     pub metrics: Metrics,
     pub replica: String,
     pub pace: Pace,
 }
 
 /// Looks for named counters, and has them reported.
-pub struct Named {
-    parts: Parts,
+pub struct Named<K> {
+    parts: Parts<K>,
     running: BTreeMap<CounterName, Running>,
     seen: watch::Sender<Vec<SeenCounter>>,
     /// Of the counter that has no name: who reports that forgets.
@@ -72,9 +72,9 @@ struct Running {
     next: Window,
 }
 
-impl Named {
+impl<K: Sessions> Named<K> {
     /// None is known yet. Also where they will be seen.
-    pub fn new(parts: Parts) -> (Self, watch::Receiver<Vec<SeenCounter>>) {
+    pub fn new(parts: Parts<K>) -> (Self, watch::Receiver<Vec<SeenCounter>>) {
         let (seen, receiver) = watch::channel(Vec::new());
         let named = Self {
             leading: parts.metrics.windows(None),

@@ -1,20 +1,25 @@
-//! The reporting of windows, on a Redis and a Kafka that are simulated. For the project's own tests: it is no part of what the reporter promises.
+//! A replica of the reporter, on a Redis, a Kafka and endpoints that are simulated. For the project's own tests: it is no part of what the reporter
+//! promises.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::{self, OptionFuture};
 use tokio_util::sync::CancellationToken;
-use verve_protocol::{Keys, Partitions, WindowLength};
+use verve_protocol::{Endpoint, Keys, Method, Partitions, WindowLength};
 
+use crate::callbacks::{Callbacks, CallbacksConfig, Policy};
+pub use crate::callbacks::{Call, Failure};
 use crate::health::Health;
 pub use crate::kafka::{Begun, Publish, Sessions, Unpublished};
 use crate::metrics::Metrics;
+use crate::named::{Named, Parts};
 use crate::periods::Periods;
 pub use crate::store::Commands;
-use crate::store::{RedisConfig, Store};
+use crate::store::{RedisConfig, Server, Store};
 use crate::windows::{Pace, Reporter, WindowsConfig};
 
-/// What of the settings matters to windows.
+/// What of the settings matters here.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// What all keys begin with.
@@ -27,35 +32,67 @@ pub struct Settings {
     pub grace: Duration,
     /// From a window's first report on: how long late ids correct it.
     pub late: Duration,
+    /// Whether named counters are looked for.
+    pub has_named: bool,
+    /// Whether callbacks are delivered.
+    pub has_callbacks: bool,
+    /// The fixed callback.
+    pub callback: Option<(Endpoint, Method)>,
+    /// How often a callback is tried.
+    pub attempts: u32,
 }
 
-/// A replica called so, which reports windows until it is stopped or dropped.
+/// A replica called so, which runs until it is stopped or dropped. What it has spawned then goes on, as far as its connections let it.
 ///
 /// # Panics
 /// Never: the address that it calls Redis by is valid.
-pub async fn report<K: Sessions>(
+pub async fn report<K: Sessions, C: Call>(
     settings: Settings,
     redis: Arc<dyn Commands>,
     kafka: K,
+    endpoints: C,
     replica: String,
     stop: CancellationToken,
 ) {
-    let periods = Periods::default();
+    let (periods, pace) = (Periods::default(), Pace::default());
     let (health, metrics) = (Arc::new(Health::new(periods.quiet)), Metrics::default());
     let config = RedisConfig {
         urls: "redis://simulated".parse().expect("an address"),
         tls: None,
         partitions: settings.partitions,
     };
-    let store = Store::simulated(&config, settings.keys, redis, &health, &metrics).expect("an address");
+    let redis = Server::new(&config, Some(redis), &health, &metrics).expect("an address");
+    let store = Store::by(redis, settings.keys, settings.partitions);
     let windows = WindowsConfig {
         length: settings.length,
         grace: settings.grace,
         late: settings.late,
-        callback: None,
+        callback: settings.callback,
         periods,
     };
-    Reporter::new(windows, store, health, kafka, &metrics, replica, Pace::default())
-        .run(stop)
-        .await;
+    let named = settings.has_named.then(|| {
+        let parts = Parts {
+            config: windows.clone(),
+            store: store.clone(),
+            health: health.clone(),
+            publisher: kafka.clone(),
+            metrics: metrics.clone(),
+            replica: replica.clone(),
+            pace: pace.clone(),
+        };
+        Named::new(parts).0.run(stop.clone())
+    });
+    let callbacks = settings.has_callbacks.then(|| {
+        let config = CallbacksConfig {
+            policy: Policy::default(),
+            signer: None,
+            attempts: settings.attempts,
+            backoff: Duration::from_secs(1),
+            periods,
+        };
+        let (store, metrics) = (store.clone(), metrics.clone());
+        Callbacks::new(&config, endpoints, settings.length, store, metrics, replica.clone()).run(stop.clone())
+    });
+    let windows = Reporter::new(windows, store, health, kafka, &metrics, replica, pace).run(stop);
+    future::join3(windows, OptionFuture::from(named), OptionFuture::from(callbacks)).await;
 }

@@ -40,23 +40,17 @@ impl Store {
         Ok(Self {
             keys,
             partitions: config.partitions,
-            redis: Server::new(config, health, metrics)?,
+            redis: Server::new(config, None, health, metrics)?,
         })
     }
 
-    /// What is in a simulated Redis.
-    pub fn simulated(
-        config: &RedisConfig,
-        keys: Keys,
-        commands: Arc<dyn Commands>,
-        health: &Arc<Health>,
-        metrics: &Metrics,
-    ) -> anyhow::Result<Self> {
-        Ok(Self {
+    /// What is in the Redis of this connection.
+    pub fn by(redis: Server, keys: Keys, partitions: Partitions) -> Self {
+        Self {
             keys,
-            partitions: config.partitions,
-            redis: Server::simulated(config, commands, health, metrics)?,
-        })
+            partitions,
+            redis,
+        }
     }
 
     /// The windows of another counter, if one is named, by the same connection.

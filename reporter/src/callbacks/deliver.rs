@@ -23,7 +23,18 @@ const BODY_LIMIT: usize = 64 * 1024;
 /// The most headers of a response.
 const MOST_HEADERS: usize = 1000;
 
-/// Calls endpoints.
+/// What calls endpoints.
+pub trait Call: Send + Sync + 'static {
+    /// Tells the job's endpoint the count. `id` is the same at each attempt. Answers the response's status, which is a success.
+    fn call(
+        &self,
+        id: &str,
+        job: &CallbackJob,
+        unique_count: u64,
+    ) -> impl Future<Output = Result<u16, Failure>> + Send;
+}
+
+/// Calls endpoints by HTTP.
 pub struct Client {
     http: reqwest::Client,
     policy: Policy,
@@ -72,27 +83,6 @@ impl Client {
         })
     }
 
-    /// Tells the endpoint the count. `id` is the same at each attempt. Answers the response's status, which is a success.
-    pub async fn call(&self, id: &str, job: &CallbackJob, unique_count: u64) -> Result<u16, Failure> {
-        // A literal address is not resolved, so that the resolver does not see it.
-        self.policy
-            .check_literal(&job.endpoint.to_url())
-            .map_err(|refused| Failure::refused(&refused))?;
-        let response = self
-            .request(id, job, unique_count)
-            .send()
-            .await
-            .map_err(|error| Failure::from_http(&error, self.call))?;
-        let status = response.status();
-        let retry_after = retry_after(&response, Timestamp::now());
-        read_some(response).await;
-        if status.is_success() {
-            Ok(status.as_u16())
-        } else {
-            Err(Failure::from_status(status, retry_after))
-        }
-    }
-
     fn request(&self, id: &str, job: &CallbackJob, unique_count: u64) -> RequestBuilder {
         let mut url = job.endpoint.to_url();
         let signed = |contents: &[&str]| {
@@ -124,6 +114,28 @@ impl Client {
         match job.revision {
             Some(revision) => request.header("verve-revision", revision),
             None => request,
+        }
+    }
+}
+
+impl Call for Client {
+    async fn call(&self, id: &str, job: &CallbackJob, unique_count: u64) -> Result<u16, Failure> {
+        // A literal address is not resolved, so that the resolver does not see it.
+        self.policy
+            .check_literal(&job.endpoint.to_url())
+            .map_err(|refused| Failure::refused(&refused))?;
+        let response = self
+            .request(id, job, unique_count)
+            .send()
+            .await
+            .map_err(|error| Failure::from_http(&error, self.call))?;
+        let status = response.status();
+        let retry_after = retry_after(&response, Timestamp::now());
+        read_some(response).await;
+        if status.is_success() {
+            Ok(status.as_u16())
+        } else {
+            Err(Failure::from_status(status.as_u16(), retry_after))
         }
     }
 }
@@ -177,10 +189,11 @@ impl Failure {
         }
     }
 
-    fn from_status(status: StatusCode, retry_after: Option<Duration>) -> Self {
+    /// By the status of a response that is no success.
+    #[must_use]
+    pub fn from_status(status: u16, retry_after: Option<Duration>) -> Self {
         // By which an endpoint says, in the scheme of Standard Webhooks, that it wants to hear no more of this.
         let permanent = status == StatusCode::GONE;
-        let status = status.as_u16();
         Self {
             error: format!("status {status}"),
             status: Some(status),

@@ -12,7 +12,7 @@
 mod group;
 mod settle;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
@@ -97,20 +97,20 @@ struct Waiting {
     /// Of the last attempt.
     error: String,
     /// The fields of the stream entry.
-    job: HashMap<String, String>,
+    job: BTreeMap<String, String>,
 }
 
 impl Queue {
     /// The queue, read by the consumer `replica`. Jobs that somebody took are free again after the time `claim`.
-    pub fn new(store: &Store, window_length: WindowLength, replica: String, claim: Duration) -> anyhow::Result<Self> {
+    pub fn new(store: &Store, window_length: WindowLength, replica: String, claim: Duration) -> Self {
         let reading = store.redis().for_blocking(BLOCK);
-        Ok(Self {
+        Self {
             store: store.clone(),
             reading,
             replica,
             window_length,
             claim_ms: millis(claim),
-        })
+        }
     }
 
     /// Whether the sorted set takes more jobs.
@@ -161,7 +161,7 @@ impl Queue {
             let place = Place::Retry(member);
             match read {
                 Some((job, number)) => attempts.push(Attempt { job, number, place }),
-                None => self.bury_unreadable(&place, &HashMap::new()).await?,
+                None => self.bury_unreadable(&place, &BTreeMap::new()).await?,
             }
         }
         Ok(attempts)
@@ -170,7 +170,7 @@ impl Queue {
     async fn attempts(&self, entries: impl IntoIterator<Item = StreamId>) -> RedisResult<Vec<Attempt>> {
         let mut attempts = Vec::new();
         for entry in entries {
-            let fields: HashMap<String, String> = entry
+            let fields: BTreeMap<String, String> = entry
                 .map
                 .keys()
                 .filter_map(|name| Some((name.clone(), entry.get(name)?)))
@@ -184,7 +184,7 @@ impl Queue {
         Ok(attempts)
     }
 
-    fn read_job(&self, fields: &HashMap<String, String>) -> Option<CallbackJob> {
+    fn read_job(&self, fields: &BTreeMap<String, String>) -> Option<CallbackJob> {
         CallbackJob::from_fields(self.window_length, |name| fields.get(name).map(String::as_str)).ok()
     }
 }

@@ -82,6 +82,8 @@ pub struct Server {
     metrics: RedisMetrics,
     /// Whether its commands wait, so that their times say nothing.
     blocks: bool,
+    /// What answers in its place, if it is simulated.
+    simulated: Option<Arc<dyn Commands>>,
 }
 
 /// What Redis is reached by.
@@ -96,10 +98,10 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(response_timeout: Duration) -> Arc<Self> {
+    fn new(response_timeout: Duration, simulated: Option<Arc<dyn Commands>>) -> Arc<Self> {
         Arc::new(Self {
             response_timeout,
-            link: AsyncMutex::default(),
+            link: AsyncMutex::new(simulated.map(Link::Simulated)),
             renewed: Mutex::new(Instant::now()),
             missed: Mutex::default(),
         })
@@ -190,37 +192,23 @@ impl fmt::Display for Server {
 }
 
 impl Server {
-    /// That of `config`, which need not be there yet.
-    pub fn new(config: &RedisConfig, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
+    /// That of `config`, which need not be there yet, or what is `simulated` in its place.
+    pub fn new(
+        config: &RedisConfig,
+        simulated: Option<Arc<dyn Commands>>,
+        health: &Arc<Health>,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
         for url in config.urls.as_slice() {
             config.client(url).with_context(|| format!("Redis {url}"))?;
         }
         Ok(Self {
-            connection: Connection::new(RESPONSE_TIMEOUT),
+            connection: Connection::new(RESPONSE_TIMEOUT, simulated.clone()),
             dependency: Dependency::new(format!("Redis {}", config.urls), health),
             metrics: metrics.redis(&config.urls.to_string()),
             config: config.clone(),
             blocks: false,
-        })
-    }
-
-    /// One that is simulated, as if it were that of `config`.
-    pub fn simulated(
-        config: &RedisConfig,
-        commands: Arc<dyn Commands>,
-        health: &Arc<Health>,
-        metrics: &Metrics,
-    ) -> anyhow::Result<Self> {
-        let server = Self::new(config, health, metrics)?;
-        let connection = Connection {
-            response_timeout: RESPONSE_TIMEOUT,
-            link: AsyncMutex::new(Some(Link::Simulated(commands))),
-            renewed: Mutex::new(Instant::now()),
-            missed: Mutex::default(),
-        };
-        Ok(Self {
-            connection: Arc::new(connection),
-            ..server
+            simulated,
         })
     }
 
@@ -232,7 +220,7 @@ impl Server {
     /// A connection of its own to the same Redis, for commands that block for up to `longest`.
     pub fn for_blocking(&self, longest: Duration) -> Self {
         Self {
-            connection: Connection::new(longest + RESPONSE_TIMEOUT),
+            connection: Connection::new(longest + RESPONSE_TIMEOUT, self.simulated.clone()),
             blocks: true,
             ..self.clone()
         }

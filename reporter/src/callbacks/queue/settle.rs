@@ -1,6 +1,6 @@
 //! What becomes of a job after an attempt: one script, so that it is in one place at any moment.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, RedisResult, Script};
@@ -58,7 +58,7 @@ impl Queue {
     }
 
     /// What is no job, neither the component nor the reporter wrote: kept for the operator to see.
-    pub(super) async fn bury_unreadable(&self, place: &Place, fields: &HashMap<String, String>) -> RedisResult<()> {
+    pub(super) async fn bury_unreadable(&self, place: &Place, fields: &BTreeMap<String, String>) -> RedisResult<()> {
         tracing::error!("a callback job is not readable, or of another window length, and given up on");
         let fields = fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let member = match place {
