@@ -1,11 +1,12 @@
-//! A Kafka broker, by a model: one topic, and one transactional id, of which the latest producer alone may publish.
+//! A Kafka broker, by a model: one topic, and a transactional id for each counter, of which the latest producer alone may publish.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use send_wrapper::SendWrapper;
-use verve_protocol::WindowRecord;
+use verve_protocol::{CounterName, WindowRecord};
 use verve_reporter::simulated::{Begun, Publish, Sessions, Unpublished};
 
 use crate::gate::Gate;
@@ -21,8 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(6);
 pub struct Broker {
     /// Whether it is there.
     pub link: Cell<Link>,
-    /// The latest producer.
-    epoch: Cell<u64>,
+    /// The latest producer of each counter.
+    epochs: RefCell<BTreeMap<Option<CounterName>, u64>>,
     committed: RefCell<Vec<Committed>>,
     /// How long it takes to commit at most, in milliseconds.
     pub commit_ms: Cell<u64>,
@@ -31,6 +32,8 @@ pub struct Broker {
 /// A record that consumers read.
 #[derive(Clone, Debug)]
 pub struct Committed {
+    /// The name of its counter, if that has one.
+    pub counter: Option<CounterName>,
     /// When it was committed, in Unix milliseconds.
     pub at_ms: u64,
     /// The record.
@@ -46,12 +49,14 @@ impl Broker {
 }
 
 /// A replica's way to the broker.
+#[derive(Clone)]
 pub struct Client(SendWrapper<Rc<Inner>>);
 
 struct Inner {
     world: Rc<World>,
     broker: Rc<Broker>,
     gate: Rc<Gate>,
+    counter: Option<CounterName>,
 }
 
 impl Client {
@@ -62,6 +67,7 @@ impl Client {
             world: world.clone(),
             broker: broker.clone(),
             gate: gate.clone(),
+            counter: None,
         })))
     }
 }
@@ -81,6 +87,15 @@ impl Sessions for Client {
             inner: self.0.clone(),
             epoch: None,
         }
+    }
+
+    fn named(&self, counter: &CounterName) -> Self {
+        Self(SendWrapper::new(Rc::new(Inner {
+            world: self.0.world.clone(),
+            broker: self.0.broker.clone(),
+            gate: self.0.gate.clone(),
+            counter: Some(counter.clone()),
+        })))
     }
 }
 
@@ -113,10 +128,13 @@ impl Publish for Session {
             if self.epoch.is_some() {
                 return Ok(Begun::Before);
             }
+            let counter = self.inner.counter.clone();
             let begun = self.inner.ask(|world, broker| {
-                broker.epoch.set(broker.epoch.get() + 1);
-                world.note(|| format!("kafka: producer {}", broker.epoch.get()));
-                broker.epoch.get()
+                world.note(|| format!("kafka: another producer of {counter:?}"));
+                let mut epochs = broker.epochs.borrow_mut();
+                let epoch = epochs.entry(counter).or_default();
+                *epoch += 1;
+                *epoch
             });
             self.epoch = Some(begun.await?);
             Ok(Begun::Now)
@@ -134,8 +152,9 @@ impl Publish for Session {
             let commit_ms = self.inner.broker.commit_ms.get();
             let commit = Duration::from_millis(self.inner.world.executor.below(commit_ms + 1));
             self.inner.world.alarm(commit).wait().await;
+            let counter = self.inner.counter.clone();
             let published = self.inner.ask(move |world, broker| {
-                let is_latest = epoch == broker.epoch.get();
+                let is_latest = broker.epochs.borrow().get(&counter) == Some(&epoch);
                 let has_no_fence = matches!(
                     world.mutation,
                     Some(Mutation {
@@ -147,10 +166,14 @@ impl Publish for Session {
                     world.is_met.set(true);
                 }
                 let is_latest = is_latest || has_no_fence;
-                world.note(|| format!("kafka: producer {epoch} (latest: {is_latest}): {records:?}"));
+                world.note(|| format!("kafka: producer {epoch} of {counter:?} (latest: {is_latest}): {records:?}"));
                 if is_latest {
                     let at_ms = world.now_us() / 1000;
-                    let records = records.into_iter().map(|record| Committed { at_ms, record });
+                    let records = records.into_iter().map(|record| Committed {
+                        counter: counter.clone(),
+                        at_ms,
+                        record,
+                    });
                     broker.committed.borrow_mut().extend(records);
                 }
                 is_latest

@@ -8,6 +8,7 @@
 //! - [`plan`]: what happens, by a seed; [`run`]: runs it; [`verdict`]: what is promised; [`shrink`]: a smaller plan that shows the same
 //! - [`mutation`]: faults that are put in, to see that they are found
 
+pub mod endpoints;
 pub mod executor;
 pub mod gate;
 pub mod host;

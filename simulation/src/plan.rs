@@ -3,6 +3,7 @@
 use fastrand::Rng;
 use verve_counter_core::spooled::SpoolError;
 
+use crate::endpoints::Mood;
 use crate::redis::Link;
 
 /// A simulation.
@@ -24,6 +25,10 @@ pub struct Plan {
     pub machines: Vec<u8>,
     /// How many replicas of the reporter there are.
     pub replicas: usize,
+    /// How many named counters there are.
+    pub counters: u8,
+    /// How often a callback is tried, if there are callbacks.
+    pub attempts: Option<u32>,
     /// For how long there are requests and faults.
     pub seconds: u64,
     /// What clients ask for, in the order of time.
@@ -43,6 +48,10 @@ pub struct Request {
     pub instance: u8,
     /// The id.
     pub id: i64,
+    /// Which named counter it is of, if it is of one.
+    pub counter: Option<u8>,
+    /// Which endpoint it asks to be called, if it does.
+    pub endpoint: Option<usize>,
 }
 
 /// Something fails for a time.
@@ -81,10 +90,14 @@ pub enum Kind {
     ReplicaLink(usize, Link),
     /// Kafka cannot be reached.
     Kafka(Link),
+    /// An endpoint answers otherwise.
+    Endpoint(usize, Mood),
 }
 
 /// How many kinds there are.
-const KINDS: u32 = 11;
+const KINDS: u32 = 12;
+/// How many endpoints there are, the first of which is called for each report.
+pub const ENDPOINTS: usize = 3;
 
 impl Plan {
     /// What happens with this seed.
@@ -105,6 +118,8 @@ impl Plan {
             late_seconds: pick(random, &[0, 5, 20]),
             latency_ms: pick(random, &[1, 1, 30]),
             commit_ms: pick(random, &[1, 50, 3000]),
+            counters: pick(random, &[0, 0, 0, 1, 3]),
+            attempts: pick(random, &[None, None, None, Some(2), Some(20)]),
             requests: Vec::new(),
             faults: Vec::new(),
             machines,
@@ -119,11 +134,15 @@ impl Plan {
             if at_ms >= seconds * 1000 {
                 break;
             }
+            let counter = (plan.counters > 0 && random.bool()).then(|| random.u8(..plan.counters));
+            let asks = plan.attempts.is_some() && counter.is_none() && random.u8(..4) == 0;
             plan.requests.push(Request {
                 at_ms,
                 machine: random.usize(..plan.machines.len()),
                 instance: random.u8(..8),
                 id: random.i64(0..ids),
+                counter,
+                endpoint: asks.then(|| random.usize(..ENDPOINTS)),
             });
         }
         let every_ms = random.u64(200..10_000);
@@ -166,7 +185,11 @@ impl Plan {
             7 => Kind::Replica(replica),
             8 => Kind::Pause(replica),
             9 => Kind::ReplicaLink(replica, link),
-            _ => Kind::Kafka(link),
+            10 => Kind::Kafka(link),
+            _ => {
+                let moods = [Mood::Link(link), Mood::Link(link), Mood::Status(500), Mood::Status(410)];
+                Kind::Endpoint(random.usize(..ENDPOINTS), pick(random, &moods))
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod data;
 mod script;
+mod stream;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -218,8 +219,32 @@ impl Server {
     /// How many entries a stream has.
     #[must_use]
     pub fn stream_len(&self, key: &str) -> usize {
+        self.stream(key).len()
+    }
+
+    /// The entries of a stream, each with its fields and values; none if it is not there.
+    #[must_use]
+    pub fn stream(&self, key: &str) -> Vec<Vec<String>> {
         match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
-            Some(data::Value::Stream(entries)) => entries.len(),
+            Some(data::Value::Stream(stream)) => stream.entries.values().cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// How many entries a stream has that were there at a time in Unix milliseconds.
+    #[must_use]
+    pub fn stream_len_at(&self, key: &str, at_ms: u64) -> usize {
+        match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
+            Some(data::Value::Stream(stream)) => stream.entries.range(..(at_ms, 0)).count(),
+            _ => 0,
+        }
+    }
+
+    /// How many members a sorted set has.
+    #[must_use]
+    pub fn sorted_len(&self, key: &str) -> usize {
+        match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
+            Some(data::Value::Sorted(members)) => members.len(),
             _ => 0,
         }
     }

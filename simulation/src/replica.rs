@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use verve_reporter::simulated::{Commands, Settings, report};
 
+use crate::endpoints::{self, Endpoints};
 use crate::gate::Gate;
 use crate::kafka::{self, Broker};
 use crate::redis::{Answer, Link};
@@ -22,6 +23,8 @@ use crate::world::{Line, World, before};
 
 /// How long the reporter waits for an answer of Redis.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a command that waits for something new does so.
+const BLOCK: Duration = Duration::from_secs(1);
 
 /// A replica's way to Redis.
 struct Redis {
@@ -43,6 +46,16 @@ impl Commands for Connection {
 
 impl Redis {
     async fn run(&self, commands: Vec<Vec<String>>) -> RedisResult<Vec<Value>> {
+        let blocks = commands.first().is_some_and(|words| words[0] == "XREADGROUP");
+        let answers = self.ask(commands.clone()).await?;
+        if blocks && answers == [Value::Nil] {
+            self.world.alarm(BLOCK).wait().await;
+            return self.ask(commands).await;
+        }
+        Ok(answers)
+    }
+
+    async fn ask(&self, commands: Vec<Vec<String>>) -> RedisResult<Vec<Value>> {
         self.gate.pass().await;
         let (world, server, link) = (self.world.clone(), self.world.servers[0].clone(), self.link.clone());
         let asked = self.world.message(&self.line, move || {
@@ -80,28 +93,36 @@ fn value(answer: Answer) -> RedisResult<Value> {
 pub struct Replica {
     world: Rc<World>,
     broker: Rc<Broker>,
+    endpoints: Rc<Endpoints>,
     settings: Settings,
     name: String,
     starts: Cell<u32>,
     /// Whether it reaches Redis.
     pub link: Rc<Cell<Link>>,
-    /// Whether it is paused.
-    pub gate: Rc<Gate>,
+    /// Whether it is paused. Each process has one of its own, which stays closed once it is killed: whatever it has spawned does nothing any more.
+    gate: RefCell<Rc<Gate>>,
     running: RefCell<Option<JoinHandle<()>>>,
 }
 
 impl Replica {
     /// One called so, which is not started yet.
     #[must_use]
-    pub fn new(world: &Rc<World>, broker: &Rc<Broker>, settings: Settings, name: String) -> Self {
+    pub fn new(
+        world: &Rc<World>,
+        broker: &Rc<Broker>,
+        endpoints: &Rc<Endpoints>,
+        settings: Settings,
+        name: String,
+    ) -> Self {
         Self {
             world: world.clone(),
             broker: broker.clone(),
+            endpoints: endpoints.clone(),
             settings,
             name,
             starts: Cell::default(),
             link: Rc::default(),
-            gate: Rc::default(),
+            gate: RefCell::default(),
             running: RefCell::default(),
         }
     }
@@ -109,22 +130,24 @@ impl Replica {
     /// Starts it, in the runtime that drives the simulation.
     pub fn start(&self) {
         self.starts.set(self.starts.get() + 1);
+        let gate: Rc<Gate> = Rc::default();
+        self.gate.replace(gate.clone());
         let redis = Connection(SendWrapper::new(Rc::new(Redis {
             world: self.world.clone(),
             line: Line::default(),
             link: self.link.clone(),
-            gate: self.gate.clone(),
+            gate: gate.clone(),
         })));
         let work = report(
             self.settings.clone(),
             Arc::new(redis),
-            kafka::Client::new(&self.world, &self.broker, &self.gate),
+            kafka::Client::new(&self.world, &self.broker, &gate),
+            endpoints::Client::new(&self.world, &self.endpoints, &gate),
             format!("{}-{}", self.name, self.starts.get()),
             CancellationToken::new(),
         );
-        let gate = SendWrapper::new(self.gate.clone());
         let work = Paused {
-            gate,
+            gate: SendWrapper::new(gate),
             work: Box::pin(work),
         };
         self.running.replace(Some(tokio::spawn(work)));
@@ -135,7 +158,14 @@ impl Replica {
         if let Some(running) = self.running.take() {
             running.abort();
         }
-        self.gate.close(false);
+        self.gate.borrow().close(true);
+    }
+
+    /// Pauses it, or has it go on, unless it was killed.
+    pub fn pause(&self, is_paused: bool) {
+        if self.running.borrow().is_some() {
+            self.gate.borrow().close(is_paused);
+        }
     }
 
     /// Starts it anew: one that was killed twice is there once.

@@ -6,19 +6,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use verve_counter_core::answer::Answer;
+use verve_counter_core::callback::Callback;
 use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
-use verve_protocol::{Id, Keys, Partitions, Window, WindowLength};
+use verve_protocol::{Id, Keys, Method, Partitions, Window, WindowLength};
 use verve_reporter::simulated::Settings;
 
 use verve_counter_core::ports::Clock as _;
 
+use crate::endpoints::{Endpoints, Mood};
 use crate::host::Machine;
 use crate::kafka::Broker;
 use crate::mutation::Mutation;
-use crate::plan::{Fault, Kind, Plan, Request};
+use crate::plan::{ENDPOINTS, Fault, Kind, Plan, Request};
 use crate::redis::{Link, Server};
 use crate::replica::Replica;
 use crate::verdict::{self, Attempt, Wrong};
@@ -28,6 +30,11 @@ use crate::world::World;
 const GRACE: Duration = Duration::from_secs(2);
 /// How long it may take until all is well once nothing fails any more, beside what windows take.
 const SETTLES: Duration = Duration::from_secs(90);
+
+/// How long a callback takes at most while nothing fails.
+const DELIVERED: Duration = Duration::from_secs(15);
+/// The endpoint that is called with each report, if there are callbacks.
+const FIXED: &str = "https://e0.example/fixed";
 
 /// What has become of a plan.
 pub struct Outcome {
@@ -56,6 +63,7 @@ struct Run {
     machines: Vec<Machine>,
     instances: RefCell<BTreeMap<(usize, u8), Kept>>,
     broker: Rc<Broker>,
+    endpoints: Rc<Endpoints>,
     replicas: Vec<Replica>,
     length: WindowLength,
     attempts: RefCell<Vec<Attempt>>,
@@ -102,10 +110,20 @@ impl Run {
             length,
             grace: GRACE,
             late: Duration::from_secs(plan.late_seconds),
+            has_named: plan.counters > 0,
+            has_callbacks: plan.attempts.is_some(),
+            callback: plan
+                .attempts
+                .map(|_| (FIXED.parse().expect("an endpoint"), Method::Post)),
+            attempts: plan.attempts.unwrap_or_default(),
         };
+        let endpoints = Endpoints::new(ENDPOINTS);
         let broker: Rc<Broker> = Rc::default();
         broker.commit_ms.set(plan.commit_ms);
-        let replica = |number| Replica::new(world, &broker, settings.clone(), format!("replica-{number}"));
+        let replica = |number| {
+            let name = format!("replica-{number}");
+            Replica::new(world, &broker, &endpoints, settings.clone(), name)
+        };
         Self {
             plan: plan.clone(),
             world: world.clone(),
@@ -113,6 +131,7 @@ impl Run {
             instances: RefCell::default(),
             replicas: (0..plan.replicas).map(replica).collect(),
             broker,
+            endpoints,
             length,
             attempts: RefCell::default(),
             next: Cell::new(1 << 32),
@@ -142,6 +161,8 @@ impl Run {
                     machine,
                     instance: 0,
                     id: -1,
+                    counter: None,
+                    endpoint: None,
                 };
                 let run = self.clone();
                 executor.after(Duration::from_secs(10 * second), move || run.request(request));
@@ -157,6 +178,9 @@ impl Run {
             self.length,
             self.world.now_us() / 1000,
         );
+        if self.plan.attempts.is_some() {
+            wrong.extend(self.of_callbacks());
+        }
         for (number, machine) in self.machines.iter().enumerate() {
             let left = machine.rows("ids") + machine.rows("commands");
             if left > 0 {
@@ -186,6 +210,23 @@ impl Run {
             wrong,
             story: self.world.story(),
         }
+    }
+
+    /// What is wrong with callbacks.
+    fn of_callbacks(&self) -> Vec<Wrong> {
+        let server = &self.world.servers[0];
+        let keys = Keys::new("verve".parse().expect("a namespace"));
+        let dead = server.stream(&keys.callbacks_dead());
+        // What was queued just now is on its way.
+        let until_ms = self.world.now_us() / 1000 - DELIVERED.as_millis() as u64;
+        let (attempts, mut committed) = (self.attempts.borrow(), self.broker.committed());
+        committed.retain(|committed| committed.at_ms < until_ms);
+        let mut wrong = verdict::of_callbacks(&attempts, &committed, &self.endpoints.heard(), &dead, FIXED);
+        let left = server.stream_len_at(&keys.callbacks(), until_ms) + server.sorted_len(&keys.callbacks_retry());
+        if left > 0 {
+            wrong.push(Wrong::general(format!("{left} callbacks are still waiting")));
+        }
+        wrong
     }
 
     /// A request comes.
@@ -225,7 +266,14 @@ impl Run {
     /// An instance counts the id of a request.
     async fn count<const BLOCKS: bool>(&self, instance: Rc<Instance<Machine<BLOCKS>>>, request: Request) {
         let attempt = self.attempt(request);
-        let answer = Counter::new(instance).add(Id(request.id), None).await;
+        let Attempt { counter, callback, .. } = self.attempts.borrow()[attempt].clone();
+        let unnamed = Counter::new(instance);
+        let counter = counter.map_or_else(|| unnamed.clone(), |name| unnamed.open(name));
+        let callback = callback.map(|endpoint| Callback {
+            endpoint: endpoint.parse().expect("an endpoint"),
+            method: None,
+        });
+        let answer = counter.add(Id(request.id), callback).await;
         self.answered(attempt, answer);
     }
 
@@ -233,12 +281,16 @@ impl Run {
     fn attempt(&self, request: Request) -> usize {
         let window: Window = self.length.window_at_ms(self.machines[request.machine].now_ms());
         let mut attempts = self.attempts.borrow_mut();
+        let number = attempts.len();
+        let name = |counter: u8| format!("c{counter}").parse().expect("a name");
         attempts.push(Attempt {
             id: request.id,
+            counter: request.counter.map(name),
+            callback: request.endpoint.map(|host| format!("https://e{host}.example/{number}")),
             window,
             answer: None,
         });
-        attempts.len() - 1
+        number
     }
 
     fn answered(&self, attempt: usize, answer: Answer) {
@@ -270,9 +322,10 @@ impl Run {
             }
             Kind::Disk(machine, error) => self.machines[*machine].set_disk_fault(Some(error.clone())),
             Kind::Replica(replica) => self.replicas[*replica].kill(),
-            Kind::Pause(replica) => self.replicas[*replica].gate.close(true),
+            Kind::Pause(replica) => self.replicas[*replica].pause(true),
             Kind::ReplicaLink(replica, link) => self.replicas[*replica].link.set(*link),
             Kind::Kafka(link) => self.broker.link.set(*link),
+            Kind::Endpoint(host, mood) => self.endpoints.set(*host, *mood),
         }
         let run = self.clone();
         self.world
@@ -291,9 +344,10 @@ impl Run {
             Kind::Clock(..) | Kind::Instance(..) => {}
             Kind::Disk(machine, _) => self.machines[*machine].set_disk_fault(None),
             Kind::Replica(replica) => self.replicas[*replica].restart(),
-            Kind::Pause(replica) => self.replicas[*replica].gate.close(false),
+            Kind::Pause(replica) => self.replicas[*replica].pause(false),
             Kind::ReplicaLink(replica, _) => self.replicas[*replica].link.set(Link::Up),
             Kind::Kafka(_) => self.broker.link.set(Link::Up),
+            Kind::Endpoint(host, _) => self.endpoints.set(*host, Mood::Link(Link::Up)),
         }
     }
 
@@ -303,6 +357,7 @@ impl Run {
         server.link.set(Link::Up);
         server.is_full.set(false);
         self.broker.link.set(Link::Up);
+        self.endpoints.mend();
         for machine in &self.machines {
             machine.set_link(Link::Up);
             machine.set_disk_fault(None);

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use verve_counter_core::answer::{Answer, Outcome};
-use verve_protocol::{Window, WindowLength};
+use verve_protocol::{CounterName, Window, WindowLength};
 
+use crate::endpoints::Heard;
 use crate::kafka::Committed;
 use crate::world::BEGIN_MS;
 
@@ -14,6 +15,10 @@ use crate::world::BEGIN_MS;
 pub struct Attempt {
     /// Its id.
     pub id: i64,
+    /// The name of its counter, if that has one.
+    pub counter: Option<CounterName>,
+    /// The endpoint that it asked to be called, which no other one did.
+    pub callback: Option<String>,
     /// The window that was open then, by the clock of its machine.
     pub window: Window,
     /// What was answered; nothing if the instance was killed before.
@@ -56,10 +61,91 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// What is not as was promised, at a time in Unix milliseconds when all should be settled.
+/// What is not as was promised of any counter, at a time in Unix milliseconds when all should be settled.
 #[must_use]
 pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, now_ms: u64) -> Vec<Wrong> {
+    let accepted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
+    let mut counters: BTreeSet<&Option<CounterName>> = accepted.map(|attempt| &attempt.counter).collect();
+    counters.insert(&None);
+    counters.extend(committed.iter().map(|committed| &committed.counter));
+    let of_counter = |counter: &Option<CounterName>| {
+        let attempts = attempts.iter().filter(|attempt| attempt.counter == *counter);
+        let committed = committed.iter().filter(|committed| committed.counter == *counter);
+        let attempts: Vec<&Attempt> = attempts.collect();
+        let committed: Vec<&Committed> = committed.collect();
+        of_one(&attempts, &committed, length, now_ms)
+    };
+    counters.into_iter().flat_map(of_counter).collect()
+}
+
+/// What is not as was promised of callbacks: each that was asked for by a request that was accepted was called, or is dead; and so was the fixed
+/// one with the last report of each window.
+#[must_use]
+pub fn of_callbacks(
+    attempts: &[Attempt],
+    committed: &[Committed],
+    heard: &[Heard],
+    dead: &[Vec<String>],
+    fixed: &str,
+) -> Vec<Wrong> {
     let mut wrong = Vec::new();
+    let field = |fields: &[String], name: &str| {
+        let pair = fields.chunks(2).find(|pair| pair[0] == name);
+        pair.map(|pair| pair[1].clone())
+    };
+    let dead: BTreeSet<(Option<String>, Option<String>)> = dead
+        .iter()
+        .map(|fields| (field(fields, "endpoint"), field(fields, "revision")))
+        .collect();
+    let called: BTreeSet<(&str, Option<u64>)> = heard
+        .iter()
+        .map(|heard| (heard.endpoint.as_str(), heard.revision))
+        .collect();
+    for attempt in attempts {
+        if let (Some(callback), Some(Ok(_))) = (&attempt.callback, attempt.answer)
+            && !called.contains(&(callback, None))
+            && !dead.contains(&(Some(callback.clone()), None))
+        {
+            wrong.push(Wrong {
+                window: Some(attempt.window),
+                what: format!("{callback} was never called, and is not dead"),
+            });
+        }
+    }
+    let unnamed = committed.iter().filter(|committed| committed.counter.is_none());
+    let last: BTreeMap<(Window, u64), &Committed> = unnamed
+        .map(|committed| ((committed.record.window, committed.record.revision), committed))
+        .collect();
+    for (window, revision) in last.into_keys() {
+        let is_called = heard.iter().any(|heard| {
+            heard.endpoint == fixed && heard.window == window && heard.revision == Some(revision)
+        });
+        if !is_called && !dead.contains(&(Some(fixed.to_owned()), Some(revision.to_string()))) {
+            wrong.push(Wrong {
+                window: Some(window),
+                what: format!("{fixed} was never called with revision {revision}, and that is not dead"),
+            });
+        }
+    }
+    let mut tried: BTreeMap<Window, BTreeSet<i64>> = BTreeMap::new();
+    for attempt in attempts.iter().filter(|attempt| attempt.counter.is_none()) {
+        tried.entry(attempt.window).or_default().insert(attempt.id);
+    }
+    for heard in heard {
+        let tried = tried.get(&heard.window).map_or(0, BTreeSet::len);
+        if heard.count > tried as u64 {
+            wrong.push(Wrong {
+                window: Some(heard.window),
+                what: format!("{tried} ids were tried, and told was {heard:?}"),
+            });
+        }
+    }
+    wrong
+}
+
+fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength, now_ms: u64) -> Vec<Wrong> {
+    let mut wrong = Vec::new();
+    let is_named = attempts.iter().any(|attempt| attempt.counter.is_some());
     let mut say = |window: Window, what: String| {
         wrong.push(Wrong {
             window: Some(window),
@@ -149,7 +235,8 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
         }
     }
     let certain = length.window_at_ms(now_ms.saturating_sub(30_000));
-    if last
+    if !(is_named && last.is_empty())
+        && last
         .last_key_value()
         .is_none_or(|(newest, _)| *newest < certain.previous().unwrap_or(certain))
     {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Answer;
+use super::stream::Stream;
 
 /// What is under a key.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +25,8 @@ pub enum Value {
     Hash(BTreeMap<String, String>),
     /// A sorted set.
     Sorted(BTreeMap<String, f64>),
-    /// A stream: of each entry its id, and its fields and values.
-    Stream(Vec<(String, Vec<String>)>),
+    /// A stream.
+    Stream(Stream),
 }
 
 /// A server's data.
@@ -48,14 +49,29 @@ const GROWING: [&str; 8] = [
     "ZADD",
 ];
 /// Others that write: a script that has begun with one of them may go on with all.
-const WRITING: [&str; 9] = [
-    "DEL", "EXPIRE", "EXPIREAT", "HDEL", "PEXPIRE", "RENAME", "SREM", "UNLINK", "ZREM",
+const WRITING: [&str; 15] = [
+    "DEL",
+    "EXPIRE",
+    "EXPIREAT",
+    "HDEL",
+    "PEXPIRE",
+    "RENAME",
+    "SREM",
+    "UNLINK",
+    "XACK",
+    "XAUTOCLAIM",
+    "XDEL",
+    "XGROUP",
+    "XREADGROUP",
+    "XTRIM",
+    "ZREM",
 ];
 
 type Done = Result<Answer, &'static str>;
 
 const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 const SYNTAX: &str = "ERR syntax error";
+const NO_GROUP: &str = "NOGROUP No such key or consumer group";
 const NO_NUMBER: &str = "ERR value is not an integer or out of range";
 
 /// Of what is under a key, what it has to be; made there if nothing is.
@@ -123,7 +139,8 @@ impl Data {
 
     /// Runs a command.
     pub fn execute(&mut self, name: &str, arguments: &[String]) -> Answer {
-        if GROWING.contains(&name) {
+        let creates_group = name == "XGROUP" && arguments.first().is_some_and(|what| what == "CREATE");
+        if GROWING.contains(&name) || creates_group {
             if self.is_full {
                 return Answer::Error("OOM command not allowed when used memory > 'maxmemory'.".to_owned());
             }
@@ -234,6 +251,26 @@ impl Data {
                 let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
                 flag(value!(self, key, Sorted)?.insert(member.clone(), score).is_none())
             }
+            ("ZADD", [key, only, score, member]) if only == "XX" => {
+                let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
+                if look!(self, key, Sorted)?.is_some_and(|set| set.contains_key(member)) {
+                    value!(self, key, Sorted)?.insert(member.clone(), score);
+                }
+                flag(false)
+            }
+            ("ZRANGEBYSCORE", [key, least, most, limit @ ..]) if least == "-inf" => {
+                let (most, is_open) = most.strip_prefix('(').map_or((most.as_str(), false), |most| (most, true));
+                let most: f64 = most.parse().map_err(|_| "ERR min or max is not a float")?;
+                let limit = match limit {
+                    [] => usize::MAX,
+                    [_, first, limit] if first == "0" => limit.parse().map_err(|_| NO_NUMBER)?,
+                    _ => return Err(SYNTAX),
+                };
+                let sorted = sorted(look!(self, key, Sorted)?).into_iter();
+                let found = sorted.filter(|(_, score)| *score < most || !is_open && *score <= most);
+                let found = found.take(limit).map(|(member, _)| Answer::Text(member.clone()));
+                Ok(Answer::Many(found.collect()))
+            }
             ("ZREM", [key, members @ ..]) if !members.is_empty() => remove!(self, key, Sorted, members),
             ("ZCARD", [key]) => number(look!(self, key, Sorted)?.map_or(0, BTreeMap::len)),
             ("ZSCORE", [key, member]) => {
@@ -257,19 +294,59 @@ impl Data {
             }
             ("XADD", [key, id, fields @ ..]) if id == "*" && !fields.is_empty() => {
                 let now_ms = self.now_us / 1000;
-                let stream = value!(self, key, Stream)?;
-                // Later than the one before, also by a clock that was set back.
-                let last = stream.last().map_or((0, 0), |(id, _)| stream_id(id));
-                let (at, number) = if now_ms > last.0 {
-                    (now_ms, 0)
-                } else {
-                    (last.0, last.1 + 1)
-                };
-                let id = format!("{at}-{number}");
-                stream.push((id.clone(), fields.to_vec()));
-                Ok(Answer::Text(id))
+                Ok(value!(self, key, Stream)?.add(now_ms, fields))
             }
-            ("XLEN", [key]) => number(look!(self, key, Stream)?.map_or(0, Vec::len)),
+            ("XLEN", [key]) => number(look!(self, key, Stream)?.map_or(0, |stream| stream.entries.len())),
+            ("XRANGE", [key, first, last]) if first == last => {
+                let stream = look!(self, key, Stream)?;
+                Ok(stream.map_or_else(|| Answer::Many(Vec::new()), |stream| stream.entry(first)))
+            }
+            ("XDEL", [key, ids @ ..]) => match look!(self, key, Stream)? {
+                Some(_) => Ok(value!(self, key, Stream)?.delete(ids)),
+                None => number(0),
+            },
+            ("XTRIM", [key, what, most]) if what == "MAXLEN" => match look!(self, key, Stream)? {
+                Some(_) => Ok(value!(self, key, Stream)?.trim(most.parse().map_err(|_| NO_NUMBER)?)),
+                None => number(0),
+            },
+            ("XACK", [key, group, ids @ ..]) => match look!(self, key, Stream)? {
+                Some(_) => Ok(value!(self, key, Stream)?.acknowledge(group, ids)),
+                None => number(0),
+            },
+            ("XGROUP", [what, key, group, from, make]) if what == "CREATE" && from == "0" && make == "MKSTREAM" => {
+                if value!(self, key, Stream)?.create_group(group) {
+                    Ok(Answer::ok())
+                } else {
+                    Err("BUSYGROUP Consumer Group name already exists")
+                }
+            }
+            ("XGROUP", [what, key, group, consumer]) if what == "DELCONSUMER" => {
+                look!(self, key, Stream)?.ok_or("ERR The XGROUP subcommand requires the key to exist.")?;
+                value!(self, key, Stream)?.delete_consumer(group, consumer).ok_or(NO_GROUP)
+            }
+            ("XINFO", [what, key, group]) if what == "CONSUMERS" => {
+                let stream = look!(self, key, Stream)?.ok_or("ERR no such key")?;
+                stream.consumers(group, self.now_us / 1000).ok_or(NO_GROUP)
+            }
+            // One that blocks is asked once more by its client.
+            ("XREADGROUP", [_, group, consumer, _, most, _, _, _, key, from]) if from == ">" => {
+                let most = most.parse().map_err(|_| NO_NUMBER)?;
+                look!(self, key, Stream)?.ok_or(NO_GROUP)?;
+                let now_ms = self.now_us / 1000;
+                let new = value!(self, key, Stream)?.read_group(group, consumer, most, now_ms);
+                Ok(match new.ok_or(NO_GROUP)? {
+                    new if new.is_empty() => Answer::Nil,
+                    new => Answer::Many(vec![Answer::Many(vec![Answer::Text(key.clone()), Answer::Many(new)])]),
+                })
+            }
+            ("XAUTOCLAIM", [key, group, consumer, idle_ms, first, _, most]) if first == "0-0" => {
+                let (idle_ms, most) = (idle_ms.parse(), most.parse());
+                let (idle_ms, most) = (idle_ms.map_err(|_| NO_NUMBER)?, most.map_err(|_| NO_NUMBER)?);
+                look!(self, key, Stream)?.ok_or(NO_GROUP)?;
+                let now_ms = self.now_us / 1000;
+                let claimed = value!(self, key, Stream)?.claim(group, consumer, idle_ms, most, now_ms);
+                claimed.ok_or(NO_GROUP)
+            }
             _ => Err("ERR unknown command, or not with these arguments"),
         }
     }
@@ -338,10 +415,4 @@ fn sorted(set: Option<&BTreeMap<String, f64>>) -> Vec<(&String, f64)> {
         .collect();
     sorted.sort_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.cmp(b.0)));
     sorted
-}
-
-/// The two numbers of an entry's id.
-fn stream_id(id: &str) -> (u64, u64) {
-    let (at, number) = id.split_once('-').unwrap_or((id, "0"));
-    (at.parse().unwrap_or_default(), number.parse().unwrap_or_default())
 }

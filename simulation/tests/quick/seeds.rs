@@ -28,6 +28,8 @@ fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for
         machine: 0,
         instance: 0,
         id,
+        counter: None,
+        endpoint: None,
     };
     let plan = Plan {
         window_seconds: 30,
@@ -37,6 +39,8 @@ fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for
         commit_ms: 1,
         machines: vec![1],
         replicas: 1,
+        counters: 0,
+        attempts: None,
         seconds: 150,
         requests: vec![request(1000, 1), request(91_000, 2), request(111_000, 3)],
         faults: [

@@ -20,19 +20,34 @@ struct Both {
     model: std::rc::Rc<Server>,
     /// What they were given, the last of it.
     given: Vec<String>,
+    /// Entries of streams that readers were given: the id of each in Redis, and in the model.
+    entries: Vec<(String, String)>,
 }
 
+/// Stands for the id of an entry.
+const ENTRY: &str = "ENTRY";
+
 impl Both {
-    /// Gives a command to both.
+    /// Gives a command to both, in a millisecond of its own: entries of two streams have ids of their own then.
     async fn give(&mut self, words: &[String]) -> Result<()> {
-        let mut command = redis::cmd(&words[0]);
-        command.arg(&words[1..]);
+        std::thread::sleep(Duration::from_millis(1));
+        // Each names its entries as it likes.
+        let entry = fastrand::choice(&self.entries).cloned();
+        let (redis_entry, model_entry) = entry.unwrap_or_else(|| ("1-1".to_owned(), "1-1".to_owned()));
+        let with = |entry: &str| -> Vec<String> {
+            let words = words.iter().map(|word| if word == ENTRY { entry } else { word });
+            words.map(str::to_owned).collect()
+        };
+        let (for_redis, for_model) = (with(&redis_entry), with(&model_entry));
+        let mut command = redis::cmd(&for_redis[0]);
+        command.arg(&for_redis[1..]);
         let redis = match command.query_async::<Value>(&mut self.redis).await {
             Ok(value) => answer(&value),
             Err(error) => Answer::Error(error.code().unwrap_or("ERR").to_owned()),
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        let model = self.model.execute(words, u64::try_from(now.as_micros())?, false);
+        let model = self.model.execute(&for_model, u64::try_from(now.as_micros())?, false);
+        self.entries.extend(entries(&redis).into_iter().zip(entries(&model)));
         let (redis, model) = (plain(&words[0], redis), plain(&words[0], model));
         let said: Vec<&str> = words
             .iter()
@@ -47,6 +62,21 @@ impl Both {
         );
         Ok(())
     }
+}
+
+/// The ids of entries in an answer.
+fn entries(answer: &Answer) -> Vec<String> {
+    match answer {
+        Answer::Text(text) if is_entry(text) => vec![text.clone()],
+        Answer::Many(answers) => answers.iter().flat_map(entries).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether this is the id of an entry that was added.
+fn is_entry(text: &str) -> bool {
+    let parts = text.split_once('-');
+    parts.is_some_and(|(at, number)| at.parse::<u64>().is_ok_and(|at| at > 0) && number.parse::<u64>().is_ok())
 }
 
 fn answer(value: &Value) -> Answer {
@@ -65,7 +95,10 @@ fn answer(value: &Value) -> Answer {
 fn plain(command: &str, answer: Answer) -> Answer {
     match answer {
         Answer::Error(text) => Answer::Error(text.split(' ').next().unwrap_or_default().to_owned()),
-        Answer::Text(_) if command == "XADD" => Answer::Text(String::new()),
+        Answer::Text(text) if is_entry(&text) => Answer::Text(ENTRY.to_owned()),
+        Answer::Many(answers) if command.starts_with('X') => {
+            Answer::Many(answers.into_iter().map(|answer| plain(command, answer)).collect())
+        }
         Answer::Many(answers) if command == "HGETALL" => {
             let mut pairs: Vec<Answer> = answers.chunks(2).map(|pair| Answer::Many(pair.to_vec())).collect();
             pairs.sort_by_key(|pair| format!("{pair:?}"));
@@ -89,17 +122,18 @@ fn alike(redis: &Answer, model: &Answer) -> bool {
     }
 }
 
-/// Whether both are a score that a time has become, which versions write with more digits or fewer.
+/// Whether both are a score that a time has become, in seconds or milliseconds, which versions write with more digits or fewer.
 fn is_same_time(a: &str, b: &str) -> bool {
     let (Ok(a), Ok(b)) = (a.parse::<f64>(), b.parse::<f64>()) else {
         return false;
     };
-    a > 1e9 && (a - b).abs() <= 1.0
+    let second = if a > 1e12 { 1000.0 } else { 1.0 };
+    a > 1e9 && (a - b).abs() <= second
 }
 
 /// One of these lines, with what stands for something random filled in: `K` a key of any type, `S` of a set, `H` of a hash, `Z` of a sorted set,
 /// `T` of a text, `X` of a stream, each with or without a number; `M` a member, `N` a number, `E` seconds, `G` more of
-/// them.
+/// them, `I` an entry of a stream.
 fn words(random: &mut Rng, line: &str) -> Vec<String> {
     let fill = |word: &str| match word {
         "K" => format!(
@@ -110,16 +144,18 @@ fn words(random: &mut Rng, line: &str) -> Vec<String> {
         "S" | "H" | "Z" | "T" | "X" => format!("{}{}", word.to_lowercase(), random.u8(..3)),
         "M" => format!("m{}", random.u8(..6)),
         "N" => random.u8(..5).to_string(),
+        "(N" => format!("({}", random.u8(..5)),
         "E" => (u32::from(random.u8(1..5)) * 1000).to_string(),
         // One that no other time is, up to a moment.
         "G" => random.u32(10_000..1_000_000).to_string(),
+        "I" => ENTRY.to_owned(),
         "-" => String::new(),
         word => word.to_owned(),
     };
     line.split(' ').map(fill).collect()
 }
 
-const LINES: [&str; 42] = [
+const LINES: [&str; 60] = [
     "SADD S M",
     "SADD K M M M",
     "SREM S M M",
@@ -162,10 +198,28 @@ const LINES: [&str; 42] = [
     "EXPIRETIME K",
     "XADD X * M N",
     "XLEN K",
+    "ZADD Z XX N M",
+    "ZRANGEBYSCORE Z -inf N",
+    "ZRANGEBYSCORE K -inf (N LIMIT 0 2",
+    "XGROUP CREATE X M 0 MKSTREAM",
+    "XGROUP CREATE K m1 0 MKSTREAM",
+    "XGROUP CREATE X m1 0 MKSTREAM",
+    "XGROUP DELCONSUMER X M M",
+    "XREADGROUP GROUP m1 M COUNT 2 BLOCK 1 STREAMS X >",
+    "XREADGROUP GROUP M M COUNT 5 BLOCK 1 STREAMS X >",
+    "XREADGROUP GROUP M M COUNT 5 BLOCK 1 STREAMS K >",
+    "XAUTOCLAIM X M M 0 0-0 COUNT 2",
+    "XAUTOCLAIM K m1 M 0 0-0 COUNT 1",
+    "XAUTOCLAIM X m1 M 900000 0-0 COUNT 5",
+    "XACK X m1 I I",
+    "XACK K M I",
+    "XDEL X I",
+    "XRANGE X I I",
+    "XTRIM X MAXLEN 3",
 ];
 
 /// The scripts, each with its keys and arguments; `NOW` is a second of this time.
-const SCRIPTS: [(&str, &str); 27] = [
+const SCRIPTS: [(&str, &str); 32] = [
     (scripts::KEEP, "1 K NOW -"),
     (scripts::KEEP, "1 S NOW 1"),
     (scripts::ADD_WITHIN, "1 S N NOW - m1 m2 m3"),
@@ -186,6 +240,11 @@ const SCRIPTS: [(&str, &str); 27] = [
         scripts::RECORD,
         "5 S H X H Z id M again 1 ends NOW waits 1 window M expiry E endpoint M most N endpoint_limit N brief E job a M",
     ),
+    (scripts::SETTLE, "3 X Z X stream I m1 done"),
+    (scripts::SETTLE, "3 X Z X stream I m1 again M 900000 3"),
+    (scripts::SETTLE, "3 X Z X stream I M dead 3 a b"),
+    (scripts::SETTLE, "3 X Z X retry M m1 again M 0 3"),
+    (scripts::TAKE_WAITING, "1 Z 900000 2"),
     (scripts::CLOSE, "3 S S T E"),
     (scripts::REMOVE_CLOSED, "2 S T E"),
     (scripts::PUT_ASIDE, "2 S S E"),
@@ -209,6 +268,7 @@ async fn answers_as_redis_does() -> Result<()> {
             redis: server.connection().await?,
             model: Server::alone("model"),
             given: Vec::new(),
+            entries: Vec::new(),
         };
         let mut random = Rng::with_seed(1);
         for _ in 0..COMMANDS {

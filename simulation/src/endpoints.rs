@@ -1,0 +1,149 @@
+//! Endpoints that callbacks call.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use send_wrapper::SendWrapper;
+use verve_protocol::{CallbackJob, Window};
+use verve_reporter::simulated::{Call, Failure};
+
+use crate::gate::Gate;
+use crate::redis::Link;
+use crate::world::{Line, World, before};
+
+/// How long the reporter waits for an answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an endpoint does with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    /// It is reached like this, and is well.
+    Link(Link),
+    /// It answers with this status.
+    Status(u16),
+}
+
+/// A call that an endpoint has heard, and has answered well or would have.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// The endpoint's URL.
+    pub endpoint: String,
+    /// The window that it is told of.
+    pub window: Window,
+    /// Which report it is about; nothing if a request asked for it.
+    pub revision: Option<u64>,
+    /// The number of unique ids.
+    pub count: u64,
+}
+
+/// The hosts `e0`, `e1` and so on.
+pub struct Endpoints {
+    moods: Vec<Cell<Mood>>,
+    heard: RefCell<Vec<Heard>>,
+}
+
+impl Endpoints {
+    /// So many, which are well.
+    #[must_use]
+    pub fn new(number: usize) -> Rc<Self> {
+        let well = || Cell::new(Mood::Link(Link::Up));
+        Rc::new(Self {
+            moods: (0..number).map(|_| well()).collect(),
+            heard: RefCell::default(),
+        })
+    }
+
+    /// Has a host behave so.
+    pub fn set(&self, host: usize, mood: Mood) {
+        self.moods[host].set(mood);
+    }
+
+    /// All are well.
+    pub fn mend(&self) {
+        self.moods.iter().for_each(|mood| mood.set(Mood::Link(Link::Up)));
+    }
+
+    /// What was heard.
+    #[must_use]
+    pub fn heard(&self) -> Vec<Heard> {
+        self.heard.borrow().clone()
+    }
+
+    fn mood(&self, host: &str) -> Mood {
+        let number = host.trim_start_matches('e').split('.').next();
+        let number: Option<usize> = number.and_then(|number| number.parse().ok());
+        let mood = number.and_then(|number| self.moods.get(number));
+        mood.map_or(Mood::Link(Link::Refused), Cell::get)
+    }
+}
+
+/// A replica's way to endpoints.
+pub struct Client(SendWrapper<Inner>);
+
+struct Inner {
+    world: Rc<World>,
+    endpoints: Rc<Endpoints>,
+    gate: Rc<Gate>,
+}
+
+impl Client {
+    /// One of a replica that this gate lets go on.
+    #[must_use]
+    pub fn new(world: &Rc<World>, endpoints: &Rc<Endpoints>, gate: &Rc<Gate>) -> Self {
+        Self(SendWrapper::new(Inner {
+            world: world.clone(),
+            endpoints: endpoints.clone(),
+            gate: gate.clone(),
+        }))
+    }
+}
+
+impl Call for Client {
+    fn call(
+        &self,
+        id: &str,
+        job: &CallbackJob,
+        unique_count: u64,
+    ) -> impl Future<Output = Result<u16, Failure>> + Send {
+        let url = job.endpoint.to_url();
+        let call = Heard {
+            endpoint: url.to_string(),
+            window: job.window,
+            revision: job.revision,
+            count: unique_count,
+        };
+        let (host, id) = (url.host_str().unwrap_or_default().to_owned(), id.to_owned());
+        let (world, gate) = (self.0.world.clone(), self.0.gate.clone());
+        let endpoints = self.0.endpoints.clone();
+        SendWrapper::new(async move {
+            gate.pass().await;
+            let told = world.clone();
+            let line = Line::default();
+            let asked = world.message(&line, move || {
+                let mood = endpoints.mood(&host);
+                told.note(|| format!("callback {id} ({mood:?}): {call:?}"));
+                match mood {
+                    Mood::Link(Link::Refused) => return Some(Err(failure("cannot connect"))),
+                    Mood::Link(Link::Silent) => return None,
+                    Mood::Status(status) => return Some(Err(Failure::from_status(status, None))),
+                    Mood::Link(Link::Deaf | Link::Up) => {}
+                }
+                endpoints.heard.borrow_mut().push(call);
+                (mood == Mood::Link(Link::Up)).then_some(Ok(200))
+            });
+            let answered = before(&world.alarm(TIMEOUT), asked).await;
+            gate.pass().await;
+            answered.unwrap_or_else(|| Err(failure("no response within 10 s")))
+        })
+    }
+}
+
+fn failure(error: &str) -> Failure {
+    Failure {
+        error: error.to_owned(),
+        status: None,
+        permanent: false,
+        retry_after: None,
+    }
+}
