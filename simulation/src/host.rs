@@ -264,7 +264,7 @@ impl<const BLOCKS: bool> Database for File<BLOCKS> {
             })
             .collect();
         let fails_late = self.machine.world.executor.below(2) == 0;
-        let done = self.machine.world.message(&self.line, move || {
+        let done = self.machine.world.on_disk(&self.line, move || {
             if let Some(fault) = kept.fault.borrow().clone() {
                 if fails_late && matches!(fault, SpoolError::Broken(_)) {
                     // Done, and then it fails all the same.

@@ -288,6 +288,7 @@ impl Run {
             counter: request.counter.map(name),
             callback: request.endpoint.map(|host| format!("https://e{host}.example/{number}")),
             window,
+            true_window: self.length.window_at_ms(self.world.now_us() / 1000),
             answer: None,
         });
         number

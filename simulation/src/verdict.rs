@@ -8,7 +8,6 @@ use verve_protocol::{CounterName, Window, WindowLength};
 
 use crate::endpoints::Heard;
 use crate::kafka::Committed;
-use crate::world::BEGIN_MS;
 
 /// A request.
 #[derive(Clone, Debug)]
@@ -21,6 +20,8 @@ pub struct Attempt {
     pub callback: Option<String>,
     /// The window that was open then, by the clock of its machine.
     pub window: Window,
+    /// The one that was open by the true time.
+    pub true_window: Window,
     /// What was answered; nothing if the instance was killed before.
     pub answer: Option<Answer>,
 }
@@ -73,7 +74,11 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
         let committed = committed.iter().filter(|committed| committed.counter == *counter);
         let attempts: Vec<&Attempt> = attempts.collect();
         let committed: Vec<&Committed> = committed.collect();
-        of_one(&attempts, &committed, length, now_ms)
+        let mut wrong = of_one(&attempts, &committed, length, now_ms);
+        if let Some(name) = counter {
+            wrong.iter_mut().for_each(|wrong| wrong.what.insert_str(0, &format!("{name}: ")));
+        }
+        wrong
     };
     counters.into_iter().flat_map(of_counter).collect()
 }
@@ -218,12 +223,10 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength,
         let missing = all
             .take_while(|window| window < newest)
             .filter(|window| !last.contains_key(window));
-        // What a clock that is behind has brought is no beginning.
-        let accepted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
-        let begun = accepted
-            .map(|attempt| attempt.window)
-            .filter(|window| window.end_ms() > BEGIN_MS)
-            .min();
+        // It begins with what is in Redis first: what a clock that is behind has brought is no beginning, nor what comes out of a spool.
+        let counted = |attempt: &&&Attempt| matches!(attempt.answer, Some(Ok(Outcome::New | Outcome::Duplicate)));
+        let counted = attempts.iter().filter(counted);
+        let begun = counted.map(|attempt| attempt.window.max(attempt.true_window)).min();
         for window in missing
             .filter(|window| begun.is_some_and(|begun| *window >= begun))
             .take(3)

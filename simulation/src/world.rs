@@ -130,23 +130,34 @@ impl World {
         BEGIN_MS * 1000 + u64::try_from(self.executor.now().as_micros()).unwrap_or_default()
     }
 
-    fn latency(&self) -> Duration {
-        Duration::from_micros(1 + self.executor.below(self.latency_us.get()))
-    }
-
     /// What happens after the time that a message takes, behind what was sent there before.
     pub async fn message<T: 'static>(self: &Rc<Self>, line: &Line, what: impl FnOnce() -> Option<T> + 'static) -> T {
+        self.within(self.latency_us.get(), line, what).await
+    }
+
+    /// What happens on a disk, behind what happens there before.
+    pub async fn on_disk<T: 'static>(self: &Rc<Self>, line: &Line, what: impl FnOnce() -> Option<T> + 'static) -> T {
+        self.within(LATENCY_US, line, what).await
+    }
+
+    async fn within<T: 'static>(
+        self: &Rc<Self>,
+        most_us: u64,
+        line: &Line,
+        what: impl FnOnce() -> Option<T> + 'static,
+    ) -> T {
+        let latency = move |executor: &Executor| Duration::from_micros(1 + executor.below(most_us));
         let (signal, slot) = (Signal::default(), Rc::new(RefCell::new(None)));
-        let (executor, world) = (self.executor.clone(), self.clone());
+        let executor = self.executor.clone();
         let (arrived, told) = (signal.clone(), slot.clone());
         let back = line.back.clone();
-        let there = line.there.after(executor.now(), self.latency());
+        let there = line.there.after(executor.now(), latency(&executor));
         let inner = executor.clone();
         executor.after(there, move || {
             let Some(done) = what() else {
                 return;
             };
-            let time = back.after(inner.now(), world.latency());
+            let time = back.after(inner.now(), latency(&inner));
             inner.after(time, move || {
                 told.replace(Some(done));
                 arrived.set();

@@ -29,6 +29,8 @@ use crate::spooled::{Batch, Contents, SpoolError, SpooledIds};
 const BUSY_TIMEOUT_MS: u32 = 2000;
 /// The most rows or commands in a batch.
 const BATCH: i64 = 500;
+/// The most batches that are run at once.
+const BATCHES: i64 = 16;
 
 /// The `user_version` of the database: one more with each change that another version would misread.
 const FORMAT: i64 = 1;
@@ -190,12 +192,12 @@ impl<H: Host> Spool<H> {
             .map(drop)
     }
 
-    /// The batch of commands to run now: one that somebody began, or else a new one.
-    pub async fn batch(&self) -> Result<Option<Batch>, SpoolError> {
-        let begun = "SELECT batch, command FROM commands \
-            WHERE batch = (SELECT batch FROM commands WHERE batch IS NOT NULL LIMIT 1) \
-            AND (SELECT name FROM owner) = ?1 ORDER BY number";
-        let mut rows = self.run_as_owner(begun, []).await?;
+    /// The batches of commands to run now: some that somebody began, or else a new one.
+    pub async fn batches(&self) -> Result<Vec<Batch>, SpoolError> {
+        let begun = "SELECT batch, command FROM commands WHERE batch IN \
+            (SELECT DISTINCT batch FROM commands WHERE batch IS NOT NULL ORDER BY batch LIMIT ?2) \
+            AND (SELECT name FROM owner) = ?1 ORDER BY batch, number";
+        let mut rows = self.run_as_owner(begun, [Cell::Integer(BATCHES)]).await?;
         if rows.is_empty() {
             let name = Cell::Text(unique_name(&self.host));
             // Begun in one statement, so that nobody else begins a batch with some of the same commands.
@@ -203,26 +205,30 @@ impl<H: Host> Spool<H> {
                 WHERE number IN (SELECT number FROM commands WHERE batch IS NULL ORDER BY number LIMIT ?3) \
                 AND NOT EXISTS (SELECT 1 FROM commands WHERE batch IS NOT NULL) AND (SELECT name FROM owner) = ?1";
             self.run_as_owner(begin, [name, Cell::Integer(BATCH)]).await?;
-            rows = self.run_as_owner(begun, []).await?;
+            rows = self.run_as_owner(begun, [Cell::Integer(BATCHES)]).await?;
         }
-        let mut batch: Option<Batch> = None;
+        let mut batches: Vec<Batch> = Vec::new();
         for row in rows {
-            if let [Cell::Text(name), Cell::Text(command)] = row.as_slice() {
-                let batch = batch.get_or_insert_with(|| Batch {
+            let [Cell::Text(name), Cell::Text(command)] = row.as_slice() else {
+                continue;
+            };
+            match batches.last_mut().filter(|batch| batch.name == *name) {
+                Some(batch) => batch.commands.push(command.clone()),
+                None => batches.push(Batch {
                     name: name.clone(),
-                    commands: Vec::new(),
-                });
-                batch.commands.push(command.clone());
+                    commands: vec![command.clone()],
+                }),
             }
         }
-        Ok(batch)
+        Ok(batches)
     }
 
-    /// Removes a batch that has run.
-    pub async fn remove_batch(&self, name: &str) -> Result<(), SpoolError> {
-        self.run("DELETE FROM commands WHERE batch = ?", [Cell::Text(name.to_owned())])
-            .await
-            .map(drop)
+    /// Removes batches that have run.
+    pub async fn remove_batches(&self, names: &[&str]) -> Result<(), SpoolError> {
+        let delete = "DELETE FROM commands WHERE batch IN (SELECT value FROM json_each(?))";
+        let names: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+        let names = Cell::Text(format!("[{}]", names.join(",")));
+        self.run(delete, [names]).await.map(drop)
     }
 
     /// How much is in the spool, and how much of it was drained, by name.

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future;
 use verve_protocol::keys::ids_parts;
 use verve_protocol::{Keys, WindowLength};
 
@@ -12,7 +13,7 @@ use crate::circuit::OPEN_MS;
 use crate::config::Policy;
 use crate::ports::Host;
 use crate::redis_error::RedisError;
-use crate::spooled::SpoolError;
+use crate::spooled::{Batch, SpoolError};
 
 /// How soon an instance that drains the spool tries again while Redis is away.
 const DRAIN_AGAIN: Duration = Duration::from_secs(1);
@@ -21,6 +22,10 @@ const DRAIN_CLAIM: Duration = Duration::from_secs(3);
 
 /// How often an instance that has something to do looks into the spool: whoever has put something there, or drained it, may be gone.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// How many sets are drained at once. Each takes some ten trips to Redis one after the other, which may be far away, and there may be very many sets:
+/// some for each window of each counter.
+const SETS_AT_ONCE: usize = 16;
 
 /// In the spool's state: somebody drains it.
 const DRAINING: &str = "draining";
@@ -135,21 +140,31 @@ impl<H: Host> Instance<H> {
     /// Brings to Redis what can be now. Says whether that was all. Whatever was not removed from the spool, since this
     /// instance died or failed, is brought again: nothing changes by that.
     async fn drain_what_goes(&self) -> Result<bool, SpoolError> {
-        let all = self.drain_ids().await?;
-        while let Some(batch) = self.background.batch().await? {
-            // It may be another counter's.
-            let keys = batch.counter().map(|name| self.config.keys.named(name));
-            match self
-                .redis
-                .run_once(keys.as_ref().unwrap_or(&self.config.keys), &batch)
-                .await
-            {
-                Ok(true) => self.background.remove_batch(&batch.name).await?,
-                Ok(false) | Err(_) => return Ok(false),
+        let mut all = true;
+        loop {
+            // Each time: what was put there meanwhile does not wait for jobs and statistics, of which there may be very many.
+            all = all && self.drain_ids().await?;
+            let batches = self.background.batches().await?;
+            if batches.is_empty() {
+                return Ok(all);
+            }
+            let have_run = future::join_all(batches.iter().map(|batch| self.has_run(batch))).await;
+            let run = batches.iter().zip(have_run).filter(|(_, has_run)| *has_run);
+            let run: Vec<&str> = run.map(|(batch, _)| batch.name.as_str()).collect();
+            self.background.remove_batches(&run).await?;
+            if run.len() < batches.len() {
+                return Ok(false);
             }
             self.go_on().await?;
         }
-        Ok(all)
+    }
+
+    /// Runs a batch of commands, and says whether it has run, now or before.
+    async fn has_run(&self, batch: &Batch) -> bool {
+        // It may be another counter's.
+        let keys = batch.counter().map(|name| self.config.keys.named(name));
+        let keys = keys.as_ref().unwrap_or(&self.config.keys);
+        matches!(self.redis.run_once(keys, batch).await, Ok(true))
     }
 
     /// Keeps the draining to this instance, and tells how far it is.
@@ -181,9 +196,12 @@ impl<H: Host> Instance<H> {
 
     async fn drain_ids(&self) -> Result<bool, SpoolError> {
         let mut all = true;
-        // Of a cluster some nodes may be away, and others not.
-        for key in self.background.sets().await? {
-            all &= self.drain_set(&key).await?;
+        let sets = self.background.sets().await?;
+        for keys in sets.chunks(SETS_AT_ONCE) {
+            // Of a cluster some nodes may be away, and others not.
+            for is_all in future::join_all(keys.iter().map(|key| self.drain_set(key))).await {
+                all &= is_all?;
+            }
         }
         Ok(all)
     }
