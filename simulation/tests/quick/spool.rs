@@ -240,3 +240,37 @@ fn statistics_that_go_nowhere_are_counted_once() {
     }
     assert_eq!(statistics(&server)["requests"], 18);
 }
+
+/// Redis is far away, and was away for a while: thousands of commands wait. What is put into the spool meanwhile waits for none of them, and all of
+/// them are there soon.
+#[test]
+fn ids_do_not_wait_behind_statistics() {
+    let (world, server) = world(18);
+    let machine = machine(&world, &[]);
+    let process = Process::new(&machine);
+    world.latency_us.set(30_000);
+    server.link.set(Link::Refused);
+    for id in 0..120 {
+        for counter in ["a", "b", "c", "d", "e"] {
+            process.request(&world, id, Some(counter), None);
+        }
+        world.executor.run_for(SECOND / 4);
+    }
+    let (ids, commands) = (machine.rows("ids"), machine.rows("commands"));
+    assert!(ids > 100 && commands > 1000, "{ids} rows of ids, {commands} commands");
+    server.link.set(Link::Up);
+    let draining = |what: &str| machine.rows(what) > 0;
+    while draining("ids") {
+        world.executor.run_for(SECOND / 10);
+    }
+    machine.change_disk("INSERT INTO ids (key, ids, count) VALUES ('verve:ids:60:1800000000', '999', 1)");
+    let before = machine.rows("commands");
+    while draining("ids") {
+        world.executor.run_for(SECOND / 10);
+    }
+    let left = machine.rows("commands");
+    assert!(left > before / 2, "{before} commands were left, and {left} when the id was there");
+    assert!(recorded(&world.servers).contains(&999));
+    world.executor.run_for(30 * SECOND);
+    assert!(!draining("commands"), "{} commands are left", machine.rows("commands"));
+}
