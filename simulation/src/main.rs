@@ -7,10 +7,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 use verve_simulation::mutation::{MUTATIONS, Mutation};
 use verve_simulation::plan::Plan;
 use verve_simulation::run::{Outcome, run};
 use verve_simulation::shrink::shrink;
+
+/// Much of the time goes to memory.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Runs Verve's own code on simulated machines, with faults, and checks what it promises
 #[derive(Parser)]

@@ -118,8 +118,8 @@ impl Plan {
             late_seconds: pick(random, &[0, 5, 20]),
             latency_ms: pick(random, &[1, 1, 30]),
             commit_ms: pick(random, &[1, 50, 3000]),
-            counters: pick(random, &[0, 0, 0, 1, 3]),
-            attempts: pick(random, &[None, None, None, Some(2), Some(20)]),
+            counters: pick(random, &[0, 0, 0, 0, 0, 0, 1, 2]),
+            attempts: pick(random, &[None, None, None, None, None, None, Some(2), Some(20)]),
             requests: Vec::new(),
             faults: Vec::new(),
             machines,
@@ -145,8 +145,8 @@ impl Plan {
                 endpoint: asks.then(|| random.usize(..ENDPOINTS)),
             });
         }
-        let every_ms = random.u64(200..10_000);
-        let longest_ms = random.u64(100..30_000);
+        let every_ms = random.u64(100..4_000);
+        let longest_ms = pick(random, &[300, 3000, 15_000, 30_000]);
         let mut at_ms = 0;
         loop {
             at_ms += 1 + random.u64(..2 * every_ms);

@@ -113,6 +113,14 @@ struct Cluster {
     moving: Option<(u16, usize)>,
 }
 
+impl Cluster {
+    /// Whether a key is to be on this server.
+    fn is_of(&self, key: &str, server: usize) -> bool {
+        let owner = self.owners.get(usize::from(slot(key)));
+        owner.is_none_or(|owner| *owner == server)
+    }
+}
+
 /// The port of all of them.
 pub const PORT: u16 = 6379;
 
@@ -142,6 +150,8 @@ impl Server {
 
     fn new(host: &str, number: usize, cluster: &Rc<RefCell<Cluster>>) -> Rc<Self> {
         let data = Rc::default();
+        let own = cluster.clone();
+        let owns = move |key: &str| own.borrow().is_of(key, number);
         Rc::new(Self {
             host: host.to_owned(),
             link: Cell::default(),
@@ -150,7 +160,7 @@ impl Server {
             replicas: Cell::default(),
             hides_map: Cell::default(),
             commands: Cell::default(),
-            scripts: Scripts::new(&data),
+            scripts: Scripts::new(&data, owns),
             data,
             cluster: Rc::clone(cluster),
             number,
@@ -286,8 +296,7 @@ impl Server {
                 if let Some(elsewhere) = self.elsewhere(keys, is_asking) {
                     return elsewhere;
                 }
-                let is_here = |key: &str| is_asking || self.owns(key);
-                self.scripts.run(script, keys, rest, &is_here)
+                self.scripts.run(script, keys, rest, is_asking)
             }
             (name, [key, ..]) => match self.elsewhere(std::slice::from_ref(key), is_asking) {
                 Some(elsewhere) => elsewhere,
@@ -300,11 +309,7 @@ impl Server {
     /// Whether a key is to be here.
     #[must_use]
     pub fn owns(&self, key: &str) -> bool {
-        let cluster = self.cluster.borrow();
-        cluster
-            .owners
-            .get(usize::from(slot(key)))
-            .is_none_or(|owner| *owner == self.number)
+        self.cluster.borrow().is_of(key, self.number)
     }
 
     /// What a client is told whose keys are not here.

@@ -13,6 +13,8 @@ use crate::redis::{Answer, Server};
 
 /// How long a message takes at most unless it is said, in microseconds.
 const LATENCY_US: u64 = 1000;
+/// How much of a word of a command the trace has, in bytes: scripts are long, and always the same.
+const MOST_NOTED: usize = 100;
 /// When the simulated time begins, in Unix milliseconds.
 pub const BEGIN_MS: u64 = 1_800_000_000_000;
 
@@ -102,7 +104,7 @@ impl World {
     #[must_use]
     pub fn execute(&self, server: &Server, words: &[String], is_asked: bool) -> Answer {
         self.trace.note(&self.now_us().to_le_bytes());
-        words.iter().for_each(|word| self.trace.note(word.as_bytes()));
+        words.iter().for_each(|word| self.trace.note(&word.as_bytes()[..word.len().min(MOST_NOTED)]));
         let is_load = words.get(1).is_some_and(|word| word == "LOAD");
         let script = words.get(if is_load { 2 } else { 1 });
         let mutated = script.and_then(|script| Some((script, self.mutated(script)?)));

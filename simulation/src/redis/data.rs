@@ -35,6 +35,8 @@ pub struct Data {
     pub entries: BTreeMap<String, Entry>,
     now_us: u64,
     is_full: bool,
+    /// When the next entry expires at the earliest, in Unix milliseconds.
+    next_ms: u64,
 }
 
 /// The commands that a full server refuses.
@@ -133,8 +135,11 @@ impl Data {
     pub fn begin(&mut self, now_us: u64, is_full: bool) {
         (self.now_us, self.is_full) = (now_us, is_full);
         let now_ms = now_us / 1000;
-        self.entries
-            .retain(|_, entry| entry.expires_ms.is_none_or(|at| at > now_ms));
+        if now_ms >= self.next_ms {
+            let expires = |entry: &Entry| entry.expires_ms.unwrap_or(u64::MAX);
+            self.entries.retain(|_, entry| expires(entry) > now_ms);
+            self.next_ms = self.entries.values().map(expires).min().unwrap_or(u64::MAX);
+        }
     }
 
     /// Runs a command.
@@ -369,6 +374,7 @@ impl Data {
         if only_new && self.entries.contains_key(key) {
             return Ok(Answer::Nil);
         }
+        self.next_ms = self.next_ms.min(expires_ms.unwrap_or(u64::MAX));
         let value = Value::Text(value.to_owned());
         self.entries.insert(key.to_owned(), Entry { value, expires_ms });
         Ok(Answer::ok())
@@ -387,6 +393,7 @@ impl Data {
         };
         if does {
             entry.expires_ms = Some(at_ms);
+            self.next_ms = self.next_ms.min(at_ms);
         }
         flag(does)
     }

@@ -1,6 +1,6 @@
 //! Scripts as they are, by the Lua that Redis has: 5.1, whose numbers are all of one kind.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -13,20 +13,27 @@ use super::data::Data;
 /// A server's interpreter.
 pub struct Scripts {
     lua: Lua,
-    data: Rc<RefCell<Data>>,
     compiled: RefCell<BTreeMap<String, Function>>,
     /// By their hashes.
     loaded: RefCell<BTreeMap<String, String>>,
+    /// Whether the script that runs was sent here for keys that are on their way.
+    is_asking: Rc<Cell<bool>>,
 }
 
 impl Scripts {
-    pub fn new(data: &Rc<RefCell<Data>>) -> Self {
-        Self {
+    /// Those of a server with this data, which has the keys that it `owns`.
+    pub fn new(data: &Rc<RefCell<Data>>, owns: impl Fn(&str) -> bool + 'static) -> Self {
+        let scripts = Self {
             lua: Lua::new(),
-            data: Rc::clone(data),
             compiled: RefCell::default(),
             loaded: RefCell::default(),
-        }
+            is_asking: Rc::default(),
+        };
+        let is_asking = scripts.is_asking.clone();
+        let is_here = move |key: &str| is_asking.get() || owns(key);
+        let library = library(&scripts.lua, data.clone(), Rc::new(is_here));
+        library.expect("memory for tables");
+        scripts
     }
 
     /// Keeps a script, and answers by which hash it is found: that of what was sent.
@@ -47,63 +54,62 @@ impl Scripts {
     }
 
     /// Runs a script. Other keys than those that are here it must not use.
-    pub fn run(&self, script: &str, keys: &[String], arguments: &[String], is_here: &dyn Fn(&str) -> bool) -> Answer {
-        match self.try_to_run(script, keys, arguments, is_here) {
+    pub fn run(&self, script: &str, keys: &[String], arguments: &[String], is_asking: bool) -> Answer {
+        self.is_asking.set(is_asking);
+        match self.try_to_run(script, keys, arguments) {
             Ok(answer) => answer,
             Err(error) => Answer::Error(words(&error)),
         }
     }
 
-    fn try_to_run(
-        &self,
-        script: &str,
-        keys: &[String],
-        arguments: &[String],
-        is_here: &dyn Fn(&str) -> bool,
-    ) -> mlua::Result<Answer> {
-        let lua = &self.lua;
-        let run = |words: MultiValue| -> mlua::Result<Answer> {
-            let words: Vec<String> = words.iter().map(word).collect::<mlua::Result<_>>()?;
-            let Some((name, arguments)) = words.split_first() else {
-                return Err(Error::runtime("ERR no command"));
-            };
-            if let Some(key) = arguments.first()
-                && !is_here(key)
-            {
-                let error = "ERR Script attempted to access a non local key in a cluster node";
-                return Ok(Answer::Error(error.to_owned()));
+    fn try_to_run(&self, script: &str, keys: &[String], arguments: &[String]) -> mlua::Result<Answer> {
+        let globals = self.lua.globals();
+        globals.set("KEYS", keys)?;
+        globals.set("ARGV", arguments)?;
+        let known = self.compiled.borrow().get(script).cloned();
+        let function = match known {
+            Some(function) => function,
+            None => {
+                let function = self.lua.load(script).into_function()?;
+                let mut compiled = self.compiled.borrow_mut();
+                compiled.insert(script.to_owned(), function.clone());
+                function
             }
-            Ok(self.data.borrow_mut().execute(&name.to_ascii_uppercase(), arguments))
         };
-        lua.scope(|scope| {
-            let call = scope.create_function(|lua, words| match run(words)? {
-                Answer::Error(error) => Err(Error::runtime(error)),
-                answer => to_lua(lua, answer),
-            })?;
-            let pcall = scope.create_function(|lua, words| to_lua(lua, run(words)?))?;
-            let redis = lua.create_table()?;
-            redis.set("call", call)?;
-            redis.set("pcall", pcall)?;
-            redis.set("sha1hex", lua.create_function(|_, text: String| Ok(sha1_hex(&text)))?)?;
-            let cjson = lua.create_table()?;
-            cjson.set("decode", lua.create_function(decode)?)?;
-            let globals = lua.globals();
-            globals.set("redis", redis)?;
-            globals.set("cjson", cjson)?;
-            globals.set("KEYS", keys.to_vec())?;
-            globals.set("ARGV", arguments.to_vec())?;
-            let known = self.compiled.borrow().get(script).cloned();
-            let function = match known {
-                Some(function) => function,
-                None => {
-                    let function = lua.load(script).into_function()?;
-                    self.compiled.borrow_mut().insert(script.to_owned(), function.clone());
-                    function
-                }
-            };
-            from_lua(function.call(())?)
-        })
+        from_lua(function.call(())?)
     }
+}
+
+/// What scripts find there.
+fn library(lua: &Lua, data: Rc<RefCell<Data>>, is_here: Rc<dyn Fn(&str) -> bool>) -> mlua::Result<()> {
+    let run = move |words: MultiValue| -> mlua::Result<Answer> {
+        let words: Vec<String> = words.iter().map(word).collect::<mlua::Result<_>>()?;
+        let Some((name, arguments)) = words.split_first() else {
+            return Err(Error::runtime("ERR no command"));
+        };
+        if let Some(key) = arguments.first()
+            && !is_here(key)
+        {
+            let error = "ERR Script attempted to access a non local key in a cluster node";
+            return Ok(Answer::Error(error.to_owned()));
+        }
+        Ok(data.borrow_mut().execute(&name.to_ascii_uppercase(), arguments))
+    };
+    let run = Rc::new(run);
+    let caught = run.clone();
+    let call = lua.create_function(move |lua, words| match run(words)? {
+        Answer::Error(error) => Err(Error::runtime(error)),
+        answer => to_lua(lua, answer),
+    })?;
+    let pcall = lua.create_function(move |lua, words| to_lua(lua, caught(words)?))?;
+    let redis = lua.create_table()?;
+    redis.set("call", call)?;
+    redis.set("pcall", pcall)?;
+    redis.set("sha1hex", lua.create_function(|_, text: String| Ok(sha1_hex(&text)))?)?;
+    let cjson = lua.create_table()?;
+    cjson.set("decode", lua.create_function(decode)?)?;
+    lua.globals().set("redis", redis)?;
+    lua.globals().set("cjson", cjson)
 }
 
 /// As the script's error is told to the client.
