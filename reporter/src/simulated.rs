@@ -8,8 +8,8 @@ use futures::future::{self, OptionFuture};
 use tokio_util::sync::CancellationToken;
 use verve_protocol::{Endpoint, Keys, Method, Partitions, WindowLength};
 
-use crate::callbacks::{Callbacks, CallbacksConfig, Policy};
 pub use crate::callbacks::{Call, Failure};
+use crate::callbacks::{Callbacks, CallbacksConfig, Policy};
 use crate::health::Health;
 pub use crate::kafka::{Begun, Publish, Sessions, Unpublished};
 use crate::metrics::Metrics;

@@ -139,6 +139,12 @@ impl Executor {
         self.polls.borrow().clone()
     }
 
+    /// Whether a task is being dropped.
+    #[must_use]
+    pub fn is_dropping(&self) -> bool {
+        self.is_dropping.get()
+    }
+
     /// How many tasks there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -16,7 +16,8 @@ use verve_counter_core::reply::Reply;
 use verve_counter_core::spooled::SpoolError;
 use verve_protocol::RedisUrls;
 
-use crate::executor::{Executor, Signal};
+use crate::executor::Signal;
+use crate::mutation::Into;
 use crate::redis::{Answer, Link, Server};
 use crate::world::{Line, World, before};
 
@@ -318,13 +319,17 @@ impl<const BLOCKS: bool> Clock for Machine<BLOCKS> {
 /// Happens when it is dropped.
 pub struct Wake {
     signal: Signal,
-    executor: Rc<Executor>,
+    world: Rc<World>,
 }
 
 impl Drop for Wake {
     fn drop(&mut self) {
+        let is_given_up = self.world.executor.is_dropping();
+        if is_given_up && self.world.has(|into| matches!(into, Into::NoWake)) {
+            return;
+        }
         let signal = self.signal.clone();
-        self.executor.after(Duration::ZERO, move || signal.set());
+        self.world.executor.after(Duration::ZERO, move || signal.set());
     }
 }
 
@@ -338,6 +343,9 @@ pub struct Limits<const BLOCKS: bool> {
 impl<const BLOCKS: bool> Limit for Limits<BLOCKS> {
     async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         if BLOCKS {
+            return Some(work.await);
+        }
+        if self.machine.world.has(|into| matches!(into, Into::NoLimit)) {
             return Some(work.await);
         }
         let over = self.machine.world.alarm(self.each);
@@ -360,7 +368,7 @@ impl<const BLOCKS: bool> Tasks for Machine<BLOCKS> {
         let signal = Signal::default();
         let wake = Wake {
             signal: signal.clone(),
-            executor: self.world.executor.clone(),
+            world: self.world.clone(),
         };
         (wake, async move { signal.wait().await })
     }

@@ -10,7 +10,7 @@ use verve_protocol::{CounterName, WindowRecord};
 use verve_reporter::simulated::{Begun, Publish, Sessions, Unpublished};
 
 use crate::gate::Gate;
-use crate::mutation::{Into, Mutation};
+use crate::mutation::Into;
 use crate::redis::Link;
 use crate::world::{Line, World, before};
 
@@ -155,19 +155,9 @@ impl Publish for Session {
             let counter = self.inner.counter.clone();
             let published = self.inner.ask(move |world, broker| {
                 let is_latest = broker.epochs.borrow().get(&counter) == Some(&epoch);
-                let has_no_fence = matches!(
-                    world.mutation,
-                    Some(Mutation {
-                        into: Into::NoFence,
-                        ..
-                    })
-                );
-                if has_no_fence && !is_latest {
-                    world.is_met.set(true);
-                }
-                let is_latest = is_latest || has_no_fence;
+                let is_latest = is_latest || world.has(|into| matches!(into, Into::NoFence));
                 world.note(|| format!("kafka: producer {epoch} of {counter:?} (latest: {is_latest}): {records:?}"));
-                if is_latest {
+                if is_latest && !world.has(|into| matches!(into, Into::NoCommit)) {
                     let at_ms = world.now_us() / 1000;
                     let records = records.into_iter().map(|record| Committed {
                         counter: counter.clone(),

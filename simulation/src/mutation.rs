@@ -1,4 +1,7 @@
-//! Faults put into the scripts, the spool's SQL and the broker: a simulation that does not find them would not find those of anybody else.
+//! Faults put into the scripts, the spool's SQL, the commands, the broker and the adapter: a simulation that does not find them would not find those of
+//! anybody else.
+
+use crate::redis::Answer;
 
 /// A fault that is put in.
 #[derive(Debug)]
@@ -14,8 +17,16 @@ pub struct Mutation {
 pub enum Into {
     /// This text of a script, which is in no other one, or of a statement of SQL, becomes another one.
     Text(&'static str, &'static str),
+    /// This command is answered as if it had done nothing, if its words have this text.
+    Ignored(&'static str, &'static str),
     /// The broker takes records from producers that are not the latest.
     NoFence,
+    /// The broker says that it has records, and does not have them.
+    NoCommit,
+    /// Who waits for a request that is given up is not woken.
+    NoWake,
+    /// What is asked of Redis may take for ever.
+    NoLimit,
 }
 
 impl Mutation {
@@ -24,6 +35,23 @@ impl Mutation {
     pub fn apply(&self, text: &str) -> Option<String> {
         match self.into {
             Into::Text(find, replace) if text.contains(find) => Some(text.replace(find, replace)),
+            _ => None,
+        }
+    }
+
+    /// What a command is answered with that is not run.
+    #[must_use]
+    pub fn ignores(&self, words: &[String]) -> Option<Answer> {
+        match self.into {
+            Into::Ignored(command, text) if words[0] == command && words.iter().any(|word| word.contains(text)) => {
+                Some(match command {
+                    "XAUTOCLAIM" => {
+                        let none = || Answer::Many(Vec::new());
+                        Answer::Many(vec![Answer::Text("0-0".to_owned()), none(), none()])
+                    }
+                    _ => Answer::Number(0),
+                })
+            }
             _ => None,
         }
     }
@@ -36,12 +64,98 @@ const fn text(name: &'static str, find: &'static str, replace: &'static str) -> 
     }
 }
 
+const fn switch(name: &'static str, into: Into) -> Mutation {
+    Mutation { name, into }
+}
+
 /// All of them.
 pub const MUTATIONS: &[Mutation] = &[
-    Mutation {
-        name: "the broker has no fence",
-        into: Into::NoFence,
-    },
+    switch("the broker has no fence", Into::NoFence),
+    switch("the broker forgets what it has acknowledged", Into::NoCommit),
+    switch("who waits for a request that is given up is not woken", Into::NoWake),
+    switch("what is asked of Redis may take for ever", Into::NoLimit),
+    switch("the index is not told of a window", Into::Ignored("ZADD", ":windows:")),
+    switch(
+        "jobs that a dead replica has taken are not claimed",
+        Into::Ignored("XAUTOCLAIM", ""),
+    ),
+    text(
+        "a job that fails is removed though there is no room for it",
+        "redis.call('ZADD', KEYS[2], time[1]",
+        "redis.pcall('ZADD', KEYS[2], time[1]",
+    ),
+    text(
+        "a job that is tried again is not kept meanwhile",
+        "redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], job)",
+        "redis.call('ZREM', KEYS[1], job)",
+    ),
+    text("no job is queued with a report", "if n > 0 then", "if false then"),
+    text(
+        "a batch that failed halfway counts as run",
+        "    redis.call('DEL', KEYS[1])\n    return done",
+        "    return done",
+    ),
+    text(
+        "a named counter is not registered",
+        "redis.call('ZADD', KEYS[1], time[1] + time[2] / 1000000, ARGV[1])",
+        "",
+    ),
+    text(
+        "ids do not expire",
+        "return redis.call('EXPIREAT', key, at, 'NX')",
+        "return 0",
+    ),
+    text("a lease does not end", ", 'PX', ARGV[2])", ")"),
+    text(
+        "who renews a lease need not hold it",
+        "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end\nreturn",
+        "return",
+    ),
+    text(
+        "who releases a lease need not hold it",
+        "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end",
+        "return redis.call('DEL', KEYS[1])",
+    ),
+    text(
+        "it is not noted where reporting begins",
+        "redis.call('SET', KEYS[1], ARGV[1])\nreturn ARGV[1]",
+        "return ARGV[1]",
+    ),
+    text(
+        "windows with late ids are not noted",
+        "for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i]) end",
+        "",
+    ),
+    text(
+        "what is about to be published is not written down",
+        "redis.call('HSET', KEYS[2], unpack(ARGV, 3))",
+        "",
+    ),
+    text(
+        "a final window stays open",
+        "  redis.call('ZREM', KEYS[4], ARGV[i])\n",
+        "",
+    ),
+    text(
+        "an instance for one request does not tell the index",
+        "has_first = redis.call('SCARD', ids) == 1",
+        "has_first = false",
+    ),
+    text(
+        "a row of the spool has no ids",
+        "INSERT INTO ids (key, ids, count) SELECT ?2, ?3, ?4",
+        "INSERT INTO ids (key, ids, count) SELECT ?2, '', ?4",
+    ),
+    text(
+        "a batch is in the spool twice",
+        "AND NOT EXISTS (SELECT 1 FROM commands WHERE batch = ?2) ",
+        "",
+    ),
+    text(
+        "batches are removed from the spool with those that have run",
+        "DELETE FROM commands WHERE batch IN",
+        "DELETE FROM commands WHERE 1 OR batch IN",
+    ),
     text(
         "who prepares need not hold the lease",
         "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end\nredis.call('HDEL', KEYS[2], '')\nredis.call('HSET', KEYS[2], unpack(ARGV, 3))",

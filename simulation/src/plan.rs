@@ -52,6 +52,8 @@ pub struct Request {
     pub counter: Option<u8>,
     /// Which endpoint it asks to be called, if it does.
     pub endpoint: Option<usize>,
+    /// After how many milliseconds the client gives up, if it does.
+    pub gives_up_ms: Option<u64>,
 }
 
 /// Something fails for a time.
@@ -128,6 +130,7 @@ impl Plan {
         };
         let every_ms = random.u64(20..2000);
         let ids = random.i64(3..200);
+        let give_up = random.u8(..4) == 0;
         let mut at_ms = 0;
         loop {
             at_ms += 1 + random.u64(..2 * every_ms);
@@ -143,6 +146,7 @@ impl Plan {
                 id: random.i64(0..ids),
                 counter,
                 endpoint: asks.then(|| random.usize(..ENDPOINTS)),
+                gives_up_ms: (give_up && random.u8(..4) == 0).then(|| random.u64(..3000)),
             });
         }
         let every_ms = random.u64(100..4_000);

@@ -163,6 +163,7 @@ impl Run {
                     id: -1,
                     counter: None,
                     endpoint: None,
+                    gives_up_ms: None,
                 };
                 let run = self.clone();
                 executor.after(Duration::from_secs(10 * second), move || run.request(request));
@@ -187,6 +188,12 @@ impl Run {
                 wrong.push(Wrong::general(format!(
                     "the spool of machine {number} still has {left} rows"
                 )));
+            }
+        }
+        // What nobody removes goes by itself.
+        for (key, entry) in self.world.servers[0].entries() {
+            if entry.expires_ms.is_none() && (key.contains(":ids:") || key.contains(":stats:")) {
+                wrong.push(Wrong::general(format!("{key} does not expire")));
             }
         }
         let ended = self.replicas.iter().filter(|replica| replica.has_ended()).count();
@@ -243,13 +250,16 @@ impl Run {
             .or_default()
             .clone();
         let (run, machine) = (self.clone(), self.machines[request.machine].clone());
-        self.world
-            .executor
-            .spawn_in(process(request.machine, instance), async move {
-                let load = async || Instance::load(machine.clone()).await;
-                let instance = kept.get_on(&machine, load).await.expect("valid variables");
-                run.count(instance, request).await;
-            });
+        let executor = self.world.executor.clone();
+        let task = executor.spawn_in(process(request.machine, instance), async move {
+            let load = async || Instance::load(machine.clone()).await;
+            let instance = kept.get_on(&machine, load).await.expect("valid variables");
+            run.count(instance, request).await;
+        });
+        if let Some(gives_up_ms) = request.gives_up_ms {
+            let give_up = executor.clone();
+            executor.after(Duration::from_millis(gives_up_ms), move || give_up.give_up(task));
+        }
     }
 
     /// A request comes, to a machine that has an instance for each.

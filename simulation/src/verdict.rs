@@ -76,7 +76,9 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
         let committed: Vec<&Committed> = committed.collect();
         let mut wrong = of_one(&attempts, &committed, length, now_ms);
         if let Some(name) = counter {
-            wrong.iter_mut().for_each(|wrong| wrong.what.insert_str(0, &format!("{name}: ")));
+            wrong
+                .iter_mut()
+                .for_each(|wrong| wrong.what.insert_str(0, &format!("{name}: ")));
         }
         wrong
     };
@@ -122,9 +124,9 @@ pub fn of_callbacks(
         .map(|committed| ((committed.record.window, committed.record.revision), committed))
         .collect();
     for (window, revision) in last.into_keys() {
-        let is_called = heard.iter().any(|heard| {
-            heard.endpoint == fixed && heard.window == window && heard.revision == Some(revision)
-        });
+        let is_called = heard
+            .iter()
+            .any(|heard| heard.endpoint == fixed && heard.window == window && heard.revision == Some(revision));
         if !is_called && !dead.contains(&(Some(fixed.to_owned()), Some(revision.to_string()))) {
             wrong.push(Wrong {
                 window: Some(window),
@@ -240,8 +242,8 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength,
     let certain = length.window_at_ms(now_ms.saturating_sub(30_000));
     if !(is_named && last.is_empty())
         && last
-        .last_key_value()
-        .is_none_or(|(newest, _)| *newest < certain.previous().unwrap_or(certain))
+            .last_key_value()
+            .is_none_or(|(newest, _)| *newest < certain.previous().unwrap_or(certain))
     {
         wrong.push(Wrong::general(format!(
             "nothing is reported any more: the newest window is {:?}",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::{self, Either};
 
 use crate::executor::{Executor, Signal};
-use crate::mutation::Mutation;
+use crate::mutation::{Into, Mutation};
 use crate::redis::{Answer, Server};
 
 /// How long a message takes at most unless it is said, in microseconds.
@@ -80,6 +80,14 @@ impl World {
         mutated
     }
 
+    /// Whether this fault is put in. Then something was done there.
+    #[must_use]
+    pub fn has(&self, is_it: impl FnOnce(&Into) -> bool) -> bool {
+        let has = self.mutation.is_some_and(|mutation| is_it(&mutation.into));
+        self.is_met.set(self.is_met.get() || has);
+        has
+    }
+
     /// What has become of all that was done so far, as a number.
     #[must_use]
     pub fn trace(&self) -> u64 {
@@ -104,7 +112,13 @@ impl World {
     #[must_use]
     pub fn execute(&self, server: &Server, words: &[String], is_asked: bool) -> Answer {
         self.trace.note(&self.now_us().to_le_bytes());
-        words.iter().for_each(|word| self.trace.note(&word.as_bytes()[..word.len().min(MOST_NOTED)]));
+        words
+            .iter()
+            .for_each(|word| self.trace.note(&word.as_bytes()[..word.len().min(MOST_NOTED)]));
+        if let Some(ignored) = self.mutation.and_then(|mutation| mutation.ignores(words)) {
+            self.is_met.set(true);
+            return ignored;
+        }
         let is_load = words.get(1).is_some_and(|word| word == "LOAD");
         let script = words.get(if is_load { 2 } else { 1 });
         let mutated = script.and_then(|script| Some((script, self.mutated(script)?)));

@@ -26,12 +26,8 @@ const MOST_HEADERS: usize = 1000;
 /// What calls endpoints.
 pub trait Call: Send + Sync + 'static {
     /// Tells the job's endpoint the count. `id` is the same at each attempt. Answers the response's status, which is a success.
-    fn call(
-        &self,
-        id: &str,
-        job: &CallbackJob,
-        unique_count: u64,
-    ) -> impl Future<Output = Result<u16, Failure>> + Send;
+    fn call(&self, id: &str, job: &CallbackJob, unique_count: u64)
+    -> impl Future<Output = Result<u16, Failure>> + Send;
 }
 
 /// Calls endpoints by HTTP.

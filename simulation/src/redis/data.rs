@@ -264,7 +264,9 @@ impl Data {
                 flag(false)
             }
             ("ZRANGEBYSCORE", [key, least, most, limit @ ..]) if least == "-inf" => {
-                let (most, is_open) = most.strip_prefix('(').map_or((most.as_str(), false), |most| (most, true));
+                let (most, is_open) = most
+                    .strip_prefix('(')
+                    .map_or((most.as_str(), false), |most| (most, true));
                 let most: f64 = most.parse().map_err(|_| "ERR min or max is not a float")?;
                 let limit = match limit {
                     [] => usize::MAX,
@@ -327,7 +329,9 @@ impl Data {
             }
             ("XGROUP", [what, key, group, consumer]) if what == "DELCONSUMER" => {
                 look!(self, key, Stream)?.ok_or("ERR The XGROUP subcommand requires the key to exist.")?;
-                value!(self, key, Stream)?.delete_consumer(group, consumer).ok_or(NO_GROUP)
+                value!(self, key, Stream)?
+                    .delete_consumer(group, consumer)
+                    .ok_or(NO_GROUP)
             }
             ("XINFO", [what, key, group]) if what == "CONSUMERS" => {
                 let stream = look!(self, key, Stream)?.ok_or("ERR no such key")?;

@@ -90,7 +90,9 @@ impl Stream {
     pub fn acknowledge(&mut self, group: &str, ids: &[String]) -> Answer {
         let group = self.groups.get_mut(group);
         count(group.map_or(0, |group| {
-            ids.iter().filter(|id| group.pending.remove(&read(id)).is_some()).count()
+            ids.iter()
+                .filter(|id| group.pending.remove(&read(id)).is_some())
+                .count()
         }))
     }
 
@@ -113,7 +115,14 @@ impl Stream {
         let group = self.groups.get_mut(group)?;
         group.consumers.insert(consumer.to_owned(), now_ms);
         let (mut claimed, mut gone, mut next) = (Vec::new(), Vec::new(), (0, 0));
-        for (looked, id) in group.pending.keys().copied().collect::<Vec<_>>().into_iter().enumerate() {
+        for (looked, id) in group
+            .pending
+            .keys()
+            .copied()
+            .collect::<Vec<_>>()
+            .into_iter()
+            .enumerate()
+        {
             if claimed.len() + gone.len() == most || looked == 10 * most {
                 next = id;
                 break;

@@ -30,6 +30,7 @@ fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for
         id,
         counter: None,
         endpoint: None,
+        gives_up_ms: None,
     };
     let plan = Plan {
         window_seconds: 30,
@@ -43,12 +44,9 @@ fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for
         attempts: None,
         seconds: 150,
         requests: vec![request(1000, 1), request(91_000, 2), request(111_000, 3)],
-        faults: [
-            (90_000, Kind::Clock(0, -4_020_000)),
-            (111_020, Kind::Instance(0, 0)),
-        ]
-        .map(|(at_ms, kind)| Fault { at_ms, for_ms: 1, kind })
-        .into(),
+        faults: [(90_000, Kind::Clock(0, -4_020_000)), (111_020, Kind::Instance(0, 0))]
+            .map(|(at_ms, kind)| Fault { at_ms, for_ms: 1, kind })
+            .into(),
         ..Plan::new(1)
     };
     assert_eq!(run(&plan, false, None).wrong, []);

@@ -269,7 +269,10 @@ fn ids_do_not_wait_behind_statistics() {
         world.executor.run_for(SECOND / 10);
     }
     let left = machine.rows("commands");
-    assert!(left > before / 2, "{before} commands were left, and {left} when the id was there");
+    assert!(
+        left > before / 2,
+        "{before} commands were left, and {left} when the id was there"
+    );
     assert!(recorded(&world.servers).contains(&999));
     world.executor.run_for(30 * SECOND);
     assert!(!draining("commands"), "{} commands are left", machine.rows("commands"));
