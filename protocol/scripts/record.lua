@@ -4,7 +4,8 @@
 -- An attempt after one whose answer was lost counts nothing unless it adds the id: it may have been counted.
 -- So the statistics may miss a request, but never count one twice, unless its window was closed in between. Ids are
 -- exact either way.
--- If the id is the first of its set, or new in a set elsewhere, it notes that the window has ids.
+-- If the id is the first of its set, or in a set elsewhere, it notes that the window has ids: also if it was in that
+-- set before, since whoever has added it may have had no answer, and noted nothing.
 --
 -- KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints, the windows that
 -- have ids. ARGV: names, each with its value:
@@ -28,7 +29,7 @@ while at < #ARGV and ARGV[at] ~= 'job' do
 end
 local ids, stats, callbacks, endpoints, windows = unpack(KEYS)
 local has_job, outcome = ARGV[at] == 'job', said.outcome
-local has_first = not said.id and outcome == 'new'
+local has_first = not said.id and (outcome == 'new' or outcome == 'duplicate')
 if has_job and redis.call('XLEN', callbacks) >= tonumber(said.most) then return 'full' end
 local beyond = nil
 if said.id and said.limit and redis.call('SCARD', ids) >= tonumber(said.limit)
@@ -51,8 +52,8 @@ end
 if has_job and not beyond then redis.call('XADD', callbacks, '*', unpack(ARGV, at + 1)) end
 if has_first then
   local time = redis.call('TIME')
-  redis.call('ZADD', windows, time[1] + time[2] / 1000000, said.window)
-  redis.call('EXPIRE', windows, 777600)
+  local score = time[1] + time[2] / 1000000
+  if redis.call('ZADD', windows, score, said.window) == 1 then redis.call('EXPIRE', windows, 777600) end
 end
 if (beyond or outcome) and (not said.again or said.id and outcome == 'new') then
   if redis.call('HINCRBY', stats, 'requests', 1) == 1 then redis.call('EXPIRE', stats, said.expiry, 'NX') end

@@ -217,7 +217,7 @@ impl Keys {
     }
 
     /// Sorted set: which windows of this length have ids, so that nobody has to search for them: [`indexed`], by when that was last written, which
-    /// whoever adds the first id does. Removed by the leader once the window is final, unless it was written again meanwhile.
+    /// whoever adds the first id does. Removed by the leader once the window is final, and the entry has stayed the same for longer than the window lasts.
     #[must_use]
     pub fn windows(&self, length: WindowLength) -> String {
         format!("{{{}}}:windows:{length}", self.prefix)

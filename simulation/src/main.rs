@@ -149,9 +149,10 @@ fn tell(seed: u64, outcome: &Outcome, shrunk: bool) {
     let plan = shrink(&Plan::new(seed));
     let smaller = run(&plan, true, None);
     println!(
-        "a smaller plan ({} faults, {} requests, windows of {} s, {} sets, late for {} s, instances {:?}, {} replicas):",
+        "a smaller plan ({} faults, {} requests, {} servers, windows of {} s, {} sets, late for {} s, instances {:?}, {} replicas):",
         plan.faults.len(),
         plan.requests.len(),
+        plan.servers,
         plan.window_seconds,
         plan.partitions,
         plan.late_seconds,
@@ -164,7 +165,7 @@ fn tell(seed: u64, outcome: &Outcome, shrunk: bool) {
         .flat_map(|window| [window.to_string(), window.start().to_string()])
         .collect();
     let is_told = |line: &&String| {
-        names.is_empty() || !line.contains("redis:") || names.iter().any(|name| line.contains(name.as_str()))
+        names.is_empty() || !line.contains(" redis") || names.iter().any(|name| line.contains(name.as_str()))
     };
     smaller
         .story

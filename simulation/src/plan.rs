@@ -23,6 +23,8 @@ pub struct Plan {
     pub commit_ms: u64,
     /// The edge hosts; each says how many instances it has, none for one that has a new one for each request.
     pub machines: Vec<u8>,
+    /// How many Redis servers there are: more than one are a cluster.
+    pub servers: usize,
     /// How many replicas of the reporter there are.
     pub replicas: usize,
     /// How many named counters there are.
@@ -70,12 +72,14 @@ pub struct Fault {
 /// What can fail.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// Redis cannot be reached.
-    Redis(Link),
-    /// Redis is full.
-    Full,
-    /// Redis is started again, with its data.
-    Restart,
+    /// A server cannot be reached.
+    Redis(usize, Link),
+    /// A server is full.
+    Full(usize),
+    /// A server is started again, with its data.
+    Restart(usize),
+    /// The slot of one of its keys moves to another server, if there is one.
+    Move(usize, usize),
     /// A machine reaches no server.
     Machine(usize, Link),
     /// The clock of a machine is set, to so many milliseconds from the true time. It stays so.
@@ -97,7 +101,7 @@ pub enum Kind {
 }
 
 /// How many kinds there are.
-const KINDS: u32 = 12;
+const KINDS: u32 = 13;
 /// How many endpoints there are, the first of which is called for each report.
 pub const ENDPOINTS: usize = 3;
 
@@ -120,6 +124,7 @@ impl Plan {
             late_seconds: pick(random, &[0, 5, 20]),
             latency_ms: pick(random, &[1, 1, 30]),
             commit_ms: pick(random, &[1, 50, 3000]),
+            servers: pick(random, &[1, 1, 1, 3]),
             counters: pick(random, &[0, 0, 0, 0, 0, 0, 1, 2]),
             attempts: pick(random, &[None, None, None, None, None, None, Some(2), Some(20)]),
             requests: Vec::new(),
@@ -171,10 +176,12 @@ impl Plan {
         let machine = random.usize(..self.machines.len());
         let replica = random.usize(..self.replicas);
         let link = pick(random, &[Link::Refused, Link::Silent, Link::Deaf]);
+        let server = random.usize(..self.servers);
         match kind {
-            0 => Kind::Redis(link),
-            1 => Kind::Full,
-            2 => Kind::Restart,
+            0 => Kind::Redis(server, link),
+            1 => Kind::Full(server),
+            2 => Kind::Restart(server),
+            11 => Kind::Move(server, random.usize(..1000)),
             3 => Kind::Machine(machine, link),
             4 => Kind::Clock(machine, pick(random, &[0, 0, -3000, 2000, -60_000, 45_000, -4_000_000])),
             5 => Kind::Instance(machine, random.u8(..8)),

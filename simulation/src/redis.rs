@@ -113,6 +113,19 @@ struct Cluster {
     moving: Option<(u16, usize)>,
 }
 
+/// The first key of a command, if it has one.
+#[must_use]
+pub fn key(words: &[String]) -> Option<&str> {
+    let at = match words[0].as_str() {
+        "EVAL" | "EVALSHA" => return (words[2] != "0").then(|| words[3].as_str()),
+        "XREADGROUP" => words.iter().position(|word| word == "STREAMS")? + 1,
+        "XGROUP" | "XINFO" => 2,
+        "SCRIPT" | "TIME" | "PING" => return None,
+        _ => 1,
+    };
+    words.get(at).map(String::as_str)
+}
+
 impl Cluster {
     /// Whether a key is to be on this server.
     fn is_of(&self, key: &str, server: usize) -> bool {
@@ -192,6 +205,7 @@ impl Server {
                 others.entries.insert(key, entry);
             }
         }
+        others.next_ms = 0;
         let mut cluster = self.cluster.borrow_mut();
         cluster.owners[usize::from(slot_number)] = to.number;
         cluster.moving = None;
@@ -298,12 +312,17 @@ impl Server {
                 }
                 self.scripts.run(script, keys, rest, is_asking)
             }
-            (name, [key, ..]) => match self.elsewhere(std::slice::from_ref(key), is_asking) {
+            (name, _) => match key(words).and_then(|key| self.elsewhere(&[key.to_owned()], is_asking)) {
                 Some(elsewhere) => elsewhere,
                 None => self.data.borrow_mut().execute(name, arguments),
             },
-            (name, []) => self.data.borrow_mut().execute(name, arguments),
         }
+    }
+
+    /// Whether a slot is here.
+    #[must_use]
+    pub fn has_slot(&self, slot: u16) -> bool {
+        self.cluster.borrow().owners.get(usize::from(slot)) == Some(&self.number)
     }
 
     /// Whether a key is to be here.
@@ -326,14 +345,28 @@ impl Server {
         }
         let owner = cluster.owners[usize::from(first)];
         let sent = |word: &str, to: usize| Answer::Error(format!("{word} {first} {}:{PORT}", cluster.hosts[to]));
+        let data = self.data.borrow();
+        let here = keys.iter().filter(|key| data.entries.contains_key(*key)).count();
+        let again = || Answer::Error("TRYAGAIN Multiple keys request during rehashing of slot".to_owned());
         if owner != self.number {
             let may_be_here = is_asking && cluster.moving == Some((first, self.number));
-            return (!may_be_here).then(|| sent("MOVED", owner));
+            if !may_be_here {
+                return Some(sent("MOVED", owner));
+            }
+            return (keys.len() > 1 && here < keys.len()).then(again);
         }
         let (_, to) = cluster.moving.filter(|(moving, _)| *moving == first)?;
-        let data = self.data.borrow();
-        let are_here = keys.iter().all(|key| data.entries.contains_key(key));
-        (!are_here).then(|| sent("ASK", to))
+        match here {
+            _ if here == keys.len() => None,
+            0 => Some(sent("ASK", to)),
+            _ => Some(again()),
+        }
+    }
+
+    /// The slot that is on its way, and where to.
+    #[must_use]
+    pub fn moving(&self) -> Option<(u16, usize)> {
+        self.cluster.borrow().moving
     }
 
     fn slots(&self) -> Answer {

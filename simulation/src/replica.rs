@@ -1,6 +1,7 @@
 //! Replicas of the reporter: its own code, which runs on tokio, whose clock stands still but for the simulation.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,7 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use redis::{RedisFuture, RedisResult, Value};
+use futures::future::join_all;
+use redis::{RedisError, RedisFuture, RedisResult, Value};
 use send_wrapper::SendWrapper;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +20,7 @@ use verve_reporter::simulated::{Commands, Settings, report};
 use crate::endpoints::{self, Endpoints};
 use crate::gate::Gate;
 use crate::kafka::{self, Broker};
-use crate::redis::{Answer, Link};
+use crate::redis::{Answer, Link, Server, key};
 use crate::world::{Line, World, before};
 
 /// How long the reporter waits for an answer of Redis.
@@ -29,7 +31,8 @@ const BLOCK: Duration = Duration::from_secs(1);
 /// A replica's way to Redis.
 struct Redis {
     world: Rc<World>,
-    line: Line,
+    /// To each server.
+    lines: Vec<Line>,
     link: Rc<Cell<Link>>,
     gate: Rc<Gate>,
 }
@@ -55,10 +58,48 @@ impl Redis {
         Ok(answers)
     }
 
+    /// Asks whoever has the keys, as a client of a cluster does, and follows redirects once.
     async fn ask(&self, commands: Vec<Vec<String>>) -> RedisResult<Vec<Value>> {
+        let servers = &self.world.servers;
+        let mut of_servers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (number, words) in commands.iter().enumerate() {
+            let owner = key(words).and_then(|key| servers.iter().position(|server| server.owns(key)));
+            if words[0] == "SCRIPT" {
+                (0..servers.len()).for_each(|server| of_servers.entry(server).or_default().push(number));
+            } else {
+                of_servers.entry(owner.unwrap_or_default()).or_default().push(number);
+            }
+        }
+        let asked = of_servers.into_iter().map(async |(server, numbers)| {
+            let words = numbers.iter().map(|number| commands[*number].clone()).collect();
+            let answers = self.ask_server(server, words, false).await?;
+            let mut followed = Vec::new();
+            for (number, answer) in numbers.into_iter().zip(answers) {
+                let words = &commands[number];
+                let answer = match sent_on(&answer, servers) {
+                    Some((to, is_asking)) => self.ask_server(to, vec![words.clone()], is_asking).await?.pop(),
+                    None => Some(answer),
+                };
+                followed.push((number, answer.unwrap_or(Answer::Nil)));
+            }
+            Ok::<_, RedisError>(followed)
+        });
+        let asked: Vec<RedisResult<Vec<(usize, Answer)>>> = join_all(asked).await;
+        let mut answers: BTreeMap<usize, Answer> = BTreeMap::new();
+        for answered in asked {
+            answers.extend(answered?);
+        }
+        answers.into_values().map(value).collect()
+    }
+
+    async fn ask_server(&self, number: usize, commands: Vec<Vec<String>>, is_asking: bool) -> RedisResult<Vec<Answer>> {
         self.gate.pass().await;
-        let (world, server, link) = (self.world.clone(), self.world.servers[0].clone(), self.link.clone());
-        let asked = self.world.message(&self.line, move || {
+        let (world, server, link) = (
+            self.world.clone(),
+            self.world.servers[number].clone(),
+            self.link.clone(),
+        );
+        let asked = self.world.message(&self.lines[number], move || {
             let link = server.link.get().and(link.get());
             match link {
                 Link::Refused => return Some(Err(Error::from(ErrorKind::ConnectionRefused))),
@@ -67,15 +108,30 @@ impl Redis {
             }
             let answers: Vec<Answer> = commands
                 .iter()
-                .map(|words| world.execute(&server, words, false))
+                .map(|words| world.execute(&server, words, is_asking))
                 .collect();
             (link == Link::Up).then_some(Ok(answers))
         });
         let answered = before(&self.world.alarm(TIMEOUT), asked).await;
         self.gate.pass().await;
-        let answers = answered.unwrap_or_else(|| Err(Error::from(ErrorKind::TimedOut)))?;
-        answers.into_iter().map(value).collect()
+        Ok(answered.unwrap_or_else(|| Err(Error::from(ErrorKind::TimedOut)))?)
     }
+}
+
+/// Which server an answer sends the client to, and whether it is to ask there.
+fn sent_on(answer: &Answer, servers: &[Rc<Server>]) -> Option<(usize, bool)> {
+    let Answer::Error(error) = answer else {
+        return None;
+    };
+    let mut words = error.split(' ');
+    let is_asking = match words.next()? {
+        "MOVED" => false,
+        "ASK" => true,
+        _ => return None,
+    };
+    let (host, _) = words.nth(1)?.split_once(':')?;
+    let to = servers.iter().position(|server| server.host == host)?;
+    Some((to, is_asking))
 }
 
 fn value(answer: Answer) -> RedisResult<Value> {
@@ -134,7 +190,7 @@ impl Replica {
         self.gate.replace(gate.clone());
         let redis = Connection(SendWrapper::new(Rc::new(Redis {
             world: self.world.clone(),
-            line: Line::default(),
+            lines: self.world.servers.iter().map(|_| Line::default()).collect(),
             link: self.link.clone(),
             gate: gate.clone(),
         })));

@@ -11,6 +11,7 @@ use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
+use verve_protocol::slot::slot;
 use verve_protocol::{Id, Keys, Method, Partitions, Window, WindowLength};
 use verve_reporter::simulated::Settings;
 
@@ -85,8 +86,11 @@ pub fn run(plan: &Plan, with_story: bool, mutation: Option<&'static Mutation>) -
     // What the reporter chooses at random, such as its pauses.
     fastrand::seed(plan.seed);
     runtime.block_on(async {
-        let server = Server::alone("redis");
-        let world = World::with(plan.seed, vec![server], with_story, mutation);
+        let servers = match plan.servers {
+            1 => vec![Server::alone("redis")],
+            _ => Server::cluster(&["redis-0", "redis-1", "redis-2"]),
+        };
+        let world = World::with(plan.seed, servers, with_story, mutation);
         world.latency_us.set(plan.latency_ms * 1000);
         let run = Rc::new(Run::new(plan, &world));
         run.clone().to_its_end().await
@@ -97,8 +101,12 @@ impl Run {
     fn new(plan: &Plan, world: &Rc<World>) -> Self {
         let seconds = plan.window_seconds.to_string();
         let partitions = plan.partitions.to_string();
+        let urls: Vec<String> = (world.servers.iter())
+            .map(|server| format!("redis://{}", server.host))
+            .collect();
+        let urls = urls.join(",");
         let variables = [
-            ("redis_urls", "redis://redis"),
+            ("redis_urls", urls.as_str()),
             ("window_seconds", seconds.as_str()),
             ("partitions", partitions.as_str()),
             ("log", "off"),
@@ -190,12 +198,7 @@ impl Run {
                 )));
             }
         }
-        // What nobody removes goes by itself.
-        for (key, entry) in self.world.servers[0].entries() {
-            if entry.expires_ms.is_none() && (key.contains(":ids:") || key.contains(":stats:")) {
-                wrong.push(Wrong::general(format!("{key} does not expire")));
-            }
-        }
+        wrong.extend(self.never_expire());
         let ended = self.replicas.iter().filter(|replica| replica.has_ended()).count();
         if ended > 0 {
             wrong.push(Wrong::general(format!("{ended} replicas have ended by themselves")));
@@ -219,10 +222,21 @@ impl Run {
         }
     }
 
+    /// What of a window does not expire: what nobody removes goes by itself.
+    fn never_expire(&self) -> Vec<Wrong> {
+        let entries = self.world.servers.iter().flat_map(|server| server.entries());
+        let of_window = |key: &str| key.contains(":ids:") || key.contains(":stats:");
+        entries
+            .filter(|(key, entry)| entry.expires_ms.is_none() && of_window(key))
+            .map(|(key, _)| Wrong::general(format!("{key} does not expire")))
+            .collect()
+    }
+
     /// What is wrong with callbacks.
     fn of_callbacks(&self) -> Vec<Wrong> {
-        let server = &self.world.servers[0];
         let keys = Keys::new("verve".parse().expect("a namespace"));
+        let server = self.world.servers.iter().find(|server| server.owns(&keys.callbacks()));
+        let server = server.expect("whoever has the slot");
         let dead = server.stream(&keys.callbacks_dead());
         // What was queued just now is on its way.
         let until_ms = self.world.now_us() / 1000 - DELIVERED.as_millis() as u64;
@@ -315,11 +329,12 @@ impl Run {
     /// Something begins to fail.
     fn begin(self: &Rc<Self>, fault: Fault) {
         self.world.note(|| format!("for {} ms: {:?}", fault.for_ms, fault.kind));
-        let server = &self.world.servers[0];
+        let servers = &self.world.servers;
         match &fault.kind {
-            Kind::Redis(link) => server.link.set(*link),
-            Kind::Full => server.is_full.set(true),
-            Kind::Restart => server.link.set(Link::Refused),
+            Kind::Redis(server, link) => servers[*server].link.set(*link),
+            Kind::Full(server) => servers[*server].is_full.set(true),
+            Kind::Restart(server) => servers[*server].link.set(Link::Refused),
+            Kind::Move(server, key) => self.begin_to_move(*server, *key),
             Kind::Machine(machine, link) => self.machines[*machine].set_link(*link),
             Kind::Clock(machine, offset_ms) => return self.machines[*machine].set_clock(*offset_ms),
             Kind::Instance(machine, instance) => {
@@ -346,11 +361,12 @@ impl Run {
 
     /// It is over.
     fn end(&self, kind: &Kind) {
-        let server = &self.world.servers[0];
+        let servers = &self.world.servers;
         match kind {
-            Kind::Redis(_) => server.link.set(Link::Up),
-            Kind::Full => server.is_full.set(false),
-            Kind::Restart => server.restart(false),
+            Kind::Redis(server, _) => servers[*server].link.set(Link::Up),
+            Kind::Full(server) => servers[*server].is_full.set(false),
+            Kind::Restart(server) => servers[*server].restart(false),
+            Kind::Move(..) => self.finish_move(),
             Kind::Machine(machine, _) => self.machines[*machine].set_link(Link::Up),
             Kind::Clock(..) | Kind::Instance(..) => {}
             Kind::Disk(machine, _) => self.machines[*machine].set_disk_fault(None),
@@ -362,11 +378,33 @@ impl Run {
         }
     }
 
+    /// The slot of a key begins to move to another server, unless one is on its way.
+    fn begin_to_move(&self, server: usize, key: usize) {
+        let servers = &self.world.servers;
+        let (from, to) = (&servers[server], &servers[(server + 1) % servers.len()]);
+        let keys: Vec<String> = from.entries().into_keys().collect();
+        if servers.len() > 1 && from.moving().is_none() && !keys.is_empty() {
+            from.begin_to_move(slot(&keys[key % keys.len()]), to);
+        }
+    }
+
+    /// What is on its way arrives.
+    fn finish_move(&self) {
+        let servers = &self.world.servers;
+        if let Some((slot, to)) = servers[0].moving()
+            && let Some(from) = servers.iter().find(|server| server.has_slot(slot))
+        {
+            from.move_slot(slot, &servers[to]);
+        }
+    }
+
     /// Nothing fails any more.
     fn mend(&self) {
-        let server = &self.world.servers[0];
-        server.link.set(Link::Up);
-        server.is_full.set(false);
+        self.finish_move();
+        for server in &self.world.servers {
+            server.link.set(Link::Up);
+            server.is_full.set(false);
+        }
         self.broker.link.set(Link::Up);
         self.endpoints.mend();
         for machine in &self.machines {

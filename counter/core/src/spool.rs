@@ -165,8 +165,8 @@ impl<H: Host> Spool<H> {
         Ok(keys.collect())
     }
 
-    /// The first ids of a set, as many as are brought to Redis together.
-    pub async fn ids(&self, key: &str) -> Result<SpooledIds, SpoolError> {
+    /// The first ids of a set, as many as are brought to Redis together: `most`, and those of one row in any case.
+    pub async fn ids(&self, key: &str, most: usize) -> Result<SpooledIds, SpoolError> {
         let select = "SELECT json_array(number, key, ids), ids FROM ids \
             WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
         let rows = self
@@ -179,7 +179,7 @@ impl<H: Host> Spool<H> {
             )),
             _ => None,
         });
-        Ok(SpooledIds::leading(rows))
+        Ok(SpooledIds::leading(rows, most))
     }
 
     /// Removes ids that [`Spool::ids`] gave. Not by the numbers of their rows alone: of a row that somebody else has removed meanwhile, the

@@ -89,14 +89,13 @@ pub struct SpooledIds {
 }
 
 impl SpooledIds {
-    /// Of rows of the spool, each with its ids, those that are brought to Redis together: the first, until there are
-    /// [`MOST_SPOOLED`] ids.
-    pub fn leading(rows: impl IntoIterator<Item = (String, Vec<Id>)>) -> Self {
+    /// Of rows of the spool, each with its ids, those that are brought to Redis together: the first, until there are so many ids.
+    pub fn leading(rows: impl IntoIterator<Item = (String, Vec<Id>)>, most: usize) -> Self {
         let mut leading = Self::default();
         for (row, ids) in rows {
             leading.rows.push(row);
             leading.ids.extend(ids);
-            if leading.ids.len() >= MOST_SPOOLED {
+            if leading.ids.len() >= most {
                 break;
             }
         }
@@ -164,7 +163,7 @@ mod tests {
             let rows: Vec<(String, Vec<Id>)> = rows.collect();
             let mut unread = rows.as_slice();
             while !unread.is_empty() {
-                let together = SpooledIds::leading(unread.to_vec());
+                let together = SpooledIds::leading(unread.to_vec(), MOST_SPOOLED);
                 let (read, later) = unread.split_at(together.rows.len());
                 prop_assert!(read.iter().map(|(row, _)| row).eq(&together.rows));
                 prop_assert_eq!(together.ids.len(), read.iter().map(|(_, ids)| ids.len()).sum::<usize>());
@@ -172,7 +171,7 @@ mod tests {
                 prop_assert!(later.is_empty() || together.ids.len() >= MOST_SPOOLED);
                 unread = later;
             }
-            prop_assert_eq!(SpooledIds::leading([]), SpooledIds::default());
+            prop_assert_eq!(SpooledIds::leading([], MOST_SPOOLED), SpooledIds::default());
         }
     }
 }

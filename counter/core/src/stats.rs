@@ -35,7 +35,7 @@ pub fn count(counts: &mut Counts, field: &'static str) {
 }
 
 /// A flush of a window's counts, at `now_ms` in Unix milliseconds. With a name of its own it is counted once, however often it is sent. Where there may
-/// be ids in so many `partitions`, it says so once more: the leader takes that back of a final window, and there may have come some since.
+/// be ids in so many `partitions`, it says so once more: the leader takes that back of a final window, and ids may have come since.
 #[must_use]
 pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms: u64, partitions: u16) -> Batch {
     let name = match keys.counter() {

@@ -35,8 +35,8 @@ pub struct Data {
     pub entries: BTreeMap<String, Entry>,
     now_us: u64,
     is_full: bool,
-    /// When the next entry expires at the earliest, in Unix milliseconds.
-    next_ms: u64,
+    /// When the next entry expires at the earliest, in Unix milliseconds. It is looked for anew if it is 0.
+    pub next_ms: u64,
 }
 
 /// The commands that a full server refuses.

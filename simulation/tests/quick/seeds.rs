@@ -39,6 +39,7 @@ fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for
         latency_ms: 1,
         commit_ms: 1,
         machines: vec![1],
+        servers: 1,
         replicas: 1,
         counters: 0,
         attempts: None,

@@ -249,6 +249,8 @@ fn ids_do_not_wait_behind_statistics() {
     let machine = machine(&world, &[]);
     let process = Process::new(&machine);
     world.latency_us.set(30_000);
+    process.add(&world, 1000);
+    world.executor.run_for(SECOND);
     server.link.set(Link::Refused);
     for id in 0..120 {
         for counter in ["a", "b", "c", "d", "e"] {

@@ -13,7 +13,7 @@ use crate::circuit::OPEN_MS;
 use crate::config::Policy;
 use crate::ports::Host;
 use crate::redis_error::RedisError;
-use crate::spooled::{Batch, SpoolError};
+use crate::spooled::{Batch, MOST_SPOOLED, SpoolError};
 
 /// How soon an instance that drains the spool tries again while Redis is away.
 const DRAIN_AGAIN: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ const DRAINING: &str = "draining";
 pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
     let draining = &instance.draining;
     if !draining.is_looking.replace(true) {
-        let _looking = Looking(&draining.is_looking);
+        let _looking = Busy(&draining.is_looking);
         let is_first = draining.look_ms.get() == 0;
         let looked = look(&instance, is_first).await;
         let again_ms = instance.host.monotonic_ms() + LOOK_EVERY.as_millis() as u64;
@@ -54,6 +54,8 @@ pub struct Draining {
     look_ms: Cell<u64>,
     /// Whether somebody of this instance looks.
     is_looking: Cell<bool>,
+    /// Whether somebody of this instance tells how far the draining is.
+    is_telling: Cell<bool>,
     /// Whether something was put there, and nobody of this instance drains it yet.
     pub is_due: Cell<bool>,
 }
@@ -65,10 +67,10 @@ impl Draining {
     }
 }
 
-/// Somebody looks. One who is given up looks no more.
-struct Looking<'a>(&'a Cell<bool>);
+/// Somebody is busy with something. One who is given up is so no more.
+struct Busy<'a>(&'a Cell<bool>);
 
-impl Drop for Looking<'_> {
+impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.set(false);
     }
@@ -140,10 +142,9 @@ impl<H: Host> Instance<H> {
     /// Brings to Redis what can be now. Says whether that was all. Whatever was not removed from the spool, since this
     /// instance died or failed, is brought again: nothing changes by that.
     async fn drain_what_goes(&self) -> Result<bool, SpoolError> {
-        let mut all = true;
         loop {
             // Each time: what was put there meanwhile does not wait for jobs and statistics, of which there may be very many.
-            all = all && self.drain_ids().await?;
+            let all = self.drain_ids().await?;
             let batches = self.background.batches().await?;
             if batches.is_empty() {
                 return Ok(all);
@@ -172,6 +173,11 @@ impl<H: Host> Instance<H> {
         self.background
             .tell(DRAINING, self.host.now_ms() + drain_claim_ms())
             .await?;
+        // By one of the sets at a time, or an older state could be told after a newer one.
+        if self.draining.is_telling.replace(true) {
+            return Ok(());
+        }
+        let _telling = Busy(&self.draining.is_telling);
         self.tell_state().await
     }
 
@@ -197,16 +203,19 @@ impl<H: Host> Instance<H> {
     async fn drain_ids(&self) -> Result<bool, SpoolError> {
         let mut all = true;
         let sets = self.background.sets().await?;
-        for keys in sets.chunks(SETS_AT_ONCE) {
-            // Of a cluster some nodes may be away, and others not.
-            for is_all in future::join_all(keys.iter().map(|key| self.drain_set(key))).await {
+        // The first one by itself: it may be the trial whether Redis is back, during which others would be turned away.
+        let (first, others) = sets.split_at(sets.len().min(1));
+        for keys in first.chunks(1).chain(others.chunks(SETS_AT_ONCE)) {
+            // Of a cluster some nodes may be away, and others not. All together send no more at once than one would.
+            let most = MOST_SPOOLED / keys.len();
+            for is_all in future::join_all(keys.iter().map(|key| self.drain_set(key, most))).await {
                 all &= is_all?;
             }
         }
         Ok(all)
     }
 
-    async fn drain_set(&self, key: &str) -> Result<bool, SpoolError> {
+    async fn drain_set(&self, key: &str, most: usize) -> Result<bool, SpoolError> {
         let stay = |redis: &RedisError| {
             self.log.error(&format!("spooled ids stay in the spool: {redis}"));
             Ok(false)
@@ -222,7 +231,7 @@ impl<H: Host> Instance<H> {
         let keys = name.map(|name| self.config.keys.named(name));
         let keys = keys.as_ref().unwrap_or(&self.config.keys);
         loop {
-            let found = self.background.ids(key).await?;
+            let found = self.background.ids(key, most).await?;
             if found.ids.is_empty() {
                 return Ok(true);
             }

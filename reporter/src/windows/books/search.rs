@@ -55,8 +55,8 @@ impl Unchanged {
 pub(super) struct WithIds {
     /// As it is noted: each member with its score.
     pub(super) noted: BTreeMap<Window, Vec<(String, String)>>,
-    /// How many partitions there are, if there are more than are counted.
-    most_partitions: Option<u16>,
+    /// Of those of which hosts have more partitions than are counted, how many.
+    uncounted: BTreeMap<Window, u16>,
 }
 
 impl RedisBooks {
@@ -77,8 +77,10 @@ impl RedisBooks {
                     tracing::error!("ignoring {member:?} among the windows that have ids, which is not readable");
                     continue;
                 };
-                let more = Some(partitions).filter(|partitions| *partitions > self.store.partitions().count());
-                found.most_partitions = found.most_partitions.max(more);
+                if partitions > self.store.partitions().count() {
+                    let most = found.uncounted.entry(window).or_default();
+                    *most = partitions.max(*most);
+                }
                 found.noted.entry(window).or_default().push((member, score));
             }
             if next == 0 {
@@ -89,13 +91,16 @@ impl RedisBooks {
     }
 
     /// Removes these windows from the index, except where an instance may still count on its entry, or has renewed it since.
-    async fn forget_ids(&self, with_ids: &WithIds, windows: &[Window]) -> RedisResult<()> {
+    async fn forget_ids(&self, with_ids: &WithIds, windows: &[Window], now_ms: u64) -> RedisResult<()> {
         let script = Script::new(FORGET_WINDOWS);
         let unchanged_for = Duration::from_secs(self.length().seconds()) + INDEXED;
-        let noted = windows.iter().filter_map(|window| with_ids.noted.get(window)).flatten();
-        let noted: Vec<&(String, String)> = noted
-            .filter(|(member, _)| self.unchanged.is_so_for(member, unchanged_for))
-            .collect();
+        // However short the lives of those who lead are: an instance does not live as long as this.
+        let is_old = |window: &Window| (window.end() + INDEX_SECONDS) * 1000 < now_ms;
+        let noted = windows.iter().flat_map(|window| {
+            let noted = with_ids.noted.get(window).into_iter().flatten();
+            noted.filter(move |(member, _)| is_old(window) || self.unchanged.is_so_for(member, unchanged_for))
+        });
+        let noted: Vec<&(String, String)> = noted.collect();
         for noted in noted.chunks(BATCH) {
             let mut forget = script.key(self.store.keys.windows(self.length()));
             for (member, score) in noted {
@@ -146,7 +151,6 @@ impl RedisBooks {
     pub(super) async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let with_ids = self.with_ids().await?;
         self.unchanged.look(&with_ids);
-        swept.most_partitions = Some(with_ids.most_partitions);
         self.find_ahead(&with_ids, now_ms, swept).await?;
         let past = with_ids.noted.keys().copied().filter(|window| ledger.is_past(*window));
         let past: Vec<Window> = past.collect();
@@ -160,11 +164,14 @@ impl RedisBooks {
             }
         }
         let mut put_aside = Ok(());
+        let mut uncounted = with_ids.uncounted.clone();
         for windows in late.chunks(BATCH) {
             // Most of them have none any more: they are final as they should be.
             let counts = self.store.counts_left(windows).await?;
             let left = windows.iter().copied().zip(counts).filter(|(_, left)| *left > 0);
             let left: Vec<Window> = left.map(|(window, _)| window).collect();
+            // What hosts were like while these were open matters no more.
+            uncounted.retain(|window, _| !windows.contains(window) || left.contains(window));
             if !left.is_empty() {
                 self.note_late(&left).await?;
                 let (moved, result) = self.store.put_aside(&left).await;
@@ -175,8 +182,9 @@ impl RedisBooks {
                     continue;
                 }
             }
-            self.forget_ids(&with_ids, windows).await?;
+            self.forget_ids(&with_ids, windows, now_ms).await?;
         }
+        swept.most_partitions = Some(uncounted.into_values().max());
         put_aside?;
         // Also those that were put aside before somebody died.
         let late = self.late().await?;
