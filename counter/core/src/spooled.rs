@@ -122,6 +122,11 @@ impl Batch {
         self.name.split_once('/')?.0.parse().ok()
     }
 
+    /// The keys of its commands, each as often as there are commands of it. They have no characters that JSON would escape.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.commands.iter().filter_map(|command| command.split('"').nth(3))
+    }
+
     /// Whether it may add callback jobs.
     #[must_use]
     pub fn has_jobs(&self) -> bool {

@@ -1,5 +1,7 @@
 //! The scripts, each with a function that puts its keys and arguments in the order in which it takes them.
 
+use std::collections::BTreeSet;
+
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
 use verve_protocol::scripts::{ADD_JOB_WITHIN, ADD_TOGETHER, ADD_WITHIN, KEEP, RECORD, RUN_ONCE, TELL_COUNTER};
 use verve_protocol::{CallbackJob, CounterName, Id, Keys};
@@ -102,10 +104,15 @@ pub fn add_job_within(keys: &Keys, job: &CallbackJob, limit: u64) -> Script {
 /// Runs a batch of commands, unless it ran before.
 pub fn run_once(keys: &Keys, batch: &Batch) -> Script {
     let (own, stream) = (keys.spooled_batch(&batch.name), keys.callbacks());
-    let keys: &[&str] = if batch.has_jobs() { &[&own, &stream] } else { &[&own] };
-    Script::new(RUN_ONCE, keys)
+    let (first, most) = match batch.has_jobs() {
+        true => (Some(stream.as_str()), MAX_QUEUED_JOBS),
+        false => (None, 0),
+    };
+    let others: BTreeSet<&str> = batch.keys().filter(|key| Some(*key) != first).collect();
+    let keys: Vec<&str> = [own.as_str()].into_iter().chain(first).chain(others).collect();
+    Script::new(RUN_ONCE, &keys)
         .with(UNREPORTED_SECONDS)
-        .with(MAX_QUEUED_JOBS)
+        .with(most)
         .with_all(&batch.commands)
 }
 

@@ -231,10 +231,10 @@ const SCRIPTS: [(&str, &str); 32] = [
     (scripts::ADD_TOGETHER, "1 K K 2 m1 m2"),
     (
         scripts::RUN_ONCE,
-        r#"1 T E N ["SADD","s1","m1"] ["HINCRBY","h1","m1","2"]"#,
+        r#"3 T s1 h1 E 0 ["SADD","s1","m1"] ["HINCRBY","h1","m1","2"]"#,
     ),
     (scripts::RUN_ONCE, r#"2 T X E N ["XADD","x1","*","a","b"]"#),
-    (scripts::RUN_ONCE, r#"1 T E N ["SADD","t1","m1"]"#),
+    (scripts::RUN_ONCE, r#"1 T E 0 ["SADD","t1","m1"]"#),
     (scripts::RECORD, "5 S H X H Z id M ends NOW window M expiry E limit N"),
     (
         scripts::RECORD,
