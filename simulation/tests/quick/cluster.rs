@@ -6,7 +6,7 @@ use verve_simulation::host::Machine;
 use verve_simulation::redis::{Link, Server};
 use verve_simulation::world::World;
 
-use crate::process::{Process, SECOND, recorded};
+use crate::process::{Process, SECOND, recorded, statistics};
 
 #[test]
 fn ids_find_their_node_wherever_it_is() {
@@ -106,4 +106,26 @@ fn servers_that_are_not_of_one_cluster_are_not_counted_in() {
     world.executor.run_for(3 * SECOND);
     assert_eq!(process.answered(Ok(Outcome::Spooled)), [1]);
     assert_eq!(recorded(&servers), [].into());
+}
+
+/// A batch of commands runs where its keys are. While their slot moves some are here and some there, and it has to wait: it must not make another
+/// key of the same name, which the one that comes would take the place of.
+#[test]
+fn statistics_are_whole_while_their_slot_moves() {
+    let servers = Server::cluster(&["a", "b"]);
+    let world = World::new(22, servers.clone());
+    let process = Process::new(&Machine::new(&world, &[("redis_urls", "redis://a,redis://b")]));
+    process.add(&world, 0);
+    world.executor.run_for(2 * SECOND);
+    let key = "{verve}:windows:60";
+    let (from, to) = if servers[0].owns(key) { (0, 1) } else { (1, 0) };
+    servers[from].begin_to_move(slot(key), &servers[to]);
+    process.add(&world, 1);
+    world.executor.run_for(5 * SECOND);
+    servers[from].move_slot(slot(key), &servers[to]);
+    process.add(&world, 2);
+    world.executor.run_for(20 * SECOND);
+    assert_eq!(process.answered(Ok(Outcome::New)), [0, 1, 2]);
+    let told = statistics(&servers[to]);
+    assert_eq!((told.get("requests"), told.get("new")), (Some(&3), Some(&3)), "{told:?}");
 }
