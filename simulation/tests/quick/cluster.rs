@@ -127,5 +127,9 @@ fn statistics_are_whole_while_their_slot_moves() {
     world.executor.run_for(20 * SECOND);
     assert_eq!(process.answered(Ok(Outcome::New)), [0, 1, 2]);
     let told = statistics(&servers[to]);
-    assert_eq!((told.get("requests"), told.get("new")), (Some(&3), Some(&3)), "{told:?}");
+    assert_eq!(
+        (told.get("requests"), told.get("new")),
+        (Some(&3), Some(&3)),
+        "{told:?}"
+    );
 }
