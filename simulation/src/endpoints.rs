@@ -10,7 +10,7 @@ use verve_reporter::simulated::{Call, Failure};
 
 use crate::gate::Gate;
 use crate::redis::Link;
-use crate::world::{Line, World, before};
+use crate::world::{Line, World};
 
 /// How long the reporter waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -117,24 +117,21 @@ impl Call for Client {
         let (world, gate) = (self.0.world.clone(), self.0.gate.clone());
         let endpoints = self.0.endpoints.clone();
         SendWrapper::new(async move {
-            gate.pass().await;
-            let told = world.clone();
-            let line = Line::default();
-            let asked = world.message(&line, move || {
+            let (told, line) = (world.clone(), Line::default());
+            let answered = world.ask(&gate, &line, TIMEOUT, move || {
                 let mood = endpoints.mood(&host);
                 told.note(|| format!("callback {id} ({mood:?}): {call:?}"));
                 match mood {
-                    Mood::Link(Link::Refused) => return Some(Err(failure("cannot connect"))),
-                    Mood::Link(Link::Silent) => return None,
-                    Mood::Status(status) => return Some(Err(Failure::from_status(status, None))),
-                    Mood::Link(Link::Deaf | Link::Up) => {}
+                    Mood::Status(status) => Some(Err(Failure::from_status(status, None))),
+                    Mood::Link(link) => link.carry(Err(failure("cannot connect")), || {
+                        endpoints.heard.borrow_mut().push(call);
+                        Ok(200)
+                    }),
                 }
-                endpoints.heard.borrow_mut().push(call);
-                (mood == Mood::Link(Link::Up)).then_some(Ok(200))
             });
-            let answered = before(&world.alarm(TIMEOUT), asked).await;
-            gate.pass().await;
-            answered.unwrap_or_else(|| Err(failure("no response within 10 s")))
+            answered
+                .await
+                .unwrap_or_else(|| Err(failure("no response within 10 s")))
         })
     }
 }

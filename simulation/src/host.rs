@@ -18,7 +18,7 @@ use verve_protocol::RedisUrls;
 
 use crate::executor::Signal;
 use crate::mutation::Into;
-use crate::redis::{Answer, Link, Server};
+use crate::redis::{Link, Server};
 use crate::world::{Line, World, before};
 
 /// What a machine keeps while processes come and go.
@@ -202,16 +202,14 @@ impl<const BLOCKS: bool> Connection for Client<BLOCKS> {
         let is_asking = self.is_asking.clone();
         let kept = self.machine.kept.clone();
         let answered = self.machine.world.message(&self.line, move || {
-            let link = server.link.get().and(kept.link.get());
-            if start != server.starts.get() || link == Link::Refused {
-                return Some(Err("Connection reset by peer (os error 104)".to_owned()));
-            }
-            if link == Link::Silent {
-                return None;
-            }
-            let is_asked = is_asking.replace(words[0] == "ASKING");
-            let answer = world.execute(&server, &words, is_asked);
-            (link == Link::Up).then(|| Answer::flat(answer))
+            let link = match start == server.starts.get() {
+                true => server.link.get().and(kept.link.get()),
+                false => Link::Refused,
+            };
+            link.carry(Err("Connection reset by peer (os error 104)".to_owned()), || {
+                let is_asked = is_asking.replace(words[0] == "ASKING");
+                world.execute(&server, &words, is_asked).flat()
+            })
         });
         let answer = if BLOCKS {
             (before(&self.machine.world.alarm(BLOCKS_FOR), answered).await)

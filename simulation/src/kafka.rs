@@ -12,7 +12,7 @@ use verve_reporter::simulated::{Begun, Publish, Sessions, Unpublished};
 use crate::gate::Gate;
 use crate::mutation::Into;
 use crate::redis::Link;
-use crate::world::{Line, World, before};
+use crate::world::{Line, World};
 
 /// How long a producer waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -52,6 +52,7 @@ impl Broker {
 #[derive(Clone)]
 pub struct Client(SendWrapper<Rc<Inner>>);
 
+#[derive(Clone)]
 struct Inner {
     world: Rc<World>,
     broker: Rc<Broker>,
@@ -91,10 +92,8 @@ impl Sessions for Client {
 
     fn named(&self, counter: &CounterName) -> Self {
         Self(SendWrapper::new(Rc::new(Inner {
-            world: self.0.world.clone(),
-            broker: self.0.broker.clone(),
-            gate: self.0.gate.clone(),
             counter: Some(counter.clone()),
+            ..Inner::clone(&self.0)
         })))
     }
 }
@@ -102,23 +101,12 @@ impl Sessions for Client {
 impl Inner {
     /// Has the broker do something, and waits for its answer.
     async fn ask<T: 'static>(&self, what: impl FnOnce(&World, &Broker) -> T + 'static) -> Result<T, Unpublished> {
-        self.gate.pass().await;
-        let (world, broker) = (self.world.clone(), self.broker.clone());
-        let link = move || broker.link.get();
-        let (told, broker) = (self.world.clone(), self.broker.clone());
-        let line = Line::default();
-        let asked = world.message(&line, move || match link() {
-            Link::Refused => Some(Err(Unpublished::Away)),
-            Link::Silent => None,
-            Link::Deaf => {
-                what(&told, &broker);
-                None
-            }
-            Link::Up => Some(Ok(what(&told, &broker))),
+        let (world, broker, line) = (self.world.clone(), self.broker.clone(), Line::default());
+        let answered = self.world.ask(&self.gate, &line, TIMEOUT, move || {
+            let done = || Ok(what(&world, &broker));
+            broker.link.get().carry(Err(Unpublished::Away), done)
         });
-        let answered = before(&self.world.alarm(TIMEOUT), asked).await;
-        self.gate.pass().await;
-        answered.unwrap_or(Err(Unpublished::Away))
+        answered.await.unwrap_or(Err(Unpublished::Away))
     }
 }
 

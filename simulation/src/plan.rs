@@ -181,7 +181,6 @@ impl Plan {
             0 => Kind::Redis(server, link),
             1 => Kind::Full(server),
             2 => Kind::Restart(server),
-            11 => Kind::Move(server, random.usize(..1000)),
             3 => Kind::Machine(machine, link),
             4 => Kind::Clock(machine, pick(random, &[0, 0, -3000, 2000, -60_000, 45_000, -4_000_000])),
             5 => Kind::Instance(machine, random.u8(..8)),
@@ -197,6 +196,7 @@ impl Plan {
             8 => Kind::Pause(replica),
             9 => Kind::ReplicaLink(replica, link),
             10 => Kind::Kafka(link),
+            11 => Kind::Move(server, random.usize(..1000)),
             _ => {
                 let moods = [Mood::Link(link), Mood::Link(link), Mood::Status(500), Mood::Status(410)];
                 Kind::Endpoint(random.usize(..ENDPOINTS), pick(random, &moods))

@@ -70,6 +70,19 @@ pub enum Link {
 }
 
 impl Link {
+    /// What comes back of something that is done at the other end; `refused` if nobody is there.
+    pub fn carry<T>(self, refused: T, done: impl FnOnce() -> T) -> Option<T> {
+        match self {
+            Self::Refused => Some(refused),
+            Self::Silent => None,
+            Self::Deaf => {
+                done();
+                None
+            }
+            Self::Up => Some(done()),
+        }
+    }
+
     /// What is left of this one where there is another one behind it.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

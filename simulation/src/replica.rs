@@ -21,7 +21,7 @@ use crate::endpoints::{self, Endpoints};
 use crate::gate::Gate;
 use crate::kafka::{self, Broker};
 use crate::redis::{Answer, Link, Server, key};
-use crate::world::{Line, World, before};
+use crate::world::{Line, World};
 
 /// How long the reporter waits for an answer of Redis.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,28 +93,20 @@ impl Redis {
     }
 
     async fn ask_server(&self, number: usize, commands: Vec<Vec<String>>, is_asking: bool) -> RedisResult<Vec<Answer>> {
-        self.gate.pass().await;
         let (world, server, link) = (
             self.world.clone(),
             self.world.servers[number].clone(),
             self.link.clone(),
         );
-        let asked = self.world.message(&self.lines[number], move || {
+        let answered = self.world.ask(&self.gate, &self.lines[number], TIMEOUT, move || {
             let link = server.link.get().and(link.get());
-            match link {
-                Link::Refused => return Some(Err(Error::from(ErrorKind::ConnectionRefused))),
-                Link::Silent => return None,
-                Link::Deaf | Link::Up => {}
-            }
-            let answers: Vec<Answer> = commands
-                .iter()
-                .map(|words| world.execute(&server, words, is_asking))
-                .collect();
-            (link == Link::Up).then_some(Ok(answers))
+            link.carry(Err(Error::from(ErrorKind::ConnectionRefused)), || {
+                let answers = commands.iter().map(|words| world.execute(&server, words, is_asking));
+                Ok(answers.collect())
+            })
         });
-        let answered = before(&self.world.alarm(TIMEOUT), asked).await;
-        self.gate.pass().await;
-        Ok(answered.unwrap_or_else(|| Err(Error::from(ErrorKind::TimedOut)))?)
+        let timed_out = || Err(Error::from(ErrorKind::TimedOut));
+        Ok(answered.await.unwrap_or_else(timed_out)?)
     }
 }
 

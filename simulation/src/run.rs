@@ -66,6 +66,7 @@ struct Run {
     broker: Rc<Broker>,
     endpoints: Rc<Endpoints>,
     replicas: Vec<Replica>,
+    keys: Keys,
     length: WindowLength,
     attempts: RefCell<Vec<Attempt>>,
     /// Tasks are numbered by their instance, and those of instances for one request from here on.
@@ -111,9 +112,10 @@ impl Run {
             ("partitions", partitions.as_str()),
             ("log", "off"),
         ];
+        let keys = Keys::new("verve".parse().expect("a namespace"));
         let length: WindowLength = seconds.parse().expect("a length");
         let settings = Settings {
-            keys: Keys::new("verve".parse().expect("a namespace")),
+            keys: keys.clone(),
             partitions: partitions.parse::<Partitions>().expect("a number of partitions"),
             length,
             grace: GRACE,
@@ -140,6 +142,7 @@ impl Run {
             replicas: (0..plan.replicas).map(replica).collect(),
             broker,
             endpoints,
+            keys,
             length,
             attempts: RefCell::default(),
             next: Cell::new(1 << 32),
@@ -234,7 +237,7 @@ impl Run {
 
     /// What is wrong with callbacks.
     fn of_callbacks(&self) -> Vec<Wrong> {
-        let keys = Keys::new("verve".parse().expect("a namespace"));
+        let keys = &self.keys;
         let server = self.world.servers.iter().find(|server| server.owns(&keys.callbacks()));
         let server = server.expect("whoever has the slot");
         let dead = server.stream(&keys.callbacks_dead());

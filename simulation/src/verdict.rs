@@ -100,18 +100,25 @@ pub fn of_callbacks(
         let pair = fields.chunks(2).find(|pair| pair[0] == name);
         pair.map(|pair| pair[1].clone())
     };
-    let dead: BTreeSet<(Option<String>, Option<String>)> = dead
+    // Of each that was called or is dead: its endpoint, the start of its window, and its revision.
+    let mut done: BTreeSet<(String, String, Option<String>)> = dead
         .iter()
-        .map(|fields| (field(fields, "endpoint"), field(fields, "revision")))
+        .filter_map(|fields| {
+            let (endpoint, window) = (field(fields, "endpoint")?, field(fields, "window")?);
+            Some((endpoint, window, field(fields, "revision")))
+        })
         .collect();
-    let called: BTreeSet<(&str, Option<u64>)> = heard
-        .iter()
-        .map(|heard| (heard.endpoint.as_str(), heard.revision))
-        .collect();
+    done.extend(heard.iter().map(|heard| {
+        let revision = heard.revision.map(|revision| revision.to_string());
+        (heard.endpoint.clone(), heard.window.start().to_string(), revision)
+    }));
+    let is_done = |endpoint: &str, window: Window, revision: Option<u64>| {
+        let revision = revision.map(|revision| revision.to_string());
+        done.contains(&(endpoint.to_owned(), window.start().to_string(), revision))
+    };
     for attempt in attempts {
         if let (Some(callback), Some(Ok(_))) = (&attempt.callback, attempt.answer)
-            && !called.contains(&(callback, None))
-            && !dead.contains(&(Some(callback.clone()), None))
+            && !is_done(callback, attempt.window, None)
         {
             wrong.push(Wrong {
                 window: Some(attempt.window),
@@ -120,14 +127,11 @@ pub fn of_callbacks(
         }
     }
     let unnamed = committed.iter().filter(|committed| committed.counter.is_none());
-    let last: BTreeMap<(Window, u64), &Committed> = unnamed
-        .map(|committed| ((committed.record.window, committed.record.revision), committed))
+    let reports: BTreeSet<(Window, u64)> = unnamed
+        .map(|committed| (committed.record.window, committed.record.revision))
         .collect();
-    for (window, revision) in last.into_keys() {
-        let is_called = heard
-            .iter()
-            .any(|heard| heard.endpoint == fixed && heard.window == window && heard.revision == Some(revision));
-        if !is_called && !dead.contains(&(Some(fixed.to_owned()), Some(revision.to_string()))) {
+    for (window, revision) in reports {
+        if !is_done(fixed, window, Some(revision)) {
             wrong.push(Wrong {
                 window: Some(window),
                 what: format!("{fixed} was never called with revision {revision}, and that is not dead"),

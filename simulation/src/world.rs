@@ -8,13 +8,14 @@ use std::time::Duration;
 use futures::future::{self, Either};
 
 use crate::executor::{Executor, Signal};
+use crate::gate::Gate;
 use crate::mutation::{Into, Mutation};
 use crate::redis::{Answer, Server};
 
 /// How long a message takes at most unless it is said, in microseconds.
 const LATENCY_US: u64 = 1000;
-/// How much of a word of a command the trace has, in bytes: scripts are long, and always the same.
-const MOST_NOTED: usize = 100;
+/// How much of a word of a command the trace has, in bytes: scripts are longer, and always the same.
+const MOST_NOTED: usize = 1000;
 /// When the simulated time begins, in Unix milliseconds.
 pub const BEGIN_MS: u64 = 1_800_000_000_000;
 
@@ -44,7 +45,7 @@ pub struct World {
     /// What was done, in words, if that is wanted.
     story: Option<RefCell<Vec<String>>>,
     /// A fault that is put in.
-    pub mutation: Option<&'static Mutation>,
+    mutation: Option<&'static Mutation>,
     /// Whether it was there that something was done.
     pub is_met: Cell<bool>,
 }
@@ -149,6 +150,20 @@ impl World {
     /// What happens after the time that a message takes, behind what was sent there before.
     pub async fn message<T: 'static>(self: &Rc<Self>, line: &Line, what: impl FnOnce() -> Option<T> + 'static) -> T {
         self.within(self.latency_us.get(), line, what).await
+    }
+
+    /// The same for a process that this gate lets go on; nothing if there is no answer within the time.
+    pub async fn ask<T: 'static>(
+        self: &Rc<Self>,
+        gate: &Gate,
+        line: &Line,
+        timeout: Duration,
+        what: impl FnOnce() -> Option<T> + 'static,
+    ) -> Option<T> {
+        gate.pass().await;
+        let answered = before(&self.alarm(timeout), self.message(line, what)).await;
+        gate.pass().await;
+        answered
     }
 
     /// What happens on a disk, behind what happens there before.

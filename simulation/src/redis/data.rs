@@ -308,16 +308,16 @@ impl Data {
                 let stream = look!(self, key, Stream)?;
                 Ok(stream.map_or_else(|| Answer::Many(Vec::new()), |stream| stream.entry(first)))
             }
-            ("XDEL", [key, ids @ ..]) => match look!(self, key, Stream)? {
-                Some(_) => Ok(value!(self, key, Stream)?.delete(ids)),
+            ("XDEL", [key, ids @ ..]) => match self.stream(key)? {
+                Some(stream) => Ok(stream.delete(ids)),
                 None => number(0),
             },
-            ("XTRIM", [key, what, most]) if what == "MAXLEN" => match look!(self, key, Stream)? {
-                Some(_) => Ok(value!(self, key, Stream)?.trim(most.parse().map_err(|_| NO_NUMBER)?)),
+            ("XTRIM", [key, what, most]) if what == "MAXLEN" => match self.stream(key)? {
+                Some(stream) => Ok(stream.trim(most.parse().map_err(|_| NO_NUMBER)?)),
                 None => number(0),
             },
-            ("XACK", [key, group, ids @ ..]) => match look!(self, key, Stream)? {
-                Some(_) => Ok(value!(self, key, Stream)?.acknowledge(group, ids)),
+            ("XACK", [key, group, ids @ ..]) => match self.stream(key)? {
+                Some(stream) => Ok(stream.acknowledge(group, ids)),
                 None => number(0),
             },
             ("XGROUP", [what, key, group, from, make]) if what == "CREATE" && from == "0" && make == "MKSTREAM" => {
@@ -328,10 +328,9 @@ impl Data {
                 }
             }
             ("XGROUP", [what, key, group, consumer]) if what == "DELCONSUMER" => {
-                look!(self, key, Stream)?.ok_or("ERR The XGROUP subcommand requires the key to exist.")?;
-                value!(self, key, Stream)?
-                    .delete_consumer(group, consumer)
-                    .ok_or(NO_GROUP)
+                let stream = self.stream(key)?;
+                let stream = stream.ok_or("ERR The XGROUP subcommand requires the key to exist.")?;
+                stream.delete_consumer(group, consumer).ok_or(NO_GROUP)
             }
             ("XINFO", [what, key, group]) if what == "CONSUMERS" => {
                 let stream = look!(self, key, Stream)?.ok_or("ERR no such key")?;
@@ -340,9 +339,9 @@ impl Data {
             // One that blocks is asked once more by its client.
             ("XREADGROUP", [_, group, consumer, _, most, _, _, _, key, from]) if from == ">" => {
                 let most = most.parse().map_err(|_| NO_NUMBER)?;
-                look!(self, key, Stream)?.ok_or(NO_GROUP)?;
                 let now_ms = self.now_us / 1000;
-                let new = value!(self, key, Stream)?.read_group(group, consumer, most, now_ms);
+                let stream = self.stream(key)?.ok_or(NO_GROUP)?;
+                let new = stream.read_group(group, consumer, most, now_ms);
                 Ok(match new.ok_or(NO_GROUP)? {
                     new if new.is_empty() => Answer::Nil,
                     new => Answer::Many(vec![Answer::Many(vec![Answer::Text(key.clone()), Answer::Many(new)])]),
@@ -351,12 +350,20 @@ impl Data {
             ("XAUTOCLAIM", [key, group, consumer, idle_ms, first, _, most]) if first == "0-0" => {
                 let (idle_ms, most) = (idle_ms.parse(), most.parse());
                 let (idle_ms, most) = (idle_ms.map_err(|_| NO_NUMBER)?, most.map_err(|_| NO_NUMBER)?);
-                look!(self, key, Stream)?.ok_or(NO_GROUP)?;
                 let now_ms = self.now_us / 1000;
-                let claimed = value!(self, key, Stream)?.claim(group, consumer, idle_ms, most, now_ms);
-                claimed.ok_or(NO_GROUP)
+                let stream = self.stream(key)?.ok_or(NO_GROUP)?;
+                stream.claim(group, consumer, idle_ms, most, now_ms).ok_or(NO_GROUP)
             }
             _ => Err("ERR unknown command, or not with these arguments"),
+        }
+    }
+
+    /// The stream under a key, if there is something.
+    fn stream(&mut self, key: &str) -> Result<Option<&mut Stream>, &'static str> {
+        match self.entries.get_mut(key).map(|entry| &mut entry.value) {
+            Some(Value::Stream(stream)) => Ok(Some(stream)),
+            Some(_) => Err(WRONG_TYPE),
+            None => Ok(None),
         }
     }
 

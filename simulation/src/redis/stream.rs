@@ -115,14 +115,8 @@ impl Stream {
         let group = self.groups.get_mut(group)?;
         group.consumers.insert(consumer.to_owned(), now_ms);
         let (mut claimed, mut gone, mut next) = (Vec::new(), Vec::new(), (0, 0));
-        for (looked, id) in group
-            .pending
-            .keys()
-            .copied()
-            .collect::<Vec<_>>()
-            .into_iter()
-            .enumerate()
-        {
+        let pending: Vec<EntryId> = group.pending.keys().copied().collect();
+        for (looked, id) in pending.into_iter().enumerate() {
             if claimed.len() + gone.len() == most || looked == 10 * most {
                 next = id;
                 break;

@@ -149,7 +149,8 @@ impl RedisBooks {
 
     /// Looks for ids in windows that nobody expects them in, and puts those aside that came too late.
     pub(super) async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
-        let with_ids = self.with_ids().await?;
+        let mut with_ids = self.with_ids().await?;
+        let mut uncounted = mem::take(&mut with_ids.uncounted);
         self.unchanged.look(&with_ids);
         self.find_ahead(&with_ids, now_ms, swept).await?;
         let past = with_ids.noted.keys().copied().filter(|window| ledger.is_past(*window));
@@ -164,7 +165,6 @@ impl RedisBooks {
             }
         }
         let mut put_aside = Ok(());
-        let mut uncounted = with_ids.uncounted.clone();
         for windows in late.chunks(BATCH) {
             // Most of them have none any more: they are final as they should be.
             let counts = self.store.counts_left(windows).await?;

@@ -29,10 +29,10 @@ const ENTRY: &str = "ENTRY";
 
 impl Both {
     /// Gives a command to both, in a millisecond of its own: entries of two streams have ids of their own then.
-    async fn give(&mut self, words: &[String]) -> Result<()> {
+    async fn give(&mut self, words: &[String], random: &mut Rng) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
         // Each names its entries as it likes.
-        let entry = fastrand::choice(&self.entries).cloned();
+        let entry = random.choice(&self.entries).cloned();
         let (redis_entry, model_entry) = entry.unwrap_or_else(|| ("1-1".to_owned(), "1-1".to_owned()));
         let with = |entry: &str| -> Vec<String> {
             let words = words.iter().map(|word| if word == ENTRY { entry } else { word });
@@ -294,7 +294,7 @@ async fn answers_as_redis_does() -> Result<()> {
                     words(&mut random, line)
                 }
             };
-            both.give(&words).await?;
+            both.give(&words, &mut random).await?;
         }
         Ok(())
     })
