@@ -20,8 +20,10 @@ pub struct Counted {
     pub stats: Stats,
     /// The last window in which Redis was told that this counter is in use, if it has a name.
     pub told: Cell<Option<Window>>,
-    /// The last window in which Redis was told that it has ids.
+    /// The last window that was added to the index in Redis.
     pub indexed: Cell<Option<Window>>,
+    /// The last window whose entry of the index went into the spool, unless one was added to the index since.
+    pub index_spooled: Cell<Option<Window>>,
     /// The last window, by its start, and those of its partitions, whose sets of ids are known to have an expiry.
     expiring: RefCell<(u64, BTreeSet<Partition>)>,
 }
@@ -36,6 +38,7 @@ impl Counted {
             stats: Stats::default(),
             told: Cell::default(),
             indexed: Cell::default(),
+            index_spooled: Cell::default(),
             expiring: RefCell::default(),
         }
     }

@@ -17,13 +17,14 @@ use crate::callback::Callback;
 use crate::circuit::{Circuit, OPEN_MS, Passage};
 use crate::config::{self, Config, InvalidVariable, Log, Policy, SPOOL_LIMIT, VARIABLES};
 use crate::counted::{Counters, Place};
-use crate::ports::{Host, Limit as _};
+use crate::ports::{Host, Limit as _, unique_name};
 use crate::queue::{NotRecorded, Recorded, Taking, Turn, Waiter};
 use crate::redis::{Node, Redis};
 use crate::redis_error::RedisError;
 use crate::sets::{by_partition, in_order};
 use crate::spool::Spool;
 use crate::spooled::SpoolError;
+use crate::stats::index;
 use drain::{Draining, look_into_spool};
 use log::Logger;
 
@@ -118,13 +119,31 @@ impl<H: Host> Instance<H> {
         Ok(told)
     }
 
-    /// Tells the reporter, once in each window, that it has ids, before it does. If that fails, the flush of the statistics tells it.
-    async fn index(&self, place: &Place) {
+    /// Adds the window to the index, once for each window. Where the index is away, the spool may have it already.
+    async fn index(&self, place: &Place) -> Result<(), RedisError> {
         let Place { counted, window } = place;
         let partitions = self.config.partitions.count();
-        if self.redis.index(&counted.keys, *window, partitions).await.is_ok() {
-            counted.indexed.set(Some(*window));
+        match self.redis.index(&counted.keys, *window, partitions).await {
+            Ok(()) => {
+                counted.indexed.set(Some(*window));
+                counted.index_spooled.set(None);
+                Ok(())
+            }
+            Err(_) if counted.index_spooled.get() == Some(*window) => Ok(()),
+            Err(redis) => Err(redis),
         }
+    }
+
+    /// Puts the window's entry of the index into the spool. An id is not `ok` without it: in a cluster, the index may be away while the id's
+    /// set is not, and a set of a window that the reporter does not expect would be counted by nobody.
+    async fn spool_index(&self, place: &Place, redis: RedisError) -> Recorded<()> {
+        let Place { counted, window } = place;
+        let (name, now_ms) = (unique_name(&self.host), self.host.now_ms());
+        let batch = index(&counted.keys, *window, name, now_ms, self.config.partitions.count());
+        let spooled = self.in_time(self.spool.add_batch(&batch)).await;
+        self.spooled(redis, spooled)?;
+        counted.index_spooled.set(Some(*window));
+        Ok(())
     }
 
     /// Records the id and, at the same time, the callback job. `ok` is answered when each is in Redis or in the spool.
@@ -292,12 +311,20 @@ impl<H: Host> Instance<H> {
             }
         }
         let adding = self.redis.add_ids(place, sets, until_ms);
-        Ok(Ok(if place.is_to_be_indexed() && H::POLICY == Policy::Kept {
-            // At the same time, on another node perhaps: nothing is answered before both have ended. Who serves one request has it told by the flush.
-            future::join(self.index(place), adding).await.1
-        } else {
-            adding.await
-        }))
+        if !place.is_to_be_indexed() || H::POLICY == Policy::Once {
+            // Who serves one request has the index told by the flush.
+            return Ok(Ok(adding.await));
+        }
+        // At the same time, on another node perhaps: nothing is answered before both have ended.
+        let (indexed, mut added) = future::join(self.index(place), adding).await;
+        // What is spooled is added to the index when it is drained.
+        if let Err(redis) = indexed
+            && added.iter().any(Result::is_ok)
+            && self.spool_index(place, redis.clone()).await.is_err()
+        {
+            added.fill(Err(redis));
+        }
+        Ok(Ok(added))
     }
 
     /// How long an id waits at most until something is asked of Redis for it, in milliseconds: as long as two attempts take.

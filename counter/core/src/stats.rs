@@ -38,30 +38,37 @@ pub fn count(counts: &mut Counts, field: &'static str) {
 /// be ids in so many `partitions`, it says so once more: the leader takes that back of a final window, and ids may have come since.
 #[must_use]
 pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms: u64, partitions: u16) -> Batch {
-    let name = match keys.counter() {
-        None => name,
-        Some(counter) => format!("{counter}/{name}"),
-    };
     let key = keys.stats(window);
     // Neither keys nor fields have characters that JSON would escape.
     let increments = counts
         .iter()
         .map(|(field, n)| format!(r#"["HINCRBY","{key}","{field}","{n}"]"#));
     let expiry = format!(r#"["EXPIRE","{key}","{}","NX"]"#, kept_seconds(window, now_ms / 1000));
-    let (windows, indexed) = (keys.windows(window.length()), indexed(window, partitions));
-    let index = [
-        format!(r#"["ZADD","{windows}","{now_ms}","{indexed}"]"#),
-        format!(r#"["EXPIRE","{windows}","{INDEX_SECONDS}"]"#),
-    ];
     let has_ids = [stats::NEW, stats::DUPLICATE]
         .iter()
         .any(|field| counts.contains_key(field));
+    let mut batch = index(keys, window, name, now_ms, partitions);
+    if !has_ids {
+        batch.commands.clear();
+    }
+    batch.commands = increments.chain(batch.commands).chain([expiry]).collect();
+    batch
+}
+
+/// The commands that add a window to the index, at `now_ms` in Unix milliseconds, as one that may have ids in so many `partitions`.
+#[must_use]
+pub fn index(keys: &Keys, window: Window, name: String, now_ms: u64, partitions: u16) -> Batch {
+    let name = match keys.counter() {
+        None => name,
+        Some(counter) => format!("{counter}/{name}"),
+    };
+    let (windows, indexed) = (keys.windows(window.length()), indexed(window, partitions));
     Batch {
         name,
-        commands: increments
-            .chain(index.into_iter().filter(|_| has_ids))
-            .chain([expiry])
-            .collect(),
+        commands: vec![
+            format!(r#"["ZADD","{windows}","{now_ms}","{indexed}"]"#),
+            format!(r#"["EXPIRE","{windows}","{INDEX_SECONDS}"]"#),
+        ],
     }
 }
 

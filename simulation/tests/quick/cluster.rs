@@ -1,6 +1,7 @@
 //! Several nodes.
 
-use verve_counter_core::answer::Outcome;
+use verve_counter_core::answer::{NotCounted, Outcome};
+use verve_counter_core::spooled::SpoolError;
 use verve_protocol::slot::slot;
 use verve_simulation::host::Machine;
 use verve_simulation::redis::{Link, Server};
@@ -132,4 +133,42 @@ fn statistics_are_whole_while_their_slot_moves() {
         (Some(&3), Some(&3)),
         "{told:?}"
     );
+}
+
+/// The index of windows is on one node, and a set on another. An id whose window cannot be added to the index is not `ok` before the spool has the entry:
+/// the reporter may not expect the window, and the instance may die before it flushes its statistics.
+#[test]
+fn no_id_is_ok_in_a_window_that_is_neither_in_the_index_nor_in_the_spool() {
+    let servers = Server::cluster(&["a", "b"]);
+    let world = World::new(23, servers.clone());
+    let variables = [("redis_urls", "redis://a,redis://b"), ("partitions", "16")];
+    let machine = Machine::new(&world, &variables);
+    let key = "{verve}:windows:60";
+    let index = if servers[0].owns(key) { &servers[0] } else { &servers[1] };
+    index.is_full.set(true);
+    machine.set_disk_fault(Some(SpoolError::DiskFull));
+    let process = Process::new(&machine);
+    (0..30).for_each(|id| process.add(&world, id));
+    world.executor.run_for(5 * SECOND);
+    assert_eq!(process.answered(Err(NotCounted::Unavailable)).len(), 30);
+    let elsewhere = recorded(&servers).len();
+    assert!((1..30).contains(&elsewhere), "{elsewhere}");
+    // The disk is well again: each is ok, by one entry for all of them.
+    machine.set_disk_fault(None);
+    (0..30).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND / 10);
+    assert_eq!(process.answered(Ok(Outcome::Duplicate)).len(), elsewhere);
+    assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 30 - elsewhere);
+    assert_eq!(machine.rows("commands"), 2);
+    // The instance dies, and the next one counts in another window.
+    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
+    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+    index.is_full.set(false);
+    machine.set_clock(300_000);
+    let process = Process::new(&machine);
+    process.add(&world, 30);
+    world.executor.run_for(20 * SECOND);
+    assert_eq!(recorded(&servers), (0..31).collect());
+    assert_eq!(index.sorted_len(key), 2);
+    assert_eq!((machine.rows("ids"), machine.rows("commands")), (0, 0));
 }
