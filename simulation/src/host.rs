@@ -151,6 +151,8 @@ pub struct Client<const BLOCKS: bool> {
     /// Which start of the server it is to.
     start: u64,
     line: Line,
+    /// By which number the server knows it.
+    number: u64,
     /// Whether the next command is asked for.
     is_asking: Rc<Cell<bool>>,
 }
@@ -184,6 +186,7 @@ impl<const BLOCKS: bool> Connector for Machine<BLOCKS> {
                 start: server.starts.get(),
                 server,
                 line,
+                number: self.world.next_client(),
                 is_asking: Rc::default(),
             }),
             _ => Err(RedisError::told("Connection refused (os error 111)".to_owned())),
@@ -199,7 +202,7 @@ impl<const BLOCKS: bool> Connection for Client<BLOCKS> {
     ) -> Result<Vec<Reply>, RedisError> {
         let words: Vec<String> = std::iter::once(command.to_owned()).chain(arguments).collect();
         let (server, world, start) = (self.server.clone(), self.machine.world.clone(), self.start);
-        let is_asking = self.is_asking.clone();
+        let (is_asking, number) = (self.is_asking.clone(), self.number);
         let kept = self.machine.kept.clone();
         let answered = self.machine.world.message(&self.line, move || {
             let link = match start == server.starts.get() {
@@ -208,7 +211,7 @@ impl<const BLOCKS: bool> Connection for Client<BLOCKS> {
             };
             link.carry(Err("Connection reset by peer (os error 104)".to_owned()), || {
                 let is_asked = is_asking.replace(words[0] == "ASKING");
-                world.execute(&server, &words, is_asked).flat()
+                world.execute(&server, &words, is_asked, number).flat()
             })
         });
         let answer = if BLOCKS {

@@ -25,6 +25,10 @@ pub struct Plan {
     pub machines: Vec<u8>,
     /// How many Redis servers there are: more than one are a cluster.
     pub servers: usize,
+    /// How the one server is followed by another, if it is.
+    pub followed: Option<Followed>,
+    /// Whether a server may come back without its data.
+    pub may_lose: bool,
     /// How many replicas of the reporter there are.
     pub replicas: usize,
     /// How many named counters there are.
@@ -37,6 +41,15 @@ pub struct Plan {
     pub requests: Vec<Request>,
     /// What fails.
     pub faults: Vec<Fault>,
+}
+
+/// How a server is followed by another one.
+#[derive(Clone, Copy, Debug)]
+pub struct Followed {
+    /// Whether an id is `ok` only once that has it.
+    pub is_waited_for: bool,
+    /// Whether `WAIT` is that of Redis since 7.2.
+    pub waits_for_own: bool,
 }
 
 /// What a client asks for.
@@ -78,6 +91,12 @@ pub enum Kind {
     Full(usize),
     /// A server is started again, with its data.
     Restart(usize),
+    /// A server is started again, without its data.
+    Lose(usize),
+    /// A server is away until the one that follows it has taken its place, which has what was written until so many milliseconds before.
+    TakeOver(usize, u64),
+    /// What a server is asked for does not come to the one that follows it.
+    Unfollowed(usize),
     /// The slot of one of its keys moves to another server, if there is one.
     Move(usize, usize),
     /// A machine reaches no server.
@@ -101,7 +120,9 @@ pub enum Kind {
 }
 
 /// How many kinds there are.
-const KINDS: u32 = 13;
+const KINDS: u32 = 16;
+/// How far a server is behind the one that it follows, at most.
+const MOST_LAG_MS: u64 = 1000;
 /// How many endpoints there are, the first of which is called for each report.
 pub const ENDPOINTS: usize = 3;
 
@@ -125,6 +146,8 @@ impl Plan {
             latency_ms: pick(random, &[1, 1, 30]),
             commit_ms: pick(random, &[1, 50, 3000]),
             servers: pick(random, &[1, 1, 1, 3]),
+            followed: None,
+            may_lose: random.u8(..12) == 0,
             counters: pick(random, &[0, 0, 0, 0, 0, 0, 1, 2]),
             attempts: pick(random, &[None, None, None, None, None, None, Some(2), Some(20)]),
             requests: Vec::new(),
@@ -133,6 +156,12 @@ impl Plan {
             replicas,
             seconds,
         };
+        if plan.servers == 1 && random.u8(..3) == 0 {
+            plan.followed = Some(Followed {
+                is_waited_for: random.u8(..4) > 0,
+                waits_for_own: random.bool(),
+            });
+        }
         let every_ms = random.u64(20..2000);
         let ids = random.i64(3..200);
         let give_up = random.u8(..4) == 0;
@@ -166,18 +195,20 @@ impl Plan {
             if kinds & (1 << kind) != 0 {
                 let for_ms = 1 + random.u64(..longest_ms);
                 let kind = plan.kind(random, kind);
-                plan.faults.push(Fault { at_ms, for_ms, kind });
+                plan.faults
+                    .extend(kind.map(|kind| Fault { at_ms, for_ms, kind }));
             }
         }
         plan
     }
 
-    fn kind(&self, random: &mut Rng, kind: u32) -> Kind {
+    /// What fails, if that can here.
+    fn kind(&self, random: &mut Rng, kind: u32) -> Option<Kind> {
         let machine = random.usize(..self.machines.len());
         let replica = random.usize(..self.replicas);
         let link = pick(random, &[Link::Refused, Link::Silent, Link::Deaf]);
         let server = random.usize(..self.servers);
-        match kind {
+        Some(match kind {
             0 => Kind::Redis(server, link),
             1 => Kind::Full(server),
             2 => Kind::Restart(server),
@@ -197,11 +228,15 @@ impl Plan {
             9 => Kind::ReplicaLink(replica, link),
             10 => Kind::Kafka(link),
             11 => Kind::Move(server, random.usize(..1000)),
+            12 if self.may_lose => Kind::Lose(server),
+            13 if self.followed.is_some() => Kind::TakeOver(server, random.u64(..MOST_LAG_MS)),
+            14 if self.followed.is_some() => Kind::Unfollowed(server),
+            12..=14 => return None,
             _ => {
                 let moods = [Mood::Link(link), Mood::Link(link), Mood::Status(500), Mood::Status(410)];
                 Kind::Endpoint(random.usize(..ENDPOINTS), pick(random, &moods))
             }
-        }
+        })
     }
 }
 

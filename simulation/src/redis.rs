@@ -1,9 +1,11 @@
 //! Redis servers, by a model: what the component asks of them, and the scripts as they are, by the Lua that Redis has.
 
 mod data;
+mod follower;
 mod script;
 mod stream;
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -13,6 +15,7 @@ use verve_protocol::slot::{SLOTS, slot};
 
 use data::Data;
 pub use data::Entry;
+use follower::Follower;
 use script::Scripts;
 
 /// What a command is answered with.
@@ -105,8 +108,10 @@ pub struct Server {
     pub is_full: Cell<bool>,
     /// How often it was started: connections are to the one that they were opened to.
     pub starts: Cell<u64>,
-    /// How many of its replicas acknowledge what is written.
+    /// How many of its replicas acknowledge what is written, where none follows it.
     pub replicas: Cell<i64>,
+    /// What follows it, to take its place.
+    follower: RefCell<Option<Follower>>,
     /// Whether its user may not ask for the cluster's map.
     pub hides_map: Cell<bool>,
     /// How many commands it was asked to run.
@@ -184,6 +189,7 @@ impl Server {
             is_full: Cell::default(),
             starts: Cell::default(),
             replicas: Cell::default(),
+            follower: RefCell::default(),
             hides_map: Cell::default(),
             commands: Cell::default(),
             scripts: Scripts::new(&data, owns),
@@ -201,6 +207,29 @@ impl Server {
             self.data.borrow_mut().entries.clear();
         }
         self.scripts.forget();
+    }
+
+    /// Has another one follow it, which begins with all that is there. `waits_for_own` says that `WAIT` is that of Redis since 7.2.
+    pub fn follow(&self, waits_for_own: bool) {
+        self.follower.replace(Some(Follower::of(self, waits_for_own)));
+    }
+
+    /// Has what comes to its follower come there, or not.
+    pub fn link_follower(&self, is_linked: bool) {
+        if let Some(follower) = &*self.follower.borrow() {
+            follower.is_linked.set(is_linked);
+        }
+    }
+
+    /// Has its follower take its place, which does not have what was written in so long a time before, and not waited for. None follows that one.
+    /// Says since when what was written is lost, in Unix microseconds, if something is.
+    pub fn take_over(&self, now_us: u64, lag_us: u64) -> Option<u64> {
+        let follower = self.follower.take();
+        self.restart(false);
+        let follower = follower?;
+        let lost_us = follower.end(now_us, lag_us);
+        self.data.replace(follower.take());
+        lost_us
     }
 
     /// Moves a slot, with its keys, to another server of the cluster.
@@ -292,17 +321,38 @@ impl Server {
         Answer::Text(self.scripts.load(sent, script))
     }
 
-    /// Runs a command, at a time in Unix microseconds. `is_asking` says that the client was sent here for a slot that is on its way.
+    /// Runs a command of a client, at a time in Unix microseconds. `is_asking` says that the client was sent here for a slot that is on its way.
     #[must_use]
-    pub fn execute(&self, words: &[String], now_us: u64, is_asking: bool) -> Answer {
+    pub fn execute(&self, words: &[String], now_us: u64, is_asking: bool, client: u64) -> Answer {
+        self.commands.set(self.commands.get() + 1);
+        // What scripts do reaches a follower, which has not loaded them.
+        let sent = match words {
+            [command, hash, rest @ ..] if command == "EVALSHA" => match self.scripts.loaded(hash) {
+                Some(script) => Cow::Owned([&["EVAL".to_owned(), script], rest].concat()),
+                None => return Answer::Error("NOSCRIPT No matching script. Please use EVAL.".to_owned()),
+            },
+            _ => Cow::Borrowed(words),
+        };
+        let answer = self.run(&sent, now_us, is_asking, client);
+        if let Some(follower) = &*self.follower.borrow() {
+            let has_written = self.data.borrow().has_written;
+            follower.note(&sent, now_us, self.is_full.get(), client, has_written);
+        }
+        answer
+    }
+
+    fn run(&self, words: &[String], now_us: u64, is_asking: bool, client: u64) -> Answer {
         let Some((command, arguments)) = words.split_first() else {
             return Answer::Error("ERR no command".to_owned());
         };
-        self.commands.set(self.commands.get() + 1);
         self.data.borrow_mut().begin(now_us, self.is_full.get());
         match (command.to_ascii_uppercase().as_str(), arguments) {
             ("ASKING", []) => Answer::ok(),
-            ("WAIT", [_, _]) => Answer::Number(self.replicas.get()),
+            ("WAIT", [_, _]) => {
+                let follower = self.follower.borrow();
+                let follower = follower.as_ref().map(|follower| follower.wait(client));
+                Answer::Number(follower.unwrap_or_else(|| self.replicas.get()))
+            }
             ("CLUSTER", [what]) if what == "SLOTS" && self.hides_map.get() => {
                 Answer::Error("NOPERM User default has no permissions to run the 'cluster|slots' command".to_owned())
             }
@@ -310,13 +360,6 @@ impl Server {
             ("SCRIPT", [what, script]) if what.eq_ignore_ascii_case("LOAD") => {
                 Answer::Text(self.scripts.load(script, script))
             }
-            ("EVALSHA", [hash, rest @ ..]) => match self.scripts.loaded(hash) {
-                Some(script) => {
-                    let words = [&["EVAL".to_owned(), script], rest].concat();
-                    self.execute(&words, now_us, is_asking)
-                }
-                None => Answer::Error("NOSCRIPT No matching script. Please use EVAL.".to_owned()),
-            },
             ("EVAL", [script, number, rest @ ..]) => {
                 let number: usize = number.parse().unwrap_or_default();
                 let (keys, rest) = rest.split_at(number.min(rest.len()));

@@ -101,7 +101,7 @@ impl Redis {
         let answered = self.world.ask(&self.gate, &self.lines[number], TIMEOUT, move || {
             let link = server.link.get().and(link.get());
             link.carry(Err(Error::from(ErrorKind::ConnectionRefused)), || {
-                let answers = commands.iter().map(|words| world.execute(&server, words, is_asking));
+                let answers = commands.iter().map(|words| world.execute(&server, words, is_asking, 0));
                 Ok(answers.collect())
             })
         });

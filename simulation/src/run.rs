@@ -24,7 +24,7 @@ use crate::mutation::Mutation;
 use crate::plan::{ENDPOINTS, Fault, Kind, Plan, Request};
 use crate::redis::{Link, Server};
 use crate::replica::Replica;
-use crate::verdict::{self, Attempt, Wrong};
+use crate::verdict::{self, Attempt, Happened, Loss, Wrong};
 use crate::world::World;
 
 /// How long a window's first report takes after its end.
@@ -69,6 +69,7 @@ struct Run {
     keys: Keys,
     length: WindowLength,
     attempts: RefCell<Vec<Attempt>>,
+    losses: RefCell<Vec<Loss>>,
     /// Tasks are numbered by their instance, and those of instances for one request from here on.
     next: Cell<u64>,
 }
@@ -106,10 +107,12 @@ impl Run {
             .map(|server| format!("redis://{}", server.host))
             .collect();
         let urls = urls.join(",");
+        let is_waited_for = plan.followed.is_some_and(|followed| followed.is_waited_for);
         let variables = [
             ("redis_urls", urls.as_str()),
             ("window_seconds", seconds.as_str()),
             ("partitions", partitions.as_str()),
+            ("redis_wait_replicas", if is_waited_for { "1" } else { "0" }),
             ("log", "off"),
         ];
         let keys = Keys::new("verve".parse().expect("a namespace"));
@@ -145,6 +148,7 @@ impl Run {
             keys,
             length,
             attempts: RefCell::default(),
+            losses: RefCell::default(),
             next: Cell::new(1 << 32),
         }
     }
@@ -159,6 +163,7 @@ impl Run {
             let run = self.clone();
             executor.after(Duration::from_millis(fault.at_ms), move || run.begin(fault));
         }
+        self.follow();
         self.replicas.iter().for_each(Replica::start);
         let active = Duration::from_secs(self.plan.seconds);
         executor.drive(active).await;
@@ -184,14 +189,19 @@ impl Run {
         executor
             .drive(active + GRACE + windows + Duration::from_secs(self.plan.late_seconds) + SETTLES)
             .await;
+        let happened = Happened {
+            length: self.length,
+            is_cluster: self.plan.servers > 1,
+            losses: self.losses.borrow().clone(),
+        };
         let mut wrong = verdict::of(
             &self.attempts.borrow(),
             &self.broker.committed(),
-            self.length,
+            &happened,
             self.world.now_us() / 1000,
         );
         if self.plan.attempts.is_some() {
-            wrong.extend(self.of_callbacks());
+            wrong.extend(self.of_callbacks(&happened));
         }
         for (number, machine) in self.machines.iter().enumerate() {
             let left = machine.rows("ids") + machine.rows("commands");
@@ -236,7 +246,7 @@ impl Run {
     }
 
     /// What is wrong with callbacks.
-    fn of_callbacks(&self) -> Vec<Wrong> {
+    fn of_callbacks(&self, happened: &Happened) -> Vec<Wrong> {
         let keys = &self.keys;
         let server = self.world.servers.iter().find(|server| server.owns(&keys.callbacks()));
         let server = server.expect("whoever has the slot");
@@ -245,7 +255,7 @@ impl Run {
         let until_ms = self.world.now_us() / 1000 - DELIVERED.as_millis() as u64;
         let (attempts, mut committed) = (self.attempts.borrow(), self.broker.committed());
         committed.retain(|committed| committed.at_ms < until_ms);
-        let mut wrong = verdict::of_callbacks(&attempts, &committed, &self.endpoints.heard(), &dead, FIXED);
+        let mut wrong = verdict::of_callbacks(&attempts, &committed, &self.endpoints.heard(), &dead, FIXED, happened);
         let left = server.stream_len_at(&keys.callbacks(), until_ms) + server.sorted_len(&keys.callbacks_retry());
         if left > 0 {
             wrong.push(Wrong::general(format!("{left} callbacks are still waiting")));
@@ -316,6 +326,7 @@ impl Run {
             callback: request.endpoint.map(|host| format!("https://e{host}.example/{number}")),
             window,
             true_window: self.length.window_at_ms(self.world.now_us() / 1000),
+            at_ms: self.world.now_us() / 1000,
             answer: None,
         });
         number
@@ -337,6 +348,17 @@ impl Run {
             Kind::Redis(server, link) => servers[*server].link.set(*link),
             Kind::Full(server) => servers[*server].is_full.set(true),
             Kind::Restart(server) => servers[*server].link.set(Link::Refused),
+            Kind::Lose(server) => {
+                servers[*server].restart(true);
+                servers[*server].link.set(Link::Refused);
+                self.lose(0);
+            }
+            Kind::TakeOver(server, lag_ms) => {
+                let lost_us = servers[*server].take_over(self.world.now_us(), lag_ms * 1000);
+                servers[*server].link.set(Link::Refused);
+                lost_us.into_iter().for_each(|lost_us| self.lose(lost_us / 1000));
+            }
+            Kind::Unfollowed(server) => servers[*server].link_follower(false),
             Kind::Move(server, key) => self.begin_to_move(*server, *key),
             Kind::Machine(machine, link) => self.machines[*machine].set_link(*link),
             Kind::Clock(machine, offset_ms) => return self.machines[*machine].set_clock(*offset_ms),
@@ -369,6 +391,12 @@ impl Run {
             Kind::Redis(server, _) => servers[*server].link.set(Link::Up),
             Kind::Full(server) => servers[*server].is_full.set(false),
             Kind::Restart(server) => servers[*server].restart(false),
+            Kind::Lose(server) => servers[*server].link.set(Link::Up),
+            Kind::TakeOver(server, _) => {
+                servers[*server].link.set(Link::Up);
+                self.follow();
+            }
+            Kind::Unfollowed(server) => servers[*server].link_follower(true),
             Kind::Move(..) => self.finish_move(),
             Kind::Machine(machine, _) => self.machines[*machine].set_link(Link::Up),
             Kind::Clock(..) | Kind::Instance(..) => {}
@@ -379,6 +407,23 @@ impl Run {
             Kind::Kafka(_) => self.broker.link.set(Link::Up),
             Kind::Endpoint(host, _) => self.endpoints.set(*host, Mood::Link(Link::Up)),
         }
+    }
+
+    /// Another server follows each, from now on, if that is so here.
+    fn follow(&self) {
+        if let Some(followed) = self.plan.followed {
+            self.world.servers.iter().for_each(|server| server.follow(followed.waits_for_own));
+        }
+    }
+
+    /// What was written since a time, in Unix milliseconds, is lost.
+    fn lose(&self, from_ms: u64) {
+        self.world.note(|| format!("what was written since {from_ms} is lost"));
+        self.losses.borrow_mut().push(Loss {
+            from_ms,
+            at_ms: self.world.now_us() / 1000,
+            has_ids: from_ms == 0 || self.plan.followed.is_some_and(|followed| !followed.is_waited_for),
+        });
     }
 
     /// The slot of a key begins to move to another server, unless one is on its way.
@@ -407,6 +452,7 @@ impl Run {
         for server in &self.world.servers {
             server.link.set(Link::Up);
             server.is_full.set(false);
+            server.link_follower(true);
         }
         self.broker.link.set(Link::Up);
         self.endpoints.mend();

@@ -22,14 +22,68 @@ pub struct Attempt {
     pub window: Window,
     /// The one that was open by the true time.
     pub true_window: Window,
+    /// When it was, by the true time in Unix milliseconds.
+    pub at_ms: u64,
     /// What was answered; nothing if the instance was killed before.
     pub answer: Option<Answer>,
 }
+
+/// Redis has lost what was written in a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    /// Since when, in Unix milliseconds.
+    pub from_ms: u64,
+    /// Until when.
+    pub at_ms: u64,
+    /// Whether there may be ids among it that were answered `ok`.
+    pub has_ids: bool,
+}
+
+/// What there was, and what has happened to it.
+#[derive(Clone, Debug)]
+pub struct Happened {
+    /// How long windows are.
+    pub length: WindowLength,
+    /// Whether Redis is a cluster.
+    pub is_cluster: bool,
+    /// What was lost, in the order of time.
+    pub losses: Vec<Loss>,
+}
+
+impl Happened {
+    /// Whether an id that was answered `ok` may be lost, or its callback.
+    fn may_have_lost(&self, attempt: &Attempt) -> bool {
+        let mut losses = self.losses.iter().filter(|loss| loss.has_ids);
+        losses.any(|loss| attempt.at_ms <= loss.at_ms && attempt.at_ms + BROUGHT_MS >= loss.from_ms)
+    }
+
+    /// Whether it may not be known any more that this was reported.
+    fn may_have_forgotten(&self, committed: &Committed) -> bool {
+        let mut losses = self.losses.iter();
+        losses.any(|loss| committed.at_ms <= loss.at_ms + COMMITS_MS && committed.at_ms + NOTED_MS >= loss.from_ms)
+    }
+
+    /// Whether it may not be known any more that this window is to be reported.
+    fn may_have_skipped(&self, window: Window) -> bool {
+        let mut losses = self.losses.iter();
+        losses.any(|loss| window.start() * 1000 <= loss.at_ms + NOTED_MS && window.end_ms() + BROUGHT_MS >= loss.from_ms)
+    }
+}
+
+/// How long it may take until Redis knows what Kafka does, or is there again, in milliseconds.
+const NOTED_MS: u64 = 40_000;
+/// How long Kafka may take for what was begun when Redis lost it, in milliseconds.
+const COMMITS_MS: u64 = 10_000;
+
+/// For how long what is in a spool may be under way, in milliseconds.
+const BROUGHT_MS: u64 = 120_000;
 
 /// What clients have sent in a window.
 #[derive(Default)]
 struct Sent {
     requests: u64,
+    /// Whether some of them may be lost.
+    is_lost: bool,
     /// The ids of all of them.
     tried: BTreeSet<i64>,
     /// Those that were answered `ok`.
@@ -64,7 +118,7 @@ impl fmt::Display for Wrong {
 
 /// What is not as was promised of any counter, at a time in Unix milliseconds when all should be settled.
 #[must_use]
-pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, now_ms: u64) -> Vec<Wrong> {
+pub fn of(attempts: &[Attempt], committed: &[Committed], happened: &Happened, now_ms: u64) -> Vec<Wrong> {
     let accepted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
     let mut counters: BTreeSet<&Option<CounterName>> = accepted.map(|attempt| &attempt.counter).collect();
     counters.insert(&None);
@@ -74,7 +128,7 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], length: WindowLength, n
         let committed = committed.iter().filter(|committed| committed.counter == *counter);
         let attempts: Vec<&Attempt> = attempts.collect();
         let committed: Vec<&Committed> = committed.collect();
-        let mut wrong = of_one(&attempts, &committed, length, now_ms);
+        let mut wrong = of_one(&attempts, &committed, happened, now_ms);
         if let Some(name) = counter {
             wrong
                 .iter_mut()
@@ -94,6 +148,7 @@ pub fn of_callbacks(
     heard: &[Heard],
     dead: &[Vec<String>],
     fixed: &str,
+    happened: &Happened,
 ) -> Vec<Wrong> {
     let mut wrong = Vec::new();
     let field = |fields: &[String], name: &str| {
@@ -119,6 +174,7 @@ pub fn of_callbacks(
     for attempt in attempts {
         if let (Some(callback), Some(Ok(_))) = (&attempt.callback, attempt.answer)
             && !is_done(callback, attempt.window, None)
+            && !happened.may_have_lost(attempt)
         {
             wrong.push(Wrong {
                 window: Some(attempt.window),
@@ -126,7 +182,8 @@ pub fn of_callbacks(
             });
         }
     }
-    let unnamed = committed.iter().filter(|committed| committed.counter.is_none());
+    let is_known = |committed: &&Committed| committed.counter.is_none() && !happened.may_have_forgotten(committed);
+    let unnamed = committed.iter().filter(is_known);
     let reports: BTreeSet<(Window, u64)> = unnamed
         .map(|committed| (committed.record.window, committed.record.revision))
         .collect();
@@ -154,7 +211,7 @@ pub fn of_callbacks(
     wrong
 }
 
-fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength, now_ms: u64) -> Vec<Wrong> {
+fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, now_ms: u64) -> Vec<Wrong> {
     let mut wrong = Vec::new();
     let is_named = attempts.iter().any(|attempt| attempt.counter.is_some());
     let mut say = |window: Window, what: String| {
@@ -169,10 +226,10 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength,
         if committed.at_ms < record.window.end_ms() {
             say(record.window, format!("reported before its end: {record:?}"));
         }
-        if let Some(before) = last.insert(record.window, committed) {
-            let before = &before.record;
+        if let Some(earlier) = last.insert(record.window, committed) {
+            let before = &earlier.record;
             let follows = record.revision > before.revision || record == before;
-            if !follows || record.count < before.count {
+            if (!follows || record.count < before.count) && !happened.may_have_forgotten(earlier) {
                 say(record.window, format!("{before:?} is followed by {record:?}"));
             }
         }
@@ -182,12 +239,13 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength,
     for attempt in attempts {
         let sent = sent.entry(attempt.window).or_default();
         sent.requests += 1;
+        sent.is_lost |= happened.may_have_lost(attempt);
         sent.tried.insert(attempt.id);
         if let Some(Ok(outcome)) = attempt.answer {
             sent.accepted.insert(attempt.id);
             // What comes after a window was final is compared with nothing any more.
             let has_late = last.get(&attempt.window).is_some_and(|last| last.record.late > 0);
-            if outcome == Outcome::New && !new.insert((attempt.window, attempt.id)) && !has_late {
+            if outcome == Outcome::New && !new.insert((attempt.window, attempt.id)) && !has_late && !sent.is_lost {
                 say(attempt.window, format!("id {} was new twice", attempt.id));
             }
         }
@@ -205,13 +263,13 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength,
     for (window, sent) in &sent {
         let (accepted, tried) = (sent.accepted.len() as u64, sent.tried.len() as u64);
         match last.get(window).map(|last| &last.record) {
-            None if accepted > 0 && window.end_ms() < now_ms => {
+            None if accepted > 0 && window.end_ms() < now_ms && !sent.is_lost => {
                 say(
                     *window,
                     format!("{accepted} ids were accepted, and nothing was reported"),
                 );
             }
-            Some(record) if record.count + record.late < accepted => {
+            Some(record) if record.count + record.late < accepted && !sent.is_lost => {
                 say(
                     *window,
                     format!("{accepted} ids were accepted, and reported was {record:?}"),
@@ -233,8 +291,11 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength,
         let counted = |attempt: &&&Attempt| matches!(attempt.answer, Some(Ok(Outcome::New | Outcome::Duplicate)));
         let counted = attempts.iter().filter(counted);
         let begun = counted.map(|attempt| attempt.window.max(attempt.true_window)).min();
+        // In a cluster, the index may hear of it out of a spool.
+        let first = committed.first().filter(|_| happened.is_cluster);
+        let begun = begun.map(|begun| first.map_or(begun, |first| begun.max(first.record.window)));
         for window in missing
-            .filter(|window| begun.is_some_and(|begun| *window >= begun))
+            .filter(|window| begun.is_some_and(|begun| *window >= begun) && !happened.may_have_skipped(*window))
             .take(3)
         {
             say(
@@ -243,7 +304,7 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], length: WindowLength,
             );
         }
     }
-    let certain = length.window_at_ms(now_ms.saturating_sub(30_000));
+    let certain = happened.length.window_at_ms(now_ms.saturating_sub(30_000));
     if !(is_named && last.is_empty())
         && last
             .last_key_value()

@@ -48,6 +48,8 @@ pub struct World {
     mutation: Option<&'static Mutation>,
     /// Whether it was there that something was done.
     pub is_met: Cell<bool>,
+    /// How many clients there were.
+    clients: Cell<u64>,
 }
 
 impl World {
@@ -68,6 +70,7 @@ impl World {
             story: story.then(RefCell::default),
             mutation,
             is_met: Cell::default(),
+            clients: Cell::default(),
         })
     }
 
@@ -109,9 +112,9 @@ impl World {
         }
     }
 
-    /// Has a server do what it is asked for.
+    /// Has a server do what a client asks it for.
     #[must_use]
-    pub fn execute(&self, server: &Server, words: &[String], is_asked: bool) -> Answer {
+    pub fn execute(&self, server: &Server, words: &[String], is_asked: bool, client: u64) -> Answer {
         self.trace.note(&self.now_us().to_le_bytes());
         words
             .iter()
@@ -124,11 +127,11 @@ impl World {
         let script = words.get(if is_load { 2 } else { 1 });
         let mutated = script.and_then(|script| Some((script, self.mutated(script)?)));
         let answer = match mutated {
-            None => server.execute(words, self.now_us(), is_asked),
+            None => server.execute(words, self.now_us(), is_asked, client),
             Some((sent, mutated)) if is_load => server.load_in_place(sent, &mutated),
             Some((_, mutated)) => {
                 let words = [&[words[0].clone(), mutated], &words[2..]].concat();
-                server.execute(&words, self.now_us(), is_asked)
+                server.execute(&words, self.now_us(), is_asked, client)
             }
         };
         self.note(|| {
@@ -139,6 +142,13 @@ impl World {
             format!("{}: {} -> {answer:?}", server.host, words.join(" "))
         });
         answer
+    }
+
+    /// The number of another client.
+    #[must_use]
+    pub fn next_client(&self) -> u64 {
+        self.clients.set(self.clients.get() + 1);
+        self.clients.get()
     }
 
     /// The true time, which servers have, in Unix microseconds.

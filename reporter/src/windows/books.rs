@@ -302,6 +302,7 @@ impl Books for RedisBooks {
             .key(self.store.keys.reports(self.length()))
             .key(self.store.keys.reports_pending(self.length()))
             .key(self.store.keys.reports_open(self.length()))
+            .key(self.store.keys.reports_progress(self.length()))
             .arg(lease.holder())
             .arg(ledger::KEPT.as_secs())
             .arg(Pending::Remove.to_json());

@@ -35,6 +35,8 @@ pub struct Data {
     pub entries: BTreeMap<String, Entry>,
     now_us: u64,
     is_full: bool,
+    /// Whether something has changed since the command began.
+    pub has_written: bool,
     /// When the next entry expires at the earliest, in Unix milliseconds. It is looked for anew if it is 0.
     pub next_ms: u64,
 }
@@ -68,6 +70,9 @@ const WRITING: [&str; 15] = [
     "XTRIM",
     "ZREM",
 ];
+
+/// Those that change something, or may, though they answer 0.
+const CHANGING: [&str; 4] = ["HINCRBY", "HSET", "SUNIONSTORE", "ZADD"];
 
 type Done = Result<Answer, &'static str>;
 
@@ -133,7 +138,7 @@ fn flag(is_set: bool) -> Done {
 impl Data {
     /// Before a command: what has expired by now is gone, and a full server refuses for as long as the command takes.
     pub fn begin(&mut self, now_us: u64, is_full: bool) {
-        (self.now_us, self.is_full) = (now_us, is_full);
+        (self.now_us, self.is_full, self.has_written) = (now_us, is_full, false);
         let now_ms = now_us / 1000;
         if now_ms >= self.next_ms {
             let expires = |entry: &Entry| entry.expires_ms.unwrap_or(u64::MAX);
@@ -153,7 +158,12 @@ impl Data {
             self.is_full = false;
         }
         match self.run(name, arguments) {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                let changes = GROWING.contains(&name) || WRITING.contains(&name);
+                let has_changed = !matches!(answer, Answer::Number(0) | Answer::Nil) || CHANGING.contains(&name);
+                self.has_written |= changes && has_changed;
+                answer
+            }
             Err(error) => Answer::Error(error.to_owned()),
         }
     }

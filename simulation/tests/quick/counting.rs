@@ -136,6 +136,7 @@ fn a_window_of_before_is_told_of_too() {
         &["ZCARD", "{verve}:windows:60"].map(str::to_owned),
         world.now_us(),
         false,
+        0,
     );
     assert_eq!(told, Answer::Number(2));
 }

@@ -46,7 +46,7 @@ impl Both {
             Err(error) => Answer::Error(error.code().unwrap_or("ERR").to_owned()),
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        let model = self.model.execute(&for_model, u64::try_from(now.as_micros())?, false);
+        let model = self.model.execute(&for_model, u64::try_from(now.as_micros())?, false, 0);
         self.entries.extend(entries(&redis).into_iter().zip(entries(&model)));
         let (redis, model) = (plain(&words[0], redis), plain(&words[0], model));
         let said: Vec<&str> = words
@@ -255,7 +255,7 @@ const SCRIPTS: [(&str, &str); 32] = [
     (scripts::RELEASE_LEASE, "1 T M"),
     (scripts::PREPARE, "2 T H M E N M"),
     (scripts::RECORD_REPORTS, "6 T H H X Z H M N M 1 2 a b N M 0 0"),
-    (scripts::FINISH, "4 T H H Z M E M N M"),
+    (scripts::FINISH, "5 T H H Z H M E M N M"),
     (scripts::REOPEN, "4 T H Z H M M N M"),
     (scripts::NOTE_REPORTS, "2 Z H N N N"),
 ];

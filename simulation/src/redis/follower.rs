@@ -1,0 +1,116 @@
+//! A follower: another server that has what a server had some time ago, and takes its place when that dies. (In Redis' words a replica, which here is one
+//! of the reporter.)
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use super::data::Data;
+use super::{Answer, Server};
+
+/// From how many commands on those of long ago are brought to the follower.
+const MOST_BEHIND: usize = 2000;
+/// How far behind it is at most while nothing is wrong between the two, in microseconds.
+const LAG_US: u64 = 2_000_000;
+
+/// A command that has run.
+struct Ran {
+    words: Vec<String>,
+    at_us: u64,
+    is_full: bool,
+}
+
+/// What follows a server.
+pub struct Follower {
+    server: Rc<Server>,
+    /// What it does not have yet.
+    behind: RefCell<VecDeque<Ran>>,
+    /// How many commands came before those.
+    has: Cell<u64>,
+    /// After how many commands each client has written for the last time.
+    written: RefCell<BTreeMap<u64, u64>>,
+    /// Whether something comes to it.
+    pub is_linked: Cell<bool>,
+    /// Whether the server waits for what a client itself has written, as since Redis 7.2; before, for all that there is.
+    waits_for_own: bool,
+}
+
+impl Follower {
+    /// Of a server with this data.
+    pub fn of(server: &Server, waits_for_own: bool) -> Self {
+        let follower = Server::alone(&server.host);
+        follower.data.borrow_mut().entries = server.entries();
+        Self {
+            server: follower,
+            behind: RefCell::default(),
+            has: Cell::default(),
+            written: RefCell::default(),
+            is_linked: Cell::new(true),
+            waits_for_own,
+        }
+    }
+
+    /// Notes a command that has run, and whether it has `written`.
+    pub fn note(&self, words: &[String], at_us: u64, is_full: bool, client: u64, has_written: bool) {
+        if !has_written {
+            return;
+        }
+        let mut behind = self.behind.borrow_mut();
+        behind.push_back(Ran {
+            words: words.to_vec(),
+            at_us,
+            is_full,
+        });
+        self.written.borrow_mut().insert(client, self.has.get() + behind.len() as u64);
+        let long_ago = behind.len() > MOST_BEHIND && self.is_linked.get();
+        drop(behind);
+        if long_ago {
+            self.catch_up(|ran| ran.at_us + LAG_US < at_us);
+        }
+    }
+
+    /// How many followers have all that a client has written.
+    pub fn wait(&self, client: u64) -> i64 {
+        let all = self.has.get() + self.behind.borrow().len() as u64;
+        let until = match self.waits_for_own {
+            true => self.written.borrow().get(&client).copied().unwrap_or_default(),
+            false => all,
+        };
+        if self.is_linked.get() {
+            self.catch_up(|_| self.has.get() < until);
+        }
+        i64::from(self.has.get() >= until)
+    }
+
+    /// Has what it was sent until so long ago, or until something was wrong between the two. Says since when the server was asked for what it does not have.
+    pub fn end(&self, now_us: u64, lag_us: u64) -> Option<u64> {
+        if self.is_linked.get() {
+            self.catch_up(|ran| ran.at_us + lag_us < now_us);
+        }
+        self.behind.borrow().front().map(|ran| ran.at_us)
+    }
+
+    /// What it has.
+    pub fn take(&self) -> Data {
+        self.server.data.take()
+    }
+
+    /// Brings what comes next, as long as that is wanted of it.
+    fn catch_up(&self, is_wanted: impl Fn(&Ran) -> bool) {
+        loop {
+            let next = {
+                let mut behind = self.behind.borrow_mut();
+                match behind.front() {
+                    Some(ran) if is_wanted(ran) => behind.pop_front(),
+                    _ => None,
+                }
+            };
+            let Some(ran) = next else {
+                return;
+            };
+            self.server.is_full.set(ran.is_full);
+            let _: Answer = self.server.execute(&ran.words, ran.at_us, false, 0);
+            self.has.set(self.has.get() + 1);
+        }
+    }
+}
