@@ -149,10 +149,11 @@ fn tell(seed: u64, outcome: &Outcome, shrunk: bool) {
     let plan = shrink(&Plan::new(seed));
     let smaller = run(&plan, true, None);
     println!(
-        "a smaller plan ({} faults, {} requests, {} servers, windows of {} s, {} sets, late for {} s, instances {:?}, {} replicas):",
+        "a smaller plan ({} faults, {} requests, {} servers, {:?}, windows of {} s, {} sets, late for {} s, instances {:?}, {} replicas):",
         plan.faults.len(),
         plan.requests.len(),
         plan.servers,
+        plan.followed,
         plan.window_seconds,
         plan.partitions,
         plan.late_seconds,

@@ -195,8 +195,7 @@ impl Plan {
             if kinds & (1 << kind) != 0 {
                 let for_ms = 1 + random.u64(..longest_ms);
                 let kind = plan.kind(random, kind);
-                plan.faults
-                    .extend(kind.map(|kind| Fault { at_ms, for_ms, kind }));
+                plan.faults.extend(kind.map(|kind| Fault { at_ms, for_ms, kind }));
             }
         }
         plan

@@ -412,7 +412,10 @@ impl Run {
     /// Another server follows each, from now on, if that is so here.
     fn follow(&self) {
         if let Some(followed) = self.plan.followed {
-            self.world.servers.iter().for_each(|server| server.follow(followed.waits_for_own));
+            self.world
+                .servers
+                .iter()
+                .for_each(|server| server.follow(followed.waits_for_own));
         }
     }
 

@@ -66,7 +66,8 @@ impl Happened {
     /// Whether it may not be known any more that this window is to be reported.
     fn may_have_skipped(&self, window: Window) -> bool {
         let mut losses = self.losses.iter();
-        losses.any(|loss| window.start() * 1000 <= loss.at_ms + NOTED_MS && window.end_ms() + BROUGHT_MS >= loss.from_ms)
+        losses
+            .any(|loss| window.start() * 1000 <= loss.at_ms + NOTED_MS && window.end_ms() + BROUGHT_MS >= loss.from_ms)
     }
 }
 
@@ -305,7 +306,11 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         }
     }
     let certain = happened.length.window_at_ms(now_ms.saturating_sub(30_000));
-    if !(is_named && last.is_empty())
+    // A named counter that Redis has lost is there again once somebody counts.
+    let counted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
+    let counted_ms = counted.map(|attempt| attempt.at_ms).max();
+    let is_lost = happened.losses.iter().any(|loss| counted_ms <= Some(loss.at_ms));
+    if !(is_named && (last.is_empty() || is_lost))
         && last
             .last_key_value()
             .is_none_or(|(newest, _)| *newest < certain.previous().unwrap_or(certain))

@@ -310,7 +310,7 @@ impl<H: Host> Instance<H> {
                 return Err(self.no_answer());
             }
         }
-        let adding = self.redis.add_ids(place, sets, until_ms);
+        let adding = self.redis.add_ids(place, sets);
         if !place.is_to_be_indexed() || H::POLICY == Policy::Once {
             // Who serves one request has the index told by the flush.
             return Ok(Ok(adding.await));

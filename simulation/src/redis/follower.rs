@@ -61,7 +61,9 @@ impl Follower {
             at_us,
             is_full,
         });
-        self.written.borrow_mut().insert(client, self.has.get() + behind.len() as u64);
+        self.written
+            .borrow_mut()
+            .insert(client, self.has.get() + behind.len() as u64);
         let long_ago = behind.len() > MOST_BEHIND && self.is_linked.get();
         drop(behind);
         if long_ago {

@@ -279,3 +279,28 @@ fn ids_do_not_wait_behind_statistics() {
     world.executor.run_for(30 * SECOND);
     assert!(!draining("commands"), "{} commands are left", machine.rows("commands"));
 }
+
+/// What is in Redis goes by itself, also if whoever added it got no answer, has nowhere else to put it, and nobody comes again.
+#[test]
+fn ids_expire_though_the_answer_was_lost() {
+    for partitions in ["1", "4"] {
+        let (world, server) = world(24);
+        let machine = machine(&world, &[("partitions", partitions)]);
+        machine.set_disk_fault(Some(SpoolError::DiskFull));
+        let process = Process::new(&machine);
+        process.add(&world, 0);
+        world.executor.run_for(SECOND);
+        // In the next window.
+        machine.set_clock(60_000);
+        server.link.set(Link::Deaf);
+        (0..20).for_each(|id| process.add(&world, id));
+        world.executor.run_for(5 * SECOND);
+        assert_eq!(process.answered(Err(NotCounted::Unavailable)).len(), 20);
+        let sets = server.entries().into_iter().filter(|(key, _)| key.contains(":ids:"));
+        let expires: Vec<bool> = sets.map(|(_, entry)| entry.expires_ms.is_some()).collect();
+        assert!(
+            expires.len() > 1 && expires.iter().all(|expires| *expires),
+            "{expires:?}"
+        );
+    }
+}

@@ -25,6 +25,8 @@ const TOGETHER_FROM: usize = 3;
 struct Set<H: Host> {
     partition: Partition,
     key: String,
+    /// Whether it is known to expire.
+    expires: bool,
     /// Where they are, as far as is known.
     node: Rc<Node<H>>,
     distinct: Distinct,
@@ -33,13 +35,11 @@ struct Set<H: Host> {
 }
 
 impl<H: Host> Redis<H> {
-    /// Records ids in the sets of a window. Answers for each set what came of its ids: the first of several equal ones is the new one. After
-    /// `until_ms`, by the monotonic clock, nothing is begun that can wait.
+    /// Records ids in the sets of a window. Answers for each set what came of its ids: the first of several equal ones is the new one.
     pub async fn add_ids(
         &self,
         place: &Place,
         sets: &BTreeMap<Partition, Vec<Id>>,
-        until_ms: u64,
     ) -> Vec<Result<Vec<Answer>, RedisError>> {
         let set = |(partition, ids): (&Partition, &Vec<Id>)| {
             let distinct = Distinct::of(ids);
@@ -48,6 +48,7 @@ impl<H: Host> Redis<H> {
                 partition: *partition,
                 node: self.node_of(|| &key),
                 key,
+                expires: place.counted.expires(place.window, *partition),
                 members: distinct.members(),
                 distinct,
             }
@@ -66,17 +67,8 @@ impl<H: Host> Redis<H> {
             (Some(only), None) => vec![only.await],
             (first, second) => future::join_all(first.into_iter().chain(second).chain(adding)).await,
         };
-        if H::POLICY == Policy::Kept && self.host.monotonic_ms() <= until_ms {
-            let recorded = sets.iter().zip(&answers).filter(|(_, answers)| answers.is_ok());
-            let expiring = recorded.filter(|(set, _)| !place.counted.expires(place.window, set.partition));
-            future::join_all(expiring.map(async |(set, _)| {
-                // If it is not set, the ids are recorded all the same; the next ones set it.
-                if self.expire(&set.key).await.is_ok() {
-                    place.counted.has_expiry(place.window, set.partition);
-                }
-            }))
-            .await;
-        }
+        let recorded = sets.iter().zip(&answers).filter(|(_, answers)| answers.is_ok());
+        recorded.for_each(|(set, _)| place.counted.has_expiry(place.window, set.partition));
         answers
     }
 
@@ -87,7 +79,8 @@ impl<H: Host> Redis<H> {
         let [first, others @ ..] = sets else {
             return of_none();
         };
-        let alone = self.config.window_limit.is_some() || H::POLICY == Policy::Once;
+        // The first ids of a set come with its expiry: added by themselves they would stay for ever, if their answer was lost and nobody came again.
+        let alone = self.config.window_limit.is_some() || sets.iter().any(|set| !set.expires);
         if others.is_empty() || alone || !others.iter().all(|set| Rc::ptr_eq(&set.node, &first.node)) {
             return of_none();
         }
@@ -107,7 +100,7 @@ impl<H: Host> Redis<H> {
     /// Records the ids of one set.
     async fn add(&self, set: &Set<H>) -> Result<Vec<Answer>, RedisError> {
         let Set { key, members, .. } = set;
-        if H::POLICY == Policy::Once {
+        if H::POLICY == Policy::Once || !set.expires {
             return self.add_at_once(key, members).await;
         }
         let script = match self.config.window_limit {

@@ -46,7 +46,9 @@ impl Both {
             Err(error) => Answer::Error(error.code().unwrap_or("ERR").to_owned()),
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        let model = self.model.execute(&for_model, u64::try_from(now.as_micros())?, false, 0);
+        let model = self
+            .model
+            .execute(&for_model, u64::try_from(now.as_micros())?, false, 0);
         self.entries.extend(entries(&redis).into_iter().zip(entries(&model)));
         let (redis, model) = (plain(&words[0], redis), plain(&words[0], model));
         let said: Vec<&str> = words
