@@ -217,6 +217,11 @@ pub const MUTATIONS: &[Mutation] = &[
         "",
     ),
     text(
+        "the newest report is not noted again when it is final",
+        "redis.call('HSET', KEYS[5], 'newest', newest)",
+        "",
+    ),
+    text(
         "what is pending is forgotten when it is recorded of another window",
         "  redis.call('HDEL', KEYS[3], field)",
         "  redis.call('DEL', KEYS[3])",

@@ -1,6 +1,7 @@
 //! Plans that follow from seeds.
 
-use verve_simulation::plan::{Fault, Kind, Plan, Request};
+use verve_simulation::mutation::MUTATIONS;
+use verve_simulation::plan::{Fault, Followed, Kind, Plan, Request};
 use verve_simulation::run::run;
 
 #[test]
@@ -19,11 +20,8 @@ fn seeds_are_as_promised() {
     }
 }
 
-/// A host's clock is more than an hour behind, so that the window it counts in is final. Its instance adds the window to the index once; the sweep
-/// removed the entry, and an id that was counted after that was found by nobody if the instance was killed before it flushed its statistics.
-#[test]
-fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for() {
-    let request = |at_ms, id| Request {
+fn request(at_ms: u64, id: i64) -> Request {
+    Request {
         at_ms,
         machine: 0,
         instance: 0,
@@ -31,8 +29,12 @@ fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for
         counter: None,
         endpoint: None,
         gives_up_ms: None,
-    };
-    let plan = Plan {
+    }
+}
+
+/// One host with one instance, one replica, one Redis, and nothing else.
+fn small() -> Plan {
+    Plan {
         window_seconds: 30,
         partitions: 1,
         late_seconds: 0,
@@ -40,15 +42,55 @@ fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for
         commit_ms: 1,
         machines: vec![1],
         servers: 1,
+        followed: None,
+        may_lose: false,
         replicas: 1,
         counters: 0,
         attempts: None,
         seconds: 150,
-        requests: vec![request(1000, 1), request(91_000, 2), request(111_000, 3)],
-        faults: [(90_000, Kind::Clock(0, -4_020_000)), (111_020, Kind::Instance(0, 0))]
-            .map(|(at_ms, kind)| Fault { at_ms, for_ms: 1, kind })
-            .into(),
+        requests: Vec::new(),
+        faults: Vec::new(),
         ..Plan::new(1)
+    }
+}
+
+fn faults<const N: usize>(faults: [(u64, u64, Kind); N]) -> Vec<Fault> {
+    faults.map(|(at_ms, for_ms, kind)| Fault { at_ms, for_ms, kind }).into()
+}
+
+/// A host's clock is more than an hour behind, so that the window it counts in is final. Its instance adds the window to the index once; the sweep
+/// removed the entry, and an id that was counted after that was found by nobody if the instance was killed before it flushed its statistics.
+#[test]
+fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for() {
+    let plan = Plan {
+        requests: vec![request(1000, 1), request(91_000, 2), request(111_000, 3)],
+        faults: faults([
+            (90_000, 1, Kind::Clock(0, -4_020_000)),
+            (111_020, 1, Kind::Instance(0, 0)),
+        ]),
+        ..small()
     };
     assert_eq!(run(&plan, false, None).wrong, []);
+}
+
+/// A window is reported, and the Redis that takes over does not know that. The leader does, and makes the window final; the next one has to know that it is
+/// not to be counted again: nothing is left of it that could be.
+#[test]
+fn a_final_window_is_reported_whatever_redis_has_lost_of_that() {
+    let plan = Plan {
+        window_seconds: 10,
+        followed: Some(Followed {
+            is_waited_for: true,
+            waits_for_own: true,
+        }),
+        requests: vec![request(45_000, 1)],
+        faults: faults([
+            (52_100, 200, Kind::TakeOver(0, 300)),
+            (58_000, 1000, Kind::Replica(0)),
+        ]),
+        ..small()
+    };
+    assert_eq!(run(&plan, false, None).wrong, []);
+    let before = MUTATIONS.iter().find(|mutation| mutation.name.contains("when it is final"));
+    assert_ne!(run(&plan, false, before).wrong, []);
 }
