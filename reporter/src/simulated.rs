@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{self, OptionFuture};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::{Endpoint, Keys, Method, Partitions, WindowLength};
 
@@ -42,6 +43,28 @@ pub struct Settings {
     pub attempts: u32,
 }
 
+/// What a replica says of what it depends on, as `/readyz` does.
+#[derive(Clone, Debug)]
+pub struct State(Arc<Health>);
+
+impl Default for State {
+    fn default() -> Self {
+        Self(Arc::new(Health::new(Periods::default().quiet)))
+    }
+}
+
+impl State {
+    /// What is wrong.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.0.settle(Instant::now());
+        let problems = self.0.problems().into_iter();
+        problems
+            .map(|(name, problem)| format!("{name}: {}", problem.error))
+            .collect()
+    }
+}
+
 /// A replica called so, which runs until it is stopped or dropped. What it has spawned then goes on, as far as its connections let it.
 ///
 /// # Panics
@@ -52,10 +75,11 @@ pub async fn report<K: Sessions, C: Call>(
     kafka: K,
     endpoints: C,
     replica: String,
+    State(health): State,
     stop: CancellationToken,
 ) {
     let (periods, pace) = (Periods::default(), Pace::default());
-    let (health, metrics) = (Arc::new(Health::new(periods.quiet)), Metrics::default());
+    let metrics = Metrics::default();
     let config = RedisConfig {
         urls: "redis://simulated".parse().expect("an address"),
         tls: None,

@@ -19,6 +19,11 @@ impl Gate {
         }
     }
 
+    /// Whether the process is paused.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed.get()
+    }
+
     /// Waits until the process goes on.
     pub async fn pass(&self) {
         std::future::poll_fn(|context| self.poll(context)).await;

@@ -49,6 +49,7 @@ impl Mutation {
                         let none = || Answer::Many(Vec::new());
                         Answer::Many(vec![Answer::Text("0-0".to_owned()), none(), none()])
                     }
+                    "WAIT" => Answer::Number(1),
                     _ => Answer::Number(0),
                 })
             }
@@ -78,6 +79,12 @@ pub const MUTATIONS: &[Mutation] = &[
     switch(
         "jobs that a dead replica has taken are not claimed",
         Into::Ignored("XAUTOCLAIM", ""),
+    ),
+    switch("replicas of Redis are not waited for", Into::Ignored("WAIT", "")),
+    text(
+        "nothing is written that replicas are waited for",
+        "return redis.call('EXPIREAT', key, math.max(at, redis.call('EXPIRETIME', key)))",
+        "return 1",
     ),
     text(
         "a job that fails is removed though there is no room for it",

@@ -15,7 +15,7 @@ use redis::{RedisError, RedisFuture, RedisResult, Value};
 use send_wrapper::SendWrapper;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use verve_reporter::simulated::{Commands, Settings, report};
+use verve_reporter::simulated::{Commands, Settings, State, report};
 
 use crate::endpoints::{self, Endpoints};
 use crate::gate::Gate;
@@ -150,6 +150,10 @@ pub struct Replica {
     /// Whether it is paused. Each process has one of its own, which stays closed once it is killed: whatever it has spawned does nothing any more.
     gate: RefCell<Rc<Gate>>,
     running: RefCell<Option<JoinHandle<()>>>,
+    /// What it says of itself.
+    state: RefCell<State>,
+    /// Since when it has run as it would by itself, from the beginning on.
+    since: Cell<Duration>,
 }
 
 impl Replica {
@@ -172,6 +176,8 @@ impl Replica {
             link: Rc::default(),
             gate: RefCell::default(),
             running: RefCell::default(),
+            state: RefCell::default(),
+            since: Cell::default(),
         }
     }
 
@@ -180,6 +186,9 @@ impl Replica {
         self.starts.set(self.starts.get() + 1);
         let gate: Rc<Gate> = Rc::default();
         self.gate.replace(gate.clone());
+        let state = State::default();
+        self.state.replace(state.clone());
+        self.since.set(self.world.executor.now());
         let redis = Connection(SendWrapper::new(Rc::new(Redis {
             world: self.world.clone(),
             lines: self.world.servers.iter().map(|_| Line::default()).collect(),
@@ -192,6 +201,7 @@ impl Replica {
             kafka::Client::new(&self.world, &self.broker, &gate),
             endpoints::Client::new(&self.world, &self.endpoints, &gate),
             format!("{}-{}", self.name, self.starts.get()),
+            state,
             CancellationToken::new(),
         );
         let work = Paused {
@@ -213,6 +223,7 @@ impl Replica {
     pub fn pause(&self, is_paused: bool) {
         if self.running.borrow().is_some() {
             self.gate.borrow().close(is_paused);
+            self.since.set(self.world.executor.now());
         }
     }
 
@@ -220,6 +231,14 @@ impl Replica {
     pub fn restart(&self) {
         self.kill();
         self.start();
+    }
+
+    /// What it says is wrong; nothing if it has not run for so long as it would by itself.
+    #[must_use]
+    pub fn problems(&self, runs_for: Duration) -> Option<Vec<String>> {
+        let runs = self.running.borrow().is_some() && !self.gate.borrow().is_closed();
+        let is_undisturbed = runs && self.world.executor.now() >= self.since.get() + runs_for;
+        is_undisturbed.then(|| self.state.borrow().problems())
     }
 
     /// Whether it has ended by itself, which it should not.

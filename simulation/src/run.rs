@@ -32,10 +32,15 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long it may take until all is well once nothing fails any more, beside what windows take.
 const SETTLES: Duration = Duration::from_secs(90);
 
+/// How long it may take a replica to find out that Redis is not there.
+const FOUND_OUT: Duration = Duration::from_secs(10);
 /// How long a callback takes at most while nothing fails.
 const DELIVERED: Duration = Duration::from_secs(15);
 /// The endpoint that is called with each report, if there are callbacks.
 const FIXED: &str = "https://e0.example/fixed";
+
+/// What there is of in Redis once, or once for each counter, beside what there is of reports.
+const FOR_EVER: [&str; 5] = ["format", "counters", "callbacks", "callbacks:retry", "callbacks:dead"];
 
 /// What has become of a plan.
 pub struct Outcome {
@@ -70,6 +75,10 @@ struct Run {
     length: WindowLength,
     attempts: RefCell<Vec<Attempt>>,
     losses: RefCell<Vec<Loss>>,
+    /// Since when each server is away, if it is.
+    away: Vec<Cell<Option<Duration>>>,
+    /// What was wrong at some time.
+    wrong: RefCell<Vec<Wrong>>,
     /// Tasks are numbered by their instance, and those of instances for one request from here on.
     next: Cell<u64>,
 }
@@ -149,6 +158,8 @@ impl Run {
             length,
             attempts: RefCell::default(),
             losses: RefCell::default(),
+            away: world.servers.iter().map(|_| Cell::default()).collect(),
+            wrong: RefCell::default(),
             next: Cell::new(1 << 32),
         }
     }
@@ -211,6 +222,8 @@ impl Run {
                 )));
             }
         }
+        self.say_what_is_wrong(<[String]>::is_empty, "says that something is wrong, and all is well");
+        wrong.append(&mut self.wrong.borrow_mut());
         wrong.extend(self.never_expire());
         let ended = self.replicas.iter().filter(|replica| replica.has_ended()).count();
         if ended > 0 {
@@ -235,12 +248,15 @@ impl Run {
         }
     }
 
-    /// What of a window does not expire: what nobody removes goes by itself.
+    /// What does not expire, of what there is ever more: what nobody removes goes by itself.
     fn never_expire(&self) -> Vec<Wrong> {
         let entries = self.world.servers.iter().flat_map(|server| server.entries());
-        let of_window = |key: &str| key.contains(":ids:") || key.contains(":stats:");
+        let is_one_of_few = |key: &str| {
+            let name = key.split_once("}:").map_or(key, |(_, name)| name);
+            FOR_EVER.iter().any(|stays| name == *stays) || name.starts_with("reports:")
+        };
         entries
-            .filter(|(key, entry)| entry.expires_ms.is_none() && of_window(key))
+            .filter(|(key, entry)| entry.expires_ms.is_none() && !is_one_of_few(key))
             .map(|(key, _)| Wrong::general(format!("{key} does not expire")))
             .collect()
     }
@@ -345,17 +361,17 @@ impl Run {
         self.world.note(|| format!("for {} ms: {:?}", fault.for_ms, fault.kind));
         let servers = &self.world.servers;
         match &fault.kind {
-            Kind::Redis(server, link) => servers[*server].link.set(*link),
+            Kind::Redis(server, link) => self.take_away(*server, *link),
             Kind::Full(server) => servers[*server].is_full.set(true),
-            Kind::Restart(server) => servers[*server].link.set(Link::Refused),
+            Kind::Restart(server) => self.take_away(*server, Link::Refused),
             Kind::Lose(server) => {
                 servers[*server].restart(true);
-                servers[*server].link.set(Link::Refused);
+                self.take_away(*server, Link::Refused);
                 self.lose(0);
             }
             Kind::TakeOver(server, lag_ms) => {
                 let lost_us = servers[*server].take_over(self.world.now_us(), lag_ms * 1000);
-                servers[*server].link.set(Link::Refused);
+                self.take_away(*server, Link::Refused);
                 lost_us.into_iter().for_each(|lost_us| self.lose(lost_us / 1000));
             }
             Kind::Unfollowed(server) => servers[*server].link_follower(false),
@@ -388,12 +404,14 @@ impl Run {
     fn end(&self, kind: &Kind) {
         let servers = &self.world.servers;
         match kind {
-            Kind::Redis(server, _) => servers[*server].link.set(Link::Up),
+            Kind::Redis(server, _) | Kind::Lose(server) => self.bring_back(*server),
             Kind::Full(server) => servers[*server].is_full.set(false),
-            Kind::Restart(server) => servers[*server].restart(false),
-            Kind::Lose(server) => servers[*server].link.set(Link::Up),
+            Kind::Restart(server) => {
+                servers[*server].restart(false);
+                self.bring_back(*server);
+            }
             Kind::TakeOver(server, _) => {
-                servers[*server].link.set(Link::Up);
+                self.bring_back(*server);
                 self.follow();
             }
             Kind::Unfollowed(server) => servers[*server].link_follower(true),
@@ -406,6 +424,42 @@ impl Run {
             Kind::ReplicaLink(replica, _) => self.replicas[*replica].link.set(Link::Up),
             Kind::Kafka(_) => self.broker.link.set(Link::Up),
             Kind::Endpoint(host, _) => self.endpoints.set(*host, Mood::Link(Link::Up)),
+        }
+    }
+
+    /// A server is away. A replica that has nothing but it has to say so after a while.
+    fn take_away(self: &Rc<Self>, server: usize, link: Link) {
+        self.world.servers[server].link.set(link);
+        let since = self.away[server].get().unwrap_or(self.world.executor.now());
+        self.away[server].set(Some(since));
+        let run = self.clone();
+        let check = move || {
+            if run.away[server].get() == Some(since) && run.away.len() == 1 {
+                run.say_what_is_wrong(
+                    |problems| !problems.is_empty(),
+                    "says that all is well, and Redis is away",
+                );
+            }
+        };
+        self.world.executor.after(FOUND_OUT, check);
+    }
+
+    fn bring_back(&self, server: usize) {
+        self.world.servers[server].link.set(Link::Up);
+        self.away[server].set(None);
+    }
+
+    /// Of replicas that have run for a while: what they say of themselves has to be so.
+    fn say_what_is_wrong(&self, is_so: impl Fn(&[String]) -> bool, what: &str) {
+        for (number, replica) in self.replicas.iter().enumerate() {
+            if let Some(problems) = replica.problems(FOUND_OUT).filter(|problems| !is_so(problems)) {
+                let problems = problems.join("; ");
+                let what = format!(
+                    "{}: replica {number} {what}: {problems}",
+                    self.world.executor.now().as_secs()
+                );
+                self.wrong.borrow_mut().push(Wrong::general(what));
+            }
         }
     }
 
@@ -452,8 +506,8 @@ impl Run {
     /// Nothing fails any more.
     fn mend(&self) {
         self.finish_move();
-        for server in &self.world.servers {
-            server.link.set(Link::Up);
+        for (number, server) in self.world.servers.iter().enumerate() {
+            self.bring_back(number);
             server.is_full.set(false);
             server.link_follower(true);
         }

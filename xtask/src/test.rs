@@ -69,7 +69,10 @@ pub fn run(args: &Args) -> Result<()> {
     if all {
         steps.run("doc tests", || tests(&["--doc"], args, &mut failed));
         steps.run("simulation", || {
-            sys::run(Command::new(sys::binary(build::SIMULATION)).args(["--seed", "1", "--seeds", "600"]))
+            let simulate = |args: &[&str]| sys::run(Command::new(sys::binary(build::SIMULATION)).args(args));
+            simulate(&["--seed", "1", "--seeds", "300"])?;
+            // Others each time.
+            simulate(&["--minutes", "1"])
         });
     }
     // Without each of these one test fails, and says so.

@@ -84,13 +84,12 @@ fn a_final_window_is_reported_whatever_redis_has_lost_of_that() {
             waits_for_own: true,
         }),
         requests: vec![request(45_000, 1)],
-        faults: faults([
-            (52_100, 200, Kind::TakeOver(0, 300)),
-            (58_000, 1000, Kind::Replica(0)),
-        ]),
+        faults: faults([(52_100, 200, Kind::TakeOver(0, 300)), (58_000, 1000, Kind::Replica(0))]),
         ..small()
     };
     assert_eq!(run(&plan, false, None).wrong, []);
-    let before = MUTATIONS.iter().find(|mutation| mutation.name.contains("when it is final"));
+    let before = MUTATIONS
+        .iter()
+        .find(|mutation| mutation.name.contains("when it is final"));
     assert_ne!(run(&plan, false, before).wrong, []);
 }
