@@ -13,5 +13,5 @@ for i = 4, #ARGV, 2 do
   newest = math.max(newest, tonumber(ARGV[i]))
 end
 redis.call('EXPIRE', KEYS[3], ARGV[2])
-redis.call('HSET', KEYS[5], 'newest', newest)
+if newest >= 0 then redis.call('HSET', KEYS[5], 'newest', newest) end
 return 1

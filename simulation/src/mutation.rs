@@ -225,7 +225,7 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     text(
         "the newest report is not noted again when it is final",
-        "redis.call('HSET', KEYS[5], 'newest', newest)",
+        "if newest >= 0 then redis.call('HSET', KEYS[5], 'newest', newest) end",
         "",
     ),
     text(

@@ -367,6 +367,7 @@ impl Run {
             Kind::Lose(server) => {
                 servers[*server].restart(true);
                 self.take_away(*server, Link::Refused);
+                self.follow();
                 self.lose(0);
             }
             Kind::TakeOver(server, lag_ms) => {

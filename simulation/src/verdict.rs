@@ -54,7 +54,9 @@ impl Happened {
     /// Whether an id that was answered `ok` may be lost, or its callback.
     fn may_have_lost(&self, attempt: &Attempt) -> bool {
         let mut losses = self.losses.iter().filter(|loss| loss.has_ids);
-        losses.any(|loss| attempt.at_ms <= loss.at_ms && attempt.at_ms + BROUGHT_MS >= loss.from_ms)
+        let is_spooled = matches!(attempt.answer, Some(Ok(Outcome::Spooled)));
+        let within_ms = if is_spooled { BROUGHT_MS } else { RECORDED_MS };
+        losses.any(|loss| attempt.at_ms <= loss.at_ms && attempt.at_ms + within_ms >= loss.from_ms)
     }
 
     /// Whether it may not be known any more that this was reported.
@@ -71,6 +73,8 @@ impl Happened {
     }
 }
 
+/// How long it may take until an id is in Redis or the spool, in milliseconds.
+const RECORDED_MS: u64 = 10_000;
 /// How long it may take until Redis knows what Kafka does, or is there again, in milliseconds.
 const NOTED_MS: u64 = 40_000;
 /// How long Kafka may take for what was begun when Redis lost it, in milliseconds.
@@ -243,7 +247,9 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         sent.is_lost |= happened.may_have_lost(attempt);
         sent.tried.insert(attempt.id);
         if let Some(Ok(outcome)) = attempt.answer {
-            sent.accepted.insert(attempt.id);
+            if !happened.may_have_lost(attempt) {
+                sent.accepted.insert(attempt.id);
+            }
             // What comes after a window was final is compared with nothing any more.
             let has_late = last.get(&attempt.window).is_some_and(|last| last.record.late > 0);
             if outcome == Outcome::New && !new.insert((attempt.window, attempt.id)) && !has_late && !sent.is_lost {
@@ -264,13 +270,13 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
     for (window, sent) in &sent {
         let (accepted, tried) = (sent.accepted.len() as u64, sent.tried.len() as u64);
         match last.get(window).map(|last| &last.record) {
-            None if accepted > 0 && window.end_ms() < now_ms && !sent.is_lost => {
+            None if accepted > 0 && window.end_ms() < now_ms => {
                 say(
                     *window,
                     format!("{accepted} ids were accepted, and nothing was reported"),
                 );
             }
-            Some(record) if record.count + record.late < accepted && !sent.is_lost => {
+            Some(record) if record.count + record.late < accepted => {
                 say(
                     *window,
                     format!("{accepted} ids were accepted, and reported was {record:?}"),

@@ -140,7 +140,7 @@ impl<H: Host> Instance<H> {
         let Place { counted, window } = place;
         let (name, now_ms) = (unique_name(&self.host), self.host.now_ms());
         let batch = index(&counted.keys, *window, name, now_ms, self.config.partitions.count());
-        let spooled = self.in_time(self.spool.add_batch(&batch)).await;
+        let spooled = self.in_time(self.spool.add_batch(&batch, 0)).await;
         self.spooled(redis, spooled)?;
         counted.index_spooled.set(Some(*window));
         Ok(())
@@ -289,19 +289,20 @@ impl<H: Host> Instance<H> {
             Ok(Ok(added)) => added,
             Ok(Err(limit)) => return vec![Ok(Err(NotCounted::Limited(limit))); ids.len()],
             // Of a named counter Redis is told when they are brought there.
-            Err(error) => sets.iter().map(|_| Err(error.clone())).collect(),
+            Err(error) => (sets.iter().map(|_| Err(error.clone())).collect(), Ok(())),
         };
         self.in_order(place, ids, sets, added, reconnects).await
     }
 
-    /// Adds ids in Redis, and answers what came of those of each set; or the limit beyond which their counter is. Each step has its own time limit.
+    /// Adds ids in Redis, and answers what came of those of each set, and whether their window is in the index or the spool; or the limit beyond which their
+    /// counter is. Each step has its own time limit.
     /// None that could be done without begins after `until_ms`, by the monotonic clock.
     async fn add_ids(
         &self,
         place: &Place,
         sets: &BTreeMap<Partition, Vec<Id>>,
         until_ms: u64,
-    ) -> Result<Result<Vec<Result<Vec<Answer>, RedisError>>, Limit>, RedisError> {
+    ) -> Result<Result<(Vec<Result<Vec<Answer>, RedisError>>, Recorded<()>), Limit>, RedisError> {
         if place.is_to_be_told() {
             if let Some(limit) = self.tell_counter(place).await? {
                 return Ok(Err(limit));
@@ -311,20 +312,20 @@ impl<H: Host> Instance<H> {
             }
         }
         let adding = self.redis.add_ids(place, sets);
-        if !place.is_to_be_indexed() || H::POLICY == Policy::Once {
-            // Who serves one request has the index told by the flush.
-            return Ok(Ok(adding.await));
+        if !place.is_to_be_indexed() {
+            return Ok(Ok((adding.await, Ok(()))));
         }
         // At the same time, on another node perhaps: nothing is answered before both have ended.
-        let (indexed, mut added) = future::join(self.index(place), adding).await;
-        // What is spooled is added to the index when it is drained.
-        if let Err(redis) = indexed
-            && added.iter().any(Result::is_ok)
-            && self.spool_index(place, redis.clone()).await.is_err()
-        {
-            added.fill(Err(redis));
-        }
-        Ok(Ok(added))
+        let (indexed, added) = future::join(self.index(place), adding).await;
+        // Of what is not added, the index hears when it is drained.
+        let is_added = |answers: &Result<Vec<Answer>, RedisError>| {
+            (answers.as_ref()).is_ok_and(|answers| answers.iter().any(Result::is_ok))
+        };
+        let indexed = match indexed {
+            Err(redis) if added.iter().any(is_added) => self.spool_index(place, redis).await,
+            _ => Ok(()),
+        };
+        Ok(Ok((added, indexed)))
     }
 
     /// How long an id waits at most until something is asked of Redis for it, in milliseconds: as long as two attempts take.
@@ -345,12 +346,15 @@ impl<H: Host> Instance<H> {
         place: &Place,
         ids: &[Id],
         sets: BTreeMap<Partition, Vec<Id>>,
-        added: Vec<Result<Vec<Answer>, RedisError>>,
+        (added, indexed): (Vec<Result<Vec<Answer>, RedisError>>, Recorded<()>),
         reconnects: u64,
     ) -> Vec<Recorded<Answer>> {
         let mut recorded = BTreeMap::new();
         for ((partition, ids), added) in sets.iter().zip(added) {
-            let answers = self.recorded(place, *partition, ids, added, reconnects).await;
+            let answers = match &indexed {
+                Err(error) if added.is_ok() => Err(error.clone()),
+                _ => self.recorded(place, *partition, ids, added, reconnects).await,
+            };
             recorded.insert(*partition, answers);
         }
         in_order(ids, self.config.partitions, recorded)

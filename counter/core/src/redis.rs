@@ -352,10 +352,10 @@ impl<H: Host> Redis<H> {
         self.twice(&key, async |via| {
             via.execute("ZADD", [&key, &score, &member].map(text)).await?;
             let expiry = [text(&key), INDEX_SECONDS.to_string()];
-            via.execute("EXPIRE", expiry).await
+            via.execute("EXPIRE", expiry).await?;
+            self.replicated(via, None).await
         })
         .await
-        .map(drop)
     }
 
     /// Records spooled ids of one set, known by its key.

@@ -131,8 +131,8 @@ impl<H: Host> Spool<H> {
         self.add(&insert, values).await
     }
 
-    /// Adds a batch of commands, which may have run already, and may be there already.
-    pub async fn add_batch(&self, batch: &Batch) -> Result<(), SpoolError> {
+    /// Adds a batch of commands, which may have run already, and may be there already. There has to be room for so many ids or jobs.
+    pub async fn add_batch(&self, batch: &Batch, room: usize) -> Result<(), SpoolError> {
         let insert = "INSERT INTO commands (batch, command) SELECT ?2, value FROM json_each(?3) \
             WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 \
             AND NOT EXISTS (SELECT 1 FROM commands WHERE batch = ?2) RETURNING 1";
@@ -140,7 +140,7 @@ impl<H: Host> Spool<H> {
         let row = [
             name(),
             Cell::Text(format!("[{}]", batch.commands.join(","))),
-            integer(batch.commands.len() as u64),
+            integer(room as u64),
             integer(self.limit),
         ];
         let added = self.add(insert, row).await;

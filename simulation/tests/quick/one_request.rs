@@ -165,8 +165,8 @@ fn an_instance_that_serves_one_request_counts_many_ids() {
     let machine = machine(&world, &[]);
     let (new, again) = (Ok(Outcome::New), Ok(Outcome::Duplicate));
     assert_eq!(many(&world, &machine, &[1, 2, 1]), [new, new, again]);
-    // The ids, their statistics, and that nobody sends these again.
-    assert_eq!(server.commands.get(), 3);
+    // The ids, their window in the index and when that expires, their statistics, and that nobody sends these again.
+    assert_eq!(server.commands.get(), 5);
     let entries = server.entries();
     assert!(entries.values().all(|entry| entry.expires_ms.is_some()), "{entries:?}");
     // An answer is lost: at the next attempt they are there, and are counted once.
@@ -191,6 +191,23 @@ fn an_instance_that_serves_one_request_counts_many_ids() {
     world.executor.run_for(SECOND);
     let answers = process.answers.borrow();
     assert_eq!(*answers, [(5, Err(NotCounted::Unavailable)), (6, new), (7, new)]);
+}
+
+/// Ids whose set is there, and whose window cannot be added to the index, may be looked for by nobody.
+#[test]
+fn many_ids_are_not_ok_without_the_index() {
+    let servers = Server::cluster(&["a", "b"]);
+    let world = World::new(25, servers.clone());
+    let machine = Machine::new(&world, &[("redis_urls", "redis://a,redis://b"), ("partitions", "16")]);
+    let ids: Vec<i64> = (0..30).collect();
+    let index = servers.iter().find(|server| server.owns("{verve}:windows:60"));
+    let index = index.expect("whoever has the slot");
+    index.is_full.set(true);
+    assert_eq!(many(&world, &machine, &ids), [Err(NotCounted::Unavailable); 30]);
+    index.is_full.set(false);
+    let answers = many(&world, &machine, &ids);
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert!(answers.contains(&Ok(Outcome::Duplicate)), "{answers:?}");
 }
 
 /// An answer is lost, and what was asked has moved by the next attempt: it is counted once all the same.

@@ -53,7 +53,9 @@ impl<H: Host> Instance<H> {
             Err(_) if H::POLICY == Policy::Once => return,
             Err(redis) => redis,
         };
-        let spooled = self.in_time(self.background.add_batch(&batch)).await;
+        let spooled = self
+            .in_time(self.background.add_batch(&batch, batch.commands.len()))
+            .await;
         if let Err(error) = self.spooled(redis, spooled) {
             self.log.error(&format!("statistics not flushed: {error}"));
             counted.stats.keep(batch);

@@ -76,21 +76,25 @@ impl<H: Host> Redis<H> {
     /// they are recorded.
     async fn add_together(&self, sets: &[Set<H>]) -> Vec<Option<Vec<Answer>>> {
         let of_none = || vec![None; sets.len()];
-        let [first, others @ ..] = sets else {
+        // The first ids of a set come with its expiry: added by themselves they would stay for ever, if their answer was lost and nobody came again.
+        let together = || sets.iter().filter(|set| set.expires);
+        let (Some(first), Some(_)) = (together().next(), together().nth(1)) else {
             return of_none();
         };
-        // The first ids of a set come with its expiry: added by themselves they would stay for ever, if their answer was lost and nobody came again.
-        let alone = self.config.window_limit.is_some() || sets.iter().any(|set| !set.expires);
-        if others.is_empty() || alone || !others.iter().all(|set| Rc::ptr_eq(&set.node, &first.node)) {
+        let alone = self.config.window_limit.is_some() || H::POLICY == Policy::Once;
+        if alone || !together().all(|set| Rc::ptr_eq(&set.node, &first.node)) {
             return of_none();
         }
         // Without an answer each set is tried by itself, which tells why.
-        let script = add_together(sets.iter().map(Set::parts));
+        let script = add_together(together().map(Set::parts));
         let Ok(known) = self.evaluate(script, Some(&first.key)).await else {
             return of_none();
         };
         let mut known = known.iter().map(known_to_be);
         let of_set = |set: &Set<H>| {
+            if !set.expires {
+                return None;
+            }
             let answers: Vec<Option<Answer>> = known.by_ref().take(set.members.len()).collect();
             answers.into_iter().collect()
         };
