@@ -253,7 +253,7 @@ impl Run {
         let entries = self.world.servers.iter().flat_map(|server| server.entries());
         let is_one_of_few = |key: &str| {
             let name = key.split_once("}:").map_or(key, |(_, name)| name);
-            FOR_EVER.iter().any(|stays| name == *stays) || name.starts_with("reports:")
+            FOR_EVER.contains(&name) || name.starts_with("reports:")
         };
         entries
             .filter(|(key, entry)| entry.expires_ms.is_none() && !is_one_of_few(key))
