@@ -56,7 +56,7 @@ impl Happened {
         let mut losses = self.losses.iter().filter(|loss| loss.has_ids);
         let is_spooled = matches!(attempt.answer, Some(Ok(Outcome::Spooled)));
         let within_ms = if is_spooled { BROUGHT_MS } else { RECORDED_MS };
-        losses.any(|loss| attempt.at_ms <= loss.at_ms && attempt.at_ms + within_ms >= loss.from_ms)
+        losses.any(|loss| attempt.at_ms <= loss.at_ms + KNOWN_MS && attempt.at_ms + within_ms >= loss.from_ms)
     }
 
     /// Whether it may not be known any more that this was reported.
@@ -73,6 +73,8 @@ impl Happened {
     }
 }
 
+/// How long an instance may answer by what it knows, and Redis has lost, in milliseconds.
+const KNOWN_MS: u64 = 2000;
 /// How long it may take until an id is in Redis or the spool, in milliseconds.
 const RECORDED_MS: u64 = 10_000;
 /// How long it may take until Redis knows what Kafka does, or is there again, in milliseconds.

@@ -31,6 +31,13 @@ enum Only {
     OnCluster,
 }
 
+/// A seed that follows from the commit that is tested; of sources without a history always the same.
+fn seed_of_commit() -> String {
+    let commit = sys::output("git", &["rev-parse", "--short=12", "HEAD"]);
+    let seed = commit.and_then(|commit| u64::from_str_radix(commit.trim(), 16).ok());
+    seed.unwrap_or(1 << 20).to_string()
+}
+
 /// How long a broker whose jars are there may take to start.
 const BROKER_PATIENCE: Duration = Duration::from_secs(90);
 const BROKER_LOG: &str = "log";
@@ -69,10 +76,12 @@ pub fn run(args: &Args) -> Result<()> {
     if all {
         steps.run("doc tests", || tests(&["--doc"], args, &mut failed));
         steps.run("simulation", || {
-            let simulate = |args: &[&str]| sys::run(Command::new(sys::binary(build::SIMULATION)).args(args));
-            simulate(&["--seed", "1", "--seeds", "300"])?;
-            // Others each time.
-            simulate(&["--minutes", "1"])
+            let simulate = |seed: &str, seeds: &str| {
+                sys::run(Command::new(sys::binary(build::SIMULATION)).args(["--seed", seed, "--seeds", seeds]))
+            };
+            simulate("1", "300")?;
+            // Others for each commit, and the same for the same one, about a minute long.
+            simulate(&seed_of_commit(), "700")
         });
     }
     // Without each of these one test fails, and says so.
