@@ -201,6 +201,12 @@ impl Plan {
         plan
     }
 
+    /// Whether an id is `ok` only once another server has it.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.followed.is_some_and(|followed| followed.is_waited_for)
+    }
+
     /// What fails, if that can here.
     fn kind(&self, random: &mut Rng, kind: u32) -> Option<Kind> {
         let machine = random.usize(..self.machines.len());

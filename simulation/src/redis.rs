@@ -226,9 +226,8 @@ impl Server {
     pub fn take_over(&self, now_us: u64, lag_us: u64) -> Option<u64> {
         let follower = self.follower.take();
         self.restart(false);
-        let follower = follower?;
-        let lost_us = follower.end(now_us, lag_us);
-        self.data.replace(follower.take());
+        let (data, lost_us) = follower?.end(now_us, lag_us);
+        self.data.replace(data);
         lost_us
     }
 
@@ -334,9 +333,10 @@ impl Server {
             _ => Cow::Borrowed(words),
         };
         let answer = self.run(&sent, now_us, is_asking, client);
-        if let Some(follower) = &*self.follower.borrow() {
-            let has_written = self.data.borrow().has_written;
-            follower.note(&sent, now_us, self.is_full.get(), client, has_written);
+        if let Some(follower) = &*self.follower.borrow()
+            && self.data.borrow().has_written
+        {
+            follower.note(&sent, now_us, self.is_full.get(), client);
         }
         answer
     }

@@ -1,5 +1,7 @@
 //! Runs a plan, and looks at what has become of it.
 
+mod faults;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -11,18 +13,17 @@ use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::once::Once;
-use verve_protocol::slot::slot;
 use verve_protocol::{Id, Keys, Method, Partitions, Window, WindowLength};
 use verve_reporter::simulated::Settings;
 
 use verve_counter_core::ports::Clock as _;
 
-use crate::endpoints::{Endpoints, Mood};
+use crate::endpoints::Endpoints;
 use crate::host::Machine;
 use crate::kafka::Broker;
 use crate::mutation::Mutation;
-use crate::plan::{ENDPOINTS, Fault, Kind, Plan, Request};
-use crate::redis::{Link, Server};
+use crate::plan::{ENDPOINTS, Plan, Request};
+use crate::redis::Server;
 use crate::replica::Replica;
 use crate::verdict::{self, Attempt, Happened, Loss, Wrong};
 use crate::world::World;
@@ -116,12 +117,11 @@ impl Run {
             .map(|server| format!("redis://{}", server.host))
             .collect();
         let urls = urls.join(",");
-        let is_waited_for = plan.followed.is_some_and(|followed| followed.is_waited_for);
         let variables = [
             ("redis_urls", urls.as_str()),
             ("window_seconds", seconds.as_str()),
             ("partitions", partitions.as_str()),
-            ("redis_wait_replicas", if is_waited_for { "1" } else { "0" }),
+            ("redis_wait_replicas", if plan.is_waited_for() { "1" } else { "0" }),
             ("log", "off"),
         ];
         let keys = Keys::new("verve".parse().expect("a namespace"));
@@ -354,175 +354,6 @@ impl Run {
         attempt.answer = Some(answer);
         self.world
             .note(|| format!("id {} of {}: {answer:?}", attempt.id, attempt.window));
-    }
-
-    /// Something begins to fail.
-    fn begin(self: &Rc<Self>, fault: Fault) {
-        self.world.note(|| format!("for {} ms: {:?}", fault.for_ms, fault.kind));
-        let servers = &self.world.servers;
-        match &fault.kind {
-            Kind::Redis(server, link) => self.take_away(*server, *link),
-            Kind::Full(server) => servers[*server].is_full.set(true),
-            Kind::Restart(server) => self.take_away(*server, Link::Refused),
-            Kind::Lose(server) => {
-                servers[*server].restart(true);
-                self.take_away(*server, Link::Refused);
-                self.follow();
-                self.lose(0);
-            }
-            Kind::TakeOver(server, lag_ms) => {
-                let lost_us = servers[*server].take_over(self.world.now_us(), lag_ms * 1000);
-                self.take_away(*server, Link::Refused);
-                lost_us.into_iter().for_each(|lost_us| self.lose(lost_us / 1000));
-            }
-            Kind::Unfollowed(server) => servers[*server].link_follower(false),
-            Kind::Move(server, key) => self.begin_to_move(*server, *key),
-            Kind::Machine(machine, link) => self.machines[*machine].set_link(*link),
-            Kind::Clock(machine, offset_ms) => return self.machines[*machine].set_clock(*offset_ms),
-            Kind::Instance(machine, instance) => {
-                let instances = self.plan.machines[*machine];
-                if instances > 0 {
-                    let instance = instance % instances;
-                    self.instances.borrow_mut().remove(&(*machine, instance));
-                    self.world.executor.kill(process(*machine, instance));
-                }
-                return;
-            }
-            Kind::Disk(machine, error) => self.machines[*machine].set_disk_fault(Some(error.clone())),
-            Kind::Replica(replica) => self.replicas[*replica].kill(),
-            Kind::Pause(replica) => self.replicas[*replica].pause(true),
-            Kind::ReplicaLink(replica, link) => self.replicas[*replica].link.set(*link),
-            Kind::Kafka(link) => self.broker.link.set(*link),
-            Kind::Endpoint(host, mood) => self.endpoints.set(*host, *mood),
-        }
-        let run = self.clone();
-        self.world
-            .executor
-            .after(Duration::from_millis(fault.for_ms), move || run.end(&fault.kind));
-    }
-
-    /// It is over.
-    fn end(&self, kind: &Kind) {
-        let servers = &self.world.servers;
-        match kind {
-            Kind::Redis(server, _) | Kind::Lose(server) => self.bring_back(*server),
-            Kind::Full(server) => servers[*server].is_full.set(false),
-            Kind::Restart(server) => {
-                servers[*server].restart(false);
-                self.bring_back(*server);
-            }
-            Kind::TakeOver(server, _) => {
-                self.bring_back(*server);
-                self.follow();
-            }
-            Kind::Unfollowed(server) => servers[*server].link_follower(true),
-            Kind::Move(..) => self.finish_move(),
-            Kind::Machine(machine, _) => self.machines[*machine].set_link(Link::Up),
-            Kind::Clock(..) | Kind::Instance(..) => {}
-            Kind::Disk(machine, _) => self.machines[*machine].set_disk_fault(None),
-            Kind::Replica(replica) => self.replicas[*replica].restart(),
-            Kind::Pause(replica) => self.replicas[*replica].pause(false),
-            Kind::ReplicaLink(replica, _) => self.replicas[*replica].link.set(Link::Up),
-            Kind::Kafka(_) => self.broker.link.set(Link::Up),
-            Kind::Endpoint(host, _) => self.endpoints.set(*host, Mood::Link(Link::Up)),
-        }
-    }
-
-    /// A server is away. A replica that has nothing but it has to say so after a while.
-    fn take_away(self: &Rc<Self>, server: usize, link: Link) {
-        self.world.servers[server].link.set(link);
-        let since = self.away[server].get().unwrap_or(self.world.executor.now());
-        self.away[server].set(Some(since));
-        let run = self.clone();
-        let check = move || {
-            if run.away[server].get() == Some(since) && run.away.len() == 1 {
-                run.say_what_is_wrong(
-                    |problems| !problems.is_empty(),
-                    "says that all is well, and Redis is away",
-                );
-            }
-        };
-        self.world.executor.after(FOUND_OUT, check);
-    }
-
-    fn bring_back(&self, server: usize) {
-        self.world.servers[server].link.set(Link::Up);
-        self.away[server].set(None);
-    }
-
-    /// Of replicas that have run for a while: what they say of themselves has to be so.
-    fn say_what_is_wrong(&self, is_so: impl Fn(&[String]) -> bool, what: &str) {
-        for (number, replica) in self.replicas.iter().enumerate() {
-            if let Some(problems) = replica.problems(FOUND_OUT).filter(|problems| !is_so(problems)) {
-                let problems = problems.join("; ");
-                let what = format!(
-                    "{}: replica {number} {what}: {problems}",
-                    self.world.executor.now().as_secs()
-                );
-                self.wrong.borrow_mut().push(Wrong::general(what));
-            }
-        }
-    }
-
-    /// Another server follows each, from now on, if that is so here.
-    fn follow(&self) {
-        if let Some(followed) = self.plan.followed {
-            self.world
-                .servers
-                .iter()
-                .for_each(|server| server.follow(followed.waits_for_own));
-        }
-    }
-
-    /// What was written since a time, in Unix milliseconds, is lost.
-    fn lose(&self, from_ms: u64) {
-        self.world.note(|| format!("what was written since {from_ms} is lost"));
-        self.losses.borrow_mut().push(Loss {
-            from_ms,
-            at_ms: self.world.now_us() / 1000,
-            has_ids: from_ms == 0 || self.plan.followed.is_some_and(|followed| !followed.is_waited_for),
-        });
-    }
-
-    /// The slot of a key begins to move to another server, unless one is on its way.
-    fn begin_to_move(&self, server: usize, key: usize) {
-        let servers = &self.world.servers;
-        let (from, to) = (&servers[server], &servers[(server + 1) % servers.len()]);
-        let keys: Vec<String> = from.entries().into_keys().collect();
-        if servers.len() > 1 && from.moving().is_none() && !keys.is_empty() {
-            from.begin_to_move(slot(&keys[key % keys.len()]), to);
-        }
-    }
-
-    /// What is on its way arrives.
-    fn finish_move(&self) {
-        let servers = &self.world.servers;
-        if let Some((slot, to)) = servers[0].moving()
-            && let Some(from) = servers.iter().find(|server| server.has_slot(slot))
-        {
-            from.move_slot(slot, &servers[to]);
-        }
-    }
-
-    /// Nothing fails any more.
-    fn mend(&self) {
-        self.finish_move();
-        for (number, server) in self.world.servers.iter().enumerate() {
-            self.bring_back(number);
-            server.is_full.set(false);
-            server.link_follower(true);
-        }
-        self.broker.link.set(Link::Up);
-        self.endpoints.mend();
-        for machine in &self.machines {
-            machine.set_link(Link::Up);
-            machine.set_disk_fault(None);
-            machine.set_clock(0);
-        }
-        for replica in &self.replicas {
-            replica.link.set(Link::Up);
-            replica.restart();
-        }
     }
 }
 

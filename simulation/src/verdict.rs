@@ -246,10 +246,11 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
     for attempt in attempts {
         let sent = sent.entry(attempt.window).or_default();
         sent.requests += 1;
-        sent.is_lost |= happened.may_have_lost(attempt);
+        let is_lost = happened.may_have_lost(attempt);
+        sent.is_lost |= is_lost;
         sent.tried.insert(attempt.id);
         if let Some(Ok(outcome)) = attempt.answer {
-            if !happened.may_have_lost(attempt) {
+            if !is_lost {
                 sent.accepted.insert(attempt.id);
             }
             // What comes after a window was final is compared with nothing any more.

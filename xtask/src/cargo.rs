@@ -74,17 +74,7 @@ fn version() -> Option<String> {
     if let Some(given) = env::var(VERSION).ok().filter(|given| !given.is_empty()) {
         return Some(given);
     }
-    let root = sys::root().to_str()?;
-    let describe = [
-        "-C",
-        root,
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--exclude=*",
-        "--dirty=+",
-    ];
-    let commit = sys::output("git", &describe)?;
+    let commit = sys::git(&["describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"])?;
     Some(format!("{} ({commit})", env!("CARGO_PKG_VERSION")))
 }
 

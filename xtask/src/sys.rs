@@ -93,6 +93,11 @@ pub fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S]) -> Option
         .then(|| String::from_utf8_lossy(&text).trim().to_owned())
 }
 
+/// What git says of this repository; `None` if there is none, or no git.
+pub fn git(args: &[&str]) -> Option<String> {
+    output("git", &[&["-C", root().to_str()?], args].concat())
+}
+
 /// Where the PATH has `program`.
 pub fn which(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;

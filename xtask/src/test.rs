@@ -31,13 +31,6 @@ enum Only {
     OnCluster,
 }
 
-/// A seed that follows from the commit that is tested; of sources without a history always the same.
-fn seed_of_commit() -> String {
-    let commit = sys::output("git", &["rev-parse", "--short=12", "HEAD"]);
-    let seed = commit.and_then(|commit| u64::from_str_radix(commit.trim(), 16).ok());
-    seed.unwrap_or(1 << 20).to_string()
-}
-
 /// How long a broker whose jars are there may take to start.
 const BROKER_PATIENCE: Duration = Duration::from_secs(90);
 const BROKER_LOG: &str = "log";
@@ -198,6 +191,13 @@ fn checks(steps: &mut Steps) {
 
 /// What others depend on, in the order in which it is published.
 const PUBLISHED: [&str; 3] = ["verve-protocol", "verve-counter-core", "verve-counter"];
+
+/// A seed that follows from the commit that is tested; of sources without a history always the same.
+fn seed_of_commit() -> String {
+    let commit = sys::git(&["rev-parse", "--short=12", "HEAD"]);
+    let seed = commit.and_then(|commit| u64::from_str_radix(&commit, 16).ok());
+    seed.unwrap_or(1 << 20).to_string()
+}
 
 /// What others depend on is packaged, compiled as it is packaged, and published but for the upload, without a warning; and its example is compiled.
 fn packages() -> Result<()> {

@@ -1,7 +1,7 @@
 //! What is in the spool, and what it fails by.
 
 use thiserror::Error;
-use verve_protocol::{CounterName, Id};
+use verve_protocol::{CounterName, Id, Keys};
 
 /// From how many ids on no more rows are added to those brought to Redis together.
 pub const MOST_SPOOLED: usize = 1000;
@@ -116,6 +116,16 @@ pub struct Batch {
 pub const ADDS_A_JOB: &str = r#"["XADD""#;
 
 impl Batch {
+    /// Commands about these keys, under a name unlike that of any other batch.
+    #[must_use]
+    pub fn new(keys: &Keys, name: String, commands: Vec<String>) -> Self {
+        let name = match keys.counter() {
+            None => name,
+            Some(counter) => format!("{counter}/{name}"),
+        };
+        Self { name, commands }
+    }
+
     /// The named counter whose keys it is about, if it is one's: they are where a cluster has that counter's keys.
     #[must_use]
     pub fn counter(&self) -> Option<CounterName> {

@@ -47,29 +47,18 @@ pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms:
     let has_ids = [stats::NEW, stats::DUPLICATE]
         .iter()
         .any(|field| counts.contains_key(field));
-    let mut batch = index(keys, window, name, now_ms, partitions);
-    if !has_ids {
-        batch.commands.clear();
-    }
-    batch.commands = increments.chain(batch.commands).chain([expiry]).collect();
-    batch
+    let index = index(keys, window, now_ms, partitions).into_iter().filter(|_| has_ids);
+    Batch::new(keys, name, increments.chain(index).chain([expiry]).collect())
 }
 
-/// The commands that add a window to the index, at `now_ms` in Unix milliseconds, as one that may have ids in so many `partitions`.
+/// The commands, as in a [`Batch`], that add a window to the index, at `now_ms` in Unix milliseconds, as one that may have ids in so many `partitions`.
 #[must_use]
-pub fn index(keys: &Keys, window: Window, name: String, now_ms: u64, partitions: u16) -> Batch {
-    let name = match keys.counter() {
-        None => name,
-        Some(counter) => format!("{counter}/{name}"),
-    };
+pub fn index(keys: &Keys, window: Window, now_ms: u64, partitions: u16) -> [String; 2] {
     let (windows, indexed) = (keys.windows(window.length()), indexed(window, partitions));
-    Batch {
-        name,
-        commands: vec![
-            format!(r#"["ZADD","{windows}","{now_ms}","{indexed}"]"#),
-            format!(r#"["EXPIRE","{windows}","{INDEX_SECONDS}"]"#),
-        ],
-    }
+    [
+        format!(r#"["ZADD","{windows}","{now_ms}","{indexed}"]"#),
+        format!(r#"["EXPIRE","{windows}","{INDEX_SECONDS}"]"#),
+    ]
 }
 
 /// For how long a window's statistics are kept from `now_s` on, which is in Unix seconds by the clock that the window is by: until

@@ -50,11 +50,8 @@ impl Follower {
         }
     }
 
-    /// Notes a command that has run, and whether it has `written`.
-    pub fn note(&self, words: &[String], at_us: u64, is_full: bool, client: u64, has_written: bool) {
-        if !has_written {
-            return;
-        }
+    /// Notes a command that has written something.
+    pub fn note(&self, words: &[String], at_us: u64, is_full: bool, client: u64) {
         let mut behind = self.behind.borrow_mut();
         behind.push_back(Ran {
             words: words.to_vec(),
@@ -84,17 +81,14 @@ impl Follower {
         i64::from(self.has.get() >= until)
     }
 
-    /// Has what it was sent until so long ago, or until something was wrong between the two. Says since when the server was asked for what it does not have.
-    pub fn end(&self, now_us: u64, lag_us: u64) -> Option<u64> {
+    /// What it has: what it was sent until so long ago, or until something was wrong between the two. And since when the server was asked for what it does not
+    /// have.
+    pub fn end(self, now_us: u64, lag_us: u64) -> (Data, Option<u64>) {
         if self.is_linked.get() {
             self.catch_up(|ran| ran.at_us + lag_us < now_us);
         }
-        self.behind.borrow().front().map(|ran| ran.at_us)
-    }
-
-    /// What it has.
-    pub fn take(&self) -> Data {
-        self.server.data.take()
+        let lost_us = self.behind.borrow().front().map(|ran| ran.at_us);
+        (self.server.data.take(), lost_us)
     }
 
     /// Brings what comes next, as long as that is wanted of it.

@@ -7,7 +7,7 @@ use verve_simulation::host::Machine;
 use verve_simulation::redis::{Link, Server};
 use verve_simulation::world::World;
 
-use crate::process::{Process, SECOND, recorded, statistics};
+use crate::process::{Process, SECOND, give_up_all, recorded, statistics};
 
 #[test]
 fn ids_find_their_node_wherever_it_is() {
@@ -161,8 +161,7 @@ fn no_id_is_ok_in_a_window_that_is_neither_in_the_index_nor_in_the_spool() {
     assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 30 - elsewhere);
     assert_eq!(machine.rows("commands"), 2);
     // The instance dies, and the next one counts in another window.
-    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
-    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+    give_up_all(&world);
     index.is_full.set(false);
     machine.set_clock(300_000);
     let process = Process::new(&machine);

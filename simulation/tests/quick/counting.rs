@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use verve_counter_core::answer::{Limit, NotCounted, Outcome};
 use verve_simulation::redis::Answer;
 
-use crate::process::{Process, SECOND, machine, recorded, statistics, world};
+use crate::process::{Process, SECOND, give_up_all, machine, recorded, statistics, world};
 
 #[test]
 fn ids_are_counted_once() {
@@ -129,8 +129,7 @@ fn a_window_of_before_is_told_of_too() {
     while process.answers.borrow().len() < 2 {
         world.executor.run_for(SECOND / 1000);
     }
-    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
-    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+    give_up_all(&world);
     world.executor.run_for(SECOND);
     let told = server.execute(
         &["ZCARD", "{verve}:windows:60"].map(str::to_owned),

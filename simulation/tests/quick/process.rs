@@ -91,6 +91,12 @@ pub fn machine(world: &Rc<World>, variables: &[(&'static str, &str)]) -> Machine
     Machine::new(world, &all)
 }
 
+/// Gives up all that goes on: the host dies.
+pub fn give_up_all(world: &World) {
+    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
+    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+}
+
 /// The ids in Redis, of all windows and counters.
 pub fn recorded(servers: &[Rc<Server>]) -> BTreeSet<i64> {
     let keys = servers.iter().flat_map(|server| {

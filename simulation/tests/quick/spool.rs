@@ -4,7 +4,7 @@ use verve_counter_core::answer::{NotCounted, Outcome};
 use verve_counter_core::spooled::SpoolError;
 use verve_simulation::redis::Link;
 
-use crate::process::{Process, SECOND, machine, recorded, statistics, world};
+use crate::process::{Process, SECOND, give_up_all, machine, recorded, statistics, world};
 
 #[test]
 fn what_is_accepted_while_redis_is_away_is_counted_later() {
@@ -22,8 +22,7 @@ fn what_is_accepted_while_redis_is_away_is_counted_later() {
         assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 99, "{link:?}");
         assert!(machine.rows("ids") > 0 && machine.rows("commands") > 0, "{link:?}");
         // The host dies, and comes again.
-        let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
-        tasks.into_iter().for_each(|task| world.executor.give_up(task));
+        give_up_all(&world);
         server.link.set(Link::Up);
         let process = Process::new(&machine);
         process.add(&world, 100);
@@ -187,8 +186,7 @@ fn a_disk_that_fails_is_looked_at_again() {
     before.add(&world, 1);
     world.executor.run_for(SECOND);
     assert_eq!(before.answered(Ok(Outcome::Spooled)), [1]);
-    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
-    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+    give_up_all(&world);
     server.link.set(Link::Up);
     machine.set_disk_fault(Some(SpoolError::Broken("disk I/O error".to_owned())));
     let process = Process::new(&machine);
@@ -206,8 +204,7 @@ fn a_disk_that_fails_is_looked_at_again() {
     dies.add(&world, 6);
     world.executor.run_for(SECOND);
     assert_eq!(dies.answered(Ok(Outcome::Spooled)), [6]);
-    let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
-    tasks.into_iter().for_each(|task| world.executor.give_up(task));
+    give_up_all(&world);
     server.link.set(Link::Up);
     for id in 7..12 {
         process.add(&world, id);

@@ -1,0 +1,187 @@
+//! What fails in a plan: how it begins, and how it is over.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use verve_protocol::slot::slot;
+
+use super::{FOUND_OUT, Run, process};
+use crate::endpoints::Mood;
+use crate::plan::{Fault, Kind};
+use crate::redis::Link;
+use crate::verdict::{Loss, Wrong};
+
+impl Run {
+    /// Something begins to fail.
+    pub(super) fn begin(self: &Rc<Self>, fault: Fault) {
+        self.world.note(|| format!("for {} ms: {:?}", fault.for_ms, fault.kind));
+        let servers = &self.world.servers;
+        match &fault.kind {
+            Kind::Redis(server, link) => self.take_away(*server, *link),
+            Kind::Full(server) => servers[*server].is_full.set(true),
+            Kind::Restart(server) => self.take_away(*server, Link::Refused),
+            Kind::Lose(server) => {
+                servers[*server].restart(true);
+                self.take_away(*server, Link::Refused);
+                self.follow();
+                self.lose(0, true);
+            }
+            Kind::TakeOver(server, lag_ms) => {
+                let lost_us = servers[*server].take_over(self.world.now_us(), lag_ms * 1000);
+                self.take_away(*server, Link::Refused);
+                if let Some(lost_us) = lost_us {
+                    self.lose(lost_us / 1000, !self.plan.is_waited_for());
+                }
+            }
+            Kind::Unfollowed(server) => servers[*server].link_follower(false),
+            Kind::Move(server, key) => self.begin_to_move(*server, *key),
+            Kind::Machine(machine, link) => self.machines[*machine].set_link(*link),
+            Kind::Clock(machine, offset_ms) => return self.machines[*machine].set_clock(*offset_ms),
+            Kind::Instance(machine, instance) => {
+                let instances = self.plan.machines[*machine];
+                if instances > 0 {
+                    let instance = instance % instances;
+                    self.instances.borrow_mut().remove(&(*machine, instance));
+                    self.world.executor.kill(process(*machine, instance));
+                }
+                return;
+            }
+            Kind::Disk(machine, error) => self.machines[*machine].set_disk_fault(Some(error.clone())),
+            Kind::Replica(replica) => self.replicas[*replica].kill(),
+            Kind::Pause(replica) => self.replicas[*replica].pause(true),
+            Kind::ReplicaLink(replica, link) => self.replicas[*replica].link.set(*link),
+            Kind::Kafka(link) => self.broker.link.set(*link),
+            Kind::Endpoint(host, mood) => self.endpoints.set(*host, *mood),
+        }
+        let run = self.clone();
+        self.world
+            .executor
+            .after(Duration::from_millis(fault.for_ms), move || run.end(&fault.kind));
+    }
+
+    /// It is over.
+    fn end(&self, kind: &Kind) {
+        let servers = &self.world.servers;
+        match kind {
+            Kind::Redis(server, _) | Kind::Lose(server) => self.bring_back(*server),
+            Kind::Full(server) => servers[*server].is_full.set(false),
+            Kind::Restart(server) => {
+                servers[*server].restart(false);
+                self.bring_back(*server);
+            }
+            Kind::TakeOver(server, _) => {
+                self.bring_back(*server);
+                self.follow();
+            }
+            Kind::Unfollowed(server) => servers[*server].link_follower(true),
+            Kind::Move(..) => self.finish_move(),
+            Kind::Machine(machine, _) => self.machines[*machine].set_link(Link::Up),
+            Kind::Clock(..) | Kind::Instance(..) => {}
+            Kind::Disk(machine, _) => self.machines[*machine].set_disk_fault(None),
+            Kind::Replica(replica) => self.replicas[*replica].restart(),
+            Kind::Pause(replica) => self.replicas[*replica].pause(false),
+            Kind::ReplicaLink(replica, _) => self.replicas[*replica].link.set(Link::Up),
+            Kind::Kafka(_) => self.broker.link.set(Link::Up),
+            Kind::Endpoint(host, _) => self.endpoints.set(*host, Mood::Link(Link::Up)),
+        }
+    }
+
+    /// A server is away. A replica that has nothing but it has to say so after a while.
+    fn take_away(self: &Rc<Self>, server: usize, link: Link) {
+        self.world.servers[server].link.set(link);
+        let since = self.away[server].get().unwrap_or(self.world.executor.now());
+        self.away[server].set(Some(since));
+        // In a cluster it may have something else.
+        if self.away.len() > 1 {
+            return;
+        }
+        let run = self.clone();
+        let check = move || {
+            if run.away[server].get() == Some(since) {
+                let says_so = |problems: &[String]| !problems.is_empty();
+                run.say_what_is_wrong(says_so, "says that all is well, and Redis is away");
+            }
+        };
+        self.world.executor.after(FOUND_OUT, check);
+    }
+
+    fn bring_back(&self, server: usize) {
+        self.world.servers[server].link.set(Link::Up);
+        self.away[server].set(None);
+    }
+
+    /// Of replicas that have run for a while: what they say of themselves has to be so.
+    pub(super) fn say_what_is_wrong(&self, is_so: impl Fn(&[String]) -> bool, what: &str) {
+        for (number, replica) in self.replicas.iter().enumerate() {
+            if let Some(problems) = replica.problems(FOUND_OUT).filter(|problems| !is_so(problems)) {
+                let problems = problems.join("; ");
+                let what = format!(
+                    "{}: replica {number} {what}: {problems}",
+                    self.world.executor.now().as_secs()
+                );
+                self.wrong.borrow_mut().push(Wrong::general(what));
+            }
+        }
+    }
+
+    /// Another server follows each, from now on, if that is so here.
+    pub(super) fn follow(&self) {
+        if let Some(followed) = self.plan.followed {
+            self.world
+                .servers
+                .iter()
+                .for_each(|server| server.follow(followed.waits_for_own));
+        }
+    }
+
+    /// What was written since a time, in Unix milliseconds, is lost; also ids that were answered `ok`, if it `has_ids`.
+    fn lose(&self, from_ms: u64, has_ids: bool) {
+        self.world.note(|| format!("what was written since {from_ms} is lost"));
+        self.losses.borrow_mut().push(Loss {
+            from_ms,
+            at_ms: self.world.now_us() / 1000,
+            has_ids,
+        });
+    }
+
+    /// The slot of a key begins to move to another server, unless one is on its way.
+    fn begin_to_move(&self, server: usize, key: usize) {
+        let servers = &self.world.servers;
+        let (from, to) = (&servers[server], &servers[(server + 1) % servers.len()]);
+        let keys: Vec<String> = from.entries().into_keys().collect();
+        if servers.len() > 1 && from.moving().is_none() && !keys.is_empty() {
+            from.begin_to_move(slot(&keys[key % keys.len()]), to);
+        }
+    }
+
+    /// What is on its way arrives.
+    fn finish_move(&self) {
+        let servers = &self.world.servers;
+        if let Some((slot, to)) = servers[0].moving()
+            && let Some(from) = servers.iter().find(|server| server.has_slot(slot))
+        {
+            from.move_slot(slot, &servers[to]);
+        }
+    }
+
+    /// Nothing fails any more.
+    pub(super) fn mend(&self) {
+        self.finish_move();
+        for (number, server) in self.world.servers.iter().enumerate() {
+            self.bring_back(number);
+            server.is_full.set(false);
+            server.link_follower(true);
+        }
+        self.broker.link.set(Link::Up);
+        self.endpoints.mend();
+        for machine in &self.machines {
+            machine.set_link(Link::Up);
+            machine.set_disk_fault(None);
+            machine.set_clock(0);
+        }
+        for replica in &self.replicas {
+            replica.link.set(Link::Up);
+            replica.restart();
+        }
+    }
+}
