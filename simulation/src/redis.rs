@@ -217,7 +217,7 @@ impl Server {
     /// Has what comes to its follower come there, or not.
     pub fn link_follower(&self, is_linked: bool) {
         if let Some(follower) = &*self.follower.borrow() {
-            follower.is_linked.set(is_linked);
+            follower.link(is_linked);
         }
     }
 

@@ -30,7 +30,7 @@ pub struct Follower {
     /// After how many commands each client has written for the last time.
     written: RefCell<BTreeMap<u64, u64>>,
     /// Whether something comes to it.
-    pub is_linked: Cell<bool>,
+    is_linked: Cell<bool>,
     /// Whether the server waits for what a client itself has written, as since Redis 7.2; before, for all that there is.
     waits_for_own: bool,
 }
@@ -81,6 +81,13 @@ impl Follower {
         i64::from(self.has.get() >= until)
     }
 
+    /// Has what comes next come there, or not. It has what it was sent before.
+    pub fn link(&self, is_linked: bool) {
+        if self.is_linked.replace(is_linked) {
+            self.catch_up(|_| !is_linked);
+        }
+    }
+
     /// What it has: what it was sent until so long ago, or until something was wrong between the two. And since when the server was asked for what it does not
     /// have.
     pub fn end(self, now_us: u64, lag_us: u64) -> (Data, Option<u64>) {
@@ -108,5 +115,26 @@ impl Follower {
             let _: Answer = self.server.execute(&ran.words, ran.at_us, false, 0);
             self.has.set(self.has.get() + 1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_has_what_came_before_the_link_failed() {
+        let server = Server::alone("redis");
+        server.follow(true);
+        let add = |member: &str, at_us| {
+            let words = ["SADD", "set", member].map(str::to_owned);
+            assert_eq!(server.execute(&words, at_us, false, 1), Answer::Number(1));
+        };
+        add("1", 1_000_000);
+        server.link_follower(false);
+        add("2", 2_000_000);
+        server.link_follower(false);
+        assert_eq!(server.take_over(9_000_000, 0), Some(2_000_000));
+        assert_eq!(server.members("set"), ["1".to_owned()].into());
     }
 }
