@@ -235,7 +235,7 @@ impl Plan {
             11 => Kind::Move(server, random.usize(..1000)),
             12 if self.may_lose => Kind::Lose(server),
             13 if self.followed.is_some() => Kind::TakeOver(server, random.u64(..MOST_LAG_MS)),
-            // Not 14, `Kind::Unfollowed`, before what it finds is fixed: see docs/simulation.md.
+            14 if self.followed.is_some() => Kind::Unfollowed(server),
             12..=14 => return None,
             _ => {
                 let moods = [Mood::Link(link), Mood::Link(link), Mood::Status(500), Mood::Status(410)];

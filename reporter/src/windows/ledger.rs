@@ -28,6 +28,9 @@ pub const IDS_KEPT: Duration = Duration::from_secs(UNREPORTED_SECONDS);
 /// A window whose ids may expire within this time is lost already: longer than it takes a leader from its first look to its first count.
 const LOST_BEFORE: Duration = Duration::from_secs(60);
 
+/// How many final reports a leader remembers, in case Redis loses them: at a minute each, sixteen hours.
+const REMEMBERED: usize = 1000;
+
 /// When windows are reported, and how long they are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Schedule {
@@ -92,6 +95,8 @@ pub struct Ledger {
     pending: BTreeMap<Window, WindowRecord>,
     acknowledged: BTreeMap<Window, Change>,
     watched: BTreeMap<Window, Report>,
+    /// The newest final reports, at most [`REMEMBERED`]: a Redis that has taken over may have lost them.
+    finals: BTreeMap<Window, Report>,
     removals: BTreeSet<Window>,
 }
 
@@ -158,7 +163,7 @@ pub struct Lost {
 pub enum Stray {
     /// They came too late: the window is final.
     TooLate,
-    /// The window was never reported: report it.
+    /// Redis has no report of the window, since it was never reported or since Redis has lost that: count it.
     Unreported,
     /// Another replica watches the window, or it is not due by a clock that was set back.
     Expected,
@@ -174,10 +179,13 @@ impl Ledger {
         known: Option<&Self>,
         now_ms: u64,
     ) -> (Self, Option<Lost>) {
-        let acknowledged = known.map_or_else(BTreeMap::new, |known| known.remind(&mut stored));
+        let certain = window_certain_at(length, now_ms);
+        let acknowledged = known.map_or_else(BTreeMap::new, |known| known.remind(&mut stored, certain));
         let current = length.window_at_ms(now_ms);
         let first_kept = stored.first_kept(length, now_ms);
-        let newest = stored.reports.last_key_value().map(|(newest, _)| *newest);
+        let reported = stored.reports.last_key_value().map(|(newest, _)| *newest);
+        let gone_on_from = known.and_then(|known| known.next.previous());
+        let newest = reported.max(stored.newest).max(gone_on_from);
         // What somebody has begun to publish comes after what is before it, though a report may be of a window long ago that had ids.
         let publishing = stored
             .pending
@@ -186,7 +194,7 @@ impl Ledger {
         let begun = publishing.map(|(window, _)| *window).max();
         // Where Redis has no report at all, and this process knows of some, they are gone on from, however late Redis has begun anew.
         let from = stored.from.filter(|_| stored.newest.is_some());
-        let next = match newest.max(stored.newest).max(begun) {
+        let next = match newest.max(begun) {
             Some(newest) => from.into_iter().fold(newest.next(), Window::max),
             None => stored.from.unwrap_or(current),
         };
@@ -205,6 +213,7 @@ impl Ledger {
             pending: BTreeMap::new(),
             acknowledged,
             watched: BTreeMap::new(),
+            finals: known.map_or_else(BTreeMap::new, |known| known.finals.clone()),
             removals: BTreeSet::new(),
         };
         for (window, pending) in stored.pending {
@@ -213,17 +222,35 @@ impl Ledger {
                 (None, _) => drop(ledger.removals.insert(window)),
             }
         }
-        ledger.watched = stored.reports;
-        ledger.watched.retain(|_, report| !report.is_final);
+        for (window, report) in stored.reports {
+            ledger.reported(window, report);
+        }
         (ledger, lost)
     }
 
-    /// Adds to what was read from Redis what this ledger knows and Redis does not, since it may have lost its data. Answers
-    /// what Kafka has acknowledged and nobody has recorded, and takes it from what is pending.
-    fn remind(&self, stored: &mut Stored) -> BTreeMap<Window, Change> {
+    /// A window has this report.
+    fn reported(&mut self, window: Window, report: Report) {
+        if report.is_final {
+            self.watched.remove(&window);
+            self.finals.insert(window, report);
+            if self.finals.len() > REMEMBERED {
+                self.finals.pop_first();
+            }
+        } else {
+            self.finals.remove(&window);
+            self.watched.insert(window, report);
+        }
+    }
+
+    /// Adds to what was read from Redis what this ledger knows and Redis does not, since it may have lost its data, or another one
+    /// has taken over that did not have all of them. A window that Redis does not have the last report of is counted again, and so
+    /// made final there, unless it is before `certain`: Redis has no reports for ever either. Answers what Kafka has acknowledged and
+    /// nobody has recorded, and takes it from what is pending.
+    fn remind(&self, stored: &mut Stored, certain: Window) -> BTreeMap<Window, Change> {
         let Stored { reports, pending, .. } = stored;
         let mut acknowledged = BTreeMap::new();
-        let mut known = self.watched.clone();
+        let finals = self.finals.range(certain..).chain(&self.watched);
+        let mut known: BTreeMap<Window, Report> = finals.map(|(window, report)| (*window, *report)).collect();
         for (window, change) in &self.acknowledged {
             if pending.get(window) == Some(&Pending::publish(&change.record)) {
                 pending.remove(window);
@@ -233,17 +260,13 @@ impl Ledger {
             }
         }
         for (window, known) in known {
-            let report = reports.entry(window).or_insert(known);
-            if report.revision < known.revision {
-                *report = known;
+            if reports
+                .get(&window)
+                .is_none_or(|report| report.revision < known.revision)
+            {
+                let is_final = false;
+                reports.insert(window, Report { is_final, ..known });
             }
-        }
-        if let Some(last) = self.next.previous() {
-            // Stands for whatever was reported of it: it is only there to be gone on from.
-            reports.entry(last).or_insert(Report {
-                is_final: true,
-                ..Report::default()
-            });
         }
         acknowledged
     }
@@ -283,7 +306,8 @@ impl Ledger {
     /// The windows whose reports it knows, which others may have changed since.
     pub fn known(&self) -> Vec<Window> {
         let last = self.next.previous();
-        let known = self.watched.keys().chain(self.acknowledged.keys()).copied();
+        let reported = self.watched.keys().chain(self.finals.keys());
+        let known = reported.chain(self.acknowledged.keys()).copied();
         known.chain(last).collect()
     }
 
@@ -301,10 +325,22 @@ impl Ledger {
             .fold(self.next, Window::min)
     }
 
-    /// Reports these, which were never reported and have ids, unless somebody has begun to meanwhile.
+    /// Counts these, which have ids and of which Redis has no report, unless somebody has begun to meanwhile. Of those that were
+    /// reported only what is news is published.
     pub fn add_strays(&mut self, windows: &[Window]) {
         let past: Vec<Window> = windows.iter().copied().filter(|window| self.is_past(*window)).collect();
-        self.strays.extend(past);
+        for window in past {
+            match self.finals.remove(&window) {
+                Some(report) => drop(self.watched.insert(
+                    window,
+                    Report {
+                        is_final: false,
+                        ..report
+                    },
+                )),
+                None => drop(self.strays.insert(window)),
+            }
+        }
     }
 
     /// The windows whose ids are needed still, except those that are only due.
@@ -399,9 +435,7 @@ impl Ledger {
     /// What Kafka has acknowledged was recorded.
     pub fn recorded(&mut self) {
         for (window, change) in std::mem::take(&mut self.acknowledged) {
-            if !change.report.is_final {
-                self.watched.insert(window, change.report);
-            }
+            self.reported(window, change.report);
             self.strays.remove(&window);
             self.next = self.next.max(window.next());
         }
@@ -409,7 +443,10 @@ impl Ledger {
 
     /// A window was made final. What it was counted by is there still.
     pub fn finished(&mut self, window: Window) {
-        self.watched.remove(&window);
+        if let Some(report) = self.watched.get(&window).copied() {
+            let is_final = true;
+            self.reported(window, Report { is_final, ..report });
+        }
         self.removals.insert(window);
     }
 
@@ -436,7 +473,8 @@ impl Ledger {
             return Stray::Expected;
         }
         let are_all_there = window >= window_certain_at(window.length(), now_ms);
-        if report.is_none() && window < self.first && are_all_there {
+        let is_unknown = window < self.first || self.finals.contains_key(&window);
+        if report.is_none() && is_unknown && are_all_there {
             return Stray::Unreported;
         }
         match report {

@@ -2,6 +2,7 @@
 
 use verve_simulation::mutation::MUTATIONS;
 use verve_simulation::plan::{Fault, Followed, Kind, Plan, Request};
+use verve_simulation::redis::Link;
 use verve_simulation::run::run;
 
 #[test]
@@ -92,4 +93,25 @@ fn a_final_window_is_reported_whatever_redis_has_lost_of_that() {
         .iter()
         .find(|mutation| mutation.name.contains("when it is final"));
     assert_ne!(run(&plan, false, before).wrong, []);
+}
+
+/// Redis that has taken over has no report of a window, and the leader knows that it was made final. What is drained from a spool after that is
+/// told all the same.
+#[test]
+fn an_id_is_told_of_a_final_window_that_redis_has_no_report_of() {
+    let plan = Plan {
+        window_seconds: 10,
+        followed: Some(Followed {
+            is_waited_for: true,
+            waits_for_own: true,
+        }),
+        requests: vec![request(45_000, 1), request(47_000, 2)],
+        faults: faults([
+            (46_000, 14_000, Kind::Machine(0, Link::Refused)),
+            (51_000, 6_000, Kind::Unfollowed(0)),
+            (56_000, 500, Kind::TakeOver(0, 0)),
+        ]),
+        ..small()
+    };
+    assert_eq!(run(&plan, false, None).wrong, []);
 }

@@ -167,6 +167,48 @@ fn a_redis_without_its_data_is_reminded() {
     assert_eq!(goes_on(&ledger, &[]), (vec![780], 2));
 }
 
+/// Another Redis has taken over, without the last moments. A window that it has no final report of, or an older one, is counted again.
+#[test]
+fn a_redis_is_reminded_of_what_was_made_final() {
+    let (mut ledger, _) = resume(&[], None, 600);
+    publish(&mut ledger, &[record(600, 5, 1), record(660, 1, 0)], 800);
+    ledger.finished(window(600));
+    ledger.removed(&[window(600)]);
+    assert_eq!(
+        (plan(&ledger, 6, 900), ledger.is_past(window(600))),
+        ((Some((6, 0)), false), true)
+    );
+    let counted_again = |report_of_600: Option<Report>| {
+        let reports = report_of_600.map(|report| (600, report));
+        let reports: Vec<_> = reports.into_iter().chain([(660, report(1, 0))]).collect();
+        let (resumed, _) = resume_from(stored(&reports), Some(&ledger), 1000);
+        let watched = resumed.watched.contains_key(&window(600));
+        watched.then(|| (plan(&resumed, 5, 1000), plan(&resumed, 6, 1000)))
+    };
+    let again = Some(((None, true), (Some((6, 2)), false)));
+    assert_eq!(counted_again(None), again);
+    assert_eq!(counted_again(Some(report(5, 1))), again);
+    assert_eq!(counted_again(Some(finished(report(4, 0)))), again);
+    assert_eq!(counted_again(Some(finished(report(5, 1)))), None);
+    assert_eq!(counted_again(Some(finished(report(7, 2)))), None);
+    // So long after that Redis need not have it any more.
+    let (resumed, _) = resume_from(stored(&[(90_000, report(1, 0))]), Some(&ledger), 90_000);
+    assert!(!resumed.watched.contains_key(&window(600)));
+    // Nobody has noticed that another one has taken over, and there are ids of it.
+    assert_eq!(ledger.stray(window(600), None, 1_000_000), Stray::Unreported);
+    ledger.add_strays(&[window(600)]);
+    assert_eq!(plan(&ledger, 6, 1000), (Some((6, 2)), false));
+    assert_eq!(due(&ledger, 722_000), [0u64; 0]);
+}
+
+#[test]
+fn not_all_that_was_made_final_is_remembered() {
+    let reports: Vec<(u64, Report)> = (0..1500u64).map(|i| (i * 60, finished(report(1, 0)))).collect();
+    let (ledger, _) = resume(&reports, None, 90_000);
+    assert_eq!(ledger.known().len(), REMEMBERED + 1);
+    assert!(ledger.known().contains(&window(1499 * 60)));
+}
+
 /// Another replica has corrected a window and made it final since this one watched it.
 #[test]
 fn a_report_that_others_made_final_is_not_taken_back() {
