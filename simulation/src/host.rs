@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::{Value as SqlValue, ValueRef};
 use verve_counter_core::config::Policy;
 use verve_counter_core::ports::{
@@ -61,10 +62,15 @@ impl Machine {
     /// If SQLite has no memory.
     #[must_use]
     pub fn new(world: &Rc<World>, variables: &[(&'static str, &str)]) -> Self {
+        let disk = rusqlite::Connection::open_in_memory().expect("memory");
+        // Or else statements are prepared again for each value, since another plan might be better for it.
+        disk.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+            .expect("a setting that SQLite has");
+        disk.set_prepared_statement_cache_capacity(100);
         Self {
             world: Rc::clone(world),
             kept: Rc::new(Kept {
-                disk: rusqlite::Connection::open_in_memory().expect("memory"),
+                disk,
                 fault: RefCell::default(),
                 offset_ms: Cell::default(),
                 link: Cell::default(),

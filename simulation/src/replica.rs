@@ -61,6 +61,14 @@ impl Redis {
     /// Asks whoever has the keys, as a client of a cluster does, and follows redirects once.
     async fn ask(&self, commands: Vec<Vec<String>>) -> RedisResult<Vec<Value>> {
         let servers = &self.world.servers;
+        if servers.len() == 1 {
+            return self
+                .ask_server(0, commands, false)
+                .await?
+                .into_iter()
+                .map(value)
+                .collect();
+        }
         let mut of_servers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (number, words) in commands.iter().enumerate() {
             let owner = key(words).and_then(|key| servers.iter().position(|server| server.owns(key)));
