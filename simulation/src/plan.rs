@@ -183,7 +183,7 @@ impl Plan {
                 gives_up_ms: (give_up && random.u8(..4) == 0).then(|| random.u64(..3000)),
             });
         }
-        let every_ms = random.u64(100..4_000);
+        let every_ms = random.u64(70..2_800);
         let longest_ms = pick(random, &[300, 3000, 15_000, 30_000]);
         let mut at_ms = 0;
         loop {

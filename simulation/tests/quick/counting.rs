@@ -139,3 +139,26 @@ fn a_window_of_before_is_told_of_too() {
     );
     assert_eq!(told, Answer::Number(2));
 }
+
+/// An instance knows that it need not tell Redis again of its counter, its window and the set's expiry, and Redis has lost all of that since.
+#[test]
+fn the_first_id_after_redis_has_lost_its_data_is_counted_whole() {
+    for (name, partitions) in [(None, "1"), (Some("clicks"), "1"), (None, "4"), (Some("clicks"), "4")] {
+        let (world, server) = world(31);
+        let process = Process::new(&machine(&world, &[("partitions", partitions)]));
+        (0..10).for_each(|id| process.request(&world, id, name, None));
+        world.executor.run_for(SECOND);
+        let before: Vec<String> = server.entries().into_keys().collect();
+        server.restart(true);
+        (10..40).for_each(|id| process.request(&world, id, name, None));
+        world.executor.run_for(SECOND);
+        assert_eq!(process.answered(Ok(Outcome::New)), (0..40).collect::<Vec<_>>());
+        let entries = server.entries();
+        let is_there = |key: &String| {
+            entries
+                .get(key)
+                .is_some_and(|entry| entry.expires_ms.is_some() || key == "{verve}:counters")
+        };
+        assert!(before.iter().all(is_there), "{before:?}: {entries:#?}");
+    }
+}

@@ -22,9 +22,7 @@ use crate::stats::index;
 impl<H: Host> Instance<H> {
     /// Records an id of a window, together with others that come while a node is asked.
     pub(super) async fn record_id(self: &Rc<Self>, place: &Place, id: Id) -> Recorded<Answer> {
-        if self.reconnects.replace(self.redis.reconnects()) != self.redis.reconnects() {
-            self.counters.forget();
-        }
+        self.forget_after_reconnect();
         let is_seen = place.counted.seen.has(place.window, id);
         let node = self.node_of(place, id.partition(self.config.partitions));
         if is_seen && node.answered_lately() {
@@ -41,6 +39,14 @@ impl<H: Host> Instance<H> {
             self.host.spawn(record_waiting(self.clone(), taking, waiters));
         }
         recorded.unwrap_or(Ok(Err(NotCounted::Unavailable)))
+    }
+
+    /// Forgets what a server knew to which the connection was opened again since: it may have lost its data.
+    fn forget_after_reconnect(&self) {
+        let reconnects = self.redis.reconnects();
+        if self.reconnects.replace(reconnects) != reconnects {
+            self.counters.forget();
+        }
     }
 
     /// Records ids of a window in Redis, or else in the spool. Answers what came of each. If they have waited, it was since `since_ms` by the monotonic clock: for
@@ -60,7 +66,9 @@ impl<H: Host> Instance<H> {
                 self.host.spawn(look_whether_back(self.clone(), node));
             }
         }
+        self.forget_after_reconnect();
         let reconnects = self.redis.reconnects();
+        let is_known = !place.is_to_be_indexed();
         let until_ms = match H::POLICY {
             Policy::Kept => since_ms.unwrap_or_else(|| self.host.monotonic_ms()) + self.patience_ms(),
             // There is nowhere else to put them.
@@ -70,6 +78,12 @@ impl<H: Host> Instance<H> {
             Err(self.no_answer())
         } else {
             self.add_ids(place, &sets, until_ms).await
+        };
+        let added = match added {
+            Ok(Ok(added)) if is_known && self.redis.reconnects() != reconnects => {
+                self.add_again(place, &sets, added, until_ms).await
+            }
+            added => added,
         };
         let added = match added {
             Ok(Ok(added)) => added,
@@ -111,6 +125,28 @@ impl<H: Host> Instance<H> {
             _ => Ok(()),
         };
         Ok(Ok(Added { of_sets, indexed }))
+    }
+
+    /// Adds ids again that were added while a connection was lost and opened again. Redis may have lost its data before it was given them, and with these
+    /// that the set expires, that its window is in the index, and whose counter it is; and whoever adds an id where that is known does not say so again.
+    async fn add_again(
+        &self,
+        place: &Place,
+        sets: &BTreeMap<Partition, Vec<Id>>,
+        first: Added,
+        until_ms: u64,
+    ) -> Result<Result<Added, Limit>, RedisError> {
+        self.forget_after_reconnect();
+        let again = self.add_ids(place, sets, until_ms).await?;
+        Ok(again.map(|again| {
+            // What was new the first time is a duplicate now.
+            let of_sets = first.of_sets.into_iter().zip(again.of_sets);
+            let of_sets = of_sets.map(|(first, again)| again.map(|again| first.unwrap_or(again)));
+            Added {
+                of_sets: of_sets.collect(),
+                ..again
+            }
+        }))
     }
 
     /// How long an id waits at most until something is asked of Redis for it, in milliseconds: as long as two attempts take.
