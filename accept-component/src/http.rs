@@ -16,7 +16,7 @@ spin_sdk::wasip3::http::service::export!(Component);
 
 impl Guest for Component {
     async fn handle(request: Request) -> Result<types::Response, ErrorCode> {
-        let company = Company::join();
+        let company = YieldGuard::join();
         let answer = match request.get_method() {
             Method::Get => accept::answer(&request.get_path_with_query().unwrap_or_default()).await,
             _ => accept::look_around().await,
@@ -31,9 +31,9 @@ impl Guest for Component {
 /// somebody else might want to go on. `wit-bindgen` takes that for a yield. To the host a request that yields comes after all that is
 /// new: under load, those that have only their response to finish would never come to an end, and fill its tables. Whenever the
 /// request's own future is polled, this one is not, and so not all are.
-struct Company(Sender<()>);
+struct YieldGuard(Sender<()>);
 
-impl Company {
+impl YieldGuard {
     fn join() -> Self {
         let (leave, left) = oneshot::channel();
         spawn(async move {
@@ -51,7 +51,7 @@ impl Company {
     }
 }
 
-fn respond(answer: Response, company: Company) -> Result<types::Response, ErrorCode> {
+fn respond(answer: Response, company: YieldGuard) -> Result<types::Response, ErrorCode> {
     let headers = answer
         .headers()
         .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));

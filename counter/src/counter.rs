@@ -7,13 +7,13 @@ use verve_counter_core::callback::Callback;
 use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter;
 use verve_counter_core::instance::Instance;
-use verve_counter_core::once::Once;
+use verve_counter_core::single_flight::SingleFlight;
 use verve_protocol::{CounterName, Id};
 
 use crate::spin3::Spin3;
 
 thread_local! {
-    static INSTANCE: Rc<Once<Rc<Instance<Spin3>>, InvalidVariable>> = Rc::default();
+    static INSTANCE: Rc<SingleFlight<Rc<Instance<Spin3>>, InvalidVariable>> = Rc::default();
 }
 
 /// A counter of unique ids, which the application's variables describe. One for each instance of a component, however often it is asked for.

@@ -112,7 +112,7 @@ fn failed(error: redis::Error) -> RedisError {
         redis::Error::InvalidAddress => RedisError::InvalidAddress,
         redis::Error::TooManyConnections => RedisError::TooManyConnections,
         redis::Error::TypeError => RedisError::UnexpectedType,
-        redis::Error::Other(message) => RedisError::told(message),
+        redis::Error::Other(message) => RedisError::from_message(message),
     }
 }
 
@@ -179,7 +179,7 @@ impl Tasks for Spin2 {
 }
 
 impl Host for Spin2 {
-    const POLICY: Policy = Policy::Once;
+    const POLICY: Policy = Policy::PerRequest;
 
     async fn variable(&self, name: &'static str) -> Result<Option<String>, String> {
         match variables::get(name) {

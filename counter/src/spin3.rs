@@ -65,7 +65,7 @@ fn failed(error: redis::Error) -> RedisError {
         redis::Error::InvalidAddress => RedisError::InvalidAddress,
         redis::Error::TooManyConnections => RedisError::TooManyConnections,
         redis::Error::TypeError => RedisError::UnexpectedType,
-        redis::Error::Other(message) => RedisError::told(message),
+        redis::Error::Other(message) => RedisError::from_message(message),
     }
 }
 
@@ -112,7 +112,7 @@ fn refused(error: sqlite::Error) -> SpoolError {
         sqlite::Error::AccessDenied => SpoolError::NotGranted,
         sqlite::Error::InvalidConnection => SpoolError::Broken("the connection is not valid".to_owned()),
         sqlite::Error::DatabaseFull => SpoolError::DiskFull,
-        sqlite::Error::Io(message) => SpoolError::told(message),
+        sqlite::Error::Io(message) => SpoolError::from_message(message),
     }
 }
 
@@ -154,7 +154,7 @@ impl Tasks for Spin3 {
 }
 
 impl Host for Spin3 {
-    const POLICY: Policy = Policy::Kept;
+    const POLICY: Policy = Policy::LongLived;
 
     async fn variable(&self, name: &'static str) -> Result<Option<String>, String> {
         match variables::get(name).await {

@@ -152,14 +152,14 @@ pub fn cluster(text: &str) {
     });
     let mut map = Map::parse(&parts.collect::<Vec<_>>(), "asked");
     assert!(map.node(SLOTS - 1).is_none_or(|node| !node.is_empty()));
-    if let Some(redirect) = Redirect::told(text)
+    if let Some(redirect) = Redirect::parse(text)
         && let Some(address) = redirect.to("asked")
     {
         let again = format!(
             "An error was signalled by the server - Moved: {} {address}",
             redirect.slot
         );
-        let again = Redirect::told(&again).expect("a redirection");
+        let again = Redirect::parse(&again).expect("a redirection");
         assert_eq!((again.slot, again.to("asked")), (redirect.slot, Some(address.clone())));
         map.moved(redirect.slot, address.clone());
         assert!(map.node(redirect.slot).is_some_and(|node| node.contains(&address)));

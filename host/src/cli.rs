@@ -1,5 +1,8 @@
-//! The command line. Its flags are those of `spin up`, so that the one can stand in for the other, and so are their
-//! defaults, except that instances are reused for longer: this host runs one component, which it knows to bear it.
+//! The command line of `verve-host`.
+//!
+//! The flags and their defaults are those of `spin up`, so that one program can replace the other.
+//! One default differs: instances are reused for longer, because this host runs one component that
+//! is known to support it.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -14,10 +17,10 @@ use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 
 use crate::EX_USAGE;
 
-/// How long a health check waits for a connection, and for an answer.
+/// The time limit of a health check for the connection, and again for the answer.
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
-/// At the end of `--help`.
+/// The text at the end of `--help`.
 const AFTER_HELP: &str = "\
 Examples:
   verve-host --from spin.toml --listen 0.0.0.0:3000 --state-dir /var/lib/verve
@@ -29,7 +32,7 @@ Exit codes:
   1   something failed, or requests were still under way when there was no time left
   64  the command line, the environment or the manifest is wrong";
 
-/// Runs Verve's component where no Spin is installed.
+/// Runs Verve's component on a machine without Spin
 #[derive(Parser)]
 #[command(name = "verve-host", args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub struct Arguments {
@@ -40,64 +43,72 @@ pub struct Arguments {
     #[arg(short = 'f', long, value_name = "PATH", default_value = "spin.toml")]
     pub from: PathBuf,
 
-    /// Where to serve HTTP: `127.0.0.1:3000`, `localhost:3000` or `:3000` for this machine alone, `0.0.0.0:3000` for all; port 0 picks a free one
+    /// Address to serve HTTP on: `127.0.0.1:3000`, `localhost:3000` or `:3000` for this machine
+    /// only, `0.0.0.0:3000` for all machines; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = socket_address)]
     pub listen: SocketAddr,
 
-    /// Sets a variable of the manifest; repeatable, for one after the other. The flag beats the environment's `SPIN_VARIABLE_NAME`
-    // A secret may be in here: never shown, which is why it is taken apart later and by hand.
+    /// Sets a variable of the manifest; repeat the flag for each variable. It takes precedence over
+    /// `SPIN_VARIABLE_NAME` in the environment
+    // A value may be secret and must never be shown, so `Values` parses it later, and clap does
+    // not.
     #[arg(long = "variable", value_name = "NAME=VALUE")]
     pub variables: Vec<String>,
 
-    /// Where the SQLite database is kept, and with it what Redis does not have yet [default: .spin beside the manifest]
+    /// Folder of the SQLite database, which holds the data that is not in Redis yet [default: .spin
+    /// beside the manifest]
     #[arg(long, value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
 
     #[command(flatten)]
     pub reuse: Reuse,
 
-    /// How long it goes on serving after SIGTERM, so that load balancers can turn away: its health check answers 503 meanwhile, and
-    /// each response closes its connection. SIGINT stops without that
+    /// How long the host continues to serve after SIGTERM, so that load balancers can stop sending
+    /// requests: meanwhile its health check answers 503, and each response closes its connection.
+    /// SIGINT stops without this delay
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub stop_grace: Duration,
 
-    /// How long a kept-alive connection may be idle, and a client may take for a request's head. Longer than what load balancers keep
-    /// idle connections for, or they send requests on a connection that is being closed
+    /// Time limit for an idle keep-alive connection, and for a client to send the head of a
+    /// request. It has to be longer than load balancers keep idle connections, or they send
+    /// requests on a connection that is being closed
     #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = duration)]
     pub keep_alive_timeout: Duration,
 
-    /// The most connections at once. Further ones wait until one ends. Each needs an open file, and memory: 10 KB when idle
+    /// Maximum number of open connections. Further connections wait until one ends. Each needs an
+    /// open file, and memory: 10 KB when idle
     #[arg(long, value_name = "N", default_value = "20000")]
     pub max_connections: NonZeroUsize,
 
-    /// The most bytes of a request's head, from 8192 on; a longer one is answered 431
+    /// Maximum size of the head of a request in bytes, at least 8192; a longer head is answered 431
     #[arg(long, value_name = "BYTES", default_value = "32768", value_parser = head_bytes)]
     pub max_head_bytes: usize,
 
-    /// How the host and the component log
+    /// Log format of the host and the component
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 
-    /// Leaves Nagle's algorithm on, to measure what it costs: a response in two writes waits for a delayed ACK
+    /// Leaves Nagle's algorithm enabled, to measure its cost: a response in two writes waits for a
+    /// delayed ACK
     #[arg(long)]
     pub no_tcp_nodelay: bool,
 }
 
-/// How a log is written.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
-    /// A line to read
+    /// A line of plain text for each event
     Text,
-    /// A JSON object in each line
+    /// A JSON object on each line
     Json,
 }
 
-/// What else there is to do than to run a component.
+/// The commands besides running the component.
 #[derive(Subcommand)]
 enum Command {
     /// Ask a host on this machine whether it can serve, for a container's health check: exit code 0 if it can, else 1
     Healthcheck {
-        /// Where it listens
+        /// Address that the host listens on
         #[arg(value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = socket_address)]
         address: SocketAddr,
     },
@@ -105,14 +116,14 @@ enum Command {
     Print(Print),
 }
 
-/// What is printed, and no more.
+/// The commands that only print a text.
 #[derive(Subcommand)]
 enum Print {
-    /// Print what lets a shell complete these flags
+    /// Print a script that lets a shell complete these flags
     Completions { shell: Shell },
     /// Print the manual page
     Man,
-    /// Print every flag, in Markdown
+    /// Print all flags in Markdown
     #[command(hide = true)]
     Markdown,
 }
@@ -135,11 +146,12 @@ impl Print {
 /// How component instances are reused.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Reuse {
-    /// How many requests one component instance serves before it is dropped (128 in Spin)
+    /// Maximum number of requests that a component instance serves before it is dropped (128 in
+    /// Spin)
     #[arg(long = "max-instance-reuse-count", value_name = "REQUESTS", default_value = "100000")]
     pub requests: NonZeroUsize,
 
-    /// How many of them at once (16 in Spin)
+    /// Maximum number of requests that a component instance serves concurrently (16 in Spin)
     #[arg(
         long = "max-instance-concurrent-reuse-count",
         value_name = "REQUESTS",
@@ -147,16 +159,17 @@ pub struct Reuse {
     )]
     pub concurrent: NonZeroUsize,
 
-    /// How long an instance with nothing to do is kept: 1s, 500ms, 2m
+    /// How long an idle instance is kept: 1s, 500ms, 2m
     #[arg(long = "idle-instance-timeout", value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub idle: Duration,
 }
 
 impl Arguments {
-    /// Reads the command line of this process. `version` is what `--version` tells.
+    /// Parses the command line of this process; `--version` prints `version`.
     ///
     /// # Errors
-    /// The exit code, once what was asked for, or what was wrong, has been printed.
+    /// Returns the exit code if there is nothing to serve: the requested text or the error is
+    /// already printed, or the health check has run.
     pub fn read(version: &'static str) -> Result<Self, ExitCode> {
         let command = Self::command().version(version);
         let read = (command.clone().try_get_matches()).and_then(|matches| Self::from_arg_matches(&matches));
@@ -176,13 +189,13 @@ impl Arguments {
             }
             Some(Command::Print(print)) => print,
         };
-        // Whoever reads may have seen enough, such as `head`.
+        // The reader may close the pipe early, as `head` does; `print!` would panic.
         let printed = print.text(command).and_then(|text| io::stdout().write_all(&text));
         Err(ExitCode::from(u8::from(printed.is_err())))
     }
 }
 
-/// Asks for the health of who listens there, and takes nothing but 200 for an answer.
+/// Asks the host at this address for its health; only status 200 is a success.
 fn healthcheck(mut address: SocketAddr) -> io::Result<()> {
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -201,7 +214,9 @@ fn healthcheck(mut address: SocketAddr) -> io::Result<()> {
     )))
 }
 
-/// clap explains itself over several lines; those before the first empty one say what was wrong, and a tip what was meant, perhaps.
+/// Shortens an error of clap to one line: the problem, and the tip if there is one.
+///
+/// clap prints several lines. The lines before the first empty one describe the problem.
 fn in_a_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let mut lines = text.lines().map(str::trim);
@@ -220,19 +235,19 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
         Some(port) => format!("127.0.0.1:{port}"),
         None => text.to_owned(),
     };
-    // Names such as localhost are fine too, and IPv4 is preferred, as in Spin.
+    // Names such as localhost are valid too, and IPv4 is preferred, as in Spin.
     let addresses: Vec<SocketAddr> = text.to_socket_addrs().map_err(|_| expected())?.collect();
     let ipv4 = addresses.iter().find(|address| address.is_ipv4());
     ipv4.or(addresses.first()).copied().ok_or_else(expected)
 }
 
-/// What hyper takes: its buffer is never smaller than that.
+/// Parses the maximum size of a head. Its minimum is that of hyper's buffer.
 fn head_bytes(text: &str) -> Result<usize, String> {
     let bytes = text.parse().ok().filter(|bytes| (8192..=1 << 20).contains(bytes));
     bytes.ok_or_else(|| "expected a whole number from 8192 to 1048576".to_owned())
 }
 
-/// A number and a unit (`ms`, `s`, `m`), seconds if there is none.
+/// Parses a number with a unit (`ms`, `s`, `m`); without a unit it means seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

@@ -1,4 +1,4 @@
-//! The SQLite database `default`: a file as in Spin, that survives the host.
+//! The SQLite database `default`: a file that outlives the host, as in Spin.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,31 +8,33 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context as _;
 use rusqlite::limits::Limit;
 
-/// The only database there is.
+/// The name of the only database.
 pub const DATABASE: &str = "default";
 
-/// Its file's name, as in Spin, so that the one host goes on with what the other has left.
+/// The file name, as in Spin, so that one host can continue with the other's data.
 const FILE_NAME: &str = "sqlite_db.db";
 
-/// The file of the database `default`. Clones are the same database.
+/// The file of the database `default`. Clones refer to the same database.
 #[derive(Clone)]
 pub struct Database {
     file: PathBuf,
-    /// Open for as long as the host runs: the last connection to close would clean up, while an instance waits.
+    /// Stays open while the host runs. Otherwise closing the last connection would make SQLite
+    /// clean up, while an instance waits.
     _kept_open: Arc<Mutex<rusqlite::Connection>>,
 }
 
 impl Database {
-    /// Opens the database in a folder, and makes both if they are not there.
+    /// Opens the database in a folder, and creates both if they do not exist.
     ///
     /// # Errors
-    /// If the folder cannot be made, or the file cannot be opened as a database. The message names it.
+    /// If the folder cannot be created, or the file cannot be opened as a database. The message
+    /// names the file.
     pub fn try_new(folder: &Path) -> anyhow::Result<Self> {
         let file = folder.join(FILE_NAME);
         let context = || format!("cannot open the SQLite database {}", file.display());
         fs::create_dir_all(folder).with_context(context)?;
         let connection = open(&file).with_context(context)?;
-        // Only a statement looks into the file.
+        // SQLite reads the file only at the first statement, so this one detects an invalid file.
         let look = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
         look.with_context(context)?;
         Ok(Self {
@@ -41,7 +43,7 @@ impl Database {
         })
     }
 
-    /// A connection to it.
+    /// Opens a connection to the database.
     ///
     /// # Errors
     /// If the file cannot be opened.
@@ -55,25 +57,28 @@ impl Database {
     }
 }
 
-/// What the component's `connection` stands for. Clones are the same connection.
+/// The host's side of the component's `connection`. Clones are the same connection.
 #[derive(Clone)]
 pub struct Connection {
     /// The connection itself.
     pub connection: Arc<Mutex<rusqlite::Connection>>,
     file: PathBuf,
-    /// Which file was opened.
+    /// The identity of the opened file.
     opened: Option<(u64, u64)>,
 }
 
 impl Connection {
-    /// Whether its file is not there any more, or another one is: what is written then goes with the host. SQLite looks only without WAL.
+    /// Returns whether the file was removed or replaced since it was opened.
+    ///
+    /// Data that is written after that is lost when the host ends. SQLite itself checks this only
+    /// without WAL.
     #[must_use]
     pub fn is_of_removed_file(&self) -> bool {
         self.opened.is_none() || identity(&self.file) != self.opened
     }
 }
 
-/// Which file is at this path: device and inode.
+/// Returns the identity of the file at this path: device and inode.
 fn identity(file: &Path) -> Option<(u64, u64)> {
     let file = fs::metadata(file).ok()?;
     Some((file.dev(), file.ino()))
@@ -81,8 +86,8 @@ fn identity(file: &Path) -> Option<(u64, u64)> {
 
 fn open(file: &Path) -> rusqlite::Result<rusqlite::Connection> {
     let connection = rusqlite::Connection::open(file)?;
-    // Attaching, of which `VACUUM INTO` is a case, would reach other files. Not an authorizer: it does not learn of a file's
-    // name that is a parameter.
+    // ATTACH would reach other files, and `VACUUM INTO` is a case of it. An authorizer is no
+    // alternative: it does not see a file name that is passed as a parameter.
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
     Ok(connection)
 }

@@ -1,8 +1,8 @@
-//! Component instances: how many there are, how many requests each serves, and when it goes.
+//! Component instances: their number, the requests that each serves, and their end.
 //!
-//! Each of the host's threads has its own. A request goes to the first instance that takes another one, and only if there
-//! is none to a new one. An instance that still works on something, even after its last response, is never ended by a
-//! time limit here; only idle ones go.
+//! Each thread of the host has its own instances. A request goes to the first instance that accepts
+//! another one, and to a new instance only if none does. No time limit here ends an instance that
+//! still works, even after its last response: only idle instances end.
 
 use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
@@ -26,20 +26,22 @@ use crate::cli::Reuse;
 use crate::pool::Connections;
 use crate::wasm::{Grants, Guest, Loaded, MAX_INSTANCES, new_store};
 
-/// Makes instances. Clones share the limit on how many there may be.
+/// Creates instances. Clones share the limit on the number of instances.
 #[derive(Clone)]
 pub struct Factory {
     component: Arc<Loaded>,
     grants: Grants,
     reuse: Reuse,
-    /// One permit for each instance that may still be made.
+    /// One permit for each instance that may still be created.
     slots: Arc<Semaphore>,
-    /// Cancelled once idle instances are to go at once.
+    /// Cancelled when idle instances must end immediately.
     draining: CancellationToken,
 }
 
 impl Factory {
-    /// One that makes instances of this component, with these grants. Of WASI 0.2 each serves one request, as in Spin.
+    /// Returns a factory for instances of this component, with these grants.
+    ///
+    /// An instance of a WASI 0.2 component serves one request, as in Spin.
     pub fn new(component: Loaded, grants: Grants, mut reuse: Reuse) -> Self {
         if matches!(component.proxy, ProxyPre::P2(_)) {
             reuse.requests = NonZeroUsize::MIN;
@@ -53,7 +55,7 @@ impl Factory {
         }
     }
 
-    /// The instances of one more thread. None yet: they are made as requests come.
+    /// Returns the instances of one more thread: none at first, requests create them.
     pub fn for_one_thread(&self) -> Instances {
         Instances(Arc::new(Shared {
             factory: self.clone(),
@@ -62,8 +64,9 @@ impl Factory {
         }))
     }
 
-    /// Ends idle instances of all threads at once and waits at most `limit` for those that still work. Returns how many
-    /// then still do.
+    /// Ends all idle instances immediately, and waits for those that still work.
+    ///
+    /// Waits at most `limit`. Returns how many instances still work then.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.draining.cancel();
         match tokio::time::timeout(limit, self.slots.acquire_many(MAX_INSTANCES)).await {
@@ -80,34 +83,34 @@ impl Factory {
     }
 }
 
-/// The instances of one thread. Clones are the same.
+/// The instances of one thread. Clones share them.
 #[derive(Clone)]
 pub struct Instances(Arc<Shared>);
 
 struct Shared {
     factory: Factory,
     redis: Connections,
-    /// Those that take requests.
+    /// The instances that accept requests.
     open: Mutex<Vec<Open>>,
 }
 
-/// An instance that takes requests.
+/// An instance that accepts requests.
 struct Open {
     queue: UnboundedSender<Job>,
-    /// Requests that it has now.
+    /// The number of requests that it serves now.
     running: Arc<AtomicUsize>,
-    /// Requests that it has had.
+    /// The number of requests that it has received.
     total: usize,
 }
 
-/// A request, and where its response goes.
+/// A request, and the channel for its response.
 struct Job {
     request: hyper::Request<WasiBody>,
     response: oneshot::Sender<wasmtime::Result<hyper::Response<WasiBody>>>,
     running: Running,
 }
 
-/// Counts a request for as long as it is there.
+/// Counts a request for as long as this value lives.
 struct Running(Arc<AtomicUsize>);
 
 impl Running {
@@ -124,10 +127,10 @@ impl Drop for Running {
 }
 
 impl Instances {
-    /// Has an instance answer a request.
+    /// Passes a request to an instance, and returns the response.
     ///
     /// # Errors
-    /// If the instance trapped, or none could be made.
+    /// If the instance trapped, or no instance could be created.
     pub async fn handle(&self, request: hyper::Request<WasiBody>) -> wasmtime::Result<hyper::Response<WasiBody>> {
         let (response, answered) = oneshot::channel();
         self.dispatch(request, response);
@@ -157,20 +160,20 @@ impl Instances {
         let instance = &mut open[place];
         instance.total += 1;
         let running = Running::new(&instance.running);
-        // One that has gone drops it, and the request fails.
+        // An instance that has ended drops the job, and the request fails.
         let _ = instance.queue.send(Job {
             request,
             response,
             running,
         });
         if instance.total == reuse.requests.get() {
-            // It has had all its requests, and goes once it is done.
+            // It has received all its requests, and ends when they are done.
             open.remove(place);
         }
     }
 }
 
-/// The life of one instance.
+/// Runs one instance, from its creation to its end.
 async fn run(shared: Arc<Shared>, mut jobs: UnboundedReceiver<Job>) {
     let (slot, mut store, proxy) = match shared.factory.instantiate(&shared.redis).await {
         Ok(made) => made,
@@ -182,14 +185,14 @@ async fn run(shared: Arc<Shared>, mut jobs: UnboundedReceiver<Job>) {
     let served = store
         .run_concurrent(async |guest| serve(guest, &shared.factory, &proxy, &mut jobs).await)
         .await;
-    // Its slot is given back after its memory.
+    // The slot is released after the memory, because a new instance may use the slot immediately.
     drop((store, slot));
     if let Err(error) = served.and_then(|served| served) {
         tracing::error!("an instance of the component failed, and its requests with it: {error:#}");
     }
 }
 
-/// Serves requests until none can come any more, or none came for a while.
+/// Serves requests until no more can arrive, or none has arrived for a while.
 async fn serve(
     guest: &Accessor<Guest>,
     factory: &Factory,
@@ -225,7 +228,7 @@ async fn serve(
             if !over && !waited && draining.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            // No job can come between this and the next poll, which would be lost: the queue is closed first.
+            // The queue is closed first, so that no job that arrives before the next poll is lost.
             jobs.close();
             if jobs.is_empty() {
                 return Poll::Ready(Ok(()));

@@ -1,5 +1,7 @@
-//! A connection whose requests may have `"`, `<` and `>` in their targets, as links in the wild do: they are percent-encoded on the way, as a browser
-//! would have done. The HTTP library refuses them.
+//! A connection that accepts `"`, `<` and `>` in the targets of requests.
+//!
+//! Links on the web contain these characters, and the HTTP library refuses them. They are
+//! percent-encoded here, as a browser would have done.
 
 use std::io;
 use std::pin::Pin;
@@ -10,15 +12,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// A connection to a client.
 pub struct Lenient<S> {
     stream: S,
-    /// Whether what comes next is certainly a request's first line: all that came so far were heads of requests without a body, each whole in one read.
+    /// Whether the next bytes are certainly the first line of a request.
+    ///
+    /// True while all data so far were heads of requests without a body, each complete in one read.
     /// A body must never be taken for a request.
     begins: bool,
-    /// What was read, and is to be handed on first.
+    /// Data that was read and must be returned before any other.
     pending: Vec<u8>,
 }
 
 impl<S> Lenient<S> {
-    /// This connection, on which nothing was read yet.
+    /// Wraps a connection on which nothing was read yet.
     pub const fn new(stream: S) -> Self {
         Self {
             stream,
@@ -27,7 +31,7 @@ impl<S> Lenient<S> {
         }
     }
 
-    /// Hands on what is pending, as much of it as there is room for.
+    /// Copies as much of the pending data as fits into the buffer.
     fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) {
         let length = self.pending.len().min(buffer.remaining());
         buffer.put_slice(&self.pending[..length]);
@@ -35,7 +39,9 @@ impl<S> Lenient<S> {
     }
 }
 
-/// The first line of a request for something, if all of it is there and it has to be encoded: so it reads then, and how long it was.
+/// Returns the encoded first line of a GET request, and its original length.
+///
+/// `None` if the line is incomplete, is not such a request, or needs no encoding.
 fn encoded(read: &[u8]) -> Option<(Vec<u8>, usize)> {
     let is_refused = |byte: &u8| matches!(byte, b'"' | b'<' | b'>');
     if !read.starts_with(b"GET ") {
@@ -59,9 +65,9 @@ fn encoded(read: &[u8]) -> Option<(Vec<u8>, usize)> {
     Some((encoded, end))
 }
 
-/// Whether this is just one request, that has no body.
+/// Returns whether this is exactly one complete request, without a body.
 fn is_whole(read: &[u8]) -> bool {
-    // By the hyphen first: of each request all bytes are looked at, and few are one.
+    // Compares the hyphen first: all bytes of each request are checked, and few are hyphens.
     let says = |name: &[u8], hyphen: usize| {
         let mut parts = read.windows(name.len());
         parts.any(|part| part[hyphen] == b'-' && part.eq_ignore_ascii_case(name))
@@ -119,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read of these pieces, each sent once the one before was read.
+    /// Returns the data read from these pieces, each sent after the previous one was read.
     async fn read(pieces: &[&str], at_once: usize) -> String {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         let mut server = Lenient::new(server);
@@ -146,7 +152,7 @@ mod tests {
             (&[get][..], encoded),
             (&[get, get], &encoded.repeat(2)),
             (&["GET / HTTP/1.1\r\n\r\n"], "GET / HTTP/1.1\r\n\r\n"),
-            // Bodies are what they are.
+            // Bodies stay unchanged.
             (
                 &[
                     "POST / HTTP/1.1\r\ncontent-length: 40\r\n\r\n",
@@ -174,7 +180,7 @@ mod tests {
         ] {
             assert_eq!(read(pieces, 8192).await, expected, "{pieces:?}");
         }
-        // However little is taken at a time, once the line was read.
+        // A small buffer gives the same result if the first line fits into it.
         assert_eq!(read(&[get], 100).await, encoded);
     }
 }

@@ -1,17 +1,21 @@
-//! `verve-host`: runs Verve's component where no Spin is installed, as Spin would.
+//! `verve-host`: runs Verve's component without Spin, as Spin would run it.
 //!
-//! It is not a second Spin: only what this component uses, in few lines. Read on in this order:
+//! It is not a second Spin: it has only what this component uses, in few lines. Read on in this
+//! order:
 //!
 //! - `cli`: the command line, whose flags are those of `spin up`
-//! - `manifest`, `routes`, `variables`, `outbound`: what `spin.toml` says; parsed whole before a port is bound
-//! - `wasm`: the engine, and what of the host a component may reach; `instances`: how long an instance lives
+//! - `manifest`, `routes`, `variables`, `outbound`: the content of `spin.toml`, parsed completely
+//!   before a port is bound
+//! - `wasm`: the engine, and the parts of the host that a component can reach; `instances`: the
+//!   lifetime of an instance
 //! - `pool`, `database`: connections to Redis, and the SQLite file
-//! - `spin`, `redis`, `sqlite`, `output`: the host's side of Spin's interfaces and of the component's stdout and
-//!   stderr
-//! - `server`, `lenient`, `workers`, `listen`, `shutdown`: HTTP in front of it all, on all processors, and how it ends
+//! - `spin`, `redis`, `sqlite`, `output`: the host's side of Spin's interfaces and of the
+//!   component's stdout and stderr
+//! - `server`, `lenient`, `workers`, `listen`, `shutdown`: HTTP in front of the component, on all
+//!   processors, and the shutdown
 //!
-//! Exit codes: 0 after a graceful stop, 1 when the host could not start or was stopped before requests in flight had
-//! finished, 64 (`EX_USAGE`) for a bad command line or manifest.
+//! Exit codes: 0 after a graceful stop, 1 if the host could not start or stopped before all
+//! requests in flight had finished, 64 (`EX_USAGE`) for an invalid command line or manifest.
 
 mod cli;
 mod database;
@@ -53,10 +57,10 @@ use crate::wasm::Grants;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// `EX_USAGE` of sysexits(3): the command line or the manifest is wrong.
+/// `EX_USAGE` of sysexits(3): the command line or the manifest is invalid.
 pub const EX_USAGE: u8 = 64;
 
-/// Does what the command line asks for. `version` is what `--version` tells.
+/// Runs the program; `--version` prints `version`.
 #[must_use]
 pub fn main(version: &'static str) -> ExitCode {
     let arguments = match Arguments::read(version) {
@@ -75,7 +79,7 @@ pub fn main(version: &'static str) -> ExitCode {
     }
 }
 
-/// Reads everything that a user can get wrong, without touching anything but files.
+/// Reads and checks all settings of the user. Accesses nothing but files.
 fn configure(arguments: &Arguments) -> anyhow::Result<(Manifest, Grants, Vec<String>)> {
     let manifest = Manifest::read(&arguments.from)?;
     let environment =
@@ -108,7 +112,8 @@ fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants, given: Vec
         let database = Database::try_new(&folder).context("--state-dir names another folder")?;
         grants.database = Some(database);
     }
-    // The soft limit is low on many machines, for programs that are older than such servers. What is refused stays as it is.
+    // Many machines set a low soft limit, for programs that are older than such servers. If the
+    // system refuses a higher limit, the old one stays.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let factory = Factory::new(wasm::load(&manifest.component.source)?, grants, arguments.reuse);
     let site = Site {
@@ -134,7 +139,7 @@ fn run(arguments: &Arguments, manifest: Manifest, mut grants: Grants, given: Vec
             .await
             .context("cannot serve")
     });
-    // Not `drop`, which would wait for a name lookup that hangs.
+    // `drop` would wait for a name lookup that hangs.
     runtime.shutdown_background();
     ended
 }
@@ -144,7 +149,7 @@ fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Filtered by `VERVE_LOG`, else by `RUST_LOG`, else `info` and worse.
+/// Logs to stderr, filtered by `VERVE_LOG`, else `RUST_LOG`, else from `info` up.
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_env("VERVE_LOG")
         .or_else(|_| EnvFilter::try_from_default_env())
@@ -154,7 +159,7 @@ fn log_to_stderr(format: LogFormat) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
-        // A log that nobody reads any more must not stop requests.
+        // Requests must not stop when the reader of the log is gone.
         .log_internal_errors(false)
         .with_ansi(color);
     match format {

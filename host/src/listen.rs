@@ -14,13 +14,17 @@ use crate::server::Site;
 use crate::shutdown::{BACKGROUND_LIMIT, Ended, LIMIT, SIGTERM, Signals};
 use crate::workers::Workers;
 
-/// How long to wait after a connection could not be accepted, since the cause (such as too many open files) stays.
+/// The pause after a connection could not be accepted.
+///
+/// The cause, such as too many open files, does not disappear immediately.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often it is said that there are too many connections.
+/// The minimum interval between warnings about too many connections.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// Serves until a signal comes, and for `grace` longer if that is SIGTERM. Then it stops: idle connections are closed, requests in
-/// flight are answered, and what the component does after its responses may finish.
+/// Serves until a signal arrives, then stops gracefully.
+///
+/// After SIGTERM it first serves for `grace` longer. The stop closes idle connections, answers
+/// requests in flight, and lets the component finish its work after responses.
 ///
 /// # Errors
 /// If the listener's address is unknown, or a thread cannot be started.
@@ -73,7 +77,9 @@ pub async fn serve(
     }
 }
 
-/// Has connections served, as they come and while there is a place for one. Others wait with the system.
+/// Accepts connections and passes them to the threads, up to the maximum number.
+///
+/// Further connections wait in the queue of the operating system.
 async fn accept(listener: &TcpListener, workers: &Workers, places: &Arc<Semaphore>) -> Infallible {
     let mut said: Option<Instant> = None;
     loop {
@@ -81,7 +87,7 @@ async fn accept(listener: &TcpListener, workers: &Workers, places: &Arc<Semaphor
             tracing::warn!("--max-connections are open: further ones wait until one ends");
             said = Some(Instant::now());
         }
-        // It is never closed.
+        // The semaphore is never closed.
         let Ok(place) = places.clone().acquire_owned().await else {
             continue;
         };
@@ -95,7 +101,7 @@ async fn accept(listener: &TcpListener, workers: &Workers, places: &Arc<Semaphor
     }
 }
 
-/// Tells that requests are welcome, and where, in Spin's words.
+/// Prints the address and the routes, in Spin's words.
 fn announce(listener: &TcpListener, site: &Site) -> io::Result<()> {
     let address = listener.local_addr()?;
     println!("Serving http://{address}");

@@ -1,8 +1,10 @@
-//! `verve-host`: see the library of the same name. Compiled by itself, so that what has another version is linked anew and no more.
+//! `verve-host`: see the library of the same name.
+//!
+//! It is compiled separately, so that another version number only needs a new link.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Whoever builds says of which commit.
+    // The build sets `VERVE_VERSION` to the version and the commit.
     verve_host::main(option_env!("VERVE_VERSION").unwrap_or(env!("CARGO_PKG_VERSION")))
 }

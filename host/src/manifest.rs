@@ -1,7 +1,7 @@
 //! `spin.toml`: the part of Spin's manifest (version 2) that this application uses.
 //!
-//! What Spin would act on and this host cannot is refused, by name. What changes nothing about how a component runs
-//! (descriptions, build commands) is passed over.
+//! A setting that Spin would act on and this host cannot is refused with its name. Settings that do
+//! not change how a component runs (descriptions, build commands) are ignored.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use crate::database::DATABASE;
 use crate::routes::Route;
 use crate::variables::{Declaration, check_name};
 
-/// An application: one component, the paths it serves and what it is configured with.
+/// An application: one component, the paths it serves, and its configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Where it is.
+    /// The folder of the manifest.
     pub folder: PathBuf,
     /// `[variables]`.
     pub variables: BTreeMap<String, Declaration>,
     /// Each `[[trigger.http]]`; at least one.
     pub routes: Vec<Route>,
-    /// The component that they all name.
+    /// The component that all routes name.
     pub component: Component,
 }
 
@@ -31,19 +31,21 @@ pub struct Manifest {
 pub struct Component {
     /// Its name in the manifest.
     pub id: String,
-    /// The compiled component; relative paths start at the manifest's folder.
+    /// The path of the compiled component; relative paths start at the manifest's folder.
     pub source: PathBuf,
-    /// Templates, to be read by [`crate::outbound`].
+    /// Templates, which [`crate::outbound`] parses.
     pub allowed_outbound_hosts: Vec<String>,
-    /// Templates, to be read by [`crate::variables`].
+    /// Templates, which [`crate::variables`] parses.
     pub variables: BTreeMap<String, String>,
     /// Whether it may use the SQLite database `default`.
     pub sqlite: bool,
-    /// Whether it is to be sent `OPTIONS` now and then, so that it looks after what it has left in its database.
+    /// Whether the host sends it `OPTIONS` periodically.
+    ///
+    /// The component then processes the data that it has left in its database.
     pub looks_after: bool,
 }
 
-/// The file as it is written.
+/// The content of the file.
 #[derive(Deserialize)]
 struct File {
     spin_manifest_version: Option<toml::Value>,
@@ -78,7 +80,7 @@ struct ComponentTable {
     rest: BTreeMap<String, toml::Value>,
 }
 
-/// `[component.<id>.tool]`, where each tool has a table of its own, which Spin passes over.
+/// `[component.<id>.tool]`, with a table for each tool. Spin ignores it.
 #[derive(Deserialize, Default)]
 struct Tools {
     #[serde(default, rename = "verve-host")]
@@ -99,8 +101,8 @@ impl Manifest {
     /// Reads a manifest, or the `spin.toml` of a folder.
     ///
     /// # Errors
-    /// If the file cannot be read, is no manifest, or asks for something that this host does not offer. The message
-    /// names the file, and the line where it can.
+    /// If the file cannot be read, is not a manifest, or requires something that this host does not
+    /// offer. The message names the file, and the line if it is known.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let path = if path.is_dir() {
             path.join("spin.toml")
@@ -113,10 +115,10 @@ impl Manifest {
         Self::parse(&text, folder).with_context(|| path.display().to_string())
     }
 
-    /// Reads the text of a manifest that is in `folder`.
+    /// Parses the text of a manifest that is in `folder`.
     ///
     /// # Errors
-    /// As [`Manifest::read`], but that the file is not named.
+    /// As for [`Manifest::read`], but the message does not name the file.
     pub fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
         let file: File = toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -146,7 +148,7 @@ impl Manifest {
     }
 }
 
-/// The component that the triggers name, and their routes.
+/// Returns the component that the triggers name, and their routes.
 fn read_triggers(triggers: BTreeMap<String, Vec<Trigger>>) -> anyhow::Result<(String, Vec<Route>)> {
     if let Some(kind) = triggers.keys().find(|kind| *kind != "http") {
         bail!("[[trigger.{kind}]] is not supported here, only [[trigger.http]]");

@@ -1,7 +1,8 @@
-//! Which servers the component may connect to: `allowed_outbound_hosts`, as Spin reads it.
+//! The servers that the component may connect to: `allowed_outbound_hosts`.
 //!
-//! An entry is `scheme://host[:port]`. Scheme, host and port may each be `*`; a host may be `*.domain` for what is below a
-//! domain, or a network such as `10.0.0.0/8`; a port may be a range, `7000..7010`, whose end is not part of it.
+//! The format is Spin's. An entry is `scheme://host[:port]`. Scheme, host and port may each be `*`.
+//! A host may be `*.domain` for all names below a domain, or a network such as `10.0.0.0/8`. A port
+//! may be a range, `7000..7010`, which excludes its end.
 
 use std::ops::RangeInclusive;
 
@@ -17,7 +18,7 @@ pub struct AllowedHosts(Vec<Entry>);
 
 #[derive(Debug, PartialEq, Eq)]
 struct Entry {
-    /// `None` is any.
+    /// `None` allows any scheme.
     scheme: Option<String>,
     host: HostPattern,
     ports: RangeInclusive<u16>,
@@ -26,18 +27,20 @@ struct Entry {
 #[derive(Debug, PartialEq, Eq)]
 enum HostPattern {
     Any,
-    /// With its leading dot.
+    /// The domain with a leading dot.
     Below(String),
     Network(IpNet),
     Exactly(Host),
 }
 
 impl AllowedHosts {
-    /// Parses the entries of a manifest, which may be templates. A template that comes out empty is passed over, so that a
-    /// server can be optional.
+    /// Parses the entries of a manifest, which may be templates.
+    ///
+    /// A template that resolves to an empty text is ignored, so that a server can be optional.
     ///
     /// # Errors
-    /// If an entry is malformed. The message shows it as it stands in the manifest, since values may be secret.
+    /// If an entry is malformed. The message shows the entry as written in the manifest, because
+    /// values may be secret.
     pub fn try_new(entries: &[String], values: &Values) -> anyhow::Result<Self> {
         let mut allowed = Vec::new();
         for entry in entries {
@@ -55,9 +58,9 @@ impl AllowedHosts {
         Ok(Self(allowed))
     }
 
-    /// Whether a connection to this URL may be made.
+    /// Returns whether the component may connect to this URL.
     pub fn allow(&self, url: &Url) -> bool {
-        // The `url` crate takes hosts apart only for the web's own schemes.
+        // The `url` crate parses hosts only for schemes of the web.
         let Some(Ok(host)) = url.host_str().map(Host::parse) else {
             return false;
         };
@@ -67,7 +70,7 @@ impl AllowedHosts {
 }
 
 impl Entry {
-    // No message repeats `text`: it may hold a secret.
+    // No message repeats `text`: it may contain a secret.
     fn parse(text: &str) -> anyhow::Result<Self> {
         let (scheme, rest) = text
             .split_once("://")
@@ -92,7 +95,7 @@ impl Entry {
     }
 }
 
-/// Splits at the colon before the port, which is none of those of an IPv6 address.
+/// Splits at the colon before the port, and ignores the colons of an IPv6 address.
 fn split_port(text: &str) -> (&str, &str) {
     match text.rsplit_once(':') {
         Some((host, port)) if !port.contains([']', '/']) && text.parse::<IpNet>().is_err() => (host, port),
@@ -122,7 +125,9 @@ fn parse_ports(port: &str, scheme: &str) -> anyhow::Result<RangeInclusive<u16>> 
     Ok(first..=end - 1)
 }
 
-/// Spin's: `rediss` has none, so its port is always spelled out.
+/// Returns the default port of a scheme, as in Spin.
+///
+/// `rediss` has none, so its port must always be given.
 fn default_port(scheme: &str) -> Option<u16> {
     match scheme {
         "redis" => Some(6379),
@@ -211,7 +216,7 @@ mod tests {
             ("{{ none }}", "redis://10.1.1.1:7000", false),
             ("rediss://db.example:6379", "rediss://db.example:6379", true),
             ("rediss://db.example:6379", "rediss://db.example", false),
-            // The password names another host than the one connected to.
+            // User name or query contain the allowed host, but the connection goes to another host.
             ("redis://db.example", "redis://db.example@evil.example", false),
             ("redis://db.example", "redis://evil.example?db.example", false),
         ];

@@ -1,5 +1,6 @@
-//! The component's stdout and stderr, passed on line by line to the host's log, so that lines of instances that write at the same time do
-//! not mix.
+//! The component's stdout and stderr, passed line by line to the host's log.
+//!
+//! Lines of instances that write at the same time do not mix.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,30 +15,31 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-/// A line longer than this, in bytes, is broken up.
+/// The maximum length of a line in bytes. A longer line is split.
 const LONGEST_LINE: usize = 64 * 1024;
 
-/// For how long a warning is not said again, by however many instances.
+/// The time for which no instance can log the same warning again.
 const SAID_FOR: Duration = Duration::from_secs(60);
-/// The most warnings of which it is known when they were said.
+/// The maximum number of warnings whose time is remembered.
 const KNOWN: usize = 256;
 
-/// What is written there.
+/// An output of the component.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// What the component tells: in the log as `INFO`.
+    /// Messages of the component, logged as `INFO`.
     Stdout,
-    /// What it warns of: `WARN`, unless the same was said a moment ago.
+    /// Warnings, logged as `WARN` unless the same warning was logged recently.
     Stderr,
 }
 
-/// Whether a line is a warning of Verve's own component, and each of several instances may have said it just now. Of other components all
-/// lines are told.
+/// Returns whether a line repeats a recent warning of Verve's own component.
+///
+/// Several instances may write the same warning. All lines of other components are logged.
 fn is_said_again(line: &str) -> bool {
     line.starts_with("verve: ") && !is_news(line)
 }
 
-/// Whether a warning is to be said: it was not, for a while.
+/// Returns whether a warning was not logged recently, and remembers it if so.
 pub fn is_news(warning: &str) -> bool {
     static SAID: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,7 +53,9 @@ pub fn is_news(warning: &str) -> bool {
     true
 }
 
-/// One output of one instance. Clones write to the same line; the last of them to be dropped ends it.
+/// One output of one instance.
+///
+/// Clones write to the same line. Dropping the last clone ends the line.
 #[derive(Clone)]
 pub struct Output(Arc<Lines>);
 
@@ -61,7 +65,7 @@ struct Lines {
 }
 
 impl Output {
-    /// An output with nothing written yet.
+    /// Returns an output to which nothing was written yet.
     pub fn new(target: Target) -> Self {
         Self(Arc::new(Lines {
             target,

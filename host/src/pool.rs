@@ -1,8 +1,10 @@
-//! Connections to Redis: one for each server and thread, of which component instances have a share.
+//! Connections to Redis: one for each server and thread, shared by its instances.
 //!
-//! More commands go in one write that way, and a new instance finds it open. A connection that fails or brings an error, or that an
-//! instance gives up while it waits for an answer, is shared no longer: whoever opens one next gets a fresh one. Whoever sends a command that
-//! is about the connection itself, such as `ASKING`, has one of its own from then on.
+//! Sharing puts more commands into one write, and a new instance finds an open connection. A
+//! connection is no longer shared after it fails or returns an error, or after an instance gives up
+//! waiting for an answer on it; the next instance that opens one gets a new connection. An instance
+//! that sends a command about the connection itself, such as `ASKING`, has its own connection from
+//! then on.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,23 +14,23 @@ use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo as _, RedisResult};
 use url::Url;
 
-/// The connections of one thread, by URL. Clones are the same.
+/// The connections of one thread, by URL. Clones share them.
 #[derive(Clone, Default)]
 pub struct Connections(Arc<Mutex<HashMap<String, Shared>>>);
 
-/// A connection that several instances use, or one has to itself.
+/// A connection that several instances share, or that one instance has alone.
 #[derive(Clone)]
 pub struct Shared {
     connection: MultiplexedConnection,
     url: Url,
-    /// Which it is.
+    /// The identity of the connection.
     identity: Arc<()>,
-    /// Whether one instance has it to itself.
+    /// Whether one instance has it alone.
     is_own: bool,
 }
 
 impl Connections {
-    /// The connection to a server, opened if there is none.
+    /// Returns the connection to a server, and opens one if there is none.
     pub async fn get(&self, url: Url) -> RedisResult<Shared> {
         if let Some(shared) = self.all().get(url.as_str()) {
             return Ok(shared.clone());
@@ -38,7 +40,7 @@ impl Connections {
         Ok(shared)
     }
 
-    /// Shares it no longer.
+    /// Stops sharing a connection.
     fn forget(&self, shared: &Shared) {
         self.all()
             .retain(|_, other| !Arc::ptr_eq(&other.identity, &shared.identity));
@@ -59,7 +61,7 @@ impl Shared {
         })
     }
 
-    /// A connection to the same server which nobody shares: another one, unless this is one.
+    /// Returns an unshared connection to the same server: itself, or a new one.
     pub async fn own(&self) -> RedisResult<Self> {
         if self.is_own {
             return Ok(self.clone());
@@ -68,8 +70,10 @@ impl Shared {
     }
 }
 
-/// A connection while a command is on its way. Unless that goes well it is shared no longer, and it does not go well either if whoever
-/// sent the command gives up waiting.
+/// A connection while a command is in flight.
+///
+/// If the command does not succeed, the connection is no longer shared. It does not succeed either
+/// if the sender gives up waiting.
 pub struct InUse {
     shared: Shared,
     connections: Connections,
@@ -77,7 +81,7 @@ pub struct InUse {
 }
 
 impl InUse {
-    /// Uses one of these connections.
+    /// Starts to use one of these connections.
     pub fn new(shared: &Shared, connections: &Connections) -> Self {
         Self {
             shared: shared.clone(),
@@ -86,12 +90,12 @@ impl InUse {
         }
     }
 
-    /// To send the command on.
+    /// Returns the connection to send the command on.
     pub const fn multiplexed(&mut self) -> &mut MultiplexedConnection {
         &mut self.shared.connection
     }
 
-    /// The command was answered.
+    /// Marks the command as answered.
     pub fn answered(mut self) {
         self.went_well = true;
     }
@@ -108,7 +112,7 @@ impl Drop for InUse {
 async fn connect(url: Url) -> RedisResult<MultiplexedConnection> {
     let server = url.into_connection_info()?;
     let server = server.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    // Without telling Redis who it is: that would be a round trip more, of the time that an attempt has.
+    // `CLIENT SETINFO` would cost one more round trip, within the time limit of the attempt.
     let settings = server.redis_settings().clone().set_skip_set_lib_name();
     let server = server.set_redis_settings(settings);
     let config = AsyncConnectionConfig::new()

@@ -1,7 +1,8 @@
-//! The host's side of `spin:redis`: connections that the component opens, and the commands it sends on them.
+//! The host's side of `spin:redis`: the component's connections and commands.
 //!
-//! As in Spin, commands sent at the same time are pipelined, and there is no time limit on anything: the component has its
-//! own. Unlike in Spin, what the component opens is a share of a connection: see [`crate::pool`].
+//! As in Spin, commands that are sent at the same time are pipelined, and nothing has a time limit:
+//! the component has its own limits. Unlike in Spin, the component may open a connection that is
+//! shared: see [`crate::pool`].
 
 mod blocking;
 
@@ -18,10 +19,10 @@ use crate::spin::bindings::spin::redis::redis::{
     Error, Host, HostConnection, HostConnectionWithStore, RedisParameter, RedisResult,
 };
 
-/// The most connections that one instance may have open, as in Spin.
+/// The maximum number of open connections of one instance, as in Spin.
 const MAX_CONNECTIONS: usize = 1_024;
 
-/// Commands that change what the connection is on which they are sent, for those that follow.
+/// Commands that change their connection for the commands that follow.
 const OF_CONNECTION: [&str; 24] = [
     "ASKING",
     "AUTH",
@@ -57,7 +58,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// No connections yet.
+    /// Returns the state of a new instance, without connections.
     pub fn new(allowed_hosts: Arc<AllowedHosts>, shared: Connections) -> Self {
         let mut connections = ResourceTable::new();
         connections.set_max_capacity(MAX_CONNECTIONS);
@@ -136,7 +137,7 @@ impl<T: Send> HostConnectionWithStore<T> for HasSelf<Redis> {
     }
 }
 
-/// A connection to a server that the component may connect to.
+/// Connects to a server, if the component may connect to it.
 async fn connect(allowed_hosts: &AllowedHosts, shared: &Connections, address: &str) -> Result<Shared, Error> {
     let url = check(allowed_hosts, address)?;
     shared.get(url).await.map_err(|error| match error.kind() {
@@ -145,12 +146,12 @@ async fn connect(allowed_hosts: &AllowedHosts, shared: &Connections, address: &s
     })
 }
 
-/// Whether a command needs a connection that nobody shares.
+/// Returns whether a command needs an unshared connection.
 fn is_of_connection(command: &str) -> bool {
     OF_CONNECTION.iter().any(|name| name.eq_ignore_ascii_case(command))
 }
 
-/// Any command.
+/// Builds a command from its name and arguments.
 fn cmd(name: &str, arguments: impl IntoIterator<Item = RedisParameter>) -> Cmd {
     let mut command = redis::cmd(name);
     for argument in arguments {
@@ -162,7 +163,9 @@ fn cmd(name: &str, arguments: impl IntoIterator<Item = RedisParameter>) -> Cmd {
     command
 }
 
-/// The URL of a server that the component may connect to. Parsed once, so that what is checked is what is connected to.
+/// Parses the URL of a server, and checks that the component may connect to it.
+///
+/// The URL is parsed once, so that the checked address is the one that is connected to.
 fn check(allowed_hosts: &AllowedHosts, address: &str) -> Result<Url, Error> {
     let url = Url::parse(address).map_err(|_| Error::InvalidAddress)?;
     if !matches!(url.scheme(), "redis" | "rediss") {
@@ -180,7 +183,7 @@ fn check(allowed_hosts: &AllowedHosts, address: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
-/// Sends a command without holding on to the instance, which goes on meanwhile.
+/// Sends a command without blocking the instance, which continues meanwhile.
 async fn send<T: Send>(
     guest: &Accessor<T, HasSelf<Redis>>,
     connection: &Resource<Shared>,
@@ -193,14 +196,15 @@ async fn send<T: Send>(
 /// Sends a command, and waits for the answer.
 async fn query(mut connection: InUse, command: &Cmd) -> Result<Value, Error> {
     let answer = command.query_async(connection.multiplexed()).await;
-    // Also what Redis answers: a demoted one's address may lead to another by now, which is found by a fresh connection.
+    // An error reply of Redis counts as a failure too: after a demotion the address may lead to
+    // another server, which only a new connection finds.
     if answer.is_ok() {
         connection.answered();
     }
     answer.map_err(|error: RedisError| other(error))
 }
 
-/// Spin's answers are flat lists.
+/// Flattens an answer into a list, as Spin does.
 fn flat(answer: Value) -> Result<Vec<RedisResult>, Error> {
     let mut results = Vec::new();
     flatten(answer, &mut results)?;
@@ -219,7 +223,7 @@ fn flatten(value: Value, results: &mut Vec<RedisResult>) -> Result<(), Error> {
                 flatten(value, results)?;
             }
         }
-        // Of the protocol's third version, which nobody asks the server for.
+        // Types of RESP3, which nobody requests from the server.
         _ => {
             return Err(Error::Other(
                 "the answer has a type that spin:redis cannot express".to_owned(),

@@ -1,24 +1,25 @@
-//! Which paths go to the component.
+//! The routes: which paths go to the component.
 
 use std::fmt;
 
-/// A route of the manifest: `/exact`, or `/prefix/...` for the prefix and everything below it.
+/// A route of the manifest: `/exact`, or `/prefix/...` for all paths below it too.
 ///
-/// Slashes at either end of route or path mean nothing, as in Spin: `/accept` also takes `/accept/`.
+/// Slashes at either end of a route or path are ignored, as in Spin: `/accept` also matches
+/// `/accept/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Without slashes at its ends and without the wildcard.
+    /// The path without slashes at its ends and without the wildcard.
     path: String,
     wildcard: bool,
 }
 
-/// Why a text is no route.
+/// The error for a text that is not a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected \"/path\" or \"/path/...\"; patterns such as \":name\" or \"*\" are not supported")]
 pub struct InvalidRoute;
 
 impl Route {
-    /// Parses a route as the manifest spells it.
+    /// Parses a route of the manifest.
     ///
     /// # Errors
     /// If it does not start with a slash, or has a pattern other than a trailing `/...`.
@@ -36,12 +37,12 @@ impl Route {
         })
     }
 
-    /// The shortest path that it takes.
+    /// Returns the shortest path that the route matches.
     pub fn root(&self) -> String {
         format!("/{}", self.path)
     }
 
-    /// Whether requests for this path (without query) go to the component.
+    /// Returns whether requests for this path (without query) go to the component.
     pub fn takes(&self, path: &str) -> bool {
         match path.trim_matches('/').strip_prefix(self.path.as_str()) {
             Some("") => true,

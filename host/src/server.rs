@@ -1,4 +1,6 @@
-//! HTTP/1.1 in front of the component: what of a connection's requests goes to it, and what is answered instead.
+//! HTTP/1.1 in front of the component.
+//!
+//! Decides which requests of a connection go to the component, and answers the others.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,12 +25,12 @@ use crate::instances::Instances;
 use crate::lenient::Lenient;
 use crate::routes::Route;
 
-/// How often the component is asked to look after its database.
+/// The interval at which the component is asked to maintain its database.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(30);
-/// Spin's own health check, which it answers beside the application's routes.
+/// The path of Spin's own health check, which is served beside the routes.
 const HEALTH: &str = "/.well-known/spin/health";
 
-/// What is served.
+/// The application, and how it is served.
 #[derive(Clone)]
 pub struct Site {
     /// The component's name in the manifest.
@@ -37,24 +39,24 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// Whether to turn Nagle's algorithm off.
     pub tcp_nodelay: bool,
-    /// How long a client may take to send a request's head, and how long a connection may be idle.
+    /// The time limit for the head of a request, and for an idle connection.
     pub keep_alive: Duration,
-    /// The most of a request's head that is read, in bytes.
+    /// The maximum size of the head of a request, in bytes.
     pub max_head: usize,
-    /// The most connections at once.
+    /// The maximum number of open connections.
     pub max_connections: NonZeroUsize,
-    /// Whether the component is to be asked to look after its database.
+    /// Whether the host asks the component to maintain its database.
     pub looks_after: bool,
-    /// Whether it answers that it cannot work as it is configured.
+    /// Whether the component answers that it cannot work with its configuration.
     pub is_misconfigured: Arc<AtomicBool>,
-    /// The variables that were given, each as it was.
+    /// The variables that were set, each as it was set.
     pub given: Vec<String>,
-    /// Whether load balancers are to turn away.
+    /// Whether load balancers should stop sending requests.
     pub is_stopping: Arc<AtomicBool>,
 }
 
 impl Site {
-    /// Notes whether the component cannot serve at all, and says so when it is news.
+    /// Records whether the component cannot serve at all, and logs a change to that state.
     fn note(&self, fails: bool) {
         if self.is_misconfigured.swap(fails, Ordering::Relaxed) || !fails {
             return;
@@ -69,9 +71,11 @@ impl Site {
     }
 }
 
-/// Has the component look after what it may have left in its database, at once and every so often, though nobody else may ever
-/// send it a request again. `OPTIONS` is a request to which it only says what it takes. One to which it answers that it cannot serve at
-/// all fails the health check.
+/// Asks the component to maintain its database, immediately and then periodically.
+///
+/// The component processes the data that it may have left there, even if no client sends it a
+/// request again. The request is `OPTIONS`, which the component answers only with the methods it
+/// supports. If it answers that it cannot serve at all, the health check fails.
 pub async fn look_after(site: Arc<Site>, instances: Instances) {
     let Some(route) = site.routes.first().filter(|_| site.looks_after) else {
         return;
@@ -92,7 +96,7 @@ pub async fn look_after(site: Arc<Site>, instances: Instances) {
     }
 }
 
-/// Serves one connection, until it ends, or `graceful` stops and it is idle.
+/// Serves a connection until it ends, or is idle after `graceful` has stopped.
 pub fn serve_connection(
     stream: std::net::TcpStream,
     site: Arc<Site>,
@@ -101,8 +105,8 @@ pub fn serve_connection(
 ) -> impl Future<Output = io::Result<()>> + use<> {
     let watcher = graceful.watcher();
     async move {
-        // A response may leave in two writes, head and body. With Nagle's algorithm the second waits for the client's ACK of
-        // the first, which the client delays by 40 ms.
+        // A response may leave in two writes, head and body. With Nagle's algorithm the second
+        // waits for the client's ACK of the first, which the client delays by 40 ms.
         stream.set_nodelay(site.tcp_nodelay)?;
         let stream = TokioIo::new(Lenient::new(TcpStream::from_std(stream)?));
         let (keep_alive, max_head) = (site.keep_alive, site.max_head);
@@ -121,9 +125,9 @@ pub fn serve_connection(
             .timer(TokioTimer::new())
             .header_read_timeout(keep_alive)
             .max_buf_size(max_head)
-            // Who has said all may still want to hear the answer.
+            // A client that has closed its sending side may still wait for the answer.
             .half_close(true)
-            // The body is two bytes long: cheaper to copy than to gather.
+            // The body is two bytes long: copying is cheaper than gathering.
             .writev(false)
             .serve_connection(stream, service);
         watcher.watch(connection).await.map_err(io::Error::other)
@@ -144,7 +148,7 @@ async fn answer(site: &Site, instances: &Instances, request: Request<Incoming>) 
     }
     let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
     if !request.headers().contains_key(HOST) && request.uri().authority().is_none() {
-        // HTTP/1.0 has none, and components need one.
+        // HTTP/1.0 requests may lack a host, and components need one.
         request
             .headers_mut()
             .insert(HOST, HeaderValue::from_static("localhost"));

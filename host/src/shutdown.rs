@@ -1,20 +1,20 @@
-//! How the host ends: signals, and how long each part of a graceful stop may take.
+//! The end of the host: signals, and the time limits of a graceful stop.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The longest graceful stop; what is still running then is cut off.
+/// The time limit of a graceful stop; requests that still run then are cut off.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// How long components may go on with work of their own once every response has been sent.
+/// The time limit for the components' own work after all responses are sent.
 pub const BACKGROUND_LIMIT: Duration = Duration::from_secs(5);
 
-/// The name of the signal by which supervisors stop a process.
+/// The name of the signal that supervisors send to stop a process.
 pub const SIGTERM: &str = "SIGTERM";
 
-/// How it ended.
+/// How the host ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// Each request in flight was answered.
@@ -30,7 +30,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From here on these signals no longer end the process by themselves.
+    /// Installs the handlers; from now on these signals do not end the process.
     ///
     /// # Errors
     /// If the operating system refuses.
@@ -41,7 +41,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next signal and tells its name.
+    /// Waits for the next signal and returns its name.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => SIGTERM,

@@ -1,5 +1,6 @@
-//! Spin's own interfaces: their bindings, and the host's side of `spin:variables`. Those of `spin:redis` and
-//! `spin:sqlite` are in `redis` and `sqlite`.
+//! The bindings of Spin's interfaces, and the host's side of `spin:variables`.
+//!
+//! The host's sides of `spin:redis` and `spin:sqlite` are in `redis` and `sqlite`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub mod bindings {
 pub struct Variables(Arc<BTreeMap<String, String>>);
 
 impl Variables {
-    /// Names and values.
+    /// Returns variables with these names and values.
     pub fn new(values: Arc<BTreeMap<String, String>>) -> Self {
         Self(values)
     }

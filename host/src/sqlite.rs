@@ -1,7 +1,8 @@
 //! The host's side of `spin:sqlite`, on the database `default`.
 //!
-//! The component decides by its PRAGMAs how durable it is. What this module adds: statements run off the event loop,
-//! those of one connection one after the other; and no statement reaches another file than the database's own.
+//! The component sets the durability by its PRAGMAs. This module adds two guarantees: statements
+//! run outside the event loop, and those of one connection run one after the other; no statement
+//! reaches any file except that of the database.
 
 use std::sync::PoisonError;
 
@@ -13,10 +14,10 @@ use crate::spin::bindings::spin::sqlite::sqlite::{
     Error, Host, HostConnection, HostConnectionWithStore, RowResult, Value,
 };
 
-/// The most connections that one instance may have open, as in Spin.
+/// The maximum number of open connections of one instance, as in Spin.
 const MAX_CONNECTIONS: usize = 256;
 
-/// Why nothing is written to a database whose file is gone.
+/// The error for a database whose file was removed or replaced.
 const REMOVED: &str = "the database's file was removed or replaced while it was open";
 
 /// The connections of one instance.
@@ -26,7 +27,9 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// No connections yet. Without a database, the manifest has granted none.
+    /// Returns the state of a new instance, without connections.
+    ///
+    /// `database` is `None` if the manifest grants none.
     pub fn new(database: Option<Database>) -> Self {
         let mut connections = ResourceTable::new();
         connections.set_max_capacity(MAX_CONNECTIONS);
@@ -76,12 +79,12 @@ impl<T: Send + 'static> HostConnectionWithStore<T> for HasSelf<Sqlite> {
             if connection.is_of_removed_file() {
                 return Err(Error::Io(REMOVED.to_owned()));
             }
-            // A statement that panicked has left nothing half done: SQLite has rolled it back.
+            // A statement that panicked has left no partial change: SQLite has rolled it back.
             let connection = connection.connection.lock().unwrap_or_else(PoisonError::into_inner);
             execute(&connection, &statement, parameters).map_err(|error| describe(&error))
         })
         .await?;
-        // As in Spin, an error of the statement comes at the end of its rows.
+        // As in Spin, an error of the statement follows at the end of its rows.
         let (columns, rows, ended) = match ran {
             Ok((columns, rows)) => (columns, rows, Ok(())),
             Err(error) => (Vec::new(), Vec::new(), Err(error)),

@@ -1,6 +1,6 @@
-//! The application's variables: where their values come from, and the templates that use them.
+//! The application's variables: the sources of their values, and the templates.
 //!
-//! A variable may be secret, so no error here ever shows a value: only names.
+//! A variable may be secret, so errors here show only names, never a value.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use serde::Deserialize;
 /// How a variable is declared.
 #[derive(Debug, Deserialize, PartialEq, Eq)]
 pub struct Declaration {
-    /// Its value if nobody sets it.
+    /// The value if it is not set.
     pub default: Option<String>,
-    /// Whether somebody has to.
+    /// Whether it must be set.
     #[serde(default)]
     pub required: bool,
 }
@@ -23,12 +23,12 @@ pub struct Values {
     given: Vec<String>,
 }
 
-/// What a variable's name in the environment begins with, as in Spin.
+/// The prefix of a variable's name in the environment, as in Spin.
 const PREFIX: &str = "SPIN_VARIABLE_";
-/// How alike a name has to be to be meant, from 0 to 1.
+/// The similarity above which a name is suggested, from 0 to 1.
 const ALIKE: f64 = 0.8;
 
-/// What is wrong with variables or with a template.
+/// A problem with variables or with a template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VariableError {
     /// `--variable` without an `=`.
@@ -43,7 +43,7 @@ pub enum VariableError {
     /// A required variable has no value.
     #[error("variable `{0}` is required: set it with --variable {0}=VALUE or in the environment as {1}")]
     Missing(String, String),
-    /// The manifest uses a name that Spin would not take.
+    /// The manifest uses a name that Spin would not accept.
     #[error("`{0}` is no name of a variable: expected lower-case letters, digits and single underscores between them")]
     InvalidName(String),
     /// A declaration has both a default and `required = true`, or neither.
@@ -58,8 +58,10 @@ pub enum VariableError {
 }
 
 impl Values {
-    /// Finds a value for each declared variable: from `assignments` (`NAME=VALUE`), else from the environment as `SPIN_VARIABLE_<NAME>`,
-    /// else the default.
+    /// Determines the value of each declared variable.
+    ///
+    /// The value comes from `assignments` (`NAME=VALUE`), else from `SPIN_VARIABLE_<NAME>` in the
+    /// environment, else it is the default.
     ///
     /// # Errors
     /// If a name is unknown, given twice or not valid, or a required variable has no value.
@@ -111,13 +113,15 @@ impl Values {
         Ok(Self { values, given })
     }
 
-    /// What was given, each as it was: `--variable name` or `SPIN_VARIABLE_NAME`. All else has its default.
+    /// Returns the variables that were set, as `--variable name` or `SPIN_VARIABLE_NAME`.
+    ///
+    /// All other variables have their default.
     pub fn given(&self) -> &[String] {
         &self.given
     }
 }
 
-/// Which of the declared names may be meant, or else all.
+/// Suggests the most similar declared name, or else lists all names.
 fn meant(name: &str, declared: &BTreeMap<String, Declaration>) -> String {
     let alike = declared.keys().map(|other| (strsim::jaro_winkler(name, other), other));
     let most = alike
@@ -132,10 +136,10 @@ fn meant(name: &str, declared: &BTreeMap<String, Declaration>) -> String {
     }
 }
 
-/// Spin's rule for names, so that they fit into environment variables.
+/// Checks a name by Spin's rule, so that it fits into an environment variable.
 ///
 /// # Errors
-/// If `name` breaks it.
+/// If `name` violates the rule.
 pub fn check_name(name: &str) -> Result<(), VariableError> {
     let part = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.split('_').all(part) {
@@ -145,7 +149,7 @@ pub fn check_name(name: &str) -> Result<(), VariableError> {
     }
 }
 
-/// Text with `{{ variable }}`s in it.
+/// A text that may contain `{{ variable }}` references.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Template<'a>(Vec<Part<'a>>);
 
@@ -173,15 +177,15 @@ impl<'a> Template<'a> {
         Ok(Self(parts))
     }
 
-    /// Whether the text holds no variable.
+    /// Returns whether the text contains no variable.
     pub fn is_literal(&self) -> bool {
         self.0.len() == 1
     }
 
-    /// The text with the values in it.
+    /// Returns the text with the values inserted.
     ///
     /// # Errors
-    /// If it uses a variable that has no value.
+    /// If the template uses a variable that has no value.
     pub fn resolve(&self, values: &Values) -> Result<String, VariableError> {
         let resolve = |part: &Part<'a>| match part {
             Part::Text(text) => Ok(*text),

@@ -1,7 +1,8 @@
 //! The WebAssembly engine, and everything of the host that a component can reach.
 //!
-//! That is WASI 0.2 and 0.3 without files, network, environment or outgoing HTTP, and of Spin's interfaces those for Redis and
-//! variables, in two versions, and for SQLite. A component that imports more is refused at start.
+//! This is WASI 0.2 and 0.3 without files, network, environment or outgoing HTTP, and of Spin's
+//! interfaces those for Redis and variables, each in two versions, and for SQLite. A component that
+//! imports more is refused at start.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,10 +27,10 @@ use crate::spin::bindings::fermyon::spin::{redis as redis2, variables as variabl
 use crate::spin::bindings::spin::{redis::redis, sqlite::sqlite, variables::variables};
 use crate::sqlite::Sqlite;
 
-/// The most instances alive at once. One more waits until another is gone.
+/// The maximum number of live instances. A further one waits until one has ended.
 pub const MAX_INSTANCES: u32 = 1_000;
 
-/// The most memory of one instance, in bytes; a component that needs more traps.
+/// The maximum memory of an instance in bytes; a component that needs more traps.
 const MAX_MEMORY: usize = 64 << 20;
 
 /// What the manifest grants the component.
@@ -39,7 +40,7 @@ pub struct Grants {
     pub variables: Arc<BTreeMap<String, String>>,
     /// The servers it may connect to.
     pub allowed_hosts: Arc<AllowedHosts>,
-    /// The SQLite database, if it gets one.
+    /// The SQLite database, if it is granted.
     pub database: Option<Database>,
 }
 
@@ -55,9 +56,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// What a new instance starts with. `redis` are the connections that it shares with others of its thread.
+    /// Returns the host's side of a new instance.
+    ///
+    /// `redis` are the connections that it shares with other instances of its thread.
     pub fn new(grants: &Grants, redis: &Connections) -> Self {
-        // The builder's defaults give no folder, no environment, no arguments and an empty stdin.
+        // The defaults of the builder give no folder, no environment, no arguments and an empty
+        // stdin.
         let wasi = WasiCtxBuilder::new()
             .stdout(Output::new(Target::Stdout))
             .stderr(Output::new(Target::Stderr))
@@ -76,9 +80,9 @@ impl Guest {
     }
 }
 
-/// A component, ready to make instances of.
+/// A compiled component, ready to create instances.
 pub struct Loaded {
-    /// Where they run.
+    /// The engine that runs the instances.
     pub engine: Engine,
     /// The component, for WASI 0.2 or 0.3.
     pub proxy: ProxyPre<Guest>,
@@ -87,7 +91,8 @@ pub struct Loaded {
 /// Compiles a component and links it to the host.
 ///
 /// # Errors
-/// If the file cannot be read, is no component with an HTTP handler of WASI 0.2 or 0.3, or needs what this host does not offer.
+/// If the file cannot be read, is not a component with an HTTP handler of WASI 0.2 or 0.3, or needs
+/// something that this host does not offer.
 pub fn load(path: &Path) -> wasmtime::Result<Loaded> {
     let shown = path.display();
     let bytes =
@@ -106,14 +111,15 @@ pub fn load(path: &Path) -> wasmtime::Result<Loaded> {
     Ok(Loaded { engine, proxy })
 }
 
-/// A store for a new instance.
+/// Returns a store for a new instance.
 pub fn new_store(engine: &Engine, grants: &Grants, redis: &Connections) -> Store<Guest> {
     Store::new(engine, Guest::new(grants, redis))
 }
 
 fn engine() -> wasmtime::Result<Engine> {
-    // A component made of one Rust module has a few core instances (itself, and shims for what it imports), one memory
-    // and two tables; one that is composed has them for each of its parts. A second stack serves calls that wait inside a call.
+    // A component from one Rust module has a few core instances (the module, and shims for its
+    // imports), one memory and two tables; a composed component has these for each of its parts. A
+    // second stack serves calls that wait inside a call.
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(MAX_INSTANCES)
         .total_core_instances(32 * MAX_INSTANCES)
@@ -130,11 +136,14 @@ fn engine() -> wasmtime::Result<Engine> {
     Engine::new(&config)
 }
 
-/// Where compiled components are kept, so that a host that is started again need not compile: wasmtime's usual place, `~/.cache/wasmtime`. Without
-/// a place to write to it compiles each time.
+/// Returns the cache for compiled components, so that a restart need not compile.
+///
+/// It is in wasmtime's usual folder, `~/.cache/wasmtime`. Without a writable folder the host
+/// compiles at each start.
 fn compiled() -> Option<Cache> {
     let mut config = CacheConfig::new();
-    // What is used often would be compressed once more, which takes seconds of a processor and saves nothing but a little space.
+    // Entries in frequent use would be compressed again. That takes seconds of processor time and
+    // saves only a little space.
     config.with_optimized_compression_usage_counter_threshold(u64::MAX);
     Cache::new(config)
         .inspect_err(|error| tracing::debug!("what is compiled is not kept: {error:#}"))

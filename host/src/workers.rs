@@ -1,5 +1,7 @@
-//! The host's threads: one per processor, each with a runtime, connections and component instances of its own, so that a
-//! request is answered by the thread that read it.
+//! The host's threads: one per processor.
+//!
+//! Each thread has its own runtime, connections and component instances, so that a request is
+//! answered by the thread that read it.
 
 use std::io;
 use std::net::TcpStream;
@@ -16,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::instances::{Factory, Instances};
 use crate::server::{Site, look_after, serve_connection};
 
-/// A connection, and its share of how many there may be.
+/// A connection, and its permit from the maximum number of connections.
 type Accepted = (TcpStream, OwnedSemaphorePermit);
 
 /// All threads.
@@ -24,14 +26,14 @@ pub struct Workers(Vec<Worker>);
 
 struct Worker {
     streams: UnboundedSender<Accepted>,
-    /// Connections that it has now.
+    /// The number of its open connections.
     connections: Arc<AtomicUsize>,
-    /// Told once it has no connection any more.
+    /// Completes when the thread has no connections left.
     stopped: oneshot::Receiver<()>,
 }
 
 impl Workers {
-    /// Starts the threads: as many as this process may use processors.
+    /// Starts one thread for each processor that this process may use.
     ///
     /// # Errors
     /// If the operating system refuses.
@@ -42,7 +44,7 @@ impl Workers {
         Ok(Self(started.collect::<io::Result<_>>()?))
     }
 
-    /// Has the thread with the fewest connections serve another one.
+    /// Passes a connection to the thread with the fewest connections.
     pub fn serve(&self, accepted: Accepted) {
         let fewest = self
             .0
@@ -59,7 +61,7 @@ impl Workers {
     pub async fn stop(self) {
         for worker in self.0 {
             drop(worker.streams);
-            // An error means that it has ended.
+            // An error means that the thread has ended.
             let _ = worker.stopped.await;
         }
     }
@@ -95,7 +97,7 @@ fn work(
 ) {
     runtime.block_on(async {
         let graceful = GracefulShutdown::new();
-        // One thread is enough for it.
+        // One thread is enough for this task.
         let looking_after = (number == 0).then(|| tokio::spawn(look_after(site.clone(), instances.clone())));
         while let Some((stream, permit)) = incoming.recv().await {
             let served = serve_connection(stream, site.clone(), instances.clone(), &graceful);
@@ -113,7 +115,7 @@ fn work(
         }
         graceful.shutdown().await;
         let _ = stopped.send(());
-        // Instances may go on, for as long as the process does.
+        // Instances may continue their work until the process ends.
         std::future::pending::<()>().await;
     });
 }

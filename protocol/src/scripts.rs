@@ -57,7 +57,7 @@ scripts! {
     /// Adds a callback job, and answers 1, or 0 if its endpoint has had enough of them in its window.
     ADD_JOB_WITHIN: "add_job_within.lua";
     /// Registers that a named counter is in use now, unless there may be no more of them.
-    TELL_COUNTER: "tell_counter.lua";
+    REGISTER_COUNTER: "register_counter.lua";
     /// Adds ids to sets, and answers for each whether it was there before, or that its set is elsewhere.
     ADD_TOGETHER: "add_together.lua";
     /// Runs a batch of commands unless it has run already, and if there is room where it has callback jobs.

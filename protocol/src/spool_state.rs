@@ -15,7 +15,7 @@ pub struct SpoolState {
     /// The ids that were brought from it to Redis.
     pub drained: u64,
     /// When this was told, in Unix seconds, by the edge host's clock.
-    pub told_s: u64,
+    pub recorded_s: u64,
 }
 
 /// The field beside the one of the spool `name` that has how many of its drained ids the reporters have counted.
@@ -35,7 +35,11 @@ impl FromStr for SpoolState {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut numbers = text.split(' ').map(|number| number.parse::<u64>());
         match [(); 4].map(|()| numbers.next()) {
-            [Some(Ok(depth)), Some(Ok(drained)), Some(Ok(told_s)), None] => Ok(Self { depth, drained, told_s }),
+            [Some(Ok(depth)), Some(Ok(drained)), Some(Ok(recorded_s)), None] => Ok(Self {
+                depth,
+                drained,
+                recorded_s,
+            }),
             _ => Err(InvalidSpoolState),
         }
     }
@@ -43,7 +47,7 @@ impl FromStr for SpoolState {
 
 impl fmt::Display for SpoolState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.depth, self.drained, self.told_s)
+        write!(f, "{} {} {}", self.depth, self.drained, self.recorded_s)
     }
 }
 
@@ -56,7 +60,7 @@ mod tests {
         let state = SpoolState {
             depth: 3,
             drained: 20,
-            told_s: 1_795_383_012,
+            recorded_s: 1_795_383_012,
         };
         assert_eq!(state.to_string(), "3 20 1795383012");
         assert_eq!("3 20 1795383012".parse(), Ok(state));

@@ -1,6 +1,10 @@
-//! The admin port: `/healthz` says that the process lives, `/readyz` that it reaches Redis and Kafka; `/metrics` counts;
-//! `/api/counts` tells what was reported, and `/api/openapi.json` how to ask; `/` shows what is going on, and `/events` keeps it up to date;
-//! `/runbooks` says what to do.
+//! The admin port.
+//!
+//! - `/healthz` answers while the process lives, `/readyz` while it reaches Redis and Kafka
+//! - `/metrics` has the metrics
+//! - `/api/counts` has the reported windows, and `/api/openapi.json` describes it
+//! - `/` shows the live state, and `/events` updates it
+//! - `/runbooks` has the runbooks
 
 mod auth;
 mod counts;
@@ -26,15 +30,15 @@ use verve_protocol::WindowLength;
 
 use crate::health::Health;
 use crate::metrics::{self, Metrics};
-use crate::named::SeenCounter;
-use crate::overview::Seen;
+use crate::named::CounterSnapshot;
+use crate::overview::Snapshot;
 use crate::store::Store;
 pub use auth::Token;
 
 /// How long a health check waits for an answer.
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
-/// What every response says. The page needs its own style, script and events, and nothing else from anywhere.
+/// The headers of every response. The page needs only its own style, script and events.
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (
         CONTENT_SECURITY_POLICY,
@@ -48,25 +52,25 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (CACHE_CONTROL, HeaderValue::from_static("no-store")),
 ];
 
-/// What the port tells of.
+/// The state of the admin port.
 #[derive(Clone)]
 pub struct Admin {
-    /// Of the windows that it tells of.
+    /// The length of the windows.
     pub length: WindowLength,
-    /// Without one it answers everybody.
+    /// Without a token, the port answers every client.
     pub token: Option<Token>,
     pub store: Store,
     pub health: Arc<Health>,
     pub metrics: Metrics,
-    pub seen: watch::Receiver<Seen>,
+    pub snapshot: watch::Receiver<Snapshot>,
     /// The named counters.
-    pub counters: watch::Receiver<Vec<SeenCounter>>,
+    pub counters: watch::Receiver<Vec<CounterSnapshot>>,
     /// The name of this replica.
     pub replica: String,
     pub stop: CancellationToken,
 }
 
-/// Serves until a stop is asked for.
+/// Serves until a stop is requested.
 pub async fn serve(listener: TcpListener, admin: Admin) {
     let stop = admin.stop.clone();
     let serving = axum::serve(listener, router(admin));
@@ -75,10 +79,10 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
     }
 }
 
-/// Asks the reporter that listens there whether it lives.
+/// Asks the reporter at this address whether it is alive.
 ///
 /// # Errors
-/// If it does not answer, or with another status than 200.
+/// If it does not answer, or answers with another status than 200.
 pub async fn healthcheck(mut address: SocketAddr) -> anyhow::Result<Vec<String>> {
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -118,7 +122,10 @@ async fn with_headers(mut response: Response) -> Response {
     response
 }
 
-/// For everybody, as orchestrators show no token. Why it is not ready names servers, and is for those who do.
+/// Answers every client, because orchestrators send no token.
+///
+/// The reasons for not being ready contain names of servers, and are only for clients with the
+/// token.
 async fn ready(State(admin): State<Admin>, asked: HeaderMap) -> (StatusCode, String) {
     let problems = admin.health.problems();
     if problems.is_empty() {

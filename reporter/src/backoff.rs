@@ -1,19 +1,20 @@
-//! Exponential backoff with jitter: how long to wait before something that failed is tried again.
+//! Exponential backoff with jitter: how long to wait before a retry.
 
 use std::time::Duration;
 
-/// Waits that double, up to a longest one.
+/// Waits that double up to a longest one.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
-    /// Before the second attempt.
+    /// The wait before the second attempt.
     pub first: Duration,
-    /// The longest wait that doubling leads to.
+    /// The longest wait, at which doubling stops.
     pub longest: Duration,
 }
 
 impl Backoff {
-    /// The wait after the `attempt`th attempt (from 1): doubled with each, half of it random, so that those who failed together do
-    /// not come back together.
+    /// Returns the wait after the `attempt`th attempt, counted from 1.
+    /// It doubles with each attempt. Half of it is random, so that clients that failed together do
+    /// not retry together.
     pub fn wait(self, attempt: u32) -> Duration {
         let doublings = attempt.saturating_sub(1).min(20);
         let full = self.first.saturating_mul(1 << doublings).min(self.longest);
@@ -21,8 +22,9 @@ impl Backoff {
     }
 }
 
-/// The pauses of what is tried until it works, such as reaching Redis: short at first, and never so long that a dependency which is
-/// back would be left waiting.
+/// The pauses between attempts that are repeated until one works.
+/// An example is connecting to Redis. The pauses are short at first, and never so long that a
+/// dependency which is reachable again stays unused for long.
 #[derive(Debug, Default)]
 pub struct Retry {
     failures: u32,
@@ -34,13 +36,13 @@ impl Retry {
         longest: Duration::from_secs(2),
     };
 
-    /// It failed: the pause before it is tried again.
+    /// Notes a failure, and returns the pause before the next attempt.
     pub fn pause(&mut self) -> Duration {
         self.failures += 1;
         Self::BACKOFF.wait(self.failures)
     }
 
-    /// It worked: the next failure is the first again.
+    /// Notes a success: the next failure counts as the first again.
     pub fn worked(&mut self) {
         self.failures = 0;
     }

@@ -1,4 +1,4 @@
-//! Callbacks: jobs from the queue in Redis, delivered by HTTP, tried again, or given up on.
+//! Callbacks: jobs from the queue in Redis, which are delivered by HTTP, retried, or given up.
 
 pub mod dead;
 mod deliver;
@@ -27,56 +27,56 @@ use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::Store;
 pub use deliver::{Call, Client, Failure};
-use hosts::{Hosts, Turn};
+use hosts::{Hosts, Permit};
 pub use policy::Policy;
 use queue::{Attempt, MAX_RETRY, Queue, Source, Verdict};
 pub use sign::Signer;
 
-/// The most deliveries under way at once.
+/// The maximum number of deliveries in progress.
 const CONCURRENCY: usize = 256;
-/// The most jobs taken from the queue at once.
+/// The maximum number of jobs taken from the queue in one command.
 const BATCH: usize = 64;
-/// The longest wait before another attempt that doubling leads to.
+/// The maximum delay before another attempt that doubling can reach.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
-/// The longest wait that an endpoint can ask for.
+/// The maximum delay that an endpoint can request.
 const LONGEST_ASKED: Duration = Duration::from_secs(3600);
-/// How soon it is looked at again while there is no room for jobs that fail.
+/// The interval of the checks for room, while the retry set is full.
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
-/// How often the group is rid of replicas that are no more.
+/// The interval at which consumers of former replicas are removed from the group.
 const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 /// How callbacks are delivered.
 #[derive(Clone, Debug)]
 pub struct CallbacksConfig {
     pub policy: Policy,
-    /// Signs POST callbacks.
+    /// Signs callbacks, if there is a secret.
     pub signer: Option<Signer>,
-    /// How often a job is tried.
+    /// The maximum number of attempts for a job.
     pub attempts: u32,
-    /// Before the second attempt.
+    /// The delay before the second attempt.
     pub backoff: Duration,
     pub periods: Periods,
 }
 
 impl CallbacksConfig {
-    /// What calls endpoints.
+    /// Returns the client that calls endpoints.
     ///
     /// # Errors
-    /// If there can be no HTTP client.
+    /// If the HTTP client cannot be created.
     pub fn client(&self) -> Result<Client> {
         Client::new(self.policy.clone(), self.signer.clone(), self.periods.call)
     }
 }
 
-/// Delivers callbacks, side by side with other replicas.
+/// Delivers callbacks, in parallel with other replicas.
 pub struct Callbacks<C> {
     worker: Arc<Worker<C>>,
     slots: Arc<Semaphore>,
-    /// No room for jobs that fail.
+    /// Whether the retry set is full.
     full: Condition,
 }
 
-/// What delivers one job.
+/// Delivers single jobs.
 struct Worker<C> {
     attempts: u32,
     store: Store,
@@ -88,7 +88,7 @@ struct Worker<C> {
 }
 
 impl<C: Call> Callbacks<C> {
-    /// A consumer called `replica`, of jobs whose windows have this length.
+    /// Creates the consumer `replica`, for jobs whose windows have this length.
     pub fn new(
         config: &CallbacksConfig,
         client: C,
@@ -118,7 +118,7 @@ impl<C: Call> Callbacks<C> {
         }
     }
 
-    /// Runs until a stop is asked for, then lets deliveries under way finish.
+    /// Runs until a stop is requested, then waits for the deliveries in progress.
     pub async fn run(self, stop: CancellationToken) {
         future::join4(
             self.take_from(Source::New, &stop),
@@ -127,13 +127,15 @@ impl<C: Call> Callbacks<C> {
             self.tidy(&stop),
         )
         .await;
-        // All slots free: all deliveries done.
+        // When all slots are free, all deliveries are done.
         let _ = self.slots.acquire_many(CONCURRENCY as u32).await;
         self.worker.queue.leave().await;
     }
 
-    /// Takes jobs from one source and delivers them, until a stop is asked for. Never interrupted while it takes: what Redis
-    /// has given out and nobody received would have to wait until it is claimed.
+    /// Takes jobs from one source and delivers them, until a stop is requested.
+    ///
+    /// Taking is never interrupted: a job that Redis has handed out and no replica has received
+    /// must wait until it is claimed.
     async fn take_from(&self, source: Source, stop: &CancellationToken) {
         let mut retry = Retry::default();
         while !stop.is_cancelled() {
@@ -151,7 +153,7 @@ impl<C: Call> Callbacks<C> {
         }
     }
 
-    /// Answers how long to wait before the next time.
+    /// Takes and delivers some jobs. Returns the delay until the next time.
     async fn take_some(&self, source: Source, stop: &CancellationToken) -> RedisResult<Duration> {
         if source.fills_retry_set() && !self.has_room().await? {
             return Ok(LOOK_FOR_ROOM);
@@ -163,8 +165,8 @@ impl<C: Call> Callbacks<C> {
         if attempts.is_empty() {
             return Ok(source.look_every());
         }
-        // After they were taken, so that no count is older than its job. If it fails, they stay where they are, and are due
-        // again once their claim has run out.
+        // Read after the jobs were taken, so that no count is older than its job. If this fails,
+        // the jobs stay in place and are due again when their claim has expired.
         let counts = self.worker.unique_counts(&attempts).await?;
         for attempt in attempts {
             let slot = slots.split(1);
@@ -180,15 +182,17 @@ impl<C: Call> Callbacks<C> {
         Ok(Duration::ZERO)
     }
 
-    /// Slots for as many jobs as can be delivered at once, at least one, at most a batch. Held before jobs are taken: one that
-    /// waited for a slot would be claimed by another replica before its delivery ends.
+    /// Acquires slots for as many jobs as can be delivered now: at least one, at most a batch.
+    ///
+    /// The slots are acquired before the jobs are taken. Another replica would claim a job that
+    /// waits for a slot before its delivery ends.
     async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
         let free = self.slots.available_permits().clamp(1, BATCH);
         // The semaphore is never closed.
         self.slots.clone().acquire_many_owned(free as u32).await.ok()
     }
 
-    /// Whether a job that fails can be kept for another attempt.
+    /// Returns whether the retry set has room for a job that fails.
     async fn has_room(&self) -> RedisResult<bool> {
         let has_room = self.worker.queue.has_room().await?;
         if !has_room && self.full.met() {
@@ -202,7 +206,7 @@ impl<C: Call> Callbacks<C> {
         Ok(has_room)
     }
 
-    /// Rids the group of replicas that are no more, now and then, until a stop is asked for.
+    /// Regularly removes the consumers of former replicas, until a stop is requested.
     async fn tidy(&self, stop: &CancellationToken) {
         let mut retry = Retry::default();
         while !stop.is_cancelled() {
@@ -222,7 +226,7 @@ impl<C: Call> Callbacks<C> {
     }
 }
 
-/// Of one attempt.
+/// Returns the span of one attempt.
 fn span_of(attempt: &Attempt) -> Span {
     tracing::info_span!(
         "callback delivery",
@@ -237,8 +241,8 @@ fn span_of(attempt: &Attempt) -> Span {
 
 impl<C: Call> Worker<C> {
     async fn deliver(&self, attempt: Attempt, count: u64) {
-        let verdict = match self.hosts.turn(&attempt.job.endpoint).await {
-            Ok(turn) => self.call(&attempt, count, turn).await,
+        let verdict = match self.hosts.permit(&attempt.job.endpoint).await {
+            Ok(permit) => self.call(&attempt, count, permit).await,
             Err(after) => {
                 tracing::debug!(
                     endpoint = deliver::shown(&attempt.job.endpoint),
@@ -248,13 +252,14 @@ impl<C: Call> Worker<C> {
                 Verdict::Deferred { after }
             }
         };
-        // The job stays where it is: whatever the endpoint answered, it is called again once the claim has run out.
+        // The job stays in place. Whatever the endpoint answered, it is called again when the claim
+        // has expired.
         if let Err(error) = self.queue.settle(&attempt, &verdict).await {
             held_up(&error);
         }
     }
 
-    async fn call(&self, attempt: &Attempt, count: u64, turn: Turn<'_>) -> Verdict {
+    async fn call(&self, attempt: &Attempt, count: u64, permit: Permit<'_>) -> Verdict {
         let job = &attempt.job;
         let number = attempt.number;
         let (endpoint, window) = (deliver::shown(&job.endpoint), job.window);
@@ -262,8 +267,8 @@ impl<C: Call> Worker<C> {
         let called = self.client.call(&attempt.id(), job, count).await;
         self.metrics.callback.observe(start.elapsed().as_secs_f64());
         match &called {
-            Ok(_) | Err(Failure { status: Some(_), .. }) => turn.answered(),
-            Err(_) => drop(turn),
+            Ok(_) | Err(Failure { status: Some(_), .. }) => permit.answered(),
+            Err(_) => drop(permit),
         }
         match called {
             Ok(status) => {
@@ -298,9 +303,9 @@ impl<C: Call> Worker<C> {
         }
     }
 
-    /// The counts of the jobs' windows now. Of one that is final, what was reported last.
+    /// Reads the current counts of the jobs' windows. For a final window, its last reported count.
     async fn unique_counts(&self, attempts: &[Attempt]) -> RedisResult<BTreeMap<Window, u64>> {
-        // Jobs of several lengths may be in the queue, while hosts are given another one.
+        // The queue can have jobs of several window lengths, while hosts change to another length.
         let mut of_lengths: BTreeMap<WindowLength, BTreeSet<Window>> = BTreeMap::new();
         for window in attempts.iter().map(|attempt| attempt.job.window) {
             of_lengths.entry(window.length()).or_default().insert(window);
@@ -325,12 +330,12 @@ impl<C: Call> Worker<C> {
     }
 }
 
-/// What Redis answers, or that it does not, is said by `health`.
+/// Logs at debug level only, because `health` reports each error of Redis.
 fn held_up(error: &RedisError) {
     tracing::debug!("callbacks are held up, and some perhaps delivered again: {error}");
 }
 
-/// At least the wait that the endpoint asked for, up to an hour.
+/// Returns at least the delay that the endpoint requested, up to an hour.
 fn longer(wait: Duration, asked: Option<Duration>) -> Duration {
     wait.max(asked.unwrap_or_default().min(LONGEST_ASKED))
 }

@@ -1,4 +1,4 @@
-//! Commands beside reporting, such as `dead` and `counts`.
+//! Runs the commands other than reporting, such as `dead` and `counts`.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -12,14 +12,14 @@ use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::{RedisConfig, Store};
 
-/// Runs a command on these Redis, [to its end](to_its_end).
+/// Runs a command on this Redis, [to its end](to_its_end).
 pub fn run(
     redis: &RedisConfig,
     keys: Keys,
     command: impl AsyncFnOnce(Store) -> anyhow::Result<Vec<String>>,
 ) -> ExitCode {
     to_its_end(async {
-        // Nobody asks for this health: what fails is answered.
+        // This health is not read: a command returns its failures.
         let store = Store::new(
             redis,
             keys,
@@ -30,7 +30,9 @@ pub fn run(
     })
 }
 
-/// Runs a command to its end. It answers what it could not do: said on standard error, a line each.
+/// Runs a command to its end.
+///
+/// The command returns its problems, which are written to standard error, one per line.
 pub fn to_its_end(run: impl Future<Output = anyhow::Result<Vec<String>>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let problems = match runtime
@@ -53,7 +55,7 @@ pub fn to_its_end(run: impl Future<Output = anyhow::Result<Vec<String>>>) -> Exi
 /// Writes to standard output.
 ///
 /// # Errors
-/// If that fails, other than by whoever reads having seen enough, such as `head`.
+/// If the write fails. A reader that has closed the pipe, such as `head`, is not an error.
 pub fn print(text: &str) -> io::Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -61,7 +63,7 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// Writes to standard output, as a whole command.
+/// Writes to standard output, and returns the exit code.
 pub fn print_all(text: &str) -> ExitCode {
     match print(text) {
         Ok(()) => ExitCode::SUCCESS,

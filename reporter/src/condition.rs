@@ -1,21 +1,21 @@
-//! What is said once, and not each time it is met.
+//! Logs a condition once, and not at each occurrence.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Something that is worth a line in the log when it begins and when it is over, and not each time it is met.
+/// A condition that is logged when it begins and when it ends, not at each occurrence.
 #[derive(Debug)]
 pub struct Condition {
-    /// For how long it has to be absent before it is over.
+    /// How long the condition must be absent before it ends.
     quiet: Duration,
-    /// When it was last met, until it is over.
+    /// The last occurrence, until the condition ends.
     met: Mutex<Option<Instant>>,
 }
 
 impl Condition {
-    /// One that is over once it was absent for so long.
+    /// Creates a condition that ends after it was absent for this time.
     pub const fn new(quiet: Duration) -> Self {
         Self {
             quiet,
@@ -23,12 +23,12 @@ impl Condition {
         }
     }
 
-    /// It was met now. Says whether that is new.
+    /// Records an occurrence now. Returns whether the condition has begun with it.
     pub fn met(&self) -> bool {
         self.met_at(Instant::now())
     }
 
-    /// It was not met now. Says whether it is over with that.
+    /// Records that the condition is absent now. Returns whether it has ended.
     pub fn absent(&self) -> bool {
         self.absent_at(Instant::now())
     }
@@ -38,7 +38,7 @@ impl Condition {
         met.replace(now).is_none()
     }
 
-    /// The same at that time.
+    /// The same as [`Self::absent`], at this time.
     pub fn absent_at(&self, now: Instant) -> bool {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         met.take_if(|met| now.duration_since(*met) >= self.quiet).is_some()

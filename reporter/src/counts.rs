@@ -1,4 +1,4 @@
-//! What was reported, and what is being counted: for `/api/counts` and `verve-reporter counts`.
+//! The reported windows and the open window: for `/api/counts` and `verve-reporter counts`.
 
 use std::io;
 
@@ -12,14 +12,14 @@ use verve_protocol::{CounterName, Report, Window, WindowLength};
 use crate::store::{BATCH, Store};
 use crate::windows::KEPT;
 
-/// The windows told of, without `limit`.
+/// The number of windows in an answer, without `limit`.
 const LIMIT: u64 = 60;
-/// The most windows at once: as many as a week, which is what is kept, has minutes.
+/// The maximum number of windows in an answer: the minutes of a week, for which reports are kept.
 const MOST: u64 = 7 * 24 * 60;
 /// The last second of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// Which reported windows.
+/// Which reported windows to return.
 #[derive(clap::Args, Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -30,63 +30,64 @@ pub struct Asked {
     /// Windows that start before this time; now if not given
     #[arg(long, value_name = "TIME")]
     to: Option<String>,
-    /// The most windows, the newest of them first: from 1 to 10,080, 60 if not given
+    /// Maximum number of windows, newest first: from 1 to 10,080, 60 if not given
     #[arg(long, value_name = "N")]
     #[param(minimum = 1, maximum = 10_080, default = 60)]
     limit: Option<u64>,
-    /// The named counter whose windows they are; those of the counter without a name if not given
+    /// Named counter of the windows; the counter without a name if not given
     #[arg(long, value_name = "NAME")]
     counter: Option<String>,
 }
 
-/// Of which counter.
+/// Which counter to read.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Which {
-    /// A named counter; the one without a name if not given
+    /// A named counter; the counter without a name if not given
     counter: Option<String>,
 }
 
 /// A reported window.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Count {
-    /// Its start in RFC 3339: the key of its record in Kafka.
+    /// The start of the window in RFC 3339: the key of its record in Kafka.
     #[schema(example = "2026-11-22T21:30:00Z")]
     window: String,
-    /// The same in Unix seconds.
+    /// The start of the window in Unix seconds.
     start: u64,
     /// Unique ids.
     count: u64,
     /// 0 for the first report, one more for each correction.
     revision: u64,
-    /// Ids that came after the window was final. They are not in the count, though some of them may be new.
+    /// Ids that arrived after the window was final. The count excludes them, though some may be
+    /// new.
     late: u64,
     /// Requests, as of the last report.
     requests: u64,
-    /// Requests whose id was there already, as of the last report.
+    /// Requests whose id was already in the window, as of the last report.
     duplicates: u64,
-    /// Whether the window's late period is over.
+    /// Whether the window's allowed lateness is over.
     r#final: bool,
-    /// When it was last reported, in RFC 3339.
+    /// When the window was last reported, in RFC 3339.
     reported_at: Option<String>,
 }
 
-/// The window that is open.
+/// The open window.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Current {
-    /// Its start in RFC 3339.
+    /// The start of the window in RFC 3339.
     #[schema(example = "2026-11-22T21:30:00Z")]
     window: String,
-    /// The same in Unix seconds.
+    /// The start of the window in Unix seconds.
     start: u64,
-    /// Its end in Unix seconds.
+    /// The end of the window in Unix seconds.
     end: u64,
     /// Unique ids so far.
     count: u64,
-    /// Requests so far. Statistics come some tenths of a second after the ids.
+    /// Requests so far. Statistics arrive some tenths of a second after the ids.
     requests: u64,
-    /// Requests whose id was there already.
+    /// Requests whose id was already in the window.
     duplicates: u64,
 }
 
@@ -102,20 +103,20 @@ pub struct Range {
     counter: Option<CounterName>,
 }
 
-/// Some reported windows, the newest first.
+/// Some reported windows, newest first.
 #[derive(Debug)]
 pub struct Page {
-    /// At most as many as asked for.
+    /// At most as many as requested.
     pub counts: Vec<Count>,
-    /// Which `to` asks for those before them, if there are any.
+    /// The value of `to` that requests the windows before these, if there are any.
     pub next: Option<u64>,
 }
 
 impl Asked {
-    /// Understands the times, of windows of such a length.
+    /// Parses the times, for windows of this length.
     ///
     /// # Errors
-    /// Says what was wrong, and what was expected.
+    /// The problem, and what was expected.
     pub fn range(&self, length: WindowLength) -> Result<Range, String> {
         let seconds = |name: &str, text: &Option<String>| text.as_deref().map(|text| time(name, text)).transpose();
         let to = seconds("to", &self.to)?;
@@ -138,7 +139,7 @@ impl Asked {
         })
     }
 
-    /// The query that asks for the same, before `to`.
+    /// Returns the query for the windows before `to`, otherwise unchanged.
     pub fn before(&self, to: u64) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         if let Some(from) = &self.from {
@@ -156,36 +157,37 @@ impl Asked {
 }
 
 impl Which {
-    /// The store of this counter.
+    /// Returns the store of this counter.
     ///
     /// # Errors
-    /// If there can be none of this name: says so.
+    /// If the name is not valid for a counter, with the reason.
     pub fn of(&self, store: &Store) -> Result<Store, String> {
         Ok(store.of(named(self.counter.as_deref())?.as_ref()))
     }
 }
 
-/// The name of a counter, if one is asked for.
+/// Returns the name of the requested counter, if there is one.
 ///
 /// # Errors
-/// If there can be none of this name: says so.
+/// If the name is not valid for a counter, with the reason.
 pub fn named(counter: Option<&str>) -> Result<Option<CounterName>, String> {
     let name = counter.map(str::parse).transpose();
     name.map_err(|error: InvalidCounterName| error.to_string())
 }
 
 impl Range {
-    /// The windows whose starts are in it at `now_s`, the newest first.
+    /// Returns the windows whose start is in the range at `now_s`, newest first.
     fn windows(&self, now_s: u64) -> impl Iterator<Item = Window> {
         let seconds = self.length.seconds();
-        // Elsewhere there is nothing: reports are removed after a while, and windows end before they are reported.
+        // Other times have no reports: these are removed after a while, and a window is reported
+        // only after its end.
         let oldest = now_s.saturating_sub(KEPT.as_secs() + 2 * seconds);
         let numbers = self.from.max(oldest).div_ceil(seconds)..self.to.min(now_s).div_ceil(seconds);
         let starts = numbers.rev().map(move |number| number * seconds);
         starts.filter_map(|start| self.length.window_starting(start))
     }
 
-    /// What was reported of them.
+    /// Reads the reports of the windows.
     ///
     /// # Errors
     /// If Redis fails.
@@ -231,7 +233,7 @@ impl Count {
     }
 }
 
-/// What is counted of the window that is open.
+/// Reads the counts of the open window.
 ///
 /// # Errors
 /// If Redis fails.
@@ -263,7 +265,9 @@ fn time(name: &str, text: &str) -> Result<u64, String> {
     })
 }
 
-/// Comma-separated values (RFC 4180), the names in the first line. None has a comma in it, or a quotation mark.
+/// Returns the page as comma-separated values (RFC 4180), with the names in the first line.
+///
+/// No value contains a comma or a quotation mark.
 pub fn csv(page: &Page) -> String {
     let mut text = "window,start,count,revision,late,requests,duplicates,final,reported_at\r\n".to_owned();
     for count in &page.counts {
@@ -285,10 +289,10 @@ pub fn csv(page: &Page) -> String {
     text
 }
 
-/// The page as a table, or its windows as a JSON array.
+/// Returns the page as a table, or its windows as a JSON array.
 ///
 /// # Errors
-/// If they cannot be written as JSON, which is not to be expected.
+/// If they cannot be written as JSON, which is not expected to happen.
 pub fn text(page: &Page, json: bool) -> io::Result<String> {
     if json {
         return Ok(serde_json::to_string_pretty(&page.counts)? + "\n");
@@ -359,7 +363,7 @@ mod tests {
             ("1795382941", "1795383000", vec![]),
             ("1795383000", "1795383000", vec![]),
             ("2026-11-22T21:30:00Z", "2026-11-22T22:31:00+01:00", vec![1_795_383_000]),
-            // Long ago, and to come.
+            // In the distant past, and in the future.
             ("0", "1000000000", vec![]),
             ("1795383060", "1795389999", vec![]),
         ] {

@@ -1,7 +1,7 @@
-//! `verve-reporter doctor`: looks at what the reporter is to work with, and says what to change. It changes nothing.
+//! `verve-reporter doctor`: checks what the reporter depends on, and says what to change.
 //!
-//! What is asked for and what is made of it are kept apart: [`redis`], [`traffic`] and [`kafka`] have a function that judges, and one that
-//! gets what is to be judged. [`rights`] tries.
+//! It changes nothing itself. [`redis`], [`traffic`] and [`kafka`] each separate the function that
+//! reads a state from the one that judges it. [`rights`] tries commands.
 
 mod kafka;
 mod redis;
@@ -14,18 +14,18 @@ use std::net::IpAddr;
 use crate::cli::Config;
 use crate::store::Store;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
     /// As it should be.
     Fine,
-    /// Works, until something fails.
+    /// It works until something fails.
     Warning,
     /// Counts are wrong or missing, or soon will be.
     Problem,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
     level: Level,
@@ -59,7 +59,7 @@ impl Finding {
         }
     }
 
-    /// The same, of something.
+    /// Returns the same finding, with the name of its subject.
     fn of(self, whom: &str) -> Self {
         Self {
             what: format!("{whom}: {}", self.what),
@@ -68,19 +68,19 @@ impl Finding {
     }
 }
 
-/// What was found, for people to read.
+/// The findings, as text.
 pub struct Report {
-    /// A line for each thing that was looked at, another one for what to change, and how many there are of each.
+    /// A line for each finding, another one for what to change, and the number of each level.
     pub text: String,
     /// Whether counts are wrong or missing, or soon will be.
     pub is_bad: bool,
 }
 
-/// Looks at everything.
+/// Runs all checks.
 pub async fn examine(store: &Store, config: &Config) -> Report {
     let (answers, mut findings) = redis::examine(store, config.windows.grace).await;
     if answers {
-        // What it fails by, if it does, is found below.
+        // If this fails, the checks below find the reason.
         if let Ok(Some(format)) = store.other_format().await {
             let fix = "run the newest version of the reporter that has run here";
             findings.push(Finding::problem(format, fix).of(&store.redis().to_string()));
@@ -117,14 +117,14 @@ fn report(findings: &[Finding]) -> Report {
     }
 }
 
-/// Whether the fixed callback's host can be reached, as far as the policy goes. It is not called.
+/// Checks whether the policy permits the host of the fixed callback. Does not call it.
 async fn callback(config: &Config) -> Option<Finding> {
     let (endpoint, _) = config.windows.callback.as_ref()?;
     let url = endpoint.to_url();
     let host = url.host_str().unwrap_or_default();
     let what = format!("callback to {host}");
     if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
-        // Judged with the command line.
+        // The parser of the command line has checked it.
         return Some(Finding::fine(what));
     }
     Some(match config.callbacks.policy.resolve(host).await {
@@ -136,7 +136,7 @@ async fn callback(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Who can read the admin port.
+/// Checks who can read the admin port.
 fn admin(config: &Config) -> Option<Finding> {
     let open = config.admin_token.is_none() && !config.listen.ip().is_loopback();
     open.then(|| {

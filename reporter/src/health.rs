@@ -1,4 +1,6 @@
-//! What the reporter depends on, and whether it answers. A change is logged once, not each failure.
+//! The reporter's dependencies, and whether they answer.
+//!
+//! A change is logged once, not each failure.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -11,7 +13,7 @@ use verve_protocol::Window;
 
 use crate::condition::Condition;
 
-/// What is wrong, and since when.
+/// A problem, and since when it exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub error: String,
@@ -27,7 +29,7 @@ impl fmt::Display for Problem {
 /// The state of a dependency.
 #[derive(Clone, Debug)]
 enum State {
-    /// It was not tried yet, since then.
+    /// Not tried yet, since this time.
     NotYet(Timestamp),
     Up,
     Down(Problem),
@@ -49,16 +51,16 @@ impl State {
 /// The state of all dependencies.
 #[derive(Debug)]
 pub struct Health {
-    /// For how long a refusal has to be absent before it is over.
+    /// How long a refusal must be absent until it is over.
     quiet: Duration,
     dependencies: Mutex<BTreeMap<String, State>>,
-    /// What is answered with errors, by dependency and kind of error.
+    /// The refusals, by dependency and kind of error.
     refusals: Mutex<BTreeMap<(String, String), (Problem, Condition)>>,
-    /// Whatever else is not as it has to be, by what it is about.
+    /// All other problems, by subject.
     problems: Mutex<BTreeMap<String, Problem>>,
 }
 
-/// One thing that the reporter depends on.
+/// A dependency of the reporter.
 #[derive(Clone, Debug)]
 pub struct Dependency {
     name: String,
@@ -66,7 +68,8 @@ pub struct Dependency {
 }
 
 impl Dependency {
-    /// A dependency called `name`, such as `Redis redis://127.0.0.1:6379`; not reachable until it is [`Dependency::up`].
+    /// Creates a dependency, such as `Redis redis://127.0.0.1:6379`.
+    /// It counts as unreachable until [`Dependency::up`] is called.
     pub fn new(name: String, health: &Arc<Health>) -> Self {
         health.set(&name, State::NotYet(Timestamp::now()));
         Self {
@@ -75,14 +78,14 @@ impl Dependency {
         }
     }
 
-    /// It answered.
+    /// Notes that it answered.
     pub fn up(&self) {
         if let Some(State::Down(before)) = self.health.set(&self.name, State::Up) {
             tracing::info!("{} is reachable again; before: {}", self.name, before.error);
         }
     }
 
-    /// It did not answer, or with an error that says that it is not there.
+    /// Notes that it did not answer, or that its error shows that it is unreachable.
     pub fn down(&self, error: impl Display) {
         let error = error.to_string();
         let problem = Problem {
@@ -95,7 +98,8 @@ impl Dependency {
         }
     }
 
-    /// It is there, and answered with an error of this kind. That is a problem until it has not come for a while.
+    /// Notes that it is reachable and answered with an error of this kind.
+    /// This is a problem until the error has been absent for a while.
     pub fn refuses(&self, kind: &str, error: impl Display) {
         let problem = Problem {
             error: format!("refuses what it is asked: {error}"),
@@ -111,7 +115,7 @@ impl Dependency {
 }
 
 impl Health {
-    /// Where a refusal is over once it was absent for so long.
+    /// Creates a state in which a refusal is over once it was absent for `quiet`.
     pub fn new(quiet: Duration) -> Self {
         Self {
             quiet,
@@ -121,7 +125,8 @@ impl Health {
         }
     }
 
-    /// Sets the state of `name`, and answers what it was. A problem is as old as it is, whatever its error is now.
+    /// Sets the state of `name`, and returns the previous one.
+    /// A problem keeps its start time, even if its error changes.
     fn set(&self, name: &str, mut state: State) -> Option<State> {
         let mut dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         let before = dependencies.get(name).and_then(State::problem);
@@ -131,7 +136,7 @@ impl Health {
         dependencies.insert(name.to_owned(), state)
     }
 
-    /// All dependencies, each with what is wrong with it.
+    /// Returns all dependencies, each with its problem if it has one.
     pub fn states(&self) -> BTreeMap<String, Option<Problem>> {
         let dependencies = self.dependencies.lock().unwrap_or_else(PoisonError::into_inner);
         let states = dependencies.iter().map(|(name, state)| (name.clone(), state.problem()));
@@ -147,7 +152,7 @@ impl Health {
         states
     }
 
-    /// What is wrong.
+    /// Returns all problems.
     pub fn problems(&self) -> Vec<(String, Problem)> {
         let states = self.states().into_iter();
         let others = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -155,13 +160,14 @@ impl Health {
         problems.chain(others).collect()
     }
 
-    /// Whether a window is overdue, and which.
+    /// Sets whether a window is overdue, and which.
     pub fn set_overdue(&self, window: Option<Window>) {
         let error = window.map(|window| format!("{window} and later ones are due, and not reported"));
         self.set_problem("windows", error);
     }
 
-    /// What is wrong with what `about` names, if something is. Logged when it begins and when it is over.
+    /// Sets or clears the problem of the subject `about`.
+    /// Logs when a problem begins and when it is over.
     pub fn set_problem(&self, about: &str, error: Option<String>) {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         match (error, problems.get_mut(about)) {
@@ -179,7 +185,7 @@ impl Health {
         }
     }
 
-    /// Forgets refusals that have not come for a while. To be called regularly.
+    /// Forgets refusals that were absent for a while. It must be called regularly.
     pub fn settle(&self, now: Instant) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.retain(|(name, _), (problem, condition)| {
@@ -222,7 +228,7 @@ mod tests {
         kafka.up();
 
         redis.refuses("READONLY", "READONLY: no");
-        // That it answers other commands well changes nothing.
+        // Good answers to other commands do not end a refusal.
         redis.up();
         health.settle(Instant::now() + QUIET - Duration::from_secs(1));
         assert_eq!(problems(), [problem("Redis", "refuses what it is asked: READONLY: no")]);

@@ -1,8 +1,10 @@
-//! The records: a transactional producer, so that of two replicas that both believe to hold the lease only one can publish.
+//! Publishes records to Kafka by a transactional producer.
 //!
-//! Each leader begins a [`Session`], with a producer of its own. Its first act makes the broker refuse every older producer of
-//! the same transactional id, whatever that one still has in its buffers: a replica that wakes from a pause publishes nothing.
-//! Without transactions (`--kafka-transactions false`) nothing does.
+//! Of two replicas that both believe they hold the lease, only one can publish. Each leader begins
+//! a [`Session`] with its own producer. When it begins, the broker starts to refuse every older
+//! producer of the same transactional id, including the records in that producer's buffers: a
+//! replica that wakes from a pause publishes nothing. Without transactions (`--kafka-transactions
+//! false`), nothing ensures this.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,11 +23,12 @@ use verve_protocol::{CounterName, WindowRecord};
 use crate::health::{Dependency, Health};
 use crate::metrics::Metrics;
 
-/// What is acknowledged is cleaned up at once. If not, committing sees to it, in its time.
+/// How long to wait until acknowledged records are cleaned up.
+/// This is usually immediate. If not, the commit waits for it, but takes longer.
 const CLEANED_UP_WITHIN: Duration = Duration::from_millis(100);
-/// For the answer to whether Kafka is there.
+/// The timeout for probing whether Kafka is reachable.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
-/// For the beginning of a session, which each publishing tries again.
+/// The timeout for the beginning of a session, which each publishing tries again.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where records go.
@@ -34,95 +37,103 @@ pub struct KafkaConfig {
     /// Without brokers, counts are only logged.
     pub brokers: Option<String>,
     pub topic: String,
-    /// Whose records these are, to Kafka: of all producers of that name only the latest can publish. Without one there are no
-    /// transactions, and a replica that was paused may publish what is outdated.
+    /// The transactional id: of all producers with it, only the latest can publish.
+    /// Without one there are no transactions, and a replica that was paused may publish outdated
+    /// records.
     pub transactional_id: Option<String>,
-    /// librdkafka settings; may hold passwords.
+    /// librdkafka settings. They may contain passwords.
     pub options: Vec<(String, String)>,
-    /// For the acknowledgement of records, and then once more for that of their transaction. Together they are shorter than the
-    /// time a stopped reporter has. What is not acknowledged stays due and is sent again.
+    /// The timeout for the acknowledgement of records, and again for their transaction.
+    /// Both together are shorter than the time that a stopped reporter has. Records that are not
+    /// acknowledged stay due and are sent again.
     pub delivery: Duration,
 }
 
-/// Publishes records; without brokers they go nowhere, since every count is logged anyway.
+/// Publishes records.
+/// Without brokers it drops them, since every count is logged anyway.
 #[derive(Clone)]
 pub struct Publisher(Option<Kafka>);
 
 #[derive(Clone)]
 struct Kafka {
     config: ClientConfig,
-    /// Only asks whether Kafka is there. As a consumer: what a producer looks for, the brokers may create.
+    /// Only probes whether Kafka is reachable.
+    /// It is a consumer, because brokers may create a topic that a producer looks for.
     asking: Arc<BaseConsumer<Quiet>>,
     topic: Arc<str>,
-    /// Whose records these are, if it has a name.
+    /// The name of the counter, if it has one.
     counter: Option<CounterName>,
     transactions: bool,
     delivery: Duration,
     dependency: Dependency,
-    /// What failed last, and of which counter: while there is something Kafka is not well, though it may answer other questions.
+    /// What failed last, and for which counter.
+    /// While it is not empty, Kafka does not count as reachable, even if it answers other requests.
     failing: Arc<Mutex<BTreeSet<Failing>>>,
     metrics: Metrics,
 }
 
 /// Where records are published.
 pub trait Sessions: Clone + Send + Sync + 'static {
-    /// What publishes.
+    /// The session type that publishes.
     type Session: Publish;
 
-    /// Publishing for a replica that has just got the lease.
+    /// Returns a session for a replica that has just acquired the lease.
     fn session(&self) -> Self::Session;
 
-    /// Where a named counter's records are published. To Kafka they are another producer's: each counter has a leader of its own.
+    /// Returns where a named counter's records are published.
+    /// Kafka sees another producer for them, since each counter has its own leader.
     #[must_use]
     fn named(&self, counter: &CounterName) -> Self;
 }
 
 /// Publishes for one holder of the lease.
 pub trait Publish: Send {
-    /// Makes Kafka refuse whatever older sessions still send. The lease must be checked after that and before publishing: who
-    /// holds it then is fenced before the next holder publishes.
+    /// Begins the session, so that Kafka refuses what older sessions still send.
+    /// The lease must be checked after that and before publishing: a session that holds the lease
+    /// then is fenced before the next holder publishes.
     fn begin(&mut self) -> impl Future<Output = Result<Begun, Unpublished>> + Send;
 
-    /// Publishes records in their order, all or none, and waits for the acknowledgement. After a failure the session has to
-    /// be begun again.
+    /// Publishes records in order, all or none, and waits for the acknowledgement.
+    /// After a failure, the session must be begun again.
     fn publish(&mut self, records: &[WindowRecord]) -> impl Future<Output = Result<(), Unpublished>> + Send;
 }
 
-/// What does so.
+/// A session of a [`Publisher`].
 pub struct Session {
     kafka: Option<Kafka>,
     producer: Option<FutureProducer<Quiet>>,
 }
 
-/// What a session does.
+/// An operation of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Doing {
     Beginning,
     Publishing,
 }
 
-/// What failed, of the counter of this name, or of the one that has none.
+/// A failed operation, and its counter: a named one, or the one without a name.
 type Failing = (Doing, Option<CounterName>);
 
 /// When a session began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// By this call.
+    /// In this call.
     Now,
-    /// Before it, or there is no Kafka.
+    /// Before this call, or there is no Kafka.
     Before,
 }
 
 /// Why records are not published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unpublished {
-    /// Kafka is away. Perhaps it has them all the same.
+    /// Kafka is unreachable. It may have the records nevertheless.
     Away,
     /// Another replica has begun a session after this one.
     Fenced,
 }
 
-/// librdkafka repeats itself for as long as a broker is away; what matters of it is said by `Dependency`.
+/// Logs the messages of librdkafka as debug messages only.
+/// librdkafka repeats them while a broker is unreachable. `Dependency` logs what matters of them.
 #[derive(Clone)]
 struct Quiet;
 
@@ -139,14 +150,14 @@ impl ClientContext for Quiet {
 impl ConsumerContext for Quiet {}
 
 impl KafkaConfig {
-    /// Of whoever asks Kafka something, a consumer too.
+    /// Returns the settings of any Kafka client, including a consumer.
     pub fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set("client.id", "verve-reporter");
         if let Some(brokers) = &self.brokers {
             client.set("bootstrap.servers", brokers);
         }
-        // A window's record is alone: nothing to wait for.
+        // A window's record is alone, so there is no batch to wait for.
         client.set("linger.ms", "0");
         client.set("reconnect.backoff.max.ms", "1000");
         for (key, value) in &self.options {
@@ -155,14 +166,14 @@ impl KafkaConfig {
         client
     }
 
-    /// Of who publishes.
+    /// Returns the settings of a producer.
     pub fn producer(&self) -> ClientConfig {
         let mut client = self.client();
         if client.get("partitioner").is_none() {
-            // As Java's clients do, so that whoever looks for a key looks in the right partition.
+            // Java's clients use this one, so that a search for a key reads the right partition.
             client.set("partitioner", "murmur2_random");
         }
-        // What the guarantees rest on comes last, so that no option undoes it.
+        // The guarantees depend on these settings: set them last, so that no option overrides them.
         client.set("enable.idempotence", "true");
         client.set("acks", "all");
         client.set("message.timeout.ms", self.delivery.as_millis().to_string());
@@ -172,10 +183,12 @@ impl KafkaConfig {
         client
     }
 
-    /// Says which setting librdkafka refuses. Its own message shows the value, which may be a password.
+    /// Checks the settings, and names the one that librdkafka refuses.
+    /// librdkafka's own message shows the value, which may be a password.
     pub fn check(&self) -> Result<(), String> {
         let mut producer = self.producer();
-        // What each setting is worth shows when a producer is made. One without brokers connects to nobody.
+        // librdkafka checks the values when a producer is created. Without brokers it does not
+        // connect.
         producer.remove("bootstrap.servers");
         match producer.create_with_context::<_, FutureProducer<Quiet>>(Quiet) {
             Ok(_) => Ok(()),
@@ -193,7 +206,7 @@ impl KafkaConfig {
 }
 
 impl Publisher {
-    /// A publisher to the configured brokers, which need not be there yet.
+    /// Creates a publisher to the configured brokers, which need not be reachable yet.
     pub fn new(config: &KafkaConfig, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
         let Some(brokers) = &config.brokers else {
             return Ok(Self(None));
@@ -215,11 +228,11 @@ impl Publisher {
         })))
     }
 
-    /// Asks Kafka whether it is there.
+    /// Probes whether Kafka is reachable.
     pub async fn ping(&self) {
         let Some(kafka) = self.0.clone() else { return };
         let asked = tokio::task::spawn_blocking(move || {
-            // What it heard meanwhile is of no use; a token is renewed by this.
+            // The poll renews a token. The messages that it returns are not needed.
             let _ = kafka.asking.poll(Duration::ZERO);
             let answer = kafka.asking.client().fetch_metadata(Some(&kafka.topic), PING_TIMEOUT);
             match answer {
@@ -227,7 +240,7 @@ impl Publisher {
                 Err(error) => kafka.dependency.down(error),
             }
         });
-        // It does not panic.
+        // The task does not panic.
         let _ = asked.await;
     }
 }
@@ -280,7 +293,7 @@ impl Publish for Session {
             return Err(Unpublished::Away);
         };
         let records = records.to_vec();
-        // A producer that failed is of no use any more: what it began is ended by the beginning of the next.
+        // A failed producer cannot be used again. The next one ends its transaction when it begins.
         let published = blocking(move || {
             let start = Instant::now();
             let transacted = kafka.transact(&producer, &records);
@@ -339,19 +352,19 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // Whoever publishes next will see.
+        // The next session finds out whether Kafka works.
         for doing in [Doing::Beginning, Doing::Publishing] {
             self.set_failing(doing, false);
         }
         if let Some(producer) = self.producer.take() {
-            // It waits for its threads.
+            // Dropping a producer blocks until its threads have ended.
             drop(tokio::task::spawn_blocking(move || drop(producer)));
         }
     }
 }
 
 impl Kafka {
-    /// It answered something.
+    /// Notes that Kafka answered a request.
     fn answered(&self) {
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.is_empty() {
@@ -359,7 +372,8 @@ impl Kafka {
         }
     }
 
-    /// One transaction, or else one record after the other. Waits for every acknowledgement, and fails if one failed.
+    /// Publishes records in one transaction or, without transactions, one by one.
+    /// Waits for every acknowledgement, and fails if one failed.
     fn transact(&self, producer: &FutureProducer<Quiet>, records: &[WindowRecord]) -> KafkaResult<()> {
         if self.transactions {
             producer.begin_transaction()?;
@@ -372,7 +386,8 @@ impl Kafka {
             producer.send_result(message).map_err(|(error, _)| error)
         });
         let queued: Vec<_> = queued.collect::<KafkaResult<_>>()?;
-        // Committing would wait for them as well, but looks only every 100 ms; also for what is acknowledged, and not cleaned up yet.
+        // The commit would wait for these as well, and for acknowledged records that are not
+        // cleaned up yet, but it checks only every 100 ms.
         for delivery in queued {
             let delivered = Handle::current().block_on(delivery).map_err(|_| KafkaError::Canceled)?;
             delivered.map_err(|(error, _)| error)?;
@@ -396,7 +411,7 @@ fn headers(headers: &[(&str, String)]) -> OwnedHeaders {
     })
 }
 
-/// Why the producer failed: what is fatal to it, or else what it answered last.
+/// Returns why the producer failed: its fatal error, or else its last one.
 fn cause(producer: &FutureProducer<Quiet>, error: KafkaError) -> KafkaError {
     match producer.client().fatal_error() {
         Some((code, _)) => KafkaError::Global(code),
@@ -404,9 +419,10 @@ fn cause(producer: &FutureProducer<Quiet>, error: KafkaError) -> KafkaError {
     }
 }
 
-/// Runs what blocks beside the tasks. It goes on to its end even if nobody waits for it any more.
+/// Runs blocking work outside the async tasks.
+/// The work runs to its end even if the caller no longer waits for it.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> KafkaResult<T> + Send + 'static) -> KafkaResult<T> {
-    // It does not panic.
+    // The task does not panic.
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or(Err(KafkaError::Canceled))

@@ -1,15 +1,23 @@
-//! `verve-reporter`: counts closed windows, publishes them to Kafka, and delivers callbacks.
+//! `verve-reporter`: the reporter of Verve.
 //!
-//! - `cli`: the command line, environment and configuration file, parsed whole before anything else happens
-//! - `windows`: what is to be done with windows (`ledger`, pure), who does it (`lease`), what of it is in Redis (`books`), and
-//!   the reporting itself
+//! It counts closed windows, publishes them to Kafka, and delivers callbacks.
+//!
+//! - `cli`: the command line, environment and configuration file, parsed completely before anything
+//!   else happens
+//! - `windows`: the next step for windows (`ledger`, pure), which replica takes it (`lease`), the
+//!   state in Redis (`report_store`), and the reporting itself
 //! - `named`: the same for each named counter
-//! - `kafka`: the records
-//! - `counts`: what was reported, to be asked for by HTTP or on the command line; `command`: runs what is asked for there
+//! - `kafka`: publishes the records
+//! - `counts`: answers queries for reports by HTTP or on the command line; `command`: runs the
+//!   commands other than reporting
 //! - `callbacks`: the queue in Redis, the delivery by HTTP, and which addresses may be reached
-//! - `doctor`: looks at all of it, and says what to change
-//! - `store`: the connections to Redis; `backoff`: when what failed is tried again; `periods`: how long the rest takes; `health`: what is reachable, said once; `watch`: asks it; `metrics`: what is counted; `overview`: what is
-//!   going on now; `admin`: the HTTP port with all of it; `top`: the same in a terminal, `words`: in what words; `simulated`: the seam for simulations; `telemetry`: logs and traces
+//! - `doctor`: examines all of this, and reports what to change
+//! - `store`: the connections to Redis
+//! - `backoff`: when failed operations are tried again; `periods`: the other durations
+//! - `health`: which dependencies are reachable, each change logged once; `watch`: probes them
+//! - `metrics`: the metrics; `overview`: the current state; `admin`: the HTTP port with all of it;
+//!   `top`: the same in a terminal; `words`: the wording of it
+//! - `simulated`: the seam for simulations; `telemetry`: logs and traces
 
 mod admin;
 mod backoff;
@@ -52,14 +60,14 @@ use crate::metrics::Metrics;
 use crate::named::{Named, Parts};
 use crate::overview::Overview;
 use crate::store::Store;
-use crate::windows::Pace;
+use crate::windows::SweepThrottle;
 
-/// How long deliveries under way may take to finish once a stop was asked for.
+/// How long deliveries in progress may take to finish after a stop is requested.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 const TASK_FAILED: &str = "a task of the reporter failed";
 
-/// Does what the command line asks for. `version` is what `--version` tells.
+/// Runs what the command line asks for. `version` is what `--version` prints.
 #[must_use]
 pub fn main(version: &'static str) -> ExitCode {
     let config = match cli::parse(version) {
@@ -98,7 +106,7 @@ pub fn main(version: &'static str) -> ExitCode {
                     store.keys.namespace(),
                     length.seconds()
                 );
-                // By itself: its cause says the same once more.
+                // One message without a cause: its cause would repeat it.
                 let page = range.read(&store).await;
                 let page =
                     page.map_err(|error| anyhow::anyhow!("what was reported is not to be had: {what}: {error}"))?;
@@ -118,7 +126,7 @@ pub fn main(version: &'static str) -> ExitCode {
             return ExitCode::from(cli::USAGE);
         }
     };
-    // In a line, as everything else is.
+    // Log a panic in one line, like all other messages.
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let done = runtime
@@ -157,10 +165,10 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     }
 
     let stop = CancellationToken::new();
-    let (overview, seen) = Overview::new(config.windows.clone(), store.clone(), health.clone(), metrics.clone());
+    let (overview, snapshot) = Overview::new(config.windows.clone(), store.clone(), health.clone(), metrics.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(overview.run(stop.clone()));
-    let pace = Pace::default();
+    let throttle = SweepThrottle::default();
     let (named, counters) = Named::new(Parts {
         config: config.windows.clone(),
         store: store.clone(),
@@ -168,7 +176,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         publisher: publisher.clone(),
         metrics: metrics.clone(),
         replica: replica.clone(),
-        pace: pace.clone(),
+        throttle: throttle.clone(),
     });
     tasks.spawn(named.run(stop.clone()));
     let admin = Admin {
@@ -177,7 +185,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         store: store.clone(),
         health: health.clone(),
         metrics: metrics.clone(),
-        seen,
+        snapshot,
         counters,
         replica: replica.clone(),
         stop: stop.clone(),
@@ -198,7 +206,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         publisher,
         &metrics,
         replica.clone(),
-        pace,
+        throttle,
     );
     tasks.spawn(windows.run(stop.clone()));
     let client = config.callbacks.client()?;
@@ -224,10 +232,11 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until a stop is asked for, while these tasks run.
+/// Waits until a stop is requested, while these tasks run.
 ///
 /// # Errors
-/// If one of them ends before that, by a panic or otherwise: then the process does better to end, and to be started again.
+/// If one of them ends before that, by a panic or otherwise. The process should then end and be
+/// started again.
 async fn until_asked(tasks: &mut JoinSet<()>, asked: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::select! {
         asked = asked => asked,
@@ -238,7 +247,7 @@ async fn until_asked(tasks: &mut JoinSet<()>, asked: impl Future<Output = anyhow
     }
 }
 
-/// A name that no other replica, and no later run of this one, has.
+/// Returns a name that no other replica and no later run of this one has.
 fn replica_name() -> String {
     format!("{:08x}-{}", fastrand::u32(..), std::process::id())
 }
@@ -257,7 +266,7 @@ async fn stop_signal() -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    /// The message of what became of tasks while no stop is asked for.
+    /// Returns the error message if a task ends while no stop is requested.
     async fn unasked(task: impl Future<Output = ()> + Send + 'static) -> String {
         let mut tasks = JoinSet::new();
         tasks.spawn(std::future::pending());

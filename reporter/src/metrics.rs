@@ -1,7 +1,8 @@
-//! What `/metrics` tells, in the OpenMetrics text format.
+//! The metrics of `/metrics`, in the OpenMetrics text format.
 //!
-//! Counters and histograms are of this replica: sum them over replicas. Gauges other than `lease_held` tell what is in Redis,
-//! the same on each replica: take one of them, such as the maximum.
+//! Counters and histograms are those of this replica: sum them over replicas. Gauges other than
+//! `lease_held` show the state in Redis, which is the same on each replica: take one of them, such
+//! as the maximum.
 
 mod windows;
 
@@ -26,7 +27,8 @@ pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; char
 /// The content type of [`prometheus_text`].
 pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The outcomes of requests: the fields of the component's statistics except their sum.
+/// The outcomes of requests.
+/// These are the fields of the component's statistics, except their sum.
 pub const OUTCOMES: [&str; 6] = [
     stats::NEW,
     stats::DUPLICATE,
@@ -36,28 +38,29 @@ pub const OUTCOMES: [&str; 6] = [
     stats::FAILED,
 ];
 
-/// Upper bounds in seconds, for what should take a moment: from Redis on the same machine to the longest timeout.
+/// Upper bounds in seconds, for operations that should take a moment.
+/// They range from Redis on the same machine to the longest timeout.
 const MOMENTS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0,
 ];
 /// A metric for each value of its labels.
 type By<const LABELS: usize, M> = Family<[(&'static str, String); LABELS], M>;
 
-/// What is counted and measured. Clones share their values.
+/// The metrics of this replica. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    /// One transaction of Kafka, or an attempt at one.
+    /// The time of one Kafka transaction, or of an attempt at one.
     pub kafka_publish: Histogram,
-    /// Of the callback job that has been in the stream for longest, in seconds.
+    /// The age of the oldest callback job in the stream, in seconds.
     pub oldest_job_age: Gauge,
-    /// A call of an endpoint.
+    /// The time of one call of an endpoint.
     pub callback: Histogram,
     /// The ids and callback jobs in the spools of edge hosts.
     pub spool_depth: Gauge,
-    /// How long no ids have come any more, in seconds.
+    /// How long no ids have arrived, in seconds.
     pub silent: Gauge,
-    /// Ids that were brought from spools to Redis.
+    /// Ids that were drained from spools into Redis.
     pub drained_ids: Counter,
     of_windows: OfWindows,
     kafka_errors: By<1, Counter>,
@@ -68,14 +71,14 @@ pub struct Metrics {
     dependency_up: By<1, Gauge>,
 }
 
-/// What is measured of one Redis server.
+/// The metrics of one Redis server.
 #[derive(Clone, Debug)]
 pub struct RedisMetrics {
-    /// A command, a pipeline or a script.
+    /// The time of a command, a pipeline or a script.
     pub seconds: Histogram,
-    /// It was not reached, or did not answer.
+    /// How often it was not reached, or did not answer.
     pub away: Counter,
-    /// It answered with an error.
+    /// How often it answered with an error.
     pub refused: Counter,
 }
 
@@ -98,7 +101,8 @@ impl Default for Metrics {
             callback_jobs: Family::default(),
             dependency_up: Family::default(),
         };
-        // There from the start: a counter that appears with its first event hides that event from `increase`.
+        // Create these at the start: a counter that appears with its first event hides that event
+        // from `increase`.
         drop(metrics.windows(None));
         for reason in ["away", "fenced"] {
             drop(
@@ -113,44 +117,45 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All of them as text.
+    /// Returns all metrics as text.
     pub fn render(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
-        // As one writes what has no label.
+        // A metric without labels is written without braces.
         Ok(text.replace("{} ", " "))
     }
 
-    /// Those of the windows of a counter.
+    /// Returns the metrics of a counter's windows.
     pub fn windows(&self, counter: Option<&CounterName>) -> WindowMetrics {
         self.of_windows.of(counter)
     }
 
-    /// The callback jobs in the `stream`, in `retry`, or `dead`.
+    /// Sets the number of callback jobs in the `stream`, in `retry`, or `dead`.
     pub fn callback_jobs(&self, place: &str, jobs: u64) {
         set(&self.callback_jobs, "place", place, jobs);
     }
 
-    /// Whether a dependency answered last.
+    /// Sets whether a dependency answered last.
     pub fn dependency(&self, name: &str, up: bool) {
         set(&self.dependency_up, "dependency", name, u64::from(up));
     }
 
-    /// Kafka was `away`, or this replica `fenced`.
+    /// Counts an error of Kafka: it was `away`, or this replica was `fenced`.
     pub fn kafka_error(&self, reason: &str) {
         self.kafka_errors
             .get_or_create_owned(&[("reason", reason.to_owned())])
             .inc();
     }
 
-    /// An endpoint was called, or could not be, and what became of the job: `delivered`, `retried` or `dead`.
+    /// Counts a call of an endpoint, or a failed attempt at one.
+    /// `result` is the outcome of the job: `delivered`, `retried` or `dead`.
     pub fn callback_attempt(&self, status: Option<u16>, result: &str) {
         let status = status.map_or_else(|| "none".to_owned(), |status| format!("{}xx", status / 100));
         let labels = [("status", status), ("result", result.to_owned())];
         self.callback_attempts.get_or_create_owned(&labels).inc();
     }
 
-    /// What is measured of `server`.
+    /// Returns the metrics of the Redis server `server`.
     pub fn redis(&self, server: &str) -> RedisMetrics {
         let error = |kind: &str| {
             let labels = [("server", server.to_owned()), ("kind", kind.to_owned())];
@@ -163,7 +168,7 @@ impl Metrics {
         }
     }
 
-    // `_total` is added to a counter's name by the format.
+    // The format adds `_total` to a counter's name.
     fn register(&self) -> Registry {
         let mut registry = Registry::with_prefix("verve");
         let r = &mut registry;
@@ -228,8 +233,9 @@ impl Metrics {
     }
 }
 
-/// The same metrics in the older text format of Prometheus, for whoever does not ask for OpenMetrics: there a counter's own name ends
-/// in `_total`, and units are not told.
+/// Converts metrics to the older text format of Prometheus.
+/// It is for clients that do not ask for OpenMetrics. In this format, a counter's own name ends in
+/// `_total`, and units are omitted.
 pub fn prometheus_text(openmetrics: &str) -> String {
     let told = |line: &str, what: &str| -> Option<(String, String)> {
         let (name, rest) = line.strip_prefix(what)?.split_once(' ')?;
@@ -255,7 +261,7 @@ pub fn prometheus_text(openmetrics: &str) -> String {
     text
 }
 
-/// The gauge's `u64` as the library wants it.
+/// Converts a `u64` to the gauge type of the library.
 pub fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,8 @@
-//! Named counters: found in Redis, each reported by itself, as the one without a name is. They have no callbacks.
+//! Named counters: found in Redis, each reported separately.
 //!
-//! Every replica looks for them once a second and takes part in the reporting of each. The one that reports the counter without a name forgets those
-//! that nobody adds to any more.
+//! They are reported like the counter without a name, but have no callbacks. Every replica looks
+//! for them once a second and takes part in reporting each of them. The replica that reports the
+//! counter without a name forgets named counters to which no ids are added any more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,25 +20,25 @@ use crate::clock::RedisClock;
 use crate::health::Health;
 use crate::kafka::Sessions;
 use crate::metrics::{Metrics, WindowMetrics, gauge};
-use crate::overview::{self, SeenWindow};
+use crate::overview::{self, WindowSnapshot};
 use crate::store::Store;
-use crate::windows::{Pace, Reporter, WindowsConfig};
+use crate::windows::{Reporter, SweepThrottle, WindowsConfig};
 
-/// How often Redis is asked which there are.
+/// How often Redis is asked for the list of named counters.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A named counter, as last seen.
 #[derive(Clone, Debug)]
-pub struct SeenCounter {
+pub struct CounterSnapshot {
     /// Its name.
     pub name: CounterName,
-    /// The window that is open.
-    pub current: SeenWindow,
-    /// The one before.
-    pub last: SeenWindow,
+    /// The open window.
+    pub current: WindowSnapshot,
+    /// The window before it.
+    pub last: WindowSnapshot,
 }
 
-/// What a reporter of windows is made of.
+/// The parts of a reporter of windows.
 #[derive(Clone)]
 pub struct Parts<K> {
     pub config: WindowsConfig,
@@ -46,57 +47,59 @@ pub struct Parts<K> {
     pub publisher: K,
     pub metrics: Metrics,
     pub replica: String,
-    pub pace: Pace,
+    pub throttle: SweepThrottle,
 }
 
-/// Looks for named counters, and has them reported.
+/// Looks for named counters, and runs their reporting.
 pub struct Named<K> {
     parts: Parts<K>,
     running: BTreeMap<CounterName, Running>,
-    seen: watch::Sender<Vec<SeenCounter>>,
-    /// Of the counter that has no name: who reports that forgets.
+    snapshot: watch::Sender<Vec<CounterSnapshot>>,
+    /// The metrics of the counter without a name.
+    /// The replica that reports that counter forgets unused ones.
     leading: WindowMetrics,
-    /// Whether it has not looked yet.
+    /// Whether it has not looked for named counters yet.
     is_new: bool,
 }
 
-/// The reporting of one.
+/// The reporting of one named counter.
 struct Running {
     store: Store,
     metrics: WindowMetrics,
     stop: CancellationToken,
     task: JoinHandle<()>,
-    /// What was seen last; nothing as long as it is not known what others have counted of it.
-    seen: Option<Vec<SeenWindow>>,
+    /// The windows as last seen.
+    /// `None` while it is unknown what other replicas have counted of them.
+    snapshot: Option<Vec<WindowSnapshot>>,
     /// The first window not known to be reported.
     next: Window,
 }
 
 impl<K: Sessions> Named<K> {
-    /// None is known yet. Also where they will be seen.
-    pub fn new(parts: Parts<K>) -> (Self, watch::Receiver<Vec<SeenCounter>>) {
-        let (seen, receiver) = watch::channel(Vec::new());
+    /// Creates it without any counter, and returns where their snapshots appear.
+    pub fn new(parts: Parts<K>) -> (Self, watch::Receiver<Vec<CounterSnapshot>>) {
+        let (snapshot, receiver) = watch::channel(Vec::new());
         let named = Self {
             leading: parts.metrics.windows(None),
             parts,
             running: BTreeMap::new(),
-            seen,
+            snapshot,
             is_new: true,
         };
         (named, receiver)
     }
 
-    /// Runs until a stop is asked for, and until the reporting of each has stopped.
+    /// Runs until a stop is requested and the reporting of each has stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            // Said by its connection.
+            // The connection logs it.
             if let Err(error) = self.look(&stop).await {
                 tracing::debug!("cannot look for named counters: {error}");
             }
             stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await;
         }
         for running in std::mem::take(&mut self.running).into_values() {
-            // What it failed by was logged by it.
+            // The task has logged its own failure.
             let _ = running.task.await;
         }
     }
@@ -121,9 +124,13 @@ impl<K: Sessions> Named<K> {
             .running
             .iter_mut()
             .map(|(name, running)| running.look(name, &windows, &self.parts.config, clock));
-        let looks: Vec<RedisResult<Option<SeenCounter>>> = futures::future::join_all(looks).await;
-        // One of which Redis does not tell now, since a node of a cluster is away, is shown again with the next look.
-        let seen = looks.into_iter().filter_map(|seen| seen.ok().flatten()).collect();
+        let looks: Vec<RedisResult<Option<CounterSnapshot>>> = futures::future::join_all(looks).await;
+        // A counter that cannot be read now, since a cluster node is unreachable, is shown again
+        // after the next look.
+        let snapshot = looks
+            .into_iter()
+            .filter_map(|snapshot| snapshot.ok().flatten())
+            .collect();
         for name in names {
             if !self.running.contains_key(&name) {
                 tracing::info!(counter = name.as_str(), "a named counter is in use");
@@ -132,11 +139,12 @@ impl<K: Sessions> Named<K> {
             }
         }
         self.is_new = false;
-        self.seen.send_replace(seen);
+        self.snapshot.send_replace(snapshot);
         Ok(())
     }
 
-    /// Panics if the reporting of one has: the reporter ends with it, and is started again.
+    /// Removes ended tasks, and panics if one of them has panicked.
+    /// The reporter then ends, and is started again.
     async fn end_with_those_that_failed(&mut self) {
         for (_, running) in self.running.extract_if(.., |_, running| running.task.is_finished()) {
             if let Err(error) = running.task.await
@@ -147,12 +155,12 @@ impl<K: Sessions> Named<K> {
         }
     }
 
-    /// The names of all, in their order.
+    /// Returns the names of all named counters, sorted.
     async fn names(&self) -> RedisResult<Vec<CounterName>> {
         let mut range = redis::cmd("ZRANGE");
         range.arg(self.parts.store.keys.counters()).arg(0).arg(-1);
         let names: Vec<String> = self.parts.store.redis().command(&range).await?;
-        // Whoever has written another one is not of this kind.
+        // Ignore members that are not valid names: no instance has registered them.
         let mut names: Vec<CounterName> = names.iter().filter_map(|name| name.parse().ok()).collect();
         names.sort();
         Ok(names)
@@ -173,19 +181,20 @@ impl<K: Sessions> Named<K> {
             publisher,
             &parts.metrics,
             parts.replica,
-            parts.pace,
+            parts.throttle,
         );
         Running {
             metrics: parts.metrics.windows(Some(name)),
             store,
             task: tokio::spawn(reporter.run(stop.clone())),
             stop,
-            seen: (!self.is_new).then(Vec::new),
+            snapshot: (!self.is_new).then(Vec::new),
             next: current,
         }
     }
 
-    /// Forgets those that nobody has added to for long, and what was reported of them. One to which somebody adds at the same time is found anew.
+    /// Forgets counters without ids for long, and deletes their reports.
+    /// A counter to which ids are added at the same time is found again.
     async fn forget(&self) -> RedisResult<()> {
         let key = self.parts.store.keys.counters();
         let unused: Vec<String> = self
@@ -214,37 +223,37 @@ impl<K: Sessions> Named<K> {
 }
 
 impl Running {
-    /// Looks at the last window and the one that is open.
+    /// Reads the last window and the open one.
     async fn look(
         &mut self,
         name: &CounterName,
         windows: &[Window],
         config: &WindowsConfig,
         clock: RedisClock,
-    ) -> RedisResult<Option<SeenCounter>> {
-        let seen = SeenWindow::read(&self.store, windows).await?;
-        let [last, current] = seen.as_slice() else {
+    ) -> RedisResult<Option<CounterSnapshot>> {
+        let snapshot = WindowSnapshot::read(&self.store, windows).await?;
+        let [last, current] = snapshot.as_slice() else {
             return Ok(None);
         };
-        for (window, seen) in [("last", last), ("current", current)] {
-            self.metrics.unique_ids(window, seen.unique().unwrap_or_default());
+        for (window, snapshot) in [("last", last), ("current", current)] {
+            self.metrics.unique_ids(window, snapshot.unique().unwrap_or_default());
         }
-        if let Some(reported) = seen.iter().rev().find(|seen| seen.report.is_some()) {
+        if let Some(reported) = snapshot.iter().rev().find(|snapshot| snapshot.report.is_some()) {
             self.next = self.next.max(reported.window.next());
         }
         let overdue_s = clock.now_ms().saturating_sub(config.due_ms(self.next)) / 1000;
         self.metrics.window_overdue.set(gauge(overdue_s));
-        let counter = SeenCounter {
+        let counter = CounterSnapshot {
             name: name.clone(),
             current: *current,
             last: *last,
         };
-        if let Some(before) = &self.seen
+        if let Some(before) = &self.snapshot
             && self.metrics.lease_held.get() == 1
         {
-            overview::count(&self.metrics, before, &seen);
+            overview::count(&self.metrics, before, &snapshot);
         }
-        self.seen = Some(seen);
+        self.snapshot = Some(snapshot);
         Ok(Some(counter))
     }
 }

@@ -1,6 +1,6 @@
-//! What is going on now: read from Redis once a second by every replica, for `/metrics` and the page.
+//! The live state, which every replica reads from Redis once a second, for `/metrics` and the page.
 //!
-//! It looks: nothing here changes what is reported, and a Redis that is away leaves what was seen last.
+//! It does not change what is reported. While Redis is unreachable, the last snapshot stays.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,64 +20,66 @@ use crate::metrics::{Metrics, OUTCOMES, WindowMetrics, gauge};
 use crate::store::Store;
 use crate::windows::WindowsConfig;
 
-/// How often it looks.
+/// The interval of the reads.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// From when on a window that is due and not reported is a problem.
+/// The delay of a due window from which on it is a problem.
 const OVERDUE: Duration = Duration::from_secs(10);
-/// The fewest windows looked at, for those who count by the hour or the day.
+/// The minimum number of windows in a snapshot, for windows of an hour or a day.
 const FEWEST: u64 = 24;
-/// The most windows looked at, for those who count by the second.
+/// The maximum number of windows in a snapshot, for windows of a second.
 const MOST: u64 = 180;
 
-/// The state of spools, by name.
+/// The states of spools, by name.
 pub type Spools = BTreeMap<String, SpoolState>;
 
-/// What was seen last.
+/// The last state that was read.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Snapshot {
     /// Redis' clock, as of its last answer; `None` if it has not answered yet.
     pub clock: Option<RedisClock>,
-    /// The last hour, or as many windows as are looked at. Oldest first; the last one is the current one.
-    pub windows: Vec<SeenWindow>,
+    /// The windows of the last hour, within the limits; oldest first, the current one last.
+    pub windows: Vec<WindowSnapshot>,
     pub jobs: Jobs,
-    /// The spools of edge hosts that were told of, by name; `None` if Redis has not answered yet.
+    /// The reported spools of edge hosts, by name; `None` if Redis has not answered yet.
     pub spools: Option<Spools>,
-    /// Which replica reports windows.
+    /// The replica that reports windows.
     pub leader: Option<String>,
     /// What the reporter depends on, each with its error if it is not reachable.
     pub dependencies: BTreeMap<String, Option<Problem>>,
     /// How long the oldest due window has not been reported, in seconds.
     pub overdue_s: u64,
-    /// The newest window that had ids or requests, since this process began or in the hour before.
+    /// The newest window with ids or requests, since this process began or in the hour before.
     pub newest_with_ids: Option<Window>,
 }
 
-/// A window, as far as it is known.
+/// The known state of a window.
 #[derive(Clone, Copy, Debug)]
-pub struct SeenWindow {
+pub struct WindowSnapshot {
     pub window: Window,
-    /// The ids in Redis now, of the current window and the one before.
+    /// The number of ids in Redis now, for the current window and the one before.
     pub ids: Option<u64>,
     pub report: Option<Report>,
     /// Requests by outcome, in the order of [`OUTCOMES`].
     pub requests: [u64; OUTCOMES.len()],
 }
 
-impl Seen {
-    /// How long nothing has come any more, in seconds, since the window that has had the last ids; 0 if something comes, or never did.
+impl Snapshot {
+    /// Returns the seconds since the end of the newest window with ids, if no more ids arrive.
+    ///
+    /// Returns 0 if ids arrive, or have never arrived.
     pub fn silent_s(&self) -> u64 {
         let (Some(clock), Some(newest)) = (self.clock, self.newest_with_ids) else {
             return 0;
         };
         let now_s = clock.now_ms() / 1000;
-        // The first to come to a window may come late in it.
+        // The first id of a window may arrive near its end.
         if now_s < newest.next().end() {
             return 0;
         }
         now_s - newest.end()
     }
 
-    /// The ids and callback jobs in all spools that were told of.
+    /// Returns the number of ids and callback jobs in all reported spools.
     pub fn spooled(&self) -> u64 {
         let all = self.spools.iter().flat_map(BTreeMap::values);
         all.map(|state| state.depth).sum()
@@ -87,18 +89,20 @@ impl Seen {
 /// The callback jobs in Redis.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Jobs {
-    /// New ones, and those under way for the first time.
+    /// New jobs, and those in their first attempt.
     pub stream: u64,
-    /// Those that failed, and are waiting for another attempt.
+    /// Jobs that failed, and wait for another attempt.
     pub retry: u64,
-    /// Those given up on.
+    /// Dead letters.
     pub dead: u64,
-    /// The age of the oldest in the stream, in seconds; 0 if there is none.
+    /// The age of the oldest job in the stream, in seconds; 0 if there is none.
     pub oldest_s: u64,
 }
 
-impl SeenWindow {
-    /// What is known of these windows, the oldest first. Of the last two alone the ids are counted: the others are reported.
+impl WindowSnapshot {
+    /// Reads the known state of these windows, which are given oldest first.
+    ///
+    /// Ids are counted only for the last two; the others are reported.
     ///
     /// # Errors
     /// If Redis fails.
@@ -119,17 +123,17 @@ impl SeenWindow {
         Ok(read)
     }
 
-    /// The unique ids known of: those in Redis, or those reported once the set is gone.
+    /// Returns the known number of unique ids: in Redis, or as reported once the set is removed.
     pub fn unique(&self) -> Option<u64> {
         self.ids.max(self.report.map(|report| report.count))
     }
 
-    /// Whether there is anything to say of it.
+    /// Returns whether anything is known of the window.
     pub fn is_known(&self) -> bool {
         self.unique().is_some() || self.requests() > 0
     }
 
-    /// Requests of this outcome.
+    /// Returns the requests with this outcome.
     pub fn requests_of(&self, outcome: &str) -> u64 {
         let mut by_outcome = OUTCOMES.iter().zip(self.requests);
         by_outcome
@@ -137,13 +141,15 @@ impl SeenWindow {
             .map_or(0, |(_, requests)| requests)
     }
 
-    /// All requests: as counted now, or as reported once the statistics have expired.
+    /// Returns all requests: as counted now, or as reported once the statistics have expired.
     pub fn requests(&self) -> u64 {
         let reported = self.report.map_or(0, |report| report.requests);
         self.requests.iter().sum::<u64>().max(reported)
     }
 
-    /// Of requests whose id was recorded, the share of those whose id was there already, from 0 to 1; `None` without any.
+    /// Returns the share of duplicates among the recorded requests, from 0 to 1.
+    ///
+    /// `None` if there are no recorded requests.
     pub fn duplicates(&self) -> Option<f64> {
         let counted = [stats::NEW, stats::DUPLICATE].map(|outcome| self.requests_of(outcome));
         let [new, duplicates] = match (counted, self.report) {
@@ -154,29 +160,29 @@ impl SeenWindow {
     }
 }
 
-/// Looks once a second.
+/// Reads the live state once a second.
 pub struct Overview {
     config: WindowsConfig,
     store: Store,
     health: Arc<Health>,
     metrics: Metrics,
     windows: WindowMetrics,
-    seen: watch::Sender<Seen>,
+    snapshot: watch::Sender<Snapshot>,
     /// The first window not known to be reported; `None` if Redis has not answered yet.
     next: Option<Window>,
 }
 
 impl Overview {
-    /// An overview, and where to see it.
+    /// Creates an overview, and the receiver of its snapshots.
     pub fn new(
         config: WindowsConfig,
         store: Store,
         health: Arc<Health>,
         metrics: Metrics,
-    ) -> (Self, watch::Receiver<Seen>) {
-        let (seen, receiver) = watch::channel(Seen {
+    ) -> (Self, watch::Receiver<Snapshot>) {
+        let (snapshot, receiver) = watch::channel(Snapshot {
             dependencies: health.states(),
-            ..Seen::default()
+            ..Snapshot::default()
         });
         let overview = Self {
             next: None,
@@ -185,12 +191,12 @@ impl Overview {
             health,
             windows: metrics.windows(None),
             metrics,
-            seen,
+            snapshot,
         };
         (overview, receiver)
     }
 
-    /// Runs until a stop is asked for.
+    /// Runs until a stop is requested.
     pub async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             self.look().await;
@@ -199,38 +205,38 @@ impl Overview {
     }
 
     async fn look(&mut self) {
-        let mut seen = self.seen.borrow().clone();
-        self.look_at_spools(&mut seen).await;
-        match self.read(seen.clock.is_some()).await {
+        let mut snapshot = self.snapshot.borrow().clone();
+        self.look_at_spools(&mut snapshot).await;
+        match self.read(snapshot.clock.is_some()).await {
             Ok(read) => {
-                if seen.clock.is_some() && self.windows.lease_held.get() == 1 {
-                    count(&self.windows, &seen.windows, &read.windows);
+                if snapshot.clock.is_some() && self.windows.lease_held.get() == 1 {
+                    count(&self.windows, &snapshot.windows, &read.windows);
                 }
-                seen = Seen {
-                    spools: seen.spools,
-                    // None of a time to come, by a clock that was set back.
-                    newest_with_ids: (seen.newest_with_ids)
+                snapshot = Snapshot {
+                    spools: snapshot.spools,
+                    // Drops a future window, which remains if the clock was set back.
+                    newest_with_ids: (snapshot.newest_with_ids)
                         .filter(|newest| Some(*newest) <= read.windows.last().map(|current| current.window))
                         .max(newest_with_ids(&read.windows)),
                     ..read
                 };
             }
-            // Said by its connection, or by whoever needs the answer.
+            // The connection, or the code that needs the answer, reports the error.
             Err(error) => tracing::debug!("cannot look at what is going on: {error}"),
         }
-        seen.dependencies = self.health.states();
-        let next = seen.clock.zip(self.next);
-        seen.overdue_s = next.map_or(0, |(clock, next)| {
+        snapshot.dependencies = self.health.states();
+        let next = snapshot.clock.zip(self.next);
+        snapshot.overdue_s = next.map_or(0, |(clock, next)| {
             clock.now_ms().saturating_sub(self.config.due_ms(next)) / 1000
         });
-        let is_overdue = seen.overdue_s >= OVERDUE.as_secs();
+        let is_overdue = snapshot.overdue_s >= OVERDUE.as_secs();
         self.health.set_overdue(self.next.filter(|_| is_overdue));
-        self.tell(&seen);
-        self.seen.send_replace(seen);
+        self.export(&snapshot);
+        self.snapshot.send_replace(snapshot);
     }
 
-    /// `again`: whether it is not the first time.
-    async fn read(&mut self, again: bool) -> RedisResult<Seen> {
+    /// Reads a snapshot. `again` says that it is not the first one.
+    async fn read(&mut self, again: bool) -> RedisResult<Snapshot> {
         let keys = &self.store.keys;
         let clock = self.store.clock().await?;
         let windows = latest(self.config.length, clock.now_ms());
@@ -243,11 +249,11 @@ impl Overview {
         type Reply = (Option<String>, u64, u64, u64, StreamRangeReply);
         let first = self.store.redis();
         let ((leader, stream, retry, dead, oldest), read) =
-            futures::try_join!(first.run::<Reply>(&pipe), SeenWindow::read(&self.store, &windows))?;
+            futures::try_join!(first.run::<Reply>(&pipe), WindowSnapshot::read(&self.store, &windows))?;
         self.follow(&read, again);
         let now_s = clock.now_ms() / 1000;
         let oldest_s = oldest.ids.first().and_then(|entry| entered_ms(&entry.id));
-        Ok(Seen {
+        Ok(Snapshot {
             clock: Some(clock),
             windows: read,
             jobs: Jobs {
@@ -264,10 +270,12 @@ impl Overview {
         })
     }
 
-    /// Windows are reported in order: the one after the newest report is the next. What was due before this process began is
-    /// so still.
-    fn follow(&mut self, read: &[SeenWindow], again: bool) {
-        if let Some(newest) = read.iter().rev().find(|seen| seen.report.is_some()) {
+    /// Updates the next window to report.
+    ///
+    /// Windows are reported in order, so it is the one after the newest report. A window that was
+    /// due before this process began is still due.
+    fn follow(&mut self, read: &[WindowSnapshot], again: bool) {
+        if let Some(newest) = read.iter().rev().find(|snapshot| snapshot.report.is_some()) {
             let next = Some(newest.window.next());
             self.next = if again { self.next.max(next) } else { next };
         } else if self.next.is_none() {
@@ -275,33 +283,38 @@ impl Overview {
         }
     }
 
-    /// Looks at what was told of spools. By itself, since this needs the first Redis only.
-    async fn look_at_spools(&self, seen: &mut Seen) {
+    /// Reads the reported states of spools.
+    ///
+    /// This is a separate request, because it needs only the Redis node that has their key.
+    async fn look_at_spools(&self, snapshot: &mut Snapshot) {
         let mut pipe = redis::pipe();
         pipe.hgetall(self.store.keys.spools());
         let Ok((read,)) = self.store.redis().run::<(BTreeMap<String, String>,)>(&pipe).await else {
             return;
         };
-        // What cannot be read is what was counted, or was written by another version and goes with its key.
+        // A state that cannot be parsed is a number of counted ids, or is from another version and
+        // is removed with its key.
         let now: Spools = (read.iter())
             .filter_map(|(name, state)| Some((name.clone(), state.parse().ok()?)))
             .collect();
         if self.windows.lease_held.get() == 1 {
             let is_counted = self.count_drained(&read, &now).await;
-            if let Some(before) = &seen.spools
+            if let Some(before) = &snapshot.spools
                 && is_counted
             {
-                let now_s = seen.clock.map_or(0, |clock| clock.now_ms() / 1000);
+                let now_s = snapshot.clock.map_or(0, |clock| clock.now_ms() / 1000);
                 self.forget(before, &now, now_s).await;
             }
         }
-        seen.spools = Some(now);
+        snapshot.spools = Some(now);
     }
 
-    /// Adds the ids drained since they were last counted, by whichever replica: how many those were is kept beside the spool's
-    /// state, so that what is drained while nobody leads is counted by who leads next.
+    /// Adds the ids that were drained since any replica last counted them.
     ///
-    /// Says whether that could be kept: a full Redis refuses it.
+    /// The counted number is stored next to the spool's state. Ids that are drained while there is
+    /// no leader are therefore counted by the next leader.
+    ///
+    /// Returns whether the numbers could be stored: a full Redis refuses them.
     async fn count_drained(&self, read: &BTreeMap<String, String>, now: &Spools) -> bool {
         let mut drained = 0;
         let mut counted = Vec::new();
@@ -323,7 +336,7 @@ impl Overview {
                 self.metrics.drained_ids.inc_by(drained);
                 true
             }
-            // The next look does, unless it was done and only not answered.
+            // The next read repeats it, unless Redis has run it and only the answer was lost.
             Err(error) => {
                 tracing::debug!("cannot count what was drained: {error}");
                 false
@@ -331,65 +344,72 @@ impl Overview {
         }
     }
 
-    /// Forgets spools that were empty at the last look already, and those that nothing was told of for long. By the replica that leads, which has
-    /// counted them.
+    /// Forgets spools that were already empty at the last read, and those not reported for long.
+    ///
+    /// Only the leader does so, after it has counted them.
     async fn forget(&self, before: &Spools, now: &Spools, now_s: u64) {
         let mut pipe = redis::pipe();
         for (name, state) in now {
             let is_empty = state.depth == 0 && before.get(name) == Some(state);
-            if is_empty || state.told_s + SPOOL_STATE_SECONDS < now_s {
+            if is_empty || state.recorded_s + SPOOL_STATE_SECONDS < now_s {
                 pipe.hdel(self.store.keys.spools(), &[name, &spool_counted(name)]);
             }
         }
         if !pipe.is_empty()
             && let Err(error) = self.store.redis().run::<Vec<u64>>(&pipe).await
         {
-            // The next look does.
+            // The next read repeats it.
             tracing::debug!("cannot forget spools: {error}");
         }
     }
 
-    fn tell(&self, seen: &Seen) {
+    fn export(&self, snapshot: &Snapshot) {
         let metrics = &self.metrics;
-        for (name, error) in &seen.dependencies {
+        for (name, error) in &snapshot.dependencies {
             metrics.dependency(name, error.is_none());
         }
-        self.windows.window_overdue.set(gauge(seen.overdue_s));
-        metrics.spool_depth.set(gauge(seen.spooled()));
-        metrics.silent.set(gauge(seen.silent_s()));
-        if seen.clock.is_none() {
+        self.windows.window_overdue.set(gauge(snapshot.overdue_s));
+        metrics.spool_depth.set(gauge(snapshot.spooled()));
+        metrics.silent.set(gauge(snapshot.silent_s()));
+        if snapshot.clock.is_none() {
             return;
         }
-        let mut newest = seen.windows.iter().rev().map(|seen| seen.unique().unwrap_or_default());
+        let mut newest = snapshot
+            .windows
+            .iter()
+            .rev()
+            .map(|snapshot| snapshot.unique().unwrap_or_default());
         self.windows.unique_ids("current", newest.next().unwrap_or_default());
         self.windows.unique_ids("last", newest.next().unwrap_or_default());
-        metrics.callback_jobs("stream", seen.jobs.stream);
-        metrics.callback_jobs("retry", seen.jobs.retry);
-        metrics.callback_jobs("dead", seen.jobs.dead);
-        metrics.oldest_job_age.set(gauge(seen.jobs.oldest_s));
+        metrics.callback_jobs("stream", snapshot.jobs.stream);
+        metrics.callback_jobs("retry", snapshot.jobs.retry);
+        metrics.callback_jobs("dead", snapshot.jobs.dead);
+        metrics.oldest_job_age.set(gauge(snapshot.jobs.oldest_s));
     }
 }
 
-/// Adds the requests that are new since the last look, so that nothing is counted twice when another replica takes over.
-pub fn count(metrics: &WindowMetrics, before: &[SeenWindow], now: &[SeenWindow]) {
-    let before: BTreeMap<Window, [u64; OUTCOMES.len()]> =
-        before.iter().map(|seen| (seen.window, seen.requests)).collect();
-    for seen in now {
-        let counted = before.get(&seen.window).copied().unwrap_or_default();
-        for ((outcome, now), counted) in OUTCOMES.iter().zip(seen.requests).zip(counted) {
-            // Fewer than before if Redis lost its data.
+/// Adds the requests that are new since the last read, so that a takeover counts none twice.
+pub fn count(metrics: &WindowMetrics, before: &[WindowSnapshot], now: &[WindowSnapshot]) {
+    let before: BTreeMap<Window, [u64; OUTCOMES.len()]> = before
+        .iter()
+        .map(|snapshot| (snapshot.window, snapshot.requests))
+        .collect();
+    for snapshot in now {
+        let counted = before.get(&snapshot.window).copied().unwrap_or_default();
+        for ((outcome, now), counted) in OUTCOMES.iter().zip(snapshot.requests).zip(counted) {
+            // There are fewer than before if Redis has lost its data.
             metrics.requests(outcome, now.saturating_sub(counted));
         }
     }
 }
 
-fn newest_with_ids(windows: &[SeenWindow]) -> Option<Window> {
+fn newest_with_ids(windows: &[WindowSnapshot]) -> Option<Window> {
     let mut newest = windows.iter().rev();
-    let with_ids = newest.find(|seen| seen.unique().is_some_and(|ids| ids > 0) || seen.requests() > 0);
-    with_ids.map(|seen| seen.window)
+    let with_ids = newest.find(|snapshot| snapshot.unique().is_some_and(|ids| ids > 0) || snapshot.requests() > 0);
+    with_ids.map(|snapshot| snapshot.window)
 }
 
-/// The windows of the last hour, the current one included, but not fewer or more than can be shown.
+/// Returns the windows of the last hour with the current one, within the minimum and the maximum.
 pub fn latest(length: WindowLength, now_ms: u64) -> Vec<Window> {
     let windows = (3600 / length.seconds()).clamp(FEWEST, MOST);
     let newest = std::iter::successors(Some(length.window_at_ms(now_ms)), |window| window.previous());
@@ -398,7 +418,7 @@ pub fn latest(length: WindowLength, now_ms: u64) -> Vec<Window> {
     windows
 }
 
-/// When an entry of a stream was added, in Unix milliseconds.
+/// Returns when an entry of a stream was added, in Unix milliseconds.
 fn entered_ms(id: &str) -> Option<u64> {
     id.split_once('-')?.0.parse().ok()
 }

@@ -1,20 +1,23 @@
-//! How long what goes by the clock takes.
+//! The periods of leases, calls and sweeps.
 
 use std::time::Duration;
 
-/// The periods that are chosen by each other, and that tests shorten all at once (`--divide-periods`).
+/// Periods that depend on each other, and that tests shorten together (`--divide-periods`).
 #[derive(Clone, Copy, Debug)]
 pub struct Periods {
-    /// How long a lease lasts unless it is renewed. With [`Self::try_lease`] it bounds the time of a takeover.
+    /// How long a lease lasts without renewal. With [`Self::try_lease`] it limits the time of a
+    /// takeover.
     pub lease: Duration,
-    /// How long a call to an endpoint may take.
+    /// The timeout of a call to an endpoint.
     pub call: Duration,
-    /// How long Kafka may take to acknowledge a record.
+    /// The time in which Kafka must acknowledge a record.
     pub delivery: Duration,
-    /// How often Redis is searched for ids that nobody expects and reports that need not be kept.
+    /// How often Redis is searched for orphaned ids, and for reports that need not be kept.
     pub sweep: Duration,
-    /// For how long what was logged has to be absent before it is over: what comes and goes is said once too. Whatever is refused is
-    /// tried again more often than that.
+    /// How long a logged condition must be absent before it ends.
+    ///
+    /// A condition that comes and goes is therefore also logged once. Refused operations are
+    /// retried more often than this.
     pub quiet: Duration,
 }
 
@@ -25,7 +28,7 @@ impl Default for Periods {
 }
 
 impl Periods {
-    /// All of them, so many times as short.
+    /// Returns all periods, divided by this number.
     pub fn divided(divisor: u32) -> Self {
         let seconds = |seconds| Duration::from_secs(seconds) / divisor;
         Self {
@@ -37,17 +40,19 @@ impl Periods {
         }
     }
 
-    /// How often a lease is renewed: two renewals may fail.
+    /// Returns how often a lease is renewed: two renewals may fail.
     pub fn renew_lease(self) -> Duration {
         self.lease / 3
     }
 
-    /// How often others try to get it.
+    /// Returns how often other replicas try to acquire the lease.
     pub fn try_lease(self) -> Duration {
         self.lease / 6
     }
 
-    /// From when on a job that was taken and not settled is another's to take: long after its call has ended.
+    /// Returns the time after which another replica may claim an unsettled job.
+    ///
+    /// Its call has ended long before.
     pub fn claim(self) -> Duration {
         self.call * 3
     }

@@ -1,5 +1,6 @@
-//! A replica of the reporter, on a Redis, a Kafka and endpoints that are simulated. For the project's own tests: it is no part of what the reporter
-//! promises.
+//! A replica of the reporter on a simulated Redis, Kafka and endpoints.
+//!
+//! It is for the project's own tests, and is not part of what the reporter promises.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,32 +19,32 @@ use crate::named::{Named, Parts};
 use crate::periods::Periods;
 pub use crate::store::Commands;
 use crate::store::{RedisConfig, Server, Store};
-use crate::windows::{Pace, Reporter, WindowsConfig};
+use crate::windows::{Reporter, SweepThrottle, WindowsConfig};
 
-/// What of the settings matters here.
+/// The settings that matter in a simulation.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What all keys begin with.
+    /// The prefix of all keys.
     pub keys: Keys,
-    /// How many sets a window's ids are in.
+    /// How many sets hold the ids of a window.
     pub partitions: Partitions,
-    /// How long windows are.
+    /// The length of windows.
     pub length: WindowLength,
-    /// From a window's end to its first report.
+    /// The time from a window's end to its first report.
     pub grace: Duration,
-    /// From a window's first report on: how long late ids correct it.
+    /// The allowed lateness: how long after its first report late ids correct a window.
     pub late: Duration,
-    /// Whether named counters are looked for.
+    /// Whether the replica looks for named counters.
     pub has_named: bool,
     /// Whether callbacks are delivered.
     pub has_callbacks: bool,
     /// The fixed callback.
     pub callback: Option<(Endpoint, Method)>,
-    /// How often a callback is tried.
+    /// How many times a callback is tried.
     pub attempts: u32,
 }
 
-/// What a replica says of what it depends on, as `/readyz` does.
+/// What a replica reports about its dependencies, as `/readyz` does.
 #[derive(Clone, Debug)]
 pub struct State(Arc<Health>);
 
@@ -54,7 +55,7 @@ impl Default for State {
 }
 
 impl State {
-    /// What is wrong.
+    /// Returns the current problems.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         self.0.settle(Instant::now());
@@ -65,10 +66,11 @@ impl State {
     }
 }
 
-/// A replica called so, which runs until it is stopped or dropped. What it has spawned then goes on, as far as its connections let it.
+/// Runs a replica with the name `replica` until it is stopped or dropped.
+/// Tasks that it has spawned then go on as far as their connections let them.
 ///
 /// # Panics
-/// Never: the address that it calls Redis by is valid.
+/// Never: the address that it uses for Redis is valid.
 pub async fn report<K: Sessions, C: Call>(
     settings: Settings,
     redis: Arc<dyn Commands>,
@@ -78,7 +80,7 @@ pub async fn report<K: Sessions, C: Call>(
     State(health): State,
     stop: CancellationToken,
 ) {
-    let (periods, pace) = (Periods::default(), Pace::default());
+    let (periods, throttle) = (Periods::default(), SweepThrottle::default());
     let metrics = Metrics::default();
     let config = RedisConfig {
         urls: "redis://simulated".parse().expect("an address"),
@@ -102,7 +104,7 @@ pub async fn report<K: Sessions, C: Call>(
             publisher: kafka.clone(),
             metrics: metrics.clone(),
             replica: replica.clone(),
-            pace: pace.clone(),
+            throttle: throttle.clone(),
         };
         Named::new(parts).0.run(stop.clone())
     });
@@ -117,6 +119,6 @@ pub async fn report<K: Sessions, C: Call>(
         let (store, metrics) = (store.clone(), metrics.clone());
         Callbacks::new(&config, endpoints, settings.length, store, metrics, replica.clone()).run(stop.clone())
     });
-    let windows = Reporter::new(windows, store, health, kafka, &metrics, replica, pace).run(stop);
+    let windows = Reporter::new(windows, store, health, kafka, &metrics, replica, throttle).run(stop);
     future::join3(windows, OptionFuture::from(named), OptionFuture::from(callbacks)).await;
 }

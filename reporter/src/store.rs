@@ -1,4 +1,4 @@
-//! What is in Redis of windows. The connection to it is a [`Server`].
+//! The data of windows in Redis. Its connection is a [`Server`].
 
 mod server;
 
@@ -16,16 +16,17 @@ use crate::health::Health;
 use crate::metrics::{Metrics, OUTCOMES};
 pub use server::{Commands, Node, OLDEST, RedisConfig, Server};
 
-/// The most reports asked for at once, so that other commands need not wait for long.
+/// The most reports in one command, so that other commands do not wait long.
 pub const BATCH: usize = 1000;
 
-/// The most commands and scripts that are under way at once, for the same reason.
+/// The most commands and scripts in progress concurrently, for the same reason.
 const AT_ONCE: usize = 500;
 
-/// How long it is remembered that a window was closed: longer than a reporter is paused.
+/// How long Redis remembers that a window was closed.
+/// This is longer than a pause of a reporter.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
-/// Redis, and how the ids of windows are kept in it.
+/// Redis, and how it holds the ids of windows.
 #[derive(Clone)]
 pub struct Store {
     /// The names of the keys.
@@ -35,7 +36,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects lazily: a Redis that is not there yet is waited for.
+    /// Creates a store that connects lazily: Redis need not be reachable yet.
     pub fn new(config: &RedisConfig, keys: Keys, health: &Arc<Health>, metrics: &Metrics) -> anyhow::Result<Self> {
         Ok(Self {
             keys,
@@ -44,7 +45,7 @@ impl Store {
         })
     }
 
-    /// What is in the Redis of this connection.
+    /// Creates a store on this connection to Redis.
     pub fn by(redis: Server, keys: Keys, partitions: Partitions) -> Self {
         Self {
             keys,
@@ -53,7 +54,7 @@ impl Store {
         }
     }
 
-    /// The windows of another counter, if one is named, by the same connection.
+    /// Returns the store of another counter, if one is named, on the same connection.
     pub fn of(&self, counter: Option<&CounterName>) -> Self {
         let mut store = self.clone();
         if let Some(counter) = counter {
@@ -62,22 +63,22 @@ impl Store {
         store
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub fn redis(&self) -> &Server {
         &self.redis
     }
 
-    /// How many sets the ids of a window are in.
+    /// Returns how many sets hold the ids of a window.
     pub fn partitions(&self) -> Partitions {
         self.partitions
     }
 
-    /// The sets in which a window may have ids.
+    /// Returns the sets in which a window may have ids.
     pub fn sets(&self) -> impl Iterator<Item = Partition> + Clone {
         self.partitions.with_former()
     }
 
-    /// The unique ids of each window.
+    /// Returns the number of unique ids of each window.
     pub async fn counts(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
         let keys = &self.keys;
         let counts = self.of_each(windows, |pipe, window, set| {
@@ -85,7 +86,7 @@ impl Store {
                 .scard(keys.closed(window, set))
                 .exists(keys.closing(window, set))
         });
-        // What came since a window was closed came too late.
+        // Ids that were added after a window was closed came too late.
         let count = |answers: &[u64]| match answers {
             [ids, _, 0] => *ids,
             [_, closed, _] => *closed,
@@ -95,23 +96,24 @@ impl Store {
         Ok(self.sums(&counts))
     }
 
-    /// How many ids came after each of these windows was final, as far as they are kept.
+    /// Returns how many ids came after each window was final, as far as they are kept.
     pub async fn late(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
         self.sizes(windows, |window, set| self.keys.late(window, set)).await
     }
 
-    /// How many ids are left in the sets of these windows, whatever became of others.
+    /// Returns how many ids are left in the sets of these windows.
+    /// Ids that were moved out of these sets do not count.
     pub async fn counts_left(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
         self.sizes(windows, |window, set| self.keys.ids(window, set)).await
     }
 
-    /// For each window how many members the sets under these keys have together.
+    /// Returns for each window the total size of its sets under these keys.
     async fn sizes(&self, windows: &[Window], key: impl Fn(Window, Partition) -> String) -> RedisResult<Vec<u64>> {
         let counts = self.of_each(windows, |pipe, window, set| pipe.scard(key(window, set)));
         Ok(self.sums(&counts.await?))
     }
 
-    /// Closes windows: nothing is added to them any more. Answers the unique ids of each.
+    /// Closes windows, so that no ids are added, and returns the unique ids of each.
     pub async fn close(&self, windows: &[Window]) -> RedisResult<Vec<u64>> {
         let keys = |window, set| {
             [
@@ -125,7 +127,7 @@ impl Store {
         Ok(self.sums(&closed.into_iter().collect::<RedisResult<Vec<u64>>>()?))
     }
 
-    /// Removes closed windows, which are final.
+    /// Removes the closed sets of windows, which are final.
     pub async fn remove_closed(&self, windows: &[Window]) -> RedisResult<()> {
         let keys = |window, set| [self.keys.closed(window, set), self.keys.closing(window, set)];
         let removed = self
@@ -134,8 +136,9 @@ impl Store {
         removed.into_iter().try_for_each(|removed| removed.map(drop))
     }
 
-    /// Puts aside what came after these windows were final. Answers how many ids of each, of the sets where that went well, and whether it
-    /// did of all.
+    /// Keeps ids apart as late ids that came after these windows were final.
+    /// Returns how many ids of each window were moved, in the sets that succeeded, and whether all
+    /// sets succeeded.
     pub async fn put_aside(&self, windows: &[Window]) -> (Vec<u64>, RedisResult<()>) {
         let keys = |window, set| [self.keys.ids(window, set), self.keys.late(window, set)];
         let kept = Duration::from_secs(UNREPORTED_SECONDS);
@@ -147,7 +150,7 @@ impl Store {
         )
     }
 
-    /// Runs a script for each set of each window: with so many keys of one set, and a time in seconds.
+    /// Runs a script for each set of each window, with `N` keys and a time in seconds.
     async fn script_on_each<T: FromRedisValue, const N: usize>(
         &self,
         script: &str,
@@ -166,14 +169,14 @@ impl Store {
         stream::iter(answers).buffered(AT_ONCE).collect().await
     }
 
-    /// Each set of each window, in order.
+    /// Returns each set of each window, in order.
     fn each(&self, windows: &[Window]) -> impl Iterator<Item = (Window, Partition)> {
         let sets = self.sets();
         let windows = windows.iter().copied();
         windows.flat_map(move |window| sets.clone().map(move |set| (window, set)))
     }
 
-    /// The sum over all its sets for each window.
+    /// Returns for each window the sum over all its sets.
     fn sums(&self, counts: &[u64]) -> Vec<u64> {
         counts
             .chunks(self.sets().count())
@@ -181,8 +184,8 @@ impl Store {
             .collect()
     }
 
-    /// For each window how many requests, and how many of them duplicates, as far as the component's statistics have arrived and
-    /// have not expired.
+    /// Returns for each window its requests, and how many of them were duplicates.
+    /// Only the component's statistics that have arrived and have not expired are included.
     pub async fn requests(&self, windows: &[Window]) -> RedisResult<Vec<[u64; 2]>> {
         if windows.is_empty() {
             return Ok(Vec::new());
@@ -201,7 +204,7 @@ impl Store {
             .collect())
     }
 
-    /// For each window how many requests there were of each of [`OUTCOMES`], likewise.
+    /// Returns for each window its requests by [`OUTCOMES`], from the same statistics.
     pub async fn outcomes(&self, windows: &[Window]) -> RedisResult<Vec<[u64; OUTCOMES.len()]>> {
         let mut pipe = redis::pipe();
         for window in windows {
@@ -212,7 +215,7 @@ impl Store {
         Ok(counts.collect())
     }
 
-    /// What was reported of each of these windows, which are of one length.
+    /// Returns the report of each of these windows, which have the same length.
     pub async fn reports(&self, windows: &[Window]) -> RedisResult<Vec<Option<Report>>> {
         let mut reports = Vec::with_capacity(windows.len());
         for windows in windows.chunks(BATCH) {
@@ -227,7 +230,7 @@ impl Store {
         Ok(reports)
     }
 
-    /// Keeps the ids of windows from expiring for `after` at least.
+    /// Keeps the ids of windows from expiring for at least `after`.
     pub async fn keep_ids(&self, windows: &[Window], after: impl Fn(Window) -> Duration) -> RedisResult<()> {
         let keep = self.of_each(windows, |pipe, window, set| {
             let (key, seconds) = (self.keys.ids(window, set), after(window).as_secs());
@@ -239,13 +242,13 @@ impl Store {
         keep.await.map(drop)
     }
 
-    /// Has windows counted again that were closed before they had ended.
+    /// Reopens windows that were closed before they ended, to count them again.
     pub async fn reopen(&self, windows: &[Window]) -> RedisResult<()> {
         let reopen = self.of_each(windows, |pipe, window, set| pipe.del(self.keys.closing(window, set)));
         reopen.await.map(drop)
     }
 
-    /// In which format the keys are, if this version does not know it: in words.
+    /// Describes the format of the keys, if this version does not know it.
     ///
     /// # Errors
     /// If Redis fails.
@@ -257,8 +260,9 @@ impl Store {
         }))
     }
 
-    /// Says in which format the keys are from now on. A Redis that is full, say, refuses it: then the next who leads says so.
-    pub async fn tell_format(&self) {
+    /// Records the format of the keys, unless one is recorded.
+    /// Redis may refuse this, for example if it is full: then the next leader records it.
+    pub async fn record_format(&self) {
         let mut set = redis::cmd("SET");
         set.arg(self.keys.format()).arg(FORMAT).arg("NX");
         if let Err(error) = self.redis.command::<Option<String>>(&set).await {
@@ -266,7 +270,7 @@ impl Store {
         }
     }
 
-    /// Redis' clock. On a cluster, that of the node which has what is reported.
+    /// Reads Redis' clock. On a cluster, it is that of the node with the reports.
     pub async fn clock(&self) -> RedisResult<RedisClock> {
         let script = Script::new(TIME);
         let time = script.key(self.keys.counters());
@@ -274,7 +278,7 @@ impl Store {
         Ok(RedisClock::read_now(seconds * 1000 + micros / 1000))
     }
 
-    /// Commands for each set of each window.
+    /// Runs commands for each set of each window.
     async fn of_each(
         &self,
         windows: &[Window],

@@ -1,4 +1,4 @@
-//! Log lines on standard error; and spans, exported by OTLP where OpenTelemetry's own variables say where to.
+//! Log lines on standard error, and spans by OTLP if OpenTelemetry's own variables name a target.
 
 use std::env;
 
@@ -12,43 +12,44 @@ use tracing_subscriber::filter::{EnvFilter, FilterExt as _, filter_fn};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// What is logged unless `RUST_LOG` says otherwise. What the Redis client notices is told once, by whoever asked.
+/// The default of `RUST_LOG`. The Redis client is off: the calling code reports its errors once.
 const LEVELS: &str = "info,redis=off";
-/// What spans are said to come from, unless `OTEL_SERVICE_NAME` says otherwise.
+/// The service name of spans, unless `OTEL_SERVICE_NAME` sets another one.
 const SERVICE: &str = "verve-reporter";
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// A line to read
+    /// Plain text lines
     Text,
-    /// A JSON object in each line
+    /// One JSON object per line
     Json,
 }
 
-/// The way of spans to a collector, if there is one.
+/// The exporter of spans, if a collector is configured.
 pub struct Traces(Option<SdkTracerProvider>);
 
-/// Sends log lines to standard error, and spans to where `OTEL_EXPORTER_OTLP_ENDPOINT` says. `RUST_LOG` chooses which lines; by
-/// default those of level info and above.
+/// Sends log lines to standard error, and spans to `OTEL_EXPORTER_OTLP_ENDPOINT`.
+///
+/// `RUST_LOG` selects the lines; by default those of level info and above.
 ///
 /// # Errors
-/// When the environment names an endpoint or a setting of OpenTelemetry that is none.
+/// If the environment has an invalid endpoint, or another invalid setting of OpenTelemetry.
 pub fn init(format: LogFormat) -> anyhow::Result<Traces> {
     let provider = provider()?;
     let levels = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LEVELS));
-    // A line says all that is to be said; spans are for the collector.
+    // Each line is complete without its span; spans are only for the collector.
     let levels = levels.and(filter_fn(|metadata| metadata.is_event()));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // A log that nobody reads any more stops nothing.
+        // A log without a reader must not stop the reporter.
         .log_internal_errors(false)
         .with_target(false);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    // Those of libraries, and those of the export itself, are nobody's concern.
+    // Leaves out the spans of libraries, and those of the export itself.
     let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("verve_reporter"));
     let spans = provider.as_ref().map(|provider| {
         let tracer = provider.tracer(SERVICE);
@@ -61,7 +62,9 @@ pub fn init(format: LogFormat) -> anyhow::Result<Traces> {
     Ok(Traces(provider))
 }
 
-/// The current span for whoever is called from within it, as the header `traceparent` of W3C Trace Context; `None` without traces.
+/// Returns the current span as the header `traceparent` of W3C Trace Context.
+///
+/// The service that is called within the span continues the trace with it. `None` without traces.
 pub fn traceparent() -> Option<String> {
     let context = tracing::Span::current().context();
     let span = context.span().span_context().clone();
@@ -69,7 +72,7 @@ pub fn traceparent() -> Option<String> {
     (span.is_valid()).then(|| format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id()))
 }
 
-/// `None` where nobody asked for spans.
+/// Returns `None` if no target for spans is configured.
 fn provider() -> anyhow::Result<Option<SdkTracerProvider>> {
     let set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     if !set("OTEL_EXPORTER_OTLP_ENDPOINT") && !set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") {
@@ -95,7 +98,7 @@ fn provider() -> anyhow::Result<Option<SdkTracerProvider>> {
 }
 
 impl Traces {
-    /// Exports what is left. Not to be called within the runtime, since it blocks.
+    /// Exports the remaining spans. It blocks, so it must not be called within the runtime.
     pub fn finish(self) {
         if let Some(Err(error)) = self.0.map(|provider| provider.shutdown()) {
             tracing::warn!("the last spans were not exported: {error}");

@@ -1,4 +1,6 @@
-//! `verve-reporter top`: what the page shows of Redis, in a terminal. Of Kafka it knows nothing: it is no reporter.
+//! `verve-reporter top`: the live state of Redis, in a terminal.
+//!
+//! It shows nothing about Kafka, because it is not a reporter.
 
 use std::io::{self, IsTerminal as _};
 use std::pin::pin;
@@ -19,21 +21,21 @@ use verve_protocol::keys::stats;
 
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::overview::{Overview, Seen, SeenWindow};
+use crate::overview::{Overview, Snapshot, WindowSnapshot};
 use crate::store::{RedisConfig, Store};
 use crate::windows::WindowsConfig;
 use crate::words::{self, NONE, number};
 
-/// What is asked for by keys.
+/// What a key asks for.
 enum Asked {
     Nothing,
     End,
 }
 
-/// Shows what is going on, until `q`.
+/// Shows the live state until `q` is pressed.
 ///
 /// # Errors
-/// If standard output is no terminal, or it fails.
+/// If standard output is not a terminal, or the terminal fails.
 pub async fn run(redis: &RedisConfig, keys: Keys, config: WindowsConfig) -> anyhow::Result<()> {
     anyhow::ensure!(
         io::stdout().is_terminal(),
@@ -47,19 +49,19 @@ pub async fn run(redis: &RedisConfig, keys: Keys, config: WindowsConfig) -> anyh
     );
     let (health, metrics) = (Arc::new(Health::new(config.periods.quiet)), Metrics::default());
     let store = Store::new(redis, keys, &health, &metrics)?;
-    // It leads nothing, and so counts and forgets nothing.
-    let (overview, mut seen) = Overview::new(config, store, health, metrics);
+    // It is never the leader, so it counts nothing and forgets nothing.
+    let (overview, mut snapshot) = Overview::new(config, store, health, metrics);
     let looking = tokio::spawn(overview.run(CancellationToken::new()));
 
     let mut asked = keys_pressed();
     let mut terminal = ratatui::try_init().context("top: the terminal")?;
     let shown = async {
-        // From before the first is drawn, so that none is missed.
+        // Listens before the first frame is drawn, so that no signal is missed.
         let mut stopped = pin!(crate::stop_signal());
         loop {
-            terminal.draw(|frame| draw(frame, &title, &seen.borrow_and_update()))?;
+            terminal.draw(|frame| draw(frame, &title, &snapshot.borrow_and_update()))?;
             tokio::select! {
-                changed = seen.changed() => changed.context("nobody looks any more")?,
+                changed = snapshot.changed() => changed.context("nobody looks any more")?,
                 pressed = asked.recv() => if !matches!(pressed, Some(Asked::Nothing)) { break },
                 stopped = &mut stopped => { stopped?; break }
             }
@@ -68,12 +70,12 @@ pub async fn run(redis: &RedisConfig, keys: Keys, config: WindowsConfig) -> anyh
     };
     let shown = shown.await;
     ratatui::restore();
-    // A look at a Redis that does not answer takes a while.
+    // A read from a Redis that does not answer takes a while.
     looking.abort();
     shown
 }
 
-/// Reads keys for as long as the process lives: a read cannot be given up.
+/// Reads keys as long as the process lives, because a read cannot be cancelled.
 fn keys_pressed() -> mpsc::Receiver<Asked> {
     let (sender, receiver) = mpsc::channel(1);
     thread::spawn(move || {
@@ -94,7 +96,7 @@ fn asked(event: &Event) -> Asked {
         ..
     }) = event
     else {
-        // Of another size, perhaps: drawn anew.
+        // The terminal may have another size: draw it again.
         return Asked::Nothing;
     };
     let is_interrupt = *code == KeyCode::Char('c') && modifiers.contains(KeyModifiers::CONTROL);
@@ -105,9 +107,9 @@ fn asked(event: &Event) -> Asked {
     }
 }
 
-fn draw(frame: &mut Frame<'_>, title: &str, seen: &Seen) {
-    let states = words::states(seen, "");
-    let known: Vec<&SeenWindow> = seen.windows.iter().filter(|seen| seen.is_known()).collect();
+fn draw(frame: &mut Frame<'_>, title: &str, snapshot: &Snapshot) {
+    let states = words::states(snapshot, "");
+    let known: Vec<&WindowSnapshot> = snapshot.windows.iter().filter(|snapshot| snapshot.is_known()).collect();
     let health = u16::try_from(states.len()).unwrap_or(u16::MAX).saturating_add(2);
     let areas = [
         Constraint::Length(1),
@@ -120,9 +122,9 @@ fn draw(frame: &mut Frame<'_>, title: &str, seen: &Seen) {
     let [head, cards, chart, windows, health, foot] = Layout::vertical(areas).areas(frame.area());
     frame.render_widget(Line::from(title).bold(), head);
     let [now, last, callbacks] = Layout::horizontal([Constraint::Fill(1); 3]).areas(cards);
-    card(frame, now, "Current window", &current(seen));
-    card(frame, last, "Last reported", &reported(seen));
-    card(frame, callbacks, "Callbacks", &jobs(seen));
+    card(frame, now, "Current window", &current(snapshot));
+    card(frame, last, "Last reported", &reported(snapshot));
+    card(frame, callbacks, "Callbacks", &jobs(snapshot));
     bars(frame, chart, &known);
     table(frame, windows, &known);
     let states: Vec<Line<'_>> = (states.iter())
@@ -144,7 +146,7 @@ fn draw(frame: &mut Frame<'_>, title: &str, seen: &Seen) {
     frame.render_widget(Line::from("q ends").dim(), foot);
 }
 
-/// A number, and lines about it.
+/// Draws a number, and lines about it.
 fn card(frame: &mut Frame<'_>, area: Rect, title: &str, lines: &[String]) {
     let mut text = Text::from_iter(lines.iter().map(String::as_str));
     if let Some(first) = text.lines.first_mut() {
@@ -153,8 +155,8 @@ fn card(frame: &mut Frame<'_>, area: Rect, title: &str, lines: &[String]) {
     frame.render_widget(Paragraph::new(text).block(Block::bordered().title(title)), area);
 }
 
-fn current(seen: &Seen) -> Vec<String> {
-    let (Some(current), Some(clock)) = (seen.windows.last(), seen.clock) else {
+fn current(snapshot: &Snapshot) -> Vec<String> {
+    let (Some(current), Some(clock)) = (snapshot.windows.last(), snapshot.clock) else {
         return vec![NONE.to_owned(), "Redis has not answered yet".to_owned()];
     };
     let left = current.window.end().saturating_sub(clock.now_ms() / 1000);
@@ -166,8 +168,12 @@ fn current(seen: &Seen) -> Vec<String> {
     lines
 }
 
-fn reported(seen: &Seen) -> Vec<String> {
-    let reported = seen.windows.iter().rev().find_map(|seen| Some((seen, seen.report?)));
+fn reported(snapshot: &Snapshot) -> Vec<String> {
+    let reported = snapshot
+        .windows
+        .iter()
+        .rev()
+        .find_map(|snapshot| Some((snapshot, snapshot.report?)));
     let Some((last, report)) = reported else {
         return vec![NONE.to_owned(), "Nothing reported in the time shown".to_owned()];
     };
@@ -179,18 +185,18 @@ fn reported(seen: &Seen) -> Vec<String> {
     lines
 }
 
-fn requests(seen: &SeenWindow) -> Vec<String> {
-    let failed = seen.requests_of(stats::FAILED);
+fn requests(snapshot: &WindowSnapshot) -> Vec<String> {
+    let failed = snapshot.requests_of(stats::FAILED);
     let mut lines = vec![
-        format!("{} requests", number(words::requests(seen))),
-        format!("{} duplicates", words::duplicates(seen)),
+        format!("{} requests", number(words::requests(snapshot))),
+        format!("{} duplicates", words::duplicates(snapshot)),
     ];
     lines.extend((failed > 0).then(|| format!("{} failed", number(failed))));
     lines
 }
 
-fn jobs(seen: &Seen) -> Vec<String> {
-    let jobs = seen.jobs;
+fn jobs(snapshot: &Snapshot) -> Vec<String> {
+    let jobs = snapshot.jobs;
     vec![
         number(jobs.stream),
         format!("waiting, the oldest for {} s", jobs.oldest_s),
@@ -199,25 +205,29 @@ fn jobs(seen: &Seen) -> Vec<String> {
     ]
 }
 
-/// A bar a window, as many of the newest as there is room for.
-fn bars(frame: &mut Frame<'_>, area: Rect, known: &[&SeenWindow]) {
-    let most = known.iter().filter_map(|seen| seen.unique()).max().unwrap_or_default();
+/// Draws one bar for each window, as many of the newest as fit.
+fn bars(frame: &mut Frame<'_>, area: Rect, known: &[&WindowSnapshot]) {
+    let most = known
+        .iter()
+        .filter_map(|snapshot| snapshot.unique())
+        .max()
+        .unwrap_or_default();
     let block = Block::bordered().title(format!("Unique ids, window by window: {} at the top", number(most)));
     let room = usize::from(block.inner(area).width);
-    let bars = known[known.len().saturating_sub(room)..].iter().map(|seen| {
-        let style = match seen.report {
+    let bars = known[known.len().saturating_sub(room)..].iter().map(|snapshot| {
+        let style = match snapshot.report {
             None => Style::new().dark_gray(),
             Some(report) if report.revision > 0 => Style::new().yellow(),
             Some(_) => Style::new().blue(),
         };
-        SparklineBar::from(seen.unique()).style(style)
+        SparklineBar::from(snapshot.unique()).style(style)
     });
     frame.render_widget(Sparkline::default().data(bars).block(block), area);
 }
 
-/// The newest windows first, as many as there is room for.
-fn table(frame: &mut Frame<'_>, area: Rect, known: &[&SeenWindow]) {
-    let rows = known.iter().rev().map(|seen| Row::new(words::row(seen)));
+/// Draws the newest windows first, as many as fit.
+fn table(frame: &mut Frame<'_>, area: Rect, known: &[&WindowSnapshot]) {
+    let rows = known.iter().rev().map(|snapshot| Row::new(words::row(snapshot)));
     let widths = [20, 14, 9, 14, 11, 10, 16].map(Constraint::Length);
     let table = Table::new(rows, widths).header(Row::new(words::COLUMNS).bold());
     frame.render_widget(table.block(Block::bordered().title("Windows")), area);
@@ -232,10 +242,10 @@ mod tests {
     use super::*;
     use crate::clock::RedisClock;
 
-    /// What is on a terminal of this size.
-    fn drawn(seen: &Seen, width: u16, height: u16) -> String {
+    /// Returns what a terminal of this size shows.
+    fn drawn(snapshot: &Snapshot, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
-        terminal.draw(|frame| draw(frame, "Verve", seen)).expect("drawn");
+        terminal.draw(|frame| draw(frame, "Verve", snapshot)).expect("drawn");
         terminal.backend().to_string()
     }
 
@@ -251,22 +261,22 @@ mod tests {
             revision: 2,
             ..Report::default()
         };
-        let window = |window, ids, report| SeenWindow {
+        let window = |window, ids, report| WindowSnapshot {
             window,
             ids,
             report,
             requests: [0; crate::metrics::OUTCOMES.len()],
         };
-        let mut seen = Seen::default();
-        let before = drawn(&seen, 100, 40);
+        let mut snapshot = Snapshot::default();
+        let before = drawn(&snapshot, 100, 40);
         assert!(before.contains("Redis has not answered yet"), "{before}");
-        seen.clock = Some(RedisClock::read_now(now_ms));
-        seen.windows = vec![
+        snapshot.clock = Some(RedisClock::read_now(now_ms));
+        snapshot.windows = vec![
             window(newest.previous().expect("not 1970"), Some(1234), Some(report)),
             window(newest, Some(77), None),
         ];
-        seen.leader = Some("0a".to_owned());
-        let shown = drawn(&seen, 100, 40);
+        snapshot.leader = Some("0a".to_owned());
+        let shown = drawn(&snapshot, 100, 40);
         for text in [
             "77",
             "1,234",
@@ -280,9 +290,9 @@ mod tests {
         ] {
             assert!(shown.contains(text), "{text}: {shown}");
         }
-        // There is no room for anything.
+        // Nothing fits.
         for (width, height) in [(1, 1), (20, 5), (300, 3)] {
-            drawn(&seen, width, height);
+            drawn(&snapshot, width, height);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Asking what the reporter depends on whether it is there, where nothing else asks.
+//! Probes Redis and Kafka regularly, because nothing else may send them requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,12 @@ use crate::health::Health;
 use crate::kafka::Publisher;
 use crate::store::Store;
 
-/// How often.
+/// The interval of the probes.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Asks Redis and Kafka regularly, until a stop is asked for. A clock of this machine that differs from Redis' by more than `tolerance` is a problem.
+/// Probes Redis and Kafka until a stop is requested.
+///
+/// A difference of more than `tolerance` between the clocks of this machine and Redis is a problem.
 pub async fn watch(
     health: Arc<Health>,
     store: Store,
@@ -32,11 +34,13 @@ pub async fn watch(
     }
 }
 
-/// Compares this machine's clock with Redis', and so asks whether Redis is there. Windows are reported by the latter, but whoever looks at logs, and
-/// those who check signatures, go by the former.
+/// Compares this machine's clock with Redis', which also probes Redis.
+///
+/// Windows are reported by the clock of Redis, but log lines and the checks of signatures use the
+/// clock of this machine.
 async fn look_at_clock(health: &Health, store: &Store, tolerance: Duration) {
     let asked = Instant::now();
-    // Whatever else it may be is said by its connection.
+    // The connection reports all other problems.
     let Ok(clock) = store.clock().await else {
         return;
     };

@@ -1,11 +1,14 @@
-//! Reporting windows: one replica holds the lease, counts what is due or late, publishes it, and records that it has.
+//! Reports windows: the replica with the lease counts, publishes and records.
 //!
-//! Each news goes the way of `ledger`: written down as pending, published, acknowledged, recorded. What a crash leaves behind:
-//! - before it is written down: nothing; the window is counted again
-//! - before the recording: the next leader publishes what was written down, exactly as it is, whether Kafka has it or not
-//! - after the recording: nothing is left to do. The fixed callback's job is queued by the same script that records
+//! The leader counts windows that are due and windows that late ids may still correct. Each pending
+//! revision takes the path of `ledger`: stored as pending, published, acknowledged, recorded. A
+//! crash leaves behind:
+//! - before it is stored as pending: nothing; the window is counted again
+//! - before it is recorded: the next leader publishes the pending record unchanged, whether Kafka
+//!   has it or not
+//! - after it is recorded: no work. The script that records also queues the job of the fixed
+//!   callback
 
-mod books;
 mod ended;
 mod leader;
 mod lease;
@@ -14,6 +17,7 @@ mod ledger;
 mod model;
 mod pending;
 mod ports;
+mod report_store;
 mod sweeps;
 
 use std::sync::Arc;
@@ -30,23 +34,23 @@ use crate::kafka::{Publisher, Sessions};
 use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::Store;
-use books::RedisBooks;
 use ended::Ended;
 use leader::Leader;
 use lease::Lease;
 pub use ledger::KEPT;
-pub use sweeps::Pace;
+use report_store::RedisReportStore;
+pub use sweeps::SweepThrottle;
 
-/// Who has led for so long has not failed at once.
+/// Leading for longer than this resets the retry backoff.
 const A_WHILE: Duration = Duration::from_secs(10);
 
-/// When windows are reported.
+/// The settings of the window reporting.
 #[derive(Clone, Debug)]
 pub struct WindowsConfig {
     pub length: WindowLength,
-    /// From a window's end to its first report.
+    /// The time from a window's end to its first report.
     pub grace: Duration,
-    /// From a window's first report on: how long late ids correct it.
+    /// The allowed lateness: how long after its first report late ids correct a window.
     pub late: Duration,
     /// The fixed callback, called for every report.
     pub callback: Option<(Endpoint, Method)>,
@@ -54,22 +58,22 @@ pub struct WindowsConfig {
 }
 
 impl WindowsConfig {
-    /// When a window is due to be reported, in Unix milliseconds.
+    /// Returns when a window is due to be reported, in Unix milliseconds.
     pub fn due_ms(&self, window: Window) -> u64 {
         window.end_ms() + millis(self.grace)
     }
 }
 
-/// Reports windows for as long as it holds the lease.
+/// Reports windows while it holds the lease.
 pub struct Reporter<K = Publisher> {
-    leader: Leader<RedisBooks>,
+    leader: Leader<RedisReportStore>,
     store: Store,
     kafka: K,
     replica: String,
 }
 
 impl<K: Sessions> Reporter<K> {
-    /// A reporter that calls itself `replica` in the lease.
+    /// Creates a reporter that uses the name `replica` in the lease.
     pub fn new(
         config: WindowsConfig,
         store: Store,
@@ -77,16 +81,16 @@ impl<K: Sessions> Reporter<K> {
         kafka: K,
         metrics: &Metrics,
         replica: String,
-        pace: Pace,
+        throttle: SweepThrottle,
     ) -> Self {
         let leader = Leader {
-            books: Arc::new(RedisBooks::new(config.clone(), store.clone())),
+            report_store: Arc::new(RedisReportStore::new(config.clone(), store.clone())),
             config,
             health,
             metrics: metrics.windows(store.keys.counter()),
             counter: store.keys.counter().cloned(),
             partitions: store.partitions(),
-            pace,
+            throttle,
         };
         Self {
             leader,
@@ -96,7 +100,7 @@ impl<K: Sessions> Reporter<K> {
         }
     }
 
-    /// Runs until a stop is asked for.
+    /// Runs until a stop is requested.
     pub async fn run(self, stop: CancellationToken) {
         let Leader {
             config,
@@ -107,7 +111,7 @@ impl<K: Sessions> Reporter<K> {
         let counter = self.leader.counter();
         let mut ledger = None;
         let mut retry = Retry::default();
-        // Whether it goes on after an error, so that there is nothing new to say.
+        // Set after an error: a lease that is then acquired without waiting is not logged again.
         let mut goes_on = false;
         while let Some(lease) = stop
             .run_until_cancelled(Lease::acquire(
@@ -124,26 +128,26 @@ impl<K: Sessions> Reporter<K> {
             }
             metrics.lease_held.set(1);
             let begin = Instant::now();
-            // A stop lets the step under way finish, so that what Kafka has is recorded.
+            // A stop lets the current step finish, so that records in Kafka are recorded in Redis.
             let ended = tokio::select! {
                 biased;
                 ended = self.leader.lead(&lease, self.kafka.session(), &mut ledger, &stop) => ended,
                 () = lease.lost() => Ended::LeaseLost,
             };
             metrics.lease_held.set(0);
-            // Who leads from now on finds out.
-            self.leader.tell_uncounted(None);
+            // The next leader reports them, so this replica clears its problem.
+            self.leader.report_uncounted_partitions(None);
             if begin.elapsed() > A_WHILE {
                 retry.worked();
             }
             match ended {
                 Ended::Stopped => {}
                 Ended::LeaseLost | Ended::Fenced if stop.is_cancelled() => {}
-                // By whom, if by somebody who publishes, the session has said.
+                // If another replica has fenced this one, the session has logged it.
                 Ended::LeaseLost | Ended::Fenced => {
                     tracing::warn!(counter, replica = self.replica, "lost the lease");
                 }
-                // Said by `health`.
+                // `health` logs it.
                 Ended::Failed(_) => {
                     tracing::debug!("{ended}");
                     goes_on = true;

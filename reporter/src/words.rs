@@ -1,11 +1,11 @@
-//! How windows, numbers and states are put in words: for the page and for `top`.
+//! Formats windows, numbers and states as text, for the page and for `top`.
 
 use jiff::Timestamp;
 use verve_protocol::Window;
 
-use crate::overview::{Seen, SeenWindow};
+use crate::overview::{Snapshot, WindowSnapshot};
 
-/// What [`row`] has, in its order.
+/// The columns of [`row`], in its order.
 pub const COLUMNS: [&str; 7] = [
     "Window (UTC)",
     "Unique",
@@ -16,19 +16,19 @@ pub const COLUMNS: [&str; 7] = [
     "Reported",
 ];
 
-/// Where nothing is known.
+/// The text for an unknown value.
 pub const NONE: &str = "–";
 
-/// What is said of a window.
-pub fn row(seen: &SeenWindow) -> [String; COLUMNS.len()] {
+/// Returns the cells of a window.
+pub fn row(snapshot: &WindowSnapshot) -> [String; COLUMNS.len()] {
     let none = || NONE.to_owned();
-    let report = seen.report;
+    let report = snapshot.report;
     [
-        clock(seen.window),
-        seen.unique().map_or_else(none, number),
+        clock(snapshot.window),
+        snapshot.unique().map_or_else(none, number),
         report.map_or_else(none, |report| report.revision.to_string()),
-        number(requests(seen)),
-        duplicates(seen),
+        number(requests(snapshot)),
+        duplicates(snapshot),
         report
             .filter(|report| report.late > 0)
             .map_or_else(none, |report| number(report.late)),
@@ -38,18 +38,19 @@ pub fn row(seen: &SeenWindow) -> [String; COLUMNS.len()] {
     ]
 }
 
-/// Requests, as far as it is known: statistics come a little later than the ids that they are of.
-pub fn requests(seen: &SeenWindow) -> u64 {
-    seen.requests().max(seen.unique().unwrap_or_default())
+/// Returns the known requests. Statistics arrive a little later than the ids that they are about.
+pub fn requests(snapshot: &WindowSnapshot) -> u64 {
+    snapshot.requests().max(snapshot.unique().unwrap_or_default())
 }
 
-/// The share of duplicates among what was recorded.
-pub fn duplicates(seen: &SeenWindow) -> String {
-    seen.duplicates()
+/// Returns the share of duplicates among the recorded requests.
+pub fn duplicates(snapshot: &WindowSnapshot) -> String {
+    snapshot
+        .duplicates()
         .map_or_else(|| NONE.to_owned(), |share| format!("{:.1} %", 100.0 * share))
 }
 
-/// `1234567` as `1,234,567`.
+/// Formats `1234567` as `1,234,567`.
 pub fn number(n: u64) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> = (digits.as_bytes().rchunks(3).rev())
@@ -58,7 +59,7 @@ pub fn number(n: u64) -> String {
     groups.join(",")
 }
 
-/// A window's start, the time alone; with the day where windows are so long that it is needed.
+/// Returns the time of a window's start, with the date if windows are long enough to need it.
 pub fn clock(window: Window) -> String {
     let (day, time) = (window.to_string(), window.length().seconds());
     let (date, clock) = day.split_at(10);
@@ -70,55 +71,63 @@ pub fn clock(window: Window) -> String {
     }
 }
 
-/// A moment in Unix milliseconds, the time alone.
+/// Formats a time in Unix milliseconds, without the date.
 pub fn time(ms: u64) -> String {
     let time = Timestamp::from_millisecond(ms.cast_signed()).unwrap_or_default();
     time.strftime("%H:%M:%S").to_string()
 }
 
-/// One thing, and whether it is as it should be.
+/// The state of one thing, and whether it is good.
 #[derive(Debug)]
 pub struct State {
     pub is_good: bool,
     pub of: String,
     pub text: String,
-    /// The heading of the runbook that says what to do where it is not good.
+    /// The heading of the runbook for the case that the state is not good.
     pub runbook: &'static str,
 }
 
-/// How everything is, as this replica sees it.
-pub fn states(seen: &Seen, replica: &str) -> Vec<State> {
+/// Returns the state of everything, as this replica sees it.
+pub fn states(snapshot: &Snapshot, replica: &str) -> Vec<State> {
     let state = |is_good, of: &str, text: String, runbook| State {
         is_good,
         of: of.to_owned(),
         text,
         runbook,
     };
-    let mut states: Vec<State> = (seen.dependencies.iter())
+    let mut states: Vec<State> = (snapshot.dependencies.iter())
         .map(|(name, problem)| {
             let error = problem.as_ref().map(|problem| problem.error.clone());
             let text = error.unwrap_or_else(|| "answers".to_owned());
             state(problem.is_none(), name, text, "VerveDependencyDown")
         })
         .collect();
-    let leader = match seen.leader.as_deref() {
+    let leader = match snapshot.leader.as_deref() {
         Some(leader) if leader == replica => "held by this replica".to_owned(),
         Some(leader) => format!("held by replica {leader}"),
         None => "held by nobody".to_owned(),
     };
-    states.push(state(seen.leader.is_some(), "Lease", leader, "VerveNobodyReports"));
-    let windows = match seen.overdue_s {
+    states.push(state(snapshot.leader.is_some(), "Lease", leader, "VerveNobodyReports"));
+    let windows = match snapshot.overdue_s {
         0 => "reported in time".to_owned(),
         overdue_s => format!("overdue for {overdue_s} s"),
     };
-    states.push(state(seen.overdue_s == 0, "Windows", windows, "VerveWindowsOverdue"));
-    if seen.silent_s() > 0 {
-        let silent = number(seen.silent_s());
+    states.push(state(
+        snapshot.overdue_s == 0,
+        "Windows",
+        windows,
+        "VerveWindowsOverdue",
+    ));
+    if snapshot.silent_s() > 0 {
+        let silent = number(snapshot.silent_s());
         let text = format!("none for {silent} s: no requests come, or edge hosts do not reach Redis and spool them");
         states.push(state(false, "Ids", text, "VerveNoIds"));
     }
-    if seen.spooled() > 0 {
-        let text = format!("{} ids and callback jobs wait on edge hosts", number(seen.spooled()));
+    if snapshot.spooled() > 0 {
+        let text = format!(
+            "{} ids and callback jobs wait on edge hosts",
+            number(snapshot.spooled())
+        );
         states.push(state(false, "Spools", text, "VerveSpoolStays"));
     }
     states

@@ -1,4 +1,4 @@
-//! Endpoints that callbacks call.
+//! Endpoints that receive callbacks.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -12,26 +12,26 @@ use crate::gate::Gate;
 use crate::redis::Link;
 use crate::world::{Line, World};
 
-/// How long the reporter waits for an answer.
+/// How long the reporter waits for an answer of an endpoint.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What an endpoint does with a call.
+/// How an endpoint reacts to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
-    /// It is reached like this, and is well.
+    /// It works, and its link is in this state.
     Link(Link),
     /// It answers with this status.
     Status(u16),
 }
 
-/// A call that an endpoint has heard, and has answered well or would have.
+/// A call that an endpoint received and accepted, even if its answer was lost.
 #[derive(Clone, Debug)]
 pub struct Heard {
     /// The endpoint's URL.
     pub endpoint: String,
-    /// The window that it is told of.
+    /// The window that the call is about.
     pub window: Window,
-    /// Which report it is about; nothing if a request asked for it.
+    /// The revision of the report; `None` if a request asked for the callback.
     pub revision: Option<u64>,
     /// The number of unique ids.
     pub count: u64,
@@ -44,7 +44,7 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// So many, which are well.
+    /// Creates so many endpoints, all of which work.
     #[must_use]
     pub fn new(number: usize) -> Rc<Self> {
         let well = || Cell::new(Mood::Link(Link::Up));
@@ -54,17 +54,17 @@ impl Endpoints {
         })
     }
 
-    /// Has a host behave so.
+    /// Sets how a host reacts to calls.
     pub fn set(&self, host: usize, mood: Mood) {
         self.moods[host].set(mood);
     }
 
-    /// All are well.
+    /// Makes all endpoints work again.
     pub fn mend(&self) {
         self.moods.iter().for_each(|mood| mood.set(Mood::Link(Link::Up)));
     }
 
-    /// What was heard.
+    /// Returns the calls that the endpoints received and accepted.
     #[must_use]
     pub fn heard(&self) -> Vec<Heard> {
         self.heard.borrow().clone()
@@ -78,7 +78,7 @@ impl Endpoints {
     }
 }
 
-/// A replica's way to endpoints.
+/// A replica's client for endpoints.
 pub struct Client(SendWrapper<Inner>);
 
 struct Inner {
@@ -88,7 +88,7 @@ struct Inner {
 }
 
 impl Client {
-    /// One of a replica that this gate lets go on.
+    /// Creates the client of a replica, which pauses while `gate` is closed.
     #[must_use]
     pub fn new(world: &Rc<World>, endpoints: &Rc<Endpoints>, gate: &Rc<Gate>) -> Self {
         Self(SendWrapper::new(Inner {

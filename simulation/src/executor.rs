@@ -1,7 +1,8 @@
-//! Runs tasks by a clock of its own, which goes on to the next event whenever nothing is left to do.
+//! Runs tasks on a simulated clock that jumps to the next event if all tasks wait.
 //!
-//! As hosts of WASI 0.3 do, it has a task that is dropped take along what it has spawned, and no task may wake another one: that panics. Whoever waits for
-//! another task waits for a [`Signal`], which is the executor's.
+//! It behaves like hosts of WASI 0.3: if a task is dropped, the tasks that it spawned are dropped
+//! too. A task that wakes another task panics. To wait for another task, a task waits for a
+//! [`Signal`], which an event of the executor sets.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -20,42 +21,44 @@ use tokio::time::{Instant, sleep_until};
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 type Event = Box<dyn FnOnce()>;
 
-/// No task is polled.
+/// The number that says that no task is polled.
 const NONE: u64 = 0;
 
-/// What all tasks run on.
+/// The executor of all tasks.
 pub struct Executor {
-    /// Since the beginning, in microseconds.
+    /// The time since the beginning, in microseconds.
     now_us: Cell<u64>,
     random: RefCell<Rng>,
     tasks: RefCell<BTreeMap<u64, Task>>,
-    /// The next task's number, or event's.
+    /// The number of the next task or event.
     next: Cell<u64>,
     events: RefCell<BinaryHeap<Reverse<(u64, u64)>>>,
     due: RefCell<BTreeMap<u64, Event>>,
     awake: Arc<Awake>,
-    /// How often each task was polled, by its number.
+    /// How many times each task was polled, by its number.
     polls: RefCell<BTreeMap<u64, u32>>,
-    /// Whether a task is being dropped, in which nothing may be spawned.
+    /// Whether a task is being dropped; meanwhile nothing may be spawned.
     is_dropping: Cell<bool>,
-    /// The task to drop, and after how many polls.
+    /// The task to drop, and the number of polls after which it is dropped.
     to_drop: Cell<Option<(u64, u32)>>,
-    /// When it began by tokio's clock, while that drives it.
+    /// When the executor began on tokio's clock, if that clock drives it.
     begun: Cell<Option<Instant>>,
-    /// What drives it then, to be told of what comes before it expects anything.
+    /// The waker of [`Executor::drive`].
+    ///
+    /// Each new event wakes it, since that event may be earlier than the one it waits for.
     driver: RefCell<Option<Waker>>,
 }
 
 struct Task {
-    /// Taken out while it is polled.
+    /// `None` while the task is polled.
     work: Option<Work>,
-    /// Who has spawned it, and takes it along.
+    /// The task that spawned it. If that task is dropped, this task is dropped too.
     parent: u64,
-    /// The process that it is of, whose tasks all end with it.
+    /// The process of the task. If the process is killed, all its tasks end.
     process: u64,
 }
 
-/// The tasks to be polled, and the one that is.
+/// The tasks to poll, and the task that is being polled.
 #[derive(Default)]
 struct Awake {
     tasks: Mutex<Vec<u64>>,
@@ -84,7 +87,7 @@ impl Wake for TaskWaker {
 }
 
 impl Executor {
-    /// One whose choices all follow from the seed.
+    /// Creates an executor; the seed determines all its choices.
     #[must_use]
     pub fn new(seed: u64) -> Rc<Self> {
         Rc::new(Self {
@@ -103,7 +106,7 @@ impl Executor {
         })
     }
 
-    /// The time since the beginning.
+    /// Returns the time since the beginning.
     #[must_use]
     pub fn now(&self) -> Duration {
         Duration::from_micros(self.now_us())
@@ -116,42 +119,44 @@ impl Executor {
         self.now_us.get().max(driven)
     }
 
-    /// A random number.
+    /// Returns a random number.
     #[must_use]
     pub fn random(&self) -> u64 {
         self.random.borrow_mut().u64(..)
     }
 
-    /// A random number below `end`, which is not 0.
+    /// Returns a random number below `end`, which must not be 0.
     #[must_use]
     pub fn below(&self, end: u64) -> u64 {
         self.random.borrow_mut().u64(..end)
     }
 
-    /// Has a task dropped once it was polled so often, with all that it has spawned.
+    /// Drops a task and all tasks that it spawned once it was polled `polls` times.
     pub fn drop_after(&self, task: u64, polls: u32) {
         self.to_drop.set(Some((task, polls)));
     }
 
-    /// How often each task was polled so far, by its number: they are numbered in the order in which they are spawned.
+    /// Returns how many times each task was polled so far, by its number.
+    ///
+    /// The numbers follow the order in which tasks are spawned.
     #[must_use]
     pub fn polls(&self) -> BTreeMap<u64, u32> {
         self.polls.borrow().clone()
     }
 
-    /// Whether a task is being dropped.
+    /// Returns whether a task is being dropped.
     #[must_use]
     pub fn is_dropping(&self) -> bool {
         self.is_dropping.get()
     }
 
-    /// How many tasks there are.
+    /// Returns the number of tasks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tasks.borrow().len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no tasks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -163,7 +168,10 @@ impl Executor {
         number
     }
 
-    /// Runs a task. Spawned by another one, it goes when that is dropped, and stays when that has ended. Answers its number.
+    /// Spawns a task and returns its number.
+    ///
+    /// If another task spawns it, it is dropped together with that task, but continues if that task
+    /// ends.
     ///
     /// # Panics
     /// While a task is being dropped.
@@ -173,7 +181,9 @@ impl Executor {
         self.spawn_in(process, work)
     }
 
-    /// Runs a task of a process, which is any number.
+    /// Spawns a task of a process, and returns the task's number.
+    ///
+    /// A process can be any number.
     ///
     /// # Panics
     /// While a task is being dropped.
@@ -193,7 +203,7 @@ impl Executor {
         number
     }
 
-    /// Ends all tasks of a process.
+    /// Drops all tasks of a process.
     pub fn kill(&self, process: u64) {
         let of_process: Vec<u64> = {
             let tasks = self.tasks.borrow();
@@ -208,7 +218,7 @@ impl Executor {
         tasks.push(task);
     }
 
-    /// Does something after a time.
+    /// Runs an event after a time.
     pub fn after(&self, time: Duration, event: impl FnOnce() + 'static) {
         let number = self.number();
         let at = self.now_us() + u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -219,7 +229,7 @@ impl Executor {
         }
     }
 
-    /// When the next event is, in microseconds since the beginning.
+    /// Returns the time of the next event, in microseconds since the beginning.
     fn next_us(&self) -> Option<u64> {
         self.events.borrow().peek().map(|Reverse((at, _))| *at)
     }
@@ -233,7 +243,10 @@ impl Executor {
             .is_empty()
     }
 
-    /// Runs until the clock has come so far, by tokio's clock, which has to stand still but for this: so tasks of tokio's run along.
+    /// Runs until the time `end` on tokio's clock.
+    ///
+    /// Tokio's clock must be paused, so that only this function advances it. Tasks of tokio then
+    /// run on the same clock.
     pub async fn drive(&self, end: Duration) {
         let end_us = u64::try_from(end.as_micros()).unwrap_or(u64::MAX);
         let begun = self.begun.get().unwrap_or_else(|| Instant::now() - self.now());
@@ -262,7 +275,7 @@ impl Executor {
         }
     }
 
-    /// What is next happens.
+    /// Runs the next event.
     fn do_next(&self) {
         let next = self.events.borrow_mut().pop();
         let event = next.and_then(|Reverse((_, number))| self.due.borrow_mut().remove(&number));
@@ -271,7 +284,7 @@ impl Executor {
         }
     }
 
-    /// Runs until the clock has come so far, or nothing happens any more.
+    /// Runs until the time `end`, or until there is nothing left to do.
     pub fn run_until(&self, end: Duration) {
         loop {
             if self.poll_one() {
@@ -292,7 +305,7 @@ impl Executor {
         self.run_until(self.now() + time);
     }
 
-    /// Polls one of the tasks that are awake. Says whether there was one.
+    /// Polls one of the awake tasks. Returns whether there was one.
     fn poll_one(&self) -> bool {
         let task = {
             let mut awake = self.awake.tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +351,7 @@ impl Executor {
         true
     }
 
-    /// Drops a task and what it has spawned.
+    /// Drops a task and all tasks that it spawned.
     pub fn give_up(&self, task: u64) {
         let Some(given_up) = self.tasks.borrow_mut().remove(&task) else {
             return;
@@ -357,7 +370,7 @@ impl Executor {
     }
 }
 
-/// Something that happens once, and that one task may wait for.
+/// A signal that is set once, and that one task can wait for.
 #[derive(Clone, Default)]
 pub struct Signal(Rc<Happening>);
 
@@ -368,7 +381,7 @@ struct Happening {
 }
 
 impl Signal {
-    /// It happens: by an event, and never by a task.
+    /// Sets the signal. Only an event may call this, never a task.
     pub fn set(&self) {
         self.0.has_happened.set(true);
         if let Some(waker) = self.0.waiting.take() {
@@ -376,7 +389,7 @@ impl Signal {
         }
     }
 
-    /// Waits for it.
+    /// Waits until the signal is set.
     pub async fn wait(&self) {
         poll_fn(|context| {
             if self.0.has_happened.get() {

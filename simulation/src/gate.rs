@@ -1,9 +1,9 @@
-//! Processes that are paused.
+//! Pauses and resumes processes.
 
 use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, Waker};
 
-/// Whether a process goes on, or is paused.
+/// The gate of a process: the process is paused while the gate is closed.
 #[derive(Default)]
 pub struct Gate {
     is_closed: Cell<bool>,
@@ -11,7 +11,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Pauses the process, or has it go on.
+    /// Pauses the process, or resumes it.
     pub fn close(&self, is_closed: bool) {
         self.is_closed.set(is_closed);
         if !is_closed {
@@ -19,17 +19,17 @@ impl Gate {
         }
     }
 
-    /// Whether the process is paused.
+    /// Returns whether the process is paused.
     pub fn is_closed(&self) -> bool {
         self.is_closed.get()
     }
 
-    /// Waits until the process goes on.
+    /// Waits until the process is not paused.
     pub async fn pass(&self) {
         std::future::poll_fn(|context| self.poll(context)).await;
     }
 
-    /// Whether it goes on now; if not, the task is woken once it does.
+    /// Returns whether the process runs now; if not, wakes the task once it does.
     pub fn poll(&self, context: &Context<'_>) -> Poll<()> {
         if self.is_closed.get() {
             self.waiting.borrow_mut().push(context.waker().clone());

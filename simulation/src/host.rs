@@ -22,14 +22,14 @@ use crate::mutation::Into;
 use crate::redis::{Link, Server};
 use crate::world::{Line, World, before};
 
-/// What a machine keeps while processes come and go.
+/// The state of a machine that survives its processes.
 struct Kept {
     disk: rusqlite::Connection,
-    /// What everything on the disk fails by.
+    /// The error of every operation on the disk, while the disk fails.
     fault: RefCell<Option<SpoolError>>,
-    /// How far its clock is from the true time, in milliseconds.
+    /// The offset of the machine's clock from the true time, in milliseconds.
     offset_ms: Cell<i64>,
-    /// Whether it reaches others.
+    /// Whether the machine reaches the servers.
     link: Cell<Link>,
 }
 
@@ -42,28 +42,31 @@ fn values(variables: &[(&'static str, &str)]) -> Rc<Variables> {
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// How long a host whose calls block waits for a server.
+/// How long a host with blocking calls waits for a server.
 const BLOCKS_FOR: Duration = Duration::from_secs(1);
 
-/// An edge host. If `BLOCKS`, it serves one request by calls that block, as in WASI 0.2.
+/// An edge host.
+///
+/// If `BLOCKS`, it serves one request with blocking calls, as in WASI 0.2.
 #[derive(Clone)]
 pub struct Machine<const BLOCKS: bool = false> {
     world: Rc<World>,
     kept: Rc<Kept>,
     variables: Rc<Variables>,
-    /// What is to be done once the request is over, where each call blocks.
+    /// With blocking calls: the tasks to run after the request.
     later: Rc<RefCell<Vec<Task>>>,
 }
 
 impl Machine {
-    /// One with these variables and an empty disk.
+    /// Creates a machine with these variables and an empty disk.
     ///
     /// # Panics
     /// If SQLite has no memory.
     #[must_use]
     pub fn new(world: &Rc<World>, variables: &[(&'static str, &str)]) -> Self {
         let disk = rusqlite::Connection::open_in_memory().expect("memory");
-        // Or else statements are prepared again for each value, since another plan might be better for it.
+        // Without this setting, SQLite prepares a statement again for each value, since another
+        // plan might be better for it.
         disk.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
             .expect("a setting that SQLite has");
         disk.set_prepared_statement_cache_capacity(100);
@@ -80,7 +83,7 @@ impl Machine {
         }
     }
 
-    /// The same, with these variables.
+    /// Returns the same machine with other variables.
     #[must_use]
     pub fn configured(&self, variables: &[(&'static str, &str)]) -> Self {
         Self {
@@ -89,8 +92,10 @@ impl Machine {
         }
     }
 
-    /// The same, for one request, by calls that block: there is no limit of time but the host's, no disk, and what is spawned is done by
-    /// [`Machine::finish`].
+    /// Returns the same machine for one request with blocking calls.
+    ///
+    /// It has no time limit except the host's, and no disk. [`Machine::finish`] runs the tasks that
+    /// were spawned.
     #[must_use]
     pub fn blocking(&self) -> Machine<true> {
         Machine {
@@ -103,7 +108,7 @@ impl Machine {
 }
 
 impl Machine<true> {
-    /// Does what is to be done once the request is over.
+    /// Runs the tasks that were left for the time after the request.
     pub async fn finish(&self) {
         loop {
             let next = self.later.borrow_mut().pop();
@@ -116,30 +121,30 @@ impl Machine<true> {
 }
 
 impl<const BLOCKS: bool> Machine<BLOCKS> {
-    /// Has everything on the disk fail by this, or nothing any more.
+    /// Makes every operation on the disk fail with this error, or none.
     pub fn set_disk_fault(&self, fault: Option<SpoolError>) {
         self.kept.fault.replace(fault);
     }
 
-    /// Sets its clock, to so many milliseconds before or after the true time.
+    /// Sets the clock to this offset from the true time, in milliseconds.
     pub fn set_clock(&self, offset_ms: i64) {
         self.kept.offset_ms.set(offset_ms);
     }
 
-    /// Cuts it off from all servers, or no longer.
+    /// Sets the state of the link to all servers.
     pub fn set_link(&self, link: Link) {
         self.kept.link.set(link);
     }
 
-    /// Changes what is on its disk.
+    /// Executes a statement on the disk.
     ///
     /// # Panics
-    /// If the statement is wrong.
+    /// If the statement is invalid.
     pub fn change_disk(&self, statement: &str) {
         self.kept.disk.execute_batch(statement).expect("a statement");
     }
 
-    /// How many rows a table on its disk has; none if there is no such table.
+    /// Returns how many rows a table on the disk has; 0 if there is no such table.
     #[must_use]
     pub fn rows(&self, table: &str) -> i64 {
         let count = format!("SELECT count(*) FROM {table}");
@@ -154,12 +159,12 @@ impl<const BLOCKS: bool> Machine<BLOCKS> {
 pub struct Client<const BLOCKS: bool> {
     machine: Machine<BLOCKS>,
     server: Rc<Server>,
-    /// Which start of the server it is to.
+    /// The start of the server that the connection belongs to.
     start: u64,
     line: Line,
-    /// By which number the server knows it.
+    /// The number of this client at the server.
     number: u64,
-    /// Whether the next command is asked for.
+    /// Whether the previous command was `ASKING`.
     is_asking: Rc<Cell<bool>>,
 }
 
@@ -195,7 +200,7 @@ impl<const BLOCKS: bool> Connector for Machine<BLOCKS> {
                 number: self.world.next_client(),
                 is_asking: Rc::default(),
             }),
-            _ => Err(RedisError::told("Connection refused (os error 111)".to_owned())),
+            _ => Err(RedisError::from_message("Connection refused (os error 111)".to_owned())),
         }
     }
 }
@@ -226,7 +231,7 @@ impl<const BLOCKS: bool> Connection for Client<BLOCKS> {
         } else {
             answered.await
         };
-        answer.map_err(RedisError::told)
+        answer.map_err(RedisError::from_message)
     }
 }
 
@@ -275,12 +280,12 @@ impl<const BLOCKS: bool> Database for File<BLOCKS> {
         let done = self.machine.world.on_disk(&self.line, move || {
             if let Some(fault) = kept.fault.borrow().clone() {
                 if fails_late && matches!(fault, SpoolError::Broken(_)) {
-                    // Done, and then it fails all the same.
+                    // An operation can take effect and still return an error.
                     let _ = run(&kept.disk, &statement, values);
                 }
                 return Some(Err(fault));
             }
-            Some(run(&kept.disk, &statement, values).map_err(|error| SpoolError::told(error.to_string())))
+            Some(run(&kept.disk, &statement, values).map_err(|error| SpoolError::from_message(error.to_string())))
         });
         done.await
     }
@@ -292,7 +297,7 @@ fn run(
     values: Vec<SqlValue>,
 ) -> rusqlite::Result<Vec<Vec<DatabaseCell>>> {
     if statement.starts_with("PRAGMA journal_mode") {
-        // It is in memory, which the machine does not lose.
+        // The database is in memory, where WAL does not exist; the machine does not lose it.
         return Ok(vec![vec![DatabaseCell::Text("wal".to_owned())]]);
     }
     let mut statement = disk.prepare_cached(statement)?;
@@ -318,12 +323,12 @@ impl<const BLOCKS: bool> Clock for Machine<BLOCKS> {
     }
 
     fn monotonic_ms(&self) -> u64 {
-        // Not from 0 on, as the host's does not begin with the instance.
+        // Does not begin at 0, since a host's clock does not begin with the instance.
         1_000_000 + u64::try_from(self.world.executor.now().as_millis()).unwrap_or_default()
     }
 }
 
-/// Happens when it is dropped.
+/// Sets its signal when it is dropped.
 pub struct Wake {
     signal: Signal,
     world: Rc<World>,
@@ -340,7 +345,7 @@ impl Drop for Wake {
     }
 }
 
-/// A limit of time.
+/// A time limit for each piece of work.
 pub struct Limits<const BLOCKS: bool> {
     each: Duration,
     machine: Machine<BLOCKS>,
@@ -402,7 +407,7 @@ impl<const BLOCKS: bool> Tasks for Machine<BLOCKS> {
 }
 
 impl<const BLOCKS: bool> Host for Machine<BLOCKS> {
-    const POLICY: Policy = if BLOCKS { Policy::Once } else { Policy::Kept };
+    const POLICY: Policy = if BLOCKS { Policy::PerRequest } else { Policy::LongLived };
 
     async fn variable(&self, name: &'static str) -> Result<Option<String>, String> {
         Ok(self.variables.get(name).cloned())

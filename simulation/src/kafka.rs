@@ -1,4 +1,7 @@
-//! A Kafka broker, by a model: one topic, and a transactional id for each counter, of which the latest producer alone may publish.
+//! A model of a Kafka broker.
+//!
+//! It has one topic, and a transactional id for each counter. Per id, only the latest producer may
+//! publish.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -20,19 +23,19 @@ const TIMEOUT: Duration = Duration::from_secs(6);
 /// The broker.
 #[derive(Default)]
 pub struct Broker {
-    /// Whether it is there.
+    /// Whether the broker is reachable.
     pub link: Cell<Link>,
     /// The latest producer of each counter.
     epochs: RefCell<BTreeMap<Option<CounterName>, u64>>,
     committed: RefCell<Vec<Committed>>,
-    /// How long it takes to commit at most, in milliseconds.
+    /// The longest time that a commit takes, in milliseconds.
     pub commit_ms: Cell<u64>,
 }
 
 /// A record that consumers read.
 #[derive(Clone, Debug)]
 pub struct Committed {
-    /// The name of its counter, if that has one.
+    /// The name of the counter, if it has one.
     pub counter: Option<CounterName>,
     /// When it was committed, in Unix milliseconds.
     pub at_ms: u64,
@@ -41,14 +44,14 @@ pub struct Committed {
 }
 
 impl Broker {
-    /// What consumers read.
+    /// Returns the records that consumers read.
     #[must_use]
     pub fn committed(&self) -> Vec<Committed> {
         self.committed.borrow().clone()
     }
 }
 
-/// A replica's way to the broker.
+/// A replica's client for the broker.
 #[derive(Clone)]
 pub struct Client(SendWrapper<Rc<Inner>>);
 
@@ -61,7 +64,7 @@ struct Inner {
 }
 
 impl Client {
-    /// One of a replica that this gate lets go on.
+    /// Creates the client of a replica, which pauses while `gate` is closed.
     #[must_use]
     pub fn new(world: &Rc<World>, broker: &Rc<Broker>, gate: &Rc<Gate>) -> Self {
         Self(SendWrapper::new(Rc::new(Inner {
@@ -76,7 +79,7 @@ impl Client {
 /// Publishes for one holder of the lease.
 pub struct Session {
     inner: SendWrapper<Rc<Inner>>,
-    /// Which producer it is, if it has begun.
+    /// The number of this producer, if it has begun.
     epoch: Option<u64>,
 }
 
@@ -99,7 +102,7 @@ impl Sessions for Client {
 }
 
 impl Inner {
-    /// Has the broker do something, and waits for its answer.
+    /// Runs `what` on the broker, and waits for the answer.
     async fn ask<T: 'static>(&self, what: impl FnOnce(&World, &Broker) -> T + 'static) -> Result<T, Unpublished> {
         let (world, broker, line) = (self.world.clone(), self.broker.clone(), Line::default());
         let answered = self.world.ask(&self.gate, &line, TIMEOUT, move || {
@@ -132,11 +135,11 @@ impl Publish for Session {
     fn publish(&mut self, records: &[WindowRecord]) -> impl Future<Output = Result<(), Unpublished>> + Send {
         let records = records.to_vec();
         SendWrapper::new(async move {
-            // One that failed is of no use any more.
+            // A producer cannot be used again after a publish that failed.
             let Some(epoch) = self.epoch.take() else {
                 return Err(Unpublished::Away);
             };
-            // On its way it may be overtaken.
+            // Another producer may overtake the commit on its way.
             let commit_ms = self.inner.broker.commit_ms.get();
             let commit = Duration::from_millis(self.inner.world.executor.below(commit_ms + 1));
             self.inner.world.alarm(commit).wait().await;

@@ -1,12 +1,17 @@
-//! Verve's own code on simulated machines: seeded, and by a clock that goes as fast as the code does.
+//! Runs Verve's own code on simulated machines, from seeds, on a simulated clock.
 //!
-//! - [`executor`]: runs tasks, one after the other, in an order that the seed decides, and drops them where it is told to
-//! - [`redis`]: Redis servers, by a model that runs the scripts as they are
-//! - [`world`]: all that there is, and the messages between it
+//! The clock runs as fast as the code does.
+//!
+//! - [`executor`]: runs tasks one after the other, in an order that the seed determines, and drops
+//!   tasks on request
+//! - [`redis`]: a model of Redis servers that runs the scripts unchanged
+//! - [`world`]: the servers, the clock, and the messages between the parts
 //! - [`host`]: the core's ports: connections to these servers, SQLite, clocks
-//! - [`replica`]: the reporter, on the same servers; [`kafka`]: a broker; [`gate`]: processes that are paused
-//! - [`plan`]: what happens, by a seed; [`run`]: runs it; [`verdict`]: what is promised; [`shrink`]: a smaller plan that shows the same
-//! - [`mutation`]: faults that are put in, to see that they are found
+//! - [`replica`]: the reporter, on the same servers; [`kafka`]: a broker; [`gate`]: paused
+//!   processes
+//! - [`plan`]: what happens, by a seed; [`run`]: runs a plan; [`verdict`]: checks the promises;
+//!   [`shrink`]: finds a smaller plan that also has a problem
+//! - [`mutation`]: faults that are inserted to check that the simulation finds them
 
 pub mod endpoints;
 pub mod executor;

@@ -1,4 +1,4 @@
-//! Runs seeds: in each, Verve's own code with everything around it simulated, and faults.
+//! Runs seeds: Verve's own code with simulated surroundings and faults.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -13,32 +13,32 @@ use verve_simulation::plan::Plan;
 use verve_simulation::run::{Outcome, run};
 use verve_simulation::shrink::shrink;
 
-/// Much of the time goes to memory.
+/// Memory allocation takes much of the run time.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// Runs Verve's own code on simulated machines, with faults, and checks what it promises
+/// Runs Verve's own code on simulated machines with faults, and checks its promises
 #[derive(Parser)]
 #[command(name = "verve-simulation", version)]
 struct Args {
-    /// How many seeds to run
+    /// Number of seeds to run
     #[arg(long, default_value_t = 1000, conflicts_with = "minutes")]
     seeds: u64,
-    /// The first of them; one that nobody has run yet if not given
+    /// First seed; by default a random one, which nobody has run yet
     #[arg(long)]
     seed: Option<u64>,
-    /// For how many minutes to run seeds, however many they are
+    /// Run as many seeds as possible in this number of minutes
     #[arg(long)]
     minutes: Option<f64>,
-    /// Tell what is done, whatever comes of it
+    /// Print what happens in each seed, even if there is no problem
     #[arg(long)]
     story: bool,
-    /// Put in one fault after the other, and say how many seeds it takes to find each, up to --seeds
+    /// Print how many seeds it takes to find each inserted fault, up to --seeds
     #[arg(long, conflicts_with_all = ["minutes", "story"])]
     mutations: bool,
 }
 
-/// What has become of all seeds so far.
+/// The totals of all seeds so far.
 #[derive(Default)]
 struct Sum {
     seeds: u64,
@@ -80,7 +80,8 @@ fn main() -> ExitCode {
             let outcome = run(&Plan::new(seed), args.story, None);
             let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
             sum.add(&outcome);
-            // The first that fails is told whole, the others are named.
+            // The first seed that fails also gets a smaller plan with its story; for the others the
+            // problems are enough.
             if args.story || !outcome.wrong.is_empty() {
                 tell(seed, &outcome, sum.failed == 1 && !args.story);
             }
@@ -100,13 +101,13 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(sum.failed > 0))
 }
 
-/// Does this on each processor.
+/// Runs `work` on each processor.
 fn at_once(work: impl Fn() + Copy + Send) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
 }
 
-/// Says of each fault that is put in how many seeds it takes until something is wrong.
+/// Prints for each mutation how many seeds it takes to find a problem.
 fn find_mutations(first: u64, seeds: u64) -> ExitCode {
     let (next, missed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let find = |mutation: &'static Mutation| {
@@ -136,7 +137,9 @@ fn find_mutations(first: u64, seeds: u64) -> ExitCode {
     ExitCode::from(u8::from(missed.into_inner() > 0))
 }
 
-/// Tells what is wrong with a seed, and the story of it; of a smaller plan that shows the same, if that is wanted.
+/// Prints the story and the problems of a seed.
+///
+/// If `shrunk`, also prints a smaller plan that has a problem, and its story.
 fn tell(seed: u64, outcome: &Outcome, shrunk: bool) {
     outcome.story.iter().for_each(|line| println!("{line}"));
     if !outcome.wrong.is_empty() {

@@ -1,36 +1,40 @@
-//! Faults put into the scripts, the spool's SQL, the commands, the broker and the adapter: a simulation that does not find them would not find those of
-//! anybody else.
+//! Faults that are inserted to check that the simulation finds them.
+//!
+//! They are inserted into the scripts, the spool's SQL, the commands, the broker and the adapter. A
+//! simulation that misses them would also miss real faults.
 
 use crate::redis::Answer;
 
-/// A fault that is put in.
+/// A fault that is inserted.
 #[derive(Debug)]
 pub struct Mutation {
     /// Its name.
     pub name: &'static str,
-    /// Where it is put in.
+    /// Where it is inserted.
     pub into: Into,
 }
 
-/// Where a fault is put in.
+/// Where a fault is inserted, and how.
 #[derive(Debug)]
 pub enum Into {
-    /// This text of a script, which is in no other one, or of a statement of SQL, becomes another one.
+    /// Replaces a text by another one.
+    ///
+    /// The text is in a SQL statement, or in exactly one script.
     Text(&'static str, &'static str),
-    /// This command is answered as if it had done nothing, if its words have this text.
+    /// Answers this command without running it, if one of its words contains this text.
     Ignored(&'static str, &'static str),
-    /// The broker takes records from producers that are not the latest.
+    /// The broker accepts records from producers that are not the latest.
     NoFence,
-    /// The broker says that it has records, and does not have them.
+    /// The broker acknowledges records, but does not store them.
     NoCommit,
-    /// Who waits for a request that is given up is not woken.
+    /// If a request is given up, the tasks that wait for it are not woken.
     NoWake,
-    /// What is asked of Redis may take for ever.
+    /// A call to Redis has no time limit.
     NoLimit,
 }
 
 impl Mutation {
-    /// A script or a statement with the fault in it, if it is there that it is put in.
+    /// Returns the script or statement with the fault, if it has the text to replace.
     #[must_use]
     pub fn apply(&self, text: &str) -> Option<String> {
         match self.into {
@@ -39,7 +43,7 @@ impl Mutation {
         }
     }
 
-    /// What a command is answered with that is not run.
+    /// Returns the answer to a command, if the fault is that the command does not run.
     #[must_use]
     pub fn ignores(&self, words: &[String]) -> Option<Answer> {
         match self.into {
@@ -69,7 +73,7 @@ const fn switch(name: &'static str, into: Into) -> Mutation {
     Mutation { name, into }
 }
 
-/// All of them.
+/// All mutations.
 pub const MUTATIONS: &[Mutation] = &[
     switch("the broker has no fence", Into::NoFence),
     switch("the broker forgets what it has acknowledged", Into::NoCommit),

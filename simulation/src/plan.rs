@@ -1,4 +1,4 @@
-//! What happens in a simulation: who is there, what clients ask for and what fails, all by a seed.
+//! What happens in a simulation, by a seed: the parts, the requests and the faults.
 
 use fastrand::Rng;
 use verve_counter_core::spooled::SpoolError;
@@ -6,128 +6,134 @@ use verve_counter_core::spooled::SpoolError;
 use crate::endpoints::Mood;
 use crate::redis::Link;
 
-/// A simulation.
+/// The plan of a simulation.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What it follows from, and what decides about everything smaller.
+    /// The seed of the plan, which also determines all smaller choices of the run.
     pub seed: u64,
-    /// The length of windows.
+    /// The length of windows, in seconds.
     pub window_seconds: u64,
-    /// How many sets a window has.
+    /// The number of sets per window.
     pub partitions: u16,
-    /// How long late ids correct a window.
+    /// The allowed lateness: how long late ids correct a window, in seconds.
     pub late_seconds: u64,
-    /// How long a message takes at most, in milliseconds.
+    /// The longest latency of a message, in milliseconds.
     pub latency_ms: u64,
-    /// How much longer Kafka takes to commit, at most.
+    /// The longest additional time of a commit to Kafka, in milliseconds.
     pub commit_ms: u64,
-    /// The edge hosts; each says how many instances it has, none for one that has a new one for each request.
+    /// The edge hosts, each with its number of instances.
+    ///
+    /// 0 stands for a host that has a new instance for each request.
     pub machines: Vec<u8>,
-    /// How many Redis servers there are: more than one are a cluster.
+    /// The number of Redis servers. Several servers are a cluster.
     pub servers: usize,
-    /// How the one server is followed by another, if it is.
+    /// How the one server has a follower, if it has one.
     pub followed: Option<Followed>,
-    /// Whether a server may come back without its data.
+    /// Whether a server may restart without its data.
     pub may_lose: bool,
-    /// How many replicas of the reporter there are.
+    /// The number of replicas of the reporter.
     pub replicas: usize,
-    /// How many named counters there are.
+    /// The number of named counters.
     pub counters: u8,
     /// How often a callback is tried, if there are callbacks.
     pub attempts: Option<u32>,
-    /// For how long there are requests and faults.
+    /// How long there are requests and faults, in seconds.
     pub seconds: u64,
-    /// What clients ask for, in the order of time.
+    /// The requests of the clients, in the order of time.
     pub requests: Vec<Request>,
-    /// What fails.
+    /// The faults.
     pub faults: Vec<Fault>,
 }
 
-/// How a server is followed by another one.
+/// How a server uses its follower.
 #[derive(Clone, Copy, Debug)]
 pub struct Followed {
-    /// Whether an id is `ok` only once that has it.
+    /// Whether an id is `ok` only once the follower has it.
     pub is_waited_for: bool,
-    /// Whether `WAIT` is that of Redis since 7.2.
+    /// Whether `WAIT` behaves as since Redis 7.2.
     pub waits_for_own: bool,
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// When, in milliseconds since the beginning.
+    /// The time of the request, in milliseconds since the beginning.
     pub at_ms: u64,
-    /// Which machine.
+    /// The machine that receives it.
     pub machine: usize,
-    /// Which of its instances.
+    /// The instance on this machine.
     pub instance: u8,
     /// The id.
     pub id: i64,
-    /// Which named counter it is of, if it is of one.
+    /// The named counter, if the request is for one.
     pub counter: Option<u8>,
-    /// Which endpoint it asks to be called, if it does.
+    /// The endpoint of the callback, if the request asks for one.
     pub endpoint: Option<usize>,
     /// After how many milliseconds the client gives up, if it does.
     pub gives_up_ms: Option<u64>,
 }
 
-/// Something fails for a time.
+/// A fault that lasts for a time.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// When, in milliseconds since the beginning.
+    /// When it begins, in milliseconds since the beginning.
     pub at_ms: u64,
-    /// For how long.
+    /// How long it lasts, in milliseconds.
     pub for_ms: u64,
-    /// What.
+    /// What fails.
     pub kind: Kind,
 }
 
 /// What can fail.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// A server cannot be reached.
+    /// A server is unreachable.
     Redis(usize, Link),
     /// A server is full.
     Full(usize),
-    /// A server is started again, with its data.
+    /// A server restarts, with its data.
     Restart(usize),
-    /// A server is started again, without its data.
+    /// A server restarts, without its data.
     Lose(usize),
-    /// A server is away until the one that follows it has taken its place, which has what was written until so many milliseconds before.
+    /// A server is unreachable until its follower has taken over.
+    ///
+    /// The follower has what was written until this number of milliseconds before.
     TakeOver(usize, u64),
-    /// What a server is asked for does not come to the one that follows it.
+    /// Commands to a server do not arrive at its follower.
     Unfollowed(usize),
-    /// The slot of one of its keys moves to another server, if there is one.
+    /// The slot of one of the server's keys moves to another server, if there is one.
     Move(usize, usize),
     /// A machine reaches no server.
     Machine(usize, Link),
-    /// The clock of a machine is set, to so many milliseconds from the true time. It stays so.
+    /// The clock of a machine is set to this offset from the true time in milliseconds.
+    ///
+    /// The offset stays after the fault.
     Clock(usize, i64),
     /// An instance is killed.
     Instance(usize, u8),
     /// The disk of a machine fails.
     Disk(usize, SpoolError),
-    /// A replica is killed, and started again after the time.
+    /// A replica is killed, and restarted after the time.
     Replica(usize),
     /// A replica is paused.
     Pause(usize),
-    /// A replica does not reach Redis.
+    /// A replica cannot reach Redis.
     ReplicaLink(usize, Link),
-    /// Kafka cannot be reached.
+    /// Kafka is unreachable.
     Kafka(Link),
-    /// An endpoint answers otherwise.
+    /// An endpoint reacts differently to calls.
     Endpoint(usize, Mood),
 }
 
-/// How many kinds there are.
+/// The number of kinds of faults.
 const KINDS: u32 = 16;
-/// How far a server is behind the one that it follows, at most.
+/// The limit of a follower's lag behind its server, in milliseconds.
 const MOST_LAG_MS: u64 = 1000;
-/// How many endpoints there are, the first of which is called for each report.
+/// The number of endpoints. The first one is called for each report.
 pub const ENDPOINTS: usize = 3;
 
 impl Plan {
-    /// What happens with this seed.
+    /// Creates the plan of a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut random = Rng::with_seed(seed);
@@ -136,7 +142,8 @@ impl Plan {
         let machines: Vec<u8> = (0..random.usize(1..4)).map(|_| random.u8(0..3)).collect();
         let replicas = random.usize(1..4);
         let seconds = random.u64(60..400);
-        // Of each kind or not: many at once hide what few show.
+        // A plan contains only some kinds of faults: many at the same time hide what a few would
+        // show.
         let kinds = random.u32(..1 << KINDS);
         let mut plan = Self {
             seed,
@@ -201,13 +208,13 @@ impl Plan {
         plan
     }
 
-    /// Whether an id is `ok` only once another server has it.
+    /// Returns whether an id is `ok` only once the follower has it.
     #[must_use]
     pub fn is_waited_for(&self) -> bool {
         self.followed.is_some_and(|followed| followed.is_waited_for)
     }
 
-    /// What fails, if that can here.
+    /// Returns a fault of this kind, if it is possible in this plan.
     fn kind(&self, random: &mut Rng, kind: u32) -> Option<Kind> {
         let machine = random.usize(..self.machines.len());
         let replica = random.usize(..self.replicas);

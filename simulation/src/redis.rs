@@ -1,4 +1,7 @@
-//! Redis servers, by a model: what the component asks of them, and the scripts as they are, by the Lua that Redis has.
+//! A model of Redis servers.
+//!
+//! It knows the commands that the component and the reporter use, and runs the scripts unchanged,
+//! with the Lua of Redis.
 
 mod data;
 mod follower;
@@ -18,7 +21,7 @@ pub use data::Entry;
 use follower::Follower;
 use script::Scripts;
 
-/// What a command is answered with.
+/// The answer to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// No value.
@@ -27,11 +30,11 @@ pub enum Answer {
     Number(i64),
     /// A text.
     Text(String),
-    /// A text that says how it went.
+    /// A status, such as `OK`.
     Status(String),
-    /// Several.
+    /// Several answers.
     Many(Vec<Self>),
-    /// What went wrong: a code, and words.
+    /// An error: a code and a message.
     Error(String),
 }
 
@@ -40,10 +43,10 @@ impl Answer {
         Self::Status("OK".to_owned())
     }
 
-    /// As Spin's hosts tell it: what is nested one behind the other.
+    /// Returns the answer as Spin's hosts do: nested answers become one flat list.
     ///
     /// # Errors
-    /// What went wrong.
+    /// The error in the answer.
     pub fn flat(self) -> Result<Vec<Reply>, String> {
         Ok(match self {
             Self::Nil => vec![Reply::Nothing],
@@ -58,22 +61,25 @@ impl Answer {
     }
 }
 
-/// Whether a server is there.
+/// The state of a link to a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Link {
-    /// It answers.
+    /// The server answers.
     #[default]
     Up,
-    /// Nobody is at its address.
+    /// There is no server at the address: connections are refused.
     Refused,
-    /// Nothing comes back, and nothing arrives.
+    /// Messages do not arrive, and no answers come back.
     Silent,
-    /// It does what it is asked for, and its answers are lost.
+    /// The server runs the commands, but its answers are lost.
     Deaf,
 }
 
 impl Link {
-    /// What comes back of something that is done at the other end; `refused` if nobody is there.
+    /// Returns the answer that this link carries back, if any.
+    ///
+    /// Runs `done` at the other end if the message arrives. Returns `refused` if the link is
+    /// refused.
     pub fn carry<T>(self, refused: T, done: impl FnOnce() -> T) -> Option<T> {
         match self {
             Self::Refused => Some(refused),
@@ -86,7 +92,7 @@ impl Link {
         }
     }
 
-    /// What is left of this one where there is another one behind it.
+    /// Returns the state of this link and another link in series.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
@@ -100,21 +106,23 @@ impl Link {
 
 /// One server.
 pub struct Server {
-    /// Its name, by which clients reach it.
+    /// The host name, by which clients reach the server.
     pub host: String,
-    /// Whether it is there.
+    /// Whether the server is reachable.
     pub link: Cell<Link>,
-    /// Whether it is full, so that nothing may be added.
+    /// Whether the server is full, so that nothing may be added.
     pub is_full: Cell<bool>,
-    /// How often it was started: connections are to the one that they were opened to.
+    /// How often the server was started.
+    ///
+    /// A connection belongs to the start at which it was opened.
     pub starts: Cell<u64>,
-    /// How many of its replicas acknowledge what is written, where none follows it.
+    /// How many followers acknowledge writes, if no follower is simulated.
     pub replicas: Cell<i64>,
-    /// What follows it, to take its place.
+    /// The follower that takes over at a failover.
     follower: RefCell<Option<Follower>>,
-    /// Whether its user may not ask for the cluster's map.
+    /// Whether the user is not allowed to get the cluster's map.
     pub hides_map: Cell<bool>,
-    /// How many commands it was asked to run.
+    /// The number of commands that clients sent.
     pub commands: Cell<u64>,
     data: Rc<RefCell<Data>>,
     scripts: Scripts,
@@ -122,16 +130,16 @@ pub struct Server {
     number: usize,
 }
 
-/// Which server has which slots; empty if each is by itself.
+/// Which server owns which slots; empty if the servers are not in a cluster.
 #[derive(Default)]
 struct Cluster {
     hosts: Vec<String>,
     owners: Vec<usize>,
-    /// A slot on its way to another server.
+    /// A slot that moves, and the number of the server that receives it.
     moving: Option<(u16, usize)>,
 }
 
-/// The first key of a command, if it has one.
+/// Returns the first key of a command, if it has one.
 #[must_use]
 pub fn key(words: &[String]) -> Option<&str> {
     let at = match words[0].as_str() {
@@ -145,23 +153,23 @@ pub fn key(words: &[String]) -> Option<&str> {
 }
 
 impl Cluster {
-    /// Whether a key is to be on this server.
+    /// Returns whether a server owns a key.
     fn is_of(&self, key: &str, server: usize) -> bool {
         self.owners.is_empty() || self.owners.get(usize::from(slot(key))) == Some(&server)
     }
 }
 
-/// The port of all of them.
+/// The port of all servers.
 pub const PORT: u16 = 6379;
 
 impl Server {
-    /// One by itself.
+    /// Creates a server that is not in a cluster.
     #[must_use]
     pub fn alone(host: &str) -> Rc<Self> {
         Self::new(host, 0, &Rc::default())
     }
 
-    /// A cluster of these, each with as many slots as the others.
+    /// Creates a cluster of these hosts, with the slots shared equally.
     #[must_use]
     pub fn cluster(hosts: &[&str]) -> Vec<Rc<Self>> {
         let cluster = Cluster {
@@ -198,7 +206,7 @@ impl Server {
         })
     }
 
-    /// Starts it again, without its data if it `loses` them.
+    /// Restarts the server, without its data if `loses`.
     pub fn restart(&self, loses: bool) {
         self.starts.set(self.starts.get() + 1);
         self.link.set(Link::Up);
@@ -208,20 +216,25 @@ impl Server {
         self.scripts.forget();
     }
 
-    /// Has another one follow it, which begins with all that is there. `waits_for_own` says that `WAIT` is that of Redis since 7.2.
+    /// Gives the server a new follower, which begins with all its data.
+    ///
+    /// If `waits_for_own`, `WAIT` behaves as since Redis 7.2.
     pub fn follow(&self, waits_for_own: bool) {
         self.follower.replace(Some(Follower::of(self, waits_for_own)));
     }
 
-    /// Has what comes to its follower come there, or not.
+    /// Connects the follower to the server, or disconnects it.
     pub fn link_follower(&self, is_linked: bool) {
         if let Some(follower) = &*self.follower.borrow() {
             follower.link(is_linked);
         }
     }
 
-    /// Has its follower take its place, which does not have what was written in so long a time before, and not waited for. None follows that one.
-    /// Says since when what was written is lost, in Unix microseconds, if something is.
+    /// Replaces the server by its follower.
+    ///
+    /// The follower lacks the writes of the last `lag_us` microseconds that were not waited for.
+    /// The new server has no follower. Returns since when writes are lost, in Unix microseconds, if
+    /// any are lost.
     pub fn take_over(&self, now_us: u64, lag_us: u64) -> Option<u64> {
         let follower = self.follower.take();
         self.restart(false);
@@ -251,18 +264,18 @@ impl Server {
         cluster.moving = None;
     }
 
-    /// Begins to move a slot: keys that are not here are asked for there.
+    /// Begins to move a slot: clients ask `to` for keys that are not here.
     pub fn begin_to_move(&self, slot_number: u16, to: &Self) {
         self.cluster.borrow_mut().moving = Some((slot_number, to.number));
     }
 
-    /// All keys, and what is there.
+    /// Returns all keys and their entries.
     #[must_use]
     pub fn entries(&self) -> BTreeMap<String, Entry> {
         self.data.borrow().entries.clone()
     }
 
-    /// The members of a set; none if it is not there.
+    /// Returns the members of a set; none if the key does not exist.
     #[must_use]
     pub fn members(&self, key: &str) -> BTreeSet<String> {
         match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
@@ -271,7 +284,7 @@ impl Server {
         }
     }
 
-    /// The fields of a hash; none if it is not there.
+    /// Returns the fields of a hash; none if the key does not exist.
     #[must_use]
     pub fn fields(&self, key: &str) -> BTreeMap<String, String> {
         match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
@@ -280,13 +293,15 @@ impl Server {
         }
     }
 
-    /// How many entries a stream has.
+    /// Returns how many entries a stream has.
     #[must_use]
     pub fn stream_len(&self, key: &str) -> usize {
         self.stream(key).len()
     }
 
-    /// The entries of a stream, each with its fields and values; none if it is not there.
+    /// Returns the fields and values of each entry of a stream.
+    ///
+    /// There are none if the key does not exist.
     #[must_use]
     pub fn stream(&self, key: &str) -> Vec<Vec<String>> {
         match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
@@ -295,7 +310,7 @@ impl Server {
         }
     }
 
-    /// How many entries a stream has that were there at a time in Unix milliseconds.
+    /// Returns how many entries of a stream are older than a time in Unix milliseconds.
     #[must_use]
     pub fn stream_len_at(&self, key: &str, at_ms: u64) -> usize {
         match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
@@ -304,7 +319,7 @@ impl Server {
         }
     }
 
-    /// How many members a sorted set has.
+    /// Returns how many members a sorted set has.
     #[must_use]
     pub fn sorted_len(&self, key: &str) -> usize {
         match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
@@ -313,17 +328,21 @@ impl Server {
         }
     }
 
-    /// Keeps another script in place of the one that is sent, and answers by which hash it is found.
+    /// Stores another script in place of the one that was sent.
+    ///
+    /// Returns the hash of the sent one, by which clients run it.
     #[must_use]
     pub fn load_in_place(&self, sent: &str, script: &str) -> Answer {
         Answer::Text(self.scripts.load(sent, script))
     }
 
-    /// Runs a command of a client, at a time in Unix microseconds. `is_asking` says that the client was sent here for a slot that is on its way.
+    /// Runs a command of a client, at a time in Unix microseconds.
+    ///
+    /// `is_asking` says that the client was redirected here for a slot that moves.
     #[must_use]
     pub fn execute(&self, words: &[String], now_us: u64, is_asking: bool, client: u64) -> Answer {
         self.commands.set(self.commands.get() + 1);
-        // What scripts do reaches a follower, which has not loaded them.
+        // The follower has not loaded the scripts, so it gets their text.
         let sent = match words {
             [command, hash, rest @ ..] if command == "EVALSHA" => match self.scripts.loaded(hash) {
                 Some(script) => Cow::Owned([&["EVAL".to_owned(), script], rest].concat()),
@@ -374,19 +393,19 @@ impl Server {
         }
     }
 
-    /// Whether a slot is here.
+    /// Returns whether this server owns a slot.
     #[must_use]
     pub fn has_slot(&self, slot: u16) -> bool {
         self.cluster.borrow().owners.get(usize::from(slot)) == Some(&self.number)
     }
 
-    /// Whether a key is to be here.
+    /// Returns whether this server owns a key.
     #[must_use]
     pub fn owns(&self, key: &str) -> bool {
         self.cluster.borrow().is_of(key, self.number)
     }
 
-    /// What a client is told whose keys are not here.
+    /// Returns the answer to a client whose keys are not here.
     fn elsewhere(&self, keys: &[String], is_asking: bool) -> Option<Answer> {
         let cluster = self.cluster.borrow();
         if cluster.hosts.is_empty() {
@@ -418,7 +437,7 @@ impl Server {
         }
     }
 
-    /// The slot that is on its way, and where to.
+    /// Returns the slot that moves, and the number of the server that receives it.
     #[must_use]
     pub fn moving(&self) -> Option<(u16, usize)> {
         self.cluster.borrow().moving

@@ -1,4 +1,6 @@
-//! Replicas of the reporter: its own code, which runs on tokio, whose clock stands still but for the simulation.
+//! Replicas of the reporter: its own code, on tokio.
+//!
+//! Only the simulation advances the clock of tokio.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -25,19 +27,19 @@ use crate::world::{Line, World};
 
 /// How long the reporter waits for an answer of Redis.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a command that waits for something new does so.
+/// How long a command that blocks waits for new entries.
 const BLOCK: Duration = Duration::from_secs(1);
 
-/// A replica's way to Redis.
+/// The links of a replica to Redis.
 struct Redis {
     world: Rc<World>,
-    /// To each server.
+    /// The line to each server.
     lines: Vec<Line>,
     link: Rc<Cell<Link>>,
     gate: Rc<Gate>,
 }
 
-/// The same, as the reporter takes it.
+/// The same links, as the reporter uses them.
 struct Connection(SendWrapper<Rc<Redis>>);
 
 impl Commands for Connection {
@@ -58,7 +60,9 @@ impl Redis {
         Ok(answers)
     }
 
-    /// Asks whoever has the keys, as a client of a cluster does, and follows redirects once.
+    /// Sends each command to the server that owns its keys, as a cluster client does.
+    ///
+    /// Follows redirects once.
     async fn ask(&self, commands: Vec<Vec<String>>) -> RedisResult<Vec<Value>> {
         let servers = &self.world.servers;
         if servers.len() == 1 {
@@ -118,7 +122,7 @@ impl Redis {
     }
 }
 
-/// Which server an answer sends the client to, and whether it is to ask there.
+/// Returns the target of a redirect, and whether the client must send `ASKING`.
 fn sent_on(answer: &Answer, servers: &[Rc<Server>]) -> Option<(usize, bool)> {
     let Answer::Error(error) = answer else {
         return None;
@@ -145,7 +149,7 @@ fn value(answer: Answer) -> RedisResult<Value> {
     })
 }
 
-/// A replica, which is started again after it was killed.
+/// A replica, which is restarted after it was killed.
 pub struct Replica {
     world: Rc<World>,
     broker: Rc<Broker>,
@@ -153,19 +157,24 @@ pub struct Replica {
     settings: Settings,
     name: String,
     starts: Cell<u32>,
-    /// Whether it reaches Redis.
+    /// Whether the replica reaches Redis.
     pub link: Rc<Cell<Link>>,
-    /// Whether it is paused. Each process has one of its own, which stays closed once it is killed: whatever it has spawned does nothing any more.
+    /// Whether the replica is paused.
+    ///
+    /// Each process has its own gate, which stays closed after the process was killed. So the tasks
+    /// that it spawned have no more effect.
     gate: RefCell<Rc<Gate>>,
     running: RefCell<Option<JoinHandle<()>>>,
-    /// What it says of itself.
+    /// What the replica reports about itself.
     state: RefCell<State>,
-    /// Since when it has run as it would by itself, from the beginning on.
+    /// Since when the replica has run undisturbed.
+    ///
+    /// That is since its start, or since the end of its last pause.
     since: Cell<Duration>,
 }
 
 impl Replica {
-    /// One called so, which is not started yet.
+    /// Creates a replica with this name, but does not start it.
     #[must_use]
     pub fn new(
         world: &Rc<World>,
@@ -189,7 +198,7 @@ impl Replica {
         }
     }
 
-    /// Starts it, in the runtime that drives the simulation.
+    /// Starts the replica in the runtime that drives the simulation.
     pub fn start(&self) {
         self.starts.set(self.starts.get() + 1);
         let gate: Rc<Gate> = Rc::default();
@@ -219,7 +228,7 @@ impl Replica {
         self.running.replace(Some(tokio::spawn(work)));
     }
 
-    /// Kills it.
+    /// Kills the replica.
     pub fn kill(&self) {
         if let Some(running) = self.running.take() {
             running.abort();
@@ -227,7 +236,7 @@ impl Replica {
         self.gate.borrow().close(true);
     }
 
-    /// Pauses it, or has it go on, unless it was killed.
+    /// Pauses or resumes the replica, unless it was killed.
     pub fn pause(&self, is_paused: bool) {
         if self.running.borrow().is_some() {
             self.gate.borrow().close(is_paused);
@@ -235,13 +244,15 @@ impl Replica {
         }
     }
 
-    /// Starts it anew: one that was killed twice is there once.
+    /// Starts the replica anew. After two kills it still runs only once.
     pub fn restart(&self) {
         self.kill();
         self.start();
     }
 
-    /// What it says is wrong; nothing if it has not run for so long as it would by itself.
+    /// Returns the problems that the replica reports.
+    ///
+    /// Returns `None` if it has run undisturbed for less than `runs_for`.
     #[must_use]
     pub fn problems(&self, runs_for: Duration) -> Option<Vec<String>> {
         let runs = self.running.borrow().is_some() && !self.gate.borrow().is_closed();
@@ -249,7 +260,7 @@ impl Replica {
         is_undisturbed.then(|| self.state.borrow().problems())
     }
 
-    /// Whether it has ended by itself, which it should not.
+    /// Returns whether the replica has ended without a kill, which is a problem.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.running.borrow().as_ref().is_some_and(JoinHandle::is_finished)

@@ -1,4 +1,4 @@
-//! Runs a plan, and looks at what has become of it.
+//! Runs a plan, and checks the outcome.
 
 mod faults;
 
@@ -12,7 +12,7 @@ use verve_counter_core::callback::Callback;
 use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
-use verve_counter_core::once::Once;
+use verve_counter_core::single_flight::SingleFlight;
 use verve_protocol::{Id, Keys, Method, Partitions, Window, WindowLength};
 use verve_reporter::simulated::Settings;
 
@@ -28,41 +28,43 @@ use crate::replica::Replica;
 use crate::verdict::{self, Attempt, Happened, Loss, Wrong};
 use crate::world::World;
 
-/// How long a window's first report takes after its end.
+/// The grace: how long after its end a window is first reported.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long it may take until all is well once nothing fails any more, beside what windows take.
+/// How long the parts may take to settle after the last fault, besides the windows.
 const SETTLES: Duration = Duration::from_secs(90);
 
-/// How long it may take a replica to find out that Redis is not there.
+/// How long a replica may take to notice that Redis is unreachable.
 const FOUND_OUT: Duration = Duration::from_secs(10);
-/// How long a callback takes at most while nothing fails.
+/// The longest time until a callback is delivered while nothing fails.
 const DELIVERED: Duration = Duration::from_secs(15);
-/// The endpoint that is called with each report, if there are callbacks.
+/// The endpoint that is called for each report, if there are callbacks.
 const FIXED: &str = "https://e0.example/fixed";
 
-/// What there is of in Redis once, or once for each counter, beside what there is of reports.
+/// The names of keys that need not expire, besides those of reports.
+///
+/// Redis has each of them once, or once per counter.
 const FOR_EVER: [&str; 5] = ["format", "counters", "callbacks", "callbacks:retry", "callbacks:dead"];
 
-/// What has become of a plan.
+/// The outcome of a plan.
 pub struct Outcome {
-    /// What was done, as a number.
+    /// A hash of all commands to Redis and their times.
     pub trace: u64,
-    /// How much time went by.
+    /// The simulated time.
     pub simulated: Duration,
-    /// How many requests were answered.
+    /// The number of requests that were answered.
     pub answered: usize,
-    /// How many faults there were.
+    /// The number of faults.
     pub faults: usize,
-    /// Whether something was done where the fault was put in.
+    /// Whether the code with the inserted fault was reached.
     pub is_met: bool,
-    /// What is not as was promised.
+    /// The problems.
     pub wrong: Vec<Wrong>,
-    /// What was done, in words, if that was wanted.
+    /// What happened, in words, if that was requested.
     pub story: Vec<String>,
 }
 
-/// An instance of the component, which keeps what it has until it is killed.
-type Kept = Rc<Once<Rc<Instance<Machine>>, InvalidVariable>>;
+/// An instance of the component, which keeps its state until it is killed.
+type Kept = Rc<SingleFlight<Rc<Instance<Machine>>, InvalidVariable>>;
 
 struct Run {
     plan: Plan,
@@ -76,18 +78,20 @@ struct Run {
     length: WindowLength,
     attempts: RefCell<Vec<Attempt>>,
     losses: RefCell<Vec<Loss>>,
-    /// Since when each server is away, if it is.
+    /// Since when each server is unreachable, if it is.
     away: Vec<Cell<Option<Duration>>>,
-    /// What was wrong at some time.
+    /// The problems that were found during the run.
     wrong: RefCell<Vec<Wrong>>,
-    /// Tasks are numbered by their instance, and those of instances for one request from here on.
+    /// The next process number of an instance that serves one request.
+    ///
+    /// The numbers of other instances are lower.
     next: Cell<u64>,
 }
 
-/// Runs a plan, with its story if that is wanted, and with a fault put in if one is.
+/// Runs a plan, with a story and a mutation if requested.
 ///
 /// # Panics
-/// If the code does.
+/// If the code under test panics.
 #[must_use]
 pub fn run(plan: &Plan, with_story: bool, mutation: Option<&'static Mutation>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -95,7 +99,7 @@ pub fn run(plan: &Plan, with_story: bool, mutation: Option<&'static Mutation>) -
         .start_paused(true)
         .build();
     let runtime = runtime.expect("a runtime");
-    // What the reporter chooses at random, such as its pauses.
+    // Seeds what the reporter chooses at random, such as its pauses.
     fastrand::seed(plan.seed);
     runtime.block_on(async {
         let servers = match plan.servers {
@@ -180,7 +184,8 @@ impl Run {
         executor.drive(active).await;
         self.world.note(|| "from here on nothing fails any more".to_owned());
         self.mend();
-        // What is in spools is brought along by those who come, on machines that know the time.
+        // Only requests make instances drain their spools. By now the clocks of the machines are
+        // right.
         for second in 1..=3 {
             for machine in 0..self.machines.len() {
                 let request = Request {
@@ -248,7 +253,9 @@ impl Run {
         }
     }
 
-    /// What does not expire, of what there is ever more: what nobody removes goes by itself.
+    /// Returns a problem for each key that should expire and does not.
+    ///
+    /// Keys that increase in number and that nothing removes must expire automatically.
     fn never_expire(&self) -> Vec<Wrong> {
         let entries = self.world.servers.iter().flat_map(|server| server.entries());
         let is_one_of_few = |key: &str| {
@@ -261,13 +268,13 @@ impl Run {
             .collect()
     }
 
-    /// What is wrong with callbacks.
+    /// Returns the problems with callbacks.
     fn of_callbacks(&self, happened: &Happened) -> Vec<Wrong> {
         let keys = &self.keys;
         let server = self.world.servers.iter().find(|server| server.owns(&keys.callbacks()));
         let server = server.expect("whoever has the slot");
         let dead = server.stream(&keys.callbacks_dead());
-        // What was queued just now is on its way.
+        // Callbacks that were queued a moment ago may still be on their way.
         let until_ms = self.world.now_us() / 1000 - DELIVERED.as_millis() as u64;
         let (attempts, mut committed) = (self.attempts.borrow(), self.broker.committed());
         committed.retain(|committed| committed.at_ms < until_ms);
@@ -279,7 +286,7 @@ impl Run {
         wrong
     }
 
-    /// A request comes.
+    /// Starts a request.
     fn request(self: &Rc<Self>, request: Request) {
         let instances = self.plan.machines[request.machine];
         if instances == 0 {
@@ -305,7 +312,7 @@ impl Run {
         }
     }
 
-    /// A request comes, to a machine that has an instance for each.
+    /// Starts a request on a machine that has a new instance for each request.
     fn request_once(self: &Rc<Self>, request: Request) {
         let process = self.next.replace(self.next.get() + 1);
         let (run, machine) = (self.clone(), self.machines[request.machine].blocking());
@@ -316,7 +323,7 @@ impl Run {
         });
     }
 
-    /// An instance counts the id of a request.
+    /// Counts the id of a request with an instance.
     async fn count<const BLOCKS: bool>(&self, instance: Rc<Instance<Machine<BLOCKS>>>, request: Request) {
         let attempt = self.attempt(request);
         let Attempt { counter, callback, .. } = self.attempts.borrow()[attempt].clone();
@@ -330,7 +337,9 @@ impl Run {
         self.answered(attempt, answer);
     }
 
-    /// Notes what is about to be counted, in the window that its machine says is open.
+    /// Records a request that is about to be counted, and returns its number.
+    ///
+    /// Its window is the one that is open by the clock of its machine.
     fn attempt(&self, request: Request) -> usize {
         let window: Window = self.length.window_at_ms(self.machines[request.machine].now_ms());
         let mut attempts = self.attempts.borrow_mut();
@@ -357,7 +366,7 @@ impl Run {
     }
 }
 
-/// The number of an instance.
+/// Returns the process number of an instance.
 fn process(machine: usize, instance: u8) -> u64 {
     1 + machine as u64 * 256 + u64::from(instance)
 }

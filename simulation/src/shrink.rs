@@ -1,12 +1,12 @@
-//! Makes a plan that shows what is wrong smaller, as long as it still shows it.
+//! Makes a plan with a problem smaller, as long as there still is a problem.
 
 use crate::plan::Plan;
 use crate::run::run;
 
-/// The most runs that this may take.
+/// The maximum number of runs to shrink one plan.
 const MOST_RUNS: usize = 400;
 
-/// A plan of fewer faults and requests, of which something is wrong too.
+/// Returns a plan with fewer faults and requests that also has a problem.
 #[must_use]
 pub fn shrink(plan: &Plan) -> Plan {
     let mut runs = 0;
@@ -32,7 +32,9 @@ pub fn shrink(plan: &Plan) -> Plan {
     plan
 }
 
-/// Leaves out as many as can be: first halves, then ever smaller parts, down to single ones.
+/// Removes as many elements as possible.
+///
+/// It tries halves first, then smaller and smaller parts, down to single elements.
 fn without<T: Clone>(all: &[T], mut is_wrong: impl FnMut(&[T]) -> bool) -> Vec<T> {
     let mut kept = all.to_vec();
     let mut part = kept.len().div_ceil(2).max(1);

@@ -1,4 +1,6 @@
-//! What is promised, as code: by what clients were answered and what consumers of the records read.
+//! Checks Verve's promises.
+//!
+//! Compares the answers that clients received with the records that consumers read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,44 +16,46 @@ use crate::kafka::Committed;
 pub struct Attempt {
     /// Its id.
     pub id: i64,
-    /// The name of its counter, if that has one.
+    /// The name of the counter, if it has one.
     pub counter: Option<CounterName>,
-    /// The endpoint that it asked to be called, which no other one did.
+    /// The endpoint of the callback, if the request asked for one.
+    ///
+    /// No other request uses this endpoint.
     pub callback: Option<String>,
-    /// The window that was open then, by the clock of its machine.
+    /// The window that was open by the clock of the machine.
     pub window: Window,
-    /// The one that was open by the true time.
+    /// The window that was open by the true time.
     pub true_window: Window,
-    /// When it was, by the true time in Unix milliseconds.
+    /// The true time of the request, in Unix milliseconds.
     pub at_ms: u64,
-    /// What was answered; nothing if the instance was killed before.
+    /// The answer; `None` if the instance was killed before.
     pub answer: Option<Answer>,
 }
 
-/// Redis has lost what was written in a time.
+/// A loss: Redis lost what was written during a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Loss {
-    /// Since when, in Unix milliseconds.
+    /// When the lost writes begin, in Unix milliseconds.
     pub from_ms: u64,
-    /// Until when.
+    /// When they end, in Unix milliseconds.
     pub at_ms: u64,
-    /// Whether there may be ids among it that were answered `ok`.
+    /// Whether the lost writes may include ids that were answered `ok`.
     pub has_ids: bool,
 }
 
-/// What there was, and what has happened to it.
+/// The setup of a run, and what Redis lost during the run.
 #[derive(Clone, Debug)]
 pub struct Happened {
-    /// How long windows are.
+    /// The length of windows.
     pub length: WindowLength,
     /// Whether Redis is a cluster.
     pub is_cluster: bool,
-    /// What was lost, in the order of time.
+    /// The losses, in the order of time.
     pub losses: Vec<Loss>,
 }
 
 impl Happened {
-    /// Whether an id that was answered `ok` may be lost, or its callback.
+    /// Returns whether an id that was answered `ok` may be lost, or its callback.
     fn may_have_lost(&self, attempt: &Attempt) -> bool {
         let mut losses = self.losses.iter().filter(|loss| loss.has_ids);
         let is_spooled = matches!(attempt.answer, Some(Ok(Outcome::Spooled)));
@@ -59,13 +63,13 @@ impl Happened {
         losses.any(|loss| attempt.at_ms <= loss.at_ms + KNOWN_MS && attempt.at_ms + within_ms >= loss.from_ms)
     }
 
-    /// Whether it may not be known any more that this was reported.
+    /// Returns whether Redis might no longer know that this record was reported.
     fn may_have_forgotten(&self, committed: &Committed) -> bool {
         let mut losses = self.losses.iter();
         losses.any(|loss| committed.at_ms <= loss.at_ms + COMMITS_MS && committed.at_ms + NOTED_MS >= loss.from_ms)
     }
 
-    /// Whether it may not be known any more that this window is to be reported.
+    /// Returns whether Redis might no longer know that this window has to be reported.
     fn may_have_skipped(&self, window: Window) -> bool {
         let mut losses = self.losses.iter();
         losses
@@ -73,41 +77,43 @@ impl Happened {
     }
 }
 
-/// How long an instance may answer by what it knows, and Redis has lost, in milliseconds.
+/// How long an instance may answer by facts that Redis has lost, in milliseconds.
 const KNOWN_MS: u64 = 2000;
-/// How long it may take until an id is in Redis or the spool, in milliseconds.
+/// How long it may take until an id is in Redis or in the spool, in milliseconds.
 const RECORDED_MS: u64 = 10_000;
-/// How long it may take until Redis knows what Kafka does, or is there again, in milliseconds.
+/// How long Redis may need to learn what Kafka has, in milliseconds.
+///
+/// Also, how long Redis may take until it is reachable again.
 const NOTED_MS: u64 = 40_000;
-/// How long Kafka may take for what was begun when Redis lost it, in milliseconds.
+/// How long Kafka may take to publish what Redis lost meanwhile, in milliseconds.
 const COMMITS_MS: u64 = 10_000;
 
-/// For how long what is in a spool may be under way, in milliseconds.
+/// How long the content of a spool may take to arrive in Redis, in milliseconds.
 const BROUGHT_MS: u64 = 120_000;
 
-/// What clients have sent in a window.
+/// The requests of a window.
 #[derive(Default)]
 struct Sent {
     requests: u64,
-    /// Whether some of them may be lost.
+    /// Whether some of the ids may be lost.
     is_lost: bool,
-    /// The ids of all of them.
+    /// The ids of all requests.
     tried: BTreeSet<i64>,
-    /// Those that were answered `ok`.
+    /// The ids that were answered `ok`, except those that may be lost.
     accepted: BTreeSet<i64>,
 }
 
-/// Something that is not as was promised.
+/// A problem: a promise that was not kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrong {
-    /// The window that it is about, if it is about one.
+    /// The window of the problem, if it concerns one.
     pub window: Option<Window>,
-    /// What it is.
+    /// The description.
     pub what: String,
 }
 
 impl Wrong {
-    /// Something about no window.
+    /// Creates a problem that concerns no window.
     #[must_use]
     pub const fn general(what: String) -> Self {
         Self { window: None, what }
@@ -123,7 +129,9 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// What is not as was promised of any counter, at a time in Unix milliseconds when all should be settled.
+/// Returns the problems of all counters.
+///
+/// `now_ms` is a time in Unix milliseconds at which everything should be settled.
 #[must_use]
 pub fn of(attempts: &[Attempt], committed: &[Committed], happened: &Happened, now_ms: u64) -> Vec<Wrong> {
     let accepted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
@@ -146,8 +154,10 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], happened: &Happened, no
     counters.into_iter().flat_map(of_counter).collect()
 }
 
-/// What is not as was promised of callbacks: each that was asked for by a request that was accepted was called, or is dead; and so was the fixed
-/// one with the last report of each window.
+/// Returns the problems with callbacks.
+///
+/// Each callback of an accepted request must have been called, or be a dead letter. The same is
+/// true for the fixed callback for each report.
 #[must_use]
 pub fn of_callbacks(
     attempts: &[Attempt],
@@ -162,7 +172,7 @@ pub fn of_callbacks(
         let pair = fields.chunks(2).find(|pair| pair[0] == name);
         pair.map(|pair| pair[1].clone())
     };
-    // Of each that was called or is dead: its endpoint, the start of its window, and its revision.
+    // The endpoint, window start and revision of each callback that was called or is a dead letter.
     let mut done: BTreeSet<(String, String, Option<String>)> = dead
         .iter()
         .filter_map(|fields| {
@@ -253,7 +263,7 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
             if !is_lost {
                 sent.accepted.insert(attempt.id);
             }
-            // What comes after a window was final is compared with nothing any more.
+            // Ids that arrive after the window is final are not compared with earlier ids.
             let has_late = last.get(&attempt.window).is_some_and(|last| last.record.late > 0);
             if outcome == Outcome::New && !new.insert((attempt.window, attempt.id)) && !has_late && !sent.is_lost {
                 say(attempt.window, format!("id {} was new twice", attempt.id));
@@ -262,7 +272,8 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
     }
     for (window, last) in &last {
         let requests = sent.get(window).map_or(0, |sent| sent.requests);
-        // A late id whose answer was lost is new at the next attempt again, if it was put aside in between.
+        // A late id whose answer was lost is new again at the next attempt, if it was kept apart in
+        // between.
         if last.record.requests > requests && last.record.late == 0 {
             say(
                 *window,
@@ -291,17 +302,18 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
             _ => {}
         }
     }
-    // Between the first and the last there is each.
+    // No window between the first and the last one may be missing.
     if let (Some((first, _)), Some((newest, _))) = (last.first_key_value(), last.last_key_value()) {
         let all = std::iter::successors(Some(*first), |window| Some(window.next()));
         let missing = all
             .take_while(|window| window < newest)
             .filter(|window| !last.contains_key(window));
-        // It begins with what is in Redis first: what a clock that is behind has brought is no beginning, nor what comes out of a spool.
+        // Reporting begins with the first window that is in Redis. Windows from a clock that is
+        // behind, or from a spool, do not count.
         let counted = |attempt: &&&Attempt| matches!(attempt.answer, Some(Ok(Outcome::New | Outcome::Duplicate)));
         let counted = attempts.iter().filter(counted);
         let begun = counted.map(|attempt| attempt.window.max(attempt.true_window)).min();
-        // In a cluster, the index may hear of it out of a spool.
+        // In a cluster, the index may learn of the first window from a spool.
         let first = committed.first().filter(|_| happened.is_cluster);
         let begun = begun.map(|begun| first.map_or(begun, |first| begun.max(first.record.window)));
         for window in missing
@@ -315,7 +327,7 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         }
     }
     let certain = happened.length.window_at_ms(now_ms.saturating_sub(30_000));
-    // A named counter that Redis has lost is there again once somebody counts.
+    // A named counter that Redis lost exists again only after the next request for it.
     let counted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
     let counted_ms = counted.map(|attempt| attempt.at_ms).max();
     let is_lost = happened.losses.iter().any(|loss| counted_ms <= Some(loss.at_ms));

@@ -1,4 +1,4 @@
-//! All that there is: servers, the time, messages that take some, and what becomes of all that is done.
+//! The simulated world: servers, the time, messages with latency, and the trace.
 
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
@@ -12,19 +12,21 @@ use crate::gate::Gate;
 use crate::mutation::{Into, Mutation};
 use crate::redis::{Answer, Server};
 
-/// How long a message takes at most unless it is said, in microseconds.
+/// The longest latency of a message by default, in microseconds.
 const LATENCY_US: u64 = 1000;
-/// How much of a word of a command the trace has, in bytes: scripts are longer, and always the same.
+/// How many bytes of a command's word enter the trace.
+///
+/// Scripts are longer, and always the same.
 const MOST_NOTED: usize = 1000;
-/// When the simulated time begins, in Unix milliseconds.
+/// The beginning of the simulated time, in Unix milliseconds.
 pub const BEGIN_MS: u64 = 1_800_000_000_000;
 
-/// What becomes of all that is done, as a number: the same each time that a seed is run.
+/// A hash of all commands and their times, which is the same in each run of a seed.
 #[derive(Debug)]
 struct Trace(Cell<u64>);
 
 impl Trace {
-    /// By the FNV-1a hash.
+    /// Adds bytes to the FNV-1a hash.
     fn note(&self, bytes: &[u8]) {
         let hash = bytes.iter().fold(self.0.get(), |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -33,33 +35,33 @@ impl Trace {
     }
 }
 
-/// All that there is.
+/// The simulated world.
 pub struct World {
-    /// What runs it.
+    /// The executor of all tasks.
     pub executor: Rc<Executor>,
     /// The Redis servers.
     pub servers: Vec<Rc<Server>>,
     trace: Trace,
-    /// How long a message takes at most, in microseconds.
+    /// The longest latency of a message, in microseconds.
     pub latency_us: Cell<u64>,
-    /// What was done, in words, if that is wanted.
+    /// What happened, in words, if that was requested.
     story: Option<RefCell<Vec<String>>>,
-    /// A fault that is put in.
+    /// The fault that is inserted.
     mutation: Option<&'static Mutation>,
-    /// Whether it was there that something was done.
+    /// Whether the code with the inserted fault was reached.
     pub is_met: Cell<bool>,
-    /// How many clients there were.
+    /// The number of clients so far.
     clients: Cell<u64>,
 }
 
 impl World {
-    /// One with these servers.
+    /// Creates a world with these servers.
     #[must_use]
     pub fn new(seed: u64, servers: Vec<Rc<Server>>) -> Rc<Self> {
         Self::with(seed, servers, false, None)
     }
 
-    /// One that remembers what is done, in words, if that is wanted, and has a fault put in, if one is.
+    /// Creates a world that keeps a story if `story`, with an optional mutation.
     #[must_use]
     pub fn with(seed: u64, servers: Vec<Rc<Server>>, story: bool, mutation: Option<&'static Mutation>) -> Rc<Self> {
         Rc::new(Self {
@@ -74,7 +76,7 @@ impl World {
         })
     }
 
-    /// A script or a statement, with the fault in it that is put in there, if one is.
+    /// Returns the script or statement with the inserted fault, if there is one for it.
     #[must_use]
     pub fn mutated(&self, text: &str) -> Option<String> {
         let mutated = self.mutation.and_then(|mutation| mutation.apply(text));
@@ -84,7 +86,7 @@ impl World {
         mutated
     }
 
-    /// Whether this fault is put in. Then something was done there.
+    /// Returns whether this fault is inserted. If so, notes that its code was reached.
     #[must_use]
     pub fn has(&self, is_it: impl FnOnce(&Into) -> bool) -> bool {
         let has = self.mutation.is_some_and(|mutation| is_it(&mutation.into));
@@ -92,19 +94,19 @@ impl World {
         has
     }
 
-    /// What has become of all that was done so far, as a number.
+    /// Returns a hash of all commands so far and their times.
     #[must_use]
     pub fn trace(&self) -> u64 {
         self.trace.0.get()
     }
 
-    /// What was done, in words.
+    /// Returns what happened, in words.
     #[must_use]
     pub fn story(&self) -> Vec<String> {
         self.story.iter().flat_map(|story| story.borrow().clone()).collect()
     }
 
-    /// Notes something that is done.
+    /// Adds a line to the story.
     pub fn note(&self, what: impl FnOnce() -> String) {
         if let Some(story) = &self.story {
             let now = self.executor.now().as_secs_f64();
@@ -112,7 +114,7 @@ impl World {
         }
     }
 
-    /// Has a server do what a client asks it for.
+    /// Runs a client's command on a server, with the inserted fault.
     #[must_use]
     pub fn execute(&self, server: &Server, words: &[String], is_asked: bool, client: u64) -> Answer {
         self.trace.note(&self.now_us().to_le_bytes());
@@ -144,25 +146,30 @@ impl World {
         answer
     }
 
-    /// The number of another client.
+    /// Returns the number of a new client.
     #[must_use]
     pub fn next_client(&self) -> u64 {
         self.clients.set(self.clients.get() + 1);
         self.clients.get()
     }
 
-    /// The true time, which servers have, in Unix microseconds.
+    /// Returns the true time, which the servers have, in Unix microseconds.
     #[must_use]
     pub fn now_us(&self) -> u64 {
         BEGIN_MS * 1000 + u64::try_from(self.executor.now().as_micros()).unwrap_or_default()
     }
 
-    /// What happens after the time that a message takes, behind what was sent there before.
+    /// Sends a message, and returns its answer.
+    ///
+    /// `what` runs when the message arrives, after its latency and after the earlier messages on
+    /// the line.
     pub async fn message<T: 'static>(self: &Rc<Self>, line: &Line, what: impl FnOnce() -> Option<T> + 'static) -> T {
         self.within(self.latency_us.get(), line, what).await
     }
 
-    /// The same for a process that this gate lets go on; nothing if there is no answer within the time.
+    /// Sends a message of a process that pauses while `gate` is closed.
+    ///
+    /// Returns `None` if there is no answer within `timeout`.
     pub async fn ask<T: 'static>(
         self: &Rc<Self>,
         gate: &Gate,
@@ -176,7 +183,7 @@ impl World {
         answered
     }
 
-    /// What happens on a disk, behind what happens there before.
+    /// Runs an operation on a disk, after the earlier operations on the line.
     pub async fn on_disk<T: 'static>(self: &Rc<Self>, line: &Line, what: impl FnOnce() -> Option<T> + 'static) -> T {
         self.within(LATENCY_US, line, what).await
     }
@@ -212,7 +219,7 @@ impl World {
         }
     }
 
-    /// What happens after a time.
+    /// Returns a signal that is set after a time.
     #[must_use]
     pub fn alarm(&self, time: Duration) -> Signal {
         let signal = Signal::default();
@@ -222,7 +229,7 @@ impl World {
     }
 }
 
-/// A way on which messages stay in their order, both ways.
+/// A line that keeps the order of messages, in both directions.
 #[derive(Clone, Default)]
 pub struct Line {
     there: Way,
@@ -233,7 +240,7 @@ pub struct Line {
 struct Way(Rc<Cell<Duration>>);
 
 impl Way {
-    /// How long from now on a message takes that comes after those before it.
+    /// Returns how long a message takes from now on, behind the earlier messages.
     fn after(&self, now: Duration, latency: Duration) -> Duration {
         let at = self.0.get().max(now + latency);
         self.0.set(at);
@@ -241,7 +248,7 @@ impl Way {
     }
 }
 
-/// Does the work, or gives it up when something happens before.
+/// Does the work, or drops it and returns `None` if `over` is set before.
 pub async fn before<T>(over: &Signal, work: impl Future<Output = T>) -> Option<T> {
     match future::select(pin!(work), pin!(over.wait())).await {
         Either::Left((done, _)) => Some(done),

@@ -1,4 +1,4 @@
-//! Certificates of an authority of our own, by the program `openssl`.
+//! Certificates of a certificate authority for tests, created with `openssl`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,12 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-/// An authority that vouches for servers and clients. Its files go with it.
+/// A certificate authority for servers and clients.
+///
+/// Dropping it deletes its files.
 pub struct Authority(TempDir);
 
-/// A certificate, and its key.
+/// A certificate and its key.
 pub struct Certificate {
     /// The certificate, in PEM.
     pub certificate: PathBuf,
@@ -19,10 +21,10 @@ pub struct Certificate {
 }
 
 impl Authority {
-    /// A new authority, whom nobody trusts yet.
+    /// Creates an authority that nothing trusts yet.
     ///
     /// # Errors
-    /// When there is no `openssl`.
+    /// Fails if there is no `openssl`.
     pub fn new() -> Result<Self> {
         let authority = Self(tempfile::tempdir()?);
         let folder = authority.0.path();
@@ -33,16 +35,18 @@ impl Authority {
         Ok(authority)
     }
 
-    /// What it is trusted by, in PEM.
+    /// Returns its certificate in PEM, which clients and servers have to trust.
     #[must_use]
     pub fn certificate(&self) -> PathBuf {
         self.0.path().join("authority.pem")
     }
 
-    /// Vouches for someone: `DNS:localhost`, `IP:127.0.0.1`.
+    /// Issues a certificate for `name` and the alternative names.
+    ///
+    /// These have the form `DNS:localhost` or `IP:127.0.0.1`.
     ///
     /// # Errors
-    /// When `openssl` fails.
+    /// Fails if `openssl` fails.
     pub fn vouch_for(&self, name: &str, alternative_names: &str) -> Result<Certificate> {
         let folder = self.0.path();
         fs::write(

@@ -1,4 +1,4 @@
-//! A real Kafka of a test's own, to be killed, paused, restarted, or cut off.
+//! A real Kafka for one test, which can kill, pause, restart or cut it off.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use crate::link::Link;
 use crate::net;
 use crate::process::Process;
 
-/// A broker behind a [`Link`], with its data in a folder of its own. Dropping it kills it.
+/// A broker behind a [`Link`], with a folder of its own for its data.
+///
+/// Dropping it kills it.
 pub struct Broker {
     kafka: Kafka,
     link: Arc<Link>,
@@ -23,7 +25,7 @@ impl Broker {
     /// Starts a broker and waits until it answers.
     ///
     /// # Errors
-    /// As [`Kafka::real`].
+    /// See [`Kafka::real`].
     pub async fn start() -> Result<Self> {
         let port = net::free_address()?.port();
         let link = Arc::new(Link::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?);
@@ -37,39 +39,39 @@ impl Broker {
         })
     }
 
-    /// What clients see: the broker, through the link.
+    /// Returns the broker as clients see it: through the link.
     #[must_use]
     pub const fn kafka(&self) -> &Kafka {
         &self.kafka
     }
 
-    /// The link that all clients use.
+    /// Returns the link that all clients use.
     #[must_use]
     pub const fn link(&self) -> &Arc<Link> {
         &self.link
     }
 
-    /// The broker's process.
+    /// Returns the broker's process.
     #[must_use]
     pub fn process(&self) -> &Process {
         let process = self.kafka.process();
         process.unwrap_or_else(|| unreachable!("a broker that we started"))
     }
 
-    /// Kills it if it still runs, and starts it again without any of its data.
+    /// Kills the broker if it still runs, and restarts it without its data.
     ///
     /// # Errors
-    /// As [`Kafka::real`].
+    /// See [`Kafka::real`].
     pub async fn restart_empty(&mut self) -> Result<()> {
         self.process().kill();
         self.folder = tempfile::tempdir()?;
         self.restart().await
     }
 
-    /// Kills it if it still runs, and starts it again with all its data.
+    /// Kills the broker if it still runs, and restarts it with all its data.
     ///
     /// # Errors
-    /// As [`Kafka::real`].
+    /// See [`Kafka::real`].
     pub async fn restart(&mut self) -> Result<()> {
         self.process().kill();
         self.kafka = Kafka::real_behind(self.link.address().port(), self.port, self.folder.path()).await?;

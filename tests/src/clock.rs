@@ -1,4 +1,4 @@
-//! The time, and names that nobody else uses.
+//! The time, clocks that can be set, and unique names.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -12,18 +12,20 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use verve_protocol::{Window, WindowLength};
 
-/// What gives a program such a clock, in C, since it is preloaded.
+/// The C source of the preloaded library that gives a program such a clock.
 const SHIM: &str = include_str!("wrong_clock.c");
 
-/// A clock that can be set while programs run by it. Clones are the same clock. How time passes for them does not change.
+/// A clock that can be set while programs use it. Clones are the same clock.
+///
+/// It changes the time of day, but not how fast time passes.
 #[derive(Clone, Debug)]
 pub struct WrongClock(Arc<TempDir>);
 
 impl WrongClock {
-    /// A clock that is right.
+    /// Creates a clock with the correct time.
     ///
     /// # Errors
-    /// When there is no C compiler.
+    /// Fails if there is no C compiler.
     pub fn right() -> Result<Self> {
         let clock = Self(Arc::new(tempfile::tempdir()?));
         let source = clock.file("shim.c");
@@ -38,10 +40,10 @@ impl WrongClock {
         Ok(clock)
     }
 
-    /// One that is so many seconds ahead.
+    /// Creates a clock that is `seconds` seconds ahead.
     ///
     /// # Errors
-    /// As [`Self::right`].
+    /// See [`Self::right`].
     pub fn ahead(seconds: i64) -> Result<Self> {
         let clock = Self::right()?;
         clock.set(seconds)?;
@@ -52,17 +54,17 @@ impl WrongClock {
         self.0.path().join(name)
     }
 
-    /// Sets it to so many seconds ahead, or behind where that is less than 0.
+    /// Sets the clock to `ahead_s` seconds ahead, or behind if the value is negative.
     ///
     /// # Errors
-    /// When its file cannot be written.
+    /// Fails if its file cannot be written.
     pub fn set(&self, ahead_s: i64) -> Result<()> {
-        // In place, since the programs have it in their memory.
+        // Written in place, because the programs have mapped the file into memory.
         let file = fs::OpenOptions::new().write(true).open(self.file("clock"))?;
         Ok(file.write_all_at(&ahead_s.to_ne_bytes(), 0)?)
     }
 
-    /// Has a program that is not started yet go by it.
+    /// Makes a program that has not started yet use this clock.
     pub fn give(&self, command: &mut Command) {
         command
             .env("LD_PRELOAD", self.file("shim.so"))
@@ -70,32 +72,34 @@ impl WrongClock {
     }
 }
 
-/// Now, in milliseconds since the Unix epoch.
+/// Returns the current time in milliseconds since the Unix epoch.
 #[must_use]
 pub fn now_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     since_epoch.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A window length of `seconds`.
+/// Returns a window length of `seconds`.
 ///
 /// # Panics
-/// When there is no such length: tests only.
+/// Panics if the length is not valid. For tests only.
 #[must_use]
 pub fn length(seconds: u32) -> WindowLength {
     WindowLength::try_new(seconds).expect("a valid window length")
 }
 
-/// The window that is open now.
+/// Returns the window that is open now.
 #[must_use]
 pub fn current_window(length: WindowLength) -> Window {
     length.window_at_ms(now_ms())
 }
 
-/// Asserts that a window is open still, as a test needs whose requests are all to be of one.
+/// Asserts that a window is still open.
+///
+/// Tests use this if all their requests must belong to one window.
 ///
 /// # Panics
-/// When it is not.
+/// Panics if the window is not open.
 #[track_caller]
 pub fn assert_still(length: WindowLength, window: Window) {
     assert_eq!(current_window(length), window, "this machine is too slow for this test");
@@ -113,7 +117,7 @@ pub async fn next_window(length: WindowLength) -> Window {
     next
 }
 
-/// `prefix` with something behind it that makes it unlike every other name, of this run and of others.
+/// Returns `prefix` with a suffix that makes it unique, in this and other runs.
 #[must_use]
 pub fn unique(prefix: &str) -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);

@@ -1,4 +1,6 @@
-//! A real Redis Cluster: its nodes are `redis-server` processes, put together by `redis-cli --cluster`.
+//! A real Redis Cluster.
+//!
+//! Its nodes are `redis-server` processes. `redis-cli --cluster` joins them to a cluster.
 
 use std::iter;
 use std::net::{IpAddr, SocketAddr};
@@ -16,47 +18,49 @@ use crate::link::Link;
 use crate::redis::{Options, RedisServer};
 use crate::{net, wait};
 
-/// For what the nodes have to agree on, on a busy machine.
+/// How long the nodes may take to agree, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The nodes of one cluster. Dropping it kills them.
 pub struct Cluster {
     nodes: Vec<RedisServer>,
-    /// Of each node, if all that reaches it passes through links.
+    /// The links of each node. Empty if the nodes are reached directly.
     links: Vec<Links>,
 }
 
-/// What leads to one node.
+/// The links to one node.
 struct Links {
-    /// For clients, and for the node that follows it.
+    /// Used by clients, and by the replica of the node.
     clients: Link,
-    /// For what the nodes tell each other.
+    /// Used by the other nodes, for the cluster bus.
     bus: Link,
-    /// Where the node's own connections come from.
+    /// The source address of the connections that the node opens.
     source: IpAddr,
 }
 
 impl Cluster {
-    /// So many primaries, each with so many replicas: first all primaries, then a replica of each in the same order, and so on.
+    /// Starts a cluster of `primaries` primaries with `replicas` replicas each.
+    ///
+    /// The order of the nodes is: all primaries, then the replicas in the order of their primaries.
     ///
     /// # Errors
-    /// When there is no `redis-server` or `redis-cli`, or the nodes do not come together.
+    /// Fails if there is no `redis-server` or `redis-cli`, or if the nodes do not form a cluster.
     pub async fn start(primaries: usize, replicas: usize) -> Result<Self> {
         Self::start_with(RedisServer::options(), primaries, replicas).await
     }
 
-    /// The same, of nodes with these options.
+    /// Starts a cluster as [`Self::start`] does, with these options for each node.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// See [`Self::start`].
     pub async fn start_with(options: Options, primaries: usize, replicas: usize) -> Result<Self> {
         Self::start_each(vec![options; primaries * (1 + replicas)], replicas).await
     }
 
-    /// The same, of as many nodes as there are options.
+    /// Starts a cluster as [`Self::start`] does, with one node for each of the options.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// See [`Self::start`].
     pub async fn start_each(options: Vec<Options>, replicas: usize) -> Result<Self> {
         let mut nodes = Vec::new();
         for options in options {
@@ -65,10 +69,13 @@ impl Cluster {
         Self::of(nodes, Vec::new(), replicas).await
     }
 
-    /// The same, of nodes that are at other ports than those they listen on, as behind a NAT, and that announce a name.
+    /// Starts a cluster as [`Self::start`] does, with each node behind links.
+    ///
+    /// As behind a NAT, the nodes announce other ports than those they listen on. They also
+    /// announce a hostname.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// See [`Self::start`].
     pub async fn behind_links(primaries: usize, replicas: usize) -> Result<Self> {
         let (mut nodes, mut links) = (Vec::new(), Vec::new());
         for number in 1..=primaries * (1 + replicas) {
@@ -110,14 +117,14 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Puts the replicas in the order of their primaries.
+    /// Sorts the replicas in the order of their primaries.
     async fn sort(&mut self, primaries: usize) -> Result<()> {
         let ports: Vec<u16> = (0..primaries).map(|node| self.announced(node).port()).collect();
         let links = self.links.drain(..).map(Some).chain(iter::repeat_with(|| None));
         let mut placed = Vec::new();
         for (number, (node, links)) in self.nodes.drain(..).zip(links).enumerate() {
             let primary = primary_of(&node).await?;
-            // Those of a primary stay in order, as the sort is stable: each time one of each.
+            // The sort is stable, so the replicas of one primary keep their order.
             let place = match ports.iter().position(|port| primary == Some(*port)) {
                 None => number,
                 Some(place) => primaries + place,
@@ -132,13 +139,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Where a node says it is.
+    /// Returns the address that a node announces.
     fn announced(&self, node: usize) -> SocketAddr {
         let links = self.links.get(node);
         links.map_or_else(|| self.nodes[node].address(), |links| links.clients.address())
     }
 
-    /// Cuts a node off from everybody, until [`Self::join`].
+    /// Isolates a node from clients and all other nodes, until [`Self::join`].
     pub fn isolate(&self, node: usize) {
         let source = self.links.get(node).map(|links| links.source);
         for (number, links) in self.links.iter().enumerate() {
@@ -151,52 +158,57 @@ impl Cluster {
         }
     }
 
-    /// Keeps from all others what one node asks of them: it follows its primary no more, and everybody else reaches it.
+    /// Holds the connections that a node opens to client ports of the others.
+    ///
+    /// This lasts until [`Self::join`]. The node no longer follows its primary. Everyone else still
+    /// reaches the node.
     pub fn mute(&self, node: usize) {
         if let Some(source) = self.links.get(node).map(|links| links.source) {
             self.links.iter().for_each(|links| links.clients.hold_from(source));
         }
     }
 
-    /// Ends all connections of clients and of its replica with a node, until [`Self::join`].
+    /// Ends all connections of clients and of its replica to a node.
+    ///
+    /// New ones end immediately, until [`Self::join`].
     pub fn cut(&self, node: usize) {
         if let Some(links) = self.links.get(node) {
             links.clients.cut();
         }
     }
 
-    /// Undoes [`Self::isolate`], [`Self::mute`] and [`Self::cut`].
+    /// Reverts [`Self::isolate`], [`Self::mute`] and [`Self::cut`].
     pub fn join(&self) {
         for links in &self.links {
-            links.clients.mend();
-            links.bus.mend();
+            links.clients.restore();
+            links.bus.restore();
         }
     }
 
-    /// Its nodes, each by itself.
+    /// Returns the nodes as separate servers.
     #[must_use]
     pub fn into_nodes(self) -> Vec<RedisServer> {
         self.nodes
     }
 
-    /// Its nodes.
+    /// Returns the nodes.
     #[must_use]
     pub fn nodes(&self) -> &[RedisServer] {
         &self.nodes
     }
 
-    /// Starts a node again that was killed, with what it knew.
+    /// Restarts a killed node with the data and the cluster state it had.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// Fails if the node does not start.
     pub async fn restart(&mut self, node: usize) -> Result<()> {
         self.nodes[node].restart().await
     }
 
-    /// Starts all nodes again that were killed, or are to be.
+    /// Kills the nodes that still run, and restarts all nodes.
     ///
     /// # Errors
-    /// When they do not come up, or together.
+    /// Fails if a node does not start, or if the nodes do not form the cluster again.
     pub async fn restart_all(&mut self) -> Result<()> {
         self.nodes.iter().for_each(RedisServer::kill);
         for node in &mut self.nodes {
@@ -205,34 +217,36 @@ impl Cluster {
         self.wait_ready().await
     }
 
-    /// All of them, for `redis_urls`.
+    /// Returns the URLs of all nodes, for `redis_urls`.
     #[must_use]
     pub fn urls(&self) -> String {
         let nodes = (0..self.nodes.len()).map(|node| format!("redis://{}", self.announced(node)));
         nodes.collect::<Vec<_>>().join(",")
     }
 
-    /// A connection that finds each key.
+    /// Opens a connection that finds the node of each key.
     ///
     /// # Errors
-    /// When no node answers.
+    /// Fails if no node answers.
     pub async fn connection(&self) -> Result<ClusterConnection> {
         connection(self.nodes.iter().map(RedisServer::url)).await
     }
 
-    /// Moves so many slots from one node to another, while all goes on.
+    /// Moves `slots` slots from one node to another, while the cluster stays in use.
     ///
     /// # Errors
-    /// When that fails.
+    /// Fails if a node or `redis-cli` fails.
     pub async fn reshard(&self, slots: u16, from: usize, to: usize) -> Result<()> {
         let from = id(&self.nodes[from]).await?;
         reshard(slots, &from, &self.nodes[to]).await
     }
 
-    /// Begins to move a slot, whose keys stay where they are: those that are not there yet are on their way.
+    /// Begins to move a slot, and leaves the keys of the slot where they are.
+    ///
+    /// `from` redirects clients to `to` for the keys that it does not have yet.
     ///
     /// # Errors
-    /// When a node refuses.
+    /// Fails if a node refuses.
     pub async fn begin_to_move(&self, slot: u16, from: usize, to: usize) -> Result<()> {
         for (node, is, other) in [(to, "IMPORTING", from), (from, "MIGRATING", to)] {
             let mut set_slot = redis::cmd("CLUSTER");
@@ -246,16 +260,16 @@ impl Cluster {
         Ok(())
     }
 
-    /// Adds an empty node, and gives it so many slots of the others.
+    /// Adds an empty node, and moves `slots` slots of the other nodes to it.
     ///
     /// # Errors
-    /// When that fails.
+    /// Fails if a node or `redis-cli` fails.
     pub async fn grow(&mut self, slots: u16) -> Result<()> {
         let node = node(RedisServer::options()).await?;
         let [new, known] = [node.address(), self.nodes[0].address()].map(|address| address.to_string());
         cli(&["--cluster", "add-node", &new, &known]).await?;
         self.nodes.push(node);
-        // Until the others know it.
+        // The other nodes must know the new node before slots can move to it.
         self.wait_ready().await?;
         let node = self.nodes.last().context("a node")?;
         wait::until("the new node to be known", PATIENCE, || async {
@@ -264,10 +278,10 @@ impl Cluster {
         .await
     }
 
-    /// Gives the slots of a node to another one, and takes it out.
+    /// Moves all slots of a node to another one, and removes the node.
     ///
     /// # Errors
-    /// When that fails.
+    /// Fails if a node or `redis-cli` fails.
     pub async fn shrink(&mut self, node: usize, to: usize) -> Result<()> {
         self.reshard(SLOTS, node, to).await?;
         let gone = self.nodes.remove(node);
@@ -275,21 +289,21 @@ impl Cluster {
         cli(&["--cluster", "del-node", &known, &name]).await
     }
 
-    /// Brings all keys of a server by itself here.
+    /// Imports all keys of a single server into the cluster.
     ///
     /// # Errors
-    /// When that fails.
+    /// Fails if `redis-cli` fails.
     pub async fn import(&self, server: &RedisServer) -> Result<()> {
         let (to, from) = (self.nodes[0].address().to_string(), server.address().to_string());
         cli(&["--cluster", "import", &to, "--cluster-from", &from]).await
     }
 
-    /// Whether a node is the one that has this key, or would have it.
+    /// Returns whether a node owns the slot of a key: it has or would have the key.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// Fails if the node does not answer.
     pub async fn has(&self, node: usize, key: &str) -> Result<bool> {
-        // Any other node answers by an error.
+        // Any other node answers with an error.
         let had: RedisResult<bool> = redis::cmd("EXISTS")
             .arg(key)
             .query_async(&mut self.nodes[node].connection().await?)
@@ -297,10 +311,10 @@ impl Cluster {
         Ok(had.is_ok())
     }
 
-    /// How many keys each node has.
+    /// Returns how many keys each node has.
     ///
     /// # Errors
-    /// When one does not answer.
+    /// Fails if a node does not answer.
     pub async fn sizes(&self) -> Result<Vec<u64>> {
         let mut sizes = Vec::new();
         for node in &self.nodes {
@@ -309,10 +323,10 @@ impl Cluster {
         Ok(sizes)
     }
 
-    /// Waits until each node says that all is well.
+    /// Waits until each node reports the cluster state `ok`.
     ///
     /// # Errors
-    /// When that takes too long.
+    /// Fails if that takes too long.
     pub async fn wait_ready(&self) -> Result<()> {
         for node in 0..self.nodes.len() {
             self.wait_ready_at(node).await?;
@@ -320,10 +334,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until this node says that all is well.
+    /// Waits until this node reports the cluster state `ok`.
     ///
     /// # Errors
-    /// When that takes too long.
+    /// Fails if that takes too long.
     pub async fn wait_ready_at(&self, node: usize) -> Result<()> {
         let node = &self.nodes[node];
         let mut info = redis::cmd("CLUSTER");
@@ -337,10 +351,10 @@ impl Cluster {
     }
 }
 
-/// A connection to the cluster of the nodes at `urls` that finds each key.
+/// Connects to the cluster of the nodes at `urls`; the connection finds each key.
 ///
 /// # Errors
-/// When no node answers.
+/// Fails if no node answers.
 pub async fn connection(urls: impl IntoIterator<Item = String>) -> Result<ClusterConnection> {
     let client = ClusterClient::builder(urls)
         .connection_timeout(PATIENCE)
@@ -349,10 +363,12 @@ pub async fn connection(urls: impl IntoIterator<Item = String>) -> Result<Cluste
     Ok(client.get_async_connection().await?)
 }
 
-/// Moves so many slots to the node at `to`, from the node of this id, or from `all`.
+/// Moves `slots` slots to the node `to`.
+///
+/// `from` is the id of the node that gives them, or `all`.
 ///
 /// # Errors
-/// When that fails.
+/// Fails if a node or `redis-cli` fails.
 pub async fn reshard(slots: u16, from: &str, to: &RedisServer) -> Result<()> {
     let (to, address, slots) = (id(to).await?, to.address().to_string(), slots.to_string());
     let reshard = [
@@ -368,17 +384,17 @@ pub async fn reshard(slots: u16, from: &str, to: &RedisServer) -> Result<()> {
     cli(&[&reshard[..], &how].concat()).await
 }
 
-/// What a node is called among them.
+/// Returns the id of a node in the cluster.
 async fn id(node: &RedisServer) -> Result<String> {
     let mut my_id = redis::cmd("CLUSTER");
     my_id.arg("MYID");
     Ok(my_id.query_async(&mut node.connection().await?).await?)
 }
 
-/// The port of the primary that a node follows; nothing if it is one itself.
+/// Returns the port of the primary that a node follows; `None` for a primary.
 ///
 /// # Errors
-/// When it does not answer.
+/// Fails if the node does not answer.
 pub async fn primary_of(node: &RedisServer) -> Result<Option<u16>> {
     let mut info = redis::cmd("INFO");
     info.arg("replication");

@@ -1,4 +1,4 @@
-//! The applications in `examples`, which count by Verve's library, and that of the tests, `guest`.
+//! The applications in `examples`, which count with Verve's library, and `guest`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,14 +11,17 @@ use wac_graph::{CompositionGraph, EncodeOptions};
 use crate::host::{Instance, Kind, Options};
 use crate::paths;
 
-/// The application of the tests.
+/// The name of the application for the tests.
 pub const GUEST: &str = "guest";
 
-/// An example's application with these variables, those that its manifest has and others. What a Spin composes is composed beforehand for
-/// hosts that do not, and then it has another manifest.
+/// Returns the options of an example's application, with these variables.
+///
+/// A variable may be one of its manifest or another one. Spin composes some applications itself.
+/// For a host that does not, this function composes the application first and uses another
+/// manifest.
 ///
 /// # Errors
-/// When its components are not built.
+/// Fails if its components are not built.
 pub fn options(kind: Kind, name: &str, variables: &[(&str, &str)]) -> Result<Options> {
     let folder = if name == GUEST { "tests" } else { "examples" };
     let folder = paths::repository().join(folder).join(name);
@@ -36,12 +39,12 @@ pub fn options(kind: Kind, name: &str, variables: &[(&str, &str)]) -> Result<Opt
     for (variable, value) in variables {
         set(&mut manifest, name, variable, value).with_context(|| format!("{name}: variable {variable}"))?;
     }
-    // Beside the components, in the folder of a test.
+    // In the folder of a test, the components are beside the manifest.
     let text = toml::to_string(&manifest)?.replace("\"../../target", "\"target");
     Ok(Instance::options(kind).manifest(text))
 }
 
-/// Gives the component a variable, unless it has it, and this value.
+/// Sets a variable of the component to this value, and adds it if necessary.
 fn set(manifest: &mut toml::Table, component: &str, variable: &str, value: &str) -> Option<()> {
     let all = manifest.get_mut("variables")?.as_table_mut()?;
     let of_application = all.entry(variable).or_insert_with(|| toml::Table::new().into());
@@ -54,7 +57,7 @@ fn set(manifest: &mut toml::Table, component: &str, variable: &str, value: &str)
     Some(())
 }
 
-/// Makes of its component one that has its dependency plugged in, as `wac plug` does it.
+/// Composes the component with its dependency, as `wac plug` does.
 fn compose(manifest: &toml::Table, name: &str) -> Result<()> {
     let component = &manifest["component"][name];
     let file = |path: &toml::Value| Path::new(path.as_str()?).file_name().map(ToOwned::to_owned);
@@ -70,7 +73,7 @@ fn compose(manifest: &toml::Table, name: &str) -> Result<()> {
     };
     let [socket, plugged] = [package(socket)?, package(plugged)?];
     wac_graph::plug(&mut graph, vec![plugged], socket)?;
-    // At once, since others look into this folder.
+    // Written to a temporary file and renamed, because other tests read this folder.
     let whole = tempfile::NamedTempFile::new_in(paths::components())?;
     fs::write(&whole, graph.encode(EncodeOptions::default())?)?;
     whole.persist(paths::components().join(format!("{name}_composed.wasm")))?;

@@ -1,4 +1,4 @@
-//! What runs the component: `verve-host`, or a real Spin.
+//! The host that runs the component: `verve-host`, or a real Spin.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use crate::clock::WrongClock;
 use crate::process::{OnLine, Process, under};
 use crate::{http, net, paths, wait};
 
-/// Which program runs the component, and which build of it.
+/// The program that runs the component, and the build of the component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `verve-host` of this workspace.
@@ -31,7 +31,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Those that there are with either build of the component.
+    /// Returns the available kinds, with either build of the component.
     #[must_use]
     pub fn every() -> Vec<Self> {
         let of_wasi_0_2 = |kind| match kind {
@@ -44,16 +44,18 @@ impl Kind {
         kinds
     }
 
-    /// Whether it runs the build for WASI 0.2.
+    /// Returns whether it runs the build for WASI 0.2.
     #[must_use]
     pub const fn is_p2(self) -> bool {
         matches!(self, Self::VerveHostP2 | Self::SpinP2)
     }
 
-    /// The manifest that it serves, unless it is given another one, as it reads at the top of the repository.
+    /// Returns the manifest that it serves by default.
+    ///
+    /// The paths in the text are relative to the top folder of the repository.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// Fails if the file cannot be read.
     pub fn manifest(self) -> Result<String> {
         if !self.is_p2() {
             return Ok(fs::read_to_string(paths::manifest())?);
@@ -62,7 +64,10 @@ impl Kind {
         Ok(text.replace("\"../", "\""))
     }
 
-    /// `verve-host`, and `spin` where the PATH or `SPIN_BIN` has one, with the usual build of the component.
+    /// Returns the available kinds with the usual build of the component.
+    ///
+    /// `verve-host` is always available. `spin` is available if it is in the PATH or named by
+    /// `SPIN_BIN`.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut kinds = vec![Self::VerveHost];
@@ -70,17 +75,17 @@ impl Kind {
         kinds
     }
 
-    /// The command that serves `manifest`, without address and variables.
+    /// Returns the command that serves `manifest`, without address and variables.
     ///
     /// # Errors
-    /// When the program is not built or not installed.
+    /// Fails if the program is not built or not installed.
     pub fn command(self, manifest: &Path) -> Result<Command> {
         let mut command = match self {
             Self::VerveHost | Self::VerveHostP2 => Command::new(paths::verve_host()?),
             Self::Spin | Self::SpinP2 => {
                 let mut command = Command::new(spin().context("neither the PATH nor SPIN_BIN has a spin")?);
                 command.arg("up");
-                // It runs the trigger as a child, which a killed `spin up` would leave behind.
+                // Spin runs the trigger as a child, which would survive a killed `spin up`.
                 command.process_group(0);
                 command
             }
@@ -92,7 +97,8 @@ impl Kind {
 
 fn spin() -> Option<PathBuf> {
     if let Some(named) = env::var_os("SPIN_BIN").filter(|name| !name.is_empty()) {
-        // Kept even if nothing is there: then starting it fails, which is what one who names it wants to know.
+        // Returned even if the file does not exist: then the start fails, and the user who set the
+        // variable sees it.
         return Some(named.into());
     }
     let path: OsString = env::var_os("PATH")?;
@@ -101,7 +107,7 @@ fn spin() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// How an instance is started.
+/// The options of an instance that is about to start.
 pub struct Options {
     kind: Kind,
     variables: Vec<(String, String)>,
@@ -117,7 +123,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// How long a `verve-host` goes on serving after SIGTERM; not at all, unless this says so.
+    /// Sets how long `verve-host` continues to serve after SIGTERM; `0s` by default.
     #[must_use]
     pub const fn stop_grace(mut self, duration: &'static str) -> Self {
         self.stop_grace = duration;
@@ -139,42 +145,44 @@ impl Options {
         self
     }
 
-    /// Listens here instead of on a free port.
+    /// Listens on this address instead of on a free port.
     #[must_use]
     pub const fn listen(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }
 
-    /// Has it go by this clock, which can be set while it runs.
+    /// Sets the clock of the process. The clock can be changed while the process runs.
     #[must_use]
     pub fn clock(mut self, clock: &WrongClock) -> Self {
         self.clock = Some(clock.clone());
         self
     }
 
-    /// Has a write beyond [`Instance::limit_files`] fail, as on a full disk, rather than end the process.
+    /// Makes a write beyond [`Instance::limit_files`] fail, as on a full disk.
+    ///
+    /// Without this option, such a write ends the process.
     #[must_use]
     pub const fn survives_file_limit(mut self) -> Self {
         self.survives_file_limit = true;
         self
     }
 
-    /// Lets it have no more files and connections open than this.
+    /// Limits the number of open files and connections.
     #[must_use]
     pub const fn open_files(mut self, limit: u32) -> Self {
         self.open_files = Some(limit);
         self
     }
 
-    /// Gives `verve-host` more flags.
+    /// Adds flags for `verve-host`.
     #[must_use]
     pub fn flags(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
         self
     }
 
-    /// Sets a variable of the environment.
+    /// Sets an environment variable.
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -191,7 +199,7 @@ impl Options {
     /// Starts the instance and waits until it answers HTTP.
     ///
     /// # Errors
-    /// When the program or the component is not built, or the instance does not come up.
+    /// Fails if the program or the component is not built, or if the instance does not start.
     pub async fn start(self) -> Result<Instance> {
         let manifest = match self.manifest {
             Some(text) => text,
@@ -211,7 +219,7 @@ impl Options {
             clock.give(&mut command);
         }
         if self.survives_file_limit {
-            // The signal that would end it.
+            // Ignores the signal that would end the process.
             command = under("sh", &["-c", "trap '' XFSZ && exec \"$@\"", "sh"], &command);
         }
         let process = Process::spawn_with(&format!("{:?}", self.kind), command, self.on_line)?;
@@ -236,7 +244,7 @@ fn command(
     variables: &[(String, String)],
     stop_grace: &str,
 ) -> Result<Command> {
-    // Or the one who has the port would be taken for ours.
+    // Otherwise another process on this port would be taken for the instance.
     TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
     let mut command = kind.command(&folder.path().join("spin.toml"))?;
     command.args(["--listen", &address.to_string()]);
@@ -249,11 +257,13 @@ fn command(
     Ok(command)
 }
 
-/// A folder of its own for an application, so that the host's state beside the manifest is its own too: the manifest, and
-/// the component where the manifest looks for it.
+/// Creates a folder for an application: the manifest, and the components.
+///
+/// The components are where the manifest looks for them. Each application has a folder of its own,
+/// because the host keeps its state beside the manifest.
 ///
 /// # Errors
-/// When the component is not built, or the folder cannot be made.
+/// Fails if the component is not built, or if the folder cannot be created.
 pub fn application_folder(manifest: &str) -> Result<TempDir> {
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("spin.toml"), manifest)?;
@@ -281,10 +291,12 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Starts the repository's application with these variables, on a free port, and waits until it answers.
+    /// Starts the repository's application with these variables, on a free port.
+    ///
+    /// Waits until it answers.
     ///
     /// # Errors
-    /// As [`Options::start`].
+    /// See [`Options::start`].
     pub async fn start(kind: Kind, variables: &[(&str, &str)]) -> Result<Self> {
         let options = Self::options(kind);
         let options = variables
@@ -293,7 +305,7 @@ impl Instance {
         options.start().await
     }
 
-    /// The options of an instance that is not quite the usual one.
+    /// Returns the default options, for an instance with some options changed.
     #[must_use]
     pub const fn options(kind: Kind) -> Options {
         Options {
@@ -311,40 +323,42 @@ impl Instance {
         }
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     #[must_use]
     pub const fn addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// The application's folder. The host's state, and so the spool, is in `.spin` of it.
+    /// Returns the application's folder. The host's state with the spool is in `.spin` there.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The spool's database.
+    /// Opens the spool's database.
     ///
     /// # Errors
-    /// When there is none.
+    /// Fails if there is no database.
     pub fn spool(&self) -> Result<rusqlite::Connection> {
         let file = self.folder().join(".spin/sqlite_db.db");
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
         rusqlite::Connection::open_with_flags(&file, flags).with_context(|| file.display().to_string())
     }
 
-    /// A number in the spool's database, by a query for it.
+    /// Returns the number that a query finds in the spool's database.
     ///
     /// # Errors
-    /// When there is no database, or the query fails.
+    /// Fails if there is no database, or the query fails.
     pub fn in_spool(&self, query: &str) -> Result<i64> {
         Ok(self.spool()?.query_one(query, [], |row| row.get(0))?)
     }
 
-    /// Lets it write no file beyond so many bytes; none: as long as it likes. See [`Options::survives_file_limit`].
+    /// Limits the size of the files that the process writes, in bytes.
+    ///
+    /// `None` removes the limit. See [`Options::survives_file_limit`].
     ///
     /// # Errors
-    /// When `prlimit` fails.
+    /// Fails if `prlimit` fails.
     pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
         let limit = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
         let mut prlimit = Command::new("prlimit");
@@ -354,7 +368,7 @@ impl Instance {
         Ok(())
     }
 
-    /// The process, and with it the log.
+    /// Returns the process, which also has the log.
     #[must_use]
     pub const fn process(&self) -> &Process {
         &self.process
@@ -366,10 +380,12 @@ impl Instance {
         self.variables.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Kills it if it still runs, and starts it again: same address, same folder, and so same spool.
+    /// Kills the process if it still runs, and starts it again.
+    ///
+    /// It has the same address and folder, and thus the same spool.
     ///
     /// # Errors
-    /// As [`Options::start`].
+    /// See [`Options::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill();
         let mut command = command(self.kind, &self.folder, self.address, &self.variables, self.stop_grace)?;
@@ -380,10 +396,10 @@ impl Instance {
         self.wait_ready().await
     }
 
-    /// Sends SIGTERM and waits for its end.
+    /// Sends SIGTERM and waits until the process ends.
     ///
     /// # Errors
-    /// When it does not end within 15 seconds.
+    /// Fails if it does not end within 15 seconds.
     pub async fn terminate(&self) -> Result<ExitStatus> {
         self.process.terminate(Duration::from_secs(15)).await
     }
@@ -393,7 +409,7 @@ impl Instance {
             if let Some(status) = self.process.exit_status() {
                 return Some(Err(status));
             }
-            // A path beside the application: the component sees nothing of it.
+            // A path outside the application: the component does not receive this request.
             http::get(self.address, "/verve-rig/ready").await.ok().map(|_| Ok(()))
         });
         match answer

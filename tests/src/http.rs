@@ -11,35 +11,35 @@ use tokio::time::timeout;
 /// How long an answer may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a server answered.
+/// An answer of a server.
 #[derive(Clone, Debug)]
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// The headers in their order, names in lower case.
+    /// The headers in their order, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body, without transfer encoding.
+    /// The body, without the transfer encoding.
     pub body: Vec<u8>,
-    /// How many reads of the socket it took: 1 if the whole response arrived in one piece.
+    /// How many reads of the socket the response took: 1 if it arrived in one piece.
     pub reads: usize,
 }
 
 impl Response {
-    /// The only header of this name; `None` if there is none, or several.
+    /// Returns the only header of this name; `None` if there is none, or several.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str());
         values.next().filter(|_| values.next().is_none())
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     #[must_use]
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
-/// One connection, kept alive.
+/// A connection that is kept alive.
 pub struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
@@ -47,10 +47,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects.
+    /// Opens a connection.
     ///
     /// # Errors
-    /// When nobody listens.
+    /// Fails if nobody listens.
     pub async fn open(address: SocketAddr) -> Result<Self> {
         let stream = timeout(PATIENCE, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
@@ -61,18 +61,18 @@ impl Connection {
         })
     }
 
-    /// `GET target` with the headers that a proper client sends.
+    /// Sends `GET target` with the headers that a correct client sends.
     ///
     /// # Errors
-    /// As [`Self::exchange`].
+    /// See [`Self::exchange`].
     pub async fn get(&mut self, target: &str) -> Result<Response> {
         self.request("GET", target).await
     }
 
-    /// `method target`, likewise.
+    /// Sends `method target` with the headers that a correct client sends.
     ///
     /// # Errors
-    /// As [`Self::exchange`].
+    /// See [`Self::exchange`].
     pub async fn request(&mut self, method: &str, target: &str) -> Result<Response> {
         let request = format!("{method} {target} HTTP/1.1\r\nhost: verve.test\r\n\r\n");
         self.exchange(request.as_bytes()).await
@@ -81,7 +81,8 @@ impl Connection {
     /// Sends these bytes and reads one response.
     ///
     /// # Errors
-    /// When the connection breaks, the answer is not HTTP/1.1, or it takes more than 30 s.
+    /// Fails if the connection breaks, if the answer is not HTTP/1.1, or if it takes more than 30
+    /// s.
     pub async fn exchange(&mut self, request: &[u8]) -> Result<Response> {
         self.send(request).await?;
         self.receive(request.starts_with(b"HEAD ")).await
@@ -90,7 +91,7 @@ impl Connection {
     /// Sends these bytes.
     ///
     /// # Errors
-    /// When the connection is broken.
+    /// Fails if the connection is broken.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.stream.write_all(bytes).await?)
     }
@@ -98,7 +99,7 @@ impl Connection {
     /// Reads one response; `head_only` if it answers a HEAD request.
     ///
     /// # Errors
-    /// As [`Self::exchange`].
+    /// See [`Self::exchange`].
     pub async fn receive(&mut self, head_only: bool) -> Result<Response> {
         timeout(PATIENCE, self.read_response(head_only))
             .await
@@ -167,7 +168,7 @@ impl Connection {
     }
 
     async fn read(&mut self) -> Result<()> {
-        // Room for a whole response, or it would seem to come in pieces.
+        // With less space, one read could not take a whole response, which would look split.
         self.received.reserve(16 * 1024);
         let read = self.stream.read_buf(&mut self.received).await?;
         ensure!(read > 0, "the server closed the connection after {:?}", self.received);
@@ -182,10 +183,10 @@ impl Connection {
     }
 }
 
-/// `GET target` on a connection of its own.
+/// Sends `GET target` on a new connection.
 ///
 /// # Errors
-/// As [`Connection::open`] and [`Connection::exchange`].
+/// See [`Connection::open`] and [`Connection::exchange`].
 pub async fn get(address: SocketAddr, target: &str) -> Result<Response> {
     Connection::open(address).await?.get(target).await
 }

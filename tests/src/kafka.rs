@@ -1,8 +1,11 @@
-//! Kafka: a broker to write to, and a consumer that sees everything in a topic.
+//! Kafka: a broker to write to, and a consumer that reads everything in a topic.
 //!
-//! There are three kinds. Tests use the one that `KAFKA_BROKERS` names (`cargo xtask test` starts a real Apache Kafka and
-//! sets it); where none can be had they use the broker that librdkafka carries, in this process. Tests that stop and
-//! restart a broker start a real one of their own.
+//! There are three kinds of broker:
+//!
+//! - Tests use the broker that `KAFKA_BROKERS` names. `cargo xtask test` starts a real Apache Kafka
+//!   and sets the variable.
+//! - Without it, they use the broker embedded in librdkafka, in this process.
+//! - Tests that stop and restart a broker start a real one of their own.
 
 use std::env;
 use std::io::Write;
@@ -32,26 +35,26 @@ pub use records::{Record, Records};
 /// How long a broker may take to start, and a topic to appear.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A Kafka broker. Dropping it ends it, unless it was there before us.
+/// A Kafka broker. Dropping it ends it, unless it already ran before.
 pub struct Kafka {
     brokers: String,
     kind: Kind,
 }
 
 enum Kind {
-    /// librdkafka's own broker; it lives as long as the client it came with.
+    /// The broker embedded in librdkafka. It lives as long as its client.
     Embedded(Box<BaseProducer>),
-    /// A real one that we started.
+    /// A real broker that this value started.
     Real(Process),
-    /// A real one that somebody else keeps running.
+    /// A real broker that runs outside of the tests.
     External,
 }
 
 impl Kafka {
-    /// Starts librdkafka's own broker, inside this process.
+    /// Starts the broker embedded in librdkafka, in this process.
     ///
     /// # Errors
-    /// When librdkafka refuses.
+    /// Fails if librdkafka refuses.
     pub fn embedded() -> Result<Self> {
         let producer: BaseProducer = ClientConfig::new().set("test.mock.num.brokers", "1").create()?;
         let cluster = producer.client().mock_cluster();
@@ -62,28 +65,35 @@ impl Kafka {
         })
     }
 
-    /// Starts a real Apache Kafka on `port` of 127.0.0.1 by `cargo xtask kafka`, and waits until it answers. Its data are
-    /// in `dir`: a broker started there again, after whatever end, has them all.
+    /// Starts a real Apache Kafka with `cargo xtask kafka`, and waits until it answers.
+    ///
+    /// It listens on `port` of 127.0.0.1. Its data are in `dir`: a broker that starts there again
+    /// has them all, however the previous one ended.
     ///
     /// # Errors
-    /// When there is no Java, the broker cannot be fetched, or it does not come up.
+    /// Fails if there is no Java, if the broker cannot be downloaded, or if it does not start.
     pub async fn real(port: u16, dir: &Path) -> Result<Self> {
         Self::real_with(port, dir, None).await
     }
 
-    /// The same, and `on_line` is called with each line that the broker, or what installs it, writes.
+    /// Starts a broker as [`Self::real`] does, and passes each line to `on_line`.
+    ///
+    /// The lines are the output of the broker, and of the program that installs it.
     ///
     /// # Errors
-    /// As [`Self::real`].
+    /// See [`Self::real`].
     pub async fn real_with(port: u16, dir: &Path, on_line: Option<OnLine>) -> Result<Self> {
         Self::launch(port, port, dir, on_line, &[]).await
     }
 
-    /// The same, and there is a second listener, for clients with TLS and a password (SASL_SSL with SCRAM-SHA-512). They connect to
-    /// `localhost:secure_port`; `pem` has that name's certificate and key; `user` is `name:password`.
+    /// Starts a broker as [`Self::real`] does, with a second, secure listener.
+    ///
+    /// Its clients use TLS and a password (SASL_SSL with SCRAM-SHA-512). They connect to
+    /// `localhost:secure_port`. `pem` has the certificate and the key of that name. `user` is
+    /// `name:password`.
     ///
     /// # Errors
-    /// As [`Self::real`].
+    /// See [`Self::real`].
     pub async fn real_secure(port: u16, dir: &Path, secure_port: u16, pem: &Path, user: &str) -> Result<Self> {
         let pem = pem.display().to_string();
         let secure_port = secure_port.to_string();
@@ -98,10 +108,12 @@ impl Kafka {
         Self::launch(port, port, dir, None, &secure).await
     }
 
-    /// The same, and clients are told to connect to the port `advertised`, where a link to the broker listens.
+    /// Starts a broker as [`Self::real`] does, which advertises the port `advertised`.
+    ///
+    /// Clients connect to this port, where a link to the broker listens.
     ///
     /// # Errors
-    /// As [`Self::real`].
+    /// See [`Self::real`].
     pub async fn real_behind(advertised: u16, port: u16, dir: &Path) -> Result<Self> {
         Self::launch(advertised, port, dir, None, &[]).await
     }
@@ -119,29 +131,31 @@ impl Kafka {
         Ok(kafka)
     }
 
-    /// The broker that all tests share: the one that `KAFKA_BROKERS` names, or else an embedded one, which is said aloud.
+    /// Returns the broker that all tests share.
+    ///
+    /// It is the one that `KAFKA_BROKERS` names, or else an embedded one, with a visible warning.
     ///
     /// # Errors
-    /// When the named one does not answer, or the embedded one cannot be started.
+    /// Fails if the named one does not answer, or the embedded one cannot be started.
     pub fn for_tests() -> Result<&'static Self> {
         static SHARED: OnceLock<Result<Kafka, String>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| shared().map_err(|error| format!("{error:#}")));
         shared.as_ref().map_err(|error| anyhow!("{error}"))
     }
 
-    /// Its address, for `--kafka-brokers`.
+    /// Returns its address, for `--kafka-brokers`.
     #[must_use]
     pub fn brokers(&self) -> &str {
         &self.brokers
     }
 
-    /// Whether it is an Apache Kafka, and not the embedded broker.
+    /// Returns whether it is an Apache Kafka, not the embedded broker.
     #[must_use]
     pub const fn is_real(&self) -> bool {
         !matches!(self.kind, Kind::Embedded(_))
     }
 
-    /// The broker's process, if we started one.
+    /// Returns the broker's process, if this value started one.
     #[must_use]
     pub const fn process(&self) -> Option<&Process> {
         match &self.kind {
@@ -150,10 +164,10 @@ impl Kafka {
         }
     }
 
-    /// Creates a topic. One that is there already stays as it is.
+    /// Creates a topic. An existing topic stays unchanged.
     ///
     /// # Errors
-    /// When the broker refuses.
+    /// Fails if the broker refuses.
     pub async fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
         if let Kind::Embedded(producer) = &self.kind {
             let cluster = producer.client().mock_cluster().context("the embedded broker")?;
@@ -170,10 +184,10 @@ impl Kafka {
         Ok(())
     }
 
-    /// Whether there is such a topic. This does not create it.
+    /// Returns whether a topic exists, without creating it.
     ///
     /// # Errors
-    /// When the broker does not answer.
+    /// Fails if the broker does not answer.
     pub async fn has_topic(&self, name: &str) -> Result<bool> {
         let (config, name) = (self.client(), name.to_owned());
         spawn_blocking(move || {
@@ -184,10 +198,10 @@ impl Kafka {
         .await?
     }
 
-    /// Deletes a topic of a real broker, and all its records.
+    /// Deletes a topic of a real broker with all its records.
     ///
     /// # Errors
-    /// When the broker refuses.
+    /// Fails if the broker refuses.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
         let admin: AdminClient<DefaultClientContext> = self.client().create()?;
         for result in admin.delete_topics(&[name], &AdminOptions::new()).await? {
@@ -196,21 +210,25 @@ impl Kafka {
         Ok(())
     }
 
-    /// Has an embedded broker say of every record that too few replicas would have it, or else take records again. A real one says so
-    /// when it has lost replicas, which takes several brokers.
+    /// Makes an embedded broker refuse each record, or accept records again.
+    ///
+    /// The error is that too few replicas would have the record. A real broker answers so when it
+    /// has lost replicas, which requires several brokers.
     ///
     /// # Errors
-    /// When this is no embedded broker.
+    /// Fails if this is not an embedded broker.
     pub fn set_under_replicated(&self, is: bool) -> Result<()> {
         let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
         self.set_refused(RDKafkaApiKey::Produce, is.then_some(error))
     }
 
-    /// Has an embedded broker say to whoever begins to publish in transactions that they are not for him. A real one says so by its
-    /// access control lists.
+    /// Makes an embedded broker deny transactions to every producer.
+    ///
+    /// A producer gets the error when it begins to publish in transactions. A real broker answers
+    /// so because of its access control lists.
     ///
     /// # Errors
-    /// When this is no embedded broker.
+    /// Fails if this is not an embedded broker.
     pub fn forbid_transactions(&self) -> Result<()> {
         let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
         self.set_refused(RDKafkaApiKey::InitProducerId, Some(error))
@@ -223,24 +241,26 @@ impl Kafka {
         let cluster = producer.client().mock_cluster().context("the embedded broker")?;
         cluster.clear_request_errors(what);
         if let Some(error) = error {
-            // One for each request, and more of them than there will be.
+            // Each request takes one error, and there are fewer requests than errors.
             cluster.request_errors(what, &[error; 10_000]);
         }
         Ok(())
     }
 
-    /// Reads all partitions of `topic` from their beginning. A topic that is not there is created by the broker.
+    /// Reads all partitions of `topic` from their beginning.
+    ///
+    /// The broker creates the topic if it does not exist.
     ///
     /// # Errors
-    /// When the broker does not answer, or has no such topic.
+    /// Fails if the broker does not answer, or has no such topic.
     pub async fn consume(&self, topic: &str) -> Result<Records> {
         self.consumer(topic, self.client()).await.map(Records::new)
     }
 
-    /// The records that are in `topic` now, in order within each partition.
+    /// Returns the records that are in `topic` now, in order within each partition.
     ///
     /// # Errors
-    /// As [`Self::consume`], or when the end is not reached within 90 s.
+    /// Fails as [`Self::consume`] does, or if the end is not reached within 90 s.
     pub async fn read_all(&self, topic: &str) -> Result<Vec<Record>> {
         let mut config = self.client();
         config.set("enable.partition.eof", "true");
@@ -251,7 +271,7 @@ impl Kafka {
     }
 
     async fn consumer(&self, topic: &str, mut config: ClientConfig) -> Result<StreamConsumer> {
-        // The client wants a group's name even where it joins none.
+        // The client requires a group name even if it joins no group.
         config.set("group.id", "verve-tests").set("enable.auto.commit", "false");
         config
             .set("allow.auto.create.topics", "true")
@@ -273,14 +293,14 @@ impl Kafka {
         client(&self.brokers)
     }
 
-    /// Waits until the broker itself, at `address`, answers.
+    /// Waits until the broker itself answers at `address`, not through a link.
     async fn wait_ready(&self, address: &str) -> Result<()> {
         let log = || self.process().map(Process::log).unwrap_or_default();
         let ready = wait::until("Kafka to answer", 10 * PATIENCE, || async {
             if let Some(status) = self.process().and_then(Process::exit_status) {
                 return Some(Err(status));
             }
-            // Asked only where somebody listens: `xtask kafka` may be installing for minutes.
+            // Ask only if the port is open: before, `xtask kafka` may install Kafka for minutes.
             tokio::net::TcpStream::connect(address).await.ok()?;
             answers(address, Duration::from_secs(2)).ok().map(Ok)
         });
@@ -294,7 +314,7 @@ impl Kafka {
 fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
-    // A broker that is being restarted is looked for again soon.
+    // The client must soon find a broker again that restarts.
     config
         .set("reconnect.backoff.ms", "20")
         .set("reconnect.backoff.max.ms", "500");
@@ -316,7 +336,7 @@ fn shared() -> Result<Kafka> {
         answers(&kafka.brokers, PATIENCE).with_context(|| format!("KAFKA_BROKERS={}", kafka.brokers))?;
         return Ok(kafka);
     }
-    // Past the test harness, which keeps what passing tests print to itself.
+    // Written to standard error directly: the test harness hides what passing tests print.
     let _ = writeln!(
         std::io::stderr(),
         "\nTHE KAFKA TESTS RUN ON THE EMBEDDED BROKER, NOT ON A REAL KAFKA (KAFKA_BROKERS IS NOT SET)\n"
@@ -327,7 +347,7 @@ fn shared() -> Result<Kafka> {
 fn partitions(consumer: &StreamConsumer, topic: &str) -> Result<Vec<i32>> {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
-        // The first request makes the broker create the topic; a later one sees it.
+        // The broker creates the topic on the first request. A later request returns it.
         if let Ok(metadata) = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)) {
             let found = metadata
                 .topics()
@@ -390,7 +410,7 @@ mod tests {
         assert_eq!(records.next(Duration::from_millis(100)).await, None);
     }
 
-    /// Run by hand: `cargo test --release -p verve-tests --lib -- --ignored`.
+    /// Run manually: `cargo test --release -p verve-tests --lib -- --ignored`.
     #[tokio::test]
     #[ignore = "starts a real Kafka twice"]
     async fn a_real_broker_keeps_its_records_when_it_is_killed() {
@@ -406,11 +426,11 @@ mod tests {
 
         let kafka = Kafka::real(port, folder.path()).await.expect("the broker again");
         produce(&kafka, "t", "after", "2").await;
-        // The consumer of before has found it again.
+        // The consumer from before has reconnected to the broker.
         assert_eq!(all(&records, 1).await, [("after".to_owned(), "2".to_owned())]);
         let again = kafka.consume("t").await.expect("a consumer");
         assert_eq!(all(&again, 2).await[0], ("before".to_owned(), "1".to_owned()));
-        // Nobody created this one.
+        // This topic was not created before.
         kafka.consume("of-itself").await.expect("a topic created by the broker");
         assert!(fs::read_dir(folder.path()).expect("the folder").count() > 0);
     }

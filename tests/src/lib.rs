@@ -1,15 +1,17 @@
-//! The rig: starts the real parts (Redis, Kafka, host or Spin, reporter), speaks to them, and ends them again.
+//! The test rig: starts the real parts, communicates with them, and stops them.
 //!
-//! Tests and `verve-up` are written on top of it. Everything binds to free ports of 127.0.0.1 and lives in temporary
-//! folders, so that any number of rigs run side by side; what a value started ends when the value is dropped.
+//! The parts are Redis, Kafka, the host (`verve-host` or Spin) and the reporter. Tests and
+//! `verve-up` use the rig. Everything binds to free ports of 127.0.0.1 and uses temporary folders,
+//! so any number of rigs run side by side. What a value started ends when the value is dropped.
 //!
 //! - [`process`]: a child process, its output line by line
-//! - [`redis`], [`cluster`], and [`store`] for either; [`host`], [`reporter`], [`kafka`], [`broker`], [`nginx`]: the parts
-//! - `examples`: the applications that count by Verve's library
-//! - [`link`]: a connection between parts that can be cut, held, and held at a given moment
+//! - [`redis`], [`cluster`], and [`store`] for either; [`host`], [`reporter`], [`kafka`],
+//!   [`broker`], [`nginx`]: the parts
+//! - `examples`: the applications that count with Verve's library
+//! - [`link`]: a connection between parts that can be cut, held, or held at a given moment
 //! - [`http`], [`load`]: HTTP clients, one raw and one fast
-//! - [`sink`]: an HTTP server that records what callbacks reach it
-//! - [`metrics`]: what `/metrics` tells
+//! - [`sink`]: an HTTP server that records the callbacks it receives
+//! - [`metrics`]: a strict parser for `/metrics`
 //! - [`clock`], [`net`], [`paths`], [`wait`]: small helpers
 
 pub mod authority;

@@ -1,4 +1,6 @@
-//! A link between two parts that fails as networks do: cut, held, or held at the very moment that a test is after.
+//! A link between two parts that fails as networks do.
+//!
+//! It can be cut or held, also at the exact moment that a test needs.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,10 +17,12 @@ use tokio::time::{sleep, timeout};
 
 use crate::net;
 
-/// How many of the last bytes of a connection a [`Gate`] looks for its pattern in.
+/// The number of last bytes of a connection that a [`Gate`] searches for its pattern.
 const REMEMBERED: usize = 64 * 1024;
 
-/// Listens on a port of its own, and passes bytes to and fro a server. Dropping it cuts it for good.
+/// Listens on a port of its own and forwards bytes to a server and back.
+///
+/// Dropping it cuts the link permanently.
 pub struct Link {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -28,7 +32,7 @@ pub struct Link {
 struct Shared {
     to: Mutex<SocketAddr>,
     state: watch::Sender<State>,
-    /// How much later answers arrive.
+    /// The delay of the server's answers.
     delay: Mutex<Duration>,
     armed: Mutex<Vec<Armed>>,
 }
@@ -36,31 +40,31 @@ struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Up,
-    /// Connections stay, and new ones are accepted, but nothing passes.
+    /// Connections stay open and new ones are accepted, but nothing passes.
     Held,
-    /// The same, for the connections that come from this address.
+    /// As `Held`, for the connections from this address only.
     HeldFrom(IpAddr),
-    /// There are no connections, and new ones end at once.
+    /// There are no connections, and new ones end immediately.
     Cut,
 }
 
 impl State {
-    /// Whether nothing of a connection from `peer` passes.
+    /// Returns whether the data of a connection from `peer` is held.
     fn holds(self, peer: IpAddr) -> bool {
         matches!(self, Self::Held | Self::Cut) || self == Self::HeldFrom(peer)
     }
 }
 
-/// What of a request that a [`Gate`] has found is held.
+/// The part of a request and its answer that a [`Gate`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// The request itself: the server never hears of it.
+    /// The request: the server never receives it.
     Request,
-    /// The answer: the server has done what was asked, and the client does not know.
+    /// The answer: the server has executed the request, and the client does not know.
     Answer,
 }
 
-/// A gate that was not reached yet.
+/// A gate that has not been reached yet.
 struct Armed {
     pattern: Vec<Vec<u8>>,
     hold: Hold,
@@ -68,25 +72,27 @@ struct Armed {
     open: watch::Receiver<bool>,
 }
 
-/// Holds a connection from the moment at which a pattern passes, until it is opened or dropped.
+/// Holds a connection from the moment when a pattern passes.
+///
+/// The connection is held until the gate is opened or dropped.
 pub struct Gate {
     reached: watch::Receiver<bool>,
     open: watch::Sender<bool>,
 }
 
 impl Link {
-    /// A link to the server at `to`, which need not be there yet.
+    /// Starts a link to the server at `to`, which may start later.
     ///
     /// # Errors
-    /// When there is no free port.
+    /// Fails if there is no free port.
     pub async fn start(to: SocketAddr) -> io::Result<Self> {
         Self::start_on(net::free_address()?, to).await
     }
 
-    /// The same, listening on `address`.
+    /// Starts a link that listens on `address`.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// Fails if the address cannot be bound.
     pub async fn start_on(address: SocketAddr, to: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let shared = Arc::new(Shared {
@@ -99,43 +105,43 @@ impl Link {
         Ok(Self { address, shared, task })
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends all connections, and every new one, until [`Self::mend`].
+    /// Ends all connections, and every new one, until [`Self::restore`].
     pub fn cut(&self) {
         self.shared.state.send_replace(State::Cut);
     }
 
-    /// Lets nothing pass until [`Self::mend`]; connections stay.
+    /// Lets nothing pass until [`Self::restore`]. Connections stay open.
     pub fn hold(&self) {
         self.shared.state.send_replace(State::Held);
     }
 
-    /// The same for the connections that come from this address alone.
+    /// Holds only the connections from this address, until [`Self::restore`].
     pub fn hold_from(&self, peer: IpAddr) {
         self.shared.state.send_replace(State::HeldFrom(peer));
     }
 
-    /// Undoes [`Self::cut`], [`Self::hold`] and [`Self::hold_from`].
-    pub fn mend(&self) {
+    /// Reverts [`Self::cut`], [`Self::hold`] and [`Self::hold_from`].
+    pub fn restore(&self) {
         self.shared.state.send_replace(State::Up);
     }
 
-    /// From now on each answer arrives that much later.
+    /// Delays each answer by `by` from now on.
     pub fn delay(&self, by: Duration) {
         *self.shared.delay.lock().unwrap_or_else(PoisonError::into_inner) = by;
     }
 
-    /// Leads new connections to another server; those that there are stay where they are.
+    /// Connects new connections to another server. Existing ones stay connected.
     pub fn lead_to(&self, to: SocketAddr) {
         *self.shared.to.lock().unwrap_or_else(PoisonError::into_inner) = to;
     }
 
-    /// Holds the first connection that sends all of `pattern`, in this order.
+    /// Holds the first connection that sends all parts of `pattern` in this order.
     #[must_use]
     pub fn gate(&self, pattern: &[&str], hold: Hold) -> Gate {
         let (reached, open) = (watch::Sender::new(false), watch::Sender::new(false));
@@ -160,17 +166,17 @@ impl Drop for Link {
 }
 
 impl Gate {
-    /// Waits until the pattern has come by.
+    /// Waits until the pattern has passed.
     ///
     /// # Errors
-    /// After `patience`.
+    /// Fails after `patience`.
     pub async fn reached(&mut self, patience: Duration) -> Result<()> {
         let reached = timeout(patience, self.reached.wait_for(|reached| *reached));
         reached.await.context("the gate was not reached")??;
         Ok(())
     }
 
-    /// Lets pass what is held, and all that follows.
+    /// Opens the gate: what is held passes, and all that follows.
     pub fn open(self) {
         self.open.send_replace(true);
     }
@@ -181,7 +187,7 @@ impl Shared {
         self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The gate whose pattern is in what was sent. It is reached only once.
+    /// Takes the gate whose pattern is in `sent`. A gate is reached only once.
     fn reached(&self, sent: &[u8]) -> Option<Armed> {
         let mut armed = self.armed();
         let place = armed.iter().position(|gate| contains(sent, &gate.pattern))?;
@@ -189,7 +195,7 @@ impl Shared {
     }
 
     async fn is(&self, wanted: impl FnMut(&State) -> bool) {
-        // The sender is in `self`, so there is no error.
+        // `self` has the sender, so there is no error.
         let _ = self.state.subscribe().wait_for(wanted).await;
     }
 }
@@ -201,7 +207,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             let to = *shared.to.lock().unwrap_or_else(PoisonError::into_inner);
             connections.spawn(connect(near, peer.ip(), to, Arc::clone(&shared)));
         }
-        // Those that have ended.
+        // Removes the connections that have ended.
         while connections.try_join_next().is_some() {}
     }
 }
@@ -211,7 +217,7 @@ async fn connect(near: TcpStream, peer: IpAddr, to: SocketAddr, shared: Arc<Shar
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
     let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
-    // What the answers of this connection wait for.
+    // If set, the answers of this connection wait for it.
     let answers = watch::Sender::new(None);
     tokio::select! {
         ended = requests(near_read, far_write, (&shared, peer), &answers) => ended,
@@ -277,7 +283,7 @@ async fn opened(mut gate: watch::Receiver<bool>) {
     let _ = gate.wait_for(|open| *open).await;
 }
 
-/// Whether all parts are there, one behind the other.
+/// Returns whether `sent` contains all parts of the pattern, in this order.
 fn contains(mut sent: &[u8], pattern: &[Vec<u8>]) -> bool {
     pattern.iter().all(|part| {
         let found = sent.windows(part.len()).position(|bytes| bytes == part);
@@ -293,10 +299,10 @@ mod tests {
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
-    /// Long enough for what is not held to arrive.
+    /// Long enough for data to arrive if it is not held.
     const A_WHILE: Duration = Duration::from_millis(100);
 
-    /// A server that counts the bytes it gets, and echoes them.
+    /// Starts a server that counts the bytes it receives and echoes them.
     async fn echo() -> (SocketAddr, watch::Receiver<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -333,7 +339,7 @@ mod tests {
         link.hold();
         stream.write_all(b"two").await?;
         assert!(!answers(&mut stream, "two").await);
-        link.mend();
+        link.restore();
         assert!(answers(&mut stream, "two").await);
         link.hold_from([127, 0, 0, 2].into());
         stream.write_all(b"of others").await?;
@@ -341,13 +347,13 @@ mod tests {
         link.hold_from(stream.local_addr()?.ip());
         stream.write_all(b"mine").await?;
         assert!(!answers(&mut stream, "mine").await);
-        link.mend();
+        link.restore();
         assert!(answers(&mut stream, "mine").await);
         link.cut();
         assert_eq!(timeout(SOON, stream.read(&mut [0])).await?.unwrap_or(0), 0);
         let mut new = TcpStream::connect(link.address()).await?;
         assert_eq!(timeout(SOON, new.read(&mut [0])).await?.unwrap_or(0), 0);
-        link.mend();
+        link.restore();
         let mut new = TcpStream::connect(link.address()).await?;
         new.write_all(b"three").await?;
         assert!(answers(&mut new, "three").await);

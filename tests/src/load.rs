@@ -1,4 +1,4 @@
-//! Many requests at once, on connections that are kept alive.
+//! Many concurrent requests, on connections that are kept alive.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,17 +16,19 @@ pub struct Answer {
     pub status: u16,
     /// The header `verve-outcome`.
     pub outcome: Option<String>,
-    /// When the request was sent and when the answer had come, in milliseconds since the Unix epoch.
+    /// When the request was sent, in milliseconds since the Unix epoch.
     pub sent_ms: u64,
-    /// See `sent_ms`.
+    /// When the answer had arrived, in milliseconds since the Unix epoch.
     pub answered_ms: u64,
 }
 
-/// Sends a GET for each of `targets`, on `connections` connections spread evenly over `addresses`, as fast as they are
-/// answered. The answers are in the order of the targets.
+/// Sends a GET for each of `targets`, as fast as they are answered.
+///
+/// It uses `connections` connections, spread evenly over `addresses`. The answers are in the order
+/// of the targets.
 ///
 /// # Errors
-/// When a connection breaks.
+/// Fails if a connection breaks.
 pub async fn run(addresses: &[SocketAddr], connections: usize, targets: Vec<String>) -> Result<Vec<Answer>> {
     let targets = Arc::new(targets);
     let next = Arc::new(AtomicUsize::new(0));

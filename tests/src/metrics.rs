@@ -1,4 +1,6 @@
-//! What `/metrics` tells, read strictly: a text that breaks the OpenMetrics format, or our own rules for it, is an error.
+//! A strict parser for `/metrics`.
+//!
+//! A text that violates the OpenMetrics format, or our own rules for it, is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,11 +12,11 @@ use crate::reporter::Reporter;
 /// All samples of one scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// By name and labels, as they are written: `verve_requests_total{outcome="new"}`.
+    /// By name and labels, as in the text: `verve_requests_total{outcome="new"}`.
     samples: BTreeMap<String, f64>,
 }
 
-/// What is said of a family before its samples.
+/// The metadata of a family, which precedes its samples.
 #[derive(Default)]
 struct Family {
     name: String,
@@ -27,7 +29,7 @@ impl Metrics {
     /// Scrapes a reporter.
     ///
     /// # Errors
-    /// When it does not answer, or with something else than OpenMetrics.
+    /// Fails if it does not answer, or if the answer is not OpenMetrics.
     pub async fn scrape(reporter: &Reporter) -> Result<Self> {
         let request = "GET /metrics HTTP/1.1\r\nhost: verve.test\r\naccept: application/openmetrics-text\r\n\r\n";
         let mut connection = http::Connection::open(reporter.address()).await?;
@@ -35,10 +37,10 @@ impl Metrics {
         Self::parse(&text).with_context(|| text.clone())
     }
 
-    /// Reads the text format.
+    /// Parses the text format.
     ///
     /// # Errors
-    /// Says which line is wrong.
+    /// Fails if a line violates the format. The error contains the line.
     pub fn parse(text: &str) -> Result<Self> {
         let body = text.strip_suffix("# EOF\n").context("no EOF at the end")?;
         let (mut metrics, mut family, mut seen) = (Self::default(), Family::default(), BTreeSet::new());
@@ -69,13 +71,13 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// A sample's value, by its name and labels.
+    /// Returns a sample's value, by its name and labels.
     #[must_use]
     pub fn get(&self, sample: &str) -> Option<f64> {
         self.samples.get(sample).copied()
     }
 
-    /// The sum of all samples of this name.
+    /// Returns the sum of all samples of this name.
     #[must_use]
     pub fn sum(&self, name: &str) -> f64 {
         let of_name = |sample: &&String| bare(sample) == name;
@@ -86,7 +88,7 @@ impl Metrics {
             .sum()
     }
 
-    /// The names of samples, without their labels.
+    /// Returns the names of the samples, without labels.
     #[must_use]
     pub fn names(&self) -> BTreeSet<&str> {
         self.samples.keys().map(|sample| bare(sample)).collect()

@@ -1,4 +1,4 @@
-//! Free ports, and a forwarder.
+//! Free ports and a forwarder.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -8,25 +8,32 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Below what Linux gives to outgoing connections by default (`ip_local_port_range`), of which tests make thousands: a port
-/// from there could be taken at any moment between this choice and its use.
+/// The ports that tests use.
+///
+/// They are below the range that Linux uses by default for outgoing connections
+/// (`ip_local_port_range`). Tests open thousands of these, so a port of that range could be taken
+/// at any moment between its choice and its use.
 const PORTS: Range<u16> = 10_000..32_000;
 
-/// How many of them a process takes at a time.
+/// How many ports a process takes at a time.
 const BLOCK: u16 = 500;
 
-/// The ports that are this process's own: two run at once, and a server that is restarted wants its port again.
+/// The ports that belong to this process alone.
+///
+/// Two processes run at the same time, and a restarted server needs its old port.
 struct Own {
-    /// The first port of each block that it has taken, listened on so that no other process takes it.
+    /// The first port of each block that the process has taken.
+    ///
+    /// The process listens on it so that no other process takes the block.
     claims: Vec<TcpListener>,
-    /// Those that it has not given out yet.
+    /// The ports that it has not returned yet.
     left: Range<u16>,
 }
 
 impl Own {
-    /// Takes a block that no process has.
+    /// Takes a block that belongs to no process.
     fn take(&mut self) -> io::Result<()> {
-        // Not all of them begin at the same place, so that ports rest for a while.
+        // Processes start at different blocks, so that a port is not reused soon.
         let blocks = (PORTS.end - PORTS.start) / BLOCK;
         let begin = u16::try_from(process::id() % u32::from(blocks)).unwrap_or_default();
         for n in 0..blocks {
@@ -41,10 +48,12 @@ impl Own {
     }
 }
 
-/// An address of 127.0.0.1 that nobody listens on, and that this process never gives out again, nor any other one that runs now.
+/// Returns an address of 127.0.0.1 that nobody listens on.
+///
+/// This process does not return it again, and no other process that runs now returns it.
 ///
 /// # Errors
-/// When there is no free port.
+/// Fails if there is no free port.
 pub fn free_address() -> io::Result<SocketAddr> {
     static OWN: Mutex<Own> = Mutex::new(Own {
         claims: Vec::new(),
@@ -61,11 +70,13 @@ pub fn free_address() -> io::Result<SocketAddr> {
     }
 }
 
-/// Accepts connections on `from` and passes their bytes to and fro `to`: a server that appears where none was.
-/// Ends when the handle is dropped.
+/// Accepts connections on `from` and forwards their bytes to `to` and back.
+///
+/// It stands for a server that starts where none was. The forwarder ends when the handle is
+/// dropped.
 ///
 /// # Errors
-/// When `from` cannot be bound.
+/// Fails if `from` cannot be bound.
 pub async fn forward(from: &str, to: &str) -> io::Result<Forwarder> {
     let listener = tokio::net::TcpListener::bind(from).await?;
     let to = to.to_owned();
@@ -83,7 +94,7 @@ pub async fn forward(from: &str, to: &str) -> io::Result<Forwarder> {
     Ok(Forwarder { task })
 }
 
-/// See [`forward`].
+/// The handle of [`forward`].
 pub struct Forwarder {
     task: JoinHandle<()>,
 }
@@ -113,7 +124,7 @@ mod tests {
         let ports: Vec<u16> = processes.iter().flat_map(|process| process.left.clone()).collect();
         let distinct: BTreeSet<u16> = ports.iter().copied().collect();
         assert_eq!(distinct.len(), ports.len());
-        // A process goes on beyond its first block, and gives none out twice.
+        // A process continues with another block after its first one, and returns no port twice.
         let given = (0..BLOCK + 10).map(|_| free_address().expect("a port").port());
         assert_eq!(given.collect::<BTreeSet<u16>>().len(), usize::from(BLOCK) + 10);
     }

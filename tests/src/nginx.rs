@@ -1,4 +1,4 @@
-//! A real nginx, with the configuration that is shipped.
+//! A real nginx with the shipped configuration.
 
 use std::env;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::{http, net, paths, wait};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// nginx before some hosts. Dropping it kills it.
+/// An nginx in front of some hosts. Dropping it kills it.
 pub struct Nginx {
     process: Process,
     address: SocketAddr,
@@ -24,11 +24,13 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts it with `deploy/nginx.conf`, in which only addresses, the folder it writes to and the log's level are
-    /// replaced, and waits until it answers.
+    /// Starts nginx with `deploy/nginx.conf`, and waits until it answers.
+    ///
+    /// Only the addresses, the folder that nginx writes to and the log level are replaced.
     ///
     /// # Errors
-    /// When there is no nginx, the file has not as many hosts, or nginx does not come up.
+    /// Fails if there is no nginx, if the file has a different number of hosts, or if nginx does
+    /// not start.
     pub async fn start(hosts: &[SocketAddr]) -> Result<Self> {
         let address = net::free_address()?;
         let folder = tempfile::tempdir()?;
@@ -36,7 +38,7 @@ impl Nginx {
         let config = folder.path().join("nginx.conf");
         fs::write(&config, adapted(&shipped, address, hosts, folder.path())?)?;
         let mut command = Command::new(program());
-        // Its workers outlive a master that is killed alone.
+        // If only the master is killed, its workers survive it.
         command.process_group(0);
         command.args(["-e", "stderr", "-g", "daemon off;", "-p"]);
         command.arg(folder.path()).arg("-c").arg(&config);
@@ -56,20 +58,20 @@ impl Nginx {
         Ok(nginx)
     }
 
-    /// Where it listens.
+    /// Returns the address nginx listens on.
     #[must_use]
     pub const fn addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// The process, and with it the log.
+    /// Returns the process, which also has the log.
     #[must_use]
     pub const fn process(&self) -> &Process {
         &self.process
     }
 }
 
-/// Debian has it in a folder that is on root's PATH alone.
+/// Returns the program: Debian installs it in a folder that only root's PATH contains.
 fn program() -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut folders = env::split_paths(&path).chain(["/usr/sbin".into()]);
@@ -86,7 +88,7 @@ fn adapted(shipped: &str, address: SocketAddr, hosts: &[SocketAddr], folder: &Pa
         Ok(())
     };
     replace("listen 8080;", &format!("listen {address};"))?;
-    // Tests look there for which host was asked.
+    // The tests read from this log which host was asked.
     replace("error_log stderr crit;", "error_log stderr error;")?;
     replace(" /tmp/", &format!(" {}/", folder.display()))?;
     for (n, host) in hosts.iter().enumerate() {

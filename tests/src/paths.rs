@@ -1,91 +1,96 @@
-//! Where the programs are.
+//! The paths of programs and components.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-/// The top folder of the workspace.
+/// Returns the top folder of the workspace.
 #[must_use]
 pub fn repository() -> PathBuf {
-    // As cargo says when it runs this, or xtask by cargo: several clones may share a target folder, and so this very file.
+    // Cargo sets this variable when it runs this program, directly or through xtask. The value from
+    // compile time may be wrong: several clones may share a target folder, and thus this binary.
     let said = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let mut package = said.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     package.pop();
     package
 }
 
-/// The folder that cargo builds into.
+/// Returns the folder that cargo builds into.
 #[must_use]
 pub fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
-        // Relative to where cargo runs, which for tests is another folder than for the user.
+        // A relative path is relative to where cargo runs. Tests run in another folder than the
+        // user.
         Some(dir) => repository().join(dir),
         None => repository().join("target"),
     }
 }
 
-/// The folder of this program, where those are that were built along with it.
+/// Returns the folder of this program, and of the programs built with it.
 fn programs() -> Result<PathBuf> {
     let mut folder = std::env::current_exe().context("this program's own path")?;
     folder.pop();
-    // Tests are in a folder below.
+    // Test programs are one folder deeper.
     if folder.ends_with("deps") {
         folder.pop();
     }
     Ok(folder)
 }
 
-/// A program of the workspace.
+/// Returns the path of a program of the workspace.
 ///
 /// # Errors
-/// When it is not built.
+/// Fails if it is not built.
 pub fn program(name: &str) -> Result<PathBuf> {
     built(programs()?.join(name))
 }
 
-/// The manifest.
+/// Returns the path of the manifest.
 #[must_use]
 pub fn manifest() -> PathBuf {
     repository().join("spin.toml")
 }
 
-/// The program `verve-host`.
+/// Returns the path of the program `verve-host`.
 ///
 /// # Errors
-/// When it is not built.
+/// Fails if it is not built.
 pub fn verve_host() -> Result<PathBuf> {
     program("verve-host")
 }
 
-/// The program `verve-reporter`.
+/// Returns the path of the program `verve-reporter`.
 ///
 /// # Errors
-/// When it is not built.
+/// Fails if it is not built.
 pub fn verve_reporter() -> Result<PathBuf> {
     program("verve-reporter")
 }
 
-/// The component, where `spin.toml` looks for it.
+/// Returns the path of the component, where `spin.toml` expects it.
 ///
 /// # Errors
-/// When it is not built.
+/// Fails if it is not built.
 pub fn component() -> Result<PathBuf> {
     built(components().join("accept_component.wasm"))
 }
 
-/// The component built for WASI 0.2.
+/// Returns the path of the component built for WASI 0.2.
 ///
 /// # Errors
-/// When it has not been built.
+/// Fails if it has not been built.
 pub fn component_p2() -> Result<PathBuf> {
     built(components().join("accept_component_p2.wasm"))
 }
 
-/// Redis servers by their programs: the one that all tests run on, `REDIS_SERVER` or the PATH's `redis-server`, and those that
-/// `VERVE_TESTS_REDIS_SERVERS` names, as in a PATH. `cargo xtask test` sees to it that there are a Redis 8 and a Valkey 8 among them.
+/// Returns the programs of the Redis servers to test with.
+///
+/// The first is the one that all tests run on: `REDIS_SERVER`, or `redis-server` of the PATH. The
+/// others are those in `VERVE_TESTS_REDIS_SERVERS`, which has the format of a PATH. `cargo xtask
+/// test` makes sure that a Redis 8 and a Valkey 8 are among them.
 ///
 /// # Errors
-/// When there is none besides the first: what is tested on several is worth nothing on one.
+/// Fails if there is only the first one: a test for several servers proves nothing on one.
 pub fn redis_servers() -> Result<Vec<PathBuf>> {
     let named = std::env::var_os("VERVE_TESTS_REDIS_SERVERS").unwrap_or_default();
     let others = std::env::split_paths(&named).filter(|path| path.is_file());
@@ -96,36 +101,38 @@ pub fn redis_servers() -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// The Redis server that all tests run on.
+/// Returns the Redis server that all tests run on.
 #[must_use]
 pub fn redis_server() -> PathBuf {
     let named = std::env::var_os("REDIS_SERVER").filter(|name| !name.is_empty());
     named.unwrap_or_else(|| "redis-server".into()).into()
 }
 
-/// Another component that `cargo xtask build components` has built, by the name of its file.
+/// Returns the path of another component that `cargo xtask build components` built.
+///
+/// `name` is the name of its file.
 ///
 /// # Errors
-/// When it has not been built.
+/// Fails if it has not been built.
 pub fn other_component(name: &str) -> Result<PathBuf> {
     built(components().join(name))
 }
 
-/// The folder of all components.
+/// Returns the folder of all components.
 #[must_use]
 pub fn components() -> PathBuf {
     repository().join("target/wasm32-wasip2/release")
 }
 
-/// What makes a program believe in other addresses of names.
+/// Returns the library that makes a program resolve names to other addresses.
 ///
 /// # Errors
-/// When it is not installed.
+/// Fails if it is not installed.
 pub fn libnss_wrapper() -> Result<PathBuf> {
     library("libnss_wrapper.so", "libnss-wrapper")
 }
 
-/// A library in one of the system's folders, of a package of Debian.
+/// Finds a library of a Debian package in one of the system's folders.
 fn library(file: &str, package: &str) -> Result<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     let found = folders

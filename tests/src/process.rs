@@ -1,4 +1,4 @@
-//! A child process, its output line by line.
+//! A child process, and its output line by line.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,12 +16,12 @@ pub use nix::sys::signal::Signal;
 
 use crate::wait;
 
-/// Called with each line that a process writes.
+/// A function that is called with each line that a process writes.
 pub type OnLine = Box<dyn Fn(&str) + Send + Sync>;
 
 /// A running (or ended) child process. Dropping it kills it.
 ///
-/// Its output is read by threads and not by tasks, so that it outlives the runtime that it was started under.
+/// Threads, not tasks, read its output, so it can outlive the runtime that started it.
 pub struct Process {
     name: String,
     pid: Pid,
@@ -31,18 +31,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`; `name` stands for it in errors.
+    /// Starts `command`. Errors contain `name`.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// Fails if the program cannot be started.
     pub fn spawn(name: &str, command: Command) -> Result<Self> {
         Self::spawn_with(name, command, None)
     }
 
-    /// The same, and `on_line` is called with each line of its standard output and error.
+    /// Starts `command` as [`Self::spawn`] does, and passes each line to `on_line`.
+    ///
+    /// The lines are those of standard output and standard error.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// Fails if the program cannot be started.
     pub fn spawn_with(name: &str, mut command: Command, on_line: Option<OnLine>) -> Result<Self> {
         command
             .stdin(Stdio::null())
@@ -71,13 +73,13 @@ impl Process {
         })
     }
 
-    /// Its process id.
+    /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid.as_raw().unsigned_abs()
     }
 
-    /// What it has written so far, standard output and error in the order of arrival.
+    /// Returns its output so far: standard output and error, in the order of arrival.
     #[must_use]
     pub fn log(&self) -> String {
         lock(&self.lines).iter().fold(String::new(), |mut log, line| {
@@ -86,22 +88,23 @@ impl Process {
         })
     }
 
-    /// The lines it has written so far.
+    /// Returns the lines it has written so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         lock(&self.lines).clone()
     }
 
-    /// Waits for a line that `wanted` accepts, one written before the call included.
+    /// Waits for a line that `wanted` accepts. Lines written before the call count too.
     ///
     /// # Errors
-    /// After `timeout`, or when the process has ended without such a line; with its log.
+    /// Fails after `timeout`, or if the process has ended without such a line. The error contains
+    /// the log.
     pub async fn wait_for_line(&self, timeout: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let mut seen = 0;
         let line = wait::until("a line", timeout, || {
-            // Asked before the lines are looked at, so that the last ones are not missed.
+            // Checked before the lines are read, so that the last lines are not missed.
             let ended = self.exit_status().is_some();
-            // A copy, so that `wanted` may look at the log too.
+            // A copy, because `wanted` may read the log too, which takes the same lock.
             let new = lock(&self.lines)[seen..].to_vec();
             seen += new.len();
             let found = new.into_iter().find(|line| wanted(line));
@@ -123,19 +126,19 @@ impl Process {
     /// Waits for a line that contains `text`.
     ///
     /// # Errors
-    /// As [`Self::wait_for_line`].
+    /// See [`Self::wait_for_line`].
     pub async fn wait_for_text(&self, text: &str, timeout: Duration) -> Result<String> {
         self.wait_for_line(timeout, |line| line.contains(text))
             .await
             .with_context(|| format!("waiting for {text:?}"))
     }
 
-    /// Its exit status, if it has ended.
+    /// Returns its exit status, if it has ended.
     #[must_use]
     pub fn exit_status(&self) -> Option<ExitStatus> {
         let status = lock(&self.child).try_wait().ok().flatten();
         if status.is_some() {
-            // Whatever it wrote before its end is in the log by then.
+            // Then all that it wrote before its end is in the log.
             for reader in lock(&self.readers).drain(..) {
                 let _ = reader.join();
             }
@@ -143,12 +146,13 @@ impl Process {
         status
     }
 
-    /// Sends `signal`, if it still runs.
+    /// Sends `signal`, if the process still runs.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if the system refuses.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        // Under the lock nobody else reaps it, so the id is still its own.
+        // While the lock is held, nobody else reaps the child: its id cannot belong to another
+        // process.
         let mut child = lock(&self.child);
         if child.try_wait()?.is_none() {
             signal::kill(self.pid, signal).with_context(|| format!("{}: {signal}", self.name))?;
@@ -156,18 +160,20 @@ impl Process {
         Ok(())
     }
 
-    /// Stops it with SIGSTOP, until it gets SIGCONT, and waits until it has stopped: the signal alone returns sooner.
+    /// Stops the process with SIGSTOP, and waits until it has stopped.
+    ///
+    /// The signal alone returns before that. The process continues when it gets SIGCONT.
     ///
     /// # Errors
-    /// When the system refuses, or it has not stopped within a second.
+    /// Fails if the system refuses, or if the process has not stopped within a second.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)?;
         for _ in 0..1000 {
             match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-                // The state follows the name, which is in brackets.
+                // The state follows the name, which is in parentheses.
                 Ok(stat) if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) => return Ok(()),
                 Ok(_) => thread::sleep(Duration::from_millis(1)),
-                // No Linux: nothing tells.
+                // There is no /proc outside Linux, so the state is unknown.
                 Err(_) => {
                     thread::sleep(Duration::from_millis(100));
                     return Ok(());
@@ -177,26 +183,28 @@ impl Process {
         bail!("{} does not stop", self.name)
     }
 
-    /// Waits for its end.
+    /// Waits until the process ends.
     ///
     /// # Errors
-    /// After `timeout`, with its log.
+    /// Fails after `timeout`. The error contains the log.
     pub async fn wait(&self, timeout: Duration) -> Result<ExitStatus> {
         wait::until("its end", timeout, || async { self.exit_status() })
             .await
             .with_context(|| format!("{}; its log:\n{}", self.name, self.log()))
     }
 
-    /// Sends SIGTERM and waits for its end.
+    /// Sends SIGTERM and waits until the process ends.
     ///
     /// # Errors
-    /// As [`Self::wait`].
+    /// See [`Self::wait`].
     pub async fn terminate(&self, timeout: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.wait(timeout).await
     }
 
-    /// Kills it, and its own children if it leads a process group, and waits for its end.
+    /// Kills the process and waits until it has ended.
+    ///
+    /// If it leads a process group, its own children are killed too.
     pub fn kill(&self) {
         let mut child = lock(&self.child);
         let leads = matches!(child.try_wait(), Ok(None)) && getpgid(Some(self.pid)) == Ok(self.pid);
@@ -205,7 +213,7 @@ impl Process {
         }
         let _ = child.kill();
         let _ = child.wait();
-        // Until then a child may have the port still.
+        // A child may still hold the port until it has ended.
         for _ in 0..5_000 {
             if !leads || !has_members(self.pid) {
                 break;
@@ -215,12 +223,15 @@ impl Process {
     }
 }
 
-/// Whether somebody of this process group runs. Who is dead and only not reaped yet, has no port any more.
+/// Returns whether a process of this group runs.
+///
+/// A dead process that is not reaped yet does not count: it holds no port any more.
 fn has_members(group: Pid) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut stats = processes.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());
     stats.any(|stat| {
-        // proc(5): the name, which may have spaces, in parentheses; the state, the parent, the group.
+        // proc(5): the name in parentheses, which may contain spaces; the state, the parent, the
+        // group.
         let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
         let mut fields = fields.split_whitespace();
         let state = fields.next();
@@ -234,7 +245,9 @@ impl Drop for Process {
     }
 }
 
-/// The same command, with the same environment, run by another program, such as `taskset`.
+/// Returns the same command with the same environment, run by another program.
+///
+/// An example of such a program is `taskset`.
 #[must_use]
 pub fn under(program: &str, arguments: &[&str], command: &Command) -> Command {
     let mut wrapped = Command::new(program);
@@ -249,10 +262,13 @@ pub fn under(program: &str, arguments: &[&str], command: &Command) -> Command {
     wrapped
 }
 
-/// The memory of a process in KB: what it has now (`VmRSS`), or the most that it ever had (`VmHWM`). See proc(5), `status`.
+/// Returns the memory of a process in KB.
+///
+/// `which` is `VmRSS` for the current value, or `VmHWM` for the highest value so far. See proc(5),
+/// `status`.
 ///
 /// # Errors
-/// When it is gone.
+/// Fails if the process no longer exists.
 pub fn memory_kb(pid: u32, which: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let mut fields = status.lines().filter_map(|line| line.split_once(':'));
@@ -261,11 +277,14 @@ pub fn memory_kb(pid: u32, which: &str) -> Result<u64> {
     Ok(kilobytes.with_context(|| which.to_owned())?.parse()?)
 }
 
-/// The processor time of a process so far, in seconds; 0 if it is gone. See proc(5), `stat`.
+/// Returns the processor time of a process so far, in seconds.
+///
+/// It is 0 if the process no longer exists. See proc(5), `stat`.
 #[must_use]
 pub fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // After the name in brackets, utime and stime are the 12th and 13th; a tick is 10 ms on Linux.
+    // After the name in parentheses, utime and stime are fields 12 and 13; a tick is 10 ms on
+    // Linux.
     let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
     let ticks: f64 = fields
         .split_whitespace()
@@ -299,7 +318,7 @@ mod tests {
 
     use super::*;
 
-    /// As `spin up` does, whose child has the port.
+    /// As with `spin up`: its child holds the port.
     #[tokio::test]
     async fn a_leader_that_is_killed_takes_its_children_along() -> Result<()> {
         for _ in 0..20 {
@@ -309,7 +328,7 @@ mod tests {
             let child = leader.wait_for_line(Duration::from_secs(10), |_| true).await?;
             leader.kill();
             let state = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-            // Gone, or dead and not reaped by whoever has inherited it.
+            // The child no longer exists, or it is dead and its new parent has not reaped it yet.
             assert!(state.is_empty() || state.contains(") Z "), "{state}");
         }
         Ok(())

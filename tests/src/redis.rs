@@ -1,4 +1,4 @@
-//! A real redis-server.
+//! A real `redis-server`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::{net, paths, wait};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A redis-server of our own, with an empty folder for its data. Dropping it kills it.
+/// A `redis-server` with an empty folder for its data. Dropping it kills it.
 pub struct RedisServer {
     options: Options,
     address: SocketAddr,
@@ -24,7 +24,7 @@ pub struct RedisServer {
     process: Process,
 }
 
-/// How a server differs from one that keeps nothing and asks for no password.
+/// The options of a server. By default, it keeps nothing on disk and needs no password.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     append_only: bool,
@@ -36,14 +36,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// Keeps its data on disk, written through before each answer, so that it survives [`RedisServer::kill`].
+    /// Keeps its data on disk, so that they survive [`RedisServer::kill`].
+    ///
+    /// Each write is on disk before its answer.
     #[must_use]
     pub fn append_only(mut self) -> Self {
         self.append_only = true;
         self
     }
 
-    /// Asks for this password.
+    /// Sets the password that clients need.
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
@@ -57,21 +59,21 @@ impl Options {
         self
     }
 
-    /// Runs this program, another version or kind of Redis.
+    /// Runs this program, which is another version or kind of Redis.
     #[must_use]
     pub fn program(mut self, program: &Path) -> Self {
         self.program = Some(program.to_owned());
         self
     }
 
-    /// Has it go by this clock.
+    /// Sets the clock of the server.
     #[must_use]
     pub fn clock(mut self, clock: &WrongClock) -> Self {
         self.clock = Some(clock.clone());
         self
     }
 
-    /// A further command line argument.
+    /// Adds a command line argument.
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
@@ -81,7 +83,7 @@ impl Options {
     /// Starts the server and waits until it answers.
     ///
     /// # Errors
-    /// When there is no `redis-server`, or it does not come up.
+    /// Fails if there is no `redis-server`, or if it does not start.
     pub async fn start(self) -> Result<RedisServer> {
         let mut address = net::free_address()?;
         if let Some(port) = self.port {
@@ -104,24 +106,24 @@ impl RedisServer {
     /// Starts a server that keeps nothing on disk, on a free port.
     ///
     /// # Errors
-    /// As [`Options::start`].
+    /// See [`Options::start`].
     pub async fn start() -> Result<Self> {
         Options::default().start().await
     }
 
-    /// The options of another kind of server.
+    /// Returns the default options.
     #[must_use]
     pub fn options() -> Options {
         Options::default()
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its URL, the password included.
+    /// Returns its URL, with the password.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.options.password {
@@ -130,12 +132,13 @@ impl RedisServer {
         }
     }
 
-    /// A new connection.
+    /// Opens a connection.
     ///
     /// # Errors
-    /// When the server does not answer within seconds.
+    /// Fails if the server does not answer within 10 s.
     pub async fn connection(&self) -> Result<MultiplexedConnection> {
-        // The default of half a second is too short for machines on which all tests run at once.
+        // The default of half a second is too short on machines that run all tests at the same
+        // time.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(PATIENCE))
             .set_response_timeout(Some(PATIENCE));
@@ -146,52 +149,52 @@ impl RedisServer {
     /// Sets a parameter of its configuration (`CONFIG SET`).
     ///
     /// # Errors
-    /// When it does not answer, or refuses.
+    /// Fails if the server does not answer or refuses.
     pub async fn set(&self, parameter: &str, value: &str) -> Result<()> {
         let mut set = redis::cmd("CONFIG");
         set.arg("SET").arg(parameter).arg(value);
         Ok(set.exec_async(&mut self.connection().await?).await?)
     }
 
-    /// The process.
+    /// Returns the process.
     #[must_use]
     pub const fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Ends it properly.
+    /// Stops the server with SIGTERM.
     ///
     /// # Errors
-    /// When it does not end within seconds.
+    /// Fails if it does not end within 10 s.
     pub async fn stop(&self) -> Result<()> {
         self.process.terminate(PATIENCE).await.map(drop)
     }
 
-    /// Ends it without warning.
+    /// Kills the server.
     pub fn kill(&self) {
         self.process.kill();
     }
 
-    /// Makes it accept connections and answer nothing, until [`Self::resume`].
+    /// Makes it accept connections but answer nothing, until [`Self::resume`].
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if the system refuses.
     pub fn pause(&self) -> Result<()> {
         self.process.pause()
     }
 
-    /// Undoes [`Self::pause`].
+    /// Reverts [`Self::pause`].
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if the system refuses.
     pub fn resume(&self) -> Result<()> {
         self.process.signal(Signal::SIGCONT)
     }
 
-    /// Starts it again, on the same port and folder.
+    /// Restarts the server on the same port, with the same folder.
     ///
     /// # Errors
-    /// As [`Options::start`].
+    /// See [`Options::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.kill();
         self.process = spawn(&self.options, self.address, &self.folder)?;

@@ -1,4 +1,4 @@
-//! `verve-reporter`, as a process.
+//! `verve-reporter` as a process.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -17,18 +17,20 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Starts it with the flags `arguments`, its admin server on a free port; [`Self::wait_ready`] waits for it.
+    /// Starts the reporter with the flags `arguments`.
+    ///
+    /// Its admin server listens on a free port. Use [`Self::wait_ready`] to wait until it is ready.
     ///
     /// # Errors
-    /// When it is not built or cannot be started.
+    /// Fails if it is not built or cannot be started.
     pub fn start<A: AsRef<str>>(arguments: &[A]) -> Result<Self> {
         Self::start_with(arguments, None)
     }
 
-    /// The same, and `on_line` is called with each line of its log.
+    /// Starts it as [`Self::start`] does, and passes each line of its log to `on_line`.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// See [`Self::start`].
     pub fn start_with<A: AsRef<str>>(arguments: &[A], on_line: Option<OnLine>) -> Result<Self> {
         Self::spawn(command()?, arguments, on_line)
     }
@@ -41,20 +43,20 @@ impl Reporter {
         Ok(Self { process, address })
     }
 
-    /// The same, going by this clock.
+    /// Starts it as [`Self::start`] does, with `clock` as its clock.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// See [`Self::start`].
     pub fn start_by<A: AsRef<str>>(clock: &WrongClock, arguments: &[A]) -> Result<Self> {
         let mut command = command()?;
         clock.give(&mut command);
         Self::spawn(command, arguments, None)
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the reporter and waits until it is ready.
     ///
     /// # Errors
-    /// As [`Self::start`] and [`Self::wait_ready`].
+    /// See [`Self::start`] and [`Self::wait_ready`].
     pub async fn ready<A: AsRef<str>>(arguments: &[A]) -> Result<Self> {
         let reporter = Self::start(arguments)?;
         reporter.wait_ready(Duration::from_secs(20)).await?;
@@ -64,7 +66,7 @@ impl Reporter {
     /// Waits until `/readyz` answers 200.
     ///
     /// # Errors
-    /// After `timeout`, or when the process ends; with its log.
+    /// Fails after `timeout`, or if the process ends. The error contains the log.
     pub async fn wait_ready(&self, timeout: Duration) -> Result<()> {
         let ready = wait::until("/readyz", timeout, || async {
             if let Some(status) = self.process.exit_status() {
@@ -81,31 +83,31 @@ impl Reporter {
         }
     }
 
-    /// The status that its admin server answers to GET `path` with.
+    /// Returns the status of the admin server's answer to GET `path`.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// Fails if the server does not answer.
     pub async fn status(&self, path: &str) -> Result<u16> {
         Ok(http::get(self.address, path).await?.status)
     }
 
-    /// Where its admin server listens.
+    /// Returns the address of the admin server.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The process.
+    /// Returns the process.
     #[must_use]
     pub const fn process(&self) -> &Process {
         &self.process
     }
 }
 
-/// A command that runs the reporter with none of the flags that the environment may hold for it.
+/// Returns a command that runs the reporter without flags from the environment.
 ///
 /// # Errors
-/// When it is not built.
+/// Fails if the reporter is not built.
 pub fn command() -> Result<Command> {
     let mut command = without_settings(Command::new(paths::verve_reporter()?));
     command.env_remove("RUST_LOG");
@@ -113,7 +115,7 @@ pub fn command() -> Result<Command> {
     Ok(command)
 }
 
-/// The command with none of the reporter's settings that the environment may hold.
+/// Removes the reporter's settings from the environment of `command`.
 #[must_use]
 pub fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"VERVE_")) {

@@ -1,4 +1,4 @@
-//! What is in `deploy/`, as tests read it.
+//! Reads the files in `deploy/` for tests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,37 +9,39 @@ use serde_json::Value;
 
 use crate::paths;
 
-/// A file of the repository.
+/// Reads a file of the repository.
 ///
 /// # Errors
-/// When it is not there.
+/// Fails if the file does not exist.
 pub fn text(path: &str) -> Result<String> {
     fs::read_to_string(paths::repository().join(path)).with_context(|| path.to_owned())
 }
 
-/// The documents of a YAML file.
+/// Returns the documents of a YAML file.
 ///
 /// # Errors
-/// When it is not there, or no YAML.
+/// Fails if the file does not exist or is not YAML.
 pub fn yaml(path: &Path) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path)?;
     serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())
 }
 
-/// The services of the compose file.
+/// Returns the services of the compose file.
 ///
 /// # Errors
-/// When it is not as it ought to be.
+/// Fails if the file does not have the expected structure.
 pub fn compose() -> Result<BTreeMap<String, Value>> {
     let path = paths::repository().join("deploy/compose.yaml");
     let file = yaml(&path)?.into_iter().next().context("a document")?;
     Ok(serde_json::from_value(file["services"].clone())?)
 }
 
-/// The instruction's arguments, each time it is in a Containerfile; lines that go on are joined.
+/// Returns the arguments of each instruction `name` in a Containerfile.
+///
+/// Continued lines are joined.
 ///
 /// # Errors
-/// When there is none.
+/// Fails if there is no such Containerfile.
 pub fn instructions(program: &str, name: &str) -> Result<Vec<String>> {
     let file = text(&format!("deploy/Containerfile.{program}"))?.replace("\\\n", " ");
     let prefix = format!("{name} ");
@@ -47,17 +49,17 @@ pub fn instructions(program: &str, name: &str) -> Result<Vec<String>> {
     Ok(arguments.map(|rest| rest.trim().to_owned()).collect())
 }
 
-/// The arguments of an instruction that is there once.
+/// Returns the arguments of an instruction that occurs once.
 ///
 /// # Errors
-/// When it is not, or more than once.
+/// Fails if it does not occur, or occurs more than once.
 pub fn the_instruction(program: &str, name: &str) -> Result<String> {
     let mut all = instructions(program, name)?;
     ensure!(all.len() == 1, "Containerfile.{program}: {name} {all:?}");
     all.pop().context("one")
 }
 
-/// The texts of an array.
+/// Returns the strings of an array.
 #[must_use]
 pub fn strings(value: &Value) -> Vec<String> {
     let texts = value.as_array().into_iter().flatten().filter_map(Value::as_str);

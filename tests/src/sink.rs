@@ -1,4 +1,4 @@
-//! An HTTP server that records every request, and answers as it is told.
+//! An HTTP server that records every request, and answers as configured.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -21,37 +21,37 @@ use crate::{clock, wait};
 pub struct Received {
     /// The method, in capitals.
     pub method: String,
-    /// Path and query, as sent.
+    /// Path and query, as received.
     pub target: String,
     /// The headers, names in lower case.
     pub headers: BTreeMap<String, String>,
     /// The body.
     pub body: String,
-    /// When its head had arrived, in milliseconds since the Unix epoch.
+    /// When its head arrived, in milliseconds since the Unix epoch.
     pub time_ms: u64,
 }
 
 impl Received {
-    /// A header's value.
+    /// Returns a header's value.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 }
 
-/// What a request is answered with.
+/// The answer to a request.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// The status code.
     pub status: u16,
-    /// Further headers.
+    /// Additional headers.
     pub headers: Vec<(String, String)>,
-    /// How long the answer is held back.
+    /// How long the answer is delayed.
     pub delay: Duration,
 }
 
 impl Answer {
-    /// An answer of this status, at once.
+    /// Creates an answer with this status, sent immediately.
     #[must_use]
     pub const fn status(status: u16) -> Self {
         Self {
@@ -61,14 +61,14 @@ impl Answer {
         }
     }
 
-    /// With this header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Held back for this long.
+    /// Delays the answer.
     #[must_use]
     pub const fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
@@ -79,7 +79,7 @@ impl Answer {
 #[derive(Default)]
 struct Shared {
     received: Mutex<Vec<Received>>,
-    /// By path. The last answer of a sequence is for all that come after it.
+    /// By path. The last answer of a sequence is repeated for all later requests.
     answers: Mutex<HashMap<String, VecDeque<Answer>>>,
 }
 
@@ -94,7 +94,7 @@ impl Sink {
     /// Starts a sink on a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// When there is no free port.
+    /// Fails if there is no free port.
     pub async fn start() -> Result<Self> {
         Self::start_on("127.0.0.1:0").await
     }
@@ -102,7 +102,7 @@ impl Sink {
     /// Starts a sink on this address.
     ///
     /// # Errors
-    /// When it cannot be bound.
+    /// Fails if the address cannot be bound.
     pub async fn start_on(address: &str) -> Result<Self> {
         let listener = TcpListener::bind(address)
             .await
@@ -120,47 +120,48 @@ impl Sink {
         })
     }
 
-    /// Its port.
+    /// Returns its port.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// A URL of it, `target` being path and query.
+    /// Returns a URL of the sink; `target` is path and query.
     #[must_use]
     pub fn url(&self, target: &str) -> String {
         format!("http://{}{target}", self.address)
     }
 
-    /// Answers the requests for `path` in this order, the last answer standing for all further ones. Without a word from
-    /// us, requests are answered 200.
+    /// Sets the answers to the requests for `path`, in this order.
+    ///
+    /// The last answer is repeated for all later requests. The default answer is 200.
     pub fn answer(&self, path: &str, answers: impl Into<VecDeque<Answer>>) {
         lock(&self.shared.answers).insert(path.to_owned(), answers.into());
     }
 
-    /// The requests so far.
+    /// Returns the requests so far.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {
         lock(&self.shared.received).clone()
     }
 
-    /// How many requests there were so far.
+    /// Returns the number of requests so far.
     #[must_use]
     pub fn count(&self) -> usize {
         lock(&self.shared.received).len()
     }
 
-    /// The requests for `path` so far, whatever their query.
+    /// Returns the requests for `path` so far, with any query.
     #[must_use]
     pub fn received_at(&self, path: &str) -> Vec<Received> {
         let of_path = |r: &Received| r.target.split('?').next() == Some(path);
         self.received().into_iter().filter(of_path).collect()
     }
 
-    /// Waits until `count` requests for `path` have come, and returns them all.
+    /// Waits for `count` requests for `path`, and returns all of them.
     ///
     /// # Errors
-    /// After `timeout`, with what came instead.
+    /// Fails after `timeout`. The error contains the requests that arrived.
     pub async fn wait_for(&self, path: &str, count: usize, timeout: Duration) -> Result<Vec<Received>> {
         wait::until("requests at the sink", timeout, || async {
             Some(self.received_at(path)).filter(|received| received.len() >= count)

@@ -1,4 +1,4 @@
-//! Redis as a site has it: one server, or a cluster.
+//! The Redis of a site: one server, or a cluster.
 
 use anyhow::{Result, bail};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -8,7 +8,7 @@ use redis::{Cmd, Pipeline, RedisFuture, Value};
 use crate::cluster::Cluster;
 use crate::redis::RedisServer;
 
-/// What a site's ids are in. Dropping it kills it.
+/// The Redis that has a site's ids. Dropping it kills it.
 pub enum Store {
     /// One server.
     Server(RedisServer),
@@ -16,7 +16,7 @@ pub enum Store {
     Cluster(Cluster),
 }
 
-/// A connection to it that finds each key.
+/// A connection that finds the node of each key.
 #[derive(Clone)]
 pub enum Connection {
     /// To the server.
@@ -26,7 +26,7 @@ pub enum Connection {
 }
 
 impl Store {
-    /// What `redis_urls` has to be.
+    /// Returns the value for `redis_urls`.
     #[must_use]
     pub fn urls(&self) -> String {
         match self {
@@ -35,7 +35,7 @@ impl Store {
         }
     }
 
-    /// Its servers: one, or all nodes.
+    /// Returns its servers: the one server, or all nodes.
     #[must_use]
     pub fn servers(&self) -> &[RedisServer] {
         match self {
@@ -44,10 +44,10 @@ impl Store {
         }
     }
 
-    /// The server, for what is about one.
+    /// Returns the server, for tests that need a single server.
     ///
     /// # Panics
-    /// If it is a cluster.
+    /// Panics if it is a cluster.
     #[must_use]
     #[track_caller]
     pub fn server(&self) -> &RedisServer {
@@ -57,10 +57,10 @@ impl Store {
         }
     }
 
-    /// The cluster, for what is about one.
+    /// Returns the cluster, for tests that need a cluster.
     ///
     /// # Errors
-    /// If it is one server.
+    /// Fails if it is one server.
     pub fn cluster(&mut self) -> Result<&mut Cluster> {
         match self {
             Self::Server(_) => bail!("this is about a cluster, and there is one server"),
@@ -68,10 +68,10 @@ impl Store {
         }
     }
 
-    /// A new connection.
+    /// Opens a connection.
     ///
     /// # Errors
-    /// When no server answers within seconds.
+    /// Fails if no server answers in time.
     pub async fn connection(&self) -> Result<Connection> {
         Ok(match self {
             Self::Server(server) => Connection::Server(server.connection().await?),
@@ -82,7 +82,7 @@ impl Store {
     /// Sets a parameter of each server's configuration (`CONFIG SET`).
     ///
     /// # Errors
-    /// When one does not answer, or refuses.
+    /// Fails if a server does not answer or refuses.
     pub async fn set(&self, parameter: &str, value: &str) -> Result<()> {
         for server in self.servers() {
             server.set(parameter, value).await?;
@@ -90,31 +90,31 @@ impl Store {
         Ok(())
     }
 
-    /// Ends it without warning.
+    /// Kills all servers.
     pub fn kill(&self) {
         self.servers().iter().for_each(RedisServer::kill);
     }
 
-    /// Makes it accept connections and answer nothing, until [`Self::resume`].
+    /// Makes all servers accept connections but answer nothing, until [`Self::resume`].
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if the system refuses.
     pub fn pause(&self) -> Result<()> {
         self.servers().iter().try_for_each(RedisServer::pause)
     }
 
-    /// Undoes [`Self::pause`].
+    /// Reverts [`Self::pause`].
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if the system refuses.
     pub fn resume(&self) -> Result<()> {
         self.servers().iter().try_for_each(RedisServer::resume)
     }
 
-    /// Starts it again, all of it, where it was.
+    /// Restarts all servers, on the same ports with the same folders.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// Fails if a server does not start.
     pub async fn restart(&mut self) -> Result<()> {
         match self {
             Self::Server(server) => server.restart().await,

@@ -1,4 +1,4 @@
-//! Waiting for what happens soon.
+//! Waits for a condition.
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep};
 
-/// Asks `attempt` every 10 ms until it gives a value.
+/// Calls `attempt` every 10 ms until it returns a value.
 ///
 /// # Errors
-/// After `timeout`, naming `what` was waited for.
+/// Fails after `timeout`. The error contains `what`.
 pub async fn until<T, F>(what: &str, timeout: Duration, mut attempt: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Option<T>>,

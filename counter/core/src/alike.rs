@@ -1,16 +1,21 @@
-//! What is recorded together, of what waits.
+//! The selection of waiting entries that are recorded together.
 
-/// The most ids recorded together, for requests that wait: Redis' scripts take some thousand arguments.
+/// The maximum number of ids that are recorded together, for requests that wait.
+///
+/// Redis' scripts accept a few thousand arguments.
 pub const MOST: usize = 500;
-/// Takes what is recorded together out of what waits: all of the place of the first, [`MOST`] at most, in their order. Not only those at the front:
-/// who counts in two places by turns would have nothing recorded together.
-pub fn take_alike<W, P: PartialEq>(waiting: &mut Vec<W>, place: impl Fn(&W) -> P) -> Vec<W> {
-    let Some(first) = waiting.first().map(&place) else {
+/// Removes the entries that are recorded together from those that wait.
+///
+/// These are the entries of the first one's counter window, in their order, at most [`MOST`]. They
+/// need not be at the front: otherwise interleaved entries of two counter windows would each be
+/// recorded alone.
+pub fn take_alike<W, P: PartialEq>(waiting: &mut Vec<W>, counter_window: impl Fn(&W) -> P) -> Vec<W> {
+    let Some(first) = waiting.first().map(&counter_window) else {
         return Vec::new();
     };
     let mut room = MOST;
     let alike = waiting.extract_if(.., |waiter| {
-        let is_taken = room > 0 && place(waiter) == first;
+        let is_taken = room > 0 && counter_window(waiter) == first;
         room -= usize::from(is_taken);
         is_taken
     });
@@ -31,7 +36,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever waits is recorded with all of its own window, in order, all of it, and never too much at once.
+        /// Entries are recorded with those of their own window, in order.
+        ///
+        /// All of them are recorded, and never too many together.
         #[test]
         fn who_waits_is_recorded_in_order_with_those_of_the_same_window(numbers in vec(0..3u64, 0..2500)) {
             let mut waiting: Vec<(usize, u64)> = numbers.into_iter().enumerate().collect();
@@ -42,7 +49,7 @@ mod tests {
                 prop_assert!((1..=MOST).contains(&now.len()));
                 prop_assert!(now.iter().all(|(_, number)| *number == oldest));
                 prop_assert!(now.is_sorted() && waiting.is_sorted());
-                // No fewer than there could be.
+                // As many as possible.
                 prop_assert!(now.len() == MOST || waiting.iter().all(|(_, number)| *number != oldest));
                 recorded.extend(now);
             }

@@ -1,23 +1,25 @@
-//! What came of an id.
+//! The outcome of an id.
 
 use thiserror::Error;
 use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::stats;
 
-/// What became of an id that is counted. Whatever fails from then on (the instance, the host, Redis, the reporter), it is counted once in
-/// its window.
+/// The outcome of an id that is counted.
+///
+/// Such an id is counted once in its window, even if the instance, the host, Redis or the reporter
+/// fails afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Recorded, for the first time in its window.
+    /// Recorded for the first time in its window.
     New,
-    /// Recorded in its window before.
+    /// Already recorded in its window.
     Duplicate,
-    /// Redis is away: recorded on disk, and brought to Redis later.
+    /// Redis is unreachable: recorded on disk, and drained into Redis later.
     Spooled,
 }
 
 impl Outcome {
-    /// The value of the header `verve-outcome`.
+    /// Returns the value of the header `verve-outcome`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -28,7 +30,7 @@ impl Outcome {
     }
 }
 
-/// What an id that is not counted is beyond: something that is limited.
+/// The limit that an id exceeds, so that it is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Limit {
     /// `window_limit`: the ids of a window.
@@ -43,7 +45,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// The value of the header `verve-error`.
+    /// Returns the value of the header `verve-error`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -57,19 +59,21 @@ impl Limit {
 /// Why an id is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NotCounted {
-    /// This would be beyond a limit. Ids that the window has already can be added still.
+    /// The id would exceed a limit. Ids that the window already has can still be added.
     #[error("{0}")]
     Limited(Limit),
-    /// Redis is away or refuses, and there is no spool or no room in it; the log says which. The id may be added again: at worst it has been
-    /// recorded all the same, and is a duplicate then.
+    /// Redis is unreachable or refuses, and there is no spool or no room in it.
+    ///
+    /// The log says which. The client may add the id again. At worst, the id was recorded
+    /// nevertheless, and is then a duplicate.
     #[error("Redis is away or refuses, and there is no spool or no room in it")]
     Unavailable,
 }
 
-/// What came of an id, and of the callback that was asked for with it.
+/// The outcome of an id and of the callback that was requested with it.
 pub type Answer = Result<Outcome, NotCounted>;
 
-/// The field of the statistics that counts it.
+/// Returns the field of the statistics that counts this answer.
 #[must_use]
 pub const fn statistic(answer: Answer) -> &'static str {
     match answer {
@@ -81,9 +85,9 @@ pub const fn statistic(answer: Answer) -> &'static str {
     }
 }
 
-/// The answer that a script tells, if it is one.
+/// Parses the answer of a script; `None` if it is not an answer.
 #[must_use]
-pub fn told(said: &str) -> Option<Answer> {
+pub fn parse_answer(said: &str) -> Option<Answer> {
     let outcomes = [Outcome::New, Outcome::Duplicate].map(|outcome| (outcome.as_str(), Ok(outcome)));
     let limits = [Limit::Window, Limit::Endpoint].map(|limit| (limit.as_str(), Err(NotCounted::Limited(limit))));
     let mut known = outcomes.into_iter().chain(limits);

@@ -1,12 +1,14 @@
-//! Who is to be told a count.
+//! The callback of a request: the endpoint that receives the count.
 
 use verve_protocol::{Endpoint, Method};
 
-/// A callback that is asked for with an id: soon after, the reporter tells the count of the id's window as it is then.
+/// A callback that is requested together with an id.
+///
+/// Soon afterwards, the reporter sends the count that the id's window has at that time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Callback {
-    /// Whom to call.
+    /// The endpoint to call.
     pub endpoint: Endpoint,
-    /// How; the variable `callback_method` decides where this does not.
+    /// The method; `None` means that of the variable `callback_method`.
     pub method: Option<Method>,
 }

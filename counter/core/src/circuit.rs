@@ -1,56 +1,65 @@
-//! A circuit: remembers for a short while that something failed, so that requests need not wait for it to fail again.
+//! A circuit: remembers for a short time that something failed.
+//!
+//! So requests need not wait for it to fail again.
 
 use std::cell::Cell;
 
 /// How long a circuit stays open after a failure, in milliseconds.
 pub const OPEN_MS: u64 = 1000;
 
-/// Closed while all is well. Open after a failure; once [`OPEN_MS`] have passed, one request is let through to try.
+/// Closed while there is no failure, and open after one.
+///
+/// [`OPEN_MS`] after the failure it becomes half-open: one request probes.
 #[derive(Debug, Default)]
 pub struct Circuit {
-    /// Until when it is open, in milliseconds of a clock that is never set; 0 while it is closed.
+    /// Until when it is open, in milliseconds; 0 while it is closed.
+    ///
+    /// By a clock that is never set.
     open_until: Cell<u64>,
 }
 
-/// Whether a request may go through.
+/// The state of the circuit for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passage {
-    /// The circuit is closed.
-    Free,
-    /// It was open for long enough: this request is the one that tries.
-    Trial,
-    /// It is open.
-    Barred,
+pub enum CircuitState {
+    /// The circuit is closed: the request may run.
+    Closed,
+    /// The circuit was open long enough: this request probes.
+    HalfOpen,
+    /// The circuit is open: the request may not run.
+    Open,
 }
 
 impl Circuit {
-    /// Asks for passage. `now` is the time in milliseconds, by a clock that is never set, asked for only while the circuit is not closed. A trial
-    /// takes at most `trial_ms`; until then nobody else is let through.
-    pub fn enter(&self, now: impl FnOnce() -> u64, trial_ms: u64) -> Passage {
+    /// Returns the state for a request that is about to run.
+    ///
+    /// `now` returns the time in milliseconds, by a clock that is never set. It is called only
+    /// while the circuit is not closed. A half-open circuit is open for all other requests while
+    /// the probe runs, at most for `trial_ms`.
+    pub fn enter(&self, now: impl FnOnce() -> u64, trial_ms: u64) -> CircuitState {
         let until = self.open_until.get();
         if until == 0 {
-            return Passage::Free;
+            return CircuitState::Closed;
         }
         let now = now();
         if now < until {
-            return Passage::Barred;
+            return CircuitState::Open;
         }
         self.open_until.set(now + trial_ms);
-        Passage::Trial
+        CircuitState::HalfOpen
     }
 
-    /// Whether it is open, to those who went through while it was closed.
+    /// Returns whether it is not closed, for requests that began while it was closed.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.open_until.get() != 0
     }
 
-    /// Opens it until a moment in milliseconds of the same clock.
+    /// Opens it until this time, in milliseconds of the same clock.
     pub fn open(&self, until: u64) {
         self.open_until.set(until.max(1));
     }
 
-    /// Closes it. Says whether it was open.
+    /// Closes it. Returns whether it was open.
     pub fn close(&self) -> bool {
         self.open_until.replace(0) != 0
     }
@@ -67,25 +76,30 @@ mod tests {
         let enter = |now| circuit.enter(|| now, 50);
         assert_eq!(
             circuit.enter(|| unreachable!("a closed circuit asks for no time"), 50),
-            Passage::Free
+            CircuitState::Closed
         );
         circuit.open(100);
         assert!(circuit.is_open());
         assert_eq!(
             [enter(99), enter(100), enter(101), enter(149)],
-            [Passage::Barred, Passage::Trial, Passage::Barred, Passage::Barred]
+            [
+                CircuitState::Open,
+                CircuitState::HalfOpen,
+                CircuitState::Open,
+                CircuitState::Open
+            ]
         );
-        // The trial came to no end: its request was given up.
-        assert_eq!([enter(150), enter(151)], [Passage::Trial, Passage::Barred]);
+        // The probe did not end: its request was given up.
+        assert_eq!([enter(150), enter(151)], [CircuitState::HalfOpen, CircuitState::Open]);
         assert!(circuit.close());
         assert!(!circuit.close());
-        assert_eq!(enter(152), Passage::Free);
+        assert_eq!(enter(152), CircuitState::Closed);
     }
 
     #[derive(Clone, Copy, Debug)]
     enum Event {
         Enter,
-        /// The oldest of those under way comes to its end, well or not.
+        /// The oldest request under way ends, with or without success.
         End {
             well: bool,
         },
@@ -101,33 +115,35 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever comes in whatever order: after a failure nobody goes through for [`OPEN_MS`], then one at a time does, for as long as
-        /// a trial takes; and after something went well, everybody.
+        /// In any order of requests, at most one at a time probes after a failure.
+        ///
+        /// After a failure no request runs for [`OPEN_MS`]. Then one at a time runs, for as long as
+        /// a probe takes. After a success all run.
         #[test]
         fn at_most_one_tries_a_server_that_is_away(events in proptest::collection::vec(event(), 1..200)) {
             const TRIAL_MS: u64 = 1_500;
             let circuit = Circuit::default();
             let (mut now, mut under_way) = (1, std::collections::VecDeque::new());
-            // What is known of the server: when it last failed, and when it was last tried since.
+            // The state of the server: when it last failed, and when it was last probed since.
             let (mut failed, mut tried) = (None::<u64>, None::<u64>);
             for event in events {
                 match event {
                     Event::Pass(ms) => now += ms,
                     Event::Enter => {
-                        let passage = circuit.enter(|| now, TRIAL_MS);
+                        let circuit = circuit.enter(|| now, TRIAL_MS);
                         let since = |then: Option<u64>| then.map_or(u64::MAX, |then| now - then);
                         let expected = if failed.is_none() {
-                            Passage::Free
+                            CircuitState::Closed
                         } else if since(failed) < OPEN_MS || since(tried) < TRIAL_MS {
-                            Passage::Barred
+                            CircuitState::Open
                         } else {
-                            Passage::Trial
+                            CircuitState::HalfOpen
                         };
-                        prop_assert_eq!(passage, expected);
-                        if passage == Passage::Trial {
+                        prop_assert_eq!(circuit, expected);
+                        if circuit == CircuitState::HalfOpen {
                             tried = Some(now);
                         }
-                        if passage != Passage::Barred {
+                        if circuit != CircuitState::Open {
                             under_way.push_back(());
                         }
                     }

@@ -1,4 +1,6 @@
-//! A Redis Cluster as its clients see it: which node has which slot, and where an answer sends them instead.
+//! A Redis Cluster as its clients see it.
+//!
+//! It knows which node has which slot, and where a redirection leads.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,10 +11,10 @@ use verve_protocol::slot::SLOTS;
 
 use crate::reply::Reply;
 
-/// What stands for a host's name that was not announced.
+/// The placeholder for a host name that was not announced.
 const UNKNOWN: &str = "?";
 
-/// Where a node is.
+/// The address of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// A name or an IP address, without brackets.
@@ -22,7 +24,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// Of this host, a name or an IP address without brackets, and port.
+    /// Returns an address. `host` is a name or an IP address without brackets.
     #[must_use]
     pub fn new(host: &str, port: u16) -> Self {
         Self {
@@ -31,7 +33,7 @@ impl Address {
         }
     }
 
-    /// Reads `host:port`; an IPv6 address has no brackets there.
+    /// Parses `host:port`; an IPv6 address has no brackets there.
     fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let port = port.parse().ok().filter(|port| *port > 0)?;
@@ -45,24 +47,29 @@ impl fmt::Display for Address {
     }
 }
 
-/// What a node answers instead of running a command.
+/// A redirection, which a node answers instead of running a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redirect {
-    /// Where it sends the client; the host is empty where it is that of the node itself, and `?` where that is not known.
+    /// Where the node redirects the client.
+    ///
+    /// The host is empty if it is that of the node itself, and `?` if it is not known.
     address: Address,
     /// The slot of the command's keys.
     pub slot: u16,
-    /// Whether the slot is on its way there, so that this key may be there already; or else it is there.
+    /// Whether the slot is migrating there, so that this key may already be there.
+    ///
+    /// Otherwise the slot is there.
     pub is_ask: bool,
 }
 
 impl Redirect {
-    /// The redirection that an error is, if it is one.
+    /// Parses an error as a redirection; `None` if it is another error.
     ///
-    /// Redis says `MOVED 3999 127.0.0.1:6381`. Hosts put it in their own words, in each version in others: `Moved: 3999
-    /// 127.0.0.1:6381`, or without the first word. All of them keep the slot and the address at the end.
+    /// Redis says `MOVED 3999 127.0.0.1:6381`. Hosts use their own words, which change between
+    /// versions: `Moved: 3999 127.0.0.1:6381`, or without the first word. All of them keep the slot
+    /// and the address at the end.
     #[must_use]
-    pub fn told(error: &str) -> Option<Self> {
+    pub fn parse(error: &str) -> Option<Self> {
         let mut words = error.split_ascii_whitespace().rev();
         let address = Address::parse(words.next()?)?;
         let slot = words.next()?.parse().ok().filter(|slot| *slot < SLOTS)?;
@@ -74,7 +81,9 @@ impl Redirect {
         })
     }
 
-    /// Where a node sends the client that was asked at this host; none if that is not known.
+    /// Returns the address to which a node redirects the client.
+    ///
+    /// `asked` is the host at which the node was asked. Returns `None` if the address is not known.
     #[must_use]
     pub fn to(&self, asked: &str) -> Option<Address> {
         let host = match self.address.host.as_str() {
@@ -90,14 +99,16 @@ impl Redirect {
 #[derive(Debug, Default)]
 pub struct Map {
     ranges: Vec<(RangeInclusive<u16>, Rc<[Address]>)>,
-    /// What was learnt since.
+    /// The slots that have moved since.
     moved: BTreeMap<u16, Rc<[Address]>>,
 }
 
 impl Map {
-    /// Reads what a node answers to `CLUSTER SLOTS` that was asked at the host `asked`: for each range of slots its first and its last, and the nodes
-    /// that have it, the primary first. Of a node there are the host that the cluster prefers, its port, its name, and since Redis 7.0 pairs of texts
-    /// with the other hosts that it has.
+    /// Parses the answer of a node, asked at the host `asked`, to `CLUSTER SLOTS`.
+    ///
+    /// For each range of slots, the answer has the first and the last slot, and the nodes that have
+    /// it, the primary first. For each node it has the host that the cluster prefers, its port, its
+    /// name, and since Redis 7.0 pairs of texts with its other hosts.
     #[must_use]
     pub fn parse(answer: &[Reply], asked: &str) -> Self {
         use Reply::{Nothing, Number, Text};
@@ -115,7 +126,7 @@ impl Map {
             rest = others;
             let mut hosts = match preferred {
                 Text(host) if !host.is_empty() => vec![host.as_str()],
-                // A node that does not say where it is, is where another one was asked.
+                // A node without a host in the answer is at the host that was asked.
                 Text(_) | Nothing | Number(_) => vec![asked],
             };
             while let [Text(name), Text(host), others @ ..] = rest {
@@ -137,7 +148,9 @@ impl Map {
         map
     }
 
-    /// Where the node is that has a slot, as far as is known: first the address that the cluster prefers.
+    /// Returns the addresses of the node that has a slot, as far as is known.
+    ///
+    /// The first one is the address that the cluster prefers.
     #[must_use]
     pub fn node(&self, slot: u16) -> Option<&Rc<[Address]>> {
         let moved = self.moved.get(&slot);
@@ -147,7 +160,9 @@ impl Map {
         })
     }
 
-    /// All addresses of the node at this one, if a node with slots is there, as far as is known.
+    /// Returns all addresses of the node at this one, as far as is known.
+    ///
+    /// The node must have slots.
     #[must_use]
     pub fn at(&self, address: &Address) -> Option<&Rc<[Address]>> {
         let of_ranges = self.ranges.iter().map(|(_, node)| node);
@@ -155,14 +170,14 @@ impl Map {
         nodes.find(|node| node.contains(address))
     }
 
-    /// Learns that the node at this address has a slot.
+    /// Records that the node at this address has a slot.
     pub fn moved(&mut self, slot: u16, address: Address) {
         let node = self.at(&address).cloned();
         self.moved.insert(slot, node.unwrap_or_else(|| Rc::from([address])));
     }
 }
 
-/// Each of these hosts that is known once, or else where another one was asked.
+/// Returns each known host once, or the host that was asked if none is known.
 fn addresses(hosts: Vec<&str>, asked: &str, port: u16) -> Rc<[Address]> {
     let mut addresses: Vec<Address> = Vec::new();
     for host in hosts {
@@ -187,23 +202,24 @@ mod tests {
 
     #[test]
     fn redirections_are_read_in_the_words_of_every_host() {
-        let told = |error| Redirect::told(error).map(|redirect| (redirect.is_ask, redirect.to("asked")));
+        let parsed = |error| Redirect::parse(error).map(|redirect| (redirect.is_ask, redirect.to("asked")));
         for error in [
             "MOVED 3999 127.0.0.1:6381",
             "Moved: 3999 127.0.0.1:6381",
             "An error was signalled by the server - Moved: 3999 127.0.0.1:6381",
             "An error was signalled by the server: 3999 127.0.0.1:6381",
         ] {
-            assert_eq!(told(error), Some((false, Some(at("127.0.0.1:6381")))), "{error}");
+            assert_eq!(parsed(error), Some((false, Some(at("127.0.0.1:6381")))), "{error}");
         }
         for error in ["Ask: 1 a.example:1", "server - Ask: 1 a.example:1", "ASK 1 a.example:1"] {
-            assert_eq!(told(error), Some((true, Some(at("a.example:1")))), "{error}");
+            assert_eq!(parsed(error), Some((true, Some(at("a.example:1")))), "{error}");
         }
-        // By itself a node means the host that was asked, and some do not know where others are.
-        assert_eq!(told("Moved: 0 :7000"), Some((false, Some(at("asked:7000")))));
-        assert_eq!(told("MOVED 0 ?:7000"), Some((false, None)));
+        // A node without a host means the host that was asked. Some nodes do not know where others
+        // are.
+        assert_eq!(parsed("Moved: 0 :7000"), Some((false, Some(at("asked:7000")))));
+        assert_eq!(parsed("MOVED 0 ?:7000"), Some((false, None)));
         assert_eq!(
-            told("Moved: 0 ::1:7000"),
+            parsed("Moved: 0 ::1:7000"),
             Some((false, Some(Address::new("::1", 7000))))
         );
         for error in [
@@ -216,11 +232,11 @@ mod tests {
             "Connection refused (os error 111)",
             "3999 127.0.0.1:6381",
         ] {
-            assert_eq!(Redirect::told(error), None, "{error}");
+            assert_eq!(Redirect::parse(error), None, "{error}");
         }
     }
 
-    /// An answer in short: numbers, texts, and `-` for nothing.
+    /// Parses an answer in short form: numbers, texts, and `-` for nothing.
     fn answer(text: &str) -> Vec<Reply> {
         let parts = text.split_whitespace().map(|word| match (word, word.parse()) {
             ("-", _) => Reply::Nothing,
@@ -263,13 +279,13 @@ mod tests {
         assert!(map.at(&at("10.0.0.9:30001")).is_some());
         assert_eq!(node(&map, 5461).as_deref(), Some("10.0.0.9:30001"));
         assert_eq!(node(&map, 5462).as_deref(), Some("b.example:30002 10.0.0.2:30002"));
-        // To one that is known, with all its addresses.
+        // To a known node, with all its addresses.
         map.moved(1, at("10.0.0.2:30002"));
         assert_eq!(node(&map, 1).as_deref(), Some("b.example:30002 10.0.0.2:30002"));
         for nonsense in ["", "1", "0 1 a 1", "a b c d e", "-1 70000 a 1 id"] {
             assert!(Map::parse(&answer(nonsense), "asked").node(0).is_none(), "{nonsense}");
         }
-        // Before Redis 7.0, and of one that nobody knows where it is.
+        // An answer before Redis 7.0, and a node whose address is unknown.
         let map = Map::parse(&answer("0 9 127.0.0.1 1 id-a 127.0.0.1 2 id-b 10 19 ? 3 id-c"), "asked");
         assert_eq!(node(&map, 9).as_deref(), Some("127.0.0.1:1"));
         assert_eq!(node(&map, 10).as_deref(), Some("asked:3"));

@@ -8,69 +8,79 @@ use std::time::Duration;
 use thiserror::Error;
 use verve_protocol::{Keys, Method, Namespace, Partitions, RedisUrls, WindowLength};
 
-/// A variable of the application that is not as it has to be. Said in a line that names it; it shows no password.
+/// A variable of the application that is missing or invalid.
+///
+/// The message is one line that names the variable. It shows no password.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum InvalidVariable {
-    /// The manifest does not have it, and it has no default; or the host does not tell it.
+    /// It cannot be read.
+    ///
+    /// The manifest does not define it and it has no default, or the host does not provide it.
     #[error("variable {name}: {error}")]
-    Untold {
+    Unreadable {
         /// Its name.
         name: &'static str,
-        /// In the host's words.
+        /// The host's message, or that the variable is not defined.
         error: String,
     },
-    /// Its value is not one of those that it may have.
+    /// Its value is not valid.
     #[error("variable {name}: {reason}")]
     Invalid {
         /// Its name.
         name: &'static str,
-        /// What was expected, and what is there instead.
+        /// What was expected, and the value that was found.
         reason: String,
     },
 }
 
 impl InvalidVariable {
-    /// The variable's name.
+    /// Returns the name of the variable.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Untold { name, .. } | Self::Invalid { name, .. } => name,
+            Self::Unreadable { name, .. } | Self::Invalid { name, .. } => name,
         }
     }
 }
 
-/// What the component is configured to do.
+/// The configuration of the component.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `redis_urls`: where ids are recorded.
     pub redis_urls: RedisUrls,
-    /// `namespace`, as the keys that follow from it.
+    /// `namespace`, as the keys that are derived from it.
     pub keys: Keys,
     /// `window_seconds`.
     pub window_length: WindowLength,
-    /// `partitions`: how many sets the ids of a window are in.
+    /// `partitions`: the number of sets that the ids of a window are in.
     pub partitions: Partitions,
-    /// `callback_method`: for requests that name an endpoint and no method.
+    /// `callback_method`: for requests that name an endpoint but no method.
     pub callback_method: Method,
-    /// `redis_timeout_ms`: for one attempt to record, connecting included.
+    /// `redis_timeout_ms`: for one attempt to record, including the connection.
     pub redis_timeout: Duration,
     /// `log`.
     pub log: Log,
     /// `redis_wait_replicas`: how many replicas of a Redis must have what it records.
     pub wait_replicas: u32,
-    /// `window_limit`: the most ids of a partition of a window, if that is limited: each takes its share.
+    /// `window_limit`: the maximum number of ids of a partition of a window, if limited.
+    ///
+    /// Each partition takes its share of the limit.
     pub window_limit: Option<u64>,
-    /// `endpoint_limit`: the most callback jobs of an endpoint in a window, if that is limited.
+    /// `endpoint_limit`: the maximum of callback jobs per endpoint and window, if limited.
     pub endpoint_limit: Option<u64>,
 }
 
-/// How an instance counts, by how long its host lets it live.
+/// How an instance counts. It depends on how long the host lets the instance live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// It serves many requests, several at once: connections and what is known are kept, and statistics come after the responses.
-    Kept,
-    /// It serves one, and each call of the host blocks it: all of a request is told to Redis in one trip.
-    Once,
+    /// An instance serves many requests, several at the same time.
+    ///
+    /// It keeps connections and state, and flushes statistics after the responses.
+    LongLived,
+    /// An instance serves one request, and each call of the host blocks it.
+    ///
+    /// It sends everything about a request to Redis in one round trip.
+    PerRequest,
 }
 
 /// What is logged.
@@ -78,13 +88,13 @@ pub enum Policy {
 pub enum Log {
     /// Nothing.
     Off,
-    /// What went wrong.
+    /// Errors.
     Error,
-    /// Each request's id and outcome as well.
+    /// Errors, and the id and outcome of each request.
     All,
 }
 
-/// The names of the variables, in the order in which [`Config::parse`] takes their values.
+/// The names of the variables, in the order of the values in [`Config::parse`].
 pub const VARIABLES: [&str; 10] = [
     "redis_urls",
     "namespace",
@@ -98,7 +108,9 @@ pub const VARIABLES: [&str; 10] = [
     "partitions",
 ];
 
-/// The value of a variable that the manifest does not have. Where Redis is has to be said.
+/// Returns the default of a variable that the manifest does not define.
+///
+/// The address of Redis has no default.
 #[must_use]
 pub fn when_undefined(name: &str) -> Option<&'static str> {
     match name {
@@ -114,22 +126,22 @@ pub fn when_undefined(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The value of a variable, by what the host has told: `None` if it has none.
+/// Returns the value of a variable, from the host's result: `None` if it is undefined.
 ///
 /// # Errors
-/// If the host does not tell it, or has none and there is no value for that.
-pub fn told(name: &'static str, told: Result<Option<String>, String>) -> Result<String, InvalidVariable> {
+/// If the host does not provide it, or if it is undefined and has no default.
+pub fn read_variable(name: &'static str, read: Result<Option<String>, String>) -> Result<String, InvalidVariable> {
     let undefined = || {
         when_undefined(name)
             .map(str::to_owned)
             .ok_or_else(|| "it is not defined".to_owned())
     };
-    let value = told.and_then(|value| value.map_or_else(undefined, Ok));
-    value.map_err(|error| InvalidVariable::Untold { name, error })
+    let value = read.and_then(|value| value.map_or_else(undefined, Ok));
+    value.map_err(|error| InvalidVariable::Unreadable { name, error })
 }
 
 impl Config {
-    /// Reads the values of [`VARIABLES`].
+    /// Parses the values of [`VARIABLES`].
     ///
     /// # Errors
     /// One line that names the variable and says what was expected. It shows no password.
@@ -168,10 +180,12 @@ impl Config {
     }
 }
 
-/// The variable that says how many ids and callback jobs the spool of a host may hold: see [`spool_limit`].
+/// The variable that limits the ids and callback jobs in the spool of a host.
+///
+/// See [`spool_limit`].
 pub const SPOOL_LIMIT: &str = "spool_limit";
 
-/// Reads the value of [`SPOOL_LIMIT`], for a build that has a spool.
+/// Parses the value of [`SPOOL_LIMIT`], for a build that has a spool.
 ///
 /// # Errors
 /// One line that names the variable and says what was expected.
@@ -201,14 +215,16 @@ fn number<T: FromStr + PartialOrd + Display>(
     number.ok_or_else(expected)
 }
 
-/// Reads a limit, of which 0 means that there is none.
+/// Parses a limit. 0 means no limit.
 fn limit(name: &'static str, what: &str, value: &str) -> Result<Option<u64>, InvalidVariable> {
     let limit = number(name, what, value, 0..=1_000_000_000)?;
     Ok(Some(limit).filter(|limit| *limit > 0))
 }
 
 impl Config {
-    /// How long replicas may take, in milliseconds: less than an attempt, so that its failure can still be told.
+    /// Returns how long replicas may take, in milliseconds.
+    ///
+    /// Shorter than an attempt, so that their failure can still be reported.
     #[must_use]
     pub fn replicas_within_ms(&self) -> i64 {
         let within = self.redis_timeout.as_millis() * 4 / 5;
@@ -216,7 +232,7 @@ impl Config {
     }
 }
 
-/// A word that is no value of the variable `log`.
+/// A text that is not a value of the variable `log`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0:?} is not one of \"off\", \"error\" and \"all\"")]
 pub struct UnknownLog(String);
@@ -258,7 +274,8 @@ mod tests {
 
     #[test]
     fn what_is_not_in_a_manifest_is_as_in_ours() {
-        // Tests run in their package's folder, whichever clone of those that share what was compiled it is of.
+        // A relative path, because several clones may share compiled tests, and tests run in their
+        // package's folder.
         let manifest = std::fs::read_to_string("../../spin.toml").expect("the manifest");
         for name in VARIABLES
             .into_iter()

@@ -1,4 +1,4 @@
-//! What a component counts by: a counter of an instance.
+//! The counter that a component uses.
 
 use std::rc::Rc;
 
@@ -8,74 +8,74 @@ use verve_protocol::{CounterName, Id};
 use crate::alike::MOST;
 use crate::answer::Answer;
 use crate::callback::Callback;
-use crate::counted::{Counted, Place};
+use crate::counter_state::{CounterState, CounterWindow};
 use crate::instance::Instance;
 use crate::ports::Host;
 
 /// A counter of unique ids.
 pub struct Counter<H: Host> {
     instance: Rc<Instance<H>>,
-    counted: Rc<Counted>,
+    state: Rc<CounterState>,
 }
 
 impl<H: Host> Clone for Counter<H> {
     fn clone(&self) -> Self {
         Self {
             instance: self.instance.clone(),
-            counted: self.counted.clone(),
+            state: self.state.clone(),
         }
     }
 }
 
 impl<H: Host> Counter<H> {
-    /// The one of this instance that has no name.
+    /// Returns the unnamed counter of this instance.
     #[must_use]
     pub fn new(instance: Rc<Instance<H>>) -> Self {
-        let counted = instance.counters.unnamed.clone();
-        Self { instance, counted }
+        let state = instance.counters.unnamed.clone();
+        Self { instance, state }
     }
 
-    /// One that has a name.
+    /// Returns a named counter.
     #[must_use]
     pub fn open(&self, name: CounterName) -> Self {
         Self {
             instance: self.instance.clone(),
-            counted: self.instance.counters.named(name),
+            state: self.instance.counters.named(name),
         }
     }
 
-    /// Counts an id in the window that is open now, and has somebody called, if that is asked for.
+    /// Counts an id in the open window, and records the callback if one is requested.
     ///
     /// # Errors
-    /// If one of both is not recorded.
+    /// If the id or the callback is not recorded.
     pub async fn add(&self, id: Id, callback: Option<Callback>) -> Answer {
-        self.instance.record(&self.place(), id, callback).await
+        self.instance.record(&self.counter_window(), id, callback).await
     }
 
-    /// Counts ids in the window that is open now.
+    /// Counts ids in the open window.
     pub async fn add_many(&self, ids: &[Id]) -> Vec<Answer> {
-        let place = self.place();
+        let counter_window = self.counter_window();
         let mut answers = Vec::with_capacity(ids.len());
         for ids in ids.chunks(MOST) {
-            answers.extend(self.instance.record_many(&place, ids).await);
+            answers.extend(self.instance.record_many(&counter_window, ids).await);
         }
         answers
     }
 
-    /// Counts, in the statistics alone, a request that had no valid id.
+    /// Counts a request without a valid id, in the statistics only.
     pub fn count_invalid(&self) {
-        self.instance.count(&self.place(), stats::INVALID);
+        self.instance.count(&self.counter_window(), stats::INVALID);
     }
 
-    /// Brings to Redis what may be left in the spool, in the background.
+    /// Drains what may be left in the spool into Redis, in the background.
     pub fn look_into_spool(&self) {
         self.instance.look_into_spool();
     }
 
-    /// The window that is open now.
-    fn place(&self) -> Place {
-        Place {
-            counted: self.counted.clone(),
+    /// Returns the open window.
+    fn counter_window(&self) -> CounterWindow {
+        CounterWindow {
+            state: self.state.clone(),
             window: self.instance.window(),
         }
     }

@@ -1,8 +1,12 @@
-//! When sets of ids expire: by the end of their window and by Redis' own clock, since the clock of an edge host may be wrong.
+//! The expiry of sets of ids, by the end of their window and by Redis' own clock.
+//!
+//! The clock of an edge host may be wrong.
 
 use verve_protocol::keys::ids_parts;
 
-/// When the window ends whose ids are under this key, in Unix seconds; 0, which is as good as now, for a key of another kind.
+/// Returns the end of the window whose ids are under this key, in Unix seconds.
+///
+/// For a key of another kind it returns 0, which has the effect of the current time.
 #[must_use]
 pub fn end_of(key: &str) -> u64 {
     ids_parts(key).map_or(0, |(_, length, start, _)| start.saturating_add(length))
@@ -18,7 +22,7 @@ mod tests {
 
     #[test]
     fn the_script_has_the_periods_of_the_protocol() {
-        // As in the scripts of the build for WASI 0.2.
+        // The scripts of the build for WASI 0.2 have the same number.
         assert_eq!(INDEX_SECONDS, 777_600);
         assert!(KEEP.contains(&format!("now + {AHEAD_SECONDS}) + {UNREPORTED_SECONDS}\n")));
     }

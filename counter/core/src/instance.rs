@@ -1,4 +1,6 @@
-//! What one instance of the component keeps between requests. It makes requests faster; none depends on it.
+//! The state that one instance of the component keeps between requests.
+//!
+//! It makes requests faster, but no request depends on it.
 
 mod drain;
 mod flush;
@@ -14,9 +16,9 @@ use verve_protocol::{CallbackJob, Id, Window};
 
 use crate::answer::{Answer, Limit, NotCounted};
 use crate::callback::Callback;
-use crate::circuit::{Circuit, OPEN_MS, Passage};
+use crate::circuit::{Circuit, CircuitState, OPEN_MS};
 use crate::config::{self, Config, InvalidVariable, Log, Policy, SPOOL_LIMIT, VARIABLES};
-use crate::counted::{Counters, Place};
+use crate::counter_state::{CounterWindow, Counters};
 use crate::ports::{Host, Limit as _};
 use crate::queue::{NotRecorded, Recorded};
 use crate::redis::{Node, Redis};
@@ -26,10 +28,12 @@ use crate::spooled::SpoolError;
 use drain::{Draining, look_into_spool};
 use log::Logger;
 
-/// How long a request waits for the spool. Beyond that somebody else holds its file locked, or the disk is not well.
+/// How long a request waits for the spool.
+///
+/// If it takes longer, another process holds its file locked, or the disk has a problem.
 const SPOOL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// In the spool's state: there is no room for callback jobs.
+/// The name of a state in the spool: there is no room for callback jobs.
 const JOBS_FULL: &str = "jobs full";
 
 /// Parsed variables, open connections and unflushed counts.
@@ -38,39 +42,43 @@ pub struct Instance<H: Host> {
     /// The application's variables.
     pub config: Config,
     redis: Redis<H>,
-    /// What is known of each counter.
+    /// The state of each counter.
     pub counters: Counters,
-    /// How often connections had been opened again when that was last forgotten.
+    /// The number of reconnects when the counter states were last cleared.
     reconnects: Cell<u64>,
     spool: Spool<H>,
-    /// For what is put into the spool while somebody waits.
+    /// The time limit for spooling while a request waits.
     spool_limit: H::Limit,
-    /// The same one, for what is done in the background: on a connection of its own, so that no request waits behind it.
+    /// The same spool, for background work.
+    ///
+    /// It has a connection of its own, so that no request waits behind that work.
     background: Spool<H>,
     /// Open while there is no room for callback jobs.
     jobs: Circuit,
     draining: Draining,
-    /// Whether callback jobs were added since it was last seen that there is room.
+    /// Whether callback jobs were added since the last check for room.
     jobs_added: Cell<bool>,
     log: Logger<H>,
 }
 
 impl<H: Host> Instance<H> {
-    /// One that does what the application's variables say, and looks into the spool for what was left there.
+    /// Loads an instance that the application's variables configure.
+    ///
+    /// It checks the spool for content that was left there.
     ///
     /// # Errors
-    /// If a variable is not there, or not valid.
+    /// If a variable is missing or invalid.
     pub async fn load(host: H) -> Result<Rc<Self>, InvalidVariable> {
-        let value = async |name| config::told(name, host.variable(name).await);
+        let value = async |name| config::read_variable(name, host.variable(name).await);
         let mut values = <[String; VARIABLES.len()]>::default();
-        let told = future::join_all(VARIABLES.map(value)).await;
-        for (value, told) in values.iter_mut().zip(told) {
-            *value = told?;
+        let read = future::join_all(VARIABLES.map(value)).await;
+        for (value, read) in values.iter_mut().zip(read) {
+            *value = read?;
         }
         let config = Config::parse(values)?;
         let spool_limit = match H::POLICY {
-            Policy::Kept => config::spool_limit(&value(SPOOL_LIMIT).await?)?,
-            Policy::Once => 0,
+            Policy::LongLived => config::spool_limit(&value(SPOOL_LIMIT).await?)?,
+            Policy::PerRequest => 0,
         };
         let redis = Redis::new(&host, &config);
         let [spool, background] = [(); 2].map(|()| Spool::new(&host, spool_limit, &config));
@@ -88,116 +96,135 @@ impl<H: Host> Instance<H> {
             jobs_added: Cell::new(false),
             host,
         });
-        if H::POLICY == Policy::Kept {
+        if H::POLICY == Policy::LongLived {
             instance.look_into_spool();
         }
         Ok(instance)
     }
 
-    /// Brings to Redis what may be left in the spool, in the background.
+    /// Drains what may be left in the spool into Redis, in the background.
     pub fn look_into_spool(self: &Rc<Self>) {
         self.host.spawn(look_into_spool(self.clone()));
     }
 
-    /// The window that is open now.
+    /// Returns the open window.
     pub fn window(&self) -> Window {
         self.config.window_length.window_at_ms(self.host.now_ms())
     }
 
-    /// Tells the reporter, once in each window, that a counter is in use, if it has a name.
-    async fn tell_counter(&self, place: &Place) -> Result<Option<Limit>, RedisError> {
-        let Place { counted, window } = place;
-        let Some(name) = counted.keys.counter() else {
+    /// Registers a counter for the reporter, once in each window, if it has a name.
+    async fn register_counter(&self, counter_window: &CounterWindow) -> Result<Option<Limit>, RedisError> {
+        let CounterWindow { state, window } = counter_window;
+        let Some(name) = state.keys.counter() else {
             return Ok(None);
         };
-        let told = self.redis.tell_counter(&counted.keys, name, false).await?;
-        if told.is_none() {
-            counted.told.set(Some(*window));
+        let limit = self.redis.register_counter(&state.keys, name, false).await?;
+        if limit.is_none() {
+            state.registered.set(Some(*window));
         }
-        Ok(told)
+        Ok(limit)
     }
 
-    /// Records the id and, at the same time, the callback job. `ok` is answered when each is in Redis or in the spool.
-    pub async fn record(self: &Rc<Self>, place: &Place, id: Id, callback: Option<Callback>) -> Answer {
+    /// Records the id and, in parallel, the callback job.
+    ///
+    /// The answer is `ok` when each is in Redis or in the spool.
+    pub async fn record(self: &Rc<Self>, counter_window: &CounterWindow, id: Id, callback: Option<Callback>) -> Answer {
         let job = callback.map(|Callback { endpoint, method }| CallbackJob {
             endpoint,
             method: method.unwrap_or(self.config.callback_method),
-            window: place.window,
+            window: counter_window.window,
             revision: None,
         });
-        if H::POLICY == Policy::Once {
-            let recorded = self.record_at_once(place, id, job.as_ref()).await;
-            return self.answer(place, id, recorded);
+        if H::POLICY == Policy::PerRequest {
+            let recorded = self.record_at_once(counter_window, id, job.as_ref()).await;
+            return self.answer(counter_window, id, recorded);
         }
         let recorded = match job {
-            None => self.record_id(place, id).await,
-            Some(job) => self.record_both(place, id, &job).await,
+            None => self.record_id(counter_window, id).await,
+            Some(job) => self.record_both(counter_window, id, &job).await,
         };
-        let answer = self.answer(place, id, recorded);
-        self.note(place, answer);
+        let answer = self.answer(counter_window, id, recorded);
+        self.note(counter_window, answer);
         answer
     }
 
-    /// Records the id and the job in one trip, and what came of it in the statistics.
-    async fn record_at_once(self: &Rc<Self>, place: &Place, id: Id, job: Option<&CallbackJob>) -> Recorded<Answer> {
+    /// Records the id, the job and the outcome in the statistics, in one round trip.
+    async fn record_at_once(
+        self: &Rc<Self>,
+        counter_window: &CounterWindow,
+        id: Id,
+        job: Option<&CallbackJob>,
+    ) -> Recorded<Answer> {
         let recorded = async {
-            if place.is_to_be_told()
-                && let Some(limit) = self.tell_counter(place).await?
+            if counter_window.must_be_registered()
+                && let Some(limit) = self.register_counter(counter_window).await?
             {
                 return Ok(Err(NotCounted::Limited(limit)));
             }
-            self.redis.record(place, id, job).await
+            self.redis.record(counter_window, id, job).await
         };
         recorded.await.map_err(|error| {
             if error == RedisError::TooManyJobs {
-                // Redis is there, and so it can be told.
-                self.note(place, Err(NotCounted::Unavailable));
+                // Redis is reachable, so the statistics can be recorded there.
+                self.note(counter_window, Err(NotCounted::Unavailable));
             }
             Rc::new(NotRecorded::Redis(error))
         })
     }
 
-    /// Records an id and a job, at the same time unless one of them may be refused: then the other one is not recorded either.
-    async fn record_both(self: &Rc<Self>, place: &Place, id: Id, job: &CallbackJob) -> Recorded<Answer> {
+    /// Records an id and a job.
+    ///
+    /// It records both in parallel, unless one of them may be refused: then the other is not
+    /// recorded either.
+    async fn record_both(
+        self: &Rc<Self>,
+        counter_window: &CounterWindow,
+        id: Id,
+        job: &CallbackJob,
+    ) -> Recorded<Answer> {
         if self.config.endpoint_limit.is_some() {
-            // Of an id that turns out to be beyond a limit as well, the job tells the count all the same.
+            // If the id then exceeds a limit as well, its job reports the count nevertheless.
             return match self.record_job(job).await? {
                 Some(limit) => Ok(Err(NotCounted::Limited(limit))),
-                None => self.record_id(place, id).await,
+                None => self.record_id(counter_window, id).await,
             };
         }
         if self.config.window_limit.is_some() {
-            let answer = self.record_id(place, id).await?;
+            let answer = self.record_id(counter_window, id).await?;
             if answer.is_ok() {
                 self.record_job(job).await?;
             }
             return Ok(answer);
         }
-        let (answer, job) = future::join(self.record_id(place, id), self.record_job(job)).await;
+        let (answer, job) = future::join(self.record_id(counter_window, id), self.record_job(job)).await;
         job.and(answer)
     }
 
     /// Records ids, at most as many as are recorded together.
-    pub async fn record_many(self: &Rc<Self>, place: &Place, ids: &[Id]) -> Vec<Answer> {
-        let recorded = self.record_ids(place, ids, None).await;
+    pub async fn record_many(self: &Rc<Self>, counter_window: &CounterWindow, ids: &[Id]) -> Vec<Answer> {
+        let recorded = self.record_ids(counter_window, ids, None).await;
         let answers = ids.iter().zip(recorded).map(|(id, recorded)| {
-            let answer = self.answer(place, *id, recorded);
-            // Where Redis is away, an instance that serves one request would only ask it once more.
-            if H::POLICY == Policy::Kept || answer != Err(NotCounted::Unavailable) {
-                self.note(place, answer);
+            let answer = self.answer(counter_window, *id, recorded);
+            // If Redis is unreachable, a `PerRequest` instance would only ask it once more.
+            if H::POLICY == Policy::LongLived || answer != Err(NotCounted::Unavailable) {
+                self.note(counter_window, answer);
             }
             answer
         });
         answers.collect()
     }
 
-    /// The answer to who brought an id, and in the log.
-    fn answer(&self, place: &Place, id: Id, recorded: Recorded<Answer>) -> Answer {
+    /// Returns the answer for the client that sent an id, and logs it.
+    fn answer(&self, counter_window: &CounterWindow, id: Id, recorded: Recorded<Answer>) -> Answer {
         match recorded {
             Ok(answer) => {
                 match answer {
                     Ok(outcome) if self.config.log == Log::All => {
-                        println!("verve: id {id} {} in window {}", outcome.as_str(), place.window);
+                        println!(
+                            "verve: id {id} {} in window {}",
+                            outcome.as_str(),
+                            counter_window.window
+                        );
                     }
                     Ok(_) => {}
                     Err(error) => self.log.refusal(&format!("id {id} not recorded: {error}")),
@@ -211,25 +238,27 @@ impl<H: Host> Instance<H> {
         }
     }
 
-    /// Records a callback job, unless it is beyond a limit.
+    /// Records a callback job, unless it exceeds a limit.
     async fn record_job(&self, job: &CallbackJob) -> Recorded<Option<Limit>> {
         let command = self.add_job(job);
         let redis = match self.jobs.enter(|| self.host.monotonic_ms(), OPEN_MS) {
-            Passage::Barred => RedisError::TooManyJobs,
-            Passage::Free | Passage::Trial => match self.redis.add_job(&self.config.keys, job, &command).await {
-                Ok(beyond) => {
-                    self.jobs_added.set(true);
-                    return Ok(beyond);
+            CircuitState::Open => RedisError::TooManyJobs,
+            CircuitState::Closed | CircuitState::HalfOpen => {
+                match self.redis.add_job(&self.config.keys, job, &command).await {
+                    Ok(beyond) => {
+                        self.jobs_added.set(true);
+                        return Ok(beyond);
+                    }
+                    Err(redis) => redis,
                 }
-                Err(redis) => redis,
-            },
+            }
         };
         let spooled = self.in_time(self.spool.add_command(command)).await;
         self.spooled(redis, spooled)?;
         Ok(None)
     }
 
-    /// The command that adds a callback job.
+    /// Returns the command that adds a callback job.
     fn add_job(&self, job: &CallbackJob) -> Vec<String> {
         let mut command = vec!["XADD".to_owned(), self.config.keys.callbacks(), "*".to_owned()];
         for (field, value) in job.to_fields() {
@@ -238,7 +267,7 @@ impl<H: Host> Instance<H> {
         command
     }
 
-    /// Notes that something went into the spool instead of to Redis, or that even this failed.
+    /// Notes that something is in the spool instead of Redis, or that this failed too.
     fn spooled(&self, redis: RedisError, spooled: Result<(), SpoolError>) -> Recorded<()> {
         if let Err(spool) = spooled {
             return Err(Rc::new(match spool {
@@ -251,19 +280,23 @@ impl<H: Host> Instance<H> {
         Ok(())
     }
 
-    /// Tells other instances that a node is away. If they are not told, they find out themselves.
-    async fn tell_away(&self, node: &Node<H>) {
-        let _ = self.background.tell(&node.name(), self.host.now_ms() + OPEN_MS).await;
+    /// Notifies other instances that a node is unreachable.
+    ///
+    /// If this fails, they find out themselves.
+    async fn mark_down(&self, node: &Node<H>) {
+        let _ = self.background.mark(&node.name(), self.host.now_ms() + OPEN_MS).await;
     }
 
-    /// Tells other instances that a node that was away is back, if they were told that it is.
-    async fn tell_well(&self, node: &Node<H>) {
-        if node.told_away.replace(0) != 0 {
-            let _ = self.background.untell(&node.name()).await;
+    /// Notifies other instances that a node is reachable again.
+    ///
+    /// Does nothing if they were not notified that it is unreachable.
+    async fn mark_up(&self, node: &Node<H>) {
+        if node.marked_down_until.replace(0) != 0 {
+            let _ = self.background.unmark(&node.name()).await;
         }
     }
 
-    /// Waits for the spool, as long as it is waited for.
+    /// Waits for the spool, for at most [`SPOOL_TIMEOUT`].
     async fn in_time(&self, spooling: impl Future<Output = Result<(), SpoolError>>) -> Result<(), SpoolError> {
         let spooled = self.spool_limit.within(Box::pin(spooling)).await;
         spooled.unwrap_or_else(|| {

@@ -1,21 +1,32 @@
-//! What is decided about an id, whatever host it comes by: the inside of `verve-counter`, which says how it is used.
+//! The core of `verve-counter`: every decision about an id, independent of the host.
 //!
-//! - [`ports`]: what a host has to offer
-//! - [`counter`]: what a component counts by; [`instance`]: what an instance keeps between requests, and the way of an id
-//! - `queue`: ids that wait for a server are recorded together
-//! - `redis`: what is asked of Redis; one of several nodes, attempts and the retry
-//! - `spool`: what was accepted while Redis is away, on the host's disk
+//! The docs of `verve-counter` explain how to use it.
 //!
-//! What they decide by, without waiting for anything:
-//! - [`config`]: the variables that describe it all
-//! - `counted`: what an instance keeps of each counter; `registered`: those that have a name
-//! - `seen`: ids that Redis is known to have; `alike`: those that wait at the same time and are recorded together
-//! - `sets`: what goes into which set, and what comes of each id of it; `limits`: what the operator may limit; `expiry`: how long sets are kept
-//! - [`cluster`]: which node of several has a key; [`once`]: its connection, opened once however many wait; `circuit`: that it was away a moment ago
-//! - [`redis_error`]: what Redis fails by
-//! - [`spooled`]: what was accepted while Redis is away
-//! - [`answer`]: what came of it; [`callback`]: who is to be told the count
-//! - `stats`: what happened is counted and flushed after responses
+//! - [`ports`]: what a host must provide
+//! - [`counter`]: the counter that a component uses
+//! - [`instance`]: what an instance keeps between requests, and the way of an id
+//! - `queue`: records the ids that wait for a server together
+//! - `redis`: the requests to Redis: the choice of the node, attempts and the retry
+//! - `spool`: what was accepted while Redis is unreachable, on the host's disk
+//!
+//! These modules decide without waiting for anything:
+//!
+//! - [`config`]: the variables that configure all of this
+//! - `counter_state`: what an instance keeps of each counter
+//! - `registered`: the registration of named counters
+//! - `dedup_cache`: ids that Redis is known to have
+//! - `alike`: ids that wait at the same time and are recorded together
+//! - `sets`: which id goes into which set, and the answer of each id
+//! - `limits`: the limits that the operator may set
+//! - `expiry`: how long sets are kept
+//! - [`cluster`]: which node of a cluster has a key
+//! - [`single_flight`]: opens a connection once, for all tasks that wait for it
+//! - `circuit`: remembers that a server was unreachable a moment ago
+//! - [`redis_error`]: the failures of Redis
+//! - [`spooled`]: the content of the spool, and its failures
+//! - [`answer`]: the outcome of an id
+//! - [`callback`]: which endpoint receives the count
+//! - `stats`: statistics, counted in memory and flushed after responses
 
 mod alike;
 pub mod answer;
@@ -23,20 +34,20 @@ pub mod callback;
 mod circuit;
 pub mod cluster;
 pub mod config;
-mod counted;
 pub mod counter;
+mod counter_state;
+mod dedup_cache;
 mod expiry;
 pub mod instance;
 mod limits;
-pub mod once;
 pub mod ports;
 mod queue;
 mod redis;
 pub mod redis_error;
 mod registered;
 pub mod reply;
-mod seen;
 mod sets;
+pub mod single_flight;
 mod spool;
 pub mod spooled;
 mod stats;

@@ -1,10 +1,12 @@
-//! What the operator may limit: scripts that check it where it is known, in Redis.
+//! The limits that the operator may set. Scripts check them in Redis, where the state is known.
 
 use verve_protocol::Window;
 
 use crate::answer::{Answer, Limit, NotCounted, Outcome};
 
-/// What came of an id that a script has added: it says 0 if the id is new, 1 if it was there, 2 if there was no room.
+/// Returns the answer of an id that a script has added.
+///
+/// The script answers 0 if the id is new, 1 if it was there, and 2 if there was no room.
 #[must_use]
 pub const fn added(said: i64) -> Option<Answer> {
     match said {
@@ -15,7 +17,9 @@ pub const fn added(said: i64) -> Option<Answer> {
     }
 }
 
-/// How long it is known how many jobs an endpoint has had in a window: until no request belongs to it any more.
+/// Returns how long an endpoint's number of jobs in a window is kept, in seconds.
+///
+/// After that time no request belongs to the window any more.
 #[must_use]
 pub const fn endpoints_seconds(window: Window) -> u64 {
     window.length().seconds() + 60

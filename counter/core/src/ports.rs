@@ -1,6 +1,9 @@
-//! What the core needs of a host. Who implements these has it run there: `verve-counter` does for Spin, and tests do for hosts of their own.
+//! The ports: what the core needs of a host.
 //!
-//! Everything is of one thread. Any future may be dropped at any time, wherever it waits.
+//! An adapter implements them. `verve-counter` has the adapters for Spin, and tests have adapters
+//! for hosts of their own.
+//!
+//! Everything runs on one thread. Any future may be dropped at any time, wherever it waits.
 
 use std::time::Duration;
 
@@ -15,21 +18,23 @@ pub trait Connector {
     /// A connection to one server.
     type Connection: Connection;
 
-    /// Connects to the server at a URL with its password, if it has one.
+    /// Connects to the server at a URL. The URL includes the password, if there is one.
     ///
     /// # Errors
-    /// In the words of [`RedisError`].
+    /// The failure, as a [`RedisError`].
     async fn connect(&self, url: &str) -> Result<Self::Connection, RedisError>;
 }
 
-/// A connection to a Redis server, used by any number of tasks at the same time. Commands run in the order in which their futures are first polled; one that is
-/// dropped afterwards may have run.
+/// A connection to a Redis server, used by any number of tasks at the same time.
+///
+/// Commands run in the order in which their futures are first polled. A command whose future is
+/// dropped after that may have run.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Connection: 'static {
     /// Runs a command.
     ///
     /// # Errors
-    /// In the words of [`RedisError`].
+    /// The failure, as a [`RedisError`].
     async fn execute(
         &self,
         command: &str,
@@ -40,7 +45,7 @@ pub trait Connection: 'static {
 /// A value in the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cell {
-    /// None, or of a kind that is not used.
+    /// No value, or a value of a type that is not used.
     Null,
     /// A number.
     Integer(i64),
@@ -51,23 +56,23 @@ pub enum Cell {
 /// Opens the SQLite database of the spool, which all instances of a host share.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Disk {
-    /// A connection to it.
+    /// A connection to the database.
     type Database: Database;
 
-    /// Connects to it.
+    /// Connects to the database.
     ///
     /// # Errors
-    /// In the words of [`SpoolError`]: most of all that there is none.
+    /// The failure, as a [`SpoolError`]. In particular, the host may have no database.
     async fn open(&self) -> Result<Self::Database, SpoolError>;
 }
 
 /// A connection to the database.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Database: 'static {
-    /// Runs a statement, and answers its rows.
+    /// Runs a statement, and returns its rows.
     ///
     /// # Errors
-    /// In the words of [`SpoolError`].
+    /// The failure, as a [`SpoolError`].
     async fn execute(
         &self,
         statement: &str,
@@ -75,71 +80,73 @@ pub trait Database: 'static {
     ) -> Result<Vec<Vec<Cell>>, SpoolError>;
 }
 
-/// Tells the time.
+/// Provides the time.
 pub trait Clock {
-    /// In milliseconds since the Unix epoch. It may be wrong, and may be set.
+    /// Returns the milliseconds since the Unix epoch. They may be wrong, and may be set.
     fn now_ms(&self) -> u64;
 
-    /// In milliseconds since some moment, by a clock that is never set. For how long things last, in this instance alone.
+    /// Returns the milliseconds since some moment, by a clock that is never set.
+    ///
+    /// It measures durations, within this instance only.
     fn monotonic_ms(&self) -> u64;
 }
 
-/// Runs tasks, and has them wait.
+/// Runs tasks, and lets them wait.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Tasks {
-    /// Who waits for it goes on once it is dropped. No other way there is for one task to wake another.
+    /// Wakes the waiting task when it is dropped. Tasks have no other way to wake each other.
     type Wake: 'static;
-    /// Ends what takes too long.
+    /// Ends work that takes too long.
     type Limit: Limit;
 
-    /// What wakes, and what waits for that.
+    /// Returns a wake handle, and the future that waits until the handle is dropped.
     fn signal(&self) -> (Self::Wake, impl Future<Output = ()> + 'static);
 
-    /// Runs a task in the background. Not to be called while something is dropped.
+    /// Runs a task in the background. Must not be called from a destructor (`Drop`).
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
-    /// Waits.
+    /// Waits for `time`.
     async fn sleep(&self, time: Duration);
 
-    /// What ends work that takes longer than that.
+    /// Returns a limit that ends work that takes longer than `each`.
     fn limit(&self, each: Duration) -> Self::Limit;
 }
 
-/// Ends what takes too long: all that is limited by it, each after the same time.
+/// Ends work that takes too long. All work under one limit has the same time.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Limit: 'static {
-    /// Does the work, or gives it up when it takes too long.
+    /// Runs the work. Returns `None` if it takes too long, or if it is ended.
     async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T>;
 
-    /// Has all that is under way given up now.
+    /// Ends all work that is under way.
     fn end_all(&self);
 }
 
-/// All that the core needs of a host.
+/// Everything that the core needs of a host.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Host: Connector + Disk + Clock + Tasks + Clone + 'static {
-    /// What its instances are for.
+    /// How long an instance lives, and so how it counts.
     const POLICY: Policy;
 
-    /// The value of a variable of the application; `None` if it has none of that name.
+    /// Returns the value of a variable of the application; `None` if it is not defined.
     ///
     /// # Errors
-    /// If the host does not tell it; in its words.
+    /// The host's message, if it cannot provide the value.
     async fn variable(&self, name: &'static str) -> Result<Option<String>, String>;
 
-    /// A number that nobody can foresee.
+    /// Returns an unpredictable number.
     fn random(&self) -> u64;
 }
 
-/// How soon a request looks again for what another one is making.
+/// The pause before a request checks again for a value that another request makes.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// The pause of those who wait for what another request is making.
+/// Pauses a task that waits for a value that another request makes.
 pub(crate) async fn look_again(tasks: &impl Tasks) {
     tasks.sleep(LOOK_AGAIN).await;
 }
 
-/// A name that nothing else has, of a batch of commands.
+/// Returns a unique name for a batch of commands.
 pub(crate) fn unique_name(host: &impl Host) -> String {
     format!("{:016x}{:016x}", host.random(), host.random())
 }

@@ -1,6 +1,7 @@
 //! Ids that wait at the same time, to be recorded together.
 //!
-//! Whoever records, or waits, may be given up at any time. What was taken is then given back: all who wait are woken, and one of them records.
+//! A task that records or waits may be given up at any time. The ids that it took are then
+//! released: all waiting requests wake, and one of them records.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -19,54 +20,58 @@ pub enum NotRecorded {
     /// There is no spool.
     #[error("{0}")]
     Redis(RedisError),
-    /// Neither takes it.
+    /// Neither accepts it.
     #[error("{redis}; {spool}")]
     Both { redis: RedisError, spool: SpoolError },
 }
 
-/// What came of an id. Several may wait for the same.
+/// The outcome of an id. Several requests may wait for the same one.
 pub type Recorded<T> = Result<T, Rc<NotRecorded>>;
 
-/// The ids for one server.
+/// The ids that wait for one server.
 pub struct Queue<H: Host, P, T> {
     host: H,
     waiting: RefCell<Vec<Waiter<H, P, T>>>,
-    /// Whether somebody takes them.
+    /// Whether a [`Taking`] exists.
     busy: Cell<bool>,
 }
 
-/// An id, and who waits for what comes of it. Dropped without an outcome, it has who waits look again.
+/// An id, and the request that waits for its outcome.
+///
+/// If it is dropped without an outcome, the request tries again.
 pub struct Waiter<H: Host, P, T> {
-    /// Where it is counted: a counter's window.
-    pub place: P,
+    /// The counter window in which it is counted.
+    pub counter_window: P,
     /// The id.
     pub id: Id,
-    /// Since when, by the monotonic clock in milliseconds.
+    /// Since when it waits, by the monotonic clock in milliseconds.
     pub since_ms: u64,
     outcome: Rc<RefCell<Option<Recorded<T>>>>,
     _wake: H::Wake,
 }
 
-/// What is to be done about an id.
-pub enum Turn<H: Host, P, T> {
-    /// Nothing: somebody else has recorded it.
+/// What a request has to do about its id.
+pub enum Permit<H: Host, P, T> {
+    /// Nothing: another request has recorded it.
     Recorded(Recorded<T>),
-    /// To record it, and then those that wait. If it has waited itself, since when.
+    /// Record it, and then the ids that wait. The time is set if it has waited itself: since when.
     Take(Taking<H, P, T>, Option<u64>),
 }
 
-/// The right to take what waits. Dropped while there is something, it wakes all who wait, and one of them has it then.
+/// The right to take the ids that wait.
+///
+/// If it is dropped while ids wait, all their requests wake, and one of them gets the right.
 pub struct Taking<H: Host, P, T>(Rc<Queue<H, P, T>>);
 
 impl<H: Host, P, T> Waiter<H, P, T> {
-    /// Wakes who waits.
+    /// Sets the outcome, and wakes the request.
     pub fn done(self, outcome: Recorded<T>) {
         *self.outcome.borrow_mut() = Some(outcome);
     }
 }
 
 impl<H: Host, P: Clone, T> Queue<H, P, T> {
-    /// Nobody waits in it.
+    /// Returns an empty queue.
     pub fn new(host: H) -> Rc<Self> {
         Rc::new(Self {
             host,
@@ -75,17 +80,19 @@ impl<H: Host, P: Clone, T> Queue<H, P, T> {
         })
     }
 
-    /// Waits until somebody who takes ids has recorded this one. Without anybody it is for the caller to do so.
-    pub async fn wait(self: &Rc<Self>, place: &P, id: Id) -> Turn<H, P, T> {
+    /// Waits until another request has recorded this id.
+    ///
+    /// If no request records, the caller gets the right to do so.
+    pub async fn wait(self: &Rc<Self>, counter_window: &P, id: Id) -> Permit<H, P, T> {
         let mut since_ms = None;
         loop {
             if !self.busy.replace(true) {
-                return Turn::Take(Taking(self.clone()), since_ms);
+                return Permit::Take(Taking(self.clone()), since_ms);
             }
             let (wake, woken) = self.host.signal();
             let outcome = Rc::default();
             self.waiting.borrow_mut().push(Waiter {
-                place: place.clone(),
+                counter_window: counter_window.clone(),
                 id,
                 since_ms: *since_ms.get_or_insert_with(|| self.host.monotonic_ms()),
                 outcome: Rc::clone(&outcome),
@@ -93,16 +100,16 @@ impl<H: Host, P: Clone, T> Queue<H, P, T> {
             });
             woken.await;
             if let Some(outcome) = outcome.take() {
-                return Turn::Recorded(outcome);
+                return Permit::Recorded(outcome);
             }
         }
     }
 }
 
 impl<H: Host, P: Clone + PartialEq, T> Taking<H, P, T> {
-    /// Takes ids of one place, in their order.
+    /// Takes ids of one counter window, in their order.
     pub fn take(&self) -> Vec<Waiter<H, P, T>> {
-        take_alike(&mut self.0.waiting.borrow_mut(), |waiter| waiter.place.clone())
+        take_alike(&mut self.0.waiting.borrow_mut(), |waiter| waiter.counter_window.clone())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Recording in Redis: a server, or a cluster, whose nodes are found by what they say of each other.
+//! Recording in Redis: a server, or a cluster whose nodes describe each other.
 
 mod ids;
 mod node;
@@ -19,49 +19,51 @@ use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, Sp
 use crate::answer::Limit;
 use crate::cluster::{Address, Map};
 use crate::config::{Config, Policy};
-use crate::once::Once;
 use crate::ports::Host;
 use crate::redis_error::{RedisError, Refusal};
 use crate::registered::no_more_counters;
 use crate::reply::Reply;
+use crate::single_flight::SingleFlight;
 use crate::spooled::Batch;
 pub use node::Node;
 use node::Via;
-use scripts::{Script, add_job_within, keep, run_once, tell_counter};
+use scripts::{Script, add_job_within, keep, register_counter, run_once};
 
-/// How often a command is sent to another node before it is given up.
+/// How often a command follows a redirection before it is given up.
 const REDIRECTIONS: usize = 5;
-/// How often it is asked anew, after failures, which node has what, in milliseconds.
+/// The minimum time between reads of the map after failures, in milliseconds.
 const MAP_ANEW_MS: u64 = 500;
 
 /// Redis: one server, or a cluster.
 pub struct Redis<H: Host> {
     host: H,
     config: Config,
-    /// All that were asked for so far; first those that the variable names.
+    /// All nodes that were used so far, first those that the variable names.
     nodes: RefCell<Vec<Rc<Node<H>>>>,
-    /// Which node has which slots; nothing is in it where there is one server.
-    map: Once<Rc<Topology>, RedisError>,
-    /// Whether nobody is asked for that as long as all goes well: an instance that serves one request would ask for each.
+    /// Which node has which slots; without content for a single server.
+    map: SingleFlight<Rc<Topology>, RedisError>,
+    /// Whether the map is assumed, not read, until a node redirects.
+    ///
+    /// Otherwise an instance that serves one request would read it for each request.
     guesses: Cell<bool>,
-    /// How often a connection was lost and opened again.
+    /// How often a lost connection was reopened.
     reconnects: Rc<Cell<u64>>,
 }
 
-/// What a node says of its cluster.
+/// The answer of a node about its cluster.
 enum Asked {
-    /// It is by itself.
+    /// It is a single server.
     One,
-    /// It may not be asked.
+    /// The user has no permission to ask.
     Nobody,
     Cluster(Vec<Reply>),
 }
 
-/// What there is.
+/// The servers, and their slots.
 enum Topology {
-    /// A server by itself.
+    /// A single server.
     One,
-    /// A cluster, and when it was asked for its map, by the monotonic clock.
+    /// A cluster, and when its map was read, by the monotonic clock.
     Cluster {
         map: RefCell<Map>,
         asked_ms: u64,
@@ -70,7 +72,7 @@ enum Topology {
 }
 
 impl<H: Host> Redis<H> {
-    /// The Redis that the variables name; connects when first used.
+    /// Returns the Redis that the variables name; connects at the first use.
     pub fn new(host: &H, config: &Config) -> Self {
         let reconnects = Rc::default();
         let named = config.redis_urls.as_slice().iter();
@@ -88,18 +90,22 @@ impl<H: Host> Redis<H> {
             host: host.clone(),
             config: config.clone(),
             nodes: RefCell::new(named.collect()),
-            map: Once::default(),
-            guesses: Cell::new(H::POLICY == Policy::Once),
+            map: SingleFlight::default(),
+            guesses: Cell::new(H::POLICY == Policy::PerRequest),
             reconnects,
         }
     }
 
-    /// How often a connection to a server was lost and opened again: what was known of that server before says nothing any more.
+    /// Returns how often a lost connection was reopened.
+    ///
+    /// What was known of that server before is then no longer valid.
     pub fn reconnects(&self) -> u64 {
         self.reconnects.get()
     }
 
-    /// The node that has a key, as far as is known by now. The key is asked for if there are several.
+    /// Returns the node that has a key, as far as is known now.
+    ///
+    /// `key` is called only if there are several nodes.
     pub fn node_of<K: AsRef<str>>(&self, key: impl FnOnce() -> K) -> Rc<Node<H>> {
         match self.map.made() {
             Some(topology) if topology.is_cluster() => self.node_in(&topology, slot(key().as_ref())),
@@ -117,8 +123,10 @@ impl<H: Host> Redis<H> {
         node.unwrap_or(first)
     }
 
-    /// The node of this name, which the spool has, if the variable names it or the cluster's map has it. Any other is of a Redis that this host
-    /// was configured for before: nothing is asked of it and nothing written to it.
+    /// Returns the node with this name, which is a name in the spool.
+    ///
+    /// The variable must name the node, or the cluster's map must have it. Any other node belongs
+    /// to a Redis that this host was configured for before: it is neither read nor written.
     pub async fn named(&self, name: &str) -> Option<Rc<Node<H>>> {
         let urls: RedisUrls = name.parse().ok()?;
         let address = Address::new(urls.first().host(), urls.first().port());
@@ -135,17 +143,20 @@ impl<H: Host> Redis<H> {
         self.nodes.borrow()[0].clone()
     }
 
-    /// The node that is there before all else.
+    /// Returns the existing node with this first address.
     fn known(&self, first: &Address) -> Option<Rc<Node<H>>> {
         let nodes = self.nodes.borrow();
         let known = nodes.iter().find(|node| node.addresses().first() == Some(first));
         known.cloned()
     }
 
-    /// The node at these addresses, as `asked` sees it. One that had others before is another one: an address may lead elsewhere by now.
+    /// Returns the node at these addresses, with the user and password of `asked`.
+    ///
+    /// A node with other addresses is replaced by a new one: an address may now lead to another
+    /// server.
     fn node_at(&self, asked: &Node<H>, addresses: &[Address]) -> Option<Rc<Node<H>>> {
         let first = addresses.first()?;
-        // Each command asks, so nothing is parsed where it need not be.
+        // This runs for each command, so it parses nothing that it need not.
         let known = self.known(first);
         if known.as_ref().is_some_and(|known| known.addresses() == addresses) {
             return known;
@@ -160,15 +171,15 @@ impl<H: Host> Redis<H> {
         let reconnects = Rc::clone(&self.reconnects);
         let node = Rc::new(Node::new(&self.host, urls, addresses, &self.config, reconnects));
         let mut nodes = self.nodes.borrow_mut();
-        let place = known.and_then(|known| nodes.iter().position(|other| Rc::ptr_eq(other, &known)));
-        match place {
-            Some(place) => nodes[place] = node.clone(),
+        let counter_window = known.and_then(|known| nodes.iter().position(|other| Rc::ptr_eq(other, &known)));
+        match counter_window {
+            Some(counter_window) => nodes[counter_window] = node.clone(),
             None => nodes.push(node.clone()),
         }
         Some(node)
     }
 
-    /// Which node has what; asked for where that is not known, or no longer.
+    /// Returns which node has which slots. Reads it if it is unknown or outdated.
     async fn topology(&self) -> Result<Rc<Topology>, RedisError> {
         let is_outdated = |topology: &Rc<Topology>| topology.is_to_be_asked_anew(|| self.host.monotonic_ms());
         self.map.clear_if(is_outdated);
@@ -177,8 +188,9 @@ impl<H: Host> Redis<H> {
             .await
     }
 
-    /// Asks for the cluster's map: the node that is likeliest to be there, and if it does not tell, all others at the same time, since
-    /// requests wait.
+    /// Reads the cluster's map from the node that most probably answers.
+    ///
+    /// If that node fails, it asks all others in parallel, because requests wait.
     async fn read_map(&self) -> Result<Rc<Topology>, RedisError> {
         if self.guesses.get() {
             return Ok(self.cluster(Map::default()));
@@ -194,8 +206,9 @@ impl<H: Host> Redis<H> {
             Err(error) => error,
         };
         let asked = others.iter().map(|node| Box::pin(self.ask_for_map(node)));
-        let told = future::select_ok(asked).await;
-        told.map(|(topology, _)| topology)
+        let found = future::select_ok(asked).await;
+        found
+            .map(|(topology, _)| topology)
             .map_err(|last| RedisError::each(vec![error, last]))
     }
 
@@ -208,9 +221,9 @@ impl<H: Host> Redis<H> {
                 _ => Err(error),
             },
         };
-        match node.twice(&Cell::default(), ask).await {
+        match node.with_retry(&Cell::default(), ask).await {
             Ok(Asked::One) => self.one(),
-            // Whatever node is asked sends on, if it is one of several.
+            // If there are several nodes, each of them redirects.
             Ok(Asked::Nobody) => Ok(self.cluster(Map::default())),
             Ok(Asked::Cluster(answer)) => Ok(self.cluster(Map::parse(&answer, node.url().host()))),
             Err(error) if error.redirect().is_some() => Err(RedisError::UnexpectedType.at(node.url())),
@@ -233,8 +246,10 @@ impl<H: Host> Redis<H> {
         }
     }
 
-    /// Runs an idempotent command on the node that has the key, again on a fresh connection if it fails, and wherever the nodes send it.
-    async fn twice<T>(
+    /// Runs an idempotent command on the node that has the key.
+    ///
+    /// If it fails, it runs again on a fresh connection. Redirections are followed.
+    async fn with_retry<T>(
         &self,
         key: &str,
         command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
@@ -243,8 +258,9 @@ impl<H: Host> Redis<H> {
         let topology = self.topology().await?;
         let node = self.node_in(&topology, slot);
         let first = match self.follow(slot, topology, node, &sent, &command).await {
-            // The second attempt begins where another one is named, which may be there if the first is not.
-            Err(first) if H::POLICY == Policy::Once && !first.is_elsewhere() => first,
+            // The second attempt begins at another named node, which may be reachable if the first
+            // is not.
+            Err(first) if H::POLICY == Policy::PerRequest && !first.is_elsewhere() => first,
             done => return done,
         };
         let named = self.config.redis_urls.as_slice().len();
@@ -254,7 +270,7 @@ impl<H: Host> Redis<H> {
         second.map_err(|second| first.and_then(second))
     }
 
-    /// Runs a command on a node, and wherever that and others send it.
+    /// Runs a command on a node, and follows redirections.
     async fn follow<T>(
         &self,
         slot: u16,
@@ -265,11 +281,12 @@ impl<H: Host> Redis<H> {
     ) -> Result<T, RedisError> {
         let mut is_ask = false;
         for _ in 0..=REDIRECTIONS {
-            // Boxed, or the types of those who wait are too deep for the compiler in the crates that count.
+            // Boxed, because the types of the callers are otherwise too deep for the compiler in
+            // dependent crates.
             let done = match H::POLICY {
                 _ if is_ask => Box::pin(node.asking(sent, command)).await,
-                Policy::Kept => Box::pin(node.twice(sent, command)).await,
-                Policy::Once => Box::pin(node.attempt(sent, command)).await,
+                Policy::LongLived => Box::pin(node.with_retry(sent, command)).await,
+                Policy::PerRequest => Box::pin(node.attempt(sent, command)).await,
             };
             let error = match done {
                 Ok(done) => return Ok(done),
@@ -292,7 +309,7 @@ impl<H: Host> Redis<H> {
                     }
                     to
                 }
-                // Perhaps the map says where.
+                // The map may know the node.
                 None => {
                     topology.set_outdated();
                     topology = self.topology().await?;
@@ -307,19 +324,19 @@ impl<H: Host> Redis<H> {
         Err(RedisError::SentOn(REDIRECTIONS).at(node.url()))
     }
 
-    /// Which node has what, told by one that sends on, if that was only guessed.
+    /// Reads the map from a node that redirected, if the map was only assumed.
     async fn guess_no_more(&self, asked: &Node<H>) -> Option<Rc<Topology>> {
         if !self.guesses.replace(false) {
             return None;
         }
         self.map.clear_if(|_| true);
-        let told = self
+        let found = self
             .map
             .get_on(&self.host, async || Box::pin(self.ask_for_map(asked)).await);
-        told.await.ok()
+        found.await.ok()
     }
 
-    /// The node at the address to which `node` sends on.
+    /// Returns the node at the address to which `node` redirects.
     fn sent_on(&self, topology: &Topology, node: &Node<H>, address: &Address) -> Option<Rc<Node<H>>> {
         if let Topology::Cluster { map, .. } = topology
             && let Some(addresses) = map.borrow().at(address)
@@ -329,15 +346,16 @@ impl<H: Host> Redis<H> {
         self.node_at(node, std::slice::from_ref(address))
     }
 
-    /// Registers that a named counter is in use, before its ids are recorded. The outcome is a limit where there may be no more counters, unless
-    /// `unlimited`.
-    pub async fn tell_counter(
+    /// Registers that a named counter is in use, before its ids are recorded.
+    ///
+    /// Returns a limit if there may be no more counters, unless `unlimited`.
+    pub async fn register_counter(
         &self,
         keys: &Keys,
         name: &CounterName,
         unlimited: bool,
     ) -> Result<Option<Limit>, RedisError> {
-        let script = tell_counter(keys, name, (!unlimited).then_some(MAX_COUNTERS));
+        let script = register_counter(keys, name, (!unlimited).then_some(MAX_COUNTERS));
         let answer = self.evaluate(script, None).await?;
         Ok(match answer.as_slice() {
             [Reply::Text(said)] => no_more_counters(said),
@@ -345,11 +363,13 @@ impl<H: Host> Redis<H> {
         })
     }
 
-    /// Notes that a window has ids in so many partitions, for the reporter, which finds by that what nobody expects.
+    /// Adds a window, which has ids in this many partitions, to the index.
+    ///
+    /// By the index, the reporter finds windows that it does not expect.
     pub async fn index(&self, keys: &Keys, window: Window, partitions: u16) -> Result<(), RedisError> {
         let (key, score) = (keys.windows(window.length()), self.host.now_ms().to_string());
         let member = indexed(window, partitions);
-        self.twice(&key, async |via| {
+        self.with_retry(&key, async |via| {
             via.execute("ZADD", [&key, &score, &member].map(text)).await?;
             let expiry = [text(&key), INDEX_SECONDS.to_string()];
             via.execute("EXPIRE", expiry).await?;
@@ -358,10 +378,10 @@ impl<H: Host> Redis<H> {
         .await
     }
 
-    /// Records spooled ids of one set, known by its key.
+    /// Records spooled ids of one set, by its key.
     pub async fn add_spooled(&self, key: &str, ids: &[Id]) -> Result<(), RedisError> {
         let members: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        self.twice(key, async |via| {
+        self.with_retry(key, async |via| {
             via.execute("SADD", iter::once(text(key)).chain(members.iter().cloned()))
                 .await?;
             self.replicated(via, Some(key)).await
@@ -370,7 +390,9 @@ impl<H: Host> Redis<H> {
         self.expire(key).await
     }
 
-    /// Adds a callback job, which `command` adds, unless its endpoint has had enough of them in its window.
+    /// Adds a callback job by `command`.
+    ///
+    /// Returns a limit if its endpoint has the maximum number of jobs in the window.
     pub async fn add_job(
         &self,
         keys: &Keys,
@@ -387,9 +409,11 @@ impl<H: Host> Redis<H> {
         })
     }
 
-    /// Runs an idempotent script, where its key is. It writes in any case, or adds to the set of ids under `ids`.
+    /// Runs an idempotent script on the node of its key.
+    ///
+    /// The script must write in any case, or add to the set of ids under `ids`.
     async fn evaluate(&self, script: Script, ids: Option<&str>) -> Result<Vec<Reply>, RedisError> {
-        self.twice(script.key(), async |via| {
+        self.with_retry(script.key(), async |via| {
             let answer = via.run(&script).await?;
             self.replicated(via, ids).await?;
             Ok(answer)
@@ -404,40 +428,42 @@ impl<H: Host> Redis<H> {
         };
         let key = arguments.first().map_or("", String::as_str);
         let arguments: Vec<String> = arguments.iter().map(text).collect();
-        self.twice(key, async |via| {
+        self.with_retry(key, async |via| {
             via.execute(name, arguments.clone()).await?;
             self.replicated(via, None).await
         })
         .await
     }
 
-    /// Runs a batch, unless it ran before. Says whether there was room for it.
+    /// Runs a batch, unless it has already run. Returns whether there was room for it.
     pub async fn run_once(&self, keys: &Keys, batch: &Batch) -> Result<bool, RedisError> {
         let answer = self.evaluate(run_once(keys, batch), None).await?;
         Ok(matches!(answer.as_slice(), [Reply::Number(1)]))
     }
 
-    /// Whether there is room for another callback job.
+    /// Returns whether there is room for another callback job.
     pub async fn has_room(&self, keys: &Keys) -> Result<bool, RedisError> {
         let stream = keys.callbacks();
         let answer = self
-            .twice(&stream, async |via| via.execute("XLEN", [text(&stream)]).await)
+            .with_retry(&stream, async |via| via.execute("XLEN", [text(&stream)]).await)
             .await?;
         Ok(!matches!(answer.as_slice(), [Reply::Number(length)] if length.cast_unsigned() >= MAX_QUEUED_JOBS))
     }
 
-    /// Forgets a batch that has run, since nobody sends it again. If this fails, it is forgotten after a day.
+    /// Removes the idempotency key of a batch that has run and is not sent again.
+    ///
+    /// If this fails, the key expires after a day.
     pub async fn forget(&self, keys: &Keys, batch: &Batch) {
         let own = keys.spooled_batch(&batch.name);
         let _ = self
-            .twice(&own, async |via| via.execute("DEL", [text(&own)]).await)
+            .with_retry(&own, async |via| via.execute("DEL", [text(&own)]).await)
             .await;
     }
 
-    /// Tells the state of a spool, for the reporter's metrics.
-    pub async fn tell_spool(&self, keys: &Keys, name: &str, state: SpoolState) -> Result<(), RedisError> {
+    /// Reports the state of a spool, for the reporter's metrics.
+    pub async fn record_spool_state(&self, keys: &Keys, name: &str, state: SpoolState) -> Result<(), RedisError> {
         let (key, state) = (keys.spools(), state.to_string());
-        self.twice(&key, async |via| {
+        self.with_retry(&key, async |via| {
             via.execute("HSET", [&key, name, &state].map(text)).await?;
             let expiry = [text(&key), SPOOL_STATE_SECONDS.to_string()];
             via.execute("EXPIRE", expiry).await
@@ -446,9 +472,11 @@ impl<H: Host> Redis<H> {
         .map(drop)
     }
 
-    /// Waits until enough replicas have what this connection has written. Where that was ids for the set under `ids`, they may have been there
-    /// already: then this writes something, since Redis 7.2 waits for no more than
-    /// the connection's own last write.
+    /// Waits until enough replicas have what this connection has written.
+    ///
+    /// If that was ids for the set under `ids`, they may already have been in the set. Then this
+    /// function writes something, because since Redis 7.2 `WAIT` waits only for the connection's
+    /// own last write.
     async fn replicated(&self, via: &Via<'_, H>, ids: Option<&str>) -> Result<(), RedisError> {
         if self.config.wait_replicas == 0 {
             return Ok(());
@@ -477,7 +505,7 @@ impl Topology {
         matches!(self, Self::Cluster { .. })
     }
 
-    /// Learns that another node has a slot. The others may have moved too.
+    /// Records that another node has a slot. Other slots may have moved too.
     fn moved(&self, slot: u16, address: Address) {
         if let Self::Cluster { map, .. } = self {
             map.borrow_mut().moved(slot, address);
@@ -485,14 +513,18 @@ impl Topology {
         self.set_outdated();
     }
 
-    /// Notes that a node has failed, or has a slot no more: another one may have taken over.
+    /// Marks the map as outdated.
+    ///
+    /// A node has failed or no longer has a slot, so another node may have taken over.
     fn set_outdated(&self) {
         if let Self::Cluster { outdated, .. } = self {
             outdated.set(true);
         }
     }
 
-    /// By the monotonic clock, which is asked where it matters.
+    /// Returns whether the map must be read again.
+    ///
+    /// `now_ms` is the monotonic clock. It is called only where the time matters.
     fn is_to_be_asked_anew(&self, now_ms: impl Fn() -> u64) -> bool {
         match self {
             Self::One => false,

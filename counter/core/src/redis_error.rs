@@ -1,83 +1,87 @@
-//! What Redis, or the way to it, fails by. The words of hosts and servers are read here and nowhere else.
+//! The failures of Redis and of the connection to it.
+//!
+//! The messages of hosts and servers are parsed here and nowhere else.
 
 use thiserror::Error;
 
 use crate::cluster::Redirect;
 
-/// Why Redis has not done what it was asked for.
+/// Why Redis did not do what was requested.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RedisError {
-    /// The host does not connect there.
+    /// The host does not connect to this address.
     #[error("the address is invalid or not among allowed_outbound_hosts")]
     InvalidAddress,
-    /// The host opens no more.
+    /// The host opens no more connections.
     #[error("too many open connections")]
     TooManyConnections,
-    /// Something else than Redis may be there.
+    /// The server may not be Redis.
     #[error("the answer has an unexpected type")]
     UnexpectedType,
-    /// Another node has it.
+    /// Another node has the key.
     #[error("{text}")]
     Redirected {
-        /// Where it is.
+        /// Where the key is.
         redirect: Redirect,
-        /// As it was told.
+        /// The message, as received.
         text: String,
     },
-    /// The server does not do it.
+    /// The server refuses the command.
     #[error("{text}")]
     Refused {
-        /// Why not.
+        /// The reason.
         refusal: Refusal,
-        /// As it was told.
+        /// The message, as received.
         text: String,
     },
-    /// It is not reached, or the connection broke; in the host's words.
+    /// It is unreachable, or the connection broke. The message is that of the host.
     #[error("{0}")]
     Away(String),
-    /// Nothing came in time.
+    /// There was no answer in time.
     #[error("no answer within {within_ms} ms")]
     NoAnswer {
         /// The time, in milliseconds.
         within_ms: u64,
     },
-    /// It was not asked, since it has failed a moment ago, by this if this instance has asked it.
+    /// It was not asked, because it failed a moment ago.
+    ///
+    /// The content is that failure, if this instance has asked it.
     #[error("{}", .0.as_ref().map_or_else(|| "not reachable a moment ago".to_owned(), |last| format!("a moment ago: {last}")))]
     FailedLately(Option<Box<Self>>),
-    /// It was asked, and was found to fail by another request meanwhile.
+    /// It was asked, and meanwhile another request found that it fails.
     #[error("no answer, and not reachable a moment ago")]
     FailedMeanwhile,
-    /// A node of a cluster has sent a command on without an address.
+    /// A node of a cluster redirected a command without an address.
     #[error(
         "sends on to a node that has announced no name (cluster-preferred-endpoint-type hostname, and no cluster-announce-hostname)"
     )]
     SentNowhere,
-    /// Nodes have sent a command on from one to the other.
+    /// Nodes redirected a command from one to the other.
     #[error("sent on more than {0} times")]
     SentOn(usize),
-    /// Several servers are named that are not one.
+    /// Several servers are named that are not one cluster.
     #[error("redis_urls names several servers, which are no cluster; expected one Redis, or nodes of one cluster")]
     NotOneCluster,
     /// Fewer replicas than `redis_wait_replicas` have what was recorded.
     #[error("{replicas} of {wanted} replicas have it within {within_ms} ms (redis_wait_replicas)")]
     TooFewReplicas {
-        /// That have it.
+        /// The replicas that have it.
         replicas: i64,
-        /// That have to have it.
+        /// The replicas that must have it.
         wanted: u32,
-        /// Within this time, in milliseconds.
+        /// The time limit, in milliseconds.
         within_ms: i64,
     },
-    /// A set of ids that was just added to was removed.
+    /// A set of ids was removed just after ids were added to it.
     #[error("the set of ids was removed meanwhile")]
     SetGone,
     /// The stream of callback jobs is full.
     #[error("too many callback jobs wait")]
     TooManyJobs,
-    /// A script that adds ids to this set has not answered for each of them.
+    /// A script that adds ids to this set did not answer for each of them.
     #[error("{0}: the answer has an unexpected length")]
     UnexpectedLength(String),
-    /// What a node fails by.
+    /// The failure of a node.
     #[error("{node}: {error}")]
     At {
         /// Its URL, without a password.
@@ -85,33 +89,35 @@ pub enum RedisError {
         /// The failure.
         error: Box<Self>,
     },
-    /// Two attempts have failed.
+    /// Two attempts failed.
     #[error("{first}; on a fresh connection: {second}")]
     Twice {
-        /// The first one.
+        /// The first failure.
         first: Box<Self>,
-        /// The other one, unlike it.
+        /// The second failure, which differs from the first.
         second: Box<Self>,
     },
-    /// What was asked of several, none does.
+    /// Several servers were asked, and none succeeded.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Each(Vec<Self>),
 }
 
-/// Why a server does not do what it understands.
+/// Why a server refuses a command that it understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is no node of a cluster, or does not know what that is.
+    /// It is not a node of a cluster, or does not know clusters.
     NoCluster,
-    /// This user may not.
+    /// This user has no permission.
     Forbidden,
     /// The keys are not all in one slot.
     CrossSlot,
-    /// Another of Redis' error codes.
+    /// Another error code of Redis.
     Code(&'static str),
 }
 
-/// Redis' error codes that commands of ours may meet, apart from those that [`Refusal`] and [`Redirect`] tell.
+/// Redis' error codes that the commands of Verve may meet.
+///
+/// [`Refusal`] and [`Redirect`] cover the others.
 const CODES: [&str; 13] = [
     "BUSY",
     "CLUSTERDOWN",
@@ -129,20 +135,22 @@ const CODES: [&str; 13] = [
 ];
 
 impl RedisError {
-    /// Reads what a host says that a command failed by, which is what the server says, in each host's own words: `OOM command not allowed`,
+    /// Parses the message of a host about a failed command.
+    ///
+    /// It contains the message of the server, in each host's own words: `OOM command not allowed`,
     /// `An error was signalled by the server - CrossSlot: Keys in …`.
     #[must_use]
-    pub fn told(text: String) -> Self {
-        if let Some(redirect) = Redirect::told(&text) {
+    pub fn from_message(text: String) -> Self {
+        if let Some(redirect) = Redirect::parse(&text) {
             return Self::Redirected { redirect, text };
         }
-        match Refusal::told(&text) {
+        match Refusal::from_message(&text) {
             Some(refusal) => Self::Refused { refusal, text },
             None => Self::Away(text),
         }
     }
 
-    /// The same, of this node.
+    /// Adds the node to the failure.
     #[must_use]
     pub fn at(self, node: impl ToString) -> Self {
         Self::At {
@@ -151,7 +159,7 @@ impl RedisError {
         }
     }
 
-    /// Where the command is sent on to, if that is all.
+    /// Returns the redirection, if the failure is only that.
     #[must_use]
     pub fn redirect(&self) -> Option<&Redirect> {
         match self {
@@ -161,13 +169,13 @@ impl RedisError {
         }
     }
 
-    /// Whether the server is well, and what it was asked for is not all its own.
+    /// Whether the server works, but does not have all that the command needs.
     #[must_use]
     pub fn is_elsewhere(&self) -> bool {
         self.redirect().is_some() || self.refusal() == Some(Refusal::CrossSlot)
     }
 
-    /// Why the server refuses, if it does.
+    /// Returns why the server refuses, if it does.
     #[must_use]
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
@@ -178,7 +186,7 @@ impl RedisError {
         }
     }
 
-    /// That another attempt has failed too.
+    /// Combines the failures of two attempts. Equal failures become one.
     #[must_use]
     pub fn and_then(self, second: Self) -> Self {
         if self == second {
@@ -190,7 +198,7 @@ impl RedisError {
         }
     }
 
-    /// What several have failed by, each told once.
+    /// Combines the failures of several servers. Equal consecutive ones appear once.
     #[must_use]
     pub fn each(mut errors: Vec<Self>) -> Self {
         errors.dedup();
@@ -202,7 +210,7 @@ impl RedisError {
 }
 
 impl Refusal {
-    fn told(text: &str) -> Option<Self> {
+    fn from_message(text: &str) -> Option<Self> {
         let said = text.to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|words| said.contains(words));
         if says(&["cluster support disabled", "unknown command"]) {
@@ -214,7 +222,7 @@ impl Refusal {
         if says(&["same slot"]) {
             return Some(Self::CrossSlot);
         }
-        // Some hosts write a code as `ReadOnly`. `err` is no word of theirs for it.
+        // Some hosts write a code as `ReadOnly`. No host writes `ERR` in another case.
         let mut words = text.split_ascii_whitespace().map(|word| word.trim_end_matches(':'));
         words.find_map(|word| {
             let code = CODES.into_iter().find(|code| code.eq_ignore_ascii_case(word))?;
@@ -229,7 +237,7 @@ mod tests {
 
     #[test]
     fn what_hosts_say_is_read() {
-        let refused = |text: &str| RedisError::told(text.to_owned()).refusal();
+        let refused = |text: &str| RedisError::from_message(text.to_owned()).refusal();
         for (text, refusal) in [
             ("ERR This instance has cluster support disabled", Refusal::NoCluster),
             (
@@ -273,9 +281,12 @@ mod tests {
             "an err of the host",
             "",
         ] {
-            assert_eq!(RedisError::told(text.to_owned()), RedisError::Away(text.to_owned()));
+            assert_eq!(
+                RedisError::from_message(text.to_owned()),
+                RedisError::Away(text.to_owned())
+            );
         }
-        let moved = RedisError::told("MOVED 3999 127.0.0.1:6381".to_owned());
+        let moved = RedisError::from_message("MOVED 3999 127.0.0.1:6381".to_owned());
         assert_eq!(moved.redirect().map(|redirect| redirect.slot), Some(3999));
         assert_eq!(moved.refusal(), None);
     }

@@ -1,8 +1,11 @@
-//! Named counters are registered in Redis, so that the reporter knows of them.
+//! The registration of named counters in Redis, for the reporter.
 
 use crate::answer::Limit;
 
-/// What [`TELL_COUNTER`](verve_protocol::scripts::TELL_COUNTER) has said: whether there may be no more counters.
+/// Parses the answer of the script that registers a counter.
+///
+/// It returns a limit if [`REGISTER_COUNTER`](verve_protocol::scripts::REGISTER_COUNTER) answers
+/// that there may be no more counters.
 #[must_use]
 pub fn no_more_counters(said: &str) -> Option<Limit> {
     (said == "full").then_some(Limit::Counters)

@@ -1,6 +1,6 @@
-//! What Redis replies.
+//! The replies of Redis.
 
-/// A part of what Redis replies. Hosts put what is nested in it one behind the other.
+/// A part of a reply of Redis. Hosts flatten nested replies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// No value.
@@ -12,7 +12,9 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// A text of these bytes. What is not UTF-8 in it, which nothing of ours is, is replaced.
+    /// Returns a text of these bytes.
+    ///
+    /// Invalid UTF-8, which never occurs in the data of Verve, is replaced.
     #[must_use]
     pub fn of_bytes(bytes: Vec<u8>) -> Self {
         let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

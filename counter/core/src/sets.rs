@@ -1,4 +1,6 @@
-//! The sets of ids, one for each partition of a window: what goes into which, and what comes of each id of it.
+//! The sets of ids, one for each partition of a window.
+//!
+//! This module decides which id goes into which set, and which answer each id gets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec;
@@ -7,7 +9,7 @@ use verve_protocol::{Id, Partition, Partitions};
 
 use crate::answer::{Answer, NotCounted, Outcome};
 
-/// The ids of each partition, in their order.
+/// Returns the ids of each partition, in their order.
 #[must_use]
 pub fn by_partition(ids: &[Id], partitions: Partitions) -> BTreeMap<Partition, Vec<Id>> {
     let mut sets: BTreeMap<Partition, Vec<Id>> = BTreeMap::new();
@@ -17,8 +19,10 @@ pub fn by_partition(ids: &[Id], partitions: Partitions) -> BTreeMap<Partition, V
     sets
 }
 
-/// What came of each id, by what came of those of each partition, as [`by_partition`] has put them. `unavailable` of one of which nothing
-/// is said.
+/// Returns the answer of each id, from the answers of each partition.
+///
+/// `of_partitions` has the answers in the order of [`by_partition`]. An id without an answer is
+/// `Unavailable`.
 pub fn in_order<E: Clone>(
     ids: &[Id],
     partitions: Partitions,
@@ -38,7 +42,7 @@ pub fn in_order<E: Clone>(
     answers.collect()
 }
 
-/// Ids of one window, each once, though several requests may have brought it.
+/// Distinct ids of one window. Several requests may have sent the same id.
 #[derive(Debug)]
 pub struct Distinct {
     members: BTreeSet<i64>,
@@ -46,7 +50,7 @@ pub struct Distinct {
 }
 
 impl Distinct {
-    /// The distinct ones of these.
+    /// Returns the distinct ids of these.
     #[must_use]
     pub fn of(ids: &[Id]) -> Self {
         Self {
@@ -55,14 +59,16 @@ impl Distinct {
         }
     }
 
-    /// The members of the window's set, in the order of their numbers.
+    /// Returns the members of the window's set, in numerical order.
     #[must_use]
     pub fn members(&self) -> Vec<String> {
         self.members.iter().map(ToString::to_string).collect()
     }
 
-    /// The answer to each request, by what came of each member. The first that brought a new id is `new`, and all others are
-    /// duplicates. None if there is not one for each member.
+    /// Returns the answer of each request, from the answers of the members.
+    ///
+    /// The first request with a new id is `new`, and all others are duplicates. Returns `None` if
+    /// the number of answers is not the number of members.
     #[must_use]
     pub fn answers(&self, of_members: &[Answer]) -> Option<Vec<Answer>> {
         if of_members.len() != self.members.len() {
@@ -91,7 +97,7 @@ mod tests {
     use crate::answer::Limit;
 
     proptest! {
-        /// Each id is in its own partition's set, and gets its own answer, or its set's error.
+        /// Each id is in its partition's set, and gets its own answer or its set's error.
         #[test]
         fn answers_of_partitions_come_in_the_order_of_ids(
             numbers in vec(-50..50i64, 0..40), partitions in 1..9u16, failing in 0..9u16,
@@ -112,8 +118,9 @@ mod tests {
             prop_assert_eq!(in_order(&ids, partitions, of_partitions.collect()), expected);
         }
 
-        /// However requests that bring the same ids come together, each new id is `new` once, for who brought it first, as if
-        /// they had come one after the other.
+        /// Each new id is `new` once, for the first request that sent it.
+        ///
+        /// The answers are the same as if the requests had come one after the other.
         #[test]
         fn each_new_id_is_new_once(ids in vec(-5..5i64, 1..60), known in vec(-5..5i64, 0..9)) {
             let known: BTreeSet<i64> = known.into_iter().collect();
@@ -139,7 +146,7 @@ mod tests {
                 })
                 .collect();
             prop_assert_eq!(distinct.answers(&of_members), Some(one_by_one));
-            // What was said of other members tells nothing.
+            // Answers that do not match the members are not used.
             prop_assert_eq!(distinct.answers(&of_members[1..]), None);
             prop_assert_eq!(distinct.answers(&[&of_members[..], &[beyond]].concat()), None);
         }

@@ -1,42 +1,52 @@
-//! The spool: what was accepted while Redis is away, in the host's SQLite database `default`, until it is brought to Redis.
+//! The spool: what was accepted while Redis is unreachable, until it is drained.
 //!
-//! - `ids`: ids of one set that were recorded together, by its key
-//! - `commands`: commands which may run only once, such as the `XADD` of a callback job. They are taken
-//!   in batches; a batch has a name, by which Redis knows whether it has run it
-//! - `size`: how many ids and callback jobs there are, kept by triggers. Beyond a limit nothing is added
-//! - `drained`: how many ids were brought to Redis since the spool was last empty, kept by a trigger, and the name by which Redis
-//!   is told so
-//! - `state`: what one instance tells the others, each until a moment: which server is away, who drains
-//! - `owner`: the namespace and the Redis that all of it is for, the version that made it so, and a name that is new with each owner. Whoever counts for
-//!   another namespace or Redis neither adds nor drains anything, unless nothing is there: then the database becomes theirs
+//! It is the host's SQLite database `default`, and has these tables:
 //!
-//! Its format is in SQLite's `user_version`; a spool of another format is left alone.
+//! - `ids`: ids of one set that were recorded together, by the key of the set
+//! - `commands`: commands that may run only once, such as the `XADD` of a callback job. They are
+//!   taken in batches. A batch has a name, its idempotency key, by which Redis knows whether it has
+//!   run
+//! - `size`: the number of ids and callback jobs, kept by triggers. Beyond a limit nothing is added
+//! - `drained`: the number of ids that were drained since the spool was last empty, kept by a
+//!   trigger, and the name under which this number is reported to Redis
+//! - `state`: messages from one instance to the others, each valid until a moment: which server is
+//!   unreachable, which instance drains
+//! - `owner`: the namespace and the Redis that all content is for, the version that made this
+//!   entry, and a name that is new with each owner. An instance that counts for another namespace
+//!   or Redis neither adds nor drains anything, unless the spool is empty: then that instance
+//!   becomes the owner
 //!
-//! In WAL mode with `synchronous=NORMAL`, what is acknowledged survives the death of every process; of the machine's
-//! power, all but the last moments. An in-memory database would keep nothing, and is not accepted.
+//! The format is in SQLite's `user_version`. A spool of another format is not touched.
+//!
+//! In WAL mode with `synchronous=NORMAL`, acknowledged content survives the death of every process.
+//! After a power failure of the machine, all but the last moments survive. An in-memory database
+//! would keep nothing, and is not accepted.
 
 use std::rc::Rc;
 
 use verve_protocol::{Id, RedisUrls, SpoolState};
 
 use crate::config::Config;
-use crate::once::Once;
 use crate::ports::{Cell, Database as _, Host, look_again, unique_name};
+use crate::single_flight::SingleFlight;
 use crate::spooled::{Batch, Contents, SpoolError, SpooledIds};
 
-/// How long SQLite waits for others who write, in milliseconds. A request that finds Redis away is answered within two of
-/// Redis' timeouts and this.
+/// How long SQLite waits for other writers, in milliseconds.
+///
+/// If Redis is unreachable, a request is answered within twice the Redis timeout plus this time.
 const BUSY_TIMEOUT_MS: u32 = 2000;
-/// The most rows or commands in a batch.
+/// The maximum number of rows or commands in a batch.
 const BATCH: i64 = 500;
-/// The most batches that are run at once.
+/// The maximum number of batches that run in parallel.
 const BATCHES: i64 = 16;
 
-/// The `user_version` of the database: one more with each change that another version would misread.
+/// The `user_version` of the database.
+///
+/// It increases by one with each change that another version would misread.
 const FORMAT: i64 = 1;
 
-/// What the database is made of.
-const MADE_OF: [&str; 14] = [
+/// The statements that create the database.
+const SCHEMA: [&str; 14] = [
     "CREATE TABLE IF NOT EXISTS ids (number INTEGER PRIMARY KEY, key TEXT NOT NULL, ids TEXT NOT NULL, count INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS keyed ON ids (key)",
     "CREATE TABLE IF NOT EXISTS commands (number INTEGER PRIMARY KEY, batch TEXT, command TEXT NOT NULL)",
@@ -56,13 +66,13 @@ const MADE_OF: [&str; 14] = [
         version TEXT NOT NULL, name TEXT NOT NULL)",
 ];
 
-/// The database, opened when first used.
+/// The database, opened at the first use.
 pub struct Spool<H: Host> {
     host: H,
-    database: Once<Rc<Opened<H>>, SpoolError>,
-    /// The most ids and callback jobs.
+    database: SingleFlight<Rc<Opened<H>>, SpoolError>,
+    /// The maximum number of ids and callback jobs.
     limit: u64,
-    /// Whose ids and jobs they are.
+    /// The namespace that the ids and jobs are for.
     namespace: String,
     redis: RedisUrls,
 }
@@ -70,23 +80,27 @@ pub struct Spool<H: Host> {
 /// The open database.
 struct Opened<H: Host> {
     connection: H::Database,
-    /// The name of its owner, us.
+    /// The name of its owner: this host.
     owner: String,
 }
 
 impl<H: Host> Spool<H> {
-    /// A spool for so many ids and callback jobs, of this namespace and Redis; opened when first used.
+    /// Returns a spool for at most `limit` ids and callback jobs.
+    ///
+    /// It is opened at the first use. Its owner has the namespace and Redis of `config`.
     pub fn new(host: &H, limit: u64, config: &Config) -> Self {
         Self {
             host: host.clone(),
-            database: Once::default(),
+            database: SingleFlight::default(),
             limit,
             namespace: config.keys.namespace().to_string(),
             redis: config.redis_urls.clone(),
         }
     }
 
-    /// Adds ids of a set, as one row: each is written once and at the end, however many there are. They may be there already.
+    /// Adds ids of a set, as one row. They may already be in the spool.
+    ///
+    /// The row is written once, at the end of the table, for any number of ids.
     pub async fn add_ids(&self, key: String, ids: &[Id]) -> Result<(), SpoolError> {
         let insert = "INSERT INTO ids (key, ids, count) SELECT ?2, ?3, ?4 \
             WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 RETURNING 1";
@@ -99,7 +113,7 @@ impl<H: Host> Spool<H> {
         self.add(insert, row).await
     }
 
-    /// Runs a statement that adds something if there is room, and if the database is ours.
+    /// Runs a statement that adds, if there is room and if the database is ours.
     async fn add(&self, insert: &str, values: impl IntoIterator<Item = Cell> + Clone) -> Result<(), SpoolError> {
         for _ in 0..2 {
             if !self.run_as_owner(insert, values.clone()).await?.is_empty() {
@@ -109,7 +123,7 @@ impl<H: Host> Spool<H> {
             if !self.run_as_owner(is_ours, []).await?.is_empty() {
                 return Err(SpoolError::Full(self.limit));
             }
-            // Somebody took it over while it was empty. Perhaps it is empty again.
+            // Another owner took the database over while it was empty. Perhaps it is empty again.
             self.database.clear_if(|_| true);
         }
         Err(SpoolError::TakenOver)
@@ -131,7 +145,9 @@ impl<H: Host> Spool<H> {
         self.add(&insert, values).await
     }
 
-    /// Adds a batch of commands, which may have run already, and may be there already. There has to be room for so many ids or jobs.
+    /// Adds a batch of commands. It may have run already, and may already be in the spool.
+    ///
+    /// There must be room for `room` ids or jobs.
     pub async fn add_batch(&self, batch: &Batch, room: usize) -> Result<(), SpoolError> {
         let insert = "INSERT INTO commands (batch, command) SELECT ?2, value FROM json_each(?3) \
             WHERE (SELECT total FROM size) + ?4 <= ?5 AND (SELECT name FROM owner) = ?1 \
@@ -145,7 +161,7 @@ impl<H: Host> Spool<H> {
         ];
         let added = self.add(insert, row).await;
         if matches!(added, Err(SpoolError::Full(_))) {
-            // An attempt before may have added it, though it failed.
+            // An earlier attempt may have added it although it failed.
             let is_there = "SELECT 1 FROM commands WHERE batch = ?1 LIMIT 1";
             if !self.run(is_there, [name()]).await?.is_empty() {
                 return Ok(());
@@ -154,7 +170,7 @@ impl<H: Host> Spool<H> {
         added
     }
 
-    /// The keys of the sets that there are ids of, the oldest windows first.
+    /// Returns the keys of the sets with ids in the spool, the oldest windows first.
     pub async fn sets(&self) -> Result<Vec<String>, SpoolError> {
         let select = "SELECT DISTINCT key FROM ids WHERE (SELECT name FROM owner) = ?1 ORDER BY key";
         let rows = self.run_as_owner(select, []).await?;
@@ -165,7 +181,9 @@ impl<H: Host> Spool<H> {
         Ok(keys.collect())
     }
 
-    /// The first ids of a set, as many as are brought to Redis together: `most`, and those of one row in any case.
+    /// Returns the first ids of a set, as many as are drained together.
+    ///
+    /// These are the ids of the first rows, until there are at least `most` ids.
     pub async fn ids(&self, key: &str, most: usize) -> Result<SpooledIds, SpoolError> {
         let select = "SELECT json_array(number, key, ids), ids FROM ids \
             WHERE key = ?2 AND (SELECT name FROM owner) = ?1 ORDER BY number LIMIT ?3";
@@ -182,8 +200,10 @@ impl<H: Host> Spool<H> {
         Ok(SpooledIds::leading(rows, most))
     }
 
-    /// Removes ids that [`Spool::ids`] gave. Not by the numbers of their rows alone: of a row that somebody else has removed meanwhile, the
-    /// number may by now be that of another.
+    /// Removes ids that [`Spool::ids`] returned.
+    ///
+    /// It compares the content of the rows too: after another instance has removed a row, a new row
+    /// may have its number.
     pub async fn remove_ids(&self, ids: &SpooledIds) -> Result<(), SpoolError> {
         let delete = "DELETE FROM ids WHERE number IN (SELECT value ->> 0 FROM json_each(?1)) \
             AND json_array(number, key, ids) IN (SELECT value FROM json_each(?1))";
@@ -192,7 +212,7 @@ impl<H: Host> Spool<H> {
             .map(drop)
     }
 
-    /// The batches of commands to run now: some that somebody began, or else a new one.
+    /// Returns the batches to run now: those that were begun, or else a new one.
     pub async fn batches(&self) -> Result<Vec<Batch>, SpoolError> {
         let begun = "SELECT batch, command FROM commands WHERE batch IN \
             (SELECT DISTINCT batch FROM commands WHERE batch IS NOT NULL ORDER BY batch LIMIT ?2) \
@@ -200,7 +220,8 @@ impl<H: Host> Spool<H> {
         let mut rows = self.run_as_owner(begun, [Cell::Integer(BATCHES)]).await?;
         if rows.is_empty() {
             let name = Cell::Text(unique_name(&self.host));
-            // Begun in one statement, so that nobody else begins a batch with some of the same commands.
+            // In one statement, so that no other instance begins a batch with some of the same
+            // commands.
             let begin = "UPDATE commands SET batch = ?2 \
                 WHERE number IN (SELECT number FROM commands WHERE batch IS NULL ORDER BY number LIMIT ?3) \
                 AND NOT EXISTS (SELECT 1 FROM commands WHERE batch IS NOT NULL) AND (SELECT name FROM owner) = ?1";
@@ -231,8 +252,8 @@ impl<H: Host> Spool<H> {
         self.run(delete, [names]).await.map(drop)
     }
 
-    /// How much is in the spool, and how much of it was drained, by name.
-    pub async fn state(&self, told_s: u64) -> Result<Option<(String, SpoolState)>, SpoolError> {
+    /// Returns the name of the spool, how much is in it and how much was drained.
+    pub async fn state(&self, recorded_s: u64) -> Result<Option<(String, SpoolState)>, SpoolError> {
         let select = "SELECT name, size.total, drained.total FROM drained, size";
         let rows = self.run(select, []).await?;
         Ok(match rows.first().map(Vec::as_slice) {
@@ -240,7 +261,7 @@ impl<H: Host> Spool<H> {
                 let state = SpoolState {
                     depth: depth.cast_unsigned(),
                     drained: drained.cast_unsigned(),
-                    told_s,
+                    recorded_s,
                 };
                 Some((name.clone(), state))
             }
@@ -248,7 +269,9 @@ impl<H: Host> Spool<H> {
         })
     }
 
-    /// Gives an empty spool another name, now that it was told under this one how much was drained.
+    /// Gives an empty spool a new name.
+    ///
+    /// `drained` is the number that was reported under the old name `name`.
     pub async fn rename(&self, name: &str, drained: u64) -> Result<(), SpoolError> {
         let update = "UPDATE drained SET name = ?3, total = total - ?2 \
             WHERE name = ?1 AND (SELECT total FROM size) = 0";
@@ -256,12 +279,12 @@ impl<H: Host> Spool<H> {
         self.run(update, row).await.map(drop)
     }
 
-    /// What is in the spool.
+    /// Returns the content of the spool.
     pub async fn contents(&self) -> Result<Contents, SpoolError> {
         let select = "SELECT name, until FROM state \
             UNION ALL SELECT '', 0 WHERE EXISTS (SELECT 1 FROM ids) OR EXISTS (SELECT 1 FROM commands)";
         let rows = match self.run(select, []).await {
-            // The first request that needs it says so.
+            // The first request that needs the spool reports this.
             Err(error) if error.is_absence() => Vec::new(),
             rows => rows?,
         };
@@ -278,16 +301,19 @@ impl<H: Host> Spool<H> {
         Ok(contents)
     }
 
-    /// Tells other instances that `name` is the case until a moment.
-    pub async fn tell(&self, name: &str, until: u64) -> Result<(), SpoolError> {
+    /// Notifies other instances that `name` is valid until the moment `until`.
+    pub async fn mark(&self, name: &str, until: u64) -> Result<(), SpoolError> {
         let upsert = "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET until = excluded.until";
         self.run(upsert, [Cell::Text(name.to_owned()), integer(until)])
             .await
             .map(drop)
     }
 
-    /// The same from `now` on for `for_ms`, unless somebody else has told so, and its moment has not come. Says whether it is us. A moment that is
-    /// further away than ours was not told by this clock, which was set back since.
+    /// Marks `name` from `now` on for `for_ms`, unless another instance has it.
+    ///
+    /// Another instance has it if its mark has not ended. A mark that ends later than this one
+    /// would was made before the clock was set back, and is ignored. Returns whether this instance
+    /// has it now.
     pub async fn claim(&self, name: &str, now: u64, for_ms: u64) -> Result<bool, SpoolError> {
         let upsert = "INSERT INTO state VALUES (?1, ?3) ON CONFLICT (name) DO UPDATE SET until = excluded.until \
             WHERE until <= ?2 OR until > ?3 RETURNING 1";
@@ -296,8 +322,8 @@ impl<H: Host> Spool<H> {
         Ok(!rows.is_empty())
     }
 
-    /// Takes back what was told.
-    pub async fn untell(&self, name: &str) -> Result<(), SpoolError> {
+    /// Removes a mark.
+    pub async fn unmark(&self, name: &str) -> Result<(), SpoolError> {
         self.run("DELETE FROM state WHERE name = ?", [Cell::Text(name.to_owned())])
             .await
             .map(drop)
@@ -308,7 +334,7 @@ impl<H: Host> Spool<H> {
         self.execute(&database, statement, values).await
     }
 
-    /// Runs a statement whose first value is the name of the owner that we are.
+    /// Runs a statement whose first value is our name as the owner.
     async fn run_as_owner(
         &self,
         statement: &str,
@@ -319,7 +345,10 @@ impl<H: Host> Spool<H> {
         self.execute(&database, statement, values).await
     }
 
-    /// Runs a statement. What it fails by may be gone with another connection, such as a file that was removed.
+    /// Runs a statement.
+    ///
+    /// If it fails, the next one uses a new connection, which may fix the cause, such as a removed
+    /// file.
     async fn execute(
         &self,
         database: &Rc<Opened<H>>,
@@ -342,17 +371,18 @@ impl<H: Host> Spool<H> {
         self.database.get_on(&self.host, open).await
     }
 
-    /// A name that nothing else has.
+    /// Returns a unique name.
     fn new_name(&self) -> Cell {
         Cell::Text(format!("{:016x}", self.host.random()))
     }
 
-    /// Makes sure that the database is ours, and answers the name that we have as its owner.
+    /// Makes sure that the database is ours, and returns our name as its owner.
     async fn own(&self, connection: &H::Database) -> Result<String, SpoolError> {
         if let Some((name, _)) = self.owner(connection).await?.filter(|(_, is_us)| *is_us) {
             return Ok(name);
         }
-        // In one statement, since somebody may put something there meanwhile, or another instance of this host become its owner.
+        // In one statement, because meanwhile content may be added, or another instance of this
+        // host may become the owner.
         let become_owner = "INSERT INTO owner VALUES (1, ?1, ?2, ?3, ?4) \
             ON CONFLICT (one) DO UPDATE SET (namespace, redis, version, name) \
             = (excluded.namespace, excluded.redis, excluded.version, excluded.name) \
@@ -375,7 +405,9 @@ impl<H: Host> Spool<H> {
         }
     }
 
-    /// The owner of the database: its name if it is us, and else what it counts for; and whether it is us.
+    /// Returns the owner of the database, and whether it is us.
+    ///
+    /// The text is the name of the owner if it is us, and otherwise what it counts for.
     async fn owner(&self, connection: &H::Database) -> Result<Option<(String, bool)>, SpoolError> {
         let found = connection
             .execute("SELECT name, namespace, redis FROM owner", [])
@@ -387,12 +419,14 @@ impl<H: Host> Spool<H> {
                     false => (counts_for(namespace, redis), false),
                 })
             }
-            // Nobody's, as made by an earlier version.
+            // No owner yet: an earlier version made the database.
             _ => None,
         })
     }
 
-    /// Whether this owner is us: of the same namespace, and with a server in common, since a cluster's nodes come and go.
+    /// Whether this owner is us: it has the same namespace, and a server in common with us.
+    ///
+    /// One common server is enough, because the nodes of a cluster change.
     fn is_of(&self, namespace: &str, redis: &str) -> bool {
         let servers: Vec<String> = self.redis.as_slice().iter().map(ToString::to_string).collect();
         namespace == self.namespace && redis.split(',').any(|server| servers.iter().any(|ours| ours == server))
@@ -410,14 +444,15 @@ impl<H: Host> Spool<H> {
             Some([Cell::Integer(format), Cell::Integer(is_made)]) => (*format, *is_made == 1),
             _ => return Err(SpoolError::Broken("it does not tell its format".to_owned())),
         };
-        // 0 is one that nobody has made yet, or not to its end.
+        // 0 is a database that was not made yet, or not completely.
         if ![0, FORMAT].contains(&format) {
             return Err(SpoolError::Format {
                 found: format,
                 known: FORMAT,
             });
         }
-        // The next instance finds all this made; the number, which is the last of it, and the last table tell.
+        // Later instances skip this. The format, which is written last, and the last table show
+        // that it is done.
         if format == 0 || !is_made {
             let mode = self.make_wal(&connection).await?;
             if let Some([Cell::Text(mode)]) = mode.first().map(Vec::as_slice)
@@ -425,7 +460,7 @@ impl<H: Host> Spool<H> {
             {
                 return Err(SpoolError::InMemory);
             }
-            for statement in MADE_OF {
+            for statement in SCHEMA {
                 connection.execute(statement, []).await?;
             }
             connection
@@ -439,7 +474,9 @@ impl<H: Host> Spool<H> {
         Ok(connection)
     }
 
-    /// Two that do this at the same time are in each other's way, and SQLite does not wait then.
+    /// Switches the database to WAL mode.
+    ///
+    /// Two instances that do this at the same time block each other, and SQLite does not wait then.
     async fn make_wal(&self, connection: &H::Database) -> Result<Vec<Vec<Cell>>, SpoolError> {
         let mut locked = SpoolError::Locked(String::new());
         for _ in 0..BUSY_TIMEOUT_MS {
@@ -463,7 +500,7 @@ fn integer(value: u64) -> Cell {
     Cell::Integer(value.cast_signed())
 }
 
-/// What a database is for.
+/// Describes what a database counts for.
 fn counts_for(namespace: &str, redis: &str) -> String {
     format!("namespace {namespace} on {redis}")
 }

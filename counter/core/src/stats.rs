@@ -1,7 +1,8 @@
-//! What happened, by window: counted in memory, flushed to Redis after responses.
+//! Statistics by window: counted in memory, flushed to Redis after responses.
 //!
-//! The counts are exact unless the instance is killed before it flushes: then up to [`FLUSH_AFTER`] of them are lost. No
-//! id is, and no window's unique count depends on them.
+//! The counts are exact unless the instance is killed before it flushes. Then the counts of up to
+//! [`FLUSH_AFTER`] are lost. No id is lost, and the unique count of a window does not depend on the
+//! statistics.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -12,20 +13,22 @@ use verve_protocol::{Keys, Window};
 
 use crate::spooled::Batch;
 
-/// How long after a response its counts are flushed, together with those of the responses since.
+/// How long after a response its counts are flushed.
+///
+/// The counts of the responses since then are flushed with them.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(200);
 
-/// Counts not yet flushed.
+/// Counts that are not yet flushed.
 #[derive(Debug, Default)]
 pub struct Stats {
     windows: RefCell<BTreeMap<Window, Counts>>,
-    /// Flushes that were tried in vain, each under its name.
+    /// Failed flushes, each with its idempotency key.
     kept: RefCell<VecDeque<Batch>>,
-    /// Whether somebody has been told to flush, and has not taken the counts yet.
+    /// Whether a flush is scheduled and has not taken the counts yet.
     flush_due: Cell<bool>,
 }
 
-/// The fields of [`verve_protocol::Keys::stats`], with what to add to each.
+/// The fields of [`verve_protocol::Keys::stats`], with the increment of each.
 pub type Counts = BTreeMap<&'static str, i64>;
 
 /// Counts a request, under one of the fields of [`stats`].
@@ -34,8 +37,11 @@ pub fn count(counts: &mut Counts, field: &'static str) {
     *counts.entry(field).or_default() += 1;
 }
 
-/// A flush of a window's counts, at `now_ms` in Unix milliseconds. With a name of its own it is counted once, however often it is sent. Where there may
-/// be ids in so many `partitions`, it says so once more: the leader takes that back of a final window, and ids may have come since.
+/// Returns the flush of a window's counts, at `now_ms` in Unix milliseconds.
+///
+/// `name` is its idempotency key: the flush counts once, even if it is sent several times. If the
+/// window may have ids, the flush also adds it to the index again, with this many `partitions`: the
+/// leader removes a final window from the index, and ids may have arrived since.
 #[must_use]
 pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms: u64, partitions: u16) -> Batch {
     let key = keys.stats(window);
@@ -51,7 +57,9 @@ pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms:
     Batch::new(keys, name, increments.chain(index).chain([expiry]).collect())
 }
 
-/// The commands, as in a [`Batch`], that add a window to the index, at `now_ms` in Unix milliseconds, as one that may have ids in so many `partitions`.
+/// Returns the commands, as in a [`Batch`], that add a window to the index.
+///
+/// `now_ms` is in Unix milliseconds. The window may have ids in this many `partitions`.
 #[must_use]
 pub fn index(keys: &Keys, window: Window, now_ms: u64, partitions: u16) -> [String; 2] {
     let (windows, indexed) = (keys.windows(window.length()), indexed(window, partitions));
@@ -61,15 +69,20 @@ pub fn index(keys: &Keys, window: Window, now_ms: u64, partitions: u16) -> [Stri
     ]
 }
 
-/// For how long a window's statistics are kept from `now_s` on, which is in Unix seconds by the clock that the window is by: until
-/// [`UNREPORTED_SECONDS`] after its end, and from now on if it has ended.
+/// Returns how long a window's statistics are kept from `now_s` on, in seconds.
+///
+/// They are kept until [`UNREPORTED_SECONDS`] after the end of the window, or after now if it has
+/// ended. `now_s` is in Unix seconds, by the clock that determines the window.
 #[must_use]
 pub const fn kept_seconds(window: Window, now_s: u64) -> u64 {
     window.end().saturating_sub(now_s) + UNREPORTED_SECONDS
 }
 
 impl Stats {
-    /// Counts a request, under one of the fields of [`stats`]. Says whether it is the first since the last [`Stats::take`], so that somebody has to flush.
+    /// Counts a request, under one of the fields of [`stats`].
+    ///
+    /// Returns whether it is the first since the last [`Stats::take`], so that a flush must be
+    /// scheduled.
     #[must_use]
     pub fn count(&self, window: Window, field: &'static str) -> bool {
         let mut windows = self.windows.borrow_mut();
@@ -77,36 +90,38 @@ impl Stats {
         !self.flush_due.replace(true)
     }
 
-    /// Takes all counts, for flushing them.
+    /// Takes all counts to flush them.
     #[must_use]
     pub fn take(&self) -> BTreeMap<Window, Counts> {
         self.flush_due.set(false);
         self.windows.take()
     }
 
-    /// Nobody flushes any more who was told to: the next count says so again.
+    /// Notes that the scheduled flush was given up. The next count requests another one.
     pub fn is_due_no_more(&self) {
         self.flush_due.set(false);
     }
 
-    /// Keeps a flush that was tried in vain, until it is tried again.
+    /// Keeps a failed flush until it is tried again.
     pub fn keep(&self, batch: Batch) {
         self.kept.borrow_mut().push_back(batch);
     }
 
-    /// How many are kept.
+    /// Returns the number of kept flushes.
     #[must_use]
     pub fn kept_len(&self) -> usize {
         self.kept.borrow().len()
     }
 
-    /// The next of those that are kept.
+    /// Takes the next kept flush.
     #[must_use]
     pub fn kept(&self) -> Option<Batch> {
         self.kept.borrow_mut().pop_front()
     }
 
-    /// Puts counts back that could not be flushed; the next answer has them flushed again.
+    /// Puts back counts that were not flushed.
+    ///
+    /// The next answer schedules another flush.
     pub fn put_back(&self, window: Window, counts: Counts) {
         let mut windows = self.windows.borrow_mut();
         let present = windows.entry(window).or_default();

@@ -1,4 +1,6 @@
-//! The same for components of WASI 0.2, which wait for each answer and cannot give up by themselves.
+//! The same interface for components of WASI 0.2, with a time limit.
+//!
+//! These components wait for each answer, and cannot give up on their own.
 
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use crate::pool::Shared;
 use crate::spin::bindings::fermyon::spin::redis::{Error, Host, HostConnection, RedisParameter, RedisResult};
 use crate::spin::bindings::spin::redis::redis as current;
 
-/// For connecting, and for the answer to a command.
+/// The time limit for connecting, and for the answer to a command.
 const WITHIN: Duration = Duration::from_secs(1);
 
 impl Host for Redis {}

@@ -1,4 +1,4 @@
-//! Who may see the admin port.
+//! Controls access to the admin port.
 
 use std::fmt;
 
@@ -11,18 +11,20 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use subtle::ConstantTimeEq as _;
 
-/// Asks for either, so that a browser shows its own dialogue. A line each: Chromium reads the first of each line alone.
+/// Offers both schemes, so that a browser shows its own login dialog.
+///
+/// Each has its own header line, because Chromium reads only the first challenge of a line.
 const CHALLENGES: [&str; 2] = [r#"Basic realm="verve""#, r#"Bearer realm="verve""#];
 
-/// What a request has to show. Never shown itself.
+/// The token that a request must contain. Its value is never shown.
 #[derive(Clone)]
 pub struct Token(String);
 
 impl Token {
-    /// A token of visible ASCII characters, which is all that a header can hold.
+    /// Creates a token of visible ASCII characters, which are all that a header can hold.
     ///
     /// # Errors
-    /// When it has others. The token is not shown.
+    /// If it has other characters. The token is not shown.
     pub fn try_new(token: String) -> Result<Self, &'static str> {
         if !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Self(token))
@@ -35,14 +37,15 @@ impl Token {
         self.0.as_bytes().ct_eq(shown).into()
     }
 
-    /// Whether a request shows the token.
+    /// Returns whether a request contains the token.
     pub fn is_shown(&self, headers: &HeaderMap) -> bool {
         let authorization = headers.get(AUTHORIZATION);
         authorization.is_some_and(|header| self.is_in(header.as_bytes()))
     }
 
-    /// Whether this `Authorization` header shows the token: as a bearer's, or as the password of any user, since browsers
-    /// cannot send the former.
+    /// Returns whether this `Authorization` header contains the token.
+    ///
+    /// It is a bearer token, or the password of any user, because browsers cannot send the former.
     fn is_in(&self, authorization: &[u8]) -> bool {
         let Some(space) = authorization.iter().position(|byte| *byte == b' ') else {
             return false;
@@ -66,7 +69,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Lets those pass who show the token.
+/// Passes on the requests that contain the token.
 pub async fn check(State(token): State<Token>, request: Request, next: Next) -> Response {
     if token.is_shown(request.headers()) {
         next.run(request).await

@@ -12,10 +12,10 @@ use utoipa::OpenApi;
 use super::Admin;
 use crate::counts::{self, Asked, Count, Current, Page, Which};
 
-/// What went wrong, for the client, in a line.
+/// Why a request failed, in one line for the client.
 #[derive(utoipa::IntoResponses)]
 pub enum Refused {
-    /// A parameter that is not understood: a line that says which, and what was expected
+    /// A parameter is invalid: the line says which one, and what was expected
     #[response(status = 400, content_type = "text/plain")]
     Bad(String),
     /// Redis does not answer
@@ -45,7 +45,7 @@ impl From<QueryRejection> for Refused {
     }
 }
 
-/// The reported windows that start in a time, the newest first.
+/// Returns the reported windows that start within a time range, newest first.
 #[utoipa::path(
     get,
     path = "/api/counts",
@@ -65,7 +65,7 @@ pub async fn counts(
     Ok((next, Json(page.counts)))
 }
 
-/// The same as comma-separated values, the names in the first line.
+/// Returns the same as comma-separated values, with the names in the first line.
 #[utoipa::path(
     get,
     path = "/api/counts.csv",
@@ -85,7 +85,7 @@ pub async fn csv(
     Ok((next, [(CONTENT_TYPE, "text/csv; charset=utf-8")], counts::csv(&page)))
 }
 
-/// What was asked for, and the header that leads to what comes before it.
+/// Returns the requested page, and the header with the link to the windows before it.
 async fn page(
     admin: &Admin,
     asked: Result<Query<Asked>, QueryRejection>,
@@ -95,12 +95,12 @@ async fn page(
     let page = range.read(&admin.store).await?;
     let next = page
         .next
-        // Relative, since a proxy may have this at another path.
+        // Relative, because a proxy may serve this under another path.
         .map(|to| format!("<?{}>; rel=\"next\"", asked.before(to)));
     Ok((AppendHeaders(next.map(|next| (LINK, next))), page))
 }
 
-/// The window that is open, as far as it is counted.
+/// Returns the open window with its counts so far.
 #[utoipa::path(
     get,
     path = "/api/counts/current",
@@ -119,7 +119,7 @@ pub async fn current(
     Ok(Json(counts::current(&store, admin.length).await?))
 }
 
-/// Of this API.
+/// The description of this API.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Verve", description = "Unique ids, counted exactly in windows of time"),

@@ -1,5 +1,6 @@
-//! The live page: made here, whole, so that it says everything without JavaScript. The script only puts in what `/events` brings,
-//! which is made by the same code.
+//! The live page, rendered completely by the server, so that it works without JavaScript.
+//!
+//! The script only inserts the contents of `/events`, which the same code renders.
 
 mod chart;
 mod runbooks;
@@ -21,15 +22,15 @@ use verve_protocol::keys::stats;
 use super::Admin;
 use super::counts::Refused;
 use crate::counts;
-use crate::named::SeenCounter;
-use crate::overview::{Seen, SeenWindow, latest};
+use crate::named::CounterSnapshot;
+use crate::overview::{Snapshot, WindowSnapshot, latest};
 use crate::words::{self, NONE, clock, duplicates, number, time};
 
 pub use runbooks::runbooks;
 
 /// How long a page waits for Redis.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// From when on what was seen last is said to be old.
+/// The age from which on a snapshot is marked as old.
 const OLD: Duration = Duration::from_secs(5);
 
 const STYLE: &str = include_str!("page/page.css");
@@ -54,32 +55,32 @@ pub async fn icon() -> impl IntoResponse {
 /// What a page shows.
 #[derive(Clone)]
 enum View {
-    /// The counter without a name, and what goes on.
+    /// The counter without a name, and the state of everything else.
     All,
     /// A named counter.
     Counter(CounterName),
 }
 
 impl View {
-    /// As the query has it. What else is in it is somebody else's, such as a proxy's.
+    /// Parses the query. Ignores other parameters, which may be for a proxy.
     fn asked(query: &HashMap<String, String>) -> Result<Self, Refused> {
         let asked = query.get("counter").filter(|name| !name.is_empty());
         let name = counts::named(asked.map(String::as_str)).map_err(Refused::Bad)?;
         Ok(name.map_or(Self::All, Self::Counter))
     }
 
-    /// What changes, and the ids of the current window.
+    /// Returns the live part of the page, and the ids of the current window.
     async fn content(&self, admin: &Admin) -> RedisResult<(Markup, Option<u64>)> {
-        let current = |windows: &[SeenWindow]| windows.last().and_then(SeenWindow::unique);
+        let current = |windows: &[WindowSnapshot]| windows.last().and_then(WindowSnapshot::unique);
         match self {
             Self::All => {
-                let seen = admin.seen.borrow();
-                Ok((all(admin, &seen), current(&seen.windows)))
+                let snapshot = admin.snapshot.borrow();
+                Ok((all(admin, &snapshot), current(&snapshot.windows)))
             }
             Self::Counter(name) => {
                 let store = admin.store.of(Some(name));
                 let clock = store.clock().await?;
-                let windows = SeenWindow::read(&store, &latest(admin.length, clock.now_ms())).await?;
+                let windows = WindowSnapshot::read(&store, &latest(admin.length, clock.now_ms())).await?;
                 Ok((of_counter(&windows, clock.now_ms()), current(&windows)))
             }
         }
@@ -136,35 +137,35 @@ pub async fn page(
     Ok(Html(page.into_string()))
 }
 
-/// `/events`, and `/events?counter=…`: the page's content, each time it is looked at.
+/// `/events`, and `/events?counter=…`: the live part of the page, after each snapshot.
 pub async fn events(
     State(admin): State<Admin>,
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<impl IntoResponse, Refused> {
     let view = View::asked(&query)?;
     let stop = admin.stop.clone();
-    let mut seen = admin.seen.clone();
-    // The first one at once.
-    seen.mark_changed();
-    let contents = stream::unfold((admin, view, seen), async |(admin, view, mut seen)| {
+    let mut snapshot = admin.snapshot.clone();
+    // The first event is sent immediately.
+    snapshot.mark_changed();
+    let contents = stream::unfold((admin, view, snapshot), async |(admin, view, mut snapshot)| {
         loop {
-            seen.changed().await.ok()?;
-            seen.mark_unchanged();
-            // While Redis does not answer, the page says since when it has heard nothing.
+            snapshot.changed().await.ok()?;
+            snapshot.mark_unchanged();
+            // While Redis does not answer, the page shows how long it has received nothing.
             if let Ok((content, _)) = view.content(&admin).await {
-                // Else the library would refuse it: an error's text may have any character.
+                // The library refuses a carriage return, and the text of an error may contain one.
                 let event = Event::default().data(content.into_string().replace('\r', " "));
-                return Some((Ok::<_, Infallible>(event), (admin, view, seen)));
+                return Some((Ok::<_, Infallible>(event), (admin, view, snapshot)));
             }
         }
     });
-    // An open stream would keep the process from stopping.
+    // An open stream would prevent the process from stopping.
     let events: Sse<_> = Sse::new(contents.take_until(stop.cancelled_owned()));
-    // For nginx, which would gather them first.
+    // Without it nginx would buffer the events.
     Ok(([("x-accel-buffering", "no")], events))
 }
 
-/// What the head of every page has.
+/// Returns the part of the head that all pages share.
 fn of_every_page() -> Markup {
     html! {
         meta charset="utf-8";
@@ -175,25 +176,25 @@ fn of_every_page() -> Markup {
     }
 }
 
-/// What changes of the page with everything.
-fn all(admin: &Admin, seen: &Seen) -> Markup {
-    let now_ms = seen.clock.map_or(0, |clock| clock.now_ms());
+/// Returns the live part of the main page.
+fn all(admin: &Admin, snapshot: &Snapshot) -> Markup {
+    let now_ms = snapshot.clock.map_or(0, |clock| clock.now_ms());
     html! {
         main {
-            div #now .cards data-live { (current(&seen.windows, now_ms)) (last(&seen.windows)) (callbacks(seen)) }
-            (bars(&seen.windows))
+            div #now .cards data-live { (current(&snapshot.windows, now_ms)) (last(&snapshot.windows)) (callbacks(snapshot)) }
+            (bars(&snapshot.windows))
             section .card {
                 h2 { "Health" }
-                ul #health .health data-live { (health(seen, &admin.replica)) }
+                ul #health .health data-live { (health(snapshot, &admin.replica)) }
             }
             div #counters data-live { (counters(&admin.counters.borrow())) }
-            (table(&seen.windows))
+            (table(&snapshot.windows))
         }
     }
 }
 
-/// What changes of the page of a named counter.
-fn of_counter(windows: &[SeenWindow], now_ms: u64) -> Markup {
+/// Returns the live part of the page of a named counter.
+fn of_counter(windows: &[WindowSnapshot], now_ms: u64) -> Markup {
     html! {
         main {
             div #now .cards data-live { (current(windows, now_ms)) (last(windows)) }
@@ -203,7 +204,7 @@ fn of_counter(windows: &[SeenWindow], now_ms: u64) -> Markup {
     }
 }
 
-fn bars(windows: &[SeenWindow]) -> Markup {
+fn bars(windows: &[WindowSnapshot]) -> Markup {
     html! {
         section .card {
             h2 { "Unique ids, window by window" }
@@ -218,7 +219,7 @@ fn bars(windows: &[SeenWindow]) -> Markup {
     }
 }
 
-fn table(windows: &[SeenWindow]) -> Markup {
+fn table(windows: &[WindowSnapshot]) -> Markup {
     html! {
         section .card {
             h2 { "Windows" }
@@ -234,7 +235,7 @@ fn table(windows: &[SeenWindow]) -> Markup {
     }
 }
 
-fn current(windows: &[SeenWindow], now_ms: u64) -> Markup {
+fn current(windows: &[WindowSnapshot], now_ms: u64) -> Markup {
     let Some(current) = windows.last() else {
         return html! { section .card { h2 { "Current window" } p .big { (NONE) } p { "Redis has not answered yet" } } };
     };
@@ -249,8 +250,8 @@ fn current(windows: &[SeenWindow], now_ms: u64) -> Markup {
     }
 }
 
-fn last(windows: &[SeenWindow]) -> Markup {
-    let reported = windows.iter().rev().find(|seen| seen.report.is_some());
+fn last(windows: &[WindowSnapshot]) -> Markup {
+    let reported = windows.iter().rev().find(|snapshot| snapshot.report.is_some());
     html! {
         section .card {
             h2 { "Last reported" }
@@ -270,27 +271,27 @@ fn last(windows: &[SeenWindow]) -> Markup {
     }
 }
 
-/// Requests, the share of duplicates among what was recorded, and what went wrong.
-fn requests(seen: &SeenWindow) -> Markup {
+/// Shows the requests, the share of duplicates among the recorded ones, and the failures.
+fn requests(snapshot: &WindowSnapshot) -> Markup {
     html! {
-        p { (number(words::requests(seen))) " requests, " (duplicates(seen)) " duplicates" }
+        p { (number(words::requests(snapshot))) " requests, " (duplicates(snapshot)) " duplicates" }
         @for (outcome, told) in [
             (stats::SPOOLED, "spooled"),
             (stats::INVALID, "invalid"),
             (stats::LIMITED, "beyond a limit"),
             (stats::FAILED, "failed"),
         ] {
-            @if seen.requests_of(outcome) > 0 {
+            @if snapshot.requests_of(outcome) > 0 {
                 p .(if [stats::LIMITED, stats::FAILED].contains(&outcome) { "bad" } else { "quiet" }) {
-                    (number(seen.requests_of(outcome))) " " (told)
+                    (number(snapshot.requests_of(outcome))) " " (told)
                 }
             }
         }
     }
 }
 
-fn callbacks(seen: &Seen) -> Markup {
-    let jobs = seen.jobs;
+fn callbacks(snapshot: &Snapshot) -> Markup {
+    let jobs = snapshot.jobs;
     html! {
         section .card {
             h2 { "Callbacks" }
@@ -306,7 +307,7 @@ fn callbacks(seen: &Seen) -> Markup {
     }
 }
 
-fn health(seen: &Seen, replica: &str) -> Markup {
+fn health(snapshot: &Snapshot, replica: &str) -> Markup {
     let item = |is_good: bool, of: &str, text: &str, runbook: Option<&str>| {
         html! {
             li .good[is_good] .bad[!is_good] {
@@ -319,22 +320,22 @@ fn health(seen: &Seen, replica: &str) -> Markup {
         }
     };
     html! {
-        @if !seen.dependencies.keys().any(|name| name.starts_with("Kafka")) {
+        @if !snapshot.dependencies.keys().any(|name| name.starts_with("Kafka")) {
             (item(true, "Kafka", "none is named (--kafka-brokers): counts are only logged", None))
         }
-        @for state in words::states(seen, replica) {
+        @for state in words::states(snapshot, replica) {
             (item(state.is_good, &state.of, &state.text, (!state.is_good).then_some(state.runbook)))
         }
-        @if let Some(clock) = seen.clock && clock.age() > OLD {
+        @if let Some(clock) = snapshot.clock && clock.age() > OLD {
             (item(false, "This page", &format!("as of {} s ago", clock.age().as_secs()), None))
         }
     }
 }
 
-/// The named counters, if there are any.
-fn counters(seen: &[SeenCounter]) -> Markup {
+/// Shows the named counters, if there are any.
+fn counters(snapshot: &[CounterSnapshot]) -> Markup {
     html! {
-        @if !seen.is_empty() {
+        @if !snapshot.is_empty() {
             section .card {
                 h2 { "Named counters" }
                 div .scroll tabindex="0" role="region" aria-label="Named counters" {
@@ -343,7 +344,7 @@ fn counters(seen: &[SeenCounter]) -> Markup {
                             tr { th { "Counter" } th { "Current window" } th { "Window before" } th { "Requests" } th { "Duplicates" } th { "Reported" } }
                         }
                         tbody {
-                            @for SeenCounter { name, current, last } in seen {
+                            @for CounterSnapshot { name, current, last } in snapshot {
                                 tr {
                                     td { a href=(format!("?counter={name}")) { (name) } }
                                     td { (number(current.unique().unwrap_or_default())) }
@@ -361,15 +362,15 @@ fn counters(seen: &[SeenCounter]) -> Markup {
     }
 }
 
-fn rows(windows: &[SeenWindow]) -> Markup {
+fn rows(windows: &[WindowSnapshot]) -> Markup {
     html! {
-        @for seen in windows.iter().rev().filter(|seen| seen.is_known()) {
-            @let [window, unique, revision, requests, duplicates, late, reported] = words::row(seen);
-            // By which the script finds it again.
-            tr id=(format!("w{}", seen.window.start())) {
-                td { time datetime=(seen.window) { (window) } }
+        @for snapshot in windows.iter().rev().filter(|snapshot| snapshot.is_known()) {
+            @let [window, unique, revision, requests, duplicates, late, reported] = words::row(snapshot);
+            // The script finds the row by this id.
+            tr id=(format!("w{}", snapshot.window.start())) {
+                td { time datetime=(snapshot.window) { (window) } }
                 td { (unique) }
-                td .revised[seen.report.is_some_and(|report| report.revision > 0)] { (revision) }
+                td .revised[snapshot.report.is_some_and(|report| report.revision > 0)] { (revision) }
                 td { (requests) }
                 td { (duplicates) }
                 td { (late) }

@@ -1,6 +1,7 @@
-//! `verve-reporter dead`: what an operator does with the jobs that were given up on.
+//! `verve-reporter dead`: lists, retries or drops dead letters for an operator.
 //!
-//! Ids are those of the dead stream's entries. What is not done is said on standard error; the rest is done all the same.
+//! Ids are those of the entries of the dead stream. A failure is reported on standard error and
+//! does not prevent the rest.
 
 mod view;
 
@@ -16,46 +17,49 @@ use crate::command;
 use crate::store::Store;
 use view::{DeadJob, print};
 
-/// The most jobs that one command to Redis reads, moves or removes, so that it does not hold up others.
+/// The maximum number of jobs that one command reads, moves or removes, so that Redis stays
+/// available.
 const BATCH: usize = 500;
 
-/// What to do with the callbacks that were given up on.
+/// What to do with dead letters.
 #[derive(clap::Subcommand, Clone, Debug)]
 #[command(arg_required_else_help = false)]
 pub enum DeadCommand {
-    /// Show dead callbacks, the newest first
+    /// Show dead callbacks, newest first
     List {
-        /// As one JSON array
+        /// Print one JSON array
         #[arg(long)]
         json: bool,
-        /// The most to show
+        /// Maximum number of callbacks to show
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
-    /// Put dead callbacks back into the queue, with all their attempts before them
+    /// Put dead callbacks back into the queue, with all their attempts again
     Retry(Which),
-    /// Remove dead callbacks for good
+    /// Remove dead callbacks permanently
     Drop(Which),
 }
 
-/// Which of the dead callbacks.
+/// The dead letters to process.
 #[derive(clap::Args, Clone, Debug)]
 #[group(skip)]
 #[command(group = clap::ArgGroup::new("which").required(true).args(["ids", "all"]))]
 pub struct Which {
-    /// Ids, as `dead list` shows them
+    /// Ids as shown by `dead list`
     #[arg(value_name = "ID")]
     ids: Vec<EntryId>,
-    /// All that are dead now
+    /// All callbacks that are dead now
     #[arg(long)]
     all: bool,
-    /// Only show which they are, and do nothing
+    /// Show the chosen callbacks, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-/// The id of an entry of the dead stream: the Unix time in milliseconds at which the job was given up on, and a number that
-/// tells apart those of one millisecond.
+/// The id of an entry of the dead stream.
+///
+/// It consists of the Unix time in milliseconds at which the job was given up, and a number that
+/// distinguishes the entries of one millisecond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EntryId {
     /// In Unix milliseconds.
@@ -87,27 +91,29 @@ impl fmt::Display for EntryId {
     }
 }
 
-/// What became of a job that was to be retried or dropped.
+/// The outcome for a job that was to be retried or dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// No such job.
+    /// There is no such job.
     Unknown,
     Done,
     /// The entry has no endpoint.
     NoJob,
 }
 
-/// What became of all of them.
+/// The outcome for all jobs.
 #[derive(Debug, Default)]
 struct Tally {
     done: u64,
     problems: Vec<String>,
 }
 
-/// Runs the command. Answers what could not be done.
+/// Runs the command, and returns the problems with single jobs.
+///
+/// A failure of Redis during `retry` or `drop` is one of these problems.
 ///
 /// # Errors
-/// If Redis fails at once.
+/// If Redis fails during `list`, or if standard output cannot be written.
 pub async fn run(store: Store, command: &DeadCommand) -> anyhow::Result<Vec<String>> {
     Dead { store }.run(command).await
 }
@@ -118,7 +124,7 @@ struct Dead {
 }
 
 impl Dead {
-    /// Answers what could not be done.
+    /// Runs the command, and returns the problems with single jobs.
     async fn run(&self, command: &DeadCommand) -> anyhow::Result<Vec<String>> {
         let (which, verb) = match command {
             DeadCommand::List { json, limit } => {
@@ -138,7 +144,7 @@ impl Dead {
             let ids = BTreeSet::from_iter(&which.ids);
             self.handle(command, ids.into_iter().copied(), &mut tally).await
         };
-        // Where Redis failed at once, that alone is said.
+        // If Redis failed before any job was processed, only that failure is reported.
         if done.is_ok() || tally.done > 0 {
             command::print(&format!("{verb} {}\n", tally.done))?;
         }
@@ -148,7 +154,7 @@ impl Dead {
         Ok(tally.problems)
     }
 
-    /// In one line: what causes an error of Redis says the same again.
+    /// Returns an error of one line: the causes of a Redis error repeat its text.
     fn failed(&self, error: &RedisError) -> anyhow::Error {
         anyhow::anyhow!("{}: {error}", self.store.redis())
     }
@@ -167,7 +173,7 @@ impl Dead {
     }
 
     async fn handle_all(&self, command: &DeadCommand, tally: &mut Tally) -> RedisResult<()> {
-        // From the newest to the oldest, so that those which die meanwhile are not met.
+        // From the newest to the oldest, so that jobs that become dead meanwhile are left out.
         let mut before = None;
         loop {
             let ids: Vec<EntryId> = self.page(before, BATCH).await?.into_iter().map(|(id, _)| id).collect();
@@ -176,7 +182,7 @@ impl Dead {
             };
             before = Some(*last);
             let outcomes = self.handle_batch(command, &ids).await?;
-            // Unknown is what somebody else retried or dropped just now.
+            // Another process has retried or dropped the unknown ones meanwhile.
             let known = std::iter::zip(ids, outcomes).filter(|(_, outcome)| *outcome != Outcome::Unknown);
             tally.add(known);
         }
@@ -221,7 +227,7 @@ impl Dead {
         Ok(outcomes.into_iter().map(Outcome::from_code).collect())
     }
 
-    /// Answers what would become of jobs.
+    /// Prints the jobs of a dry run, and returns what their outcomes would be.
     async fn look_at(&self, command: &DeadCommand, ids: &[EntryId]) -> RedisResult<Vec<Outcome>> {
         let mut read = redis::pipe();
         for id in ids {
@@ -245,7 +251,7 @@ impl Dead {
         Ok(outcomes)
     }
 
-    /// The newest jobs, those before `before` alone if it is given.
+    /// Returns the newest jobs, or the newest before `before` if it is given.
     async fn page(
         &self,
         before: Option<EntryId>,
@@ -260,7 +266,7 @@ impl Dead {
     }
 }
 
-/// An entry's id and fields, as far as they are text.
+/// Returns the id and those fields of an entry that are text.
 fn fields(entry: &StreamId) -> Option<(EntryId, HashMap<String, String>)> {
     let names = entry.map.keys();
     let fields = names.filter_map(|name| Some((name.clone(), entry.get(name)?)));

@@ -1,4 +1,4 @@
-//! One callback over HTTP.
+//! Calls one endpoint over HTTP.
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,17 +15,19 @@ use super::sign::Signer;
 use crate::clock::machine_ms;
 use crate::telemetry;
 
-/// For the connection, the name's resolution included.
+/// The timeout of the connection, including the name resolution.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much of a response's body is read, in bytes, so that its connection can be used again.
+/// How much of a response's body is read, in bytes, so that the connection can be reused.
 const BODY_LIMIT: usize = 64 * 1024;
 
-/// The most headers of a response.
+/// The maximum number of headers in a response.
 const MOST_HEADERS: usize = 1000;
 
-/// What calls endpoints.
+/// Calls endpoints.
 pub trait Call: Send + Sync + 'static {
-    /// Tells the job's endpoint the count. `id` is the same at each attempt. Answers the response's status, which is a success.
+    /// Calls the job's endpoint with the count, and returns the status of a successful response.
+    ///
+    /// `id` is the same for each attempt.
     fn call(&self, id: &str, job: &CallbackJob, unique_count: u64)
     -> impl Future<Output = Result<u16, Failure>> + Send;
 }
@@ -36,33 +38,34 @@ pub struct Client {
     policy: Policy,
     /// Signs each call.
     signer: Option<Signer>,
-    /// How long a whole call may take.
+    /// The timeout of a whole call.
     call: Duration,
 }
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// In one line, for the log and the dead job.
+    /// One line, for the log and for the dead letter.
     pub error: String,
-    /// The response's status, where there was a response.
+    /// The status of the response, if there was one.
     pub status: Option<u16>,
     /// Whether another attempt is pointless.
     pub permanent: bool,
-    /// What the endpoint asked for.
+    /// The delay that the endpoint requested.
     pub retry_after: Option<Duration>,
 }
 
 impl Client {
-    /// A client that reaches what `policy` permits, and waits so long for an answer.
+    /// Creates a client that reaches what `policy` permits, with this timeout for a call.
     pub fn new(policy: Policy, signer: Option<Signer>, call: Duration) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
             .user_agent(concat!("verve-reporter/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
-            // A proxy would resolve the name itself, and nothing would be checked.
+            // A proxy would resolve the name itself, without the check of its addresses.
             .no_proxy()
             .dns_resolver(Resolver::new(policy.clone()))
-            // Who has answered has heard the count, however the answer is spelt: it is not told again.
+            // An endpoint that answers has received the count. A malformed answer must not cause
+            // another call.
             .http1_max_headers(MOST_HEADERS)
             .http1_ignore_invalid_headers_in_responses(true)
             .http1_allow_spaces_after_header_name_in_responses(true)
@@ -89,7 +92,8 @@ impl Client {
             Method::Get => {
                 url.query_pairs_mut()
                     .append_pair("unique_count", &unique_count.to_string());
-                // Its body is empty, and verifies; its query is what it says.
+                // One signature is for the empty body, the other for the query, which contains the
+                // count.
                 let headers = signed(&["", url.query().unwrap_or_default()]);
                 (self.http.get(url), headers)
             }
@@ -116,7 +120,7 @@ impl Client {
 
 impl Call for Client {
     async fn call(&self, id: &str, job: &CallbackJob, unique_count: u64) -> Result<u16, Failure> {
-        // A literal address is not resolved, so that the resolver does not see it.
+        // A literal address is not resolved, so the resolver does not check it.
         self.policy
             .check_literal(&job.endpoint.to_url())
             .map_err(|refused| Failure::refused(&refused))?;
@@ -147,7 +151,7 @@ async fn read_some(mut response: Response) {
     }
 }
 
-/// The wait that a response asks for: a number of seconds, or a date.
+/// Returns the delay that a response requests: a number of seconds, or a date.
 fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
     parse_retry_after(response.headers().get(RETRY_AFTER)?.to_str().ok()?, now)
 }
@@ -160,14 +164,14 @@ fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
 }
 
-/// The endpoint without its query, which may hold secrets, for log lines.
+/// Returns the endpoint for log lines, without its query, which may contain secrets.
 pub fn shown(endpoint: &Endpoint) -> String {
     without_secrets(endpoint.to_url())
 }
 
-/// The URL without all that may hold secrets: userinfo, query and fragment.
+/// Returns the URL without the parts that may contain secrets: userinfo, query and fragment.
 pub fn without_secrets(mut url: Url) -> String {
-    // Refused for a URL without a host, which has no userinfo either.
+    // This fails for a URL without a host, which has no userinfo either.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.set_query(None);
@@ -185,10 +189,10 @@ impl Failure {
         }
     }
 
-    /// By the status of a response that is no success.
+    /// Returns the failure for the status of an unsuccessful response.
     #[must_use]
     pub fn from_status(status: u16, retry_after: Option<Duration>) -> Self {
-        // By which an endpoint says, in the scheme of Standard Webhooks, that it wants to hear no more of this.
+        // With this status an endpoint declines further calls, by the Standard Webhooks scheme.
         let permanent = status == StatusCode::GONE;
         Self {
             error: format!("status {status}"),
@@ -214,7 +218,8 @@ impl Failure {
             () => "the request failed".to_owned(),
         };
         let error = match causes.last() {
-            // The last cause is the operating system's or the protocol's own; those between say nothing more.
+            // The last cause is that of the operating system or the protocol; those between add
+            // nothing.
             Some(cause) => format!("{kind}: {cause}"),
             None => kind,
         };

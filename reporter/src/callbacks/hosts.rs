@@ -1,8 +1,9 @@
-//! Which endpoints' hosts are called now, so that one that does not answer cannot hold up the others.
+//! Limits the calls to each host, so that one that does not answer cannot delay the others.
 //!
-//! A host may take most of the slots for deliveries, but not all. One that has not answered for a while may take few: what comes
-//! beyond these is deferred, back to the retry set, without counting as an attempt. Deferred jobs of one host come back spaced, however
-//! many there are, and are deferred again until it answers.
+//! A host may take most of the slots for deliveries, but not all. A host that has not answered for
+//! a while may take few. Further jobs for it are deferred: they return to the retry set, and this
+//! does not count as an attempt. The deferred jobs of a host are due one after another, and are
+//! deferred again until the host answers.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,22 +16,22 @@ use verve_protocol::Endpoint;
 
 use super::CONCURRENCY;
 
-/// The most calls of one host under way at once: three quarters of all.
+/// The maximum number of calls in progress to one host: three quarters of all.
 const MOST: usize = CONCURRENCY / 4 * 3;
-/// The same, of a host that does not answer.
+/// The same for a host that does not answer.
 const MOST_SILENT: usize = 16;
-/// For how long a host may answer none of its calls before it is taken for one that does not.
+/// How long a host may answer none of its calls before it counts as silent.
 const SILENT_AFTER: Duration = Duration::from_secs(1);
-/// How long a job waits for a host that answers, and has as many calls as it may.
+/// How long a job waits for a host that answers, but has no free slot.
 const WAIT: Duration = Duration::from_millis(250);
-/// When the first deferred job of a host comes back, how far apart they come, and when the last one does.
+/// The delay of a host's first deferred job, the interval between them, and the maximum delay.
 const FIRST_AFTER: Duration = Duration::from_millis(500);
 const APART: Duration = Duration::from_millis(20);
 const LAST_AFTER: Duration = Duration::from_secs(600);
-/// How many hosts are remembered.
+/// With more hosts than this, those without a call in progress are forgotten.
 const REMEMBERED: usize = 10_000;
 
-/// The hosts that are called, or were and did not answer.
+/// The hosts that are called now, or were called before.
 #[derive(Default)]
 pub struct Hosts {
     known: Mutex<HashMap<String, Host>>,
@@ -39,16 +40,16 @@ pub struct Hosts {
 
 struct Host {
     under_way: usize,
-    /// When one of those under way was last answered, or the first of them began.
+    /// When a call in progress was last answered, or when the first of them began.
     progress: Instant,
-    /// Whether a call was given up on since the last answer.
+    /// Whether a call has ended without an answer, after [`SILENT_AFTER`], since the last answer.
     silent: bool,
-    /// When the last deferred job comes back.
+    /// When the last deferred job is due.
     last_back: Instant,
 }
 
-/// Leave to call a host; given back when it is dropped.
-pub struct Turn<'a> {
+/// A permit to call a host, which is returned when it is dropped.
+pub struct Permit<'a> {
     hosts: &'a Hosts,
     name: String,
     begun: Instant,
@@ -59,15 +60,17 @@ pub struct Turn<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leave {
     Granted,
-    /// Not now: the host answers, and has as many calls as it may.
+    /// Not now: the host answers, but has no free slot.
     Wait,
-    /// Not for some time: it does not answer.
+    /// Not for some time: the host does not answer.
     Refused,
 }
 
 impl Hosts {
-    /// Waits a little for leave to call the endpoint's host. Else says after what time to try again.
-    pub async fn turn(&self, endpoint: &Endpoint) -> Result<Turn<'_>, Duration> {
+    /// Waits briefly for a permit to call the endpoint's host.
+    ///
+    /// Without one, returns the delay until the job is due again.
+    pub async fn permit(&self, endpoint: &Endpoint) -> Result<Permit<'_>, Duration> {
         let url = endpoint.to_url();
         let name = format!(
             "{}:{:?}",
@@ -85,7 +88,7 @@ impl Hosts {
             }
         };
         if timeout(WAIT, leave).await.unwrap_or(false) {
-            return Ok(Turn {
+            return Ok(Permit {
                 hosts: self,
                 begun: Instant::now(),
                 name,
@@ -154,14 +157,14 @@ impl Host {
     }
 }
 
-impl Turn<'_> {
-    /// The host answered, whatever it was.
+impl Permit<'_> {
+    /// Records that the host has answered, with any status.
     pub fn answered(mut self) {
         self.answered = true;
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.hosts.leave(&self.name, self.begun, self.answered, Instant::now());
     }

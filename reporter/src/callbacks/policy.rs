@@ -1,7 +1,8 @@
-//! Which addresses callbacks may reach: everything public, and of the rest only what the operator allows.
+//! Which addresses callbacks may reach: all public ones, and the others that the operator allows.
 //!
-//! The check sits where names become addresses, and the address that was checked is the one connected to: a name that
-//! resolves to something else the next time gains nothing. Literal addresses, which nobody resolves, are checked before.
+//! The check is part of the name resolution, and the client connects to the address that was
+//! checked. A name that later resolves to another address therefore gains nothing. Literal
+//! addresses, which are not resolved, are checked before the call.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,7 +16,7 @@ use url::{Host, Url};
 pub struct Policy {
     networks: Vec<IpNet>,
     hosts: Vec<String>,
-    /// Whether nothing else may be reached.
+    /// Whether all other addresses are forbidden.
     only: bool,
 }
 
@@ -23,7 +24,7 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Refused {
     host: String,
-    /// What the name resolved to.
+    /// The addresses of the name.
     addresses: Vec<IpAddr>,
     only: bool,
 }
@@ -44,10 +45,10 @@ impl fmt::Display for Refused {
 }
 
 impl Policy {
-    /// Allows `allowed`: host names, addresses and CIDRs. `only` forbids everything else, public or not.
+    /// Allows `allowed`: host names, addresses and CIDRs. `only` forbids all others, public or not.
     ///
     /// # Errors
-    /// One line that says which entry is none of these.
+    /// One line with the entry that is none of these.
     pub fn try_new(allowed: &[String], only: bool) -> Result<Self, String> {
         let mut policy = Self {
             only,
@@ -76,10 +77,11 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Checks a URL whose host is a literal address. A name passes: it is checked when it is resolved.
+    /// Checks a URL whose host is a literal address. A name passes, and is checked when it is
+    /// resolved.
     ///
     /// # Errors
-    /// When the address may not be reached.
+    /// If the address may not be reached.
     pub fn check_literal(&self, url: &Url) -> Result<(), Refused> {
         let address = match url.host() {
             Some(Host::Ipv4(address)) => IpAddr::V4(address),
@@ -97,19 +99,19 @@ impl Policy {
         }
     }
 
-    /// The addresses of a name that may be reached, by the system's resolver.
+    /// Resolves a name with the system's resolver, and returns its permitted addresses.
     ///
     /// # Errors
-    /// When it has none, or none may be.
+    /// If the name has no address, or no permitted one.
     pub async fn resolve(&self, host: &str) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
         let addresses = tokio::net::lookup_host((host, 0)).await?;
         Ok(self.permitted(host, addresses.collect())?)
     }
 
-    /// Those of a name's addresses that may be reached.
+    /// Returns those of a name's addresses that are permitted.
     ///
     /// # Errors
-    /// When none may be.
+    /// If none is permitted.
     fn permitted(&self, host: &str, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Refused> {
         if self
             .hosts
@@ -140,11 +142,11 @@ impl Policy {
     }
 }
 
-/// Resolves names by the system, to what the policy permits.
+/// Resolves names with the system's resolver to the addresses that the policy permits.
 pub struct Resolver(Policy);
 
 impl Resolver {
-    /// A resolver under `policy`.
+    /// Creates a resolver with this policy.
     pub fn new(policy: Policy) -> std::sync::Arc<Self> {
         std::sync::Arc::new(Self(policy))
     }
@@ -160,8 +162,10 @@ impl Resolve for Resolver {
     }
 }
 
-/// Whether an address is globally reachable, by the IANA special-purpose address registries of IPv4 and IPv6 (RFC 6890 and
-/// its updates). Where in doubt it is not.
+/// Returns whether an address is globally reachable; in case of doubt, `false`.
+///
+/// The source is the IANA special-purpose address registries of IPv4 and IPv6 (RFC 6890 and its
+/// updates).
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !SPECIAL_V4.iter().any(|network| network.contains(&address)),
@@ -172,7 +176,7 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// The IPv4 address that an IPv6 address stands for: mapped (RFC 4291) and NAT64 (RFC 6052).
+/// Returns the IPv4 address in an IPv6 address: mapped (RFC 4291) or NAT64 (RFC 6052).
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = address.octets();
     let nat64 = NAT64
@@ -186,7 +190,7 @@ const SPECIAL_V4: [Ipv4Net; 16] = [
     v4(10, 0, 0, 0, 8),      // private
     v4(100, 64, 0, 0, 10),   // carrier-grade NAT
     v4(127, 0, 0, 0, 8),     // loopback
-    v4(169, 254, 0, 0, 16),  // link-local, cloud metadata among it
+    v4(169, 254, 0, 0, 16),  // link-local, includes cloud metadata
     v4(172, 16, 0, 0, 12),   // private
     v4(192, 0, 0, 0, 24),    // protocol assignments
     v4(192, 0, 2, 0, 24),    // documentation
@@ -200,12 +204,12 @@ const SPECIAL_V4: [Ipv4Net; 16] = [
     v4(240, 0, 0, 0, 4),     // reserved, broadcast
 ];
 
-/// What is assigned as global unicast at all.
+/// The range that is assigned as global unicast.
 const GLOBAL_V6: Ipv6Net = v6([0x2000, 0, 0, 0], 3);
 const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0], 96);
 
 const SPECIAL_V6: [Ipv6Net; 4] = [
-    v6([0x2001, 0, 0, 0], 23),     // protocol assignments, Teredo among them
+    v6([0x2001, 0, 0, 0], 23),     // protocol assignments, includes Teredo
     v6([0x2001, 0xdb8, 0, 0], 32), // documentation
     v6([0x2002, 0, 0, 0], 16),     // 6to4, which embeds any IPv4 address
     v6([0x3fff, 0, 0, 0], 20),     // documentation

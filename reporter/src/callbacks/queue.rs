@@ -1,13 +1,16 @@
 //! The queue of callback jobs in Redis.
 //!
-//! - `ns:callbacks`, a stream: new jobs, by the component and, for the fixed callback, by the recording of a report. Replicas
-//!   read it as one consumer group; an entry stays pending with its reader until it is settled
-//! - `ns:callbacks:retry`, a sorted set: jobs that failed, by when they are due again. Taking one only moves its due time
-//!   past the longest delivery, so that it comes back should its taker die. While it is full, nothing new is taken
-//! - `ns:callbacks:dead`, a stream: jobs given up on, with their last error; the newest of them
+//! - `ns:callbacks`, a stream: new jobs, added by the component and, for the fixed callback, when a
+//!   report is recorded. Replicas read it as one consumer group; an entry stays pending with its
+//!   reader until it is settled
+//! - `ns:callbacks:retry`, a sorted set: jobs that failed, by the time at which they are due again.
+//!   Taking a job only moves this time past the longest delivery, so that the job is due again if
+//!   the replica dies. While the set is full, replicas take no new jobs
+//! - `ns:callbacks:dead`, a stream: dead letters with their last error; only the newest are kept
 //!
-//! A job is in one of the three at any moment: each move is one script (`settle`). It is removed only once it is delivered.
-//! Delivery is at least once: a replica that dies between the endpoint's answer and the settling leaves the job to another.
+//! A job is in exactly one of the three at any time: each move is one script (`settle`). A job is
+//! removed only when it is delivered. Delivery is at least once: if a replica dies between the
+//! endpoint's answer and the settling, another replica delivers the job again.
 
 mod group;
 mod settle;
@@ -27,41 +30,41 @@ pub use settle::{MAX_RETRY, Verdict};
 
 /// The consumer group of all replicas.
 const GROUP: &str = "reporter";
-/// How long reading waits for a new job.
+/// How long a read waits for a new job.
 const BLOCK: Duration = Duration::from_secs(1);
 
-/// The queue, as seen by one replica.
+/// The queue, as one replica uses it.
 pub struct Queue {
     store: Store,
-    /// Reading blocks, so it has a connection of its own.
+    /// A separate connection, because a read blocks it.
     reading: Server,
     replica: String,
     window_length: WindowLength,
-    /// After how many milliseconds a job that somebody took is free again.
+    /// The time in milliseconds after which an unsettled job can be taken again.
     claim_ms: u64,
 }
 
-/// Where jobs are taken from.
+/// The sources of jobs.
 #[derive(Clone, Copy, Debug)]
 pub enum Source {
-    /// The stream: jobs that nobody has taken yet.
+    /// The stream: jobs that no replica has taken yet.
     New,
     /// The sorted set: jobs that are due for another attempt.
     Waiting,
-    /// The stream: jobs that a replica took and did not settle in time, since it died.
+    /// The stream: jobs that a replica took and did not settle in time, because it died.
     Abandoned,
 }
 
 impl Source {
-    /// Whether its jobs go to the sorted set when they fail, and have not been there.
+    /// Returns whether failed jobs of this source are added to the sorted set for the first time.
     pub const fn fills_retry_set(self) -> bool {
         matches!(self, Self::New | Self::Abandoned)
     }
 
-    /// How long to wait where there was no job.
+    /// Returns the delay after an empty answer.
     pub const fn look_every(self) -> Duration {
         match self {
-            // Reading waits by itself.
+            // The read itself waits.
             Self::New => Duration::ZERO,
             Self::Waiting => Duration::from_millis(100),
             Self::Abandoned => Duration::from_secs(5),
@@ -73,15 +76,15 @@ impl Source {
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub job: CallbackJob,
-    /// 1 for the first.
+    /// 1 for the first attempt.
     pub number: u32,
-    place: Place,
+    location: Location,
 }
 
 /// Where a job is until it is settled.
 #[derive(Clone, Debug)]
-enum Place {
-    /// In the stream, by its entry's id.
+enum Location {
+    /// In the stream, by the id of its entry.
     Stream(String),
     /// In the sorted set, by its member.
     Retry(String),
@@ -90,18 +93,20 @@ enum Place {
 /// A member of the sorted set.
 #[derive(Serialize, Deserialize)]
 struct Waiting {
-    /// The id of the stream entry that it was: makes equal jobs different members.
+    /// The id of the former stream entry, which makes members of equal jobs different.
     id: String,
-    /// Attempts made.
+    /// The number of attempts made.
     attempts: u32,
-    /// Of the last attempt.
+    /// The error of the last attempt.
     error: String,
     /// The fields of the stream entry.
     job: BTreeMap<String, String>,
 }
 
 impl Queue {
-    /// The queue, read by the consumer `replica`. Jobs that somebody took are free again after the time `claim`.
+    /// Creates the queue for the consumer `replica`.
+    ///
+    /// An unsettled job can be taken again after the time `claim`.
     pub fn new(store: &Store, window_length: WindowLength, replica: String, claim: Duration) -> Self {
         let reading = store.redis().for_blocking(BLOCK);
         Self {
@@ -113,14 +118,14 @@ impl Queue {
         }
     }
 
-    /// Whether the sorted set takes more jobs.
+    /// Returns whether the sorted set has room for more jobs.
     pub async fn has_room(&self) -> RedisResult<bool> {
         let mut count = redis::cmd("ZCARD");
         count.arg(self.store.keys.callbacks_retry());
         Ok(self.store.redis().command::<u64>(&count).await? < MAX_RETRY)
     }
 
-    /// Takes jobs, at most `limit`.
+    /// Takes at most `limit` jobs.
     pub async fn take(&self, source: Source, limit: usize) -> RedisResult<Vec<Attempt>> {
         match source {
             Source::New => self.take_new(limit).await,
@@ -129,7 +134,7 @@ impl Queue {
         }
     }
 
-    /// Waits up to [`BLOCK`] for the first.
+    /// Waits up to [`BLOCK`] for the first job.
     async fn take_new(&self, limit: usize) -> RedisResult<Vec<Attempt>> {
         let mut read = redis::cmd("XREADGROUP");
         read.arg("GROUP").arg(GROUP).arg(&self.replica).arg("COUNT").arg(limit);
@@ -158,10 +163,10 @@ impl Queue {
         for member in members {
             let waiting = serde_json::from_str::<Waiting>(&member).ok();
             let read = waiting.and_then(|waiting| Some((self.read_job(&waiting.job)?, waiting.attempts + 1)));
-            let place = Place::Retry(member);
+            let location = Location::Retry(member);
             match read {
-                Some((job, number)) => attempts.push(Attempt { job, number, place }),
-                None => self.bury_unreadable(&place, &BTreeMap::new()).await?,
+                Some((job, number)) => attempts.push(Attempt { job, number, location }),
+                None => self.bury_unreadable(&location, &BTreeMap::new()).await?,
             }
         }
         Ok(attempts)
@@ -175,10 +180,14 @@ impl Queue {
                 .keys()
                 .filter_map(|name| Some((name.clone(), entry.get(name)?)))
                 .collect();
-            let place = Place::Stream(entry.id);
+            let location = Location::Stream(entry.id);
             match self.read_job(&fields) {
-                Some(job) => attempts.push(Attempt { job, number: 1, place }),
-                None => self.bury_unreadable(&place, &fields).await?,
+                Some(job) => attempts.push(Attempt {
+                    job,
+                    number: 1,
+                    location,
+                }),
+                None => self.bury_unreadable(&location, &fields).await?,
             }
         }
         Ok(attempts)
@@ -190,13 +199,13 @@ impl Queue {
 }
 
 impl Attempt {
-    /// What tells its job from others, at each attempt: the id of the stream entry that it was first.
+    /// Returns the id of the job, the same for each attempt: that of its first stream entry.
     pub fn id(&self) -> String {
-        self.place.id()
+        self.location.id()
     }
 }
 
-impl Place {
+impl Location {
     fn id(&self) -> String {
         match self {
             Self::Stream(id) => id.clone(),

@@ -1,5 +1,6 @@
-//! Signatures of callbacks, by the Standard Webhooks scheme (<https://www.standardwebhooks.com>), so that an endpoint can tell
-//! Verve's calls from others', and from old ones sent again.
+//! Signs callbacks by the Standard Webhooks scheme (<https://www.standardwebhooks.com>).
+//!
+//! An endpoint can distinguish Verve's calls from those of others, and from replayed calls.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,16 +10,16 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-/// What a secret begins with.
+/// The prefix of a secret.
 const PREFIX: &str = "whsec_";
-/// How long a secret may be, in bytes: what the scheme says.
+/// The permitted lengths of a secret, in bytes, by the scheme.
 const LENGTHS: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// Signs with one secret, or with several while one takes the place of another. Shows none of them.
+/// Signs with one secret, or with several while one replaces another. Never shows them.
 #[derive(Clone)]
 pub struct Signer(Vec<Hmac<Sha256>>);
 
-/// Why a text is no list of secrets. Never shows the text.
+/// Why a text is not a list of secrets. Never shows the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("secret {position} of {count} is not whsec_ and the base64 of 24 to 64 bytes; several are comma-separated")]
 pub struct InvalidSecrets {
@@ -54,8 +55,11 @@ impl fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// The headers of a signed call: which message it is, the same for each attempt; when it is sent, in Unix seconds; and
-    /// signatures of these and each of the contents, by each secret. Who verifies one of the contents takes one signature of it.
+    /// Returns the headers of a signed call.
+    ///
+    /// They are the id of the message, which is the same for each attempt; the time of the call in
+    /// Unix seconds; and the signatures. Each secret signs each of the contents, together with the
+    /// id and the time. A receiver that verifies one of the contents needs one matching signature.
     pub fn headers(&self, id: &str, unix_s: u64, contents: &[&str]) -> [(&'static str, String); 3] {
         let signatures = contents.iter().flat_map(|content| {
             let signed = format!("{id}.{unix_s}.{content}");

@@ -1,4 +1,4 @@
-//! What the settings say together.
+//! Converts the parsed settings into a [`Config`], and checks those that depend on each other.
 
 use std::fmt;
 use std::fs;
@@ -49,7 +49,7 @@ pub fn redis(args: &Args) -> Result<RedisConfig, Problem> {
     Ok(redis)
 }
 
-/// What is given as a flag or in a file. Errors do not show it.
+/// Reads a secret that is given as a flag or in a file. Errors do not show it.
 fn secret<T, E: fmt::Display>(
     flag: &str,
     given: Option<String>,
@@ -73,7 +73,10 @@ fn secret<T, E: fmt::Display>(
     parse(&text).map(Some).map_err(|error| wrong(flag, error))
 }
 
-/// An address and a port. Names such as localhost are fine too, and IPv4 is preferred; without either it is this machine alone.
+/// Parses an address and a port.
+///
+/// Accepts names such as localhost, and prefers IPv4. Without an address (`:9090`) the port is open
+/// on 127.0.0.1 only.
 pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let expected = || "expected an address and a port, such as 127.0.0.1:9090".to_owned();
     let text = match text.strip_prefix(':') {
@@ -85,7 +88,7 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     ipv4.or(addresses.first()).copied().ok_or_else(expected)
 }
 
-/// Whether brokers take a topic of this name.
+/// Returns whether brokers accept a topic of this name.
 fn is_topic(name: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     (1..=249).contains(&name.len()) && name.chars().all(is_allowed) && name != "." && name != ".."

@@ -1,4 +1,4 @@
-//! The environment: what is there and no setting, which somebody has meant to be one, and what is empty.
+//! The environment: finds unknown names that look like settings, and ignores empty variables.
 
 use std::ffi::OsString;
 
@@ -10,13 +10,14 @@ use super::file::settable;
 /// A variable of the environment: its name and its value.
 pub type Variable = (OsString, OsString);
 
-/// What the names of settings begin with.
+/// The prefix of the names of settings.
 const PREFIX: &str = "VERVE_";
-/// What `verve-host` goes by, which may share an environment with the reporter.
+/// A variable of `verve-host`, which may share an environment with the reporter.
 const OF_THE_HOST: &str = "VERVE_LOG";
-/// What is that alike may be meant, from 0 to 1: as clap judges it.
+/// The similarity above which a name is suggested, from 0 to 1; the same limit as clap's.
 const ALIKE: f64 = 0.8;
-/// Settings whose absence is not safe where somebody meant to give them: an empty one is refused where it is read.
+/// Settings that are unsafe to ignore when they are empty. The code that reads them refuses an
+/// empty one.
 const NEVER_EMPTY: [&str; 5] = [
     "redis-urls",
     "callback-secret",
@@ -25,7 +26,9 @@ const NEVER_EMPTY: [&str; 5] = [
     "admin-token-file",
 ];
 
-/// The command, for which what is empty in the environment is not there.
+/// Returns the command, in which empty variables of the environment count as absent.
+///
+/// The exceptions are those in [`NEVER_EMPTY`].
 pub fn without_empty(command: Command, environment: &[Variable]) -> Command {
     let is_empty = |name: &std::ffi::OsStr| {
         environment
@@ -41,7 +44,7 @@ pub fn without_empty(command: Command, environment: &[Variable]) -> Command {
     })
 }
 
-/// Says what looks like a setting and is none.
+/// Refuses a variable that looks like a setting but is not one.
 pub fn check(command: &Command, environment: &[Variable]) -> Result<(), String> {
     let names = environment.iter().filter_map(|(name, value)| {
         let (name, value) = (name.to_str()?, value.to_string_lossy());
@@ -70,18 +73,21 @@ pub fn check(command: &Command, environment: &[Variable]) -> Result<(), String> 
     Ok(())
 }
 
-/// The variable that stands for a flag, which is given without dashes.
+/// Returns the variable of a flag, which is given without dashes.
 pub fn name(flag: &str) -> String {
     format!("{PREFIX}{}", flag.replace('-', "_").to_uppercase())
 }
 
-/// Whether there is a variable that stands for a flag.
+/// Returns whether the variables contain the one of this flag.
 pub fn has(variables: &[Variable], flag: &str) -> bool {
     let wanted = name(flag);
     variables.iter().any(|(name, _)| *name == *wanted)
 }
 
-/// Whether it is what Kubernetes tells each container of a service in its namespace, such as one called `verve` or `verve-reporter`.
+/// Returns whether Kubernetes sets this variable in the containers of a namespace.
+///
+/// It sets such variables for each service there, for example one with the name `verve` or
+/// `verve-reporter`.
 fn is_of_kubernetes(name: &str, value: &str) -> bool {
     let is_url = || {
         ["tcp://", "udp://", "sctp://"]

@@ -1,4 +1,7 @@
-//! `--config`: settings from a TOML file. They become the flags that they are named after, so that there is one way to read a value.
+//! `--config`: settings from a TOML file.
+//!
+//! The settings become the flags that they are named after, so that each value is parsed in only
+//! one way.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,15 +12,17 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::is_given;
 
-/// What a file says, by the names of the flags without their dashes.
+/// The settings of a file, by the names of the flags without dashes.
 #[derive(Debug, Default)]
 pub struct Settings(BTreeMap<String, Vec<String>>);
 
 impl Settings {
-    /// Reads a file, and refuses what is no flag of `command`. Values are judged later, as those of flags are.
+    /// Reads a file, and refuses settings that are not flags of `command`.
+    ///
+    /// The values are checked later, like those of flags.
     ///
     /// # Errors
-    /// What was wrong and where. Never a value: it may be a secret.
+    /// The problem and its position. It never contains a value, which may be a secret.
     pub fn read(path: &Path, command: &Command) -> Result<Self, String> {
         let at = |problem: String| format!("{}: {problem}", path.display());
         let text = fs::read_to_string(path).map_err(|error| at(error.to_string()))?;
@@ -39,7 +44,7 @@ impl Settings {
         Ok(Self(settings))
     }
 
-    /// The flags for what neither the command line nor the environment gives.
+    /// Returns the flags for settings that neither the command line nor the environment gives.
     pub fn flags(&self, given: &ArgMatches, command: &Command) -> Vec<OsString> {
         let mut flags = Vec::new();
         for arg in settable(command).filter(|arg| !is_given(given, arg.get_long().unwrap_or_default())) {
@@ -55,13 +60,13 @@ impl Settings {
         flags
     }
 
-    /// Whether the file has this setting.
+    /// Returns whether the file has this setting.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 }
 
-/// The flags that are settings: all that the help lists under a heading, except for where the settings are.
+/// Returns the flags that are settings: those under a heading of the help, except `--config`.
 pub fn settable(command: &Command) -> impl Iterator<Item = &Arg> {
     let all = command.get_arguments();
     all.filter(|arg| arg.get_help_heading().is_some() && arg.get_long() != Some("config"))
@@ -85,7 +90,7 @@ fn expected(arg: &Arg) -> &'static str {
     }
 }
 
-/// The value, as flags would have it; nothing, if it is of the wrong kind.
+/// Returns the value as flags have it, or `None` if its type is wrong.
 fn values(arg: &Arg, value: toml::Value) -> Option<Vec<String>> {
     match value {
         toml::Value::Boolean(value) if !is_repeatable(arg) => Some(vec![value.to_string()]),

@@ -1,4 +1,4 @@
-//! What is wrong with a setting: which one, so that it can be said where its value is from.
+//! A problem with a setting, with its flag, so that the message can name the source of the value.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -10,28 +10,28 @@ use super::environment::{self, Variable};
 /// Why a command line is refused.
 #[derive(Debug)]
 pub enum Refused {
-    /// By clap, or to show help.
+    /// An error of clap, or a request for help.
     Clap(clap::Error),
-    /// A setting, or several that do not go together.
+    /// A problem with a setting, or with several that do not fit together.
     Setting(Problem),
-    /// Anything else.
+    /// Another problem.
     Other(String),
 }
 
-/// What is wrong with some settings.
+/// A problem with one or more settings.
 #[derive(Debug)]
 pub struct Problem {
-    /// Their flags, without dashes.
+    /// The flags of the settings, without dashes.
     flags: Vec<String>,
     text: String,
 }
 
-/// What is wrong with a setting.
+/// Returns a problem with one setting.
 pub fn wrong(flag: &str, text: impl fmt::Display) -> Problem {
     wrong_together(&[flag], text)
 }
 
-/// What is wrong with several.
+/// Returns a problem with several settings.
 pub fn wrong_together(flags: &[&str], text: impl fmt::Display) -> Problem {
     Problem {
         flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
@@ -61,14 +61,14 @@ impl From<String> for Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // clap explains itself over several lines; those before the first empty one say what was wrong.
+            // clap's message has several lines; those before the first empty one name the problem.
             Self::Clap(error) => {
                 let text = error.to_string();
                 let mut lines = text.lines().map(str::trim);
                 let line = lines.by_ref().take_while(|line| !line.is_empty());
                 let line = line.collect::<Vec<_>>().join(" ");
                 f.write_str(line.strip_prefix("error: ").unwrap_or(&line))?;
-                // What was meant, perhaps.
+                // A suggestion, if clap has one.
                 match lines.find_map(|line| line.strip_prefix("tip: ")) {
                     Some(tip) => write!(f, " ({tip})"),
                     None => Ok(()),
@@ -81,7 +81,7 @@ impl fmt::Display for Refused {
 }
 
 impl Refused {
-    /// The flags that it is about, without dashes.
+    /// Returns the flags that the problem is about, without dashes.
     pub fn flags(&self) -> Vec<&str> {
         match self {
             Self::Clap(error) => {
@@ -90,7 +90,7 @@ impl Refused {
                     Some(ContextValue::Strings(shown)) => shown.iter().map(String::as_str).collect(),
                     _ => Vec::new(),
                 };
-                // As `--listen <ADDRESS>`.
+                // The form is `--listen <ADDRESS>`.
                 let words = shown.into_iter().filter_map(|shown| shown.split_whitespace().next());
                 words.filter_map(|word| word.strip_prefix("--")).collect()
             }
@@ -99,7 +99,7 @@ impl Refused {
         }
     }
 
-    /// What was wrong, with the variable of the environment that it is from named, if it is from there.
+    /// Returns the message, with the variable of the environment if the value is from there.
     pub fn with_source(&self, args: impl IntoIterator<Item = OsString>, variables: &[Variable]) -> String {
         let args: Vec<String> = args.into_iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let is_given = |flag: &str| {

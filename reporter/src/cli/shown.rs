@@ -1,5 +1,6 @@
-//! `verve-reporter config check`: what is in force, and where it comes from, with secrets hidden. A configuration file again, which
-//! can be kept.
+//! `verve-reporter config check`: the settings in force and their sources, with secrets hidden.
+//!
+//! The output is a valid configuration file.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -7,15 +8,15 @@ use verve_protocol::{Endpoint, RedisUrls};
 
 use super::file::{Settings, settable};
 
-/// In place of a secret.
+/// The replacement for a secret.
 const HIDDEN: &str = "***";
 
-/// Ends of librdkafka's settings whose values say nothing that has to be kept.
+/// The endings of librdkafka settings whose values are not secret.
 const HARMLESS: [&str; 5] = [".protocol", ".mechanism", ".mechanisms", ".location", ".ms"];
 
-/// Every setting in a line: its value, and where it is from.
+/// Returns every setting in a line: its value and its source.
 ///
-/// `given` is what was given beside the file.
+/// `given` has the values that do not come from the file.
 pub fn text(command: &Command, matches: &ArgMatches, given: &ArgMatches, file: &Settings) -> String {
     let lines = settable(command).map(|arg| line(arg, matches, given, file));
     lines.collect()
@@ -44,7 +45,7 @@ fn line(arg: &Arg, matches: &ArgMatches, given: &ArgMatches, file: &Settings) ->
     format!("{name} = {value} # {source}\n")
 }
 
-/// A value in TOML, or of a secret what of it can be shown.
+/// Returns a value in TOML, or the part of a secret that may be shown.
 fn shown(arg: &Arg, value: &str) -> String {
     let value = match arg.get_long() {
         Some("redis-urls") => match value.parse::<RedisUrls>() {

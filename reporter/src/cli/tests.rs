@@ -102,7 +102,7 @@ fn a_bad_value_is_refused_with_its_flag_and_without_secrets() {
         ["--late-seconds", "x"],
         ["--kafka-option", "hunter2"],
         ["--kafka-option", "no.such.option=hunter2"],
-        // Refused only when a producer is made of it.
+        // Refused only when a producer is created with it.
         ["--kafka-option", "security.protocol=ssl\nssl.ca.location=/no/such/file"],
         [
             "--kafka-option",
@@ -165,7 +165,7 @@ fn what_looks_like_a_setting_and_is_none_is_refused_with_what_may_be_meant() {
         let error = parse_task_in(args, environment).expect_err(words[0]);
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
-    // What Kubernetes sets by itself, and what is none of ours.
+    // Variables that Kubernetes sets automatically, and variables of other programs.
     let kubernetes = [
         ("VERVE_SERVICE_HOST", "10.0.0.1"),
         ("VERVE_SERVICE_PORT", "9090"),
@@ -225,7 +225,7 @@ fn what_is_wrong_in_the_environment_is_said_to_be_from_there() {
         assert_eq!(said(&[given], wrong("listen", "no").into()), "--listen: no");
     }
     assert_eq!(said(&[], wrong("listener", "no").into()), "--listener: no");
-    // clap's words too.
+    // The same for clap's errors.
     let refused = Args::command()
         .try_get_matches_from(["", "--grace-ms", "x"])
         .expect_err("no number");
@@ -249,7 +249,7 @@ fn what_is_wrong_in_a_file_is_said_to_be_from_there() {
         assert!(error.starts_with(&file.display().to_string()), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
-    // The command line comes first, and what is wrong there is not the file's.
+    // The command line takes precedence, and a problem there is not a problem of the file.
     fs::write(&file, "kafka-topic = \"x\"").expect("written");
     let error = parse(&[&config, "--kafka-topic=.."]).expect_err("no topic");
     assert!(error.starts_with("--kafka-topic"), "{error}");

@@ -1,4 +1,4 @@
-//! Kafka: whether the topic is there and kept well, and whether transactions are allowed.
+//! Kafka: checks that the topic exists and is replicated, and that transactions are permitted.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,17 +12,17 @@ use rdkafka::producer::{BaseProducer, Producer as _};
 use super::Finding;
 use crate::kafka::KafkaConfig;
 
-/// For each answer of Kafka.
+/// The timeout of each request to Kafka.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What there is of the topic.
+/// The state of the topic.
 #[derive(Debug, Default)]
 struct Topic {
-    /// Of each partition: whether it has a leader, its copies, and those of them that are up to date.
+    /// For each partition: whether it has a leader, the number of its copies, and of those in sync.
     partitions: Vec<(bool, usize, usize)>,
 }
 
-/// Looks at Kafka and the topic.
+/// Checks Kafka and the topic.
 pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
     let Some(brokers) = config.brokers.clone() else {
         return vec![Finding::warning(
@@ -43,7 +43,7 @@ pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
 fn ask(config: &KafkaConfig) -> Vec<Finding> {
     let topic = match topic(config) {
         Ok(topic) => topic,
-        Err((error, told)) => return vec![away(&error, told)],
+        Err((error, message)) => return vec![away(&error, message)],
     };
     let mut findings = judge(&config.topic, topic.as_ref());
     match transactions(config) {
@@ -53,13 +53,13 @@ fn ask(config: &KafkaConfig) -> Vec<Finding> {
     findings
 }
 
-/// Why brokers refuse a client: an answer never comes then, and no more is said of that than that none came.
+/// Why brokers refuse a client. The request itself only times out, without a reason.
 #[derive(Clone, Default)]
-struct Refusals(Arc<Mutex<Option<Told>>>);
+struct Refusals(Arc<Mutex<Option<Refused>>>);
 
 impl ClientContext for Refusals {
     fn error(&self, error: KafkaError, reason: &str) {
-        let told = matches!(
+        let message = matches!(
             error.rdkafka_error_code(),
             Some(
                 RDKafkaErrorCode::Authentication
@@ -68,26 +68,26 @@ impl ClientContext for Refusals {
                     | RDKafkaErrorCode::BrokerTransportFailure
             )
         );
-        if told {
-            self.tell(Some((error, reason.to_owned())));
+        if message {
+            self.replace(Some((error, reason.to_owned())));
         }
     }
 }
 
 impl Refusals {
-    /// Keeps the last one; answers the one before.
-    fn tell(&self, refusal: Option<Told>) -> Option<Told> {
+    /// Stores the last refusal, and returns the one before.
+    fn replace(&self, refusal: Option<Refused>) -> Option<Refused> {
         std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), refusal)
     }
 }
 
 impl ConsumerContext for Refusals {}
 
-/// An error, and what was said of it.
-type Told = (KafkaError, String);
+/// An error, and its message.
+type Refused = (KafkaError, String);
 
-/// Asks as a consumer: a producer's question may create the topic.
-fn topic(config: &KafkaConfig) -> Result<Option<Topic>, Told> {
+/// Asks as a consumer, because a request of a producer may create the topic.
+fn topic(config: &KafkaConfig) -> Result<Option<Topic>, Refused> {
     let plain = |error: KafkaError| {
         let text = error.to_string();
         (error, text)
@@ -95,10 +95,11 @@ fn topic(config: &KafkaConfig) -> Result<Option<Topic>, Told> {
     let refusals = Refusals::default();
     let consumer: BaseConsumer<Refusals> = config.client().create_with_context(refusals.clone()).map_err(plain)?;
     let metadata = consumer.fetch_metadata(Some(&config.topic), TIMEOUT).map_err(|error| {
-        // What it heard meanwhile is told, one after the other, as it is asked for messages, of which there are none.
+        // The client passes on its errors one by one, when it is polled for messages. There are no
+        // messages.
         let refusal = (0..100).find_map(|_| {
             let _ = consumer.poll(Duration::from_millis(10));
-            refusals.tell(None)
+            refusals.replace(None)
         });
         refusal.unwrap_or_else(|| plain(error))
     })?;
@@ -165,7 +166,7 @@ fn judge(name: &str, topic: Option<&Topic>) -> Vec<Finding> {
     findings
 }
 
-/// Begins to be a transactional producer, under another name than the reporter's, whom the same name would fence.
+/// Starts a transactional producer with its own id: that of the reporter would fence the reporter.
 fn transactions(config: &KafkaConfig) -> Result<(), KafkaError> {
     let Some(id) = &config.transactional_id else {
         return Ok(());
@@ -198,9 +199,9 @@ fn untransacted(error: &KafkaError) -> Finding {
     }
 }
 
-/// Why there is no answer, in words, with what was told of it.
-fn away(error: &KafkaError, told: String) -> Finding {
-    let says = |word: &str| told.contains(word);
+/// Returns the reason for a missing answer, with the client's message.
+fn away(error: &KafkaError, message: String) -> Finding {
+    let says = |word: &str| message.contains(word);
     let (what, fix) = match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::Authentication) => (
             "it refuses this user",
@@ -231,7 +232,7 @@ fn away(error: &KafkaError, told: String) -> Finding {
             "start it, or correct --kafka-brokers; see that the network lets this machine through; and set security.protocol as a --kafka-option: brokers that want TLS or SASL do not answer without",
         ),
     };
-    Finding::problem(format!("{what} ({told})"), fix)
+    Finding::problem(format!("{what} ({message})"), fix)
 }
 
 #[cfg(test)]
@@ -260,7 +261,7 @@ mod tests {
     #[test]
     fn why_it_is_away_is_said_in_words() {
         use RDKafkaErrorCode::{BrokerTransportFailure, OperationTimedOut, Resolve, SSL};
-        for (code, told, word) in [
+        for (code, message, word) in [
             (
                 Resolve,
                 "Failed to resolve 'nowhere:9092': Name or service not known",
@@ -279,8 +280,8 @@ mod tests {
             (SSL, "SSL handshake failed", "TLS fails"),
             (OperationTimedOut, "timed out", "does not answer"),
         ] {
-            let found = away(&KafkaError::MetadataFetch(code), told.to_owned());
-            assert!(found.what.contains(word) && found.what.contains(told), "{found:?}");
+            let found = away(&KafkaError::MetadataFetch(code), message.to_owned());
+            assert!(found.what.contains(word) && found.what.contains(message), "{found:?}");
         }
     }
 }

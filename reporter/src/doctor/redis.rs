@@ -1,4 +1,4 @@
-//! Each Redis: whether it is there, keeps what it acknowledges, and agrees on the time.
+//! Each Redis: checks that it answers, keeps what it acknowledges, and has the right time.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,20 +11,20 @@ use super::Finding;
 use crate::clock::{machine_ms, millis};
 use crate::store::{Node, OLDEST, Store};
 
-/// A share of `maxmemory`, in percent, from which on it is time to do something.
+/// The share of `maxmemory` in use, in percent, from which on there is a warning.
 const FULL: u64 = 80;
-/// Clocks that differ by more are told of.
+/// The difference of clocks above which there is a finding.
 const SKEW: Duration = Duration::from_millis(500);
 
-/// What a Redis says of itself.
+/// What a Redis reports about itself.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     /// The fields of `INFO`.
     info: BTreeMap<String, String>,
-    /// Its clock less ours, in milliseconds; and how long it took to ask.
+    /// Its clock minus ours, and the round-trip time of the request, both in milliseconds.
     ahead_ms: i64,
     asked_ms: u64,
-    /// Whether it is set to make snapshots, if it says so.
+    /// Whether it makes snapshots, if it reports that.
     saves: Option<bool>,
 }
 
@@ -38,7 +38,7 @@ impl State {
     }
 }
 
-/// Looks at Redis, each node of it. Answers whether it answered, too.
+/// Checks each node of Redis. Returns whether all of them answered, and the findings.
 pub async fn examine(store: &Store, grace: Duration) -> (bool, Vec<Finding>) {
     let server = store.redis();
     let nodes = match server.nodes().await {
@@ -68,7 +68,7 @@ pub async fn examine(store: &Store, grace: Duration) -> (bool, Vec<Finding>) {
     (answered, findings)
 }
 
-/// Whether every slot has a node.
+/// Checks whether every slot has a node.
 fn coverage(info: &BTreeMap<String, String>, primaries: usize) -> Finding {
     let number = |field: &str| {
         info.get(field)
@@ -88,10 +88,10 @@ fn coverage(info: &BTreeMap<String, String>, primaries: usize) -> Finding {
 }
 
 async fn ask(server: &Node<'_>) -> Result<State, RedisError> {
-    // Opens the connection, so that the time that this takes is not taken for the clock's.
+    // Opens the connection first, so that the time for it is not measured as a clock difference.
     server.command::<String>(&redis::cmd("PING")).await?;
     let info: String = server.command(redis::cmd("INFO").arg("everything")).await?;
-    // Not every user may ask, and then it does not matter.
+    // Not every user may run this command, and the checks work without its answer.
     let save: Result<Vec<String>, RedisError> = server.command(redis::cmd("CONFIG").arg("GET").arg("save")).await;
     let saves = save
         .ok()
@@ -138,7 +138,7 @@ fn away(error: &RedisError, tls: bool) -> Finding {
     Finding::problem(text, fix)
 }
 
-/// What of it stands in the way of exact counts.
+/// Judges whether the state permits exact counts.
 fn judge(state: &State, grace: Duration) -> Vec<Finding> {
     let mut findings = Vec::new();
     let version = state.text("redis_version");
@@ -163,7 +163,7 @@ fn judge(state: &State, grace: Duration) -> Vec<Finding> {
             "name the primary in --redis-urls, and in the components' redis_urls",
         ));
     }
-    // A primary of a cluster by itself.
+    // A primary of a cluster, without a replica.
     if state.number("cluster_enabled") == 1 && state.text("role") == "master" && state.number("connected_slaves") == 0 {
         findings.push(Finding::warning(
             "has no replica: while it is away, ids of its slots wait in spools, and windows are not reported",
@@ -189,7 +189,7 @@ fn durability(state: &State) -> Vec<Finding> {
     let mut findings = Vec::new();
     if state.number("aof_enabled") == 0 {
         let fix = "appendonly yes, with appendfsync everysec or always";
-        // One that does not say whether it makes snapshots may do so.
+        // A Redis that does not report its setting may make snapshots.
         findings.push(if state.saves.unwrap_or(true) {
             Finding::warning(
                 "no append-only file: what it acknowledged since its last snapshot is lost when it ends",
@@ -240,7 +240,7 @@ fn memory(state: &State) -> Vec<Finding> {
 
 fn clock(state: &State, grace: Duration) -> Option<Finding> {
     let skew = Duration::from_millis(state.ahead_ms.unsigned_abs());
-    // What the answer's way took may be to one side.
+    // The difference is only certain beyond half of the round-trip time.
     let sure = skew.saturating_sub(Duration::from_millis(state.asked_ms / 2));
     if sure <= SKEW {
         return None;
@@ -280,7 +280,7 @@ mod tests {
         }
     }
 
-    /// Changed fields, and what is found.
+    /// The changed fields, and the expected finding.
     type Case = (&'static [(&'static str, &'static str)], Level, &'static str);
 
     #[test]
@@ -371,7 +371,7 @@ mod tests {
             (0, 0, None),
             (-500, 0, None),
             (501, 0, Some(Level::Warning)),
-            // Its answer may have been under way for all of that.
+            // Half of the round-trip time can explain the excess.
             (501, 4, None),
             (-1999, 0, Some(Level::Warning)),
             (2001, 0, Some(Level::Problem)),

@@ -1,4 +1,4 @@
-//! What the reporter's Redis user may do: whether all that the reporter asks for is among it.
+//! Checks that the reporter's Redis user may run every command that the reporter needs.
 
 use redis::{RedisResult, Script};
 use verve_protocol::scripts::TRY_COMMANDS;
@@ -6,7 +6,7 @@ use verve_protocol::scripts::TRY_COMMANDS;
 use super::Finding;
 use crate::store::Store;
 
-/// Each command that the reporter runs, in a form that changes nothing where there is no such key.
+/// Each command that the reporter runs, in a form that changes nothing if the key does not exist.
 const COMMANDS: [&str; 41] = [
     "DEL",
     "EXISTS",
@@ -40,14 +40,14 @@ const COMMANDS: [&str; 41] = [
     "ZREM m",
     "ZSCAN 0",
     "ZSCORE m",
-    // These fail by there being no such key or group.
+    // These fail, because the key or the group does not exist.
     "XAUTOCLAIM reporter doctor 1 0",
     "RENAME KEY",
     "XGROUP|CREATE reporter 0",
     "XGROUP|DELCONSUMER reporter doctor",
     "XINFO|CONSUMERS reporter",
     "XREADGROUP",
-    // These write, and what they wrote is removed.
+    // These write, and the written keys are removed.
     "SUNIONSTORE KEY",
     "HSET f v",
     "HSETNX f v",
@@ -55,7 +55,7 @@ const COMMANDS: [&str; 41] = [
 
 const FIX: &str = "give the reporter's Redis user the rights that docs/deploy.md lists";
 
-/// Tries each command on a key of the namespace that nobody uses.
+/// Tries each command on an unused key of the namespace.
 pub async fn examine(store: &Store) -> Option<Finding> {
     let key = store.keys.doctor();
     let script = Script::new(TRY_COMMANDS);

@@ -1,4 +1,4 @@
-//! What the components write: whether it is what this reporter counts.
+//! Checks that this reporter counts what the components write.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,36 +10,38 @@ use super::Finding;
 use crate::store::Store;
 use crate::windows::WindowsConfig;
 
-/// Keys looked through at most, some milliseconds of its time a thousand.
+/// The maximum number of keys to scan. A thousand take some milliseconds of Redis' time.
 const LOOKED_THROUGH: usize = 200_000;
 const PAGE: usize = 1000;
-/// What ended longer ago, in seconds, does not tell what is written now.
+/// A window that ended longer ago, in seconds, says nothing about what is written now.
 const RECENT_S: u64 = 120;
-/// Ids asked for of a set.
+/// The number of ids read from a set.
 const SAMPLE: usize = 64;
-/// The most sets asked.
+/// The maximum number of sets to read.
 const SETS: usize = 16;
 
-/// What is written now.
+/// What the components write now.
 #[derive(Debug, Default)]
 struct Written {
-    /// Namespaces, and lengths of windows, in seconds.
+    /// The namespaces, and the window lengths in seconds.
     sets: BTreeSet<(String, u64)>,
     /// The latest start of a window with ids, in Unix seconds.
     latest: u64,
-    /// When the latest window ended of those of which ids came too late in these minutes, in Unix seconds; 0 if there is none.
+    /// The end of the latest window for which ids came too late in the last minutes.
+    ///
+    /// In Unix seconds; 0 if there is none.
     over: u64,
-    /// The newest window that was reported with ids, in the last hour, and how many.
+    /// The newest window reported with ids in the last hour, and their number.
     reported: Option<(Window, u64)>,
     /// Ids of this reporter's latest window, by their set.
     samples: BTreeMap<Partition, Vec<Id>>,
-    /// Whether there were too many keys to look at all of them.
+    /// Whether there were too many keys to scan all of them.
     partly: bool,
     /// Ids and jobs in spools.
     spooled: u64,
 }
 
-/// Looks at what is written.
+/// Checks what the components write.
 pub async fn examine(store: &Store, windows: &WindowsConfig) -> Vec<Finding> {
     match look(store, windows.length).await {
         Ok((written, now)) => judge(
@@ -54,7 +56,7 @@ pub async fn examine(store: &Store, windows: &WindowsConfig) -> Vec<Finding> {
 
 const LOOK_RIGHTS: &str = "let the reporter's Redis user run SCAN, SRANDMEMBER and HVALS";
 
-/// Looks at what there is, some ids of this reporter's latest window among it.
+/// Reads what the components write, with some ids of this reporter's latest window.
 async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)> {
     let now = store.clock().await?.now_ms() / 1000;
     let (server, keys) = (store.redis(), &store.keys);
@@ -79,7 +81,7 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
                 if start + seconds + RECENT_S < now {
                     continue;
                 }
-                // A named counter is its namespace's.
+                // A named counter belongs to its namespace.
                 let in_namespace = namespace.split('/').next().unwrap_or(namespace);
                 written.sets.insert((in_namespace.to_owned(), seconds));
                 if is_ours {
@@ -109,7 +111,7 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
     let too_late = too_late.first().and_then(|start| length.window_starting(*start));
     if let Some(window) = too_late.filter(|window| window.end() + RECENT_S < now) {
         for set in store.sets() {
-            // They are kept for a day from when the last of them came.
+            // Late ids are kept for a day after the last one arrived.
             let left: i64 = server.command(redis::cmd("TTL").arg(keys.late(window, set))).await?;
             if left > UNREPORTED_SECONDS.cast_signed() - RECENT_S.cast_signed() {
                 written.over = window.end();
@@ -132,7 +134,7 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
     Ok((written, now))
 }
 
-/// The newest window with ids among those that were reported in the last hour, and how many ids it has.
+/// Returns the newest window that was reported with ids in the last hour, and their number.
 async fn reported(store: &Store, length: WindowLength, now: u64) -> RedisResult<Option<(Window, u64)>> {
     let current = length.window_at_ms(now * 1000);
     let windows = std::iter::successors(current.previous(), |window| window.previous());
@@ -214,7 +216,7 @@ fn judge(
     findings
 }
 
-/// Whether ids are in the sets in which this reporter would have put them.
+/// Checks that ids are in the sets into which this reporter would have put them.
 fn partitioned(samples: &BTreeMap<Partition, Vec<Id>>, partitions: Partitions) -> Option<Finding> {
     let elsewhere = |(set, ids): (&Partition, &Vec<Id>)| ids.iter().any(|id| id.partition(partitions) != *set);
     let fix = "the same --partitions here as partitions there";
@@ -271,7 +273,7 @@ mod tests {
         judge(written, "verve", (minute(), Partitions::default()), NOW)
     }
 
-    /// What is written, and what is found.
+    /// What is written, and the expected finding.
     type Case = (&'static [(&'static str, u64)], Level, &'static str);
 
     #[test]
@@ -333,13 +335,13 @@ mod tests {
         assert_eq!(level(&[], 1), None);
         assert_eq!(level(&[of(Partition::Whole, 1)], 1), None);
         assert_eq!(level(&[of(part_0, 2), of(part_1, 2)], 2), None);
-        // Not all are counted.
+        // Not all ids are counted.
         assert_eq!(level(&[of(part_0, 2)], 1), Some(Problem));
         assert_eq!(level(&[of(part_3, 4)], 2), Some(Problem));
         assert_eq!(level(&[of(part_0, 4), of(part_1, 4)], 3), Some(Problem));
-        // Counted, though not as it was meant.
+        // All ids are counted, but not with the intended partitions.
         assert_eq!(level(&[of(Partition::Whole, 1)], 4), Some(Warning));
-        // Counted twice.
+        // Ids are counted twice.
         assert_eq!(level(&[of(Partition::Whole, 1), of(part_0, 2)], 2), Some(Problem));
     }
 }

@@ -1,4 +1,4 @@
-//! What is measured of windows, by counter.
+//! The metrics of windows, by counter.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -9,13 +9,14 @@ use verve_protocol::CounterName;
 
 use super::{OUTCOMES, gauge};
 
-/// Upper bounds in seconds, for windows: from at once to a day that nobody reported.
+/// Upper bounds in seconds, for windows: from immediately to a day without a report.
 const WAITS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0, 86_400.0];
 
-/// Of the counter that has no name there is no label, of a named one its name, and whatever else is told apart.
+/// The counter without a name has no label `counter`; a named one has its name. Other labels
+/// follow.
 type Labels = Vec<(&'static str, String)>;
 
-/// What is measured of windows, by counter.
+/// The metrics of windows, by counter.
 #[derive(Clone, Debug)]
 pub struct OfWindows {
     late_ids: Family<Labels, Counter>,
@@ -31,22 +32,22 @@ pub struct OfWindows {
     requests: Family<Labels, Counter>,
 }
 
-/// What is measured of one counter's windows.
+/// The metrics of one counter's windows.
 #[derive(Clone, Debug)]
 pub struct WindowMetrics {
-    /// Ids that came after their window was final, and were dropped.
+    /// Ids that arrived after their window was final, and were dropped.
     pub late_ids: Counter,
     /// Windows reported for the first time.
     pub windows_reported: Counter,
     /// Corrections of reported windows.
     pub window_revisions: Counter,
-    /// Windows that nobody can report any more.
+    /// Windows that can no longer be reported.
     pub windows_lost: Counter,
     /// Windows that had ids before they had begun.
     pub windows_ahead: Counter,
     /// 1 while there are ids in partitions that are not counted, else 0.
     pub uncounted_partitions: Gauge,
-    /// From a window being due to its first record being acknowledged.
+    /// The time from a window being due to the acknowledgement of its first record.
     pub window_lag: Histogram,
     /// How long the oldest due window has not been reported, in seconds.
     pub window_overdue: Gauge,
@@ -75,7 +76,7 @@ impl Default for OfWindows {
 }
 
 impl OfWindows {
-    /// Those of a counter's windows.
+    /// Returns the metrics of a counter's windows.
     pub fn of(&self, counter: Option<&CounterName>) -> WindowMetrics {
         let all = self.clone();
         let labels: Labels = counter.iter().map(|name| ("counter", name.to_string())).collect();
@@ -96,7 +97,7 @@ impl OfWindows {
         windows
     }
 
-    /// Has them told.
+    /// Registers the metrics.
     pub fn register(&self, r: &mut Registry) {
         r.register(
             "requests",
@@ -151,13 +152,13 @@ impl OfWindows {
 }
 
 impl WindowMetrics {
-    /// So many more requests with this outcome.
+    /// Adds to the requests with this outcome.
     pub fn requests(&self, outcome: &str, more: u64) {
         let counter = self.all.requests.get_or_create_owned(&self.and("outcome", outcome));
         counter.inc_by(more);
     }
 
-    /// The unique ids of the `current` or the `last` window.
+    /// Sets the unique ids of the `current` or the `last` window.
     pub fn unique_ids(&self, window: &str, count: u64) {
         let gauges = &self.all.unique_ids;
         gauges
@@ -165,7 +166,7 @@ impl WindowMetrics {
             .set(gauge(count));
     }
 
-    /// Tells no more of this counter, which was forgotten.
+    /// Removes the metrics of this counter, which was forgotten.
     pub fn forget(&self) {
         let Self { all, labels, .. } = self;
         for counters in [

@@ -1,4 +1,4 @@
-//! Redis, a server or a cluster, and the connection to it, which is made anew by itself.
+//! Redis, a server or a cluster, with a connection that reconnects automatically.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,34 +21,37 @@ use verve_protocol::{Partitions, RedisUrl, RedisUrls};
 use crate::health::{Dependency, Health};
 use crate::metrics::{Metrics, RedisMetrics};
 
-/// For opening a connection.
+/// The timeout for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// For the answer to a command.
+/// The timeout for the answer to a command.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Errors of a server that has become a replica: its address may lead to the new primary already, for new connections.
+/// Errors of a server that has become a replica.
+/// New connections to its address may already lead to the new primary.
 const MOVED_ON: [&str; 2] = ["READONLY", "MASTERDOWN"];
-/// How often a command to a cluster is sent again, to wherever a slot has moved.
+/// How often a command to a cluster is sent again after its slot has moved.
 const CLUSTER_RETRIES: u32 = 5;
-/// The oldest version of Redis that has what the component and the reporter ask of it: `EXPIRE … NX`.
+/// The oldest version of Redis that supports `EXPIRE … NX`.
+/// The component and the reporter need it.
 pub const OLDEST: u32 = 7;
-/// How long a node of a cluster is held to be away after it did not answer: longer than its next answer may take.
+/// How long a cluster node counts as unreachable after it did not answer.
+/// This is longer than its next answer may take.
 const MISSED: Duration = Duration::from_secs(6);
-/// How often a connection is renewed for such an error.
+/// The shortest time between two renewals of a connection for such an error.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the Redis servers are.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
     pub urls: RedisUrls,
-    /// Certificates for those that speak TLS; without them those of this machine.
+    /// Certificates for servers with TLS. Without them, those of this machine apply.
     pub tls: Option<TlsCertificates>,
-    /// How many sets the ids of a window are in.
+    /// How many sets hold the ids of a window.
     pub partitions: Partitions,
 }
 
 impl RedisConfig {
-    /// How to connect to one of them.
+    /// Creates a client for one of the servers.
     fn client(&self, url: &RedisUrl) -> RedisResult<Client> {
         match &self.tls {
             Some(tls) if url.is_tls() => Client::build_with_tls(url.secret(), tls.clone()),
@@ -56,10 +59,10 @@ impl RedisConfig {
         }
     }
 
-    /// Says what is wrong with the certificates.
+    /// Checks the certificates, and describes the problem if there is one.
     ///
     /// # Errors
-    /// If they are not readable, or no server speaks TLS. Their content is not shown.
+    /// If they are not readable, or no server uses TLS. The error does not show their content.
     pub fn check(&self) -> Result<(), String> {
         let Some(url) = self.urls.as_slice().iter().find(|url| url.is_tls()) else {
             return match self.tls {
@@ -80,20 +83,20 @@ pub struct Server {
     connection: Arc<Connection>,
     dependency: Dependency,
     metrics: RedisMetrics,
-    /// Whether its commands wait, so that their times say nothing.
+    /// Whether its commands block, so that their times are not measured.
     blocks: bool,
-    /// What answers in its place, if it is simulated.
+    /// The simulation that answers instead of Redis, if Redis is simulated.
     simulated: Option<Arc<dyn Commands>>,
 }
 
-/// What Redis is reached by.
+/// The connection to Redis, and its state.
 struct Connection {
     response_timeout: Duration,
-    /// Nothing until it is known whether there is a cluster.
+    /// `None` until it is known whether Redis is a cluster.
     link: AsyncMutex<Option<Link>>,
-    /// When it was last renewed.
+    /// When the connection was last renewed.
     renewed: Mutex<Instant>,
-    /// When a node of a cluster was last found away.
+    /// When a node of a cluster was last found unreachable.
     missed: Mutex<Option<Instant>>,
 }
 
@@ -108,26 +111,27 @@ impl Connection {
     }
 }
 
-/// A connection of one kind or the other.
+/// A connection of one of these kinds.
 #[derive(Clone)]
 enum Link {
     Server(ConnectionManager),
     Cluster(ClusterConnection),
-    /// None, but something that answers as one would.
+    /// No connection, but a simulation that answers like one.
     Simulated(Arc<dyn Commands>),
 }
 
-/// Runs commands in place of a connection.
+/// Runs commands instead of a connection.
 pub trait Commands: Send + Sync {
-    /// Runs commands one after the other, each with its arguments, and answers each; or fails as connections do.
+    /// Runs commands in order, each with its arguments, and returns each answer.
+    /// It fails like a connection.
     fn run(&self, commands: Vec<Vec<String>>) -> RedisFuture<'static, Vec<Value>>;
 }
 
-/// A command with its arguments.
+/// Returns a command and its arguments as words.
 fn words(command: &Cmd) -> Vec<String> {
     let words = command.args_iter().map(|argument| match argument {
         Arg::Simple(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        // A cursor, where a scan begins.
+        // A cursor, at the beginning of a scan.
         _ => "0".to_owned(),
     });
     words.collect()
@@ -179,7 +183,8 @@ impl ConnectionLike for Link {
     }
 }
 
-/// Whether the error tells that Redis is not reachable, which its connection says, and not what it answers to one command.
+/// Returns whether the error means that Redis is unreachable.
+/// Such an error comes from the connection and is not the answer to one command.
 fn is_away(error: &RedisError) -> bool {
     let refused = error.kind() == redis::ErrorKind::AuthenticationFailed;
     error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refused || is_nowhere(error)
@@ -192,7 +197,8 @@ impl fmt::Display for Server {
 }
 
 impl Server {
-    /// That of `config`, which need not be there yet, or what is `simulated` in its place.
+    /// Creates the Redis of `config`, or the one that is `simulated` instead.
+    /// It need not be reachable yet.
     pub fn new(
         config: &RedisConfig,
         simulated: Option<Arc<dyn Commands>>,
@@ -212,12 +218,13 @@ impl Server {
         })
     }
 
-    /// Whether it is spoken to by TLS.
+    /// Returns whether the connection uses TLS.
     pub fn is_tls(&self) -> bool {
         self.config.urls.first().is_tls()
     }
 
-    /// A connection of its own to the same Redis, for commands that block for up to `longest`.
+    /// Returns a separate connection for commands that block for up to `longest`.
+    /// It leads to the same Redis.
     pub fn for_blocking(&self, longest: Duration) -> Self {
         Self {
             connection: Connection::new(longest + RESPONSE_TIMEOUT, self.simulated.clone()),
@@ -232,7 +239,7 @@ impl Server {
             .await
     }
 
-    /// Runs a pipeline, atomically if it says so.
+    /// Runs a pipeline, atomically if it is a transaction.
     pub async fn run<T: FromRedisValue>(&self, pipe: &Pipeline) -> RedisResult<T> {
         self.observe(async { pipe.query_async(&mut self.link().await?).await })
             .await
@@ -244,13 +251,13 @@ impl Server {
             .await
     }
 
-    /// What can be asked one node alone.
+    /// Returns the nodes, to run commands on each one alone.
     ///
     /// # Errors
-    /// If it is not known which nodes there are.
+    /// If the list of the nodes is not available.
     pub async fn nodes(&self) -> RedisResult<Vec<Node<'_>>> {
         let link = match self.link().await {
-            // Which says nothing of whether Redis is there now.
+            // An existing connection does not show that Redis is reachable now.
             Ok(link) => link,
             Err(error) => return self.observe(async { Err(error) }).await,
         };
@@ -265,7 +272,7 @@ impl Server {
                 let slots: Vec<Vec<Value>> = self.command(redis::cmd("CLUSTER").arg("SLOTS")).await?;
                 let primaries = slots.iter().filter_map(|range| {
                     let primary: Vec<Value> = redis::from_redis_value_ref(range.get(2)?).ok()?;
-                    // Nothing where a node means the host that was asked.
+                    // Empty if the node means the host that was asked.
                     let host: Option<String> = redis::from_redis_value_ref(primary.first()?).ok()?;
                     Some((
                         host.unwrap_or_default(),
@@ -301,13 +308,14 @@ impl Server {
             }
             Err(error) => {
                 self.metrics.refused.inc();
-                // Of a pipeline: each command has an answer of its own.
+                // In a pipeline, each command has its own answer.
                 let answers = error.clone().into_server_errors();
                 let (kind, detail) = match answers.as_deref().and_then(<[_]>::first) {
                     Some((_, error)) => (error.code(), error.details().unwrap_or_default().to_owned()),
                     None => ("ERR", error.to_string()),
                 };
-                // The caller makes the group, or has made it; what was waited for is gone.
+                // Not problems: the caller creates the group, the group exists, or the awaited key
+                // is gone.
                 if !["NOGROUP", "BUSYGROUP", "UNBLOCKED"].contains(&kind) {
                     if MOVED_ON.contains(&kind) {
                         self.renew(|link| matches!(link, Link::Server(_))).await;
@@ -319,20 +327,20 @@ impl Server {
         result
     }
 
-    /// Opens a new connection in place of one of this kind: the address may lead to another server by now, or the map of the cluster be
-    /// another one.
+    /// Drops a connection of this kind, so that the next command opens a new one.
+    /// Its address may lead to another server by now, or the map of the cluster may have changed.
     async fn renew(&self, is: impl Fn(&Link) -> bool) {
         let mut link = self.connection.link.lock().await;
         let mut renewed = self.connection.renewed.lock().unwrap_or_else(PoisonError::into_inner);
         if renewed.elapsed() >= RENEW_EVERY && link.as_ref().is_some_and(is) {
             *renewed = Instant::now();
-            // Made by the next command.
+            // The next command connects.
             *link = None;
         }
     }
 
-    /// Notes that a command failed to reach its node of a cluster. The client may wait for ever for the nodes to agree on their slots,
-    /// so it is made anew.
+    /// Notes that a command did not reach its cluster node, and renews the client.
+    /// The client may wait for ever for the nodes to agree on their slots.
     async fn miss_a_node(&self) {
         if matches!(*self.connection.link.lock().await, Some(Link::Cluster(_))) {
             *self.connection.missed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
@@ -340,13 +348,14 @@ impl Server {
         }
     }
 
-    /// Whether a node of a cluster was away a moment ago: then it is no news that others answer.
+    /// Returns whether a cluster node was unreachable a moment ago.
+    /// Then answers of other nodes do not mean that Redis is reachable again.
     fn is_missing_a_node(&self) -> bool {
         let missed = self.connection.missed.lock().unwrap_or_else(PoisonError::into_inner);
         missed.is_some_and(|missed| missed.elapsed() < MISSED)
     }
 
-    /// The connection. Without one, finds out whether there is a cluster.
+    /// Returns the connection. Without one, finds out whether Redis is a cluster.
     async fn link(&self) -> RedisResult<Link> {
         let mut link = self.connection.link.lock().await;
         if let Some(link) = &*link {
@@ -357,7 +366,7 @@ impl Server {
         Ok(made)
     }
 
-    /// Asks the named nodes, one after the other, whether they are of a cluster.
+    /// Connects: asks the named nodes in order whether they belong to a cluster.
     async fn connect(&self) -> RedisResult<Link> {
         let urls = self.config.urls.as_slice();
         let mut failed = None;
@@ -393,7 +402,7 @@ impl Server {
     async fn connect_to_cluster(&self) -> RedisResult<ClusterConnection> {
         let urls = self.config.urls.as_slice();
         if self.config.tls.is_some() {
-            // The client takes them with another TLS library only.
+            // The cluster's client accepts certificates only with another TLS library.
             let what =
                 "--redis-ca-file and the like are for one server; for a cluster, name the authority by SSL_CERT_FILE";
             return Err((redis::ErrorKind::InvalidClientConfig, what).into());
@@ -415,12 +424,13 @@ impl Server {
     }
 }
 
-/// One node of Redis, for what is not about one key.
+/// One node of Redis, for commands that do not concern one key.
 pub struct Node<'a> {
     server: &'a Server,
-    /// Where it is, if it is of a cluster.
+    /// Its address, if it belongs to a cluster.
     url: Option<RedisUrl>,
-    /// By itself: the cluster's client would ask another node while this one is away.
+    /// A separate connection.
+    /// The cluster's client would ask another node while this one is unreachable.
     connection: OnceCell<MultiplexedConnection>,
 }
 
@@ -434,12 +444,12 @@ impl fmt::Display for Node<'_> {
 }
 
 impl Node<'_> {
-    /// Whether it is one of a cluster.
+    /// Returns whether it belongs to a cluster.
     pub const fn is_of_cluster(&self) -> bool {
         self.url.is_some()
     }
 
-    /// Runs one command here.
+    /// Runs one command on this node.
     pub async fn command<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
         let Some(url) = &self.url else {
             return self.server.command(command).await;
@@ -453,19 +463,20 @@ impl Node<'_> {
     }
 }
 
-/// Whether the cluster's client has found no node.
+/// Returns whether the cluster's client has found no node.
 fn is_nowhere(error: &RedisError) -> bool {
     error.kind() == redis::ErrorKind::ClusterConnectionNotFound
 }
 
-/// Finds out whether the cluster prefers names, and a primary announces none: to the client such a node is nowhere, and it would not say so.
+/// Fails if the cluster prefers names, and a primary announces none.
+/// The client does not find such a node, and does not report that.
 async fn check_names(mut connection: MultiplexedConnection) -> RedisResult<()> {
     let slots: RedisResult<Vec<Vec<Value>>> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await;
     let is_unknown = |range: &Vec<Value>| {
         let primary = range.get(2).and_then(|node| node.as_sequence());
         matches!(primary.and_then(<[Value]>::first), Some(Value::BulkString(host)) if host == b"?")
     };
-    // What else may be wrong the client finds out.
+    // The client finds all other problems.
     if !slots.unwrap_or_default().iter().any(is_unknown) {
         return Ok(());
     }
@@ -478,7 +489,7 @@ async fn check_names(mut connection: MultiplexedConnection) -> RedisResult<()> {
         .into())
 }
 
-/// The version, by the answer to `INFO`, if that is too old.
+/// Returns the version in the answer to `INFO`, if it is too old.
 fn too_old(info: &str) -> Option<&str> {
     let version = info
         .lines()
@@ -488,7 +499,7 @@ fn too_old(info: &str) -> Option<&str> {
     (major < OLDEST).then_some(version)
 }
 
-/// A connection to one server.
+/// Opens a connection to one server.
 async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))

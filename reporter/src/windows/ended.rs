@@ -1,20 +1,20 @@
-//! Why a leader leads no more.
+//! Why a leader stops leading.
 
 use redis::RedisError;
 
-/// What has ended the leading of a replica.
+/// The reason why a replica stopped leading.
 #[derive(Debug, thiserror::Error)]
 pub enum Ended {
-    /// A stop was asked for.
+    /// A stop was requested.
     #[error("stopped")]
     Stopped,
-    /// The lease is another replica's, or nobody's.
+    /// Another replica has the lease, or none has it.
     #[error("lost the lease")]
     LeaseLost,
-    /// Another replica has begun to publish, which it does with the lease alone.
+    /// Another replica has begun to publish, for which it needs the lease.
     #[error("another replica publishes")]
     Fenced,
-    /// Redis does not do what it has to.
+    /// A request to Redis failed.
     #[error("reporting interrupted: {0}")]
     Failed(#[from] RedisError),
 }

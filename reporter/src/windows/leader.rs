@@ -1,4 +1,4 @@
-//! The leader's loop: it counts what is due or late, publishes it, and records that it has.
+//! The leader's loop: counts due and late windows, publishes and records them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use verve_protocol::{CounterName, Partitions, Window, WindowRecord};
 
 use super::WindowsConfig;
 use super::ended::Ended;
-use super::ledger::{Change, Ledger, News, Schedule, Step};
-use super::ports::{BATCH, Books, Held as _, Swept};
-use super::sweeps::{Last, Pace, Sweeps};
+use super::ledger::{Ledger, PendingRevision, RecordedRevision, Schedule, Step};
+use super::ports::{BATCH, Held as _, ReportStore, Swept};
+use super::sweeps::{Last, SweepThrottle, Sweeps};
 use crate::backoff::Retry;
 use crate::clock::{RedisClock, millis};
 use crate::health::Health;
@@ -24,25 +24,27 @@ use crate::metrics::WindowMetrics;
 
 /// How often a reported window is counted again while it is watched for late ids.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// How often the ids of windows that are due or watched are kept from expiring: far more often than they would.
+/// How often the expiry of the ids of due and watched windows is renewed.
+/// This is far more often than they would expire.
 const KEEP_EVERY: Duration = Duration::from_secs(3600);
-/// From when on Redis' clock was set back, rather than read a little earlier.
+/// How far Redis' clock must go back to count as set back.
+/// A smaller difference only means that it was read a little earlier.
 const SET_BACK: Duration = Duration::from_secs(1);
 
-/// Leads: with the lease, on books and with a session of Kafka.
+/// The leader: reports windows with a lease, a report store and a Kafka session.
 pub struct Leader<B> {
     pub config: WindowsConfig,
-    pub books: Arc<B>,
+    pub report_store: Arc<B>,
     pub health: Arc<Health>,
     pub metrics: WindowMetrics,
-    /// Whose windows these are, if it has a name.
+    /// The name of the counter, if it has one.
     pub counter: Option<CounterName>,
-    /// How many are counted.
+    /// How many partitions are counted.
     pub partitions: Partitions,
-    pub pace: Pace,
+    pub throttle: SweepThrottle,
 }
 
-/// What a leader remembers from one turn to the next, beside its ledger.
+/// What a leader keeps between iterations of its loop, besides its ledger.
 pub struct Leading<S> {
     pub session: S,
     clock: RedisClock,
@@ -67,10 +69,10 @@ impl<S> Leading<S> {
     }
 }
 
-/// A search under way, which answers what it has found, and how long that took.
+/// A running search, which returns what it found and how long it took.
 type Sweeping = AbortOnDropHandle<(Swept, Duration)>;
 
-/// Of one report: most of the time of one window.
+/// Creates the trace span of one report, which most often has one window.
 fn span_of(counter: Option<&str>, records: &[WindowRecord]) -> Span {
     let first = records.first();
     tracing::info_span!(
@@ -85,13 +87,13 @@ fn span_of(counter: Option<&str>, records: &[WindowRecord]) -> Span {
     )
 }
 
-impl<B: Books> Leader<B> {
-    /// The name of the counter, if it has one.
+impl<B: ReportStore> Leader<B> {
+    /// Returns the name of the counter, if it has one.
     pub fn counter(&self) -> Option<&str> {
         self.counter.as_ref().map(CounterName::as_str)
     }
 
-    /// Reports windows for as long as it can. Answers why it does no more.
+    /// Reports windows for as long as it can, and returns why it stopped.
     pub async fn lead<S: Publish>(
         &self,
         lease: &B::Lease,
@@ -105,7 +107,7 @@ impl<B: Books> Leader<B> {
         }
     }
 
-    /// Reports windows until a stop is asked for.
+    /// Reports windows until a stop is requested.
     async fn report<S: Publish>(
         &self,
         lease: &B::Lease,
@@ -113,7 +115,7 @@ impl<B: Books> Leader<B> {
         known: &mut Option<Ledger>,
         stop: &CancellationToken,
     ) -> Result<(), Ended> {
-        let clock = self.books.clock().await?;
+        let clock = self.report_store.clock().await?;
         let ledger = self.resume(lease, known.as_ref(), clock.now_ms()).await?;
         let ledger = known.insert(ledger);
         let mut leading = Leading::new(session, clock);
@@ -123,7 +125,7 @@ impl<B: Books> Leader<B> {
         Ok(())
     }
 
-    /// Does what is to be done next.
+    /// Runs one iteration of the loop: the next step of the ledger.
     pub async fn turn<S: Publish>(
         &self,
         lease: &B::Lease,
@@ -131,7 +133,7 @@ impl<B: Books> Leader<B> {
         leading: &mut Leading<S>,
         stop: &CancellationToken,
     ) -> Result<(), Ended> {
-        // Whoever was paused must not do what another one has done better.
+        // After a pause, another leader may already have done the next step.
         if !lease.is_held() {
             return Err(Ended::LeaseLost);
         }
@@ -144,12 +146,12 @@ impl<B: Books> Leader<B> {
                 by_ms = before_ms - clock.now_ms(),
                 "Redis' clock was set back"
             );
-            // What it finds was past by a clock that was wrong.
+            // The running search used the wrong clock to decide which windows are past.
             leading.sweeping = None;
             *ledger = self.resume(lease, Some(&*ledger), clock.now_ms()).await?;
         }
         if leading.kept.is_over(KEEP_EVERY) {
-            self.books.keep(ledger, clock.now_ms()).await?;
+            self.report_store.keep(ledger, clock.now_ms()).await?;
             leading.kept.is_now();
         }
         let watch = leading.watched.is_over(WATCH_EVERY);
@@ -170,11 +172,11 @@ impl<B: Books> Leader<B> {
                 }
             }
             Step::Remove(windows) => {
-                self.books.remove(&windows).await?;
+                self.report_store.remove(&windows).await?;
                 ledger.removed(&windows);
             }
             Step::Count(windows) => {
-                // Before anything is written down that could not be published.
+                // Begin first: nothing may become pending that cannot be published.
                 match stop.run_until_cancelled(leading.session.begin()).await {
                     None => return Ok(()),
                     Some(Ok(_)) => {}
@@ -188,15 +190,16 @@ impl<B: Books> Leader<B> {
                 if watch {
                     leading.watched.is_now();
                 }
-                // Beside the reporting, since it may take long.
+                // The search runs concurrently with reporting, since it may take long.
                 if let Some(done) = leading.sweeping.take_if(|sweeping| sweeping.is_finished()) {
                     let (swept, took) = done.await.unwrap_or_else(|error| {
                         tracing::error!("the search for ids that came too late failed: {error}");
                         Default::default()
                     });
-                    leading.sweeps.done(took, &self.pace);
+                    leading.sweeps.done(took, &self.throttle);
                     self.swept(lease, ledger, &mut leading.sweeps, swept).await?;
-                } else if leading.sweeping.is_none() && leading.sweeps.is_due(self.config.periods.sweep, &self.pace) {
+                } else if leading.sweeping.is_none() && leading.sweeps.is_due(self.config.periods.sweep, &self.throttle)
+                {
                     leading.sweeping = Some(self.sweep(ledger.clone(), clock.now_ms()));
                 }
                 self.wait(ledger, clock, stop).await;
@@ -205,28 +208,30 @@ impl<B: Books> Leader<B> {
         Ok(())
     }
 
-    /// Redis' clock. While Kafka has what Redis does not know of, one that cannot be read just goes on, so that this is recorded.
+    /// Reads Redis' clock.
+    /// If the read fails while Kafka has records that Redis does not know of, returns `before`,
+    /// which runs on, so that they can be recorded.
     async fn clock(&self, ledger: &Ledger, before: RedisClock) -> RedisResult<RedisClock> {
-        match self.books.clock().await {
+        match self.report_store.clock().await {
             Err(_) if ledger.owes_recording() => Ok(before),
             read => read,
         }
     }
 
-    /// What there is to do, by what is in Redis and by what is known.
+    /// Builds the ledger from the state in Redis and from what is known.
     pub async fn resume(&self, lease: &B::Lease, known: Option<&Ledger>, now_ms: u64) -> Result<Ledger, Ended> {
         let schedule = Schedule {
             grace: self.config.grace,
             late: self.config.late,
         };
-        let mut stored = self.books.load(known, now_ms).await?;
+        let mut stored = self.report_store.load(known, now_ms).await?;
         let early = stored.reopen(now_ms);
         if let [first, ..] = early.as_slice() {
             tracing::error!(
                 counter = self.counter(), %first, windows = early.len(),
                 "windows are final that have not ended: Redis' clock was ahead; they are counted again"
             );
-            self.books.reopen(lease, &stored, &early).await?;
+            self.report_store.reopen(lease, &stored, &early).await?;
         }
         let (ledger, lost) = Ledger::resume(self.config.length, schedule, stored, known, now_ms);
         if let Some(lost) = lost {
@@ -240,7 +245,7 @@ impl<B: Books> Leader<B> {
         Ok(ledger)
     }
 
-    /// Publishes what was written down. Says whether Kafka has it for sure.
+    /// Publishes pending records, and returns whether Kafka certainly has them.
     async fn publish<S: Publish>(
         &self,
         lease: &B::Lease,
@@ -249,8 +254,9 @@ impl<B: Books> Leader<B> {
     ) -> Result<bool, Ended> {
         let begun = session.begin().await;
         if begun == Ok(Begun::Now) {
-            // It fences all others, the right one too if the lease is another's meanwhile.
-            self.books.prepare(lease, records).await?;
+            // The session fences all others. If the lease was lost meanwhile, it also fences the
+            // rightful leader, so `prepare` checks the lease again.
+            self.report_store.prepare(lease, records).await?;
         }
         let published = match begun {
             Ok(_) => session.publish(records).await,
@@ -263,21 +269,22 @@ impl<B: Books> Leader<B> {
         }
     }
 
-    /// Records what Kafka has, as soon as Redis takes it: published again it would be the same record once more.
+    /// Records in Redis what Kafka has, as soon as Redis accepts it.
+    /// Otherwise the same record would be published once more.
     async fn record(
         &self,
         lease: &B::Lease,
         ledger: &mut Ledger,
-        changes: &[Change],
+        changes: &[RecordedRevision],
         stop: &CancellationToken,
     ) -> Result<(), Ended> {
-        let mut told = false;
+        let mut is_logged = false;
         let mut retry = Retry::default();
         loop {
-            match self.books.record(lease, changes).await {
+            match self.report_store.record(lease, changes).await {
                 Ok(()) => break,
                 Err(Ended::Failed(error)) if !stop.is_cancelled() && lease.is_held() => {
-                    if !std::mem::replace(&mut told, true) {
+                    if !std::mem::replace(&mut is_logged, true) {
                         tracing::error!("Kafka has records that Redis does not take note of: {error}; trying again");
                     }
                     self.pause(&mut retry, stop).await;
@@ -286,8 +293,8 @@ impl<B: Books> Leader<B> {
             }
         }
         ledger.recorded();
-        for Change { record, report } in changes {
-            let (counter, told) = match record.revision {
+        for RecordedRevision { record, report } in changes {
+            let (counter, message) = match record.revision {
                 _ if record.late > 0 => (
                     &self.metrics.window_revisions,
                     "window reported again, with its late ids",
@@ -310,13 +317,13 @@ impl<B: Books> Leader<B> {
                 requests = record.requests,
                 duplicates = record.duplicates,
                 late = (record.late > 0).then_some(record.late),
-                "{told}",
+                "{message}",
             );
         }
         Ok(())
     }
 
-    /// Counts windows, writes down what is news, and makes final what is over.
+    /// Counts windows, stores pending revisions, and finishes windows that are over.
     async fn count(
         &self,
         lease: &B::Lease,
@@ -325,38 +332,39 @@ impl<B: Books> Leader<B> {
         clock: RedisClock,
     ) -> Result<(), Ended> {
         let now = clock.now_ms();
-        let counts = self.books.counts(windows).await?;
+        let counts = self.report_store.counts(windows).await?;
         let plan = ledger.plan(windows.iter().copied().zip(counts), now);
         self.prepare(lease, ledger, &plan.news).await?;
         for windows in plan.over.chunks(BATCH) {
-            let counts = self.books.close(windows).await?;
+            let counts = self.report_store.close(windows).await?;
             let plan = ledger.plan_closed(windows.iter().copied().zip(counts));
             self.prepare(lease, ledger, &plan.news).await?;
-            self.books.finish(lease, &plan.finals).await?;
+            self.report_store.finish(lease, &plan.finals).await?;
             plan.finals.iter().for_each(|(window, _)| ledger.finished(*window));
         }
         Ok(())
     }
 
-    /// Writes down what is to be published.
-    async fn prepare(&self, lease: &B::Lease, ledger: &mut Ledger, news: &[News]) -> Result<(), Ended> {
-        let records = self.books.records(news).await?;
-        self.books.prepare(lease, &records).await?;
+    /// Stores revisions as pending before they are published.
+    async fn prepare(&self, lease: &B::Lease, ledger: &mut Ledger, news: &[PendingRevision]) -> Result<(), Ended> {
+        let records = self.report_store.records(news).await?;
+        self.report_store.prepare(lease, &records).await?;
         ledger.prepared(records);
         Ok(())
     }
 
-    /// Begins to look for what came too late, and for what need not be kept.
+    /// Starts a search for ids that came too late, and for reports to remove.
     fn sweep(&self, ledger: Ledger, now_ms: u64) -> Sweeping {
-        let books = self.books.clone();
+        let report_store = self.report_store.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             let begun = Instant::now();
-            let swept = books.sweep(&ledger, now_ms).await;
+            let swept = report_store.sweep(&ledger, now_ms).await;
             (swept, begun.elapsed())
         }))
     }
 
-    /// Says what a search has found, and writes down what is to be published of it. What fails there can wait, except for that.
+    /// Logs what a search has found, and stores its revisions as pending.
+    /// Failures of the search can wait, but not a failure to store these.
     pub async fn swept(
         &self,
         lease: &B::Lease,
@@ -368,18 +376,18 @@ impl<B: Books> Leader<B> {
             self.metrics.late_ids.inc_by(ids);
             tracing::warn!(counter = self.counter(), %window, ids, "ids came after their window was final: kept for a day, and told by a record with their number");
         }
-        let ahead = sweeps.untold(swept.ahead);
+        let ahead = sweeps.unlogged(swept.ahead);
         if let [window, ..] = ahead.as_slice() {
             self.metrics.windows_ahead.inc_by(ahead.len() as u64);
             tracing::warn!(counter = self.counter(), %window, windows = ahead.len(), "a window that has not begun has ids: the clock of an edge host is ahead");
         }
-        // A search that failed tells nothing of that.
+        // A failed search does not know the number of partitions.
         if let Some(most_partitions) = swept.most_partitions {
-            self.tell_uncounted(most_partitions);
+            self.report_uncounted_partitions(most_partitions);
         }
-        ledger.add_strays(&swept.unreported);
-        // Meanwhile somebody may have begun with one of them.
-        let news: Vec<News> = swept
+        ledger.add_orphaned(&swept.unreported);
+        // The reporting of one of them may have begun meanwhile.
+        let news: Vec<PendingRevision> = swept
             .news
             .into_iter()
             .filter(|news| ledger.is_past(news.window))
@@ -387,8 +395,9 @@ impl<B: Books> Leader<B> {
         self.prepare(lease, ledger, &news).await
     }
 
-    /// Says that hosts have so many partitions, which are not all counted, or that none has.
-    pub fn tell_uncounted(&self, partitions: Option<u16>) {
+    /// Reports whether hosts have more partitions than are counted.
+    /// `partitions` is the number that they have, or `None` if none has more.
+    pub fn report_uncounted_partitions(&self, partitions: Option<u16>) {
         let about = match self.counter() {
             Some(counter) => format!("partitions of {counter}"),
             None => "partitions".to_owned(),
@@ -403,17 +412,18 @@ impl<B: Books> Leader<B> {
         self.health.set_problem(&about, error);
     }
 
-    /// Waits until something may be due, unless something is already.
+    /// Waits until a window may be due, unless there is work already.
     async fn wait(&self, ledger: &Ledger, clock: RedisClock, stop: &CancellationToken) {
         let now = clock.now_ms();
         if matches!(ledger.step(now, 1, false), Step::Count(due) if due.is_empty()) {
             let wait = Duration::from_millis(ledger.next_due_ms().saturating_sub(now));
-            stop.run_until_cancelled(self.books.sleep(wait.min(WATCH_EVERY))).await;
+            stop.run_until_cancelled(self.report_store.sleep(wait.min(WATCH_EVERY)))
+                .await;
         }
     }
 
-    /// The pause before what failed is tried again.
+    /// Waits before a failed step is tried again.
     async fn pause(&self, retry: &mut Retry, stop: &CancellationToken) {
-        stop.run_until_cancelled(self.books.sleep(retry.pause())).await;
+        stop.run_until_cancelled(self.report_store.sleep(retry.pause())).await;
     }
 }

@@ -1,7 +1,8 @@
 //! The lease: which replica reports windows now.
 //!
-//! A string in Redis that holds the replica's name and expires unless it is renewed. What a replica records is checked
-//! against it in the same script, so that one whose lease ran out while it was paused changes nothing.
+//! A string in Redis holds the replica's name and expires unless it is renewed. Each script that
+//! records something checks the lease too, so that a replica whose lease expired during a pause
+//! changes nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,25 +19,29 @@ use crate::health::Health;
 use crate::periods::Periods;
 use crate::store::Store;
 
-/// A lease that was acquired. It is renewed in the background until it is lost, released or dropped.
+/// An acquired lease.
+/// It is renewed in the background until it is lost, released or dropped.
 pub struct Lease {
     store: Store,
     key: String,
     holder: String,
-    /// Whether another one had it, or Redis gave no answer, when it was first asked for.
+    /// Whether the first attempt failed.
+    /// Another replica had the lease, or Redis did not answer.
     waited_for: bool,
     state: Arc<State>,
     renewing: JoinHandle<()>,
 }
 
 struct State {
-    /// Until when it is certainly held: counted from before the request that renewed it was sent.
+    /// Until when the lease is certainly held.
+    /// This is counted from before the request that renewed it was sent.
     held_until: Mutex<Instant>,
     lost: Notify,
 }
 
 impl Lease {
-    /// Waits until nobody else holds the lease of windows of this length, and until what is in Redis is of a format that is known.
+    /// Waits for the lease of windows of this length, and acquires it.
+    /// Waits until no other replica holds it, and until the data in Redis is of a known format.
     pub async fn acquire(store: &Store, health: &Health, length: WindowLength, holder: &str, periods: Periods) -> Self {
         let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE_LEASE));
         let mut acquire = script.key(&key);
@@ -56,13 +61,13 @@ impl Lease {
             match acquired.await {
                 Ok(1) => break asked + periods.lease,
                 Ok(_) => {}
-                // Said by `health`.
+                // `health` logs it.
                 Err(error) => tracing::debug!("cannot get the lease: {error}"),
             }
             waited_for = true;
             tokio::time::sleep(periods.try_lease()).await;
         };
-        store.tell_format().await;
+        store.record_format().await;
         let state = Arc::new(State {
             held_until: Mutex::new(held_until),
             lost: Notify::new(),
@@ -79,31 +84,31 @@ impl Lease {
         }
     }
 
-    /// Its key.
+    /// Returns the key of the lease.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Who holds it.
+    /// Returns the name of the holder.
     pub fn holder(&self) -> &str {
         &self.holder
     }
 
-    /// Whether it was not to be had at once.
+    /// Returns whether the lease was not available immediately.
     pub const fn was_waited_for(&self) -> bool {
         self.waited_for
     }
 
-    /// Waits until it is held no longer.
+    /// Waits until the lease is lost.
     pub async fn lost(&self) {
         self.state.lost.notified().await;
     }
 
-    /// Gives it up, so that another replica can take over at once.
+    /// Releases the lease, so that another replica can take over immediately.
     pub async fn release(self) {
         let script = Script::new(RELEASE_LEASE);
         let mut release = script.key(&self.key);
-        // If Redis is away, the lease runs out by itself.
+        // If Redis is unreachable, the lease expires automatically.
         let _ = self.store.redis().script::<u8>(release.arg(&self.holder)).await;
     }
 }

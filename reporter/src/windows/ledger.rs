@@ -1,14 +1,16 @@
-//! What was reported, and what is to be done next. Pure: no I/O, no clock. The model in `model` drives the same code.
+//! The reported windows and the next step. Pure: no I/O, no clock.
 //!
-//! A record goes through four places, and each move is one step of the leader:
-//! 1. counted, and found to be news: [`Ledger::plan`]
-//! 2. `pending`: written down in Redis, so that it is published as it is, by this leader or the next
+//! The model in `model` drives the same code. A record passes through four states, and each
+//! transition is one step of the leader:
+//! 1. counted, and found to be a revision to publish: [`Ledger::plan`]
+//! 2. `pending`: stored in Redis, so that this leader or the next one publishes it unchanged
 //! 3. `acknowledged`: Kafka has it, and Redis does not know yet
-//! 4. `watched`: recorded, and counted again until its late period is over
+//! 4. `watched`: recorded, and counted again until its allowed lateness is over
 //!
-//! Then the window is closed: its sets are moved aside, so that nothing is added to them any more, and counted for the last
-//! time. Once that count is reported the window is final, and what was moved aside is removed. Whatever is in its sets after
-//! that came too late: it is kept apart, and a last record tells how many ids that are.
+//! Then the window is closed: its sets are renamed to closed sets, to which no ids are added, and
+//! counted for the last time. Once that count is reported, the window is final, and its closed sets
+//! are removed. Ids that are added to its sets after that came too late: they are kept apart as
+//! late ids, and a last record reports their number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,41 +24,46 @@ use crate::clock::millis;
 /// How long reports are kept after the end of their window: a week.
 pub const KEPT: Duration = Duration::from_secs(7 * 86_400);
 
-/// How long ids are kept after the end of their window, or after the leader last kept them from expiring.
+/// How long ids are kept after their window ends or the leader renews their expiry.
 pub const IDS_KEPT: Duration = Duration::from_secs(UNREPORTED_SECONDS);
 
-/// A window whose ids may expire within this time is lost already: longer than it takes a leader from its first look to its first count.
+/// A window whose ids may expire within this time already counts as lost.
+/// This is longer than a leader takes from loading its state to its first count.
 const LOST_BEFORE: Duration = Duration::from_secs(60);
 
-/// How many final reports a leader remembers, in case Redis loses them: at a minute each, sixteen hours.
+/// How many final reports a leader remembers, in case Redis loses them.
+/// With windows of one minute, these cover sixteen hours.
 const REMEMBERED: usize = 1000;
 
 /// When windows are reported, and how long they are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Schedule {
-    /// From a window's end to its first report.
+    /// The time from a window's end to its first report.
     pub grace: Duration,
-    /// From a window's first report: how long late ids correct it.
+    /// The allowed lateness: how long after its first report late ids correct a window.
     pub late: Duration,
 }
 
-/// What is in Redis when a leader begins.
+/// The state in Redis when a leader begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Stored {
-    /// What was reported of the newest window, of those that are not final, and of those that this replica knows something of.
+    /// The reports that a leader needs.
+    /// These are the reports of the newest window, of windows that are not final, and of windows
+    /// that this replica knows.
     pub reports: BTreeMap<Window, Report>,
-    /// The newest window that was reported.
+    /// The newest window that has a report.
     pub newest: Option<Window>,
-    /// What was begun and not finished.
+    /// The steps that were begun and not finished.
     pub pending: BTreeMap<Window, Pending>,
-    /// Where a reporter began that has reported nothing, see [`begin`].
+    /// The window where a reporter began that has reported nothing, see [`begin`].
     pub from: Option<Window>,
-    /// When a leader last kept the ids of windows that it still needed from expiring, in Unix milliseconds.
+    /// When a leader last renewed the expiry of ids it needed, in Unix milliseconds.
     pub kept_ms: Option<u64>,
 }
 
 impl Stored {
-    /// Takes back that windows are final which have not even ended at `now_ms`: the clock was ahead for a while. Answers which.
+    /// Reopens final windows that have not ended at `now_ms`, and returns them.
+    /// Such windows exist if the clock was ahead for a while.
     pub fn reopen(&mut self, now_ms: u64) -> Vec<Window> {
         let mut early = Vec::new();
         for (window, report) in &mut self.reports {
@@ -65,92 +72,99 @@ impl Stored {
                 early.push(*window);
             }
         }
-        // Nor is anything of them to be removed.
+        // Their sets are needed again, so they must not be removed.
         self.pending
             .retain(|window, pending| *pending != Pending::Remove || !early.contains(window));
         early
     }
 
-    /// The first window whose ids are certainly there at `now_ms`.
+    /// Returns the first window whose ids are certainly in Redis at `now_ms`.
     fn first_kept(&self, length: WindowLength, now_ms: u64) -> Window {
         let certain_ms = now_ms.saturating_sub(millis(IDS_KEPT - LOST_BEFORE));
         match self.kept_ms {
-            // Those that had ended by then were kept, and those that have ended since are not older.
+            // The leader renewed the windows that had ended by then; windows that ended later are
+            // newer.
             Some(kept_ms) if kept_ms > certain_ms => length.window_at_ms(0),
             _ => window_certain_at(length, now_ms),
         }
     }
 }
 
-/// What was reported, and what is due next.
+/// The reported windows, and what is due next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ledger {
     schedule: Schedule,
     /// The first window not reported yet.
     next: Window,
-    /// The first window that was up to this process. What is before it and has no report was never reported.
+    /// The first window that this process is responsible for.
+    /// An earlier window without a report was never reported.
     first: Window,
     /// Windows before `first` that have ids and no report.
-    strays: BTreeSet<Window>,
+    orphaned: BTreeSet<Window>,
     pending: BTreeMap<Window, WindowRecord>,
-    acknowledged: BTreeMap<Window, Change>,
+    acknowledged: BTreeMap<Window, RecordedRevision>,
     watched: BTreeMap<Window, Report>,
-    /// The newest final reports, at most [`REMEMBERED`]: a Redis that has taken over may have lost them.
+    /// The newest final reports, at most [`REMEMBERED`].
+    /// A failover to a replica of Redis may have lost them.
     finals: BTreeMap<Window, Report>,
     removals: BTreeSet<Window>,
 }
 
-/// What Kafka has acknowledged, and how it is recorded.
+/// A record that Kafka has acknowledged, and the report that records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Change {
+pub struct RecordedRevision {
     pub record: WindowRecord,
     pub report: Report,
 }
 
-/// What to do next.
+/// The leader's next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Record what Kafka has; then [`Ledger::recorded`].
-    Record(Vec<Change>),
-    /// Publish what was written down; once Kafka has all of it [`Ledger::acknowledged`].
+    /// Record in Redis what Kafka has; then call [`Ledger::recorded`].
+    Record(Vec<RecordedRevision>),
+    /// Publish the pending records; then call [`Ledger::acknowledged`].
+    /// Call it once Kafka has all of them.
     Publish(Vec<WindowRecord>),
-    /// Remove what final windows were counted by; then [`Ledger::removed`].
+    /// Remove the closed sets of final windows; then call [`Ledger::removed`].
     Remove(Vec<Window>),
-    /// Count these windows; then [`Ledger::plan`].
+    /// Count these windows; then call [`Ledger::plan`].
     Count(Vec<Window>),
 }
 
-/// What is to be published of a window.
+/// A revision of a window that is to be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct News {
+pub struct PendingRevision {
     pub window: Window,
     pub count: u64,
     pub revision: u64,
-    /// Ids that came too late.
+    /// How many ids came too late.
     pub late: u64,
-    /// Requests and duplicates as they were reported last, for when the statistics have expired.
+    /// Requests and duplicates as last reported, for expired statistics.
     pub before: [u64; 2],
 }
 
-/// What follows from a count.
+/// What to do after a count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// To be written down as pending; then [`Ledger::prepared`].
-    pub news: Vec<News>,
-    /// Windows whose late period is over: to be closed and counted for the last time; then [`Ledger::plan_closed`].
+    /// The revisions to store as pending; then call [`Ledger::prepared`].
+    pub news: Vec<PendingRevision>,
+    /// Windows whose allowed lateness is over.
+    /// Close them and count them for the last time; then call [`Ledger::plan_closed`].
     pub over: Vec<Window>,
 }
 
-/// What follows from the last count.
+/// What to do after the last count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LastPlan {
-    /// Ids that came in the last moment. To be written down as pending; then [`Ledger::prepared`].
-    pub news: Vec<News>,
-    /// Windows whose last count is reported, to be recorded as final; then [`Ledger::finished`].
+    /// Revisions with ids that arrived at the last moment.
+    /// Store them as pending; then call [`Ledger::prepared`].
+    pub news: Vec<PendingRevision>,
+    /// Windows whose last count is reported, each with its final report.
+    /// Record them as final; then call [`Ledger::finished`].
     pub finals: Vec<(Window, Report)>,
 }
 
-/// Windows that nobody can report any more.
+/// Windows that can no longer be reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost {
     pub first: Window,
@@ -158,20 +172,22 @@ pub struct Lost {
     pub windows: u64,
 }
 
-/// What to do about ids of a window that is past.
+/// What to do about ids in a past window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stray {
-    /// They came too late: the window is final.
+pub enum Orphaned {
+    /// The ids came too late: the window is final.
     TooLate,
-    /// Redis has no report of the window, since it was never reported or since Redis has lost that: count it.
+    /// Redis has no report of the window: count it.
+    /// The window was never reported, or Redis has lost the report.
     Unreported,
-    /// Another replica watches the window, or it is not due by a clock that was set back.
+    /// Another replica watches it, or it is not due by a clock that was set back.
     Expected,
 }
 
 impl Ledger {
-    /// Goes on after the last report, or where a reporter began that has reported nothing. Windows so old that their ids may have expired are lost, and said
-    /// to be. `known` is what this replica last knew.
+    /// Resumes after the last report, or where a reporter began that reported nothing.
+    /// Windows so old that their ids may have expired are lost, and are returned as [`Lost`].
+    /// `known` is what this replica last knew.
     pub fn resume(
         length: WindowLength,
         schedule: Schedule,
@@ -186,13 +202,15 @@ impl Ledger {
         let reported = stored.reports.last_key_value().map(|(newest, _)| *newest);
         let gone_on_from = known.and_then(|known| known.next.previous());
         let newest = reported.max(stored.newest).max(gone_on_from);
-        // What somebody has begun to publish comes after what is before it, though a report may be of a window long ago that had ids.
+        // Windows before a pending record are already reported or pending, so resume after it. The
+        // newest report does not show that: it may be of a window long ago that had ids.
         let publishing = stored
             .pending
             .iter()
             .filter(|(window, pending)| pending.record(**window).is_some());
         let begun = publishing.map(|(window, _)| *window).max();
-        // Where Redis has no report at all, and this process knows of some, they are gone on from, however late Redis has begun anew.
+        // If Redis has no report at all, but this process knows some, resume after those, even if
+        // Redis has begun anew at a later window.
         let from = stored.from.filter(|_| stored.newest.is_some());
         let next = match newest.max(begun) {
             Some(newest) => from.into_iter().fold(newest.next(), Window::max),
@@ -207,9 +225,10 @@ impl Ledger {
         let mut ledger = Self {
             schedule,
             next,
-            // What was skipped was not up to this process either, and is reported if the clock was wrong that it was lost by.
+            // This process is not responsible for skipped windows either. If they were lost only by
+            // a wrong clock, they are reported later.
             first: known.filter(|_| lost.is_none()).map_or(next, |known| known.first),
-            strays: BTreeSet::new(),
+            orphaned: BTreeSet::new(),
             pending: BTreeMap::new(),
             acknowledged,
             watched: BTreeMap::new(),
@@ -228,7 +247,7 @@ impl Ledger {
         (ledger, lost)
     }
 
-    /// A window has this report.
+    /// Takes over the report of a window.
     fn reported(&mut self, window: Window, report: Report) {
         if report.is_final {
             self.watched.remove(&window);
@@ -242,11 +261,14 @@ impl Ledger {
         }
     }
 
-    /// Adds to what was read from Redis what this ledger knows and Redis does not, since it may have lost its data, or another one
-    /// has taken over that did not have all of them. A window that Redis does not have the last report of is counted again, and so
-    /// made final there, unless it is before `certain`: Redis has no reports for ever either. Answers what Kafka has acknowledged and
-    /// nobody has recorded, and takes it from what is pending.
-    fn remind(&self, stored: &mut Stored, certain: Window) -> BTreeMap<Window, Change> {
+    /// Adds to `stored` what this ledger knows and Redis does not.
+    ///
+    /// Redis may have lost its data, or a failover may have led to a replica of Redis without all
+    /// of it. A window whose last report Redis lacks is counted again, and so made final there,
+    /// unless it is before `certain`: Redis does not keep reports for ever either. Returns the
+    /// revisions that Kafka has acknowledged and no replica has recorded, and removes them from the
+    /// pending steps.
+    fn remind(&self, stored: &mut Stored, certain: Window) -> BTreeMap<Window, RecordedRevision> {
         let Stored { reports, pending, .. } = stored;
         let mut acknowledged = BTreeMap::new();
         let finals = self.finals.range(certain..).chain(&self.watched);
@@ -271,7 +293,8 @@ impl Ledger {
         acknowledged
     }
 
-    /// What to do at `now_ms`: of due windows at most `limit`, and watched ones only if `watch`. What was begun comes first.
+    /// Returns the next step at `now_ms`. Steps that were begun come first.
+    /// A count includes at most `limit` due windows, and watched windows only if `watch` is set.
     pub fn step(&self, now_ms: u64, limit: usize, watch: bool) -> Step {
         if self.owes_recording() {
             Step::Record(self.acknowledged.values().copied().collect())
@@ -286,24 +309,24 @@ impl Ledger {
         }
     }
 
-    /// Whether Kafka has what Redis does not know of.
+    /// Returns whether Kafka has records that Redis does not know of.
     pub fn owes_recording(&self) -> bool {
         !self.acknowledged.is_empty()
     }
 
-    /// The windows that are due at `now_ms`, oldest first, at most `limit`.
+    /// Returns the windows that are due at `now_ms`, oldest first, at most `limit`.
     pub fn due(&self, now_ms: u64, limit: usize) -> Vec<Window> {
         let closed = |window: &Window| self.due_ms(*window) <= now_ms;
         let in_order = std::iter::successors(Some(self.next), |window| Some(window.next())).take_while(closed);
-        self.strays.iter().copied().chain(in_order).take(limit).collect()
+        self.orphaned.iter().copied().chain(in_order).take(limit).collect()
     }
 
-    /// When the next window is due, in Unix milliseconds.
+    /// Returns when the next window is due, in Unix milliseconds.
     pub fn next_due_ms(&self) -> u64 {
         self.due_ms(self.next)
     }
 
-    /// The windows whose reports it knows, which others may have changed since.
+    /// Returns the windows whose reports it knows. Others may have changed them since.
     pub fn known(&self) -> Vec<Window> {
         let last = self.next.previous();
         let reported = self.watched.keys().chain(self.finals.keys());
@@ -311,12 +334,14 @@ impl Ledger {
         known.chain(last).collect()
     }
 
-    /// The windows that are not reported, and have ended at `now_ms`, due or not.
+    /// Returns the windows that have ended at `now_ms` and are not reported.
+    /// They may be due or not.
     pub fn ended(&self, now_ms: u64) -> Vec<Window> {
         self.due(now_ms.saturating_add(millis(self.schedule.grace)), usize::MAX)
     }
 
-    /// The first window whose report may change, by way of counting; none that is older is touched again but by ids that came too late.
+    /// Returns the first window whose report a count may still change.
+    /// An older report changes only if ids came too late.
     pub fn first_open(&self) -> Window {
         self.watched
             .keys()
@@ -325,9 +350,10 @@ impl Ledger {
             .fold(self.next, Window::min)
     }
 
-    /// Counts these, which have ids and of which Redis has no report, unless somebody has begun to meanwhile. Of those that were
-    /// reported only what is news is published.
-    pub fn add_strays(&mut self, windows: &[Window]) {
+    /// Adds windows that have ids and no report in Redis, to count them.
+    /// Skips a window whose reporting has begun meanwhile. For a window that was reported, only a
+    /// higher count is published.
+    pub fn add_orphaned(&mut self, windows: &[Window]) {
         let past: Vec<Window> = windows.iter().copied().filter(|window| self.is_past(*window)).collect();
         for window in past {
             match self.finals.remove(&window) {
@@ -338,17 +364,17 @@ impl Ledger {
                         ..report
                     },
                 )),
-                None => drop(self.strays.insert(window)),
+                None => drop(self.orphaned.insert(window)),
             }
         }
     }
 
-    /// The windows whose ids are needed still, except those that are only due.
+    /// Returns the windows whose ids are still needed, except those that are only due.
     pub fn needed(&self) -> Vec<Window> {
         self.pending.keys().chain(self.watched.keys()).copied().collect()
     }
 
-    /// What to do about windows that had so many unique ids at `now_ms`.
+    /// Returns what to do about windows with these counts of unique ids at `now_ms`.
     pub fn plan(&self, counts: impl IntoIterator<Item = (Window, u64)>, now_ms: u64) -> Plan {
         let mut plan = Plan::default();
         for (window, count) in counts {
@@ -361,7 +387,7 @@ impl Ledger {
         plan
     }
 
-    /// What to do about closed windows that had so many unique ids.
+    /// Returns what to do about closed windows with these counts of unique ids.
     pub fn plan_closed(&self, counts: impl IntoIterator<Item = (Window, u64)>) -> LastPlan {
         let mut plan = LastPlan::default();
         for (window, count) in counts {
@@ -380,15 +406,16 @@ impl Ledger {
         plan
     }
 
-    fn news(&self, window: Window, count: u64) -> Option<News> {
+    fn news(&self, window: Window, count: u64) -> Option<PendingRevision> {
         let before = self.watched.get(&window);
         let revision = match before {
             None => 0,
             Some(report) if count > report.count => report.revision + 1,
-            // Ids do not leave a set; a smaller count means that Redis lost some, and what was reported stays true.
+            // Ids do not leave a set: a smaller count means that Redis lost some, and the report
+            // stays true.
             Some(_) => return None,
         };
-        Some(News {
+        Some(PendingRevision {
             window,
             count,
             revision,
@@ -397,9 +424,10 @@ impl Ledger {
         })
     }
 
-    /// What to publish of a past window of which Redis has this report, and so many ids that came too late.
-    pub fn late(&self, window: Window, report: &Report, ids: u64) -> Option<News> {
-        (self.is_past(window) && report.is_final && ids > report.late).then_some(News {
+    /// Returns the revision to publish if `ids` came too late for a past window.
+    /// `report` is the window's report in Redis.
+    pub fn late(&self, window: Window, report: &Report, ids: u64) -> Option<PendingRevision> {
+        (self.is_past(window) && report.is_final && ids > report.late).then_some(PendingRevision {
             window,
             count: report.count,
             revision: report.revision + 1,
@@ -408,13 +436,13 @@ impl Ledger {
         })
     }
 
-    /// These records were written down.
+    /// Notes that these records are stored as pending.
     pub fn prepared(&mut self, records: impl IntoIterator<Item = WindowRecord>) {
         self.pending
             .extend(records.into_iter().map(|record| (record.window, record)));
     }
 
-    /// Kafka has what was pending, at `now_ms`.
+    /// Notes that Kafka has the pending records, at `now_ms`.
     pub fn acknowledged(&mut self, now_ms: u64) {
         for (window, record) in std::mem::take(&mut self.pending) {
             let report = Report {
@@ -428,20 +456,20 @@ impl Ledger {
                 // Only a final window has ids that came too late.
                 is_final: record.late > 0,
             };
-            self.acknowledged.insert(window, Change { record, report });
+            self.acknowledged.insert(window, RecordedRevision { record, report });
         }
     }
 
-    /// What Kafka has acknowledged was recorded.
+    /// Notes that the acknowledged revisions are recorded.
     pub fn recorded(&mut self) {
         for (window, change) in std::mem::take(&mut self.acknowledged) {
             self.reported(window, change.report);
-            self.strays.remove(&window);
+            self.orphaned.remove(&window);
             self.next = self.next.max(window.next());
         }
     }
 
-    /// A window was made final. What it was counted by is there still.
+    /// Notes that a window is final. Its closed sets still exist.
     pub fn finished(&mut self, window: Window) {
         if let Some(report) = self.watched.get(&window).copied() {
             let is_final = true;
@@ -450,36 +478,36 @@ impl Ledger {
         self.removals.insert(window);
     }
 
-    /// What these windows were counted by was removed.
+    /// Notes that the closed sets of these windows are removed.
     pub fn removed(&mut self, windows: &[Window]) {
         for window in windows {
             self.removals.remove(window);
         }
     }
 
-    /// Whether nothing is expected of `window` any more, so that it ought to have no ids.
+    /// Returns whether `window` needs no more work, so that it should have no ids.
     pub fn is_past(&self, window: Window) -> bool {
         window < self.next
             && !self.watched.contains_key(&window)
-            && !self.strays.contains(&window)
+            && !self.orphaned.contains(&window)
             && !self.pending.contains_key(&window)
             && !self.acknowledged.contains_key(&window)
             && !self.removals.contains(&window)
     }
 
-    /// What to do about ids of a past window, of which Redis has this report.
-    pub fn stray(&self, window: Window, report: Option<&Report>, now_ms: u64) -> Stray {
+    /// Returns what to do about ids in a past window with this report in Redis.
+    pub fn orphaned_ids(&self, window: Window, report: Option<&Report>, now_ms: u64) -> Orphaned {
         if self.due_ms(window) > now_ms {
-            return Stray::Expected;
+            return Orphaned::Expected;
         }
         let are_all_there = window >= window_certain_at(window.length(), now_ms);
         let is_unknown = window < self.first || self.finals.contains_key(&window);
         if report.is_none() && is_unknown && are_all_there {
-            return Stray::Unreported;
+            return Orphaned::Unreported;
         }
         match report {
-            Some(report) if !report.is_final => Stray::Expected,
-            _ => Stray::TooLate,
+            Some(report) if !report.is_final => Orphaned::Expected,
+            _ => Orphaned::TooLate,
         }
     }
 
@@ -494,15 +522,18 @@ impl Ledger {
     }
 }
 
-/// Where the first reporter of all begins at `now_ms`: with the oldest window that has ids, or the current one, whichever is first. One whose ids may
-/// have expired is none to begin with, since all windows since then would be made up for, perhaps half a century.
+/// Returns the window where the very first reporter begins at `now_ms`.
+/// That is the oldest window with ids or the current one, whichever is earlier. A window whose ids
+/// may have expired does not count: otherwise all windows since then would be reported, perhaps
+/// half a century of them.
 pub fn begin(length: WindowLength, with_ids: impl IntoIterator<Item = Window>, now_ms: u64) -> Window {
     let certain = window_certain_at(length, now_ms);
     let whole = with_ids.into_iter().filter(|window| *window >= certain);
     whole.fold(length.window_at_ms(now_ms), Window::min)
 }
 
-/// The first window whose ids have certainly not expired at `now_ms`, and do not before they can be counted, whatever any leader has done.
+/// Returns the first window whose ids certainly last until they can be counted.
+/// They have not expired at `now_ms`, whether or not a leader has renewed their expiry.
 pub const fn window_certain_at(length: WindowLength, now_ms: u64) -> Window {
     length.window_at_ms(now_ms.saturating_sub((IDS_KEPT.as_millis() - LOST_BEFORE.as_millis()) as u64))
 }

@@ -1,10 +1,12 @@
-//! Every interleaving of two reporters, with whatever can go wrong: the leader's own loop, on models of Redis and Kafka.
+//! Every interleaving of two reporters, with every kind of failure.
 //!
-//! A move of a reporter is one request to Redis or Kafka and what the loop does with its answer, up to the next one. The loop cannot be copied where it
-//! waits, so it runs again from the beginning of its turn, with the answers that it has had in it. Between any two moves the
-//! other reporter may go on (so that the first one is paused), either may crash, the lease may expire, ids may come, time may
-//! pass, and Kafka or an answer may fail, each as often as the [`Budget`] says. From every state that is reached so, a reporter
-//! that is started anew must be able to bring everything to a good end.
+//! The leader's own loop runs on models of Redis and Kafka. A move of a reporter is one request to
+//! Redis or Kafka and what the loop does with its answer, up to the next request. The loop cannot
+//! be copied while it waits, so it runs again from the beginning of its iteration, with the answers
+//! that it has received in it. Between any two moves, the other reporter may continue (so that the
+//! first one is paused), either may crash, the lease may expire, ids may arrive, time may pass, and
+//! Kafka or an answer may fail, each as often as the [`Budget`] allows. From every state that is
+//! reached this way, a newly started reporter must be able to reach a correct end.
 
 mod requests;
 mod search;

@@ -1,15 +1,18 @@
-//! What a leader writes down before it does it, so that whoever leads after it finishes the same and nothing else.
+//! The steps that a leader stores before it takes them.
 //!
-//! Values of the hash `ns:reports:L:pending`, by the window's start, as JSON. Removed once what they announce is recorded.
+//! The next leader then finishes the same steps and no others. They are values of the hash
+//! `ns:reports:L:pending`, by the window's start, as JSON. A value is removed once the step is
+//! recorded.
 
 use serde::{Deserialize, Serialize};
 use verve_protocol::{Window, WindowRecord};
 
-/// What was begun with a window.
+/// A step that was begun for a window.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pending {
-    /// A record, which Kafka may have or not have. It is published again exactly as it is, whatever was counted since.
+    /// A record that Kafka may or may not have.
+    /// It is published again unchanged, even if the count has changed since.
     Publish {
         count: u64,
         revision: u64,
@@ -18,7 +21,7 @@ pub enum Pending {
         #[serde(default, skip_serializing_if = "is_none")]
         late: u64,
     },
-    /// A window that is final: what it was counted by is being removed.
+    /// The window is final, and its closed sets are being removed.
     Remove,
 }
 
@@ -27,7 +30,7 @@ const fn is_none(late: &u64) -> bool {
 }
 
 impl Pending {
-    /// That `record` is being published.
+    /// Returns the step that publishes `record`.
     pub fn publish(record: &WindowRecord) -> Self {
         Self::Publish {
             count: record.count,
@@ -38,7 +41,7 @@ impl Pending {
         }
     }
 
-    /// The record of `window` that is being published, if that is what was begun.
+    /// Returns the record of `window`, if the step is to publish one.
     pub fn record(&self, window: Window) -> Option<WindowRecord> {
         match *self {
             Self::Publish {
@@ -59,13 +62,13 @@ impl Pending {
         }
     }
 
-    /// The value in Redis.
+    /// Returns the value for Redis.
     pub fn to_json(&self) -> String {
-        // Numbers and lists of them always serialise.
+        // Plain numbers always serialise.
         serde_json::to_string(self).unwrap_or_else(|_| unreachable!("plain data"))
     }
 
-    /// Reads the value in Redis.
+    /// Parses the value from Redis.
     pub fn from_json(text: &str) -> serde_json::Result<Self> {
         serde_json::from_str(text)
     }

@@ -1,4 +1,7 @@
-//! What the leader's loop needs of Redis: little enough for its model to be that. What it needs of Kafka is `kafka::Publish`.
+//! What the leader's loop needs of Redis.
+//!
+//! This is so little that the model of the tests can implement it. What the loop needs of Kafka is
+//! `kafka::Publish`.
 
 use std::time::Duration;
 
@@ -6,49 +9,54 @@ use redis::RedisResult;
 use verve_protocol::{Report, Window, WindowRecord};
 
 use super::ended::Ended;
-use super::ledger::{Change, Ledger, News, Stored};
+use super::ledger::{Ledger, PendingRevision, RecordedRevision, Stored};
 use crate::clock::RedisClock;
 
 /// The most windows in one script.
 pub const BATCH: usize = 200;
 
-/// What a search for ids that nobody expects has found.
+/// What a search for orphaned ids has found.
 #[derive(Debug, Default)]
 pub struct Swept {
-    /// Windows with ids that came after they were final, and how many since the last search.
+    /// Final windows to which ids were added, and how many since the last search.
     pub late: Vec<(Window, u64)>,
-    /// What to publish of such windows.
-    pub news: Vec<News>,
-    /// Windows that were never reported, and have ids.
+    /// The revisions to publish for such windows.
+    pub news: Vec<PendingRevision>,
+    /// Windows that have ids and were never reported.
     pub unreported: Vec<Window>,
-    /// Windows that have not begun, and have ids.
+    /// Windows that have ids and have not begun.
     pub ahead: Vec<Window>,
-    /// How many partitions hosts have, if there are more than are counted. Nothing if the search failed before that was known.
+    /// How many partitions hosts have, if these are more than are counted.
+    /// The outer `Option` is `None` if the search failed before that was known.
     pub most_partitions: Option<Option<u16>>,
 }
 
-/// A lease that was acquired.
+/// An acquired lease.
 pub trait Held: Send + Sync {
-    /// Whether it is certainly held still.
+    /// Returns whether the lease is certainly still held.
     fn is_held(&self) -> bool;
 }
 
-/// Windows' ids, statistics and reports. Whatever changes what is reported is done with the lease alone, and ends the leading without it.
-pub trait Books: Send + Sync + 'static {
-    /// What shows that this is the leader.
+/// The ids, statistics and reports of windows.
+/// A change of what is reported requires the lease. Without it, the change fails and the leader
+/// stops.
+pub trait ReportStore: Send + Sync + 'static {
+    /// The proof that this replica is the leader.
     type Lease: Held;
 
-    /// Redis' clock.
+    /// Reads Redis' clock.
     fn clock(&self) -> impl Future<Output = RedisResult<RedisClock>> + Send;
 
-    /// Waits.
+    /// Waits for `time`.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()> + Send;
 
-    /// What a leader has to know to go on, at `now_ms`. Of reports only those that may change, and those that `known` has something of: others may have
-    /// made them final since.
+    /// Loads the state that a leader resumes from, at `now_ms`.
+    /// Of the reports, it loads only those that may change and those that `known` knows: others may
+    /// have made these final since.
     fn load(&self, known: Option<&Ledger>, now_ms: u64) -> impl Future<Output = RedisResult<Stored>> + Send;
 
-    /// Has windows counted again that were made final before they had ended, of which these are the reports.
+    /// Reopens windows that were made final before they ended, to count them again.
+    /// `stored` has their reports.
     fn reopen(
         &self,
         lease: &Self::Lease,
@@ -56,23 +64,29 @@ pub trait Books: Send + Sync + 'static {
         windows: &[Window],
     ) -> impl Future<Output = Result<(), Ended>> + Send;
 
-    /// Keeps the ids of windows from expiring that the leader still needs, and notes when: the next one knows by that what may have expired.
+    /// Renews the expiry of the ids that the leader still needs, and notes when.
+    /// From that time, the next leader knows which ids may have expired.
     fn keep(&self, ledger: &Ledger, now_ms: u64) -> impl Future<Output = RedisResult<()>> + Send;
 
-    /// How many ids each of these windows has.
+    /// Returns how many ids each of these windows has.
     fn counts(&self, windows: &[Window]) -> impl Future<Output = RedisResult<Vec<u64>>> + Send;
 
-    /// Moves the ids of windows aside, where none comes to them any more, and counts them for the last time.
+    /// Closes windows: moves their ids to closed sets and counts them a last time.
+    /// No ids are added to closed sets.
     fn close(&self, windows: &[Window]) -> impl Future<Output = RedisResult<Vec<u64>>> + Send;
 
-    /// The records of these news.
-    fn records(&self, news: &[News]) -> impl Future<Output = RedisResult<Vec<WindowRecord>>> + Send;
+    /// Returns the records of these pending revisions.
+    fn records(&self, news: &[PendingRevision]) -> impl Future<Output = RedisResult<Vec<WindowRecord>>> + Send;
 
-    /// Writes down what is about to be published.
+    /// Stores records as pending before they are published.
     fn prepare(&self, lease: &Self::Lease, records: &[WindowRecord]) -> impl Future<Output = Result<(), Ended>> + Send;
 
-    /// Records what Kafka has.
-    fn record(&self, lease: &Self::Lease, changes: &[Change]) -> impl Future<Output = Result<(), Ended>> + Send;
+    /// Records in Redis the revisions that Kafka has.
+    fn record(
+        &self,
+        lease: &Self::Lease,
+        changes: &[RecordedRevision],
+    ) -> impl Future<Output = Result<(), Ended>> + Send;
 
     /// Makes windows final.
     fn finish(
@@ -81,10 +95,11 @@ pub trait Books: Send + Sync + 'static {
         finals: &[(Window, Report)],
     ) -> impl Future<Output = Result<(), Ended>> + Send;
 
-    /// Removes what final windows were counted by.
+    /// Removes the closed sets of final windows.
     fn remove(&self, windows: &[Window]) -> impl Future<Output = RedisResult<()>> + Send;
 
-    /// Looks for ids in windows that nobody expects them in, at `now_ms`. Those of final windows are put aside, also when some of their
-    /// sets fail. `ledger` is what the leader knew when the search began: what was past then is past still.
+    /// Searches for ids in windows in which none are expected, at `now_ms`.
+    /// Ids of final windows are kept apart as late ids, even if some of their sets fail. `ledger`
+    /// is what the leader knew when the search began: a window that was past then is still past.
     fn sweep(&self, ledger: &Ledger, now_ms: u64) -> impl Future<Output = Swept> + Send;
 }

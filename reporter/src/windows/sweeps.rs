@@ -1,4 +1,4 @@
-//! When Redis is searched through for what nobody expects.
+//! When Redis is searched for orphaned ids.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use verve_protocol::Window;
 
-/// When something was last done, to do it every so often.
+/// When something was last done, so that it is repeated at intervals.
 #[derive(Default)]
 pub struct Last(Option<Instant>);
 
@@ -21,26 +21,27 @@ impl Last {
     }
 }
 
-/// Redis is searched through all its keys, so after a search that took long it is left alone for so many times as long.
+/// For how many times the duration of a search Redis is then left alone.
 const REST: u32 = 50;
 
-/// When Redis may be searched again. All that is reported by one process takes turns, so that many counters search no more than one.
+/// The sweep throttle: when Redis may be searched again.
+/// All counters of one process share it, so that many counters search no more than one.
 #[derive(Clone, Debug)]
-pub struct Pace(Arc<Mutex<Instant>>);
+pub struct SweepThrottle(Arc<Mutex<Instant>>);
 
-impl Default for Pace {
+impl Default for SweepThrottle {
     fn default() -> Self {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
 }
 
-impl Pace {
-    /// Nothing is searched any more.
+impl SweepThrottle {
+    /// Returns a throttle that permits no search.
     #[cfg(test)]
     pub fn at_rest() -> Self {
-        let pace = Self::default();
-        *pace.due() += Duration::from_secs(86_400);
-        pace
+        let throttle = Self::default();
+        *throttle.due() += Duration::from_secs(86_400);
+        throttle
     }
 
     fn due(&self) -> MutexGuard<'_, Instant> {
@@ -48,7 +49,7 @@ impl Pace {
     }
 }
 
-/// When Redis was last searched, and what was told of what was found.
+/// When Redis was last searched, and which findings were logged.
 #[derive(Default)]
 pub struct Sweeps {
     last: Last,
@@ -56,19 +57,19 @@ pub struct Sweeps {
 }
 
 impl Sweeps {
-    /// Whether it is time for another search.
-    pub fn is_due(&self, every: Duration, pace: &Pace) -> bool {
-        self.last.is_over(every) && Instant::now() >= *pace.due()
+    /// Returns whether another search is due.
+    pub fn is_due(&self, every: Duration, throttle: &SweepThrottle) -> bool {
+        self.last.is_over(every) && Instant::now() >= *throttle.due()
     }
 
-    /// A search has ended, which took so long.
-    pub fn done(&mut self, took: Duration, pace: &Pace) {
+    /// Notes that a search has ended, and how long it took.
+    pub fn done(&mut self, took: Duration, throttle: &SweepThrottle) {
         self.last.is_now();
-        *pace.due() = Instant::now() + took * REST;
+        *throttle.due() = Instant::now() + took * REST;
     }
 
-    /// Those of the windows that have not begun of which nothing was told yet.
-    pub fn untold(&mut self, ahead: Vec<Window>) -> Vec<Window> {
+    /// Returns those windows that have not begun and were not logged yet.
+    pub fn unlogged(&mut self, ahead: Vec<Window>) -> Vec<Window> {
         let before = std::mem::replace(&mut self.ahead, ahead.iter().copied().collect());
         ahead.into_iter().filter(|window| !before.contains(window)).collect()
     }

@@ -1,11 +1,11 @@
-//! Keys and what is there.
+//! The keys and values of a server.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Answer;
 use super::stream::Stream;
 
-/// What is under a key.
+/// The content of a key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// The value.
@@ -35,9 +35,11 @@ pub struct Data {
     pub entries: BTreeMap<String, Entry>,
     now_us: u64,
     is_full: bool,
-    /// Whether something has changed since the command began.
+    /// Whether the current command has changed something.
     pub has_written: bool,
-    /// When the next entry expires at the earliest, in Unix milliseconds. It is looked for anew if it is 0.
+    /// The earliest time at which an entry expires, in Unix milliseconds.
+    ///
+    /// 0 says that it has to be determined again.
     pub next_ms: u64,
 }
 
@@ -52,7 +54,9 @@ const GROWING: [&str; 8] = [
     "XADD",
     "ZADD",
 ];
-/// Others that write: a script that has begun with one of them may go on with all.
+/// Other commands that write.
+///
+/// A script that begins with one of them may continue with all commands.
 const WRITING: [&str; 15] = [
     "DEL",
     "EXPIRE",
@@ -71,7 +75,7 @@ const WRITING: [&str; 15] = [
     "ZREM",
 ];
 
-/// Those that change something, or may, though they answer 0.
+/// The commands that change something, or may do so, even if they answer 0.
 const CHANGING: [&str; 4] = ["HINCRBY", "HSET", "SUNIONSTORE", "ZADD"];
 
 type Done = Result<Answer, &'static str>;
@@ -81,7 +85,7 @@ const SYNTAX: &str = "ERR syntax error";
 const NO_GROUP: &str = "NOGROUP No such key or consumer group";
 const NO_NUMBER: &str = "ERR value is not an integer or out of range";
 
-/// Of what is under a key, what it has to be; made there if nothing is.
+/// Borrows the value of a key with the expected type; creates it if there is none.
 macro_rules! value {
     ($data:expr, $key:expr, $kind:ident) => {{
         let entry = $data.entries.entry($key.clone()).or_insert_with(|| Entry {
@@ -95,7 +99,7 @@ macro_rules! value {
     }};
 }
 
-/// Takes something away from what is under a key, and the key if nothing is left.
+/// Removes elements from the value of a key, and the key if nothing is left.
 macro_rules! remove {
     ($data:expr, $key:expr, $kind:ident, $names:expr) => {{
         let Some(entry) = $data.entries.get_mut($key) else {
@@ -116,7 +120,7 @@ macro_rules! remove {
     }};
 }
 
-/// The same, to look at.
+/// Borrows the value of a key with the expected type, for reading.
 macro_rules! look {
     ($data:expr, $key:expr, $kind:ident) => {
         match $data.entries.get($key).map(|entry| &entry.value) {
@@ -136,7 +140,9 @@ fn flag(is_set: bool) -> Done {
 }
 
 impl Data {
-    /// Before a command: what has expired by now is gone, and a full server refuses for as long as the command takes.
+    /// Begins a command: removes the entries that have expired.
+    ///
+    /// `is_full` says that the server refuses to grow, until the command ends.
     pub fn begin(&mut self, now_us: u64, is_full: bool) {
         (self.now_us, self.is_full, self.has_written) = (now_us, is_full, false);
         let now_ms = now_us / 1000;
@@ -234,7 +240,7 @@ impl Data {
                 Ok(Answer::Many(values.collect()))
             }
             ("HGETALL", [key]) => Ok(Answer::Many(pairs(look!(self, key, Hash)?.into_iter().flatten()))),
-            // All of it at once, as of one that is not large.
+            // Returns all fields in one answer, as Redis does for a small hash.
             ("HSCAN", [key, cursor, ..]) if cursor == "0" => {
                 Ok(scanned(pairs(look!(self, key, Hash)?.into_iter().flatten())))
             }
@@ -346,7 +352,7 @@ impl Data {
                 let stream = look!(self, key, Stream)?.ok_or("ERR no such key")?;
                 stream.consumers(group, self.now_us / 1000).ok_or(NO_GROUP)
             }
-            // One that blocks is asked once more by its client.
+            // Does not block: the client asks once more after a while.
             ("XREADGROUP", [_, group, consumer, _, most, _, _, _, key, from]) if from == ">" => {
                 let most = most.parse().map_err(|_| NO_NUMBER)?;
                 let now_ms = self.now_us / 1000;
@@ -368,7 +374,7 @@ impl Data {
         }
     }
 
-    /// The stream under a key, if there is something.
+    /// Returns the stream of a key, if the key exists.
     fn stream(&mut self, key: &str) -> Result<Option<&mut Stream>, &'static str> {
         match self.entries.get_mut(key).map(|entry| &mut entry.value) {
             Some(Value::Stream(stream)) => Ok(Some(stream)),
@@ -408,7 +414,7 @@ impl Data {
         let does = match options {
             [] => true,
             [option] if option == "NX" => entry.expires_ms.is_none(),
-            // What never expires is later than anything.
+            // A key without expiry counts as later than any time.
             [option] if option == "GT" => entry.expires_ms.is_some_and(|before| at_ms > before),
             _ => return Err(SYNTAX),
         };
@@ -429,12 +435,12 @@ fn pairs<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<Answe
     texts.collect()
 }
 
-/// A scan that has come to its end.
+/// Returns the answer of a scan that is complete.
 fn scanned(found: Vec<Answer>) -> Answer {
     Answer::Many(vec![Answer::Text("0".to_owned()), Answer::Many(found)])
 }
 
-/// By score, and then by name.
+/// Sorts by score, then by name.
 fn sorted(set: Option<&BTreeMap<String, f64>>) -> Vec<(&String, f64)> {
     let mut sorted: Vec<(&String, f64)> = set
         .into_iter()

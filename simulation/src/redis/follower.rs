@@ -1,5 +1,7 @@
-//! A follower: another server that has what a server had some time ago, and takes its place when that dies. (In Redis' words a replica, which here is one
-//! of the reporter.)
+//! A follower: a server with older data, which takes over at a failover.
+//!
+//! It has the data that its server had some time ago, and takes over when the server dies. Redis
+//! calls it a replica; in this crate, a replica is one of the reporter.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -8,35 +10,37 @@ use std::rc::Rc;
 use super::data::Data;
 use super::{Answer, Server};
 
-/// From how many commands on those of long ago are brought to the follower.
+/// If more commands are pending, the follower runs those older than [`LAG_US`].
 const MOST_BEHIND: usize = 2000;
-/// How far behind it is at most while nothing is wrong between the two, in microseconds.
+/// The longest lag of the follower while the link works, in microseconds.
 const LAG_US: u64 = 2_000_000;
 
-/// A command that has run.
+/// A command that the server has run.
 struct Ran {
     words: Vec<String>,
     at_us: u64,
     is_full: bool,
 }
 
-/// What follows a server.
+/// The follower of a server.
 pub struct Follower {
     server: Rc<Server>,
-    /// What it does not have yet.
+    /// The commands that the follower has not run yet.
     behind: RefCell<VecDeque<Ran>>,
-    /// How many commands came before those.
+    /// The number of commands that the follower has run.
     has: Cell<u64>,
-    /// After how many commands each client has written for the last time.
+    /// The number of commands up to the last write of each client.
     written: RefCell<BTreeMap<u64, u64>>,
-    /// Whether something comes to it.
+    /// Whether commands arrive at the follower.
     is_linked: Cell<bool>,
-    /// Whether the server waits for what a client itself has written, as since Redis 7.2; before, for all that there is.
+    /// Whether `WAIT` waits for the writes of the client only, as since Redis 7.2.
+    ///
+    /// Before, it waits for all writes.
     waits_for_own: bool,
 }
 
 impl Follower {
-    /// Of a server with this data.
+    /// Creates a follower with the data of a server.
     pub fn of(server: &Server, waits_for_own: bool) -> Self {
         let follower = Server::alone(&server.host);
         follower.data.borrow_mut().entries = server.entries();
@@ -50,7 +54,7 @@ impl Follower {
         }
     }
 
-    /// Notes a command that has written something.
+    /// Records a command that has written something.
     pub fn note(&self, words: &[String], at_us: u64, is_full: bool, client: u64) {
         let mut behind = self.behind.borrow_mut();
         behind.push_back(Ran {
@@ -68,7 +72,7 @@ impl Follower {
         }
     }
 
-    /// How many followers have all that a client has written.
+    /// Returns how many followers have all writes of a client: the answer to `WAIT`.
     pub fn wait(&self, client: u64) -> i64 {
         let all = self.has.get() + self.behind.borrow().len() as u64;
         let until = match self.waits_for_own {
@@ -81,15 +85,19 @@ impl Follower {
         i64::from(self.has.get() >= until)
     }
 
-    /// Has what comes next come there, or not. It has what it was sent before.
+    /// Connects or disconnects the follower.
+    ///
+    /// It still gets all commands that were sent before.
     pub fn link(&self, is_linked: bool) {
         if self.is_linked.replace(is_linked) {
             self.catch_up(|_| !is_linked);
         }
     }
 
-    /// What it has: what it was sent until so long ago, or until something was wrong between the two. And since when the server was asked for what it does not
-    /// have.
+    /// Returns the follower's data, and the time of the first command that it lacks.
+    ///
+    /// The follower has the commands that were sent until `lag_us` microseconds ago, or until the
+    /// link failed.
     pub fn end(self, now_us: u64, lag_us: u64) -> (Data, Option<u64>) {
         if self.is_linked.get() {
             self.catch_up(|ran| ran.at_us + lag_us < now_us);
@@ -98,7 +106,7 @@ impl Follower {
         (self.server.data.take(), lost_us)
     }
 
-    /// Brings what comes next, as long as that is wanted of it.
+    /// Runs the next commands on the follower, as long as `is_wanted` accepts them.
     fn catch_up(&self, is_wanted: impl Fn(&Ran) -> bool) {
         loop {
             let next = {

@@ -1,4 +1,6 @@
-//! Scripts as they are, by the Lua that Redis has: 5.1, whose numbers are all of one kind.
+//! Runs the scripts unchanged, with the Lua of Redis: version 5.1.
+//!
+//! This version has only one type of numbers.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -14,14 +16,16 @@ use super::data::Data;
 pub struct Scripts {
     lua: Lua,
     compiled: RefCell<BTreeMap<String, Function>>,
-    /// By their hashes.
+    /// The loaded scripts, by their hashes.
     loaded: RefCell<BTreeMap<String, String>>,
-    /// Whether the script that runs was sent here for keys that are on their way.
+    /// Whether the current script was redirected here for keys that move.
     is_asking: Rc<Cell<bool>>,
 }
 
 impl Scripts {
-    /// Those of a server with this data, which has the keys that it `owns`.
+    /// Creates the interpreter of a server with this data.
+    ///
+    /// `owns` returns whether the server owns a key.
     pub fn new(data: &Rc<RefCell<Data>>, owns: impl Fn(&str) -> bool + 'static) -> Self {
         let scripts = Self {
             lua: Lua::new(),
@@ -36,24 +40,24 @@ impl Scripts {
         scripts
     }
 
-    /// Keeps a script, and answers by which hash it is found: that of what was sent.
+    /// Stores a script under the hash of the text that was sent, and returns that hash.
     pub fn load(&self, sent: &str, script: &str) -> String {
         let hash = sha1_hex(sent);
         self.loaded.borrow_mut().insert(hash.clone(), script.to_owned());
         hash
     }
 
-    /// The script that is found by a hash.
+    /// Returns the script with a hash.
     pub fn loaded(&self, hash: &str) -> Option<String> {
         self.loaded.borrow().get(hash).cloned()
     }
 
-    /// Forgets what was loaded, as a server does when it is started anew.
+    /// Removes all loaded scripts, as a server does when it restarts.
     pub fn forget(&self) {
         self.loaded.borrow_mut().clear();
     }
 
-    /// Runs a script. Other keys than those that are here it must not use.
+    /// Runs a script, which may use only keys that are on this server.
     pub fn run(&self, script: &str, keys: &[String], arguments: &[String], is_asking: bool) -> Answer {
         self.is_asking.set(is_asking);
         match self.try_to_run(script, keys, arguments) {
@@ -80,7 +84,7 @@ impl Scripts {
     }
 }
 
-/// What scripts find there.
+/// Adds the functions that scripts call.
 fn library(lua: &Lua, data: Rc<RefCell<Data>>, is_here: Rc<dyn Fn(&str) -> bool>) -> mlua::Result<()> {
     let run = move |words: MultiValue| -> mlua::Result<Answer> {
         let words: Vec<String> = words.iter().map(word).collect::<mlua::Result<_>>()?;
@@ -112,7 +116,7 @@ fn library(lua: &Lua, data: Rc<RefCell<Data>>, is_here: Rc<dyn Fn(&str) -> bool>
     lua.globals().set("cjson", cjson)
 }
 
-/// As the script's error is told to the client.
+/// Returns the error of a script as the client receives it.
 fn words(error: &Error) -> String {
     match error {
         Error::RuntimeError(error) => error.clone(),
@@ -121,7 +125,7 @@ fn words(error: &Error) -> String {
     }
 }
 
-/// An argument of a command, as Redis writes numbers.
+/// Converts an argument of a command to text, with numbers as Redis writes them.
 fn word(value: &Value) -> mlua::Result<String> {
     match value {
         Value::Integer(number) => Ok(number.to_string()),
@@ -141,7 +145,7 @@ fn to_lua(lua: &Lua, answer: Answer) -> mlua::Result<Value> {
     };
     Ok(match answer {
         Answer::Nil => Value::Boolean(false),
-        // All numbers are of one kind.
+        // Lua 5.1 has only one type of numbers.
         Answer::Number(number) => Value::Number(number as f64),
         Answer::Text(text) => Value::String(lua.create_string(text)?),
         Answer::Status(text) => table("ok", text)?,
@@ -158,7 +162,7 @@ fn from_lua(value: Value) -> mlua::Result<Answer> {
         Value::Nil | Value::Boolean(false) => Answer::Nil,
         Value::Boolean(true) => Answer::Number(1),
         Value::Integer(number) => Answer::Number(number),
-        // What is behind the point is lost.
+        // Redis drops the fraction.
         Value::Number(number) => Answer::Number(number as i64),
         Value::String(text) => Answer::Text(text.to_str()?.to_owned()),
         Value::Table(table) => from_table(&table)?,
@@ -178,7 +182,7 @@ fn from_table(table: &Table) -> mlua::Result<Answer> {
     answers.map(Answer::Many)
 }
 
-/// Of a JSON array of texts: nothing else is decoded by the scripts.
+/// Decodes a JSON array of strings; scripts decode nothing else.
 fn decode(lua: &Lua, json: String) -> mlua::Result<Table> {
     let texts: Vec<String> = serde_json::from_str(&json).map_err(Error::external)?;
     lua.create_sequence_from(texts)

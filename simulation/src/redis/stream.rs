@@ -1,4 +1,4 @@
-//! Streams, and the groups that read them.
+//! Streams and their consumer groups.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +10,9 @@ type EntryId = (u64, u64);
 /// A stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stream {
-    /// Of each entry its fields and values.
+    /// The fields and values of each entry.
     pub entries: BTreeMap<EntryId, Vec<String>>,
-    /// The newest entry that there ever was.
+    /// The id of the newest entry that ever existed.
     last: EntryId,
     groups: BTreeMap<String, Group>,
 }
@@ -20,20 +20,20 @@ pub struct Stream {
 /// A consumer group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Group {
-    /// The newest entry that one of its consumers was given.
+    /// The newest entry that was delivered to a consumer.
     last: EntryId,
-    /// When each was last heard of, in Unix milliseconds.
+    /// When each consumer was last active, in Unix milliseconds.
     consumers: BTreeMap<String, u64>,
-    /// What was given to a consumer and not acknowledged: to whom, and when.
+    /// The entries that are not acknowledged, each with its consumer and delivery time.
     pending: BTreeMap<EntryId, (String, u64)>,
 }
 
-/// An id as it is written.
+/// Formats an id.
 fn written((at, number): EntryId) -> String {
     format!("{at}-{number}")
 }
 
-/// An id as it is read.
+/// Parses an id.
 fn read(id: &str) -> EntryId {
     let (at, number) = id.split_once('-').unwrap_or((id, "0"));
     (at.parse().unwrap_or_default(), number.parse().unwrap_or_default())
@@ -51,7 +51,7 @@ fn count(count: usize) -> Answer {
 impl Stream {
     /// `XADD`.
     pub fn add(&mut self, now_ms: u64, fields: &[String]) -> Answer {
-        // Later than the one before, also by a clock that was set back.
+        // The id must increase, even if the clock was set back.
         self.last = self.last.max((now_ms, 0));
         if self.last.0 > now_ms || self.entries.contains_key(&self.last) {
             self.last.1 += 1;
@@ -79,7 +79,7 @@ impl Stream {
         count(over)
     }
 
-    /// `XGROUP CREATE`, from the beginning on. Says whether there was none.
+    /// `XGROUP CREATE`, from the first entry on. Returns whether the group is new.
     pub fn create_group(&mut self, group: &str) -> bool {
         let is_new = !self.groups.contains_key(group);
         self.groups.entry(group.to_owned()).or_default();
@@ -96,7 +96,7 @@ impl Stream {
         }))
     }
 
-    /// `XREADGROUP` of new entries; nothing if there is no such group.
+    /// `XREADGROUP` of new entries; `None` if the group does not exist.
     pub fn read_group(&mut self, group: &str, consumer: &str, most: usize, now_ms: u64) -> Option<Vec<Answer>> {
         let group = self.groups.get_mut(group)?;
         group.consumers.insert(consumer.to_owned(), now_ms);
@@ -110,7 +110,7 @@ impl Stream {
         Some(new.into_iter().map(|(_, entry)| entry).collect())
     }
 
-    /// `XAUTOCLAIM` from the beginning on; nothing if there is no such group.
+    /// `XAUTOCLAIM` from the first entry on; `None` if the group does not exist.
     pub fn claim(&mut self, group: &str, consumer: &str, idle_ms: u64, most: usize, now_ms: u64) -> Option<Answer> {
         let group = self.groups.get_mut(group)?;
         group.consumers.insert(consumer.to_owned(), now_ms);
@@ -139,7 +139,7 @@ impl Stream {
         ]))
     }
 
-    /// `XINFO CONSUMERS`; nothing if there is no such group.
+    /// `XINFO CONSUMERS`; `None` if the group does not exist.
     pub fn consumers(&self, group: &str, now_ms: u64) -> Option<Answer> {
         let group = self.groups.get(group)?;
         let consumer = |(name, seen): (&String, &u64)| {
@@ -156,7 +156,7 @@ impl Stream {
         Some(Answer::Many(group.consumers.iter().map(consumer).collect()))
     }
 
-    /// `XGROUP DELCONSUMER`; nothing if there is no such group.
+    /// `XGROUP DELCONSUMER`; `None` if the group does not exist.
     pub fn delete_consumer(&mut self, group: &str, consumer: &str) -> Option<Answer> {
         let group = self.groups.get_mut(group)?;
         let before = group.pending.len();

@@ -1,4 +1,4 @@
-//! What fails in a plan: how it begins, and how it is over.
+//! The faults of a plan: how they begin and end.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::redis::Link;
 use crate::verdict::{Loss, Wrong};
 
 impl Run {
-    /// Something begins to fail.
+    /// Begins a fault, and schedules its end.
     pub(super) fn begin(self: &Rc<Self>, fault: Fault) {
         self.world.note(|| format!("for {} ms: {:?}", fault.for_ms, fault.kind));
         let servers = &self.world.servers;
@@ -59,7 +59,7 @@ impl Run {
             .after(Duration::from_millis(fault.for_ms), move || run.end(&fault.kind));
     }
 
-    /// It is over.
+    /// Ends a fault.
     fn end(&self, kind: &Kind) {
         let servers = &self.world.servers;
         match kind {
@@ -86,12 +86,14 @@ impl Run {
         }
     }
 
-    /// A server is away. A replica that has nothing but it has to say so after a while.
+    /// Makes a server unreachable.
+    ///
+    /// A replica that has no other server must report that after a while.
     fn take_away(self: &Rc<Self>, server: usize, link: Link) {
         self.world.servers[server].link.set(link);
         let since = self.away[server].get().unwrap_or(self.world.executor.now());
         self.away[server].set(Some(since));
-        // In a cluster it may have something else.
+        // In a cluster, the replica may still have the other servers.
         if self.away.len() > 1 {
             return;
         }
@@ -110,7 +112,9 @@ impl Run {
         self.away[server].set(None);
     }
 
-    /// Of replicas that have run for a while: what they say of themselves has to be so.
+    /// Checks what replicas report about themselves.
+    ///
+    /// Only replicas that have run undisturbed for a while are checked.
     pub(super) fn say_what_is_wrong(&self, is_so: impl Fn(&[String]) -> bool, what: &str) {
         for (number, replica) in self.replicas.iter().enumerate() {
             if let Some(problems) = replica.problems(FOUND_OUT).filter(|problems| !is_so(problems)) {
@@ -124,7 +128,7 @@ impl Run {
         }
     }
 
-    /// Another server follows each, from now on, if that is so here.
+    /// Gives each server a new follower, if the plan has followers.
     pub(super) fn follow(&self) {
         if let Some(followed) = self.plan.followed {
             self.world
@@ -134,7 +138,9 @@ impl Run {
         }
     }
 
-    /// What was written since a time, in Unix milliseconds, is lost; also ids that were answered `ok`, if it `has_ids`.
+    /// Records that what was written since a time, in Unix milliseconds, is lost.
+    ///
+    /// If `has_ids`, this may include ids that were answered `ok`.
     fn lose(&self, from_ms: u64, has_ids: bool) {
         self.world.note(|| format!("what was written since {from_ms} is lost"));
         self.losses.borrow_mut().push(Loss {
@@ -144,7 +150,7 @@ impl Run {
         });
     }
 
-    /// The slot of a key begins to move to another server, unless one is on its way.
+    /// Begins to move the slot of a key to another server, unless one is moving.
     fn begin_to_move(&self, server: usize, key: usize) {
         let servers = &self.world.servers;
         let (from, to) = (&servers[server], &servers[(server + 1) % servers.len()]);
@@ -154,7 +160,7 @@ impl Run {
         }
     }
 
-    /// What is on its way arrives.
+    /// Finishes the move of a slot.
     fn finish_move(&self) {
         let servers = &self.world.servers;
         if let Some((slot, to)) = servers[0].moving()
@@ -164,7 +170,7 @@ impl Run {
         }
     }
 
-    /// Nothing fails any more.
+    /// Ends all faults.
     pub(super) fn mend(&self) {
         self.finish_move();
         for (number, server) in self.world.servers.iter().enumerate() {

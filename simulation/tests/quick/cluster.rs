@@ -1,4 +1,4 @@
-//! Several nodes.
+//! A cluster of several nodes.
 
 use verve_counter_core::answer::{NotCounted, Outcome};
 use verve_counter_core::spooled::SpoolError;
@@ -22,7 +22,7 @@ fn ids_find_their_node_wherever_it_is() {
         .iter()
         .filter(|server| server.entries().keys().any(|key| key.contains(":ids:")));
     assert_eq!(with_ids.count(), 3);
-    // A slot moves, while ids of it come.
+    // A slot moves while ids for it arrive.
     let key = servers[0]
         .entries()
         .into_keys()
@@ -35,7 +35,7 @@ fn ids_find_their_node_wherever_it_is() {
     (400..500).for_each(|id| process.add(&world, id));
     world.executor.run_for(SECOND);
     assert_eq!(process.answered(Ok(Outcome::New)).len(), 500);
-    // A node goes away: its ids are spooled, and the others' are not.
+    // A node becomes unreachable: its ids are spooled, and those of other nodes are not.
     servers[1].link.set(Link::Refused);
     (500..600).for_each(|id| process.add(&world, id));
     world.executor.run_for(3 * SECOND);
@@ -46,7 +46,7 @@ fn ids_find_their_node_wherever_it_is() {
     assert_eq!(recorded(&servers), (0..600).collect());
 }
 
-/// A slot is on its way: what is not there yet is asked for where it goes.
+/// While a slot moves, a set that does not exist yet is created on the target node.
 #[test]
 fn sets_that_begin_in_a_moving_slot_are_where_it_goes() {
     let servers = Server::cluster(&["a", "b"]);
@@ -72,7 +72,7 @@ fn sets_that_begin_in_a_moving_slot_are_where_it_goes() {
     );
 }
 
-/// Whoever comes first asks all that are named, where the first of them is away.
+/// The first request asks all named nodes for the map if the first one is silent.
 #[test]
 fn the_map_is_asked_of_those_that_are_there() {
     let servers = Server::cluster(&["a", "b", "c"]);
@@ -85,11 +85,11 @@ fn the_map_is_asked_of_those_that_are_there() {
         ids.for_each(|id| process.add(&world, id));
         world.executor.run_for(5 * SECOND);
     }
-    // The first ones have waited for too long.
+    // The first ids have waited for too long.
     let counted = process.answered(Ok(Outcome::New)).len();
     assert!((20..60).contains(&counted), "{counted}");
     assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 90 - counted);
-    // The others are told, also by one that the variable does not name.
+    // All nodes get their ids, also the node that the variable does not name.
     let other = Process::new(&machine.configured(&[("redis_urls", "redis://b,redis://c"), ("partitions", "32")]));
     (90..180).for_each(|id| other.add(&world, id));
     world.executor.run_for(5 * SECOND);
@@ -109,8 +109,10 @@ fn servers_that_are_not_of_one_cluster_are_not_counted_in() {
     assert_eq!(recorded(&servers), [].into());
 }
 
-/// A batch of commands runs where its keys are. While their slot moves some are here and some there, and it has to wait: it must not make another
-/// key of the same name, which the one that comes would take the place of.
+/// A batch of commands waits while the slot of its keys moves.
+///
+/// Then some keys are on one node and some on the other. The batch must not create another key of
+/// the same name, which the key that arrives would replace.
 #[test]
 fn statistics_are_whole_while_their_slot_moves() {
     let servers = Server::cluster(&["a", "b"]);
@@ -135,8 +137,11 @@ fn statistics_are_whole_while_their_slot_moves() {
     );
 }
 
-/// The index of windows is on one node, and a set on another. An id whose window cannot be added to the index is not `ok` before the spool has the entry:
-/// the reporter may not expect the window, and the instance may die before it flushes its statistics.
+/// No id is `ok` in a window that is missing in the index and in the spool.
+///
+/// The index of windows is on one node, and a set on another. If the window of an id cannot be
+/// added to the index, the id is `ok` only once the spool has the entry. Otherwise, the reporter
+/// might not expect the window, and the instance might die before it flushes its statistics.
 #[test]
 fn no_id_is_ok_in_a_window_that_is_neither_in_the_index_nor_in_the_spool() {
     let servers = Server::cluster(&["a", "b"]);
@@ -153,14 +158,14 @@ fn no_id_is_ok_in_a_window_that_is_neither_in_the_index_nor_in_the_spool() {
     assert_eq!(process.answered(Err(NotCounted::Unavailable)).len(), 30);
     let elsewhere = recorded(&servers).len();
     assert!((1..30).contains(&elsewhere), "{elsewhere}");
-    // The disk is well again: each is ok, by one entry for all of them.
+    // The disk works again: each id is ok, with one entry for all of them.
     machine.set_disk_fault(None);
     (0..30).for_each(|id| process.add(&world, id));
     world.executor.run_for(SECOND / 10);
     assert_eq!(process.answered(Ok(Outcome::Duplicate)).len(), elsewhere);
     assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 30 - elsewhere);
     assert_eq!(machine.rows("commands"), 2);
-    // The instance dies, and the next one counts in another window.
+    // The instance dies, and the next instance counts in another window.
     give_up_all(&world);
     index.is_full.set(false);
     machine.set_clock(300_000);

@@ -1,4 +1,4 @@
-//! Ids are counted, once.
+//! Each id is counted once.
 
 use std::collections::BTreeSet;
 
@@ -30,12 +30,12 @@ fn ids_are_counted_once() {
         (statistics["requests"], statistics["new"], statistics["duplicate"]),
         (400, 200, 200)
     );
-    // One that had no valid id is in the statistics alone.
+    // A request without a valid id is only in the statistics.
     world.executor.spawn({
         let process = processes[0].clone();
         async move { process.counter().await.expect("valid").count_invalid() }
     });
-    // Known to be there by now.
+    // The instance knows by now that Redis has this id.
     processes[0].add(&world, 7);
     world.executor.run_for(SECOND);
     assert_eq!(processes[0].answers.borrow().last(), Some(&(7, Ok(Outcome::Duplicate))));
@@ -116,7 +116,9 @@ fn replicas_are_waited_for() {
     assert_eq!(recorded(&world.servers), [1, 2].into());
 }
 
-/// The clock of a host is set back, an id is counted in a window of before, and the host dies: the reporter can find that window.
+/// The reporter can find an earlier window in which an id was counted.
+///
+/// The clock of a host is set back, an id is counted in an earlier window, and the host dies.
 #[test]
 fn a_window_of_before_is_told_of_too() {
     let (world, server) = world(25);
@@ -140,7 +142,10 @@ fn a_window_of_before_is_told_of_too() {
     assert_eq!(told, Answer::Number(2));
 }
 
-/// An instance knows that it need not tell Redis again of its counter, its window and the set's expiry, and Redis has lost all of that since.
+/// The first id after Redis has lost its data is registered completely.
+///
+/// The instance knows that Redis has its counter, its window and the set's expiry, and does not
+/// send them again. Redis has lost all of them since.
 #[test]
 fn the_first_id_after_redis_has_lost_its_data_is_counted_whole() {
     for (name, partitions) in [(None, "1"), (Some("clicks"), "1"), (None, "4"), (Some("clicks"), "4")] {

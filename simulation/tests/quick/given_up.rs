@@ -1,4 +1,4 @@
-//! Requests are given up, wherever they wait.
+//! Requests are given up at every point where they wait.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -8,7 +8,9 @@ use verve_simulation::world::World;
 
 use crate::process::{Process, SECOND, machine, recorded_by_counter, statistics, world};
 
-/// Requests, some with callbacks and to a named counter, and a cut in between; and then others.
+/// Sends requests before, during and after a cut of the link to Redis.
+///
+/// The first requests include a callback and a named counter.
 fn scenario(seed: u64, given_up: Option<(u64, u32)>) -> (BTreeMap<u64, u32>, Process, Rc<World>) {
     let (world, server) = world(seed);
     let machine = machine(&world, &[]);
@@ -40,7 +42,7 @@ fn whatever_is_given_up_holds_nobody_up_and_loses_nothing() {
     for (task, polls) in polls {
         for n in 1..polls {
             let (_, process, world) = scenario(10, Some((task, n)));
-            // Whoever comes then is answered in time.
+            // Later requests are answered in time.
             let before = process.answers.borrow().len();
             assert!(before >= 16, "task {task} after {n} polls: {before} answers");
             (100..200).for_each(|id| process.add(&world, id));
@@ -55,7 +57,8 @@ fn whatever_is_given_up_holds_nobody_up_and_loses_nothing() {
                 world.executor.is_empty(),
                 "task {task} after {n} polls: something goes on for ever"
             );
-            // Of what was told in the moment of giving up some may be missing, and nothing is told twice.
+            // Statistics that are sent at the moment of giving up may be missing in part, but none
+            // count twice.
             let requests = statistics(&world.servers[0])["requests"];
             let answers = process.answers.borrow().len().try_into().expect("few");
             assert!(

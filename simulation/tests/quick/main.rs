@@ -1,4 +1,4 @@
-//! The core's own code, against simulated servers.
+//! Tests the core's own code against simulated servers.
 
 mod cluster;
 mod counting;

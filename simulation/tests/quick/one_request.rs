@@ -1,4 +1,4 @@
-//! Instances that serve one request each, by calls that block.
+//! Instances that serve one request each, with blocking calls.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -12,7 +12,9 @@ use verve_simulation::world::World;
 
 use crate::process::{Process, SECOND, machine, recorded, statistics, world};
 
-/// What an instance that serves one request answers, and with how many commands of the servers.
+/// Returns the answer of an instance that serves one request.
+///
+/// Also returns how many commands the servers received.
 fn once(world: &Rc<World>, machine: &Machine, id: i64, name: Option<&str>, endpoint: Option<&str>) -> (Answer, u64) {
     let commands = || world.servers.iter().map(|server| server.commands.get()).sum::<u64>();
     let before = commands();
@@ -47,13 +49,13 @@ fn an_instance_that_serves_one_request_asks_once() {
     let lasts = |key: &String| keys[key].expires_ms.is_none();
     let lasting: Vec<&String> = keys.keys().filter(|key| lasts(key)).collect();
     assert_eq!(lasting, ["{verve}:callbacks", "{verve}:counters"]);
-    // An attempt whose answer is lost counts nobody twice.
+    // A retry after a lost answer counts no id twice.
     server.link.set(Link::Deaf);
     assert_eq!(once(&world, &machine, 2, None, None).0, Err(NotCounted::Unavailable));
     server.link.set(Link::Up);
     assert_eq!(once(&world, &machine, 2, None, None).0, Ok(Outcome::Duplicate));
     assert_eq!(statistics(&server)["requests"], 5);
-    // Without a server there is nowhere to put it.
+    // Without a server there is no place for the id.
     server.link.set(Link::Refused);
     assert_eq!(once(&world, &machine, 3, None, None), (Err(NotCounted::Unavailable), 0));
 }
@@ -112,14 +114,15 @@ fn an_instance_that_serves_one_request_is_sent_on_in_a_cluster() {
         .filter_map(|server| statistics(server).remove("requests"))
         .sum();
     assert_eq!(requests, 100);
-    // The first that is named is away, and has no statistics: the others know where things are.
+    // The first named node is unreachable and has no statistics. The other nodes know where the
+    // keys are.
     let of_statistics = servers.iter().position(|server| !statistics(server).is_empty());
     let of_statistics = of_statistics.expect("some have been told");
     let away = &servers[(of_statistics + 1) % 3];
     let named = format!("redis://{},redis://{}", away.host, servers[of_statistics].host);
     away.link.set(Link::Refused);
     let machine = Machine::new(&world, &[("redis_urls", &named), ("partitions", "8")]);
-    // Also where they may not tell.
+    // The same must hold if the nodes may not return the map.
     for (first, hide) in [(200, false), (600, true)] {
         servers.iter().for_each(|server| server.hides_map.set(hide));
         let answers = (first..first + 50).map(|id| once(&world, &machine, id, None, None).0);
@@ -128,7 +131,7 @@ fn an_instance_that_serves_one_request_is_sent_on_in_a_cluster() {
     }
     servers.iter().for_each(|server| server.hides_map.set(false));
     away.link.set(Link::Up);
-    // Many at once go each where they belong.
+    // Many ids in one call are sent to the nodes that own them.
     let ids: Vec<i64> = (300..400).chain(300..310).collect();
     let answers = many(&world, &machine, &ids);
     assert!(
@@ -142,7 +145,7 @@ fn an_instance_that_serves_one_request_is_sent_on_in_a_cluster() {
     );
 }
 
-/// What an instance that serves one request answers to ids that it is given at once, so many at a time.
+/// Returns the answers to many ids in one call of a one-request instance.
 fn many(world: &Rc<World>, machine: &Machine, ids: &[i64]) -> Vec<Answer> {
     let machine = machine.blocking();
     let process = Process::new(&machine);
@@ -165,18 +168,19 @@ fn an_instance_that_serves_one_request_counts_many_ids() {
     let machine = machine(&world, &[]);
     let (new, again) = (Ok(Outcome::New), Ok(Outcome::Duplicate));
     assert_eq!(many(&world, &machine, &[1, 2, 1]), [new, new, again]);
-    // The ids, their window in the index and when that expires, their statistics, and that nobody sends these again.
+    // The ids, their window in the index, the index's expiry, the statistics, and the removal of
+    // the batch's idempotency key, since nobody sends the batch again.
     assert_eq!(server.commands.get(), 5);
     let entries = server.entries();
     assert!(entries.values().all(|entry| entry.expires_ms.is_some()), "{entries:?}");
-    // An answer is lost: at the next attempt they are there, and are counted once.
+    // The answer is lost: at the next attempt the ids are already in Redis, and are counted once.
     server.link.set(Link::Deaf);
     let deaf = server.clone();
     world.executor.after(SECOND / 2, move || deaf.link.set(Link::Up));
     assert_eq!(many(&world, &machine, &[3, 4]), [again; 2]);
     let counted = statistics(&server);
     assert_eq!((counted["requests"], counted["new"], counted["duplicate"]), (5, 2, 3));
-    // A server that was away is asked anew each time.
+    // Each call asks a server again that was unreachable.
     server.link.set(Link::Refused);
     let process = Process::new(&machine.blocking());
     let (added, back) = (process.clone(), server.clone());
@@ -193,7 +197,9 @@ fn an_instance_that_serves_one_request_counts_many_ids() {
     assert_eq!(*answers, [(5, Err(NotCounted::Unavailable)), (6, new), (7, new)]);
 }
 
-/// Ids whose set is there, and whose window cannot be added to the index, may be looked for by nobody.
+/// Ids are not `ok` if their window cannot be added to the index.
+///
+/// Their set exists, but the reporter might never look for it.
 #[test]
 fn many_ids_are_not_ok_without_the_index() {
     let servers = Server::cluster(&["a", "b"]);
@@ -210,7 +216,7 @@ fn many_ids_are_not_ok_without_the_index() {
     assert!(answers.contains(&Ok(Outcome::Duplicate)), "{answers:?}");
 }
 
-/// An answer is lost, and what was asked has moved by the next attempt: it is counted once all the same.
+/// An id is counted once if its slot moves after its answer was lost.
 #[test]
 fn what_is_sent_on_after_a_lost_answer_is_counted_once() {
     let servers = Server::cluster(&["a", "b"]);

@@ -1,4 +1,4 @@
-//! Instances of the component on simulated machines, and what is in Redis.
+//! Instances of the component on simulated machines, and the content of Redis.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use verve_counter_core::callback::Callback;
 use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
-use verve_counter_core::once::Once;
+use verve_counter_core::single_flight::SingleFlight;
 use verve_protocol::{CounterName, Id};
 use verve_simulation::host::Machine;
 use verve_simulation::redis::Server;
@@ -18,17 +18,17 @@ use verve_simulation::world::World;
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
-/// An id, and the name of the counter that it is of, if that has one.
-pub type Counted = (Option<String>, i64);
+/// An id, and the name of its counter, if the counter has one.
+pub type CountedId = (Option<String>, i64);
 
 /// An instance of the component.
 #[derive(Clone)]
 pub struct Process<const BLOCKS: bool = false> {
     pub machine: Machine<BLOCKS>,
-    pub instance: Rc<Once<Rc<Instance<Machine<BLOCKS>>>, InvalidVariable>>,
+    pub instance: Rc<SingleFlight<Rc<Instance<Machine<BLOCKS>>>, InvalidVariable>>,
     pub answers: Rc<RefCell<Vec<(i64, Answer)>>>,
-    /// The ids that were accepted, by the counter's name if it has one.
-    pub accepted: Rc<RefCell<BTreeSet<Counted>>>,
+    /// The ids that were accepted, with the names of their counters.
+    pub accepted: Rc<RefCell<BTreeSet<CountedId>>>,
 }
 
 impl<const BLOCKS: bool> Process<BLOCKS> {
@@ -46,7 +46,7 @@ impl<const BLOCKS: bool> Process<BLOCKS> {
         self.instance.get_on(&self.machine, load).await.map(Counter::new)
     }
 
-    /// A request.
+    /// Starts a request.
     pub fn request(&self, world: &World, id: i64, name: Option<&str>, callback: Option<&str>) {
         let process = self.clone();
         let name: Option<CounterName> = name.map(|name| name.parse().expect("a name"));
@@ -70,7 +70,7 @@ impl<const BLOCKS: bool> Process<BLOCKS> {
         self.request(world, id, None, None);
     }
 
-    /// The ids that were answered so.
+    /// Returns the ids that received this answer.
     pub fn answered(&self, wanted: Answer) -> Vec<i64> {
         let answers = self.answers.borrow();
         let found = answers.iter().filter(|(_, answer)| *answer == wanted);
@@ -91,13 +91,13 @@ pub fn machine(world: &Rc<World>, variables: &[(&'static str, &str)]) -> Machine
     Machine::new(world, &all)
 }
 
-/// Gives up all that goes on: the host dies.
+/// Drops all tasks, as if the host died.
 pub fn give_up_all(world: &World) {
     let tasks: Vec<u64> = world.executor.polls().into_keys().collect();
     tasks.into_iter().for_each(|task| world.executor.give_up(task));
 }
 
-/// The ids in Redis, of all windows and counters.
+/// Returns the ids in Redis, of all windows and counters.
 pub fn recorded(servers: &[Rc<Server>]) -> BTreeSet<i64> {
     let keys = servers.iter().flat_map(|server| {
         let keys: Vec<String> = server.entries().into_keys().collect();
@@ -109,8 +109,8 @@ pub fn recorded(servers: &[Rc<Server>]) -> BTreeSet<i64> {
         .collect()
 }
 
-/// The same, by the counter's name if it has one.
-pub fn recorded_by_counter(server: &Server) -> BTreeSet<Counted> {
+/// Returns the ids in Redis, with the names of their counters.
+pub fn recorded_by_counter(server: &Server) -> BTreeSet<CountedId> {
     let keys = server.entries().into_keys().filter(|key| key.contains(":ids:"));
     let ids = keys.flat_map(|key| {
         let of = key.split_once(":ids:").and_then(|(before, _)| before.split_once('/'));
@@ -121,7 +121,7 @@ pub fn recorded_by_counter(server: &Server) -> BTreeSet<Counted> {
     ids.collect()
 }
 
-/// What the statistics say, of all windows.
+/// Returns the sums of the statistics of all windows.
 pub fn statistics(server: &Server) -> BTreeMap<String, i64> {
     let mut all: BTreeMap<String, i64> = BTreeMap::new();
     for key in server.entries().into_keys().filter(|key| key.contains(":stats:")) {

@@ -1,4 +1,4 @@
-//! Plans that follow from seeds.
+//! Runs plans of seeds, and plans of single problems.
 
 use verve_simulation::mutation::MUTATIONS;
 use verve_simulation::plan::{Fault, Followed, Kind, Plan, Request};
@@ -59,8 +59,11 @@ fn faults<const N: usize>(faults: [(u64, u64, Kind); N]) -> Vec<Fault> {
     faults.map(|(at_ms, for_ms, kind)| Fault { at_ms, for_ms, kind }).into()
 }
 
-/// A host's clock is more than an hour behind, so that the window it counts in is final. Its instance adds the window to the index once; the sweep
-/// removed the entry, and an id that was counted after that was found by nobody if the instance was killed before it flushed its statistics.
+/// An id in a final window is found, even after the sweep removed the window.
+///
+/// A host's clock is more than an hour behind, so the window in which it counts is final. Its
+/// instance adds the window to the index only once, and the sweep removed the entry. An id that was
+/// counted after that was not found if the instance was killed before it flushed its statistics.
 #[test]
 fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for() {
     let plan = Plan {
@@ -74,8 +77,11 @@ fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for
     assert_eq!(run(&plan, false, None).wrong, []);
 }
 
-/// A window is reported, and the Redis that takes over does not know that. The leader does, and makes the window final; the next one has to know that it is
-/// not to be counted again: nothing is left of it that could be.
+/// A final window is not counted again, even if a failover lost its report.
+///
+/// A window is reported, but the follower of Redis that takes over does not know that. The leader
+/// knows it, and makes the window final. The next leader must know that it must not count the
+/// window again: the ids of the window no longer exist.
 #[test]
 fn a_final_window_is_reported_whatever_redis_has_lost_of_that() {
     let plan = Plan {
@@ -95,8 +101,10 @@ fn a_final_window_is_reported_whatever_redis_has_lost_of_that() {
     assert_ne!(run(&plan, false, before).wrong, []);
 }
 
-/// Redis that has taken over has no report of a window, and the leader knows that it was made final. What is drained from a spool after that is
-/// told all the same.
+/// An id of a final window is reported, even if Redis has no report of the window.
+///
+/// Redis has lost the report in a failover, and the leader knows that the window was made final. An
+/// id that is drained from a spool after that is still reported.
 #[test]
 fn an_id_is_told_of_a_final_window_that_redis_has_no_report_of() {
     let plan = Plan {

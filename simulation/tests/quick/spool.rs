@@ -1,4 +1,4 @@
-//! What is accepted while Redis is away.
+//! Ids that are accepted while Redis is unreachable.
 
 use verve_counter_core::answer::{NotCounted, Outcome};
 use verve_counter_core::spooled::SpoolError;
@@ -21,7 +21,7 @@ fn what_is_accepted_while_redis_is_away_is_counted_later() {
         world.executor.run_for(5 * SECOND);
         assert_eq!(process.answered(Ok(Outcome::Spooled)).len(), 99, "{link:?}");
         assert!(machine.rows("ids") > 0 && machine.rows("commands") > 0, "{link:?}");
-        // The host dies, and comes again.
+        // The host dies and restarts.
         give_up_all(&world);
         server.link.set(Link::Up);
         let process = Process::new(&machine);
@@ -29,7 +29,7 @@ fn what_is_accepted_while_redis_is_away_is_counted_later() {
         world.executor.run_for(20 * SECOND);
         assert_eq!(recorded(&world.servers), (0..=100).collect(), "{link:?}");
         let jobs = server.stream_len("{verve}:callbacks");
-        // What the server did though its answer was lost may be there twice.
+        // A job that the server queued may be there twice, since its answer was lost.
         assert!(jobs == 9 || link == Link::Deaf && jobs >= 9, "{link:?}: {jobs}");
         assert_eq!((machine.rows("ids"), machine.rows("commands")), (0, 0), "{link:?}");
         assert!(world.executor.is_empty(), "{link:?}: something goes on for ever");
@@ -89,7 +89,10 @@ fn a_full_spool_accepts_no_more() {
     assert_eq!(recorded(&world.servers), (0..5).collect());
 }
 
-/// What is on a disk is of one namespace. Another one neither adds to it nor drains it, until it is empty: then it is theirs.
+/// The spool of a disk belongs to one namespace.
+///
+/// Another namespace neither adds to the spool nor drains it, until the spool is empty. Then the
+/// spool belongs to that namespace.
 #[test]
 fn a_spool_is_of_one_namespace() {
     let (world, server) = world(17);
@@ -110,7 +113,7 @@ fn a_spool_is_of_one_namespace() {
         "{:?}",
         server.entries()
     );
-    // It is empty, and so becomes the other's; then the first one has lost it.
+    // The spool is empty, so the other namespace takes it, and the first one loses it.
     server.link.set(Link::Refused);
     other.add(&world, 3);
     world.executor.run_for(3 * SECOND);
@@ -118,7 +121,8 @@ fn a_spool_is_of_one_namespace() {
     first.add(&world, 4);
     world.executor.run_for(3 * SECOND);
     assert_eq!(first.answered(Err(NotCounted::Unavailable)), [4]);
-    // Two instances of one namespace that find it empty both have it, though one of them has opened it before.
+    // Two instances of one namespace that find the spool empty can both use it, though one of them
+    // opened it before.
     server.link.set(Link::Up);
     world.executor.run_for(10 * SECOND);
     server.link.set(Link::Refused);
@@ -142,7 +146,7 @@ fn a_spool_of_another_format_is_left_alone() {
     world.executor.run_for(3 * SECOND);
     assert_eq!(process.answered(Err(NotCounted::Unavailable)), [1]);
     server.link.set(Link::Up);
-    // The first one that comes has somebody see that Redis is back.
+    // The first request makes the instance probe whether Redis is reachable again.
     for _ in 0..2 {
         world.executor.run_for(3 * SECOND);
         process.add(&world, 1);
@@ -152,7 +156,7 @@ fn a_spool_of_another_format_is_left_alone() {
     assert_eq!(process.answered(Ok(Outcome::New)), [1]);
 }
 
-/// Statistics that cannot be flushed go to the spool as well, and are counted once.
+/// Statistics that cannot be flushed go to the spool too, and are counted once.
 #[test]
 fn statistics_are_spooled() {
     for link in [Link::Refused, Link::Deaf] {
@@ -162,7 +166,7 @@ fn statistics_are_spooled() {
         (0..10).for_each(|id| process.add(&world, id));
         world.executor.run_for(SECOND / 10);
         assert_eq!(process.answered(Ok(Outcome::New)).len(), 10);
-        // Before they are flushed.
+        // The statistics are not flushed yet.
         server.link.set(link);
         world.executor.run_for(5 * SECOND);
         assert!(machine.rows("commands") > 0, "{link:?}");
@@ -176,7 +180,9 @@ fn statistics_are_spooled() {
     }
 }
 
-/// An instance is started while the disk fails, and has nothing to spool itself: it finds what the one before has left all the same.
+/// An instance that starts while the disk fails drains the spool later.
+///
+/// It has nothing to spool itself, but still finds what the previous instance left.
 #[test]
 fn a_disk_that_fails_is_looked_at_again() {
     let (world, server) = world(24);
@@ -198,7 +204,7 @@ fn a_disk_that_fails_is_looked_at_again() {
         world.executor.run_for(10 * SECOND);
     }
     assert_eq!(recorded(&world.servers), (1..6).collect());
-    // The other way round: there is a disk that has nothing, one instance spools and dies, and another one has looked before.
+    // The reverse case: an instance has looked at an empty disk before another one spools and dies.
     server.link.set(Link::Refused);
     let dies = Process::new(&machine);
     dies.add(&world, 6);
@@ -213,7 +219,9 @@ fn a_disk_that_fails_is_looked_at_again() {
     assert_eq!(recorded(&world.servers), (1..12).collect());
 }
 
-/// Redis runs a flush and its answer is lost, and the disk fails: it is sent again as it was, and is counted once.
+/// A flush that Redis ran is counted once, though its answer was lost.
+///
+/// The disk fails too, so the same flush is sent again unchanged.
 #[test]
 fn statistics_that_go_nowhere_are_counted_once() {
     let (world, server) = world(26);
@@ -238,8 +246,10 @@ fn statistics_that_go_nowhere_are_counted_once() {
     assert_eq!(statistics(&server)["requests"], 18);
 }
 
-/// Redis is far away, and was away for a while: thousands of commands wait. What is put into the spool meanwhile waits for none of them, and all of
-/// them are there soon.
+/// Ids in the spool do not wait behind thousands of commands.
+///
+/// Redis has a high latency, and was unreachable for a while. Ids that enter the spool meanwhile
+/// wait for none of the commands, and all commands are drained soon.
 #[test]
 fn ids_do_not_wait_behind_statistics() {
     let (world, server) = world(18);
@@ -277,7 +287,9 @@ fn ids_do_not_wait_behind_statistics() {
     assert!(!draining("commands"), "{} commands are left", machine.rows("commands"));
 }
 
-/// What is in Redis goes by itself, also if whoever added it got no answer, has nowhere else to put it, and nobody comes again.
+/// Ids in Redis expire automatically, even if the answer to the write was lost.
+///
+/// The instance has no other place for them, and no other request follows.
 #[test]
 fn ids_expire_though_the_answer_was_lost() {
     for partitions in ["1", "4"] {
@@ -287,7 +299,7 @@ fn ids_expire_though_the_answer_was_lost() {
         let process = Process::new(&machine);
         process.add(&world, 0);
         world.executor.run_for(SECOND);
-        // In the next window.
+        // The instance counts in the next window.
         machine.set_clock(60_000);
         server.link.set(Link::Deaf);
         (0..20).for_each(|id| process.add(&world, id));

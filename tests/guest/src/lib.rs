@@ -1,5 +1,8 @@
-//! An application of the tests, which counts as it is told to: `GET /count?by=crate|interface&call=add|many|callback|named&id=<number>[&name=<counter>]`.
-//! With `&polls=<number>` it gives the call up once that has been polled so often and has not come to its end: 202. `GET /trap` ends the instance.
+//! The application of the tests, which counts as each request specifies.
+//!
+//! `GET /count?by=crate|interface&call=add|many|callback|named&id=<number>[&name=<counter>]`
+//! counts. With `&polls=<number>`, it drops the call if this many polls have not completed it, and
+//! answers 202. `GET /trap` ends the instance with a trap.
 #![cfg(target_family = "wasm")]
 
 use std::error::Error;
@@ -51,7 +54,7 @@ async fn count(request: Request) -> impl IntoResponse {
     }
 }
 
-/// What comes of the work, unless it is given up before: after so many polls without an end.
+/// Returns the result of `work`, or `None` if `polls` polls do not complete it.
 async fn given_up_after<T>(polls: Option<u32>, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     let mut left = polls;
@@ -66,7 +69,7 @@ async fn given_up_after<T>(polls: Option<u32>, work: impl Future<Output = T>) ->
     .await
 }
 
-/// Three ids that no other request has.
+/// Returns three ids that no other request has.
 fn several(id: i64) -> [i64; 3] {
     [0, 1, 2].map(|more| id + more * 1_000_000)
 }

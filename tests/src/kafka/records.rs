@@ -1,4 +1,4 @@
-//! What is in a topic.
+//! The records of a topic.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,12 +15,14 @@ pub struct Records {
 }
 
 impl Records {
-    /// What `consumer`, to which partitions are assigned, reads.
+    /// Reads with `consumer`, which already has its partitions assigned.
     pub(super) const fn new(consumer: StreamConsumer) -> Self {
         Self { consumer }
     }
 
-    /// All records up to where each partition ends now. The client must tell of these ends.
+    /// Returns all records up to the current end of each partition.
+    ///
+    /// The client must report these ends (`enable.partition.eof`).
     pub(super) async fn to_the_end(&self) -> Result<Vec<Record>> {
         let partitions = self.consumer.assignment()?.count();
         let (mut records, mut ended) = (Vec::new(), BTreeSet::new());
@@ -34,13 +36,15 @@ impl Records {
         Ok(records)
     }
 
-    /// The next record, or `None` if none comes within `timeout`. Within a partition they come in order.
+    /// Returns the next record, or `None` if there is none within `timeout`.
+    ///
+    /// The records of a partition arrive in order.
     pub async fn next(&self, timeout: Duration) -> Option<Record> {
         let deadline = Instant::now() + timeout;
         loop {
             match timeout_at(deadline, self.consumer.recv()).await {
                 Ok(Ok(message)) => return Some(Record::from(&message)),
-                // The client itself goes on: a broker that is away may come back.
+                // The client retries on its own: an unreachable broker may become reachable again.
                 Ok(Err(_)) => sleep(Duration::from_millis(20)).await,
                 Err(_) => return None,
             }
@@ -48,7 +52,7 @@ impl Records {
     }
 }
 
-/// A record as it is in the topic, as text.
+/// A record of the topic, as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The key; empty if there is none.
@@ -59,14 +63,14 @@ pub struct Record {
     pub headers: BTreeMap<String, String>,
     /// The partition it is in.
     pub partition: i32,
-    /// Its place in the partition.
+    /// Its offset in the partition.
     pub offset: i64,
     /// When it was produced, in milliseconds since the Unix epoch.
     pub timestamp_ms: i64,
 }
 
 impl Record {
-    /// A header's value; empty if there is none.
+    /// Returns a header's value; empty if there is none.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)

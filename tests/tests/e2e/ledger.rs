@@ -1,4 +1,4 @@
-//! What a consumer of the topic knows: the records of each window.
+//! The view of a consumer of the topic: the records of each window.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use verve_tests::kafka::{Kafka, Record, Records};
 
 use crate::site::Site;
 
-/// A topic of a test's own, and all that was read from it.
+/// A test's own topic, and all records read from it.
 pub struct Ledger {
     pub kafka: &'static Kafka,
     pub topic: String,
@@ -20,7 +20,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Makes the topic, with one partition so that all records have an order.
+    /// Creates the topic, with one partition, so that all records are ordered.
     pub async fn new() -> Result<Self> {
         let kafka = Kafka::for_tests()?;
         let topic = clock::unique("windows");
@@ -34,30 +34,30 @@ impl Ledger {
         })
     }
 
-    /// The flags of a reporter of `site` that publishes here, and `more`.
+    /// Returns the flags of a reporter of `site` that publishes here, plus `more`.
     pub fn flags(&self, site: &Site, more: &[&str]) -> Vec<String> {
         let mut flags = vec!["--kafka-brokers", self.kafka.brokers(), "--kafka-topic", &self.topic];
         flags.extend(more);
         site.flags(&flags)
     }
 
-    /// All records read so far, in the order of the topic.
+    /// Returns all records read so far, in the order of the topic.
     pub fn read(&self) -> &[Record] {
         &self.read
     }
 
-    /// The last record of each key, which is the one that counts.
+    /// Returns the last record of each key, which is the valid one.
     pub fn last(&self) -> BTreeMap<&str, &Record> {
         self.read.iter().map(|record| (record.key.as_str(), record)).collect()
     }
 
-    /// The records of one window, in order.
+    /// Returns the records of one window, in order.
     pub fn of(&self, window: Window) -> Vec<&Record> {
         let key = window.to_string();
         self.read.iter().filter(|record| record.key == key).collect()
     }
 
-    /// Reads on until `enough` says so.
+    /// Continues to read until `enough` returns true.
     pub async fn read_until(&mut self, timeout: Duration, enough: impl Fn(&Self) -> bool) -> Result<()> {
         let deadline = Instant::now() + timeout;
         while !enough(self) {
@@ -70,15 +70,15 @@ impl Ledger {
         Ok(())
     }
 
-    /// Reads on until `window` has been reported `times` times.
+    /// Continues to read until `window` has been reported `times` times.
     pub async fn read_to(&mut self, window: Window, times: usize, timeout: Duration) -> Result<()> {
         self.read_until(timeout, |ledger| ledger.of(window).len() >= times)
             .await
     }
 
-    /// Reads on for this long, whatever comes.
+    /// Continues to read for this long.
     pub async fn read_for(&mut self, time: Duration) {
-        // Never enough, so this ends by its timeout.
+        // Never enough, so this ends at its timeout.
         let _ = self.read_until(time, |_| false).await;
     }
 }
@@ -91,7 +91,7 @@ impl std::fmt::Display for Ledger {
     }
 }
 
-/// The windows from `first` to `last`, both included.
+/// Returns the windows from `first` to `last`, both included.
 pub fn windows(first: Window, last: Window) -> Vec<Window> {
     let mut all = vec![first];
     while let Some(window) = all.last().filter(|w| **w < last) {
@@ -100,7 +100,9 @@ pub fn windows(first: Window, last: Window) -> Vec<Window> {
     all
 }
 
-/// Asserts that the records are those of consecutive windows, each reported once, and returns their values.
+/// Asserts that the records are of consecutive windows, each reported once.
+///
+/// Returns their values.
 #[track_caller]
 pub fn values_in_order(site: &Site, records: &[Record]) -> Vec<String> {
     let mut expected = None;
@@ -115,10 +117,10 @@ pub fn values_in_order(site: &Site, records: &[Record]) -> Vec<String> {
     records.iter().map(|record| record.value.clone()).collect()
 }
 
-/// The window that a record's key names.
+/// Returns the window of a record's key.
 #[track_caller]
 pub fn window_of(site: &Site, key: &str) -> Window {
-    // No need to parse time: windows here are of the last minutes.
+    // The time need not be parsed: all windows here are recent.
     let mut window = clock::current_window(site.length);
     for _ in 0..1000 {
         if window.to_string() == key {

@@ -1,8 +1,10 @@
-//! Verve end to end, on real parts: a real redis-server, Kafka, the built component in `verve-host` and, where there is
-//! one, in Spin, and the built reporter.
+//! Tests Verve end to end, with real parts.
 //!
-//! The tests know the contract (`docs/`, the README, `verve-protocol`) and nothing of the programs' insides. Nothing is
-//! skipped: where a program is missing, its tests fail and say so.
+//! These are a real redis-server, Kafka, the built component in `verve-host` and, where it is
+//! available, in Spin, and the built reporter.
+//!
+//! The tests use only the contract (`docs/`, the README, `verve-protocol`), not the internals of
+//! the programs. No test is skipped: if a program is missing, its tests fail and say so.
 
 mod component {
     pub mod callback_jobs;

@@ -1,4 +1,4 @@
-//! One Verve of a test's own: its Redis servers, namespace and window length.
+//! A test's own Verve: its Redis servers, namespace and window length.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -17,13 +17,13 @@ use verve_tests::reporter::Reporter;
 use verve_tests::store::{Connection, Store};
 use verve_tests::wait;
 
-/// Long enough for anything that happens at once, on a machine that is busy with all the other tests.
+/// Long enough for any immediate reaction, on a machine busy with all other tests.
 pub const SOON: Duration = Duration::from_secs(15);
 
-/// The variable that has all sites which do not ask for a Redis of a kind be on a cluster.
+/// The variable that moves sites to a cluster, unless they need a certain Redis.
 const ON_CLUSTER: &str = "VERVE_TESTS_ON_CLUSTER";
 
-/// The parts that belong together, and the names they share.
+/// The parts that belong together, and their common names.
 pub struct Site {
     pub redis: Store,
     pub namespace: String,
@@ -32,7 +32,10 @@ pub struct Site {
 }
 
 impl Site {
-    /// A site on one Redis server, or where the variable [`ON_CLUSTER`] is set, on a cluster of three primaries with a replica each.
+    /// Starts a site on one Redis server.
+    ///
+    /// If the variable [`ON_CLUSTER`] is set, it is on a cluster of three primaries with a replica
+    /// each.
     pub async fn new(window_seconds: u32) -> Result<Self> {
         Ok(if env::var_os(ON_CLUSTER).is_some() {
             Self::with_cluster(window_seconds, Cluster::start(3, 1).await?)
@@ -41,12 +44,12 @@ impl Site {
         })
     }
 
-    /// A site on this server.
+    /// Returns a site on this server.
     pub fn with_redis(window_seconds: u32, redis: RedisServer) -> Self {
         Self::with_store(window_seconds, Store::Server(redis))
     }
 
-    /// A site on this cluster.
+    /// Returns a site on this cluster.
     pub fn with_cluster(window_seconds: u32, redis: Cluster) -> Self {
         Self::with_store(window_seconds, Store::Cluster(redis))
     }
@@ -60,20 +63,20 @@ impl Site {
         }
     }
 
-    /// The same with its windows' ids in so many sets.
+    /// Returns the same site, with each window's ids in this many sets.
     pub fn partitioned(mut self, partitions: u16) -> Self {
         self.partitions = Partitions::try_new(partitions).expect("a valid count");
         self
     }
 
-    /// A site whose windows do not end while a test runs.
+    /// Starts a site whose windows do not end while a test runs.
     pub async fn with_one_window() -> Result<Self> {
         Self::new(Self::one_window()).await
     }
 
-    /// A length whose windows do not end while a test runs, in seconds.
+    /// Returns a window length in seconds whose windows do not end while a test runs.
     pub fn one_window() -> u32 {
-        // Two long lengths, whose windows hardly ever end at the same time.
+        // Two long lengths whose windows hardly ever end at the same time.
         let far = |seconds: &u32| {
             let now_ms = clock::now_ms();
             clock::length(*seconds).window_at_ms(now_ms).end_ms() > now_ms + 120_000
@@ -89,18 +92,18 @@ impl Site {
         Keys::new(self.namespace.parse().expect("a namespace"))
     }
 
-    /// The options of an instance of this site.
+    /// Returns the options of an instance of this site.
     pub fn host(&self, kind: Kind) -> host::Options {
         Instance::options(kind)
             .variable("redis_urls", &self.redis_urls())
             .variable("namespace", &self.namespace)
             .variable("window_seconds", &self.length.to_string())
             .variable("partitions", &self.partitions.to_string())
-            // Not what is under test, except where a test says otherwise: the machine may be slow.
+            // Long, because the machine may be slow; tests of the timeout set another value.
             .variable("redis_timeout_ms", "5000")
     }
 
-    /// The reporter's flags for this site, and `more`.
+    /// Returns the reporter's flags for this site, plus `more`.
     pub fn flags(&self, more: &[&str]) -> Vec<String> {
         let own = [
             ("--redis-urls", self.redis_urls()),
@@ -108,31 +111,32 @@ impl Site {
             ("--window-seconds", self.length.to_string()),
             ("--partitions", self.partitions.to_string()),
             ("--grace-ms", "300".to_owned()),
-            // Leases of 2 s, calls and quiet of 3.3 s, claims of 10 s: nobody waits for more than they have to.
+            // Leases of 2 s, calls and quiet periods of 3.3 s, claims of 10 s, to keep the tests
+            // short.
             ("--divide-periods", "3".to_owned()),
         ];
-        // A flag that a test names is the test's.
+        // A flag of the test replaces the default.
         let own = own.into_iter().filter(|(name, _)| !more.contains(name));
         let own = own.flat_map(|(name, value)| [name.to_owned(), value]);
         own.chain(more.iter().map(|&flag| flag.to_owned())).collect()
     }
 
-    /// A reporter of this site that is ready.
+    /// Starts a reporter of this site, and waits until it is ready.
     pub async fn reporter(&self, more: &[&str]) -> Result<Reporter> {
         Reporter::ready(&self.flags(more)).await
     }
 
-    /// A connection to its Redis.
+    /// Opens a connection to the site's Redis.
     pub async fn connection(&self) -> Result<Connection> {
         self.redis.connection().await
     }
 
-    /// The key of a window that has one set of ids.
+    /// Returns the key of a window that has one set of ids.
     pub fn ids(&self, window: Window) -> String {
         self.keys().ids(window, Partition::Whole)
     }
 
-    /// Puts ids into a window behind the component's back, each into its set.
+    /// Adds ids to a window directly in Redis, each to its set.
     pub async fn add(&self, window: Window, ids: impl IntoIterator<Item = i64>) -> Result<()> {
         let mut redis = self.connection().await?;
         self.index(window).await?;
@@ -143,7 +147,7 @@ impl Site {
         Ok(())
     }
 
-    /// Notes that a window has ids, as whoever adds the first does.
+    /// Registers a window that has ids, as the client that adds the first id does.
     pub async fn index(&self, window: Window) -> Result<()> {
         let member = indexed(window, self.partitions.count());
         let key = self.keys().windows(self.length);
@@ -151,7 +155,7 @@ impl Site {
         Ok(())
     }
 
-    /// Puts a callback job into the stream behind the component's back.
+    /// Adds a callback job to the stream directly in Redis.
     pub async fn add_job(&self, endpoint: &str, method: Method, window: Window) -> Result<()> {
         let job = CallbackJob {
             endpoint: endpoint.parse()?,
@@ -167,7 +171,7 @@ impl Site {
         Ok(())
     }
 
-    /// The members of each of a window's sets.
+    /// Returns the members of each of a window's sets.
     pub async fn members(&self, window: Window) -> Result<Vec<BTreeSet<String>>> {
         let (mut redis, mut members) = (self.connection().await?, Vec::new());
         for partition in self.partitions.all() {
@@ -176,7 +180,7 @@ impl Site {
         Ok(members)
     }
 
-    /// The fields of the entries of a stream, in order.
+    /// Returns the fields of the entries of a stream, in order.
     pub async fn stream(&self, key: &str) -> Result<Vec<Vec<(String, String)>>> {
         let reply: StreamRangeReply = self.connection().await?.xrange_all(key).await?;
         let text = |value: &redis::Value| redis::from_redis_value_ref::<String>(value);
@@ -189,7 +193,7 @@ impl Site {
         reply.ids.iter().map(|id| entry(&id.map)).collect()
     }
 
-    /// Waits until `count` jobs were given up on, and returns their fields.
+    /// Waits until there are `count` dead letters, and returns their fields.
     pub async fn dead(&self, count: usize, timeout: Duration) -> Result<Vec<Vec<(String, String)>>> {
         let key = self.keys().callbacks_dead();
         wait::until("dead callback jobs", timeout, || async {
@@ -200,7 +204,7 @@ impl Site {
     }
 }
 
-/// One field of a stream's entry.
+/// Returns one field of a stream's entry.
 pub fn field<'a>(entry: &'a [(String, String)], name: &str) -> &'a str {
     let found = entry.iter().find(|(n, _)| n == name);
     found.map_or("", |(_, value)| value)

@@ -1,4 +1,6 @@
-//! What the documentation and the files in `deploy/` name is there: flags, environment variables, Spin variables, tests, headings.
+//! The documentation and the files in `deploy/` refer only to things that exist.
+//!
+//! These are flags, environment variables, Spin variables, tests and headings.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use verve_tests::{paths, reporter};
 
-/// Flags of other people's programs: Spin, docker and podman, kubectl, Kafka's, Redis'.
+/// Flags of other programs: Spin, docker and podman, kubectl, Kafka, Redis.
 const OTHERS: [&str; 22] = [
     "--runtime-config-file",
     "--build",
@@ -34,11 +36,11 @@ const OTHERS: [&str; 22] = [
     "--target",
 ];
 
-/// What a program says of itself.
+/// The help text of a program.
 pub struct Help(String);
 
 impl Help {
-    /// What `command` prints for `--help`, and so each of its subcommands, and theirs.
+    /// Returns the output of `command` for `--help`, with all levels of subcommands.
     fn of(command: &dyn Fn() -> Result<Command>) -> Result<Self> {
         let mut text = String::new();
         let mut due: Vec<Vec<String>> = vec![Vec::new()];
@@ -68,14 +70,14 @@ impl Help {
         Self::of(&|| Ok(Command::new(paths::target().join("release/xtask"))))
     }
 
-    /// Its flags, `--listen` and so on.
+    /// Returns its flags, `--listen` and so on.
     pub fn flags(&self) -> BTreeSet<String> {
         flags_in(&self.0)
     }
 
-    /// The environment variables that stand for its flags.
+    /// Returns the environment variables that can replace its flags.
     pub fn variables(&self) -> BTreeSet<String> {
-        // `[env: NAME=value]`, or `[env: NAME]` where the value may be a secret.
+        // `[env: NAME=value]`, or `[env: NAME]` if the value may be a secret.
         let after = self.0.split("[env: ").skip(1);
         after
             .filter_map(|text| text.split(['=', ']']).next())
@@ -84,25 +86,25 @@ impl Help {
     }
 }
 
-/// Every `--flag` in a text.
+/// Returns every `--flag` in a text.
 pub fn flags_in(text: &str) -> BTreeSet<String> {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let words = text.split(|c| !is_word(c));
-    // A table's rule is dashes alone, and a dash too many is no flag.
+    // The rule of a table consists only of dashes. A word with too many dashes is not a flag.
     words
         .filter(|word| word.starts_with("--") && word[2..].starts_with(|c: char| c.is_ascii_lowercase()))
         .map(str::to_owned)
         .collect()
 }
 
-/// The application's variables, by `spin.toml`.
+/// Returns the application's variables, from `spin.toml`.
 pub fn spin_variables() -> Result<BTreeSet<String>> {
     let manifest: toml::Table = fs::read_to_string(paths::manifest())?.parse()?;
     let variables = manifest.get("variables").and_then(toml::Value::as_table);
     Ok(variables.context("[variables]")?.keys().cloned().collect())
 }
 
-/// All files below a folder of the repository, those of its subfolders included.
+/// Returns all files below a folder of the repository, including its subfolders.
 pub fn files(folder: &str) -> Result<Vec<PathBuf>> {
     fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         for entry in fs::read_dir(folder)? {
@@ -121,7 +123,7 @@ pub fn files(folder: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The texts that users follow.
+/// Returns the documents that users read.
 fn documents() -> Result<Vec<PathBuf>> {
     let mut all = files("docs")?;
     all.retain(|file| file.extension().is_some_and(|e| e == "md"));
@@ -148,7 +150,7 @@ fn the_reference_is_what_the_programs_say() -> Result<()> {
     Ok(())
 }
 
-/// Where a document names an end-to-end test, `module::test`, there is one.
+/// If a document names an end-to-end test, `module::test`, the test exists.
 #[test]
 fn tests_that_are_named_exist() -> Result<()> {
     let mut named = 0;
@@ -157,7 +159,7 @@ fn tests_that_are_named_exist() -> Result<()> {
         let text = fs::read_to_string(&file)?;
         for (module, test) in text.split('`').filter_map(|word| word.split_once("::")) {
             let is_name = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
-            // Whatever the theme that it is in.
+            // The module may be in the folder of any theme.
             let source = sources
                 .iter()
                 .find(|file| file.file_stem().is_some_and(|stem| stem == module));
@@ -177,10 +179,10 @@ fn tests_that_are_named_exist() -> Result<()> {
     Ok(())
 }
 
-/// What leads from a document to another file, or to a heading, leads there.
+/// A link in a document leads to an existing file and heading.
 #[test]
 fn links_lead_somewhere() -> Result<()> {
-    // As it is made of a heading for its address.
+    // The address of a heading, made from its text.
     let anchor = |heading: &str| -> String {
         let kept = heading
             .trim()
@@ -251,12 +253,14 @@ fn spin_variables_exist() -> Result<()> {
     Ok(())
 }
 
-/// `--kafka-brokers` is `VERVE_KAFKA_BROKERS`. Names without the prefix are set by others in many pods.
+/// Each flag has its variable: `--kafka-brokers` is `VERVE_KAFKA_BROKERS`.
+///
+/// In many pods, other software sets names without the prefix.
 #[test]
 fn the_environment_is_that_of_the_flags() -> Result<()> {
     let help = Help::reporter()?;
     let flags = help.flags().into_iter();
-    // Those of subcommands have none.
+    // These have no variable, like all flags of subcommands.
     let without = [
         "--help",
         "--version",
@@ -284,7 +288,7 @@ fn what_is_no_flag_is_not_taken_for_one() {
     assert_eq!(found, expected.into());
 }
 
-/// What the two manifests have in common is the same in both.
+/// The common settings of the two manifests are the same.
 #[test]
 fn the_manifests_agree() -> Result<()> {
     let [usual, older] = [paths::manifest(), paths::repository().join("deploy/spin-wasip2.toml")]
@@ -300,7 +304,7 @@ fn the_manifests_agree() -> Result<()> {
     for table in [usual["variables"].clone(), usual_component["variables"].clone()] {
         assert!(table.get("spool_limit").is_some(), "{table:?}");
     }
-    // The one variable of the spool, which the older build does not have.
+    // The only variable of the spool, which the older build does not have.
     let without = |table: &toml::Value| {
         let mut table = table.as_table().cloned().unwrap_or_default();
         table.remove("spool_limit");
@@ -317,7 +321,7 @@ fn the_manifests_agree() -> Result<()> {
     Ok(())
 }
 
-/// Each page is in the book, once, and none is that is not there.
+/// The book lists each page once, and no page that does not exist.
 #[test]
 fn the_book_lists_every_page() -> Result<()> {
     let summary = fs::read_to_string(paths::repository().join("docs/SUMMARY.md"))?;
@@ -337,7 +341,7 @@ fn the_book_lists_every_page() -> Result<()> {
     Ok(())
 }
 
-/// Who comes by reads one page.
+/// A visitor reads one page.
 #[test]
 fn the_readme_is_one_page() -> Result<()> {
     let readme = fs::read_to_string(paths::repository().join("README.md"))?;

@@ -1,4 +1,4 @@
-//! The parts of each program depend on each other one way: no module imports, round about, one that imports it.
+//! The modules of each program have no circular imports, not even indirect ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ use verve_tests::paths;
 
 use crate::documents::files;
 
-/// What a program's top modules use of each other, tests aside.
+/// Returns which top-level modules of a program use which others, without the tests.
 fn imports(program: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let folder = format!("{program}/src");
     let sources = paths::repository().join(&folder);
@@ -39,7 +39,9 @@ fn imports(program: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(imports)
 }
 
-/// What remains once all that uses nothing of what remains is taken away, again and again.
+/// Returns the modules in circles, and those that use them.
+///
+/// It repeatedly removes the modules that use no remaining module.
 fn circular(mut imports: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
     loop {
         let names: BTreeSet<String> = imports.keys().cloned().collect();
@@ -87,7 +89,7 @@ fn a_circle_is_found() {
     );
 }
 
-/// What is compiled knows no clone: several may share one target folder.
+/// No compiled program contains the path of its clone: clones may share a target folder.
 #[test]
 fn no_program_knows_where_it_was_compiled() -> Result<()> {
     let mut found = Vec::new();
@@ -106,7 +108,7 @@ fn no_program_knows_where_it_was_compiled() -> Result<()> {
             .iter()
             .filter(|file| file.extension().is_some_and(|ext| ext == "rs"))
         {
-            // Which asks first where it is now.
+            // This file asks at run time first.
             if file.ends_with("tests/src/paths.rs") {
                 continue;
             }

@@ -1,4 +1,6 @@
-//! What can be said without a server: of the documents, of what is shipped in `deploy/`, and of how the sources use each other.
+//! Tests that need no server.
+//!
+//! They check the documents, the files in `deploy/`, and how the sources use each other.
 
 mod documents;
 mod layers;

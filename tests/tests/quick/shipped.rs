@@ -1,4 +1,4 @@
-//! The files in `deploy/` agree with the programs, with each other, and with what they promise.
+//! The files in `deploy/` agree with the programs, each other, and their promises.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ fn keys(value: &Value) -> BTreeSet<String> {
         .unwrap_or_default()
 }
 
-/// Each of Redis' scripts is tried on each kind of Redis.
+/// Each script for Redis is tested on each kind of Redis.
 #[test]
 fn each_script_is_tried() -> Result<()> {
     let scripts = text("protocol/src/scripts.rs")?;
@@ -122,7 +122,7 @@ fn every_variable_and_flag_exists() -> Result<()> {
         assert!(named.is_subset(&help.flags()), "Containerfile.{program}: {named:?}");
         for line in instructions(program, "ENV")? {
             let name = line.split('=').next().unwrap_or_default().to_owned();
-            // For the shells of others, and OpenSSL.
+            // PATH is for shells from other images. The second variable is for OpenSSL.
             if name == "PATH" {
                 assert_eq!(
                     line,
@@ -200,7 +200,10 @@ fn ports_agree() -> Result<()> {
     Ok(())
 }
 
-/// Who is told to stop has as long as it may take: what it serves on, then 30 s for what is in flight, then 5 s for what comes after the responses.
+/// A host has enough time to stop after SIGTERM.
+///
+/// It needs the time in which it continues to serve, 30 s for requests in progress, and 5 s for the
+/// work after the responses.
 #[test]
 fn hosts_have_time_to_stop() -> Result<()> {
     let objects = kubernetes()?;
@@ -223,7 +226,9 @@ fn hosts_have_time_to_stop() -> Result<()> {
     Ok(())
 }
 
-/// What a kustomization names is there, and all that is there is named, if only as something to choose.
+/// A kustomization names only files that exist, and all files of its folder.
+///
+/// An optional file is named in a comment.
 #[test]
 fn each_file_for_kubernetes_is_named() -> Result<()> {
     for folder in ["deploy/kubernetes", "deploy/kubernetes/base", "deploy/spinkube"] {
@@ -310,7 +315,7 @@ fn every_image_has_a_tag() -> Result<()> {
             "{image} has no tag"
         );
     }
-    // The Kafka that the tests run on, everywhere.
+    // All files use the Kafka version that the tests run on.
     let pom = text("tests/kafka/pom.xml")?;
     let version = pom
         .split("<kafka.version>")
@@ -337,7 +342,7 @@ fn no_service_has_more_rights_than_it_needs() -> Result<()> {
                 "{name}: no limit of {limit}"
             );
         }
-        // Ours have a health check in the image; what ends by itself needs none.
+        // Our images contain a health check. A service that ends on its own needs none.
         let ours = service["image"]
             .as_str()
             .is_some_and(|image| image.starts_with("verve-"));
@@ -362,7 +367,9 @@ fn no_service_has_more_rights_than_it_needs() -> Result<()> {
     Ok(())
 }
 
-/// An image is built from what `.dockerignore` lets through: all of the workspace, and what it is built with.
+/// `.dockerignore` keeps exactly what an image is built from.
+///
+/// These are the whole workspace and the files that the build needs.
 #[test]
 fn images_are_built_from_the_whole_workspace() -> Result<()> {
     let workspace: toml::Table = text("Cargo.toml")?.parse()?;

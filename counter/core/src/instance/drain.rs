@@ -1,4 +1,6 @@
-//! Draining: what is in the spool is brought to Redis by one instance at a time, whichever has put it there.
+//! Draining: one instance at a time drains the spool into Redis.
+//!
+//! It need not be the instance that spooled the content.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -15,22 +17,28 @@ use crate::ports::Host;
 use crate::redis_error::RedisError;
 use crate::spooled::{Batch, MOST_SPOOLED, SpoolError};
 
-/// How soon an instance that drains the spool tries again while Redis is away.
+/// How soon the draining instance tries again while Redis is unreachable.
 const DRAIN_AGAIN: Duration = Duration::from_secs(1);
-/// For how long an instance has the draining to itself, unless it says so again: some longer than [`DRAIN_AGAIN`].
+/// How long a claim on the draining lasts, unless it is renewed.
+///
+/// It is longer than [`DRAIN_AGAIN`].
 const DRAIN_CLAIM: Duration = Duration::from_secs(3);
 
-/// How often an instance that has something to do looks into the spool: whoever has put something there, or drained it, may be gone.
+/// How often an instance that has requests checks the spool.
+///
+/// The instance that spooled something, or drained it, may no longer exist.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// How many sets are drained at once. Each takes some ten trips to Redis one after the other, which may be far away, and there may be very many sets:
-/// some for each window of each counter.
+/// How many sets are drained in parallel.
+///
+/// Each takes about ten round trips to Redis, one after the other, and Redis may be far away. There
+/// may be very many sets: some for each window of each counter.
 const SETS_AT_ONCE: usize = 16;
 
-/// In the spool's state: somebody drains it.
+/// The name of a state in the spool: an instance drains it.
 const DRAINING: &str = "draining";
 
-/// Learns from the spool what other instances have found out, and drains it if somebody has left something there.
+/// Reads the messages of other instances in the spool, and drains its content.
 pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
     let draining = &instance.draining;
     if !draining.is_looking.replace(true) {
@@ -38,7 +46,8 @@ pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
         let is_first = draining.look_ms.get() == 0;
         let looked = look(&instance, is_first).await;
         let again_ms = instance.host.monotonic_ms() + LOOK_EVERY.as_millis() as u64;
-        // One that is not ours has nothing of ours, and whoever adds to it finds out when it is ours.
+        // A spool of another owner has nothing of ours. An attempt to add to it notices when it
+        // becomes ours.
         let never = matches!(looked, Err(SpoolError::Foreign { .. } | SpoolError::Format { .. }));
         draining.look_ms.set(if never { u64::MAX } else { again_ms });
         if let Err(error) = looked {
@@ -47,27 +56,29 @@ pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
     }
 }
 
-/// What this instance knows of the spool.
+/// The state of this instance about the spool.
 #[derive(Default)]
 pub struct Draining {
-    /// When somebody of this instance is to look into it, by the monotonic clock in milliseconds; 0 if nobody has.
+    /// When this instance checks the spool next; 0 if it has never checked.
+    ///
+    /// By the monotonic clock, in milliseconds.
     look_ms: Cell<u64>,
-    /// Whether somebody of this instance looks.
+    /// Whether a task of this instance checks the spool now.
     is_looking: Cell<bool>,
-    /// Whether somebody of this instance tells how far the draining is.
-    is_telling: Cell<bool>,
-    /// Whether something was put there, and nobody of this instance drains it yet.
+    /// Whether a task of this instance reports the progress of the draining now.
+    is_recording: Cell<bool>,
+    /// Whether something was spooled that no task of this instance drains yet.
     pub is_due: Cell<bool>,
 }
 
 impl Draining {
-    /// Whether it is time for somebody to look.
+    /// Whether it is time to check the spool.
     pub fn is_to_look<H: Host>(&self, host: &H) -> bool {
-        H::POLICY == Policy::Kept && host.monotonic_ms() >= self.look_ms.get()
+        H::POLICY == Policy::LongLived && host.monotonic_ms() >= self.look_ms.get()
     }
 }
 
-/// Somebody is busy with something. One who is given up is so no more.
+/// Marks a task as busy until it is dropped, also if the task is given up.
 struct Busy<'a>(&'a Cell<bool>);
 
 impl Drop for Busy<'_> {
@@ -76,7 +87,10 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// What others have found out is believed by one that `is_first` to look: later it has found out itself.
+/// Checks the spool.
+///
+/// Only the first check of an instance (`is_first`) uses the messages of others: later the instance
+/// has found out itself.
 async fn look<H: Host>(instance: &Instance<H>, is_first: bool) -> Result<(), SpoolError> {
     let host = &instance.host;
     let contents = instance.background.contents().await?;
@@ -86,8 +100,8 @@ async fn look<H: Host>(instance: &Instance<H>, is_first: bool) -> Result<(), Spo
             instance.jobs.open(host.monotonic_ms() + left);
         }
         if let Some(node) = instance.redis.named(&name).await {
-            // One instance tries whether the node is back, while the others go on spooling.
-            node.told_away.set(host.monotonic_ms() + left.min(OPEN_MS));
+            // One instance probes the node, while the others continue to spool.
+            node.marked_down_until.set(host.monotonic_ms() + left.min(OPEN_MS));
             let trial_ms = node.trial_ms();
             match instance.background.claim(&name, host.now_ms(), trial_ms).await {
                 Ok(true) | Err(_) => {}
@@ -97,19 +111,19 @@ async fn look<H: Host>(instance: &Instance<H>, is_first: bool) -> Result<(), Spo
     }
     if contents.any {
         drain(instance).await;
-        // Somebody else drains, or has died at it.
+        // Another instance drains, or died while it drained.
         host.sleep(DRAIN_CLAIM).await;
         drain(instance).await;
     }
     Ok(())
 }
 
-/// For how long an instance that drains now has this to itself, in milliseconds.
+/// Returns how long a claim on the draining lasts, in milliseconds.
 const fn drain_claim_ms() -> u64 {
     DRAIN_CLAIM.as_millis() as u64
 }
 
-/// Brings what is in the spool to Redis, unless another instance does.
+/// Drains the spool into Redis, unless another instance does.
 pub async fn drain<H: Host>(instance: &Instance<H>) {
     if let Err(error) = instance.drain().await {
         instance.log.error(&format!("the spool is not drained: {error}"));
@@ -117,7 +131,7 @@ pub async fn drain<H: Host>(instance: &Instance<H>) {
 }
 
 impl<H: Host> Instance<H> {
-    /// Brings what is in the spool to Redis, for as long as that takes, unless another instance does.
+    /// Drains the spool into Redis until it is empty, unless another instance does.
     async fn drain(&self) -> Result<(), SpoolError> {
         while self
             .background
@@ -129,9 +143,10 @@ impl<H: Host> Instance<H> {
                 self.host.sleep(DRAIN_AGAIN).await;
             }
             self.draining.is_due.set(false);
-            self.tell_state().await?;
-            self.background.untell(DRAINING).await?;
-            // What somebody put there at the end of the claim, relying on it.
+            self.record_state().await?;
+            self.background.unmark(DRAINING).await?;
+            // Another instance may have relied on this claim, and spooled something just before its
+            // end.
             if !self.background.contents().await?.any {
                 break;
             }
@@ -139,11 +154,14 @@ impl<H: Host> Instance<H> {
         Ok(())
     }
 
-    /// Brings to Redis what can be now. Says whether that was all. Whatever was not removed from the spool, since this
-    /// instance died or failed, is brought again: nothing changes by that.
+    /// Drains what Redis accepts now. Returns whether that was all.
+    ///
+    /// What is not removed from the spool, because this instance died or failed, is sent again.
+    /// This changes nothing.
     async fn drain_what_goes(&self) -> Result<bool, SpoolError> {
         loop {
-            // Each time: what was put there meanwhile does not wait for jobs and statistics, of which there may be very many.
+            // In each round, so that newly spooled ids do not wait for jobs and statistics, of
+            // which there may be very many.
             let all = self.drain_ids().await?;
             let batches = self.background.batches().await?;
             if batches.is_empty() {
@@ -160,30 +178,31 @@ impl<H: Host> Instance<H> {
         }
     }
 
-    /// Runs a batch of commands, and says whether it has run, now or before.
+    /// Runs a batch of commands, and returns whether it has run, now or before.
     async fn has_run(&self, batch: &Batch) -> bool {
-        // It may be another counter's.
+        // The batch may belong to another counter.
         let keys = batch.counter().map(|name| self.config.keys.named(name));
         let keys = keys.as_ref().unwrap_or(&self.config.keys);
         matches!(self.redis.run_once(keys, batch).await, Ok(true))
     }
 
-    /// Keeps the draining to this instance, and tells how far it is.
+    /// Renews the claim on the draining, and reports the progress.
     async fn go_on(&self) -> Result<(), SpoolError> {
         self.background
-            .tell(DRAINING, self.host.now_ms() + drain_claim_ms())
+            .mark(DRAINING, self.host.now_ms() + drain_claim_ms())
             .await?;
-        // By one of the sets at a time, or an older state could be told after a newer one.
-        if self.draining.is_telling.replace(true) {
+        // One set at a time reports, or an older state could arrive after a newer one.
+        if self.draining.is_recording.replace(true) {
             return Ok(());
         }
-        let _telling = Busy(&self.draining.is_telling);
-        self.tell_state().await
+        let _recording = Busy(&self.draining.is_recording);
+        self.record_state().await
     }
 
-    /// Tells Redis how much is in the spool, and how much of it was drained. That is for metrics alone: if Redis cannot be told,
-    /// the next step does.
-    async fn tell_state(&self) -> Result<(), SpoolError> {
+    /// Reports to Redis how much is in the spool, and how much was drained.
+    ///
+    /// This is for metrics only. If it fails, the next step reports it.
+    async fn record_state(&self) -> Result<(), SpoolError> {
         let Some((name, state)) = self.background.state(self.host.now_ms() / 1000).await? else {
             return Ok(());
         };
@@ -192,7 +211,7 @@ impl<H: Host> Instance<H> {
         if !is_news || node.circuit.is_open() {
             return Ok(());
         }
-        if let Err(redis) = self.redis.tell_spool(&self.config.keys, &name, state).await {
+        if let Err(redis) = self.redis.record_spool_state(&self.config.keys, &name, state).await {
             self.log.error(&format!("the state of the spool is not told: {redis}"));
         } else if state.depth == 0 {
             self.background.rename(&name, state.drained).await?;
@@ -203,10 +222,12 @@ impl<H: Host> Instance<H> {
     async fn drain_ids(&self) -> Result<bool, SpoolError> {
         let mut all = true;
         let sets = self.background.sets().await?;
-        // The first one by itself: it may be the trial whether Redis is back, during which others would be turned away.
+        // The first set is drained alone: it may be the probe of a half-open circuit, which would
+        // refuse the others.
         let (first, others) = sets.split_at(sets.len().min(1));
         for keys in first.chunks(1).chain(others.chunks(SETS_AT_ONCE)) {
-            // Of a cluster some nodes may be away, and others not. All together send no more at once than one would.
+            // In a cluster, some nodes may be unreachable and others not. All sets together send no
+            // more in one step than one set would.
             let most = MOST_SPOOLED / keys.len();
             for is_all in future::join_all(keys.iter().map(|key| self.drain_set(key, most))).await {
                 all &= is_all?;
@@ -222,9 +243,9 @@ impl<H: Host> Instance<H> {
         };
         let name = self.config.keys.named_ids(key);
         if let Some(name) = &name {
-            // What was accepted is counted, however many counters there are.
-            let told = self.redis.tell_counter(&self.config.keys, name, true);
-            if let Err(redis) = told.await {
+            // Accepted ids are counted, so this registration ignores the limit of counters.
+            let registered = self.redis.register_counter(&self.config.keys, name, true);
+            if let Err(redis) = registered.await {
                 return stay(&redis);
             }
         }
@@ -241,17 +262,18 @@ impl<H: Host> Instance<H> {
             if let Err(redis) = self.redis.add_spooled(key, &found.ids).await {
                 return stay(&redis);
             }
-            // Once more: the leader may have looked in between, found nothing, and taken it from its list.
+            // Again: in between, the leader may have checked the set, found nothing, and removed
+            // its window from the index.
             if let Err(redis) = self.index_set(keys, key).await {
                 return stay(&redis);
             }
-            self.tell_well(&self.redis.node_of(|| key)).await;
+            self.mark_up(&self.redis.node_of(|| key)).await;
             self.background.remove_ids(&found).await?;
             self.go_on().await?;
         }
     }
 
-    /// Tells the reporter that the window of this set has ids, before it does.
+    /// Adds the window of this set to the index, so that the reporter counts it.
     async fn index_set(&self, keys: &Keys, key: &str) -> Result<(), RedisError> {
         let Some((_, length, start, partition)) = ids_parts(key) else {
             return Ok(());

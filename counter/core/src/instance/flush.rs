@@ -1,4 +1,6 @@
-//! Statistics: counted with each answer, and flushed to Redis together, after the responses.
+//! Statistics: counted with each answer, and flushed to Redis.
+//!
+//! Counts of several answers are flushed together, after the responses.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -10,47 +12,51 @@ use super::{Instance, JOBS_FULL};
 use crate::answer::{Answer, Limit, NotCounted, statistic};
 use crate::circuit::OPEN_MS;
 use crate::config::Policy;
-use crate::counted::{Counted, Place};
+use crate::counter_state::{CounterState, CounterWindow};
 use crate::ports::{Host, unique_name};
 use crate::spooled::Batch;
 use crate::stats::{Counts, FLUSH_AFTER, flush};
 
-/// From how many flushes on that were tried in vain no more are made.
+/// The number of failed flushes from which no new flush is made.
 const MOST_KEPT: usize = 8;
 
 impl<H: Host> Instance<H> {
-    /// Counts a request in the statistics by what came of it.
-    pub(super) fn note(self: &Rc<Self>, place: &Place, answer: Answer) {
-        // A counter that there may not be has no statistics.
+    /// Counts a request in the statistics, by its answer.
+    pub(super) fn note(self: &Rc<Self>, counter_window: &CounterWindow, answer: Answer) {
+        // A counter that exceeds the limit of counters has no statistics.
         if answer != Err(NotCounted::Limited(Limit::Counters)) {
-            self.count(place, statistic(answer));
+            self.count(counter_window, statistic(answer));
         }
     }
 
-    /// Counts a request in the statistics, under one of the fields of [`verve_protocol::keys::stats`].
-    pub fn count(self: &Rc<Self>, place: &Place, field: &'static str) {
-        if place.counted.stats.count(place.window, field) {
-            self.host.spawn(flush_later(self.clone(), Due(place.counted.clone())));
+    /// Counts a request, under one of the fields of [`verve_protocol::keys::stats`].
+    pub fn count(self: &Rc<Self>, counter_window: &CounterWindow, field: &'static str) {
+        if counter_window.state.stats.count(counter_window.window, field) {
+            self.host
+                .spawn(flush_later(self.clone(), Due(counter_window.state.clone())));
         }
     }
 
-    /// The flush of a window's counts.
-    fn flush_of(&self, counted: &Counted, window: Window, counts: &Counts) -> Batch {
+    /// Returns the flush of a window's counts.
+    fn flush_of(&self, state: &CounterState, window: Window, counts: &Counts) -> Batch {
         let partitions = self.config.partitions.count();
         let (name, now_ms) = (unique_name(&self.host), self.host.now_ms());
-        flush(&counted.keys, window, counts, name, now_ms, partitions)
+        flush(&state.keys, window, counts, name, now_ms, partitions)
     }
 
-    /// Sends a flush to Redis, or else puts it into the spool. If neither works it is kept as it is, under its name: Redis may have run it though its answer
-    /// was lost.
-    async fn flush(&self, counted: &Counted, batch: Batch, is_again: bool) {
-        let keys = &counted.keys;
+    /// Sends a flush to Redis, or else adds it to the spool.
+    ///
+    /// If both fail, it is kept unchanged, with its idempotency key: Redis may have run it although
+    /// its answer was lost.
+    async fn flush(&self, state: &CounterState, batch: Batch, is_again: bool) {
+        let keys = &state.keys;
         let redis = match self.redis.run_once(keys, &batch).await {
-            // The spool may have one that was tried before, though that failed.
+            // The spool may have this flush from an attempt that seemed to fail, so its idempotency
+            // key must stay.
             Ok(_) if is_again => return,
             Ok(_) => return self.redis.forget(keys, &batch).await,
-            // Statistics alone, which no other instance will have.
-            Err(_) if H::POLICY == Policy::Once => return,
+            // Only statistics are lost, and no other instance will have them.
+            Err(_) if H::POLICY == Policy::PerRequest => return,
             Err(redis) => redis,
         };
         let spooled = self
@@ -58,49 +64,58 @@ impl<H: Host> Instance<H> {
             .await;
         if let Err(error) = self.spooled(redis, spooled) {
             self.log.error(&format!("statistics not flushed: {error}"));
-            counted.stats.keep(batch);
+            state.stats.keep(batch);
         }
     }
 
-    /// Flushes the counts: first what could not be flushed before. While there is too much of that, the others are counted on.
+    /// Flushes the counts, after the flushes that failed before.
+    ///
+    /// While too many flushes have failed, new counts only accumulate in memory.
     async fn flush_all(&self, due: Due) {
-        let counted = due.0.clone();
+        let state = due.0.clone();
         drop(due);
-        for _ in 0..counted.stats.kept_len() {
-            if let Some(batch) = counted.stats.kept() {
-                self.flush(&counted, batch, true).await;
+        for _ in 0..state.stats.kept_len() {
+            if let Some(batch) = state.stats.kept() {
+                self.flush(&state, batch, true).await;
             }
         }
-        if counted.stats.kept_len() >= MOST_KEPT {
+        if state.stats.kept_len() >= MOST_KEPT {
             return;
         }
-        let mut unflushed = Unflushed(counted.clone(), counted.stats.take());
+        let mut unflushed = Unflushed(state.clone(), state.stats.take());
         while let Some((window, counts)) = unflushed.1.pop_first() {
-            let batch = self.flush_of(&counted, window, &counts);
-            self.flush(&counted, batch, false).await;
+            let batch = self.flush_of(&state, window, &counts);
+            self.flush(&state, batch, false).await;
         }
     }
 
-    /// Finds out whether there is room for further callback jobs, and tells other instances if not.
+    /// Checks whether there is room for more callback jobs.
+    ///
+    /// Notifies other instances if there is none.
     async fn look_for_room(&self) {
         match self.redis.has_room(&self.config.keys).await {
             Ok(true) => drop(self.jobs.close()),
             Ok(false) => {
                 self.jobs.open(self.host.monotonic_ms() + OPEN_MS);
-                // If others are not told, they find out themselves.
-                let _ = self.background.tell(JOBS_FULL, self.host.now_ms() + OPEN_MS).await;
+                // If this fails, the other instances find out themselves.
+                let _ = self.background.mark(JOBS_FULL, self.host.now_ms() + OPEN_MS).await;
             }
-            // Another matter, found out by requests.
+            // A different failure, which requests notice.
             Err(_) => {}
         }
     }
 }
 
-/// A flush that somebody has been told to do. If that one is given up before, the next answer has somebody else do it.
-struct Due(Rc<Counted>);
+/// A scheduled flush.
+///
+/// If its task is given up before it takes the counts, the next answer schedules another flush.
+struct Due(Rc<CounterState>);
 
-/// Counts that are to be flushed. Of what is not, once this is dropped, nothing is lost; what is under way then may be.
-struct Unflushed(Rc<Counted>, BTreeMap<Window, Counts>);
+/// Counts that are to be flushed.
+///
+/// When this is dropped, the remaining counts are put back. Only counts whose flush is under way
+/// may be lost.
+struct Unflushed(Rc<CounterState>, BTreeMap<Window, Counts>);
 
 impl Drop for Unflushed {
     fn drop(&mut self) {
@@ -116,7 +131,9 @@ impl Drop for Due {
     }
 }
 
-/// Flushes the counts, after a while in which those of more responses have come together, and drains the spool.
+/// Flushes the counts, and drains the spool.
+///
+/// It first waits, so that the counts of more responses are flushed together.
 async fn flush_later<H: Host>(instance: Rc<Instance<H>>, due: Due) {
     instance.host.sleep(FLUSH_AFTER).await;
     instance.flush_all(due).await;

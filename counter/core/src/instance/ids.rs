@@ -1,4 +1,4 @@
-//! Recording ids: in Redis, or else in the spool, and their window in the index.
+//! Recording ids in Redis or else in the spool, and their window in the index.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -10,9 +10,9 @@ use super::Instance;
 use crate::answer::{Answer, Limit, NotCounted, Outcome};
 use crate::circuit::OPEN_MS;
 use crate::config::Policy;
-use crate::counted::Place;
+use crate::counter_state::CounterWindow;
 use crate::ports::{Host, unique_name};
-use crate::queue::{Recorded, Taking, Turn, Waiter};
+use crate::queue::{Permit, Recorded, Taking, Waiter};
 use crate::redis::Node;
 use crate::redis_error::RedisError;
 use crate::sets::{by_partition, in_order};
@@ -20,20 +20,20 @@ use crate::spooled::Batch;
 use crate::stats::index;
 
 impl<H: Host> Instance<H> {
-    /// Records an id of a window, together with others that come while a node is asked.
-    pub(super) async fn record_id(self: &Rc<Self>, place: &Place, id: Id) -> Recorded<Answer> {
+    /// Records an id of a window, together with ids that arrive while a node is asked.
+    pub(super) async fn record_id(self: &Rc<Self>, counter_window: &CounterWindow, id: Id) -> Recorded<Answer> {
         self.forget_after_reconnect();
-        let is_seen = place.counted.seen.has(place.window, id);
-        let node = self.node_of(place, id.partition(self.config.partitions));
+        let is_seen = counter_window.state.dedup.has(counter_window.window, id);
+        let node = self.node_of(counter_window, id.partition(self.config.partitions));
         if is_seen && node.answered_lately() {
             return Ok(Ok(Outcome::Duplicate));
         }
-        let (taking, since_ms) = match node.queue.wait(place, id).await {
-            Turn::Recorded(recorded) => return recorded,
-            Turn::Take(taking, since_ms) => (taking, since_ms),
+        let (taking, since_ms) = match node.queue.wait(counter_window, id).await {
+            Permit::Recorded(recorded) => return recorded,
+            Permit::Take(taking, since_ms) => (taking, since_ms),
         };
-        let recorded = self.record_ids(place, &[id], since_ms).await.pop();
-        // Those that came meanwhile.
+        let recorded = self.record_ids(counter_window, &[id], since_ms).await.pop();
+        // The ids that arrived meanwhile.
         let waiters = taking.take();
         if !waiters.is_empty() {
             self.host.spawn(record_waiting(self.clone(), taking, waiters));
@@ -41,7 +41,7 @@ impl<H: Host> Instance<H> {
         recorded.unwrap_or(Ok(Err(NotCounted::Unavailable)))
     }
 
-    /// Forgets what a server knew to which the connection was opened again since: it may have lost its data.
+    /// Forgets the state of Redis after a reconnect: the server may have lost its data.
     fn forget_after_reconnect(&self) {
         let reconnects = self.redis.reconnects();
         if self.reconnects.replace(reconnects) != reconnects {
@@ -49,97 +49,104 @@ impl<H: Host> Instance<H> {
         }
     }
 
-    /// Records ids of a window in Redis, or else in the spool. Answers what came of each. If they have waited, it was since `since_ms` by the monotonic clock: for
-    /// too long, and they go to the spool.
+    /// Records ids of a window in Redis, or else in the spool. Returns their answers.
+    ///
+    /// `since_ms` is set if the ids have waited: it is the time when they began to wait, by the
+    /// monotonic clock. If they have waited too long, they go to the spool.
     pub(super) async fn record_ids(
         self: &Rc<Self>,
-        place: &Place,
+        counter_window: &CounterWindow,
         ids: &[Id],
         since_ms: Option<u64>,
     ) -> Vec<Recorded<Answer>> {
         let partitions = self.config.partitions;
         let sets = by_partition(ids, partitions);
         for partition in sets.keys() {
-            let node = self.node_of(place, *partition);
+            let node = self.node_of(counter_window, *partition);
             if node.is_due() {
-                // Not by these ids: others would wait behind them.
+                // A separate task probes. If these ids did, others would wait behind them.
                 self.host.spawn(look_whether_back(self.clone(), node));
             }
         }
         self.forget_after_reconnect();
         let reconnects = self.redis.reconnects();
-        let is_known = !place.is_to_be_indexed();
+        let is_known = !counter_window.must_be_indexed();
         let until_ms = match H::POLICY {
-            Policy::Kept => since_ms.unwrap_or_else(|| self.host.monotonic_ms()) + self.patience_ms(),
-            // There is nowhere else to put them.
-            Policy::Once => u64::MAX,
+            Policy::LongLived => since_ms.unwrap_or_else(|| self.host.monotonic_ms()) + self.patience_ms(),
+            // There is no spool for these ids.
+            Policy::PerRequest => u64::MAX,
         };
         let added = if since_ms.is_some() && self.host.monotonic_ms() > until_ms {
             Err(self.no_answer())
         } else {
-            self.add_ids(place, &sets, until_ms).await
+            self.add_ids(counter_window, &sets, until_ms).await
         };
         let added = match added {
             Ok(Ok(added)) if is_known && self.redis.reconnects() != reconnects => {
-                self.add_again(place, &sets, added, until_ms).await
+                self.add_again(counter_window, &sets, added, until_ms).await
             }
             added => added,
         };
         let added = match added {
             Ok(Ok(added)) => added,
             Ok(Err(limit)) => return vec![Ok(Err(NotCounted::Limited(limit))); ids.len()],
-            // Of a named counter Redis is told when they are brought there.
+            // A named counter is registered when its ids are drained into Redis.
             Err(error) => Added::of_sets(sets.iter().map(|_| Err(error.clone())).collect()),
         };
-        self.in_order(place, ids, sets, added, reconnects).await
+        self.in_order(counter_window, ids, sets, added, reconnects).await
     }
 
-    /// Adds ids in Redis, and answers what came of them, or the limit beyond which their counter is. Each step has its own time limit.
-    /// None that could be done without begins after `until_ms`, by the monotonic clock.
+    /// Adds ids in Redis. Returns their answers, or the limit that their counter exceeds.
+    ///
+    /// Each step has its own time limit. No optional step begins after `until_ms`, by the monotonic
+    /// clock.
     async fn add_ids(
         &self,
-        place: &Place,
+        counter_window: &CounterWindow,
         sets: &BTreeMap<Partition, Vec<Id>>,
         until_ms: u64,
     ) -> Result<Result<Added, Limit>, RedisError> {
-        if place.is_to_be_told() {
-            if let Some(limit) = self.tell_counter(place).await? {
+        if counter_window.must_be_registered() {
+            if let Some(limit) = self.register_counter(counter_window).await? {
                 return Ok(Err(limit));
             }
             if self.host.monotonic_ms() > until_ms {
                 return Err(self.no_answer());
             }
         }
-        let adding = self.redis.add_ids(place, sets);
-        if !place.is_to_be_indexed() {
+        let adding = self.redis.add_ids(counter_window, sets);
+        if !counter_window.must_be_indexed() {
             return Ok(Ok(Added::of_sets(adding.await)));
         }
-        // At the same time, on another node perhaps: nothing is answered before both have ended.
-        let (indexed, of_sets) = future::join(self.index(place), adding).await;
-        // Of what is not added, the index hears when it is drained.
+        // In parallel, because the index may be on another node. The answer waits for both.
+        let (indexed, of_sets) = future::join(self.index(counter_window), adding).await;
+        // Ids that are not added need no index entry yet: draining adds it.
         let is_added = |answers: &Result<Vec<Answer>, RedisError>| {
             (answers.as_ref()).is_ok_and(|answers| answers.iter().any(Result::is_ok))
         };
         let indexed = match indexed {
-            Err(redis) if of_sets.iter().any(is_added) => self.spool_index(place, redis).await,
+            Err(redis) if of_sets.iter().any(is_added) => self.spool_index(counter_window, redis).await,
             _ => Ok(()),
         };
         Ok(Ok(Added { of_sets, indexed }))
     }
 
-    /// Adds ids again that were added while a connection was lost and opened again. Redis may have lost its data before it was given them, and with these
-    /// that the set expires, that its window is in the index, and whose counter it is; and whoever adds an id where that is known does not say so again.
+    /// Adds ids again if a connection was lost and reopened while they were added.
+    ///
+    /// Redis may have lost its data before it received the ids. Then the expiry of the set, the
+    /// index entry of its window and the registration of its counter are lost too, and a request
+    /// for which these are known does not write them again.
     async fn add_again(
         &self,
-        place: &Place,
+        counter_window: &CounterWindow,
         sets: &BTreeMap<Partition, Vec<Id>>,
         first: Added,
         until_ms: u64,
     ) -> Result<Result<Added, Limit>, RedisError> {
         self.forget_after_reconnect();
-        let again = self.add_ids(place, sets, until_ms).await?;
+        let again = self.add_ids(counter_window, sets, until_ms).await?;
         Ok(again.map(|again| {
-            // What was new the first time is a duplicate now.
+            // The first answer counts: an id that was new then is a duplicate now.
             let of_sets = first.of_sets.into_iter().zip(again.of_sets);
             let of_sets = of_sets.map(|(first, again)| again.map(|again| first.unwrap_or(again)));
             Added {
@@ -149,22 +156,26 @@ impl<H: Host> Instance<H> {
         }))
     }
 
-    /// How long an id waits at most until something is asked of Redis for it, in milliseconds: as long as two attempts take.
+    /// Returns how long an id waits at most before Redis is asked for it.
+    ///
+    /// In milliseconds: as long as two attempts take.
     fn patience_ms(&self) -> u64 {
         2 * self.config.redis_timeout.as_millis() as u64
     }
 
-    /// Redis has taken its time for others.
+    /// Returns the error for ids that waited too long while Redis served others.
     fn no_answer(&self) -> RedisError {
         RedisError::NoAnswer {
             within_ms: self.patience_ms(),
         }
     }
 
-    /// What came of each id, by what came of those of each set. What is not in Redis is spooled.
+    /// Returns the answer of each id, from the answers of each set.
+    ///
+    /// Ids that are not in Redis are spooled.
     async fn in_order(
         self: &Rc<Self>,
-        place: &Place,
+        counter_window: &CounterWindow,
         ids: &[Id],
         sets: BTreeMap<Partition, Vec<Id>>,
         Added { of_sets, indexed }: Added,
@@ -174,96 +185,103 @@ impl<H: Host> Instance<H> {
         for ((partition, ids), added) in sets.iter().zip(of_sets) {
             let answers = match &indexed {
                 Err(error) if added.is_ok() => Err(error.clone()),
-                _ => self.recorded(place, *partition, ids, added, reconnects).await,
+                _ => self.recorded(counter_window, *partition, ids, added, reconnects).await,
             };
             recorded.insert(*partition, answers);
         }
         in_order(ids, self.config.partitions, recorded)
     }
 
-    fn node_of(&self, place: &Place, partition: Partition) -> Rc<Node<H>> {
-        self.redis.node_of(|| place.ids(partition))
+    fn node_of(&self, counter_window: &CounterWindow, partition: Partition) -> Rc<Node<H>> {
+        self.redis.node_of(|| counter_window.ids(partition))
     }
 
-    /// Spools ids of one set that Redis did not record. `reconnects` are those before they were added.
+    /// Remembers the ids of one set that Redis recorded, or spools them if it failed.
+    ///
+    /// `reconnects` is the number of reconnects before the ids were added.
     async fn recorded(
         self: &Rc<Self>,
-        place: &Place,
+        counter_window: &CounterWindow,
         partition: Partition,
         ids: &[Id],
         added: Result<Vec<Answer>, RedisError>,
         reconnects: u64,
     ) -> Recorded<Vec<Answer>> {
-        let node = self.node_of(place, partition);
+        let node = self.node_of(counter_window, partition);
         match added {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
                 let recorded = recorded.filter(|(_, answer)| answer.is_ok());
-                // Otherwise it may be that a server has them that has lost its data since.
+                // After a reconnect, the server that recorded the ids may have lost its data.
                 if self.redis.reconnects() == reconnects {
-                    self.counters.add_seen(place, recorded.map(|(id, _)| id));
+                    self.counters.add_seen(counter_window, recorded.map(|(id, _)| id));
                 }
-                if node.told_away.get() != 0 {
+                if node.marked_down_until.get() != 0 {
                     let instance = self.clone();
-                    self.host.spawn(async move { instance.tell_well(&node).await });
+                    self.host.spawn(async move { instance.mark_up(&node).await });
                 }
                 Ok(answers)
             }
             Err(redis) => {
                 self.counters.forget();
-                let spooling = self.spool.add_ids(place.ids(partition), ids);
+                let spooling = self.spool.add_ids(counter_window.ids(partition), ids);
                 let spooled = self.in_time(spooling).await;
                 self.spooled(redis, spooled)?;
                 let now = self.host.monotonic_ms();
-                if node.circuit.is_open() && node.told_away.get() < now {
-                    node.told_away.set(now + OPEN_MS);
+                if node.circuit.is_open() && node.marked_down_until.get() < now {
+                    node.marked_down_until.set(now + OPEN_MS);
                     let instance = self.clone();
-                    self.host.spawn(async move { instance.tell_away(&node).await });
+                    self.host.spawn(async move { instance.mark_down(&node).await });
                 }
                 Ok(vec![Ok(Outcome::Spooled); ids.len()])
             }
         }
     }
 
-    /// Adds the window to the index, once for each window. Where the index is away, the spool may have it already.
-    async fn index(&self, place: &Place) -> Result<(), RedisError> {
-        let Place { counted, window } = place;
+    /// Adds the window to the index, once for each window.
+    ///
+    /// If the index is unreachable, an entry in the spool is enough.
+    async fn index(&self, counter_window: &CounterWindow) -> Result<(), RedisError> {
+        let CounterWindow { state, window } = counter_window;
         let partitions = self.config.partitions.count();
-        match self.redis.index(&counted.keys, *window, partitions).await {
+        match self.redis.index(&state.keys, *window, partitions).await {
             Ok(()) => {
-                counted.indexed.set(Some(*window));
-                counted.index_spooled.set(None);
+                state.indexed.set(Some(*window));
+                state.index_spooled.set(None);
                 Ok(())
             }
-            Err(_) if counted.index_spooled.get() == Some(*window) => Ok(()),
+            Err(_) if state.index_spooled.get() == Some(*window) => Ok(()),
             Err(redis) => Err(redis),
         }
     }
 
-    /// Puts the window's entry of the index into the spool. An id is not `ok` without it: in a cluster, the index may be away while the id's
-    /// set is not, and a set of a window that the reporter does not expect would be counted by nobody.
-    async fn spool_index(&self, place: &Place, redis: RedisError) -> Recorded<()> {
-        let Place { counted, window } = place;
+    /// Adds the window's index entry to the spool.
+    ///
+    /// An id is not `ok` without this entry. In a cluster, the index may be unreachable while the
+    /// id's set is reachable. A set of a window that the reporter does not expect would then never
+    /// be counted.
+    async fn spool_index(&self, counter_window: &CounterWindow, redis: RedisError) -> Recorded<()> {
+        let CounterWindow { state, window } = counter_window;
         let (name, now_ms) = (unique_name(&self.host), self.host.now_ms());
-        let entry = index(&counted.keys, *window, now_ms, self.config.partitions.count());
-        let batch = Batch::new(&counted.keys, name, entry.into());
+        let entry = index(&state.keys, *window, now_ms, self.config.partitions.count());
+        let batch = Batch::new(&state.keys, name, entry.into());
         let spooled = self.in_time(self.spool.add_batch(&batch, 0)).await;
         self.spooled(redis, spooled)?;
-        counted.index_spooled.set(Some(*window));
+        state.index_spooled.set(Some(*window));
         Ok(())
     }
 }
 
-/// What came of ids in Redis.
+/// The outcome of ids in Redis.
 struct Added {
-    /// Of those of each set.
+    /// The answers, by set.
     of_sets: Vec<Result<Vec<Answer>, RedisError>>,
-    /// Whether the index has their window, or the spool its entry.
+    /// Whether the index has their window, or the spool has the entry.
     indexed: Recorded<()>,
 }
 
 impl Added {
-    /// Where nothing keeps the index from having their window.
+    /// Returns the outcome of ids whose index entry did not fail.
     const fn of_sets(of_sets: Vec<Result<Vec<Answer>, RedisError>>) -> Self {
         Self {
             of_sets,
@@ -272,25 +290,25 @@ impl Added {
     }
 }
 
-/// Records ids that wait for a node, then those that have come meanwhile, until there are none.
+/// Records the ids that wait for a node, until none wait.
 async fn record_waiting<H: Host>(
     instance: Rc<Instance<H>>,
-    taking: Taking<H, Place, Answer>,
-    mut waiters: Vec<Waiter<H, Place, Answer>>,
+    taking: Taking<H, CounterWindow, Answer>,
+    mut waiters: Vec<Waiter<H, CounterWindow, Answer>>,
 ) {
-    while let Some(place) = waiters.first().map(|first| first.place.clone()) {
+    while let Some(counter_window) = waiters.first().map(|first| first.counter_window.clone()) {
         let ids: Vec<Id> = waiters.iter().map(|waiter| waiter.id).collect();
         let since_ms = waiters.iter().map(|waiter| waiter.since_ms).min();
-        let recorded = instance.record_ids(&place, &ids, since_ms).await;
+        let recorded = instance.record_ids(&counter_window, &ids, since_ms).await;
         let recorded = waiters.into_iter().zip(recorded);
         recorded.for_each(|(waiter, recorded)| waiter.done(recorded));
         waiters = taking.take();
     }
 }
 
-/// Asks a node that was away whether it is back.
+/// Probes a node that was unreachable.
 async fn look_whether_back<H: Host>(instance: Rc<Instance<H>>, node: Rc<Node<H>>) {
     if node.is_back().await {
-        instance.tell_well(&node).await;
+        instance.mark_up(&node).await;
     }
 }

@@ -1,22 +1,24 @@
-//! What is said on standard error: no more than a line a second of each kind, since a Redis that is down is not news with each request.
+//! The log on standard error: at most one line per second of each kind.
+//!
+//! Otherwise an unreachable Redis would cause a line for each request.
 
 use std::cell::Cell;
 
 use crate::config::Log;
 use crate::ports::Clock;
 
-/// What an instance says.
+/// The log of an instance.
 pub struct Logger<C: Clock> {
     clock: C,
     level: Log,
-    /// When an error was last said, in Unix seconds.
+    /// When an error was last logged, in Unix seconds.
     last_error: Cell<u64>,
-    /// When it was last said that something was not recorded, which is worse.
+    /// When it was last logged that something was not recorded, which is worse.
     last_refusal: Cell<u64>,
 }
 
 impl<C: Clock> Logger<C> {
-    /// One that says as much as `level` has it say.
+    /// Returns a log with this level.
     pub fn new(clock: C, level: Log) -> Self {
         Self {
             clock,
@@ -26,12 +28,12 @@ impl<C: Clock> Logger<C> {
         }
     }
 
-    /// Says what went wrong.
+    /// Logs an error.
     pub fn error(&self, text: &str) {
         self.say(&self.last_error, text);
     }
 
-    /// Says what was not recorded.
+    /// Logs what was not recorded.
     pub fn refusal(&self, text: &str) {
         self.say(&self.last_refusal, text);
     }

@@ -1,4 +1,6 @@
-//! One node: a Redis server, or one of a cluster's. One connection, kept by the instance and shared by its requests.
+//! One node: a single Redis server, or one of a cluster.
+//!
+//! The instance keeps one connection, and its requests share it.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -8,44 +10,48 @@ use verve_protocol::RedisUrl;
 
 use super::scripts::Script;
 use crate::answer::Answer;
-use crate::circuit::{Circuit, OPEN_MS, Passage};
+use crate::circuit::{Circuit, CircuitState, OPEN_MS};
 use crate::cluster::Address;
 use crate::config::Config;
-use crate::counted::Place;
-use crate::once::Once;
+use crate::counter_state::CounterWindow;
 use crate::ports::{Connection as _, Host, Limit as _};
 use crate::queue::Queue;
 use crate::redis_error::RedisError;
 use crate::reply::Reply;
+use crate::single_flight::SingleFlight;
 
-/// For how long after its last answer a server is believed to have what it has acknowledged, in milliseconds. Then it is asked again, since it may have
-/// been restarted without its data, which shows when its connection is used.
+/// How long after its last answer a server is trusted, in milliseconds.
+///
+/// Until then it is believed to have what it has acknowledged. After that it is asked again: it may
+/// have been restarted without its data, which shows when its connection is used.
 const BELIEVED_MS: u64 = 1000;
 
 /// One Redis server.
 pub struct Node<H: Host> {
     host: H,
-    /// Where it is, first as the cluster prefers it; never empty.
+    /// Its URLs, first the one that the cluster prefers; never empty.
     urls: Vec<RedisUrl>,
-    /// The same, as it was told.
+    /// The same, as addresses in the form in which they were received.
     addresses: Vec<Address>,
-    /// Which of them is tried next, or was connected to.
+    /// The index of the URL that is connected, or is tried next.
     at: Cell<usize>,
-    /// For one attempt, connecting included.
+    /// The limit of one attempt, including the connection.
     timeout: Duration,
     limit: H::Limit,
-    connection: Once<Rc<H::Connection>, RedisError>,
+    connection: SingleFlight<Rc<H::Connection>, RedisError>,
     /// Ids that wait to be recorded here.
-    pub queue: Rc<Queue<H, Place, Answer>>,
-    /// Open while the node is away.
+    pub queue: Rc<Queue<H, CounterWindow, Answer>>,
+    /// Open while the node is unreachable.
     pub circuit: Circuit,
-    /// Until when other instances know that it is away, by the monotonic clock in milliseconds; 0 if they do not.
-    pub told_away: Cell<u64>,
+    /// Until when other instances know that the node is unreachable.
+    ///
+    /// By the monotonic clock in milliseconds; 0 if they do not know it.
+    pub marked_down_until: Cell<u64>,
     /// When it last answered, by the same clock.
     answered_ms: Cell<u64>,
-    /// Whether it was connected to before.
+    /// Whether it was connected before.
     was_connected: Cell<bool>,
-    /// How often this and the other nodes were connected to again.
+    /// How often this node and the others were reconnected.
     reconnects: Rc<Cell<u64>>,
     /// Why it last failed.
     last_error: RefCell<Option<Box<RedisError>>>,
@@ -54,9 +60,9 @@ pub struct Node<H: Host> {
 /// How a command is sent.
 pub struct Via<'a, H: Host> {
     connection: &'a H::Connection,
-    /// Whether the node has to be asked for each: the slot is on its way to it.
+    /// Whether each command needs `ASKING`: the slot is migrating to this node.
     pub asking: bool,
-    /// Whether it was sent before, and may have been done.
+    /// Whether the command was sent before, and may have run.
     pub is_again: bool,
 }
 
@@ -80,7 +86,9 @@ impl<H: Host> Via<'_, H> {
 }
 
 impl<H: Host> Node<H> {
-    /// The node at `urls`, whichever of them leads to it; never empty. They are those of `addresses`. Connects when first used. What counts
+    /// Returns the node at `urls`, any of which may lead to it; never empty.
+    ///
+    /// `addresses` are the addresses of these URLs. It connects at the first use. The counter
     /// `reconnects` is shared with the other nodes.
     pub fn new(
         host: &H,
@@ -96,10 +104,10 @@ impl<H: Host> Node<H> {
             at: Cell::new(0),
             timeout: config.redis_timeout,
             limit: host.limit(config.redis_timeout),
-            connection: Once::default(),
+            connection: SingleFlight::default(),
             queue: Queue::new(host.clone()),
             circuit: Circuit::default(),
-            told_away: Cell::new(0),
+            marked_down_until: Cell::new(0),
             answered_ms: Cell::new(0),
             was_connected: Cell::new(false),
             reconnects,
@@ -107,42 +115,48 @@ impl<H: Host> Node<H> {
         }
     }
 
-    /// Where it is, as far as is known.
+    /// Returns its URL, as far as is known.
     pub fn url(&self) -> &RedisUrl {
         &self.urls[self.at.get()]
     }
 
-    /// Its addresses, first as the cluster prefers it.
+    /// Returns its addresses, first the one that the cluster prefers.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// Its name among instances of the component: its first URL without password.
+    /// Returns its name among the instances of the component.
+    ///
+    /// This is its first URL, without the password.
     pub fn name(&self) -> String {
         self.urls[0].to_string()
     }
 
-    /// Whether it has answered a moment ago.
+    /// Returns whether it has answered a moment ago.
     pub fn answered_lately(&self) -> bool {
         self.host.monotonic_ms() < self.answered_ms.get() + BELIEVED_MS
     }
 
-    /// How long a trial of a node that was away takes at most, in milliseconds: two attempts, and the circuit's time.
+    /// Returns how long a probe of an unreachable node takes at most.
+    ///
+    /// In milliseconds: two attempts, and the time of the circuit.
     pub fn trial_ms(&self) -> u64 {
         2 * self.timeout.as_millis() as u64 + OPEN_MS
     }
 
-    /// Whether the node was away for long enough to be asked again. Says so to one who asks; who does has to call
-    /// [`Node::is_back`].
+    /// Returns whether the node must be probed now.
+    ///
+    /// Only one caller gets `true`. That caller must call [`Node::is_back`].
     pub fn is_due(&self) -> bool {
-        self.circuit.is_open() && self.circuit.enter(|| self.host.monotonic_ms(), self.trial_ms()) == Passage::Trial
+        self.circuit.is_open()
+            && self.circuit.enter(|| self.host.monotonic_ms(), self.trial_ms()) == CircuitState::HalfOpen
     }
 
-    /// Asks the node whether it is back.
+    /// Probes the node. Returns whether it is reachable again.
     pub async fn is_back(&self) -> bool {
-        // Not `PING`: a user of few rights may do what recording takes, and no more.
+        // Not `PING`: a restricted user may have only the permissions that recording needs.
         let nothing = async |via: &Via<'_, H>| via.execute("EVAL", ["return 1", "0"].map(str::to_owned)).await;
-        match self.once(Passage::Trial, &Cell::default(), nothing).await {
+        match self.once(CircuitState::HalfOpen, &Cell::default(), nothing).await {
             Err(error) if !error.is_elsewhere() => {
                 self.failed(&error);
                 false
@@ -154,22 +168,24 @@ impl<H: Host> Node<H> {
         }
     }
 
-    /// Runs an idempotent command, again on a fresh connection if it fails. `sent` says whether it was sent before, somewhere.
-    pub async fn twice<T>(
+    /// Runs an idempotent command, again on a fresh connection if it fails.
+    ///
+    /// `sent` says whether it was already sent somewhere.
+    pub async fn with_retry<T>(
         &self,
         sent: &Cell<bool>,
         command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
-        self.guarded(async |passage| {
-            let first = match self.once(passage, sent, &command).await {
+        self.guarded(async |circuit| {
+            let first = match self.once(circuit, sent, &command).await {
                 Err(first) if !first.is_elsewhere() => first,
                 done => return done,
             };
-            if passage == Passage::Free && self.circuit.is_open() {
-                // Another request has found out meanwhile.
+            if circuit == CircuitState::Closed && self.circuit.is_open() {
+                // Another request has found the failure meanwhile.
                 return Err(first);
             }
-            match self.once(passage, sent, &command).await {
+            match self.once(circuit, sent, &command).await {
                 Err(second) if !second.is_elsewhere() => Err(first.and_then(second)),
                 done => done,
             }
@@ -177,17 +193,19 @@ impl<H: Host> Node<H> {
         .await
     }
 
-    /// Runs a command once, whatever has failed here before.
+    /// Runs a command once, regardless of earlier failures of this node.
     pub async fn attempt<T>(
         &self,
         sent: &Cell<bool>,
         command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
-        self.once(Passage::Free, sent, command).await
+        self.once(CircuitState::Closed, sent, command).await
     }
 
-    /// Runs a command that another node says this one may run already. What says so to a node holds for the next command of the
-    /// connection alone, so it is one that nobody shares.
+    /// Runs a command that another node redirected here with `ASK`.
+    ///
+    /// `ASKING` applies only to the next command of the connection, so this connection is not
+    /// shared.
     pub async fn asking<T>(
         &self,
         sent: &Cell<bool>,
@@ -207,21 +225,21 @@ impl<H: Host> Node<H> {
         answer.map_err(|error| error.at(self.url()))
     }
 
-    /// Does what the circuit lets through, and tells it how that went.
-    async fn guarded<T>(&self, work: impl AsyncFnOnce(Passage) -> Result<T, RedisError>) -> Result<T, RedisError> {
-        let passage = self.circuit.enter(|| self.host.monotonic_ms(), self.trial_ms());
-        if passage == Passage::Barred {
+    /// Runs `work` unless the circuit is open, and updates the circuit with the result.
+    async fn guarded<T>(&self, work: impl AsyncFnOnce(CircuitState) -> Result<T, RedisError>) -> Result<T, RedisError> {
+        let circuit = self.circuit.enter(|| self.host.monotonic_ms(), self.trial_ms());
+        if circuit == CircuitState::Open {
             return Err(match &*self.last_error.borrow() {
-                // Another instance has found out.
+                // Another instance has found the failure.
                 None => RedisError::FailedLately(None).at(self.url()),
                 last => RedisError::FailedLately(last.clone()),
             });
         }
-        let result = work(passage).await;
+        let result = work(circuit).await;
         match &result {
             Err(error) if !error.is_elsewhere() => {
                 self.failed(error);
-                // Those who wait for it would find out no better.
+                // The other requests that wait for this node would fail too.
                 self.limit.end_all();
             }
             Ok(_) | Err(_) => drop(self.circuit.close()),
@@ -234,10 +252,12 @@ impl<H: Host> Node<H> {
         self.circuit.open(self.host.monotonic_ms() + OPEN_MS);
     }
 
-    /// Runs a command within the timeout. A connection that failed, or was too slow, is given up.
+    /// Runs a command within the timeout.
+    ///
+    /// A connection that failed or was too slow is discarded.
     async fn once<T>(
         &self,
-        passage: Passage,
+        circuit: CircuitState,
         sent: &Cell<bool>,
         command: impl AsyncFn(&Via<'_, H>) -> Result<T, RedisError>,
     ) -> Result<T, RedisError> {
@@ -254,7 +274,7 @@ impl<H: Host> Node<H> {
         };
         let result = match self.limit.within(attempt).await {
             Some(result) => result,
-            None if passage == Passage::Free && self.circuit.is_open() => Err(RedisError::FailedMeanwhile),
+            None if circuit == CircuitState::Closed && self.circuit.is_open() => Err(RedisError::FailedMeanwhile),
             None => Err(self.no_answer()),
         };
         if result.is_ok() {
@@ -278,12 +298,12 @@ impl<H: Host> Node<H> {
         }
     }
 
-    /// The connection that the instance keeps.
+    /// Returns the connection that the instance keeps.
     async fn connected(&self) -> Result<Rc<H::Connection>, RedisError> {
         self.connection.get_on(&self.host, async || self.connect().await).await
     }
 
-    /// Opens it.
+    /// Opens the connection to keep, and counts reconnects.
     async fn connect(&self) -> Result<Rc<H::Connection>, RedisError> {
         let connection = self.open().await?;
         if self.was_connected.replace(true) {
@@ -292,12 +312,13 @@ impl<H: Host> Node<H> {
         Ok(connection)
     }
 
-    /// Connects to the first of its addresses that leads there.
+    /// Connects to the first of its URLs that works.
     async fn open(&self) -> Result<Rc<H::Connection>, RedisError> {
         let mut errors = Vec::new();
         for _ in &self.urls {
             let at = self.at.get();
-            // One where nothing answers is given up with this attempt: then the next begins with another one.
+            // A URL without an answer ends this attempt by its timeout. The next attempt then
+            // begins with another URL.
             self.at.set((at + 1) % self.urls.len());
             match self.host.connect(self.urls[at].secret()).await {
                 Ok(connection) => {

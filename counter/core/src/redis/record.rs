@@ -1,20 +1,27 @@
-//! All of a request in one trip: for instances that serve one request each.
+//! Recording everything about a request in one round trip.
+//!
+//! For instances that serve one request each.
 
 use verve_protocol::{CallbackJob, Id};
 
 use super::Redis;
-use super::scripts::{Told, record};
-use crate::answer::{Answer, Limit, NotCounted, statistic, told};
-use crate::counted::Place;
+use super::scripts::{Request, record};
+use crate::answer::{Answer, Limit, NotCounted, parse_answer, statistic};
+use crate::counter_state::CounterWindow;
 use crate::ports::Host;
 use crate::redis_error::{RedisError, Refusal};
 use crate::reply::Reply;
 
 impl<H: Host> Redis<H> {
-    /// Records an id and a callback job, and what came of it in the statistics.
-    pub async fn record(&self, place: &Place, id: Id, job: Option<&CallbackJob>) -> Result<Answer, RedisError> {
+    /// Records an id, a callback job, and the outcome in the statistics.
+    pub async fn record(
+        &self,
+        counter_window: &CounterWindow,
+        id: Id,
+        job: Option<&CallbackJob>,
+    ) -> Result<Answer, RedisError> {
         let (window_limit, endpoint_limit) = (self.config.window_limit, self.config.endpoint_limit);
-        let all = Told {
+        let all = Request {
             id: Some(id),
             outcome: None,
             job,
@@ -25,48 +32,48 @@ impl<H: Host> Redis<H> {
             now_s: self.host.now_ms() / 1000,
         };
         if self.config.redis_urls.as_slice().len() == 1 {
-            match self.tell(place, all).await {
+            match self.send(counter_window, all).await {
                 Err(error) if error.refusal() == Some(Refusal::CrossSlot) => {}
                 said => return refused_or(&said?),
             }
         }
-        // In a cluster the id is elsewhere.
-        let mut rest = Told { id: None, ..all };
+        // In a cluster, the id's set may be on another node.
+        let mut rest = Request { id: None, ..all };
         if job.is_some() && endpoint_limit.is_some() {
             // First, so that an id whose job is refused is not recorded.
-            let said = self.tell(place, rest).await?;
+            let said = self.send(counter_window, rest).await?;
             if !said.is_empty() {
                 return refused_or(&said);
             }
             rest.job = None;
         }
-        let key = place.ids(id.partition(self.config.partitions));
+        let key = counter_window.ids(id.partition(self.config.partitions));
         let added = self.add_at_once(&key, &[id.to_string()]).await?;
         let [answer] = added[..] else {
             return Err(RedisError::UnexpectedLength(key));
         };
         if answer.is_err() {
-            // Nothing more is recorded of what is beyond a limit.
+            // Nothing else is recorded for an id that exceeds a limit.
             rest.job = None;
         }
         rest.outcome = Some(statistic(answer));
-        let said = self.tell(place, rest).await?;
+        let said = self.send(counter_window, rest).await?;
         match answer {
             Ok(_) => refused_or(&said),
             Err(_) => Ok(Err(NotCounted::Limited(Limit::Window))),
         }
     }
 
-    /// Tells Redis of a request, and answers what that has made of it.
-    async fn tell(&self, place: &Place, told: Told<'_>) -> Result<String, RedisError> {
-        // Without an id its set is not touched, but has to be where the others are.
-        let set = match told.id {
-            Some(id) => place.ids(id.partition(self.config.partitions)),
-            None => place.counted.keys.stats(place.window),
+    /// Sends a request to Redis, and returns the outcome that the script reports.
+    async fn send(&self, counter_window: &CounterWindow, request: Request<'_>) -> Result<String, RedisError> {
+        // Without an id the set is not used, but its key must be on the node of the others.
+        let set = match request.id {
+            Some(id) => counter_window.ids(id.partition(self.config.partitions)),
+            None => counter_window.state.keys.stats(counter_window.window),
         };
-        self.twice(&set, async |via| {
-            let replies = via.run(&record(place, &set, &told, via.is_again)).await?;
-            // What there is to wait for, it has written.
+        self.with_retry(&set, async |via| {
+            let replies = via.run(&record(counter_window, &set, &request, via.is_again)).await?;
+            // The script itself has already written something for `WAIT`.
             self.replicated(via, None).await?;
             match replies.into_iter().next() {
                 Some(Reply::Text(said)) => Ok(said),
@@ -77,7 +84,7 @@ impl<H: Host> Redis<H> {
     }
 }
 
-/// The answer that the script tells, or that there is no room for the job.
+/// Parses the answer of the script, or returns that there is no room for the job.
 fn refused_or(said: &str) -> Result<Answer, RedisError> {
-    told(said).ok_or(RedisError::TooManyJobs)
+    parse_answer(said).ok_or(RedisError::TooManyJobs)
 }

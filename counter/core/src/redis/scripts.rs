@@ -1,19 +1,21 @@
-//! The scripts, each with a function that puts its keys and arguments in the order in which it takes them.
+//! The scripts.
+//!
+//! Each function puts the keys and arguments of one script into the order that it expects.
 
 use std::collections::BTreeSet;
 
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
-use verve_protocol::scripts::{ADD_JOB_WITHIN, ADD_TOGETHER, ADD_WITHIN, KEEP, RECORD, RUN_ONCE, TELL_COUNTER};
+use verve_protocol::scripts::{ADD_JOB_WITHIN, ADD_TOGETHER, ADD_WITHIN, KEEP, RECORD, REGISTER_COUNTER, RUN_ONCE};
 use verve_protocol::{CallbackJob, CounterName, Id, Keys};
 
 use super::text;
-use crate::counted::Place;
+use crate::counter_state::CounterWindow;
 use crate::expiry::end_of;
 use crate::limits::endpoints_seconds;
 use crate::spooled::Batch;
 use crate::stats::kept_seconds;
 
-/// A script to be run, with its keys and arguments.
+/// A script to run, with its keys and arguments.
 pub struct Script(Vec<String>);
 
 impl Script {
@@ -27,7 +29,7 @@ impl Script {
         self
     }
 
-    /// With one that is empty for none.
+    /// Adds an argument, which is empty for `None`.
     fn with_any(self, argument: Option<impl ToString>) -> Self {
         match argument {
             Some(argument) => self.with(argument),
@@ -41,7 +43,7 @@ impl Script {
         self
     }
 
-    /// With a value and its name, if there is one.
+    /// Adds a name and its value, if there is a value.
     fn with_named(self, name: &str, value: Option<impl ToString>) -> Self {
         match value {
             Some(value) => self.with(name).with(value),
@@ -49,28 +51,30 @@ impl Script {
         }
     }
 
-    /// The key that brings it to its node.
+    /// Returns the key that routes the script to its node.
     pub fn key(&self) -> &str {
         self.0.get(2).map_or("", String::as_str)
     }
 
-    /// As `EVAL` takes it.
+    /// Returns the arguments of `EVAL`.
     pub fn words(&self) -> impl Iterator<Item = String> {
         self.0.iter().cloned()
     }
 }
 
-/// Whether something is said, for which scripts take any text or none.
+/// Returns a flag as scripts expect it: any text for true, an empty one for false.
 fn flag(is: bool) -> &'static str {
     if is { "1" } else { "" }
 }
 
-/// Has a set of ids expire. If `again`, replicas are sent that in any case.
+/// Sets the expiry of a set of ids. If `again`, replicas receive it in any case.
 pub fn keep(set: &str, again: bool) -> Script {
     Script::new(KEEP, &[set]).with(end_of(set)).with(flag(again))
 }
 
-/// Adds ids, all different, to a set as far as there is room; and has it expire, if that is said, again or not.
+/// Adds distinct ids to a set, as far as there is room.
+///
+/// If `keep_again` is set, it also sets the expiry of the set, with `again` of [`keep`].
 pub fn add_within(set: &str, limit: Option<u64>, keep_again: Option<bool>, ids: &[String]) -> Script {
     Script::new(ADD_WITHIN, &[set])
         .with_any(limit)
@@ -79,7 +83,7 @@ pub fn add_within(set: &str, limit: Option<u64>, keep_again: Option<bool>, ids: 
         .with_all(ids)
 }
 
-/// Adds ids, of each set all different, to sets of one node.
+/// Adds ids, distinct within each set, to sets of one node.
 pub fn add_together<'a>(sets: impl Iterator<Item = (&'a str, &'a [String])> + Clone) -> Script {
     let first = sets.clone().next().map_or("", |(key, _)| key);
     sets.fold(Script::new(ADD_TOGETHER, &[first]), |script, (key, ids)| {
@@ -87,12 +91,14 @@ pub fn add_together<'a>(sets: impl Iterator<Item = (&'a str, &'a [String])> + Cl
     })
 }
 
-/// Registers that a named counter is in use, where there may be no more than so many.
-pub fn tell_counter(keys: &Keys, name: &CounterName, most: Option<u64>) -> Script {
-    Script::new(TELL_COUNTER, &[&keys.counters()]).with(name).with_any(most)
+/// Registers that a named counter is in use, unless there are already `most`.
+pub fn register_counter(keys: &Keys, name: &CounterName, most: Option<u64>) -> Script {
+    Script::new(REGISTER_COUNTER, &[&keys.counters()])
+        .with(name)
+        .with_any(most)
 }
 
-/// Adds a callback job, where its endpoint may have no more than so many of them in its window.
+/// Adds a callback job, unless its endpoint has `limit` jobs in its window.
 pub fn add_job_within(keys: &Keys, job: &CallbackJob, limit: u64) -> Script {
     Script::new(ADD_JOB_WITHIN, &[&keys.callbacks(), &keys.endpoints(job.window)])
         .with(limit)
@@ -101,7 +107,7 @@ pub fn add_job_within(keys: &Keys, job: &CallbackJob, limit: u64) -> Script {
         .with_all(fields(job))
 }
 
-/// Runs a batch of commands, unless it ran before.
+/// Runs a batch of commands, unless it has already run.
 pub fn run_once(keys: &Keys, batch: &Batch) -> Script {
     let (own, stream) = (keys.spooled_batch(&batch.name), keys.callbacks());
     let (first, most) = match batch.has_jobs() {
@@ -116,30 +122,33 @@ pub fn run_once(keys: &Keys, batch: &Batch) -> Script {
         .with_all(&batch.commands)
 }
 
-/// What Redis is told of a request in one trip.
+/// What is sent to Redis about a request in one round trip.
 #[derive(Clone, Copy)]
-pub struct Told<'a> {
+pub struct Request<'a> {
     /// The id, if it is to be recorded.
     pub id: Option<Id>,
-    /// What came of it, if that is known.
+    /// The outcome of the id, if it is known.
     pub outcome: Option<&'a str>,
     /// The callback job, if there is one.
     pub job: Option<&'a CallbackJob>,
-    /// The most ids of a set.
+    /// The maximum number of ids of a set.
     pub window_limit: Option<u64>,
-    /// The most jobs of an endpoint.
+    /// The maximum number of jobs of an endpoint.
     pub endpoint_limit: Option<u64>,
-    /// Whether replicas are waited for.
+    /// Whether to wait for replicas.
     pub waits: bool,
-    /// How many partitions a window has.
+    /// The number of partitions of a window.
     pub partitions: u16,
-    /// By the host's clock, in Unix seconds.
+    /// The time by the host's clock, in Unix seconds.
     pub now_s: u64,
 }
 
-/// Records a request in one trip. `set` has its id, or else is any key of where the other keys are. An attempt that is not the first one is `again`.
-pub fn record(place: &Place, set: &str, told: &Told<'_>, again: bool) -> Script {
-    let (keys, window, job) = (&place.counted.keys, place.window, told.job);
+/// Records a request in one round trip.
+///
+/// `set` is the set of its id. Without an id it is any key on the node of the other keys. `again`
+/// says that this is not the first attempt.
+pub fn record(counter_window: &CounterWindow, set: &str, request: &Request<'_>, again: bool) -> Script {
+    let (keys, window, job) = (&counter_window.state.keys, counter_window.window, request.job);
     let keys = [
         set,
         &keys.stats(window),
@@ -148,27 +157,27 @@ pub fn record(place: &Place, set: &str, told: &Told<'_>, again: bool) -> Script 
         &keys.windows(window.length()),
     ];
     let script = Script::new(RECORD, &keys)
-        .with_named("id", told.id)
-        .with_named("outcome", told.outcome)
+        .with_named("id", request.id)
+        .with_named("outcome", request.outcome)
         .with_named("again", again.then_some(1))
         .with_named("ends", Some(window.end()))
-        .with_named("waits", told.waits.then_some(1))
-        .with_named("window", Some(indexed(window, told.partitions)))
-        .with_named("expiry", Some(kept_seconds(window, told.now_s)))
-        .with_named("limit", told.window_limit);
+        .with_named("waits", request.waits.then_some(1))
+        .with_named("window", Some(indexed(window, request.partitions)))
+        .with_named("expiry", Some(kept_seconds(window, request.now_s)))
+        .with_named("limit", request.window_limit);
     match job {
         None => script,
         Some(job) => script
             .with_named("endpoint", Some(job.endpoint.as_str()))
             .with_named("most", Some(MAX_QUEUED_JOBS))
-            .with_named("endpoint_limit", told.endpoint_limit)
+            .with_named("endpoint_limit", request.endpoint_limit)
             .with_named("brief", Some(endpoints_seconds(window)))
             .with("job")
             .with_all(fields(job)),
     }
 }
 
-/// A job's fields, each with its value.
+/// Returns a job's fields, each with its value.
 fn fields(job: &CallbackJob) -> Vec<String> {
     let fields = job.to_fields();
     let words = fields.iter().flat_map(|(field, value)| [text(field), text(value)]);

@@ -1,4 +1,4 @@
-//! The runbooks of this version, since whoever needs them may reach nothing but this port.
+//! The runbooks of this version. Their reader may have access to nothing but this port.
 
 use axum::response::Html;
 use maud::{DOCTYPE, PreEscaped, html};
@@ -8,7 +8,7 @@ use super::of_every_page;
 
 const RUNBOOKS: &str = include_str!("../../../../docs/runbooks.md");
 
-/// `/runbooks`: each under the name of its alert.
+/// `/runbooks`: each runbook under the name of its alert.
 pub async fn runbooks() -> Html<String> {
     let page = html! {
         (DOCTYPE)
@@ -26,7 +26,10 @@ pub async fn runbooks() -> Html<String> {
     Html(page.into_string())
 }
 
-/// Markdown as HTML. Headings can be linked to by their word in small letters; other pages are not here, so links to them are text.
+/// Converts Markdown to HTML.
+///
+/// The anchor of a heading is its word in lower case. Links to other pages become text, because
+/// those pages are not served here.
 fn rendered(markdown: &str) -> String {
     let mut is_here = true;
     let mut events: Vec<Event<'_>> = (Parser::new(markdown).filter_map(|event| match event {
@@ -54,7 +57,7 @@ fn rendered(markdown: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::overview::Seen;
+    use crate::overview::Snapshot;
     use crate::words;
 
     #[test]
@@ -70,12 +73,12 @@ mod tests {
     fn each_state_has_a_runbook() {
         let html = rendered(RUNBOOKS);
         let spool = "1 0 0".parse().expect("valid");
-        let seen = Seen {
+        let snapshot = Snapshot {
             dependencies: [("Redis".to_owned(), None)].into(),
             spools: Some([("a".to_owned(), spool)].into()),
-            ..Seen::default()
+            ..Snapshot::default()
         };
-        let states = words::states(&seen, "a");
+        let states = words::states(&snapshot, "a");
         assert!(!states.is_empty());
         for state in states {
             let id = state.runbook.to_lowercase();

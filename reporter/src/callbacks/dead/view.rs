@@ -1,4 +1,4 @@
-//! How dead callbacks are shown: without what may hold secrets.
+//! Shows dead letters, without the parts that may contain secrets.
 
 use std::collections::HashMap;
 
@@ -11,21 +11,21 @@ use super::super::deliver;
 use super::EntryId;
 use crate::command;
 
-/// A dead job, as far as it is readable and may be shown.
+/// The readable parts of a dead letter that may be shown.
 #[derive(Debug, Serialize)]
 pub struct DeadJob {
-    /// Of its entry in the dead stream.
+    /// The id of its entry in the dead stream.
     #[serde(serialize_with = "serialize_id")]
     pub id: EntryId,
-    /// When it was given up on.
+    /// When the job was given up.
     time: Option<String>,
-    /// The start of its window, as in Kafka's key.
+    /// The start of its window, as in the key of the Kafka record.
     window: Option<String>,
     method: Option<&'static str>,
     /// Without query and userinfo.
     endpoint: Option<String>,
     attempts: Option<u32>,
-    /// Of the last attempt.
+    /// The error of the last attempt.
     error: Option<String>,
 }
 
@@ -34,7 +34,7 @@ fn serialize_id<S: serde::Serializer>(id: &EntryId, serializer: S) -> Result<S::
 }
 
 impl DeadJob {
-    /// What the entry `id` with these fields shows.
+    /// Converts the entry `id` with these fields.
     pub fn new(id: EntryId, fields: &HashMap<String, String>) -> Self {
         let field = |name: &str| fields.get(name);
         let time = i64::try_from(id.time_ms).ok().map(Timestamp::from_millisecond);
@@ -46,12 +46,12 @@ impl DeadJob {
             method: field("method").and_then(|method| Some(method.parse::<Method>().ok()?.as_str())),
             endpoint: field("endpoint").and_then(|text| Some(deliver::without_secrets(Url::parse(text).ok()?))),
             attempts: field("attempts").and_then(|attempts| attempts.parse().ok()),
-            // Kept from playing with the terminal.
+            // Control characters could manipulate the terminal.
             error: field("error").map(|error| error.replace(char::is_control, " ")),
         }
     }
 
-    /// In a line of the table.
+    /// Returns a line of the table.
     pub fn line(&self) -> String {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         columns([

@@ -1,4 +1,4 @@
-//! The consumer group of all replicas: made where it is missing, rid of consumers that are no more.
+//! The consumer group of all replicas: creates it if it is missing, and removes old consumers.
 
 use std::time::Duration;
 
@@ -7,19 +7,20 @@ use verve_protocol::scripts::REMOVE_CONSUMERS;
 
 use super::{GROUP, Queue};
 
-/// After what time a consumer that was not heard of is taken for gone. A replica reads about once a second, and its name
-/// is new with each run.
+/// How long a consumer must be idle before it counts as gone.
+///
+/// A replica reads about once a second, and has a new name in each run.
 const GONE_AFTER: Duration = Duration::from_secs(3600);
 
 impl Queue {
-    /// Takes out of the group the consumers of replicas that are no more.
+    /// Removes the consumers of former replicas from the group.
     pub async fn remove_gone(&self) -> RedisResult<u64> {
         self.remove_consumers(GONE_AFTER, None).await
     }
 
-    /// Takes this replica out of the group, if it owes nothing.
+    /// Removes this replica from the group, if it has no unsettled jobs.
     pub async fn leave(&self) {
-        // A name that stays behind is removed by another replica.
+        // If this fails, another replica removes the name later.
         let _ = self.remove_consumers(Duration::ZERO, Some(&self.replica)).await;
     }
 
@@ -30,11 +31,11 @@ impl Queue {
         self.store.redis().script(&remove).await
     }
 
-    /// Makes the group where it is missing: on a new Redis, or one that came back without its data.
+    /// Creates the group if it is missing: on a new Redis, or on one that has lost its data.
     pub(super) async fn with_group<T>(&self, reply: RedisResult<T>) -> RedisResult<Option<T>> {
         match reply {
             Ok(reply) => Ok(Some(reply)),
-            // The second is for whoever waits while the stream is deleted.
+            // A reader that waits while the stream is deleted receives UNBLOCKED.
             Err(error) if matches!(error.code(), Some("NOGROUP" | "UNBLOCKED")) => {
                 let mut create = redis::cmd("XGROUP");
                 create

@@ -1,4 +1,4 @@
-//! What becomes of a job after an attempt: one script, so that it is in one place at any moment.
+//! Moves a job after an attempt, in one script, so that it is in exactly one place at any time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,47 +6,49 @@ use std::time::Duration;
 use redis::{ErrorKind, RedisError, RedisResult, Script};
 use verve_protocol::scripts::SETTLE;
 
-use super::{Attempt, GROUP, Place, Queue, Waiting};
+use super::{Attempt, GROUP, Location, Queue, Waiting};
 
-/// The most jobs in the retry set: with some 300 bytes each, a bound of 300 MB on Redis. While there are as many, replicas
-/// take no new jobs; these wait in the stream, and beyond its own bound in the component's spool.
+/// The maximum number of jobs in the retry set: about 300 MB in Redis, at 300 bytes each.
+///
+/// While it is full, replicas take no new jobs. These wait in the stream, and beyond the limit of
+/// the stream in the component's spool.
 pub const MAX_RETRY: u64 = 1_000_000;
-/// The most jobs in the dead stream: the newest. Older ones are dropped, with a warning.
+/// The maximum number of dead letters. The oldest ones beyond it are dropped, with a warning.
 pub const MAX_DEAD: u64 = 100_000;
 
-/// What becomes of a job after an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Debug)]
 pub enum Verdict {
-    /// Delivered.
+    /// The job is delivered.
     Done,
-    /// Not tried: its host has as many calls as it may.
+    /// The job was not tried, because its host has no free slot.
     Deferred { after: Duration },
-    /// To be tried again.
+    /// The job is due for another attempt.
     Again { after: Duration, error: String },
-    /// Given up on.
+    /// The job is given up.
     Dead { error: String },
 }
 
 impl Queue {
-    /// Moves a job to where the verdict wants it.
+    /// Moves a job according to the verdict.
     pub async fn settle(&self, attempt: &Attempt, verdict: &Verdict) -> RedisResult<()> {
         let fields = attempt.job.to_fields();
         match verdict {
-            Verdict::Done => self.move_job(&attempt.place, &["done"]).await,
+            Verdict::Done => self.move_job(&attempt.location, &["done"]).await,
             Verdict::Deferred { after } => self.wait(attempt, attempt.number - 1, *after, "not tried yet").await,
             Verdict::Again { after, error } => self.wait(attempt, attempt.number, *after, error).await,
             Verdict::Dead { error } => {
                 let fields = fields.iter().map(|(name, value)| (*name, value.as_str()));
-                self.bury(&attempt.place, fields, error, attempt.number).await
+                self.bury(&attempt.location, fields, error, attempt.number).await
             }
         }
     }
 
-    /// Moves a job to the retry set, with so many attempts made.
+    /// Moves a job to the retry set, with this number of attempts made.
     async fn wait(&self, attempt: &Attempt, attempts: u32, after: Duration, error: &str) -> RedisResult<()> {
         let fields = attempt.job.to_fields().into_iter();
         let waiting = Waiting {
-            id: attempt.place.id(),
+            id: attempt.location.id(),
             attempts,
             error: error.to_owned(),
             job: fields.map(|(name, value)| (name.to_owned(), value)).collect(),
@@ -54,24 +56,31 @@ impl Queue {
         let member = serde_json::to_string(&waiting)
             .map_err(|error| RedisError::from((ErrorKind::Client, "unwritable job", error.to_string())))?;
         let (wait, most) = (after.as_millis().to_string(), MAX_RETRY.to_string());
-        self.move_job(&attempt.place, &["again", &member, &wait, &most]).await
+        self.move_job(&attempt.location, &["again", &member, &wait, &most])
+            .await
     }
 
-    /// What is no job, neither the component nor the reporter wrote: kept for the operator to see.
-    pub(super) async fn bury_unreadable(&self, place: &Place, fields: &BTreeMap<String, String>) -> RedisResult<()> {
+    /// Moves an entry that is not a valid job to the dead letters, where the operator can see it.
+    ///
+    /// Neither the component nor the reporter wrote it as a job of this window length.
+    pub(super) async fn bury_unreadable(
+        &self,
+        location: &Location,
+        fields: &BTreeMap<String, String>,
+    ) -> RedisResult<()> {
         tracing::error!("a callback job is not readable, or of another window length, and given up on");
         let fields = fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let member = match place {
-            Place::Retry(member) => Some(("job", member.as_str())),
-            Place::Stream(_) => None,
+        let member = match location {
+            Location::Retry(member) => Some(("job", member.as_str())),
+            Location::Stream(_) => None,
         };
         let error = "not readable, or of another window length";
-        self.bury(place, fields.chain(member), error, 0).await
+        self.bury(location, fields.chain(member), error, 0).await
     }
 
     async fn bury<'a>(
         &self,
-        place: &Place,
+        location: &Location,
         fields: impl IntoIterator<Item = (&'a str, &'a str)>,
         error: &str,
         attempts: u32,
@@ -80,17 +89,17 @@ impl Queue {
         let mut verdict = vec!["dead", &most];
         verdict.extend(fields.into_iter().flat_map(|(name, value)| [name, value]));
         verdict.extend(["error", error, "attempts", &attempts]);
-        self.move_job(place, &verdict).await
+        self.move_job(location, &verdict).await
     }
 
-    async fn move_job(&self, place: &Place, verdict: &[&str]) -> RedisResult<()> {
+    async fn move_job(&self, location: &Location, verdict: &[&str]) -> RedisResult<()> {
         let keys = &self.store.keys;
         let script = Script::new(SETTLE);
         let mut settle = script.key(keys.callbacks());
         settle.key(keys.callbacks_retry()).key(keys.callbacks_dead());
-        match place {
-            Place::Stream(id) => settle.arg("stream").arg(id),
-            Place::Retry(member) => settle.arg("retry").arg(member),
+        match location {
+            Location::Stream(id) => settle.arg("stream").arg(id),
+            Location::Retry(member) => settle.arg("retry").arg(member),
         };
         match self.store.redis().script::<i64>(settle.arg(GROUP).arg(verdict)).await? {
             0 => {}

@@ -68,7 +68,7 @@ fn due(ledger: &Ledger, now_ms: u64) -> Vec<u64> {
     ledger.due(now_ms, 100).into_iter().map(Window::start).collect()
 }
 
-/// The whole way of records, at `now_s`.
+/// Takes records through all states, at `now_s`.
 fn publish(ledger: &mut Ledger, records: &[WindowRecord], now_s: u64) {
     ledger.prepared(records.iter().copied());
     ledger.acknowledged(now_s * 1000);
@@ -88,10 +88,10 @@ fn it_starts_where_the_last_left_off() {
     let reported = [(600, report(1, 0))];
     assert_eq!(due(&resume(&reported, None, 900).0, 902_000), [660, 720, 780, 840]);
     assert_eq!(due(&resume(&[], Some(720), 900).0, 902_000), [720, 780, 840]);
-    // A clock of an edge host may be ahead.
+    // The clock of an edge host may be ahead.
     assert_eq!(due(&resume(&[], Some(1200), 900).0, 962_000), [900]);
     assert_eq!(resume(&[], Some(720), 900).0.due(902_000, 2).len(), 2);
-    // One that began and died before its first report.
+    // A reporter that began, and died before its first report.
     let began = Stored {
         from: Some(window(660)),
         ..stored(&[])
@@ -112,7 +112,7 @@ fn what_was_begun_is_finished_first_and_unchanged() {
     let step = |ledger: &Ledger| ledger.step(902_000, 1, true);
     assert_eq!(step(&ledger), Step::Publish(vec![record(600, 7, 1)]));
     ledger.acknowledged(902_000);
-    let change = Change {
+    let change = RecordedRevision {
         record: record(600, 7, 1),
         report: Report {
             time: 902_000,
@@ -136,14 +136,14 @@ fn what_kafka_has_is_not_published_again_by_the_same_replica() {
         from: Some(window(600)),
         ..Stored::default()
     };
-    // It may have it: the answer did not come.
+    // Kafka may have it: no answer arrived.
     let (again, _) = resume_from(pending.clone(), Some(&ledger), 700);
     assert_eq!(again.step(700_000, 1, true), Step::Publish(vec![record(600, 5, 0)]));
-    // It has it.
+    // Kafka has it.
     ledger.acknowledged(663_000);
     let (again, _) = resume_from(pending, Some(&ledger), 700);
     assert!(matches!(&again.step(700_000, 1, true), Step::Record(changes) if changes[0].report.time == 663_000));
-    // And another replica has recorded it meanwhile, or the same whose answer was lost.
+    // Another replica has recorded it meanwhile, or this one has and its answer was lost.
     let (again, _) = resume_from(stored(&[(600, report(5, 0))]), Some(&ledger), 700);
     assert_eq!(again.step(700_000, 1, true), Step::Count(vec![window(600)]));
 }
@@ -158,16 +158,17 @@ fn a_redis_without_its_data_is_reminded() {
         (due(&resumed, 900_000), resumed.watched[&window(600)].revision)
     };
     assert_eq!(goes_on(&ledger, &[]), (vec![720, 780], 1));
-    // What another replica has reported meanwhile counts.
+    // Reports of another replica since then count.
     let others = [(600, report(6, 2)), (720, report(1, 0))];
     assert_eq!(goes_on(&ledger, &others), (vec![780], 2));
-    // What Kafka has and Redis was never told.
+    // Records that Kafka has and Redis never recorded.
     ledger.prepared([record(600, 8, 2), record(720, 1, 0)]);
     ledger.acknowledged(900_000);
     assert_eq!(goes_on(&ledger, &[]), (vec![780], 2));
 }
 
-/// Another Redis has taken over, without the last moments. A window that it has no final report of, or an older one, is counted again.
+/// A failover to a replica of Redis has lost the last moments.
+/// A window without a final report there, or with an older one, is counted again.
 #[test]
 fn a_redis_is_reminded_of_what_was_made_final() {
     let (mut ledger, _) = resume(&[], None, 600);
@@ -191,12 +192,12 @@ fn a_redis_is_reminded_of_what_was_made_final() {
     assert_eq!(counted_again(Some(finished(report(4, 0)))), again);
     assert_eq!(counted_again(Some(finished(report(5, 1)))), None);
     assert_eq!(counted_again(Some(finished(report(7, 2)))), None);
-    // So long after that Redis need not have it any more.
+    // So much later, Redis need not have the report any more.
     let (resumed, _) = resume_from(stored(&[(90_000, report(1, 0))]), Some(&ledger), 90_000);
     assert!(!resumed.watched.contains_key(&window(600)));
-    // Nobody has noticed that another one has taken over, and there are ids of it.
-    assert_eq!(ledger.stray(window(600), None, 1_000_000), Stray::Unreported);
-    ledger.add_strays(&[window(600)]);
+    // No leader has noticed the failover, and the window has ids.
+    assert_eq!(ledger.orphaned_ids(window(600), None, 1_000_000), Orphaned::Unreported);
+    ledger.add_orphaned(&[window(600)]);
     assert_eq!(plan(&ledger, 6, 1000), (Some((6, 2)), false));
     assert_eq!(due(&ledger, 722_000), [0u64; 0]);
 }
@@ -209,12 +210,12 @@ fn not_all_that_was_made_final_is_remembered() {
     assert!(ledger.known().contains(&window(1499 * 60)));
 }
 
-/// Another replica has corrected a window and made it final since this one watched it.
+/// Another replica has corrected a watched window since, and made it final.
 #[test]
 fn a_report_that_others_made_final_is_not_taken_back() {
     let (mut ledger, _) = resume(&[], None, 600);
     publish(&mut ledger, &[record(600, 5, 0), record(660, 1, 0)], 722);
-    // These are read again, though final ones are not.
+    // These reports are loaded again, although final ones are not.
     assert_eq!(ledger.known(), [window(600), window(660), window(660)]);
     let others = [(600, finished(report(7, 1))), (660, report(1, 0)), (720, report(1, 0))];
     let (resumed, _) = resume_from(stored(&others), Some(&ledger), 900);
@@ -225,7 +226,7 @@ fn a_report_that_others_made_final_is_not_taken_back() {
 #[test]
 fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
     let (ledger, lost) = resume(&[(600, report(1, 0))], None, 600 + 86_400 + 180);
-    // Also the one whose ids expire in a moment, before they are counted.
+    // This includes the window whose ids expire in a moment, before they are counted.
     assert_eq!(
         lost,
         Some(Lost {
@@ -236,9 +237,9 @@ fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
     );
     assert_eq!(ledger.next_due_ms(), 902_000);
     assert_eq!(resume(&[(600, report(1, 0))], None, 600 + 86_400).1, None);
-    // Some that came late to one of them do not bring back the others.
+    // Late ids in one of them do not bring back the others.
     assert_eq!(resume(&[(600, report(1, 0))], Some(660), 600 + 86_400 + 180).1, lost);
-    // Unless a leader kept them, because it could not publish; and then for a day.
+    // A leader that could not publish renewed their expiry: then they are kept for a day.
     let kept = |kept_s: u64, now_s: u64| {
         let stored = Stored {
             kept_ms: Some(kept_s * 1000),
@@ -252,7 +253,8 @@ fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
     assert_eq!(kept(80_000, 80_040 + 86_400 - 60), (Some(80_040 / 60 - 11), 80_102_000));
 }
 
-/// Whatever the length of windows: what certainly has its ids is reported, all else is lost and none of it reported as 0.
+/// Windows that certainly have their ids are reported, for every window length.
+/// All others are lost, and none of them is reported as 0.
 #[test]
 fn windows_of_every_length_are_lost_once_their_ids_may_have_expired() {
     for seconds in [1, 60, 3_600, 21_600, 86_400] {
@@ -274,7 +276,7 @@ fn windows_of_every_length_are_lost_once_their_ids_may_have_expired() {
                 expires_ms(first) <= now_ms + 60_000,
                 "{seconds} {down_s}"
             );
-            // Not more than had to be.
+            // No more windows are lost than necessary.
             let before = next.previous().expect("not the first");
             assert!(
                 lost.is_none() || expires_ms(before) <= now_ms + 60_000,
@@ -289,7 +291,7 @@ fn a_single_old_set_does_not_have_half_a_century_made_up_for() {
     let now_s = 1_795_383_000;
     let (ledger, lost) = resume(&[], Some(0), now_s);
     assert_eq!((ledger.next, lost), (window(now_s), None));
-    assert_eq!(ledger.stray(window(0), None, now_s * 1000), Stray::TooLate);
+    assert_eq!(ledger.orphaned_ids(window(0), None, now_s * 1000), Orphaned::TooLate);
     let with_ids = [0, now_s - 600, now_s - 60].map(window);
     assert_eq!(begin(length(), with_ids, now_s * 1000), window(now_s - 600));
 }
@@ -309,20 +311,24 @@ fn windows_that_were_made_final_before_they_began_are_watched_again() {
     assert_eq!(due(&ledger, 782_000), [720]);
 }
 
-/// A clock that was days ahead, while a leader of before was there: windows up to it are lost by that clock, and reported by the right one if they have ids.
+/// The clock was days ahead while an earlier leader ran.
+/// By that clock, windows up to it are lost. By the right clock, they are reported if they have
+/// ids.
 #[test]
 fn windows_that_a_wrong_clock_skipped_are_reported_once_they_have_ended() {
     let (mut ledger, _) = resume(&[(540, report(5, 0))], None, 630);
     let (ahead, lost) = resume_from(stored(&[(540, report(5, 0))]), Some(&ledger), 630 + 2 * 86_400);
     assert!(lost.is_some());
     (ledger, _) = resume_from(stored(&[(540, report(5, 0))]), Some(&ahead), 630);
-    assert_eq!(ledger.stray(window(600), None, 661_999), Stray::Expected);
-    assert_eq!(ledger.stray(window(600), None, 662_000), Stray::Unreported);
-    ledger.add_strays(&[window(600)]);
+    assert_eq!(ledger.orphaned_ids(window(600), None, 661_999), Orphaned::Expected);
+    assert_eq!(ledger.orphaned_ids(window(600), None, 662_000), Orphaned::Unreported);
+    ledger.add_orphaned(&[window(600)]);
     assert_eq!(due(&ledger, 662_000), [600]);
 }
 
-/// What is planned of the window of 600: count and revision of the news, or whether its late period is over.
+/// Plans the window at 600, and returns what is planned.
+/// This is the count and revision of the pending revision, and whether the allowed lateness is
+/// over.
 fn plan(ledger: &Ledger, count: u64, now_s: u64) -> (Option<(u64, u64)>, bool) {
     let plan = ledger.plan([(window(600), count)], now_s * 1000);
     let news = plan.news.first().map(|news| (news.count, news.revision));
@@ -342,9 +348,9 @@ fn late_ids_make_a_revision_until_the_late_period_is_over() {
     // First reported at 662, and watched for 120 s from then on.
     assert_eq!(plan(&ledger, 6, 782), (None, true));
     assert_eq!(plan(&ledger, 5, 782), (None, true));
-    // What is not reported is not final.
+    // A count that is not reported is not final.
     assert_eq!(plan(&ledger, 9, 782), (Some((9, 2)), false));
-    // Nor what came in the last moment.
+    // Nor are ids that arrived at the last moment.
     let last = ledger.plan_closed([(window(600), 7)]);
     assert_eq!((last.news[0].count, last.news[0].revision), (7, 2));
     assert!(last.finals.is_empty());
@@ -418,15 +424,24 @@ fn ids_of_a_past_window_are_too_late_unless_it_was_never_reported() {
     assert!(!ledger.is_past(window(600)), "watched");
     assert!(!ledger.is_past(window(660)), "not reported yet");
     let last = finished(report(1, 0));
-    assert_eq!(ledger.stray(window(540), Some(&last), 800_000), Stray::TooLate);
-    assert_eq!(ledger.stray(window(540), Some(&report(1, 0)), 800_000), Stray::Expected);
-    // Some of its ids may have expired, so that a count would be wrong.
-    assert_eq!(ledger.stray(window(540), None, 600_000 + day - 60_000), Stray::TooLate);
     assert_eq!(
-        ledger.stray(window(540), None, 600_000 + day - 60_001),
-        Stray::Unreported
+        ledger.orphaned_ids(window(540), Some(&last), 800_000),
+        Orphaned::TooLate
     );
-    ledger.add_strays(&[window(540), window(600), window(660)]);
+    assert_eq!(
+        ledger.orphaned_ids(window(540), Some(&report(1, 0)), 800_000),
+        Orphaned::Expected
+    );
+    // Some of its ids may have expired, so that a count would be wrong.
+    assert_eq!(
+        ledger.orphaned_ids(window(540), None, 600_000 + day - 60_000),
+        Orphaned::TooLate
+    );
+    assert_eq!(
+        ledger.orphaned_ids(window(540), None, 600_000 + day - 60_001),
+        Orphaned::Unreported
+    );
+    ledger.add_orphaned(&[window(540), window(600), window(660)]);
     assert_eq!(due(&ledger, 722_000), [540, 660]);
     assert!(!ledger.is_past(window(540)));
     publish(&mut ledger, &[record(540, 5, 0)], 722);
@@ -439,11 +454,12 @@ fn a_redis_that_lost_its_reports_does_not_have_windows_reported_anew() {
     publish(&mut ledger, &[record(600, 5, 0)], 662);
     ledger.watched.clear();
     let (ledger, _) = resume_from(Stored::default(), Some(&ledger), 800);
-    assert_eq!(ledger.stray(window(600), None, 800_000), Stray::TooLate);
+    assert_eq!(ledger.orphaned_ids(window(600), None, 800_000), Orphaned::TooLate);
 }
 
 proptest! {
-    /// However the clock runs and whenever the reporter restarts, each window is first reported once, in order.
+    /// Each window is first reported once, in order.
+    /// This holds for every course of the clock and for every restart.
     #[test]
     fn every_window_is_reported_once_and_in_order(steps in proptest::collection::vec((0..200_000u64, any::<bool>()), 1..40)) {
         let (mut ledger, _) = resume(&[], None, 600);
@@ -457,7 +473,7 @@ proptest! {
             for due in ledger.due(now, 3) {
                 prop_assert!(due.end_ms() + 2000 <= now);
                 let news = ledger.plan([(due, 1)], now).news;
-                prop_assert_eq!(&news, &[News { window: due, count: 1, revision: 0, late: 0, before: [0, 0] }]);
+                prop_assert_eq!(&news, &[PendingRevision { window: due, count: 1, revision: 0, late: 0, before: [0, 0] }]);
                 ledger.prepared([record(due.start(), 1, 0)]);
                 ledger.acknowledged(now);
                 ledger.recorded();
@@ -470,8 +486,8 @@ proptest! {
     }
 }
 
-/// The first that was ever reported may be a window of long ago, in which a host counted whose clock was behind: there is nothing to be made up for since,
-/// and what comes before the beginning is reported too.
+/// The first report may be of a window long ago, from a host with a slow clock.
+/// The windows since then need not be reported. A window before the beginning is reported too.
 #[test]
 fn a_report_of_long_ago_is_no_beginning() {
     let long_ago = || stored(&[(6_000, finished(report(1, 0)))]);
@@ -483,16 +499,16 @@ fn a_report_of_long_ago_is_no_beginning() {
     let (ledger, lost) = resume_from(begun, None, 60_100);
     assert!(lost.is_none());
     assert_eq!(ledger.next, window(60_000));
-    let before = ledger.stray(window(59_940), None, 60_100_000);
-    assert!(matches!(before, Stray::Unreported));
-    // Redis has lost everything and begun anew, and this process has not.
+    let before = ledger.orphaned_ids(window(59_940), None, 60_100_000);
+    assert!(matches!(before, Orphaned::Unreported));
+    // Redis has lost everything and begun anew, but this process has not.
     let (known, _) = resume_from(stored(&[(59_940, report(1, 0))]), None, 60_000);
     let anew = Stored {
         from: Some(window(60_180)),
         ..Stored::default()
     };
     assert_eq!(resume_from(anew, Some(&known), 60_180).0.next, window(60_000));
-    // Somebody has begun to publish, and it is not recorded.
+    // A leader has begun to publish the window, and has not recorded it.
     let publishing = Stored {
         pending: [(window(60_000), Pending::publish(&record(60_000, 1, 0)))].into(),
         ..long_ago()

@@ -1,4 +1,6 @@
-//! The reporters' requests, which the leader's own code makes, and how Redis and Kafka answer them: the model of the scripts.
+//! The reporters' requests, and how Redis and Kafka answer them.
+//!
+//! The leader's own code makes the requests. The answers are the model of the scripts.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::pin;
@@ -13,10 +15,10 @@ use verve_protocol::{Partitions, Report, Window, WindowLength, WindowRecord};
 use super::super::WindowsConfig;
 use super::super::ended::Ended;
 use super::super::leader::{Leader, Leading};
-use super::super::ledger::{Change, Ledger, News, Stored, Stray};
+use super::super::ledger::{Ledger, Orphaned, PendingRevision, RecordedRevision, Stored};
 use super::super::pending::Pending;
-use super::super::ports::{Books, Held, Swept};
-use super::super::sweeps::{Pace, Sweeps};
+use super::super::ports::{Held, ReportStore, Swept};
+use super::super::sweeps::{SweepThrottle, Sweeps};
 use super::world::{LATE, Outcome, SERVERS, WINDOW_SECONDS, World};
 use crate::clock::RedisClock;
 use crate::health::Health;
@@ -24,52 +26,55 @@ use crate::kafka::{Begun, Publish, Unpublished};
 use crate::metrics::Metrics;
 use crate::periods::Periods;
 
-/// What a reporter is at.
+/// The current work of a reporter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Work {
     /// It waits for the lease.
     #[default]
     Acquire,
-    /// It loads what there is to do.
+    /// It loads the state to resume from.
     Resume,
-    /// A turn of its loop.
+    /// It runs an iteration of its loop.
     Turn,
-    /// It tells what it has found beside that: news of windows with ids that came too late, and windows that were never reported.
-    Found(Vec<News>, Vec<Window>),
+    /// It handles the findings of a search.
+    /// These are revisions of windows with ids that came too late, and windows that were never
+    /// reported.
+    Found(Vec<PendingRevision>, Vec<Window>),
 }
 
-/// What a reporter asks for.
+/// A request of a reporter.
 #[derive(Clone, Debug)]
 enum Request {
     Clock,
-    /// All but final reports, and those of these windows.
+    /// Loads all reports except final ones, and the reports of these windows.
     Load(BTreeSet<Window>),
     Count(Vec<Window>),
     Close(Vec<Window>),
     Prepare(Vec<WindowRecord>),
-    Record(Vec<Change>),
+    Record(Vec<RecordedRevision>),
     Finish(Vec<(Window, Report)>),
     Remove(Vec<Window>),
     Begin,
     Publish(Vec<WindowRecord>),
 }
 
-/// What it is answered.
+/// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {
     Clock(u64),
     Stored(Stored),
     Counts(Vec<u64>),
     Done,
-    /// Without the lease nothing is done.
+    /// Nothing was done, since the reporter does not hold the lease.
     LeaseLost,
     Begun(u8),
     Fenced,
-    /// There is none, or one that tells of a failure.
+    /// There is no answer, or it is an error.
     Failed,
 }
 
-/// Redis and Kafka, as a reporter sees them: it hears what it was answered before, and asks then.
+/// Redis and Kafka, as a reporter sees them.
+/// The reporter first gets the answers that it has received before, and then makes a request.
 #[derive(Clone, Default)]
 struct Asked(Arc<Mutex<Exchange>>);
 
@@ -95,7 +100,7 @@ impl Asked {
         }
     }
 
-    /// Something that is done only with the lease.
+    /// Makes a request that is served only with the lease.
     async fn ask_as_leader(&self, request: Request) -> Result<(), Ended> {
         match self.ask(request).await {
             Answer::Done => Ok(()),
@@ -110,7 +115,7 @@ fn failed(answer: &Answer) -> RedisError {
     RedisError::from((ErrorKind::Io, "lost"))
 }
 
-/// Nobody takes it away: that somebody else has it, the world knows.
+/// A lease that nobody takes away: only the world knows who holds it.
 struct ModelLease;
 
 impl Held for ModelLease {
@@ -119,7 +124,7 @@ impl Held for ModelLease {
     }
 }
 
-impl Books for Asked {
+impl ReportStore for Asked {
     type Lease = ModelLease;
 
     async fn clock(&self) -> RedisResult<RedisClock> {
@@ -161,8 +166,8 @@ impl Books for Asked {
         }
     }
 
-    async fn records(&self, news: &[News]) -> RedisResult<Vec<WindowRecord>> {
-        let record = |news: &News| WindowRecord {
+    async fn records(&self, news: &[PendingRevision]) -> RedisResult<Vec<WindowRecord>> {
+        let record = |news: &PendingRevision| WindowRecord {
             window: news.window,
             count: news.count,
             revision: news.revision,
@@ -180,7 +185,7 @@ impl Books for Asked {
         self.ask_as_leader(Request::Prepare(records.to_vec())).await
     }
 
-    async fn record(&self, _: &ModelLease, changes: &[Change]) -> Result<(), Ended> {
+    async fn record(&self, _: &ModelLease, changes: &[RecordedRevision]) -> Result<(), Ended> {
         self.ask_as_leader(Request::Record(changes.to_vec())).await
     }
 
@@ -200,7 +205,7 @@ impl Books for Asked {
     }
 }
 
-/// A session of Kafka: its epoch, once it has begun.
+/// A Kafka session: its epoch, once it has begun.
 struct Session {
     epoch: Option<u8>,
     asked: Asked,
@@ -235,11 +240,11 @@ impl Publish for Session {
     }
 }
 
-/// How far a reporter comes with the answers that it has.
+/// How far a reporter gets with the answers that it has.
 enum Ran {
-    /// To this request.
+    /// Up to this request.
     Asks(Request),
-    /// To the end of its work: what it knows then, and its session.
+    /// To the end of its work, with its ledger and its session's epoch then.
     Done(Option<Ledger>, Option<u8>),
     Ended,
 }
@@ -262,12 +267,12 @@ impl Runner {
                 callback: None,
                 periods: Periods::default(),
             },
-            books: Arc::new(asked.clone()),
+            report_store: Arc::new(asked.clone()),
             health: Arc::new(Health::new(Duration::ZERO)),
             metrics: Metrics::default().windows(None),
             counter: None,
             partitions: Partitions::default(),
-            pace: Pace::at_rest(),
+            throttle: SweepThrottle::at_rest(),
         };
         Self {
             leader,
@@ -276,7 +281,7 @@ impl Runner {
         }
     }
 
-    /// Runs a reporter's work from its beginning, up to where it has no answer.
+    /// Runs a reporter's work from its beginning, until an answer is missing.
     fn run(&self, world: &World, i: usize) -> Ran {
         let reporter = &world.reporters[i];
         {
@@ -341,7 +346,7 @@ impl Runner {
 }
 
 impl World {
-    /// The next request of a reporter, and what it does with the answer.
+    /// Serves the next request of a reporter, and runs the reporter with the answer.
     pub fn request(&mut self, i: usize, outcome: Outcome, runner: &Runner) {
         if matches!(outcome, Outcome::AnswerLost | Outcome::Refused) {
             self.budget.faults -= 1;
@@ -365,7 +370,8 @@ impl World {
         self.settle(i, ran);
     }
 
-    /// Up to where a reporter asks for something. None if it comes to the end of its work before.
+    /// Runs a reporter up to its next request.
+    /// Returns `None` if it reaches the end of its work before.
     fn asks(&mut self, i: usize, runner: &Runner) -> Option<Request> {
         let reporter = &mut self.reporters[i];
         if reporter.answers.is_empty() && matches!(reporter.work, Work::Resume | Work::Turn) {
@@ -375,7 +381,7 @@ impl World {
         self.settle(i, ran)
     }
 
-    /// If a reporter has come to the end of its work, it has another one.
+    /// Gives a reporter its next work if it has reached the end of the last one.
     fn settle(&mut self, i: usize, ran: Ran) -> Option<Request> {
         match ran {
             Ran::Asks(request) => return Some(request),
@@ -406,7 +412,7 @@ impl World {
                 None => Answer::Failed,
             },
             Request::Remove(windows) => self.remove(&windows),
-            // A failure there is no reason to give up the lease.
+            // A failure to record is no reason to give up the lease.
             Request::Record(_) if outcome == Outcome::Abandoned => Answer::Failed,
             Request::Prepare(_) | Request::Record(_) | Request::Finish(_) if !self.leads(i) => Answer::LeaseLost,
             Request::Prepare(records) => self.prepare(&records),
@@ -436,7 +442,8 @@ impl World {
         })
     }
 
-    /// The epoch of a reporter's session, which may have begun in this turn.
+    /// Returns the epoch of a reporter's session.
+    /// The session may have begun in this iteration.
     fn epoch_of(&self, i: usize) -> u8 {
         let begun = self.reporters[i].answers.iter().rev().find_map(|answer| match answer {
             Answer::Begun(epoch) => Some(*epoch),
@@ -448,7 +455,7 @@ impl World {
     fn load(&self, known: &BTreeSet<Window>) -> Stored {
         let newest = self.reports.keys().next_back().copied();
         let mut reports = self.reports.clone();
-        // As it is read: no final report but the newest, and those of what it knows.
+        // Like the real code: no final reports, except the newest and those of known windows.
         reports.retain(|window, report| !report.is_final || Some(*window) == newest || known.contains(window));
         Stored {
             reports,
@@ -481,7 +488,8 @@ impl World {
         Answer::Done
     }
 
-    /// On one server after the other: between them anything may happen. Whether it is the leader still makes no difference.
+    /// Closes windows on one server after the other: any move may happen in between.
+    /// Whether the reporter is still the leader makes no difference.
     fn close(&mut self, i: usize, over: &[Window]) -> Option<Answer> {
         let (server, mut counts) = (self.reporters[i].closing.take()).unwrap_or_else(|| (0, vec![0; over.len()]));
         for (window, count) in over.iter().zip(&mut counts) {
@@ -518,16 +526,16 @@ impl World {
         Answer::Done
     }
 
-    fn record(&mut self, changes: &[Change]) -> Answer {
-        for Change { record, report } in changes {
+    fn record(&mut self, changes: &[RecordedRevision]) -> Answer {
+        for RecordedRevision { record, report } in changes {
             self.reports.insert(record.window, *report);
             self.pending.remove(&record.window);
         }
         Answer::Done
     }
 
-    /// Looks for ids that came too late, puts them aside, and finds out what to publish of them. Whether it is the leader still makes
-    /// no difference.
+    /// Finds ids that came too late, keeps them apart, and plans their revisions.
+    /// Whether the reporter is still the leader makes no difference.
     pub fn sweep(&mut self, i: usize, runner: &Runner) {
         let Some(ledger) = self.reporters[i].ledger.clone() else {
             return;
@@ -537,17 +545,17 @@ impl World {
         past.retain(|window| ledger.is_past(*window));
         let mut unreported = Vec::new();
         for window in past {
-            match ledger.stray(window, self.reports.get(&window), self.now_ms) {
-                Stray::Unreported => unreported.push(window),
-                Stray::TooLate => {
+            match ledger.orphaned_ids(window, self.reports.get(&window), self.now_ms) {
+                Orphaned::Unreported => unreported.push(window),
+                Orphaned::TooLate => {
                     let ids: u64 = self.sets.remove(&window).unwrap_or_default().iter().sum();
                     *self.late.entry(window).or_default() += ids;
                 }
-                Stray::Expected => {}
+                Orphaned::Expected => {}
             }
         }
-        let told = self.late.iter();
-        let news = told.filter_map(|(window, ids)| ledger.late(*window, self.reports.get(window)?, *ids));
+        let late = self.late.iter();
+        let news = late.filter_map(|(window, ids)| ledger.late(*window, self.reports.get(window)?, *ids));
         self.reporters[i].work = Work::Found(news.collect(), unreported);
         self.asks(i, runner);
     }

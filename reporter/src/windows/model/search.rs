@@ -1,4 +1,4 @@
-//! The search through all states, and what must hold in them.
+//! The search through all states, and the properties that must hold in them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -6,24 +6,26 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use super::requests::Runner;
 use super::world::{Move, Outcome, World};
 
-/// Long enough for any good end.
+/// Enough steps for any correct end.
 const STEPS: usize = 200;
 
-/// What was seen already, by its hash: of millions of states two share one in a million runs.
+/// The states visited so far, by their hash.
+/// Among millions of states, two share a hash in one of a million runs.
 #[derive(Default)]
-struct Seen(HashSet<u64>);
+struct VisitedStates(HashSet<u64>);
 
-impl Seen {
+impl VisitedStates {
     fn is_new(&mut self, world: &World) -> bool {
         self.0
             .insert(BuildHasherDefault::<DefaultHasher>::default().hash_one(world))
     }
 }
 
-/// Visits every state that can be reached from `first`. Answers how many there are, or the first thing that is wrong.
+/// Visits every state that can be reached from `first`.
+/// Returns how many there are, or the first problem.
 pub fn explore(first: World) -> Result<usize, String> {
     let runner = Runner::new();
-    let (mut seen, mut recovered) = (Seen::default(), Seen::default());
+    let (mut seen, mut recovered) = (VisitedStates::default(), VisitedStates::default());
     seen.is_new(&first);
     let mut open = vec![first];
     while let Some(world) = open.pop() {
@@ -39,8 +41,9 @@ pub fn explore(first: World) -> Result<usize, String> {
     Ok(seen.0.len())
 }
 
-/// Of each window: revision 0 first, then each revision with more ids, or more that came too late; a record may come again, the
-/// same.
+/// Checks the order of each window's records.
+/// Revision 0 comes first, then each revision with more ids, or with more ids that came too late.
+/// The same record may come again.
 fn check_log(world: &World) -> Result<(), String> {
     let mut last = BTreeMap::new();
     for record in &world.log {
@@ -65,15 +68,16 @@ fn check_log(world: &World) -> Result<(), String> {
     Ok(())
 }
 
-/// A reporter that is started now, and alone, brings it to an end in which every window's last record is right.
-fn check_end(world: &World, recovered: &mut Seen, runner: &Runner) -> Result<(), String> {
+/// Checks that a reporter that is started now, alone, reaches a correct end.
+/// At this end, every window's last record is right.
+fn check_end(world: &World, recovered: &mut VisitedStates, runner: &Runner) -> Result<(), String> {
     let mut end = world.clone();
     end.restart(0);
     end.expire();
     let mut idle = 0;
     for _ in 0..STEPS {
         if !recovered.is_new(&end) {
-            // From here on it went well before.
+            // This state has led to a correct end before.
             return Ok(());
         }
         match end.after(Move::Request(0, Outcome::Done), runner) {

@@ -1,4 +1,6 @@
-//! The world: Redis, Kafka, the clock and two reporters; and the moves that lead from one state of it to the next.
+//! The world: Redis, Kafka, the clock and two reporters, and its moves.
+//!
+//! A move leads from one state of the world to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,21 +11,22 @@ use super::super::ledger::Ledger;
 use super::super::pending::Pending;
 use super::requests::{Answer, Runner, Work};
 
-/// Where ids are: two Redis, so that a window's sets are not removed at once.
+/// The number of Redis servers with ids.
+/// There are two, so that a window's sets are not removed in one command.
 pub const SERVERS: usize = 2;
-/// From a window's first report on: how long late ids correct it.
+/// The allowed lateness: how long after its first report late ids correct a window.
 pub const LATE: Duration = Duration::from_secs(1);
-/// Far longer than the late period, so that no further window becomes due meanwhile.
+/// Far longer than the allowed lateness, so that no further window becomes due.
 pub const WINDOW_SECONDS: u32 = 60;
 
-/// How often each thing may happen.
+/// How often each event may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Budget {
     pub ids: u8,
     pub crashes: u8,
     pub expiries: u8,
     pub faults: u8,
-    /// Each as long as the late period.
+    /// Each tick is as long as the allowed lateness.
     pub ticks: u8,
 }
 
@@ -37,7 +40,7 @@ impl Budget {
     };
 }
 
-/// One state.
+/// One state of the world.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     pub budget: Budget,
@@ -46,40 +49,40 @@ pub struct World {
     pub windows: Vec<Window>,
     pub lease: Option<(usize, u8)>,
     pub sets: BTreeMap<Window, [u64; SERVERS]>,
-    /// What windows were counted by for the last time.
+    /// The closed sets of windows, which were counted for the last time.
     pub closed: BTreeMap<Window, [u64; SERVERS]>,
-    /// The windows that were closed, by server, though they may have had no ids there.
+    /// The closed windows by server, even if they had no ids there.
     pub closing: BTreeSet<(Window, usize)>,
-    /// What came after windows were final.
+    /// How many ids came after windows were final.
     pub late: BTreeMap<Window, u64>,
     pub reports: BTreeMap<Window, Report>,
     pub pending: BTreeMap<Window, Pending>,
     pub epoch: u8,
     pub log: Vec<WindowRecord>,
-    /// Sent by a reporter that has gone on since, and neither arrived nor refused yet.
+    /// Records of a reporter that has gone on since, neither accepted nor refused yet.
     pub in_flight: Option<(u8, Vec<WindowRecord>)>,
     pub reporters: [Reporter; 2],
-    /// What should come of it: ids ever added, and those of them in time.
+    /// The expected result: all ids ever added, and those added in time.
     pub added: BTreeMap<Window, u64>,
     pub in_time: BTreeMap<Window, u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Reporter {
-    /// How often it crashed: each life has another name in the lease.
+    /// How often it crashed. Each life has another name in the lease.
     pub life: u8,
-    /// As it was when the work began.
+    /// The ledger when the work began.
     pub ledger: Option<Ledger>,
-    /// The producer's epoch, once the session has begun; then too.
+    /// The producer's epoch when the work began, if the session had begun.
     pub session: Option<u8>,
     pub work: Work,
-    /// What its requests were answered since.
+    /// The answers to its requests since then.
     pub answers: Vec<Answer>,
-    /// Of windows that are being closed, the next of the servers, and what was counted so far.
+    /// While windows are being closed: the next server, and the counts so far.
     pub closing: Option<(usize, Vec<u64>)>,
 }
 
-/// What a reporter's next request comes to.
+/// The outcome of a reporter's next request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done,
@@ -87,11 +90,11 @@ pub enum Outcome {
     AnswerLost,
     /// It was not done.
     Refused,
-    /// It is still under way when the reporter notices that it lost the lease.
+    /// It is still in progress when the reporter notices that it lost the lease.
     Abandoned,
 }
 
-/// From one state to another.
+/// A step from one state to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
     Request(usize, Outcome),
@@ -105,7 +108,7 @@ pub enum Move {
 }
 
 impl World {
-    /// As many windows as that are due, of one id each, and nobody has reported.
+    /// Creates a world with this many due windows of one id each, none reported.
     pub fn new(windows: usize, budget: Budget, fencing: bool) -> Self {
         let length = WindowLength::try_new(WINDOW_SECONDS).expect("valid");
         let first = length.window_at_ms(600_000);
@@ -134,7 +137,7 @@ impl World {
         }
     }
 
-    /// What can happen now.
+    /// Returns the moves that are possible now.
     pub fn moves(&self) -> Vec<Move> {
         let Budget {
             ids,
@@ -183,7 +186,7 @@ impl World {
         moves
     }
 
-    /// The state after a move; `None` if it changes nothing.
+    /// Returns the state after a move, or `None` if the move changes nothing.
     pub fn after(&self, chosen: Move, runner: &Runner) -> Option<Self> {
         let mut world = self.clone();
         match chosen {
@@ -214,12 +217,12 @@ impl World {
         (world != *self).then_some(world)
     }
 
-    /// Time passes, as long as the late period.
+    /// Advances the time by the allowed lateness.
     pub fn tick(&mut self) {
         self.now_ms += 1000;
     }
 
-    /// The reporter's process ends, and is started anew.
+    /// Ends the reporter's process, and starts it anew.
     pub fn restart(&mut self, i: usize) {
         self.reporters[i] = Reporter {
             life: self.reporters[i].life + 1,
@@ -227,7 +230,7 @@ impl World {
         };
     }
 
-    /// The lease runs out.
+    /// Lets the lease expire.
     pub fn expire(&mut self) {
         self.lease = None;
     }
@@ -248,7 +251,7 @@ impl World {
         self.lease == Some(self.name(i))
     }
 
-    /// Gives up the lease, and knows what it knew.
+    /// Gives up the lease. The reporter keeps its ledger.
     pub fn stand_down(&mut self, i: usize) {
         if self.leads(i) {
             self.lease = None;
@@ -260,7 +263,7 @@ impl World {
         reporter.answers.clear();
     }
 
-    /// Kafka takes records, unless a newer session has begun.
+    /// Adds records to Kafka, unless a newer session has begun.
     pub fn produce(&mut self, epoch: u8, records: &[WindowRecord]) -> bool {
         let taken = epoch == self.epoch || !self.fencing;
         if taken {

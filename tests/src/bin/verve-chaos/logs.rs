@@ -1,4 +1,4 @@
-//! What the parts have written and what was done to them, kept for the case of a failure.
+//! The logs of the parts and of the faults, kept in case the run fails.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Nothing yet. Times are counted from now.
+    /// Creates empty logs. Times are relative to this call.
     pub fn new() -> Self {
         Self {
             begin: Instant::now(),
@@ -26,14 +26,14 @@ impl Logs {
         }
     }
 
-    /// Prints a line of what happens, and keeps it.
+    /// Prints a line about an event, and keeps it.
     pub fn event(&self, text: &str) {
         let line = format!("{:7.1} s  {text}\n", self.begin.elapsed().as_secs_f64());
         print!("{line}");
         self.keep("events", &line);
     }
 
-    /// Adds what one process of a part has written.
+    /// Adds the output of one process of a part.
     pub fn add(&self, part: &Part, text: &str) {
         let until = self.begin.elapsed().as_secs_f64();
         self.keep(&part.to_string(), &format!("{text}--- until {until:.1} s\n"));
@@ -44,7 +44,7 @@ impl Logs {
         self.texts().entry(name.to_owned()).or_default().push_str(text);
     }
 
-    /// Writes all of it into `target/chaos/<seed>/`, and says where.
+    /// Writes all logs into `target/chaos/<seed>/`, and returns this folder.
     pub fn save(&self, seed: u64) -> Result<PathBuf> {
         let folder = paths::target().join("chaos").join(seed.to_string());
         let context = || format!("cannot write to {}", folder.display());

@@ -1,13 +1,16 @@
-//! `verve-chaos`: all of Verve under steady traffic, while every part of it is killed, stopped, paused and cut off.
-//! Started by `cargo xtask chaos`, which builds it first.
+//! `verve-chaos`: all of Verve under steady traffic, while its parts fail.
 //!
-//! - [`schedule`]: what goes wrong when, from a seed
-//! - [`parts`]: what runs, and how it comes to harm; [`logs`]: what it has written
+//! Every part is killed, stopped, paused and cut off. `cargo xtask chaos` builds and starts this
+//! program.
+//!
+//! - [`schedule`]: the faults and their times, drawn from a seed
+//! - [`parts`]: the parts that run, and how they fail; [`logs`]: their output
 //! - [`traffic`], [`tally`]: the clients, and what follows from their answers
-//! - [`settle`], [`verdict`]: the calm at the end, and whether every promise was kept
+//! - [`settle`], [`verdict`]: the quiet time at the end, and whether every promise was kept
 //!
-//! In each round a part has at most one fault; after it all is well until the spools are empty. So what a host has spooled
-//! is in Redis before its window's late period is over, which is what the contract asks of whoever runs it.
+//! In each round, a part has at most one fault. After the round, there are no faults until the
+//! spools are empty. So the ids that a host has spooled are in Redis before the allowed lateness of
+//! their window is over. The contract requires this from the operator.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -23,7 +26,7 @@ use verve_tests::clock;
 
 use logs::Logs;
 use parts::{GAME, Parts};
-use settle::Seen;
+use settle::Observed;
 use traffic::{Asked, Traffic};
 use verdict::Check;
 
@@ -35,29 +38,32 @@ mod tally;
 mod traffic;
 mod verdict;
 
-/// Kills, stops, pauses and cuts off every part of Verve under traffic, and checks that each id was counted exactly once.
+/// Makes every part of Verve fail under traffic, and checks the counts. Parts are killed, stopped,
+/// paused and cut off; each id must be counted exactly once.
 #[derive(Parser)]
 #[command(name = "verve-chaos")]
 struct Args {
-    /// How long faults go on; the last round is finished, and the calm after it takes up to two minutes more
+    /// How long faults occur; the last round is completed, and settling takes up to two minutes
+    /// more
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Repeats the faults of another run; drawn by lot without it
+    /// Repeat the faults of the run with this seed; random by default
     #[arg(long)]
     seed: Option<u64>,
-    /// On a Redis Cluster, three primaries and three replicas, instead of one server
+    /// Use a Redis Cluster, three primaries and three replicas, instead of one server
     #[arg(long)]
     cluster: bool,
-    /// Through an application that counts by the interface, in a named counter too: the example `login`
+    /// Use the example application `login`, which counts through the interface, also in a named
+    /// counter
     #[arg(long)]
     named: bool,
 }
 
 const WINDOW_SECONDS: u32 = 2;
-/// The least time between two rounds in which all is well.
+/// The least time without faults between two rounds.
 const REST: Duration = Duration::from_secs(2);
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
-/// The most problems of one kind that are printed.
+/// The maximum number of problems of one kind that are printed.
 const SHOWN: usize = 10;
 
 #[tokio::main]
@@ -75,7 +81,7 @@ async fn main() -> ExitCode {
         .filter_map(|(given, flag)| given.then_some(*flag))
         .collect();
     println!("chaos for {} s{flags}, seed {seed}", args.seconds);
-    // Whatever ends it, all parts are ended as they are dropped.
+    // In all cases, dropping the parts ends them.
     let kept = tokio::select! {
         kept = run(redis, &args, seed, &logs) => kept,
         () = interrupted() => return ExitCode::FAILURE,
@@ -108,7 +114,7 @@ async fn interrupted() {
     }
 }
 
-/// Says whether every promise was kept.
+/// Returns whether every promise was kept.
 async fn run(redis: schedule::Redis, args: &Args, seed: u64, logs: &Logs) -> Result<bool> {
     let length = clock::length(WINDOW_SECONDS);
     let parts = Parts::start(redis, args.named, length).await?;
@@ -134,7 +140,7 @@ async fn disturb(parts: &Parts, length: WindowLength, seconds: u64, seed: u64, l
     }
     traffic.stop().await;
     logs.event("no more faults and requests; waiting until all is settled");
-    // Requests that have no answer are at their end too before the last window is.
+    // Requests without an answer also end before the last window ends.
     sleep(REST).await;
     let windows = settle::windows_since(begin_ms, length);
     let jobs = traffic.tally().jobs.clone();
@@ -183,8 +189,8 @@ async fn progress(traffic: &Traffic, logs: &Logs) {
     }
 }
 
-/// What it takes to look into a failure.
-fn keep(windows: &[Window], traffic: &Traffic, seen: &Seen, logs: &Logs) {
+/// Keeps the data that is needed to examine a failure.
+fn keep(windows: &[Window], traffic: &Traffic, seen: &Observed, logs: &Logs) {
     for record in &seen.records {
         logs.keep(
             "records",

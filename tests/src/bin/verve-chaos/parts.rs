@@ -1,4 +1,4 @@
-//! Everything that runs, and how it comes to harm and back.
+//! The parts that run, and how they fail and recover.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,22 +23,24 @@ use verve_tests::store::Connection;
 use crate::logs::Logs;
 use crate::schedule::{self, Fault, PRIMARIES, Part, REPLICAS, Trouble};
 
-/// Where the reporters publish.
+/// The topic that the reporters publish to.
 pub const TOPIC: &str = "chaos";
-/// Where the fixed callback goes.
+/// The path of the fixed callback.
 pub const FIXED: &str = "/fixed";
-/// What is played where clients log in, and so which named counter there is.
+/// The game of the clients that log in. It determines the named counter.
 pub const GAME: &str = "chess";
 const NAMESPACE: &str = "chaos";
-/// Enough to have some on each node.
+/// Enough for some partitions on each node.
 const CLUSTER_PARTITIONS: u16 = 4;
 const GRACE_MS: &str = "500";
-/// Longer than a round, with all that may be restarted in it, and the rest after it: see `main`.
+/// The allowed lateness. It is longer than a round with all its restarts and the rest after it: see
+/// `main`.
 const LATE_SECONDS: &str = "60";
-/// How long a part may take to end when it is asked to. Reporters finish what they have begun, if it takes 10 s.
+/// How long a part may take to end after SIGTERM. Reporters complete the work they have begun, even
+/// if it takes 10 s.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// All parts, each to be harmed beside the others.
+/// All parts. Each can fail independently of the others.
 pub struct Parts {
     redis: Redis,
     redis_link: Link,
@@ -48,7 +50,7 @@ pub struct Parts {
     reporters: Vec<Mutex<Replica>>,
     pub sink: Sink,
     pub keys: Keys,
-    /// Of each counter: the one without a name, and a named one where there is.
+    /// The keys of each counter: of the counter without a name, and of the named one if it is used.
     pub counters: Vec<Keys>,
     pub partitions: Partitions,
     pub addresses: Vec<SocketAddr>,
@@ -63,7 +65,7 @@ struct Redis {
 
 impl Redis {
     async fn start(is: schedule::Redis) -> Result<Self> {
-        // Written through before each answer: what a client was told outlives Redis' own death.
+        // On disk before each answer: what Redis confirmed to a client survives the death of Redis.
         let options = RedisServer::options().append_only();
         let nodes = match is {
             schedule::Redis::Server => vec![options.start().await?],
@@ -83,7 +85,7 @@ impl Redis {
         })
     }
 
-    /// Moves slots to some primary.
+    /// Moves slots to one of the primaries.
     async fn move_slots(&self, fault: &Fault) -> Result<()> {
         let moved = u16::try_from(fault.lasts.as_millis())?;
         let shard = usize::from(moved) % PRIMARIES;
@@ -107,19 +109,19 @@ struct Replica {
 /// A part that is a process.
 trait Runs {
     fn process(&self) -> &Process;
-    /// Starts it again, with the data it had.
+    /// Restarts it with the data it had.
     async fn restart(&mut self) -> Result<()>;
 }
 
 impl Parts {
-    /// Starts everything. With `named`, the hosts have an application that counts in a named counter too.
+    /// Starts all parts. With `named`, the hosts run an application with a named counter too.
     pub async fn start(is: schedule::Redis, named: bool, length: WindowLength) -> Result<Self> {
         let redis = Redis::start(is).await.context("Redis")?;
         let redis_link = Link::start(redis.nodes[0].lock().await.address()).await?;
         let broker = Broker::start().await.context("Kafka")?;
         broker.kafka().create_topic(TOPIC, 1).await?;
         let sink = Sink::start().await?;
-        // What leads to a cluster's node does not lead to the others.
+        // A link to one node of a cluster does not lead to the other nodes.
         let (second, partitions, replicas) = match is {
             schedule::Redis::Server => (format!("redis://{}", redis_link.address()), 1, "0"),
             schedule::Redis::Cluster => (redis.urls.join(","), CLUSTER_PARTITIONS, "1"),
@@ -179,17 +181,17 @@ impl Parts {
         })
     }
 
-    /// What Redis is.
+    /// Returns the kind of Redis.
     pub const fn redis(&self) -> schedule::Redis {
         self.redis.is
     }
 
-    /// A new connection to Redis.
+    /// Opens a connection to Redis.
     pub async fn connection(&self) -> Result<Connection> {
         self.redis.connection().await
     }
 
-    /// Makes a part suffer from a fault, and brings it back.
+    /// Makes a part fail, and lets it recover.
     pub async fn suffer(&self, fault: &Fault, logs: &Logs) -> Result<()> {
         let suffered = match fault.part {
             Part::Redis(n) => suffer(&self.redis.nodes[n], fault, logs).await,
@@ -203,7 +205,7 @@ impl Parts {
         suffered.with_context(|| format!("{} {}", fault.part, fault.trouble))
     }
 
-    /// An error if a part has ended that nobody has ended.
+    /// Fails if a part has ended although nothing ended it.
     pub async fn check(&self) -> Result<()> {
         for (part, alive) in self.for_each(|process| process.exit_status().is_none()).await {
             ensure!(alive, "{part} has ended by itself");
@@ -211,14 +213,14 @@ impl Parts {
         Ok(())
     }
 
-    /// Adds to `logs` what the parts have written since they were started last.
+    /// Adds the output of the parts since their last start to `logs`.
     pub async fn collect(&self, logs: &Logs) {
         for (part, log) in self.for_each(Process::log).await {
             logs.add(&part, &log);
         }
     }
 
-    /// The spools: each host's database.
+    /// Returns the spools: each host's database.
     pub async fn spools(&self) -> Vec<PathBuf> {
         let mut spools = Vec::new();
         for host in &self.hosts {
@@ -268,7 +270,7 @@ async fn disturb(link: &Link, fault: &Fault) -> Result<()> {
         _ => link.cut(),
     }
     sleep(fault.lasts).await;
-    link.mend();
+    link.restore();
     Ok(())
 }
 

@@ -1,16 +1,18 @@
-//! What goes wrong when: rounds of faults, drawn from the seed alone, so that a run can be repeated.
+//! The faults and their times: rounds of faults.
+//!
+//! They depend on the seed alone, so that a run can be repeated.
 
 use std::fmt;
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// How many hosts there are, and how many reporters.
+/// The number of hosts, and the number of reporters.
 pub const REPLICAS: usize = 2;
-/// How many primaries a cluster has, each with a replica.
+/// The number of primaries of a cluster. Each has a replica.
 pub const PRIMARIES: usize = 3;
 
-/// What a fault befalls.
+/// The part that a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Redis itself: a server, or a node of the cluster.
@@ -21,7 +23,7 @@ pub enum Part {
     RedisLink,
     /// Kafka itself.
     Kafka,
-    /// The link to Kafka that everybody uses.
+    /// The link to Kafka that all parts use.
     KafkaLink,
     /// One of the hosts.
     Host(usize),
@@ -29,33 +31,33 @@ pub enum Part {
     Reporter(usize),
 }
 
-/// What happens to it.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// SIGKILL, and a new start at the end.
+    /// SIGKILL, and a restart at the end.
     Kill,
-    /// SIGTERM, and a new start at the end.
+    /// SIGTERM, and a restart at the end.
     Stop,
     /// SIGSTOP, and SIGCONT at the end.
     Pause,
-    /// All connections of a link end, and new ones at once.
+    /// All connections of a link end, and new ones end immediately.
     Cut,
     /// Nothing passes through a link.
     Hold,
-    /// Some slots go to another node.
+    /// Some slots move to another node.
     Move,
 }
 
-/// One thing that goes wrong in a round.
+/// One fault in a round.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What it befalls.
+    /// The affected part.
     pub part: Part,
-    /// What happens.
+    /// The kind of the fault.
     pub trouble: Trouble,
-    /// When it begins, since the round's begin.
+    /// When the fault begins, relative to the start of the round.
     pub after: Duration,
-    /// How long it lasts, a new start not included.
+    /// How long the fault lasts, without the restart.
     pub lasts: Duration,
 }
 
@@ -68,22 +70,25 @@ const OTHERS: [Part; 6] = [
     Part::Reporter(1),
 ];
 
-/// What Redis is.
+/// The kind of Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redis {
     /// One server.
     Server,
-    /// A cluster of three primaries, and then their replicas.
+    /// A cluster: first three primaries, then their replicas.
     Cluster,
 }
 
 impl Redis {
-    /// What of it may come to harm in the same round. Of a primary and its replica one at most: who has one replica survives the loss of
-    /// one of them at a time.
+    /// Returns the parts of Redis that may fail in the same round.
+    ///
+    /// These include at most one of a primary and its replica: with one replica, a cluster survives
+    /// the loss of one of the two at a time.
     fn parts(self, rng: &mut Rng) -> Vec<Part> {
         match self {
             Self::Server => vec![Part::Redis(0), Part::RedisLink],
-            // Redis itself may lose what is between two nodes when one of them fails.
+            // No node fails while slots move: Redis itself may then lose keys that are between two
+            // nodes.
             Self::Cluster if rng.f64() < 0.3 => vec![Part::Slots],
             Self::Cluster => (0..PRIMARIES)
                 .map(|primary| Part::Redis(primary + PRIMARIES * usize::from(rng.bool())))
@@ -92,7 +97,7 @@ impl Redis {
     }
 }
 
-/// The next round: at most one fault of each part, and at least one in all.
+/// Returns the next round: at most one fault of each part, and at least one in total.
 pub fn round(redis: Redis, rng: &mut Rng) -> Vec<Fault> {
     loop {
         let parts = redis.parts(rng).into_iter().chain(OTHERS);
@@ -119,7 +124,8 @@ fn fault(part: Part, rng: &mut Rng) -> Option<Fault> {
         Part::RedisLink | Part::KafkaLink => (0.4, rng.choice(link)?),
     };
     let after = Duration::from_millis(rng.u64(0..6_000));
-    // The long ones outlast what others wait for: a lease of 6 s, and the 10 s in which Kafka must acknowledge.
+    // The long faults exceed what others wait for: a lease of 6 s, and the 10 s in which Kafka must
+    // acknowledge.
     let lasts = match (rng.f64() < 0.3, part) {
         (false, _) => rng.u64(100..3_000),
         (true, Part::Kafka | Part::KafkaLink) => rng.u64(10_500..13_000),

@@ -1,4 +1,4 @@
-//! The time of calm: whatever is under way comes to its end, and is looked at.
+//! The quiet time at the end: waits until all work is complete, and reads the results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,30 +16,33 @@ use verve_tests::{clock, http};
 
 use crate::parts::{FIXED, Parts, TOPIC};
 
-/// How long it may take until all is settled: jobs of a reporter that was killed are free for another one after 30 s.
+/// How long it may take until all work is complete. Another reporter can take over the jobs of a
+/// killed one after 30 s.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long the hosts may take to bring their spools to Redis while all is well: an instance that was killed while it did so
-/// has it to itself for 10 s more. The machine may be busy with other tests; what counts is that the late period is longer.
+/// How long the hosts may take to drain their spools into Redis when there are no faults.
+///
+/// A killed instance that was draining keeps the spool reserved for 10 s more. The machine may be
+/// busy with other tests. The only requirement is that the allowed lateness is longer.
 const DRAINED_WITHIN: Duration = Duration::from_secs(45);
-/// How often it is looked whether all is settled.
+/// How often to check whether all work is complete.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What is there to be seen.
+/// The results of a run.
 #[derive(Default)]
-pub struct Seen {
-    /// The topic.
+pub struct Observed {
+    /// The records of the topic.
     pub records: Vec<Record>,
     /// The jobs that reached their endpoint.
     pub delivered: BTreeSet<u64>,
-    /// The jobs that were given up on.
+    /// The jobs that were given up: the dead letters.
     pub dead: BTreeSet<u64>,
-    /// The windows and revisions that the fixed callback told.
+    /// The windows and revisions that the fixed callback received.
     pub told: BTreeSet<(String, u64)>,
-    /// What is not at its end.
+    /// The work that is not complete.
     pub left: Vec<String>,
 }
 
-/// Waits until both spools have been seen empty, while traffic goes on.
+/// Waits until each spool has been empty once, while traffic continues.
 pub async fn drained(parts: &Parts) -> Result<()> {
     let deadline = Instant::now() + DRAINED_WITHIN;
     let mut spools = parts.spools().await;
@@ -63,12 +66,13 @@ pub async fn drained(parts: &Parts) -> Result<()> {
     }
 }
 
-/// Waits until nothing is left to be done of the windows from `first` to `last` and of `jobs`, or until that takes too long.
-pub async fn settle(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Seen> {
+/// Waits until the work for `windows` and `jobs` is complete, or the time is over.
+pub async fn settle(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Observed> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        // Draining goes on after a response, whatever the request; this one counts nowhere. (Where clients log in, it leads nowhere: what was
-        // in spools is brought while they do.)
+        // A host drains its spool after each response, also after this one, whose request counts no
+        // id. (The example `login` does not have this path. It drains its spools while clients log
+        // in.)
         for host in &parts.addresses {
             http::get(*host, "/api/verve/accept?id=none").await?;
         }
@@ -80,9 +84,9 @@ pub async fn settle(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> 
     }
 }
 
-/// Looks in the order in which ids and jobs go, so that what is on its way is seen at least once.
-async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Seen> {
-    let mut seen = Seen::default();
+/// Checks in the order in which ids and jobs move, so that each is seen at least once.
+async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Observed> {
+    let mut seen = Observed::default();
     for (n, spool) in parts.spools().await.iter().enumerate() {
         let rows = spooled(spool)?;
         if rows > 0 {
@@ -97,7 +101,7 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
     }
     callbacks(parts, jobs, &mut redis, &mut seen).await?;
     seen.records = parts.broker.lock().await.kafka().read_all(TOPIC).await?;
-    // Only now, since each report is told after it was published.
+    // Last, because each report is sent to the callback after its record is published.
     told(parts, &mut seen)?;
     for (keys, counts) in parts.counters.iter().zip(counts_of) {
         let records = of_counter(&seen.records, keys.counter());
@@ -106,13 +110,13 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
             .map(|record| Ok((record.key.clone(), record.value.parse()?)))
             .collect::<Result<_>>()?;
         let of = keys.counter().map(|name| format!(" of {name}")).unwrap_or_default();
-        // A named counter is not known before somebody has added to it.
+        // A named counter is unknown before the first id is added to it.
         let unknown = |window: &Window| keys.counter().is_some() && last.keys().next() > Some(&window.to_string());
         for (window, count) in windows.iter().zip(counts) {
             match last.get(&window.to_string()) {
                 None if count == 0 && unknown(window) => {}
                 None => seen.left.push(format!("no record of {window}{of}")),
-                // An old window's ids have expired.
+                // A smaller count is normal: the ids of an old window have expired.
                 Some(told) if count > *told => {
                     seen.left
                         .push(format!("{window}{of} has {count} ids, its record says {told}"));
@@ -124,7 +128,7 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
     Ok(seen)
 }
 
-/// The records of a counter, as they were if it had no name.
+/// Returns the records of a counter, with keys as if the counter had no name.
 pub fn of_counter(records: &[Record], counter: Option<&CounterName>) -> Vec<Record> {
     let name = counter.map(CounterName::as_str);
     let of_it = records
@@ -138,8 +142,8 @@ pub fn of_counter(records: &[Record], counter: Option<&CounterName>) -> Vec<Reco
     of_it.map(unnamed).collect()
 }
 
-/// Looks at what the fixed callback was told, and at which window's last revision it was not.
-fn told(parts: &Parts, seen: &mut Seen) -> Result<()> {
+/// Reads what the fixed callback received, and finds missing last revisions of windows.
+fn told(parts: &Parts, seen: &mut Observed) -> Result<()> {
     for received in parts.sink.received() {
         if received.target == FIXED {
             let revision = received.header("verve-revision").context("a revision")?.parse()?;
@@ -172,8 +176,8 @@ async fn counts(parts: &Parts, keys: &Keys, windows: &[Window], redis: &mut Conn
     Ok(counts)
 }
 
-async fn callbacks(parts: &Parts, jobs: &BTreeSet<u64>, redis: &mut Connection, seen: &mut Seen) -> Result<()> {
-    // An entry of the stream is removed once its job is settled, so these are new ones and pending ones.
+async fn callbacks(parts: &Parts, jobs: &BTreeSet<u64>, redis: &mut Connection, seen: &mut Observed) -> Result<()> {
+    // An entry leaves the stream once its job is settled, so these are new and pending jobs.
     let waiting: u64 = redis.xlen(parts.keys.callbacks()).await?;
     let retried: u64 = redis.zcard(parts.keys.callbacks_retry()).await?;
     for (count, place) in [(waiting, "the stream"), (retried, "the retry set")] {
@@ -201,13 +205,13 @@ async fn callbacks(parts: &Parts, jobs: &BTreeSet<u64>, redis: &mut Connection, 
     Ok(())
 }
 
-/// The job whose endpoint this is.
+/// Returns the job that has this endpoint.
 fn job(endpoint: &str) -> Option<u64> {
     let (_, job) = endpoint.split_once("/job/")?;
     job.split('?').next()?.parse().ok()
 }
 
-/// How many ids and commands are in a spool.
+/// Returns how many ids and commands are in a spool.
 fn spooled(spool: &Path) -> Result<i64> {
     let context = || format!("the spool {}", spool.display());
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -216,14 +220,14 @@ fn spooled(spool: &Path) -> Result<i64> {
     let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('ids', 'commands')";
     let tables: i64 = database.query_row(tables, [], |row| row.get(0)).with_context(context)?;
     if tables < 2 {
-        // Nothing was ever spooled, or looked for.
+        // Without tables, nothing was ever spooled or searched for.
         return Ok(0);
     }
     let rows = "SELECT (SELECT count(*) FROM ids) + (SELECT count(*) FROM commands)";
     database.query_row(rows, [], |row| row.get(0)).with_context(context)
 }
 
-/// The windows from the one that was open at `begin_ms` to the one that is open now.
+/// Returns the windows from the one open at `begin_ms` to the one open now.
 pub fn windows_since(begin_ms: u64, length: WindowLength) -> Vec<Window> {
     let last = clock::current_window(length);
     let mut windows = vec![length.window_at_ms(begin_ms)];

@@ -1,16 +1,20 @@
-//! What clients were answered, and what follows for the counts. Pure: windows are numbers, one more for each next one.
+//! The answers that clients received, and what follows for the counts.
+//!
+//! This module has no side effects. Windows are consecutive numbers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 
-/// One request for an id, as its client saw it.
+/// One request for an id, as seen by its client.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// The id.
     pub id: i64,
     /// The window in which the request was sent.
     pub sent: u64,
-    /// The window in which `ok` was received. Without, the id may have been recorded, at any time since.
+    /// The window in which `ok` was received.
+    ///
+    /// Without `ok`, the id may have been recorded at any time since it was sent.
     pub ok: Option<u64>,
 }
 
@@ -20,15 +24,15 @@ pub struct Tally {
     requests: HashMap<i64, Vec<Request>>,
     /// The callback jobs whose requests were answered `ok`.
     pub jobs: BTreeSet<u64>,
-    /// How many requests had which outcome.
+    /// The number of requests by outcome.
     pub outcomes: BTreeMap<String, usize>,
 }
 
-/// What a count must at least and may at most be.
+/// The minimum and the maximum of a count.
 pub type Bounds = RangeInclusive<u64>;
 
 impl Tally {
-    /// Takes note of a request.
+    /// Adds a request.
     pub fn note(&mut self, request: Request, outcome: &str, job: Option<u64>) {
         self.requests.entry(request.id).or_default().push(request);
         *self.outcomes.entry(outcome.to_owned()).or_default() += 1;
@@ -37,12 +41,12 @@ impl Tally {
         }
     }
 
-    /// How many requests there were.
+    /// Returns the number of requests.
     pub fn requests(&self) -> usize {
         self.outcomes.values().sum()
     }
 
-    /// The bounds of each window's count, for the windows up to `last`.
+    /// Returns the bounds of each window's count, for the windows up to `last`.
     pub fn windows(&self, last: u64) -> BTreeMap<u64, Bounds> {
         let (mut least, mut most) = (BTreeMap::<u64, u64>::new(), BTreeMap::<u64, u64>::new());
         for requests in self.requests.values() {
@@ -62,7 +66,9 @@ impl Tally {
         most.into_iter().map(bounds).collect()
     }
 
-    /// The bounds of the sum of all windows' counts: an id counts once in each window in which it was recorded.
+    /// Returns the bounds of the sum of all windows' counts.
+    ///
+    /// An id counts once in each window in which it was recorded.
     pub fn total(&self, last: u64) -> Bounds {
         let all = || self.requests.values();
         let most = |requests: &Vec<Request>| possible(requests, last).len().min(requests.len());
@@ -71,7 +77,7 @@ impl Tally {
     }
 }
 
-/// The windows in which the id of these requests may have been recorded.
+/// Returns the windows in which the id of these requests may have been recorded.
 fn possible(requests: &[Request], last: u64) -> BTreeSet<u64> {
     requests
         .iter()
@@ -79,13 +85,16 @@ fn possible(requests: &[Request], last: u64) -> BTreeSet<u64> {
         .collect()
 }
 
-/// In how many windows the id of these requests was at least recorded: each that was answered `ok` was in one of its own.
+/// Returns the minimum number of windows in which the id of these requests was recorded.
+///
+/// Each request that was answered `ok` was recorded in one of the windows that it spans.
 fn fewest(requests: &[Request]) -> usize {
     let mut spans: Vec<(u64, u64)> = requests.iter().filter_map(|r| Some((r.ok?, r.sent))).collect();
     spans.sort_unstable();
     let (mut windows, mut at) = (0, None);
     for (ok, sent) in spans {
-        // The latest window that fits this request fits as many of those that follow as any.
+        // The latest window of this request is also in as many of the later requests as any other
+        // of its windows.
         if at.is_none_or(|at| at < sent) {
             windows += 1;
             at = Some(ok);
@@ -124,7 +133,7 @@ mod tests {
         let one = tally(&[(1, 5, Some(6))]);
         assert_eq!(one.windows(9), [(5, 0..=1), (6, 0..=1)].into());
         assert_eq!(one.total(9), 1..=1);
-        // Its repetition may be in another window, or not.
+        // The repetition may be in another window or in the same one.
         let two = tally(&[(1, 5, Some(6)), (1, 6, Some(7))]);
         assert_eq!(two.total(9), 1..=2);
         let apart = tally(&[(1, 5, Some(5)), (1, 6, Some(6)), (1, 4, Some(6))]);

@@ -1,4 +1,6 @@
-//! The clients: ids that nobody else uses, some of them repeated, some with a callback, to hosts that come and go.
+//! The clients: they send ids to hosts that fail and recover.
+//!
+//! Each id belongs to one client. Some ids are repeated, and some requests ask for a callback.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,17 +17,19 @@ use verve_tests::http::{Connection, Response};
 
 use crate::tally::{Request, Tally};
 
-/// How many clients there are. With the pause after each answer they make some hundred requests a second.
+/// The number of clients. With the pause after each answer, they send some hundred requests per
+/// second.
 const CLIENTS: usize = 6;
 /// The longest pause after an answer, in milliseconds.
 const PAUSE_MS: u64 = 20;
-/// For how long a client waits for an answer.
+/// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// The share of ids that are sent again after an answer.
+/// The share of ids that are sent again after the answer `ok`.
 const REPEATED: f64 = 0.2;
-/// No id is sent again in a window's last milliseconds, so that most repetitions are in the window of the id.
+/// The last milliseconds of a window, in which no id is sent again. So most repetitions are in the
+/// window of the id.
 const MARGIN_MS: u64 = 300;
-/// The share of ids that a client tries again if they were not answered `ok`.
+/// The share of ids that a client retries if they were not answered `ok`.
 const TRIED_AGAIN: f64 = 0.5;
 /// The share of requests that ask for a callback.
 const CALLED_BACK: f64 = 0.03;
@@ -36,11 +40,11 @@ pub struct Traffic {
     clients: Vec<JoinHandle<()>>,
 }
 
-/// What the hosts are asked for.
+/// The requests that the clients send.
 pub enum Asked {
-    /// Verve's own route; callbacks go to this sink, without the path.
+    /// Verve's own route. Callbacks go to `sink`, a URL without the path.
     Accept { sink: String },
-    /// The example `login`, which counts a player in two counters, and knows no callbacks.
+    /// The example `login`, which counts a player in two counters and has no callbacks.
     Login { game: &'static str },
 }
 
@@ -54,7 +58,7 @@ struct Shared {
 }
 
 impl Traffic {
-    /// Sends requests to `hosts`, drawn from `rng`.
+    /// Starts to send requests to `hosts`, drawn from `rng`.
     pub fn start(hosts: Vec<SocketAddr>, length: WindowLength, asked: Asked, rng: &mut Rng) -> Self {
         let shared = Arc::new(Shared {
             hosts,
@@ -70,7 +74,7 @@ impl Traffic {
                 rng: rng.fork(),
                 connections: shared.hosts.iter().map(|_| None).collect(),
             };
-            // A range of ids of its own, with negative ones.
+            // Each client has its own range of ids. Some ranges are negative.
             let ids = (number as i64 - 3) << 40;
             tokio::spawn(client.run(ids))
         };
@@ -78,16 +82,16 @@ impl Traffic {
         Self { shared, clients }
     }
 
-    /// What was answered so far.
+    /// Returns the answers so far.
     pub fn tally(&self) -> MutexGuard<'_, Tally> {
         self.shared.tally()
     }
 
-    /// Sends no more, and waits for the last answers.
+    /// Stops sending, and waits for the last answers.
     pub async fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
-            // A client that panicked has said so, and what it has noted stays true.
+            // The panic of a client is already printed, and its entries in the tally stay valid.
             let _ = client.await;
         }
     }
@@ -102,7 +106,7 @@ impl Shared {
 struct Client {
     shared: Arc<Shared>,
     rng: Rng,
-    /// By host, kept alive.
+    /// By host. They are kept alive.
     connections: Vec<Option<Connection>>,
 }
 
@@ -119,7 +123,7 @@ impl Client {
         }
     }
 
-    /// Whether the id that was just sent is sent again.
+    /// Returns whether to send the last id again.
     fn goes_on(&mut self, ok: bool) -> bool {
         let now = clock::now_ms();
         let left = self.shared.length.window_at_ms(now).end_ms() - now;
@@ -127,11 +131,13 @@ impl Client {
         left > MARGIN_MS && self.rng.f64() < share && !self.shared.stop.load(Ordering::Relaxed)
     }
 
-    /// Sends an id to one of the hosts, and takes note. Says whether it was answered `ok`.
+    /// Sends an id to one of the hosts, and records the result in the tally.
+    ///
+    /// Returns whether the answer was `ok`.
     async fn send(&mut self, id: i64) -> bool {
         let place = self.rng.usize(..self.connections.len());
         let Some(mut connection) = self.connection(place).await else {
-            // Nobody there: nothing was sent, and a load balancer would try another host.
+            // Nothing was sent because no host listens. A load balancer would try another host.
             sleep(Duration::from_millis(PAUSE_MS)).await;
             return false;
         };
@@ -169,7 +175,7 @@ impl Client {
         }
     }
 
-    /// The number of the window that is open now.
+    /// Returns the number of the window that is open now.
     fn window(&self) -> u64 {
         clock::current_window(self.shared.length).start() / self.shared.length.seconds()
     }
@@ -180,12 +186,12 @@ async fn connect(host: SocketAddr) -> Result<Connection> {
 }
 
 impl Asked {
-    /// What a response says, and whether it is a promise.
+    /// Returns the outcome of a response, and whether the response is a promise.
     fn outcome(&self, response: &Response) -> (String, bool) {
         let text = response.text();
         let (outcome, ok) = match self {
             Self::Accept { .. } => (response.header("verve-outcome"), text == "ok"),
-            // Who is welcome again is so by the counter without a name.
+            // "Welcome back" means a duplicate in the counter without a name.
             Self::Login { .. } => (text.split(',').next(), text.starts_with("Welcome")),
         };
         let ok = ok && response.status == 200;

@@ -1,4 +1,4 @@
-//! Whether what was seen is what was promised. Pure.
+//! Compares the results with the promises. This module has no side effects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,34 +6,34 @@ use anyhow::{Context, Result};
 use verve_protocol::{CounterName, Window};
 use verve_tests::kafka::Record;
 
-use crate::settle::{Seen, of_counter};
+use crate::settle::{Observed, of_counter};
 use crate::tally::Tally;
 
-/// One promise, and where it was not kept.
+/// One promise, and the cases in which it was not kept.
 pub struct Check {
-    /// The promise, and to which counter if it has a name.
+    /// The promise, with the name of its counter if it has one.
     pub name: String,
-    /// What was seen, in a few words.
+    /// A short description of the result.
     pub seen: String,
-    /// What is wrong.
+    /// The violations of the promise.
     pub problems: Vec<String>,
 }
 
-/// Compares what was seen of these windows with what clients were answered.
+/// Compares the results for these windows with the answers to clients.
 ///
 /// # Errors
-/// When a record is not readable.
+/// Fails if a record cannot be parsed.
 pub fn verdict(
     windows: &[Window],
     counters: &[Option<&CounterName>],
     tally: &Tally,
-    seen: &Seen,
+    seen: &Observed,
 ) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     for counter in counters {
         let records = of_counter(&seen.records, *counter);
         let last = last_records(&records)?;
-        // A named counter is known once somebody has added to it.
+        // A named counter is known once an id has been added to it.
         let since = match counter {
             Some(_) => known(windows, tally),
             None => windows,
@@ -51,7 +51,7 @@ pub fn verdict(
     }
     checks.extend([
         callbacks(tally, seen),
-        // Of named counters it is not told.
+        // The fixed callback gets no reports of named counters.
         fixed(&last_records(&of_counter(&seen.records, None))?, seen),
         check("nothing is left to do", String::new(), seen.left.clone()),
     ]);
@@ -66,7 +66,7 @@ fn check(name: &str, seen: String, problems: Vec<String>) -> Check {
     }
 }
 
-/// The windows since the first in which an id was recorded for certain.
+/// Returns the windows since the first one in which an id was certainly recorded.
 fn known<'a>(windows: &'a [Window], tally: &Tally) -> &'a [Window] {
     let end = windows.last().map_or(0, |window| number(*window));
     let bounds = tally.windows(end);
@@ -75,7 +75,7 @@ fn known<'a>(windows: &'a [Window], tally: &Tally) -> &'a [Window] {
     &windows[first..]
 }
 
-/// Revision and count of each key's last record.
+/// The revision and the count of each key's last record.
 type Last = BTreeMap<String, (u64, u64)>;
 
 fn last_records(records: &[Record]) -> Result<Last> {
@@ -99,7 +99,7 @@ fn gaps(windows: &[Window], last: &Last) -> Check {
     )
 }
 
-/// A window's revisions and counts only ever grow; the same record may come again.
+/// Checks that a window's revisions and counts only grow. A record may be repeated.
 fn order(records: &[Record]) -> Result<Check> {
     let (mut latest, mut problems, mut again) = (Last::new(), Vec::new(), 0);
     for record in records {
@@ -154,7 +154,7 @@ fn total(windows: &[Window], tally: &Tally, last: &Last) -> Check {
     check("the counts add up", seen, problems)
 }
 
-fn callbacks(tally: &Tally, seen: &Seen) -> Check {
+fn callbacks(tally: &Tally, seen: &Observed) -> Check {
     let lost = tally
         .jobs
         .iter()
@@ -166,8 +166,8 @@ fn callbacks(tally: &Tally, seen: &Seen) -> Check {
     )
 }
 
-/// Of each window that has a record the last revision was told to the fixed callback.
-fn fixed(last: &Last, seen: &Seen) -> Check {
+/// Checks that the fixed callback received the last revision of each window with a record.
+fn fixed(last: &Last, seen: &Observed) -> Check {
     let latest: BTreeSet<(String, u64)> = last
         .iter()
         .map(|(key, (revision, _))| (key.clone(), *revision))
@@ -182,7 +182,7 @@ fn fixed(last: &Last, seen: &Seen) -> Check {
     )
 }
 
-/// The window's number, as in the tally.
+/// Returns the window's number, as in the tally.
 fn number(window: Window) -> u64 {
     window.start() / window.length().seconds()
 }
@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    /// Two ids in the first window, one with a callback, and one that may be in the second.
+    /// Two ids in the first window, one of them with a callback; one id that may be in the second.
     fn tally() -> Tally {
         let at = number(windows()[0]);
         let mut tally = Tally::default();
@@ -219,25 +219,25 @@ mod tests {
         tally
     }
 
-    fn seen(records: Vec<Record>) -> Seen {
+    fn seen(records: Vec<Record>) -> Observed {
         let told = records
             .iter()
             .map(|r| (r.key.clone(), read(r).expect("readable").0))
             .collect();
-        Seen {
+        Observed {
             records,
             delivered: [7].into(),
             told,
-            ..Seen::default()
+            ..Observed::default()
         }
     }
 
-    /// The names of the promises that were not kept.
-    fn broken(seen: &Seen) -> Vec<String> {
+    /// Returns the names of the promises that were not kept.
+    fn broken(seen: &Observed) -> Vec<String> {
         broken_to(&[None], seen)
     }
 
-    fn broken_to(counters: &[Option<&CounterName>], seen: &Seen) -> Vec<String> {
+    fn broken_to(counters: &[Option<&CounterName>], seen: &Observed) -> Vec<String> {
         let checks = verdict(&windows(), counters, &tally(), seen).expect("readable");
         let broken = checks.into_iter().filter(|check| !check.problems.is_empty());
         broken.map(|check| check.name).collect()
@@ -269,7 +269,7 @@ mod tests {
             [count, sum]
         );
         assert_eq!(broken(&seen(vec![right.clone(), record(second, 2, 0)])), [count, sum]);
-        // The sum is right, and the windows are not.
+        // The sum is correct, but the windows are not.
         assert_eq!(broken(&seen(vec![record(first, 1, 0), record(second, 1, 0)])), [count]);
         for wrong in [
             vec![record(first, 1, 1), record(first, 2, 0)],
@@ -297,9 +297,9 @@ mod tests {
             value: "many".to_owned(),
             ..right.clone()
         };
-        let unreadable = Seen {
+        let unreadable = Observed {
             records: vec![unreadable],
-            ..Seen::default()
+            ..Observed::default()
         };
         assert!(verdict(&windows(), &[None], &tally(), &unreadable).is_err());
     }
@@ -319,11 +319,11 @@ mod tests {
             ..record
         };
         let unnamed = seen(vec![record(first, 2, 0), record(second, 0, 0)]);
-        let with = |records: &[Record]| Seen {
+        let with = |records: &[Record]| Observed {
             records: [&unnamed.records, records].concat(),
             told: unnamed.told.clone(),
             delivered: unnamed.delivered.clone(),
-            ..Seen::default()
+            ..Observed::default()
         };
         let right = [named(record(first, 2, 0)), named(record(second, 0, 0))];
         assert_eq!(broken_to(&counters, &with(&right)), [""; 0]);

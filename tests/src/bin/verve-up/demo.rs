@@ -1,8 +1,9 @@
-//! The demo: requests over all hosts with many ids repeated, two callbacks, and a tally of what was sent.
+//! The demo: requests to all hosts, two callbacks, and a tally of the requests.
 //!
-//! A request belongs to the window in which the host records it, and the tally can only see when it was sent and when
-//! answered. So no request is sent shortly before a window ends; one that crosses the boundary all the same is counted as
-//! in doubt, and allows the counts to be off by one.
+//! Many ids are repeated. A request belongs to the window in which the host records it, but the
+//! tally knows only when the request was sent and answered. So no request is sent shortly before a
+//! window ends. If a request crosses the boundary anyway, the tally counts it as in doubt, and the
+//! count may differ by one.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -22,17 +23,18 @@ use verve_tests::sink::{Received, Sink};
 use crate::Args;
 use crate::parts::Parts;
 
-/// Connections to each host. With a pause after each answer this makes some hundred requests a second.
+/// Connections to each host. With a pause after each answer, this makes some hundred requests per
+/// second.
 const CONNECTIONS: usize = 2;
 const PAUSE: Duration = Duration::from_millis(8);
 
-/// Ids are drawn from this many, so that about every second one of a window of 10 s is a repetition.
+/// The number of different ids. About half of the ids in a window of 10 s are repetitions.
 const IDS: u64 = 2_000;
 
-/// No request is sent in a window's last milliseconds.
+/// The last milliseconds of a window, in which no request is sent.
 const QUIET_MS: u64 = 300;
 
-/// How long after their end all windows must have been reported right.
+/// How long after their end all windows must have been reported with the right count.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The running demo.
@@ -45,15 +47,15 @@ pub struct Demo {
     deadline: Option<Instant>,
 }
 
-/// What the workers share.
+/// The state that the workers share.
 struct Plan {
     length: WindowLength,
-    /// Stop after so many.
+    /// Stop after this number of windows.
     windows: Option<usize>,
     tally: Mutex<BTreeMap<Window, Sent>>,
 }
 
-/// What was sent in a window.
+/// The requests that were sent in a window.
 #[derive(Default)]
 struct Sent {
     requests: usize,
@@ -78,7 +80,7 @@ impl Demo {
             .take(parts.hosts.len() * CONNECTIONS)
             .enumerate()
         {
-            // The first worker asks for the callbacks, once some ids are there to be counted.
+            // The first worker asks for the callbacks, after it has sent some ids.
             let extras = match index {
                 0 => ["get", "post"]
                     .map(|method| format!("&endpoint={endpoint}&method={method}"))
@@ -99,7 +101,7 @@ impl Demo {
         })
     }
 
-    /// Takes note of a record; says what was sent in its window.
+    /// Adds a record, and returns a text about the requests sent in its window.
     pub fn reported(&mut self, record: &Record) -> Option<String> {
         let count = record.value.parse().ok()?;
         self.reported.insert(record.key.clone(), count);
@@ -117,14 +119,14 @@ impl Demo {
         ))
     }
 
-    /// The callbacks that came since the last call.
+    /// Returns the callbacks since the last call.
     pub fn new_callbacks(&mut self) -> Vec<Received> {
         let new = self.sink.received().split_off(self.callbacks_shown);
         self.callbacks_shown += new.len();
         new
     }
 
-    /// The result, once all windows that were asked for are over and reported.
+    /// Returns the result, once all requested windows are over and reported.
     pub fn verdict(&mut self) -> Option<Verdict> {
         if self.plan.windows.is_none() || !self.workers.iter().all(JoinHandle::is_finished) {
             return None;
@@ -150,7 +152,7 @@ impl Demo {
         }
     }
 
-    /// Stops sending.
+    /// Stops the workers.
     pub fn end(self) {
         for worker in &self.workers {
             worker.abort();
@@ -163,12 +165,12 @@ impl Plan {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When the last window must have been reported, from the moment at which the last request was answered.
+    /// Returns how long after the answer to the last request all windows must be reported.
     fn last_report(&self) -> Duration {
         Duration::from_secs(self.length.seconds()) + PATIENCE
     }
 
-    /// One worker: one connection, one request at a time.
+    /// Runs one worker: one connection, one request at a time.
     async fn send(&self, address: SocketAddr, mut random: u64, mut extras: Vec<String>) {
         let mut connection = None;
         for sent in 0.. {
@@ -184,7 +186,9 @@ impl Plan {
         }
     }
 
-    /// The window to send in, waiting where there is none now; `None` if there will be no more.
+    /// Returns the window to send in, or `None` after the last window.
+    ///
+    /// It waits if the current window is about to end.
     async fn window(&self) -> Option<Window> {
         loop {
             let now = clock::now_ms();
@@ -216,7 +220,7 @@ impl Plan {
     }
 }
 
-/// Whether the answer was `ok`. Connects where there is no connection.
+/// Returns whether the answer was `ok`. Connects if there is no connection.
 async fn get(connection: &mut Option<Connection>, address: SocketAddr, target: &str) -> bool {
     let open = match connection.take() {
         Some(open) => Ok(open),
@@ -246,7 +250,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether every window was reported, with the right sum, and both callbacks arrived.
+    /// Returns whether every window was reported, the sum is right, and both callbacks arrived.
     pub const fn agrees(&self) -> bool {
         self.unreported == 0 && self.counted.abs_diff(self.distinct) <= self.in_doubt && self.callbacks >= 2
     }
@@ -269,7 +273,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// As the value of a parameter in a query.
+/// Encodes a text as the value of a query parameter.
 fn percent_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
@@ -278,7 +282,7 @@ fn percent_encoded(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
-/// SplitMix64: enough for a demo, and no dependency.
+/// Returns the next number of SplitMix64, which needs no dependency and suffices for a demo.
 fn next_random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;

@@ -1,8 +1,10 @@
-//! The process that the user starts. It does nothing but guard the one that does the work.
+//! The process that the user starts. It only guards the worker process.
 //!
-//! A Ctrl-C reaches every process of the terminal's foreground group at once; what is to end in order must not be among
-//! them. So the worker and all it starts are a group of their own, and the guard tells the worker to stop by closing its
-//! standard input. That also happens when the guard is killed. When the worker is, the guard kills the rest of its group.
+//! A Ctrl-C reaches every process of the terminal's foreground group at the same time. Processes
+//! that must end in order must not be in this group. So the worker and all its children have a
+//! group of their own, and the guard closes the worker's standard input to stop it. This also
+//! happens if the guard is killed. If the worker is killed, the guard kills the rest of the
+//! worker's group.
 
 use std::env;
 use std::process::{ExitCode, Stdio};
@@ -13,10 +15,11 @@ use nix::unistd::Pid;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs this program again as the worker and waits for it; its exit code is ours.
+/// Runs this program again as the worker, waits for it, and returns its exit code.
 #[tokio::main(flavor = "current_thread")]
 pub async fn run() -> Result<ExitCode> {
-    // Before there is a worker: from here on no signal ends this process and leaves that one alone.
+    // Before the worker starts: from here on, no signal ends this process and leaves the worker
+    // alone.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -39,12 +42,12 @@ pub async fn run() -> Result<ExitCode> {
             _ = terminate.recv() => {}
             _ = hang_up.recv() => {}
         }
-        // A second signal is from somebody in a hurry.
+        // The user who sends a second signal does not want to wait.
         if lifeline.take().is_none() {
             let _ = killpg(group, Signal::SIGKILL);
         }
     };
-    // Nobody is left of it, unless the worker came to a sudden end.
+    // The group is empty, unless the worker ended unexpectedly.
     let _ = killpg(group, Signal::SIGKILL);
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))

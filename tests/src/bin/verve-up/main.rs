@@ -1,9 +1,11 @@
-//! `verve-up`: all of Verve on this machine, for a look at it. Started by `cargo xtask up`, which builds it first.
+//! `verve-up`: all of Verve on this machine, to try it.
 //!
-//! - [`guard`]: the process that the user starts: passes Ctrl-C on, and leaves nothing running behind
+//! `cargo xtask up` builds and starts this program.
+//!
+//! - [`guard`]: the process that the user starts: forwards Ctrl-C, and leaves nothing running
 //! - [`parts`]: Redis, Kafka, hosts and reporter, started and ended in order
-//! - [`demo`]: requests and callbacks, and a tally of them to hold the counts against
-//! - [`show`]: what is printed
+//! - [`demo`]: requests and callbacks, and a tally to compare with the counts
+//! - [`show`]: the output
 
 use std::process::ExitCode;
 
@@ -17,11 +19,12 @@ mod parts;
 mod show;
 mod stop;
 
-/// Runs Redis, Kafka, two hosts and the reporter, and shows each record that the reporter publishes. Ctrl-C ends it all.
+/// Runs Redis, Kafka, two hosts and the reporter, and shows each published record. Ctrl-C ends
+/// everything.
 #[derive(Parser)]
 #[command(name = "verve-up")]
 struct Args {
-    /// Send requests and two callbacks, and show beside each record what was sent
+    /// Send requests and two callbacks, and show what was sent beside each record
     #[arg(long)]
     demo: bool,
     /// Run a real Apache Kafka instead of the embedded broker
@@ -33,7 +36,8 @@ struct Args {
     /// Length of a window, in seconds
     #[arg(long, default_value = "10")]
     window_seconds: WindowLength,
-    /// With --demo: stop after so many windows; fails if the counts and what was sent do not agree
+    /// With --demo: stop after this number of windows; fails if the counts differ from what was
+    /// sent
     #[arg(long, requires = "demo", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     windows: Option<u32>,
     /// Set by the guard for the process that does the work
@@ -56,7 +60,7 @@ async fn up(args: &Args) -> Result<ExitCode> {
     show::starting(args.kafka);
     let parts = tokio::select! {
         parts = parts::Parts::start(args) => parts?,
-        // What had been started ends as it is dropped.
+        // Dropping the parts ends those that have started.
         () = stop.wait() => return Ok(ExitCode::SUCCESS),
     };
     let records = parts.kafka.consume(parts::TOPIC).await?;
@@ -77,7 +81,9 @@ async fn up(args: &Args) -> Result<ExitCode> {
     Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Shows records and callbacks as they come. Ends with the demo, if that ends, and says whether everything agreed.
+/// Shows records and callbacks as they arrive.
+///
+/// Ends when the demo ends, if it does, and returns whether everything agreed.
 async fn watch(
     parts: &parts::Parts,
     records: &verve_tests::kafka::Records,

@@ -1,4 +1,6 @@
-//! Redis, Kafka, two hosts and the reporter: started one after the other, ended in the order that loses nothing.
+//! Redis, Kafka, two hosts and the reporter, started one after the other.
+//!
+//! They are ended in an order that loses nothing.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
@@ -16,13 +18,13 @@ use verve_tests::{http, net, reporter, wait};
 
 use crate::{Args, show};
 
-/// Where the reporter publishes by default.
+/// The topic that the reporter publishes to by default.
 pub const TOPIC: &str = "unique-requests";
 
 /// How long a part may take to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Everything that runs.
+/// All parts.
 pub struct Parts {
     pub redis: Store,
     pub kafka: Kafka,
@@ -31,7 +33,7 @@ pub struct Parts {
     _kafka_data: TempDir,
 }
 
-/// One server, or a cluster of three primaries with a replica each.
+/// Starts one server, or a cluster of three primaries with a replica each.
 async fn redis(is_cluster: bool) -> Result<Store> {
     Ok(if is_cluster {
         Store::Cluster(Cluster::start(3, 1).await?)
@@ -40,7 +42,7 @@ async fn redis(is_cluster: bool) -> Result<Store> {
     })
 }
 
-/// For `partitions`: enough to keep all nodes busy.
+/// Returns the value of `partitions`: enough to keep all nodes busy.
 pub const fn partitions(redis: &Store) -> &'static str {
     match redis {
         Store::Server(_) => "1",
@@ -48,7 +50,7 @@ pub const fn partitions(redis: &Store) -> &'static str {
     }
 }
 
-/// The reporter, on a port that a user expects.
+/// The reporter, on the default port if possible.
 pub struct Reporter {
     process: Process,
     pub address: SocketAddr,
@@ -87,7 +89,7 @@ impl Parts {
         })
     }
 
-    /// An error if one of them has ended.
+    /// Fails if one of the parts has ended.
     pub fn check(&self) -> Result<()> {
         let hosts = self.hosts.iter().map(|host| ("a host", host.process()));
         let reporter = ("the reporter", &self.reporter.process);
@@ -100,7 +102,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Ends them: first who takes requests in, last who holds what was taken in.
+    /// Ends the parts: first those that receive requests, last those that store the data.
     pub async fn stop(self) {
         println!("\nstopping the hosts, the reporter, Kafka and Redis");
         for host in &self.hosts {
@@ -125,7 +127,7 @@ impl Reporter {
             .args(["--window-seconds", &args.window_seconds.seconds().to_string()])
             .args(["--kafka-brokers", kafka.brokers(), "--kafka-topic", TOPIC])
             .args(["--listen", &address.to_string()])
-            // Who tries it has an endpoint on this machine, and so has the demo.
+            // Users who try callbacks have an endpoint on this machine, and so does the demo.
             .args(["--callback-allow", "127.0.0.1"]);
         let on_line = show::lines_of("reporter", show::is_warning);
         let process = Process::spawn_with("verve-reporter", command, Some(on_line))?;
@@ -142,7 +144,7 @@ impl Reporter {
     }
 }
 
-/// This port of 127.0.0.1, or a free one if somebody has it.
+/// Returns this port of 127.0.0.1, or a free one if the port is taken.
 fn preferably(port: u16) -> Result<SocketAddr> {
     let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     match TcpListener::bind(wanted) {
@@ -151,7 +153,7 @@ fn preferably(port: u16) -> Result<SocketAddr> {
     }
 }
 
-/// The others still want to be ended.
+/// Prints an error and continues, because the other parts must also be ended.
 fn complain<T>(name: &str, result: Result<T>) {
     if let Err(error) = result {
         eprintln!("verve-up: {name}: {error:#}");

@@ -1,4 +1,4 @@
-//! What is printed.
+//! The output of `verve-up`.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ pub fn starting(kafka: bool) {
     println!("starting Redis, {broker}, two hosts and the reporter");
 }
 
-/// What runs where, and what to try.
+/// Shows the addresses of the parts, and what to try.
 pub fn running(parts: &Parts, args: &Args) {
     let broker = match parts.kafka.is_real() {
         true => "a real Apache Kafka",
@@ -45,7 +45,7 @@ pub fn running(parts: &Parts, args: &Args) {
     println!("Records of the topic {TOPIC}, one for each window of {seconds} s, about 2 s after its end:\n");
 }
 
-/// A record as the consumer got it, and what the demo knows about its window.
+/// Shows a record as the consumer received it, and what the demo knows about its window.
 pub fn record(record: &Record, sent: Option<&str>) {
     let header = |name| record.header(name);
     println!(
@@ -59,7 +59,7 @@ pub fn record(record: &Record, sent: Option<&str>) {
     );
 }
 
-/// What was reported of the last windows, as `verve-reporter counts` tells it.
+/// Shows the reports of the last windows, with `verve-reporter counts`.
 pub fn counts(parts: &Parts, args: &Args) -> anyhow::Result<()> {
     let mut command = verve_tests::reporter::command()?;
     command.args(["counts", "--limit", &args.windows.unwrap_or(10).to_string()]);
@@ -72,7 +72,7 @@ pub fn counts(parts: &Parts, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A callback that reached the demo's sink.
+/// Shows a callback that reached the demo's sink.
 pub fn callback(received: &Received) {
     let window = received.header("verve-window").unwrap_or_default();
     println!(
@@ -81,17 +81,17 @@ pub fn callback(received: &Received) {
     );
 }
 
-/// Prints those lines of a part's log that `wanted` chooses.
+/// Prints the lines of a part's log that `wanted` accepts.
 pub fn lines_of(name: &'static str, wanted: impl Fn(&str) -> bool + Send + Sync + 'static) -> OnLine {
     Box::new(move |line| {
         if wanted(line) {
-            // Not println: nobody may be listening any more, and this is no thread to panic in.
+            // Not `println!`: it panics if nobody reads the output, and this thread must not panic.
             let _ = writeln!(std::io::stdout(), "  {name}: {line}");
         }
     })
 }
 
-/// Whether a line of a log is worth a user's attention.
+/// Returns whether a log line is important for the user.
 pub fn is_warning(line: &str) -> bool {
     let plain = |word: &str| word == "WARN" || word == "ERROR";
     line.split_whitespace().take(3).any(plain)

@@ -1,14 +1,16 @@
-//! When to stop: the guard closes our standard input, be it on purpose or because it was killed.
+//! The signal to stop: the guard closes our standard input.
+//!
+//! The guard does this on purpose, or the system does it because the guard was killed.
 
 use std::io;
 use std::thread;
 
 use tokio::sync::watch;
 
-/// Tells when it is time to stop.
+/// Reports when it is time to stop.
 pub struct Stop(watch::Receiver<bool>);
 
-/// Watches standard input. A thread, since a task that reads it could not be ended.
+/// Watches standard input in a thread: a task that reads it could not be ended.
 pub fn when_guard_says() -> Stop {
     let (sender, receiver) = watch::channel(false);
     thread::spawn(move || {
@@ -21,7 +23,7 @@ pub fn when_guard_says() -> Stop {
 impl Stop {
     /// Returns when it is time.
     pub async fn wait(&mut self) {
-        // An error would mean that the thread is gone, and with it the input.
+        // An error would mean that the thread has ended, because the input has ended.
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 }

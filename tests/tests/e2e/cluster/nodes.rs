@@ -1,4 +1,4 @@
-//! On a Redis Cluster: the same counts, while slots move and nodes die.
+//! Tests Verve on a Redis Cluster: same counts, while slots move and nodes die.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,7 +24,7 @@ use verve_tests::{clock, http, net, wait};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// For what waits until the nodes have agreed.
+/// For conditions that require the nodes to agree.
 const LATER: Duration = Duration::from_secs(60);
 
 /// A site on a cluster, and its reports.
@@ -54,8 +54,9 @@ impl Clustered {
         host.start().await
     }
 
-    /// Reads on until the records tell of so many ids in all, and of no more than so many others: what was answered `failed` may have been
-    /// recorded all the same.
+    /// Reads until the records contain `ids` ids in all, and at most `others` more.
+    ///
+    /// An id that was answered `failed` may have been recorded nevertheless.
     async fn all_counted(&mut self, ids: usize, others: usize) -> Result<()> {
         let read = self.ledger.read_until(LATER, |ledger| told(ledger) >= ids).await;
         read.with_context(|| self.reporter.process().log())?;
@@ -69,17 +70,19 @@ impl Clustered {
     }
 }
 
-/// How many ids the records tell of, in all.
+/// Returns the sum of the last counts of all windows.
 fn told(ledger: &Ledger) -> usize {
     let last = ledger.last();
     let counts = last.values().filter_map(|record| record.value.parse::<usize>().ok());
     counts.sum()
 }
 
-/// The ids that were accepted, and the other answers.
+/// The accepted ids, and the other answers.
 type Sent = (BTreeSet<i64>, Vec<String>);
 
-/// Sends one new id after the other to each host until told to stop. Answers those that were accepted, and the other answers.
+/// Sends new ids to each host, one after the other, until it is stopped.
+///
+/// Returns the accepted ids, and the other answers.
 struct Traffic {
     stop: Arc<AtomicBool>,
     senders: Vec<tokio::task::JoinHandle<Result<Sent>>>,
@@ -150,10 +153,10 @@ async fn ids_and_callbacks_of_both_builds() -> Result<()> {
     for id in [0, 50, 100, 150] {
         sink.wait_for(&format!("/{id}"), 1, SOON).await?;
     }
-    // What one script touches is on one node, and the ids are on all.
+    // The keys of one script are on one node, and the ids are on all nodes.
     let sizes = on.cluster()?.sizes().await?;
     assert!(sizes.iter().all(|keys| *keys >= 3), "{sizes:?}");
-    // They go when they are final, everywhere; what came too late is found everywhere.
+    // Final sets are removed on every node, and ids that are too late are found on every node.
     let window = clock::current_window(on.site.length).start() - 600;
     let window = on.site.length.window_starting(window).context("a window")?;
     let mut redis = on.site.connection().await?;
@@ -167,7 +170,7 @@ async fn ids_and_callbacks_of_both_builds() -> Result<()> {
     Ok(())
 }
 
-/// Limits, duplicates and the statistics are as on one server.
+/// Limits, duplicates and statistics are as on a single server.
 #[tokio::test]
 async fn what_is_answered_is_the_same() -> Result<()> {
     let cluster = Cluster::start(3, 0).await?;
@@ -186,7 +189,7 @@ async fn what_is_answered_is_the_same() -> Result<()> {
             ("id=1", "duplicate"),
             ("id=2&endpoint=http%3A%2F%2Fe.com%2F", "new"),
             ("id=3&endpoint=http%3A%2F%2Fe.com%2F", "endpoint-limit"),
-            // What was refused was not recorded.
+            // Refused ids were not recorded.
             ("id=4", "new"),
             ("id=5", "window-limit"),
             ("id=1", "duplicate"),
@@ -200,7 +203,9 @@ async fn what_is_answered_is_the_same() -> Result<()> {
     Ok(())
 }
 
-/// Changes a cluster while hosts of both builds record, and sees that everything is counted.
+/// Changes a cluster while hosts of both builds record ids.
+///
+/// Everything must be counted.
 async fn under_traffic(change: impl AsyncFn(&mut Cluster) -> Result<()>) -> Result<()> {
     let cluster = Cluster::start(3, 0).await?;
     let mut on = Clustered::new(cluster, 16, &[]).await?;
@@ -232,7 +237,7 @@ async fn slots_move_under_traffic() -> Result<()> {
 async fn a_node_joins_and_another_leaves() -> Result<()> {
     under_traffic(async |cluster| {
         cluster.grow(4000).await?;
-        // The first is the one that everybody asks first.
+        // The first node is the one that all clients ask first.
         cluster.shrink(0, 1).await?;
         sleep(Duration::from_secs(3)).await;
         Ok(())
@@ -240,7 +245,7 @@ async fn a_node_joins_and_another_leaves() -> Result<()> {
     .await
 }
 
-/// The nodes are where they say they are, by a name and other ports than their own.
+/// The nodes announce a name and ports that are not their own.
 #[tokio::test]
 async fn a_node_is_cut_off() -> Result<()> {
     let cluster = Cluster::behind_links(3, 1).await?;
@@ -250,7 +255,7 @@ async fn a_node_is_cut_off() -> Result<()> {
     sleep(Duration::from_secs(3)).await;
     for node in [1, 0] {
         on.cluster()?.isolate(node);
-        // Its replica is the primary then.
+        // Its replica becomes the primary meanwhile.
         sleep(Duration::from_secs(6)).await;
         on.cluster()?.join();
         on.cluster()?.wait_ready().await?;
@@ -262,7 +267,9 @@ async fn a_node_is_cut_off() -> Result<()> {
     on.all_counted(accepted, 0).await.with_context(|| host.process().log())
 }
 
-/// What a primary was given last and its replica did not get yet, when it dies: lost, unless it is waited for.
+/// A primary dies before its replica has the last id.
+///
+/// The id is lost, unless the host waits for the replica.
 #[tokio::test]
 async fn what_a_dead_primary_takes_along() -> Result<()> {
     for (replicas, lost) in [("1", false), ("0", true)] {
@@ -289,7 +296,7 @@ async fn what_a_dead_primary_takes_along() -> Result<()> {
         let said = outcome.header("verve-outcome");
         assert_eq!(said, Some(if lost { "new" } else { "spooled" }), "{outcome:?}");
         on.site.redis.servers()[primary].kill();
-        // What is on its way dies with it.
+        // Data in transit is lost with it.
         on.cluster()?.cut(primary);
         sleep(Duration::from_millis(200)).await;
         on.cluster()?.join();
@@ -300,7 +307,7 @@ async fn what_a_dead_primary_takes_along() -> Result<()> {
             cluster.has(primary + 3, &key).await.ok().filter(|has| *has)
         });
         taken_over.await?;
-        // Without the old one nobody is there to wait for.
+        // Without the old primary there is no replica to wait for.
         on.cluster()?.restart(primary).await?;
         let counted = if lost { 1 } else { 2 };
         on.all_counted(counted, 0).await.with_context(|| host.process().log())?;
@@ -319,14 +326,16 @@ async fn a_primary_dies_and_its_replica_takes_over() -> Result<()> {
     // Until another node has its slots.
     on.cluster()?.wait_ready_at(0).await?;
     sleep(Duration::from_secs(4)).await;
-    // As a replica, which its ids have waited for in the spool.
+    // It returns as a replica, for which the spooled ids have waited.
     on.cluster()?.restart(1).await?;
     let (accepted, others) = traffic.stop().await?;
     assert!(others.is_empty(), "{others:?}");
     on.all_counted(accepted, 0).await.with_context(|| host.process().log())
 }
 
-/// The nodes speak TLS, among themselves too, and are known by the name of their certificate.
+/// The nodes use TLS, also among themselves.
+///
+/// They are known by the name in their certificate.
 #[tokio::test]
 async fn over_tls() -> Result<()> {
     let authority = Authority::new()?;
@@ -393,7 +402,7 @@ async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
     );
     assert_eq!(said.matches("has no replica").count(), 3, "{said}");
     assert!(said.contains("components write windows of 60 s"), "{said}");
-    // What it looks for is on every node.
+    // The doctor's checks cover every node.
     let said = doctor(&["--partitions", "8"]).await?;
     assert!(said.contains("other partitions than the 8"), "{said}");
     site.redis.servers()[2].kill();
@@ -406,7 +415,7 @@ async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
     Ok(())
 }
 
-/// As `docs/operations.md` has it.
+/// As in `docs/operations.md`.
 #[tokio::test]
 async fn from_one_server_to_a_cluster() -> Result<()> {
     let site = Site::with_redis(2, RedisServer::start().await?);
@@ -436,7 +445,10 @@ async fn from_one_server_to_a_cluster() -> Result<()> {
     Ok(())
 }
 
-/// What makes a node take a key that is on its way to it holds for the next command of the connection alone.
+/// Tests that `ASKING` and the command that follows it are sent together.
+///
+/// It makes a node accept a key that is being moved to it, but only for the next command on the
+/// connection.
 #[tokio::test]
 async fn a_key_on_its_way_is_asked_for_without_others_in_between() -> Result<()> {
     let cluster = Cluster::start(3, 0).await?;
@@ -448,7 +460,8 @@ async fn a_key_on_its_way_is_asked_for_without_others_in_between() -> Result<()>
         from += 1;
     }
     cluster.begin_to_move(slot(&key), from, (from + 1) % 3).await?;
-    // One that has the key neither yet nor any more: it sends on to the one that had it, and that one to the one that gets it.
+    // A third node, which neither has nor gets the key: it redirects to the old owner, which
+    // redirects to the new one.
     let third = format!("redis://{}", cluster.nodes()[(from + 2) % 3].address());
     for (kind, first) in [(Kind::VerveHost, 0), (Kind::VerveHostP2, 1_000)] {
         let host = site.host(kind).variable("redis_urls", &third);
@@ -467,8 +480,10 @@ async fn a_key_on_its_way_is_asked_for_without_others_in_between() -> Result<()>
     Ok(())
 }
 
-/// Nodes that all have these options, and a host that may only go to `allowed`, which is all that it is told of them. All ids are recorded where they
-/// ought to be, also after slots have moved.
+/// Tests nodes that all have these options, with a host that may only use `allowed`.
+///
+/// The host is given only an address at `allowed`. All ids are recorded on the right nodes, also
+/// after slots have moved.
 async fn reached_at(options: &[(&str, &str)], allowed: &str) -> Result<()> {
     let mut of_node = RedisServer::options();
     for (name, value) in options {
@@ -541,7 +556,7 @@ async fn names_are_preferred_and_none_is_announced() -> Result<()> {
     reached_at(&[(PREFERRED, "hostname")], "127.0.0.1").await
 }
 
-/// To the reporter's client nodes without a name are nowhere, and it says why.
+/// The reporter's client cannot reach nodes without a name, and logs why.
 #[tokio::test]
 async fn a_reporter_says_that_nodes_announce_no_name() -> Result<()> {
     let cluster = Cluster::start_with(RedisServer::options().argument(PREFERRED).argument("hostname"), 3, 0).await?;

@@ -7,10 +7,10 @@ use verve_tests::{clock, http};
 
 use crate::site::{Site, field};
 
-/// Endpoint as sent, endpoint and method as they must be in the stream.
+/// Returns rows of: endpoint as sent, endpoint in the stream, method in the stream.
 fn table() -> Vec<(String, String, &'static str)> {
     let longest = format!("http://e.com/{}", "x".repeat(2048 - 13));
-    // As long, but three times that on the wire.
+    // The same decoded length, three times that when encoded.
     let encoded = format!("http://e.com/{}", "%78".repeat(2048 - 13));
     let rows = [
         ("endpoint=http://e.com", "http://e.com", "get"),
@@ -21,13 +21,13 @@ fn table() -> Vec<(String, String, &'static str)> {
             "http://e.com/a?b=c&d=+e",
             "get",
         ),
-        // A query of its own, not encoded where it need not be.
+        // An endpoint with its own query, encoded only where necessary.
         ("endpoint=http://e.com/?a=b=c/d?e", "http://e.com/?a=b=c/d?e", "get"),
-        // What the endpoint itself encodes stays encoded: decoded once.
+        // Decoded only once: what the endpoint itself encodes stays encoded.
         ("endpoint=http://e.com/%2520%253F", "http://e.com/%20%3F", "get"),
         ("endpoint=HTTPS://E.com:8443/%23f", "HTTPS://E.com:8443/#f", "get"),
         ("endpoint=http://e.com/stra%C3%9Fe", "http://e.com/straße", "get"),
-        // Private addresses are none of the component's business; the reporter decides.
+        // The component does not check for private addresses; the reporter does.
         ("endpoint=http://127.0.0.1:1/", "http://127.0.0.1:1/", "get"),
         ("endpoint=http://[::1]/", "http://[::1]/", "get"),
     ];
@@ -45,7 +45,7 @@ async fn jobs_are_written_as_asked() -> Result<()> {
         let mut connection = Connection::open(instance.addr()).await?;
         let table = table();
         for (query, ..) in &table {
-            // The same id each time: a duplicate's endpoint is called as well.
+            // Always the same id: the endpoint of a duplicate is called as well.
             let response = connection.get(&format!("/api/verve/accept?id=1&{query}")).await?;
             assert_eq!(response.status, 200, "{kind:?} {query}: {response:?}");
         }

@@ -1,4 +1,4 @@
-//! What the component logs, and what never reaches a log.
+//! What the component logs, and what it never logs.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use verve_tests::redis::RedisServer;
 
 use crate::site::{SOON, Site};
 
-/// Ids that nothing else in a log looks like.
+/// Ids that cannot be confused with other text in a log.
 const ID: &str = "314159265358979";
 const OTHER_ID: &str = "271828182845904";
 
@@ -45,7 +45,7 @@ async fn error_logs_failures_alone_and_off_logs_nothing() -> Result<()> {
             let site = Site::with_one_window().await?;
             let instance = site.host(kind).variable("log", log).start().await?;
             let process = instance.process();
-            // The host may still say that it serves.
+            // The host may still log that it serves.
             tokio::time::sleep(Duration::from_millis(500)).await;
             let begin = process.lines().len();
             assert_eq!(accept(&instance, ID).await?, 200);

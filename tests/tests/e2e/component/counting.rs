@@ -1,4 +1,6 @@
-//! 20,000 requests with overlapping ids to two instances: each window's record is exact, on one Redis and on three.
+//! Tests the counts: 20,000 requests with overlapping ids to two instances.
+//!
+//! Each window's record is exact, on one Redis and on three.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use crate::site::{SOON, Site};
 
 const CONNECTIONS: usize = 40;
 
-/// Traffic of one test, and what became of it.
+/// The traffic of one test, and its results.
 struct Traffic {
     site: Site,
     ledger: Ledger,
@@ -46,7 +48,7 @@ impl Traffic {
         })
     }
 
-    /// Sends these ids to both instances at once; every one must be accepted.
+    /// Sends these ids to both instances concurrently; every id must be accepted.
     async fn send(&mut self, ids: &[i64]) -> Result<()> {
         let addresses: Vec<_> = self.instances.iter().map(Instance::addr).collect();
         let targets = ids.iter().map(|id| format!("/api/verve/accept?id={id}")).collect();
@@ -58,13 +60,15 @@ impl Traffic {
         Ok(())
     }
 
-    /// How many requests had this outcome.
+    /// Counts the requests with this outcome.
     fn outcomes(&self, outcome: &str) -> usize {
         let is = |(_, answer): &&(i64, Answer)| answer.outcome.as_deref() == Some(outcome);
         self.sent.iter().filter(is).count()
     }
 
-    /// Checks sets, records and statistics against the requests; returns the sum of all windows.
+    /// Checks sets, records and statistics against the requests.
+    ///
+    /// Returns the sum of all windows.
     async fn check(&mut self) -> Result<usize> {
         let last = clock::current_window(self.site.length);
         let mut ids: BTreeMap<Window, BTreeSet<i64>> = BTreeMap::new();
@@ -90,7 +94,9 @@ impl Traffic {
         Ok(ids.values().map(BTreeSet::len).sum())
     }
 
-    /// Each request's id is in a window that was open while the request ran, and nothing else is in any.
+    /// Checks that each id is in a window that was open while its request ran.
+    ///
+    /// The windows contain no other ids.
     fn check_sets(&self, ids: &BTreeMap<Window, BTreeSet<i64>>) {
         let mut unexplained = ids.clone();
         for (id, answer) in &self.sent {
@@ -110,7 +116,7 @@ impl Traffic {
         assert_eq!(self.sent.len(), self.outcomes("new") + self.outcomes("duplicate"));
     }
 
-    /// Each window's last record is the size of its set.
+    /// Checks that each window's last record is the size of its set.
     async fn check_records(&mut self, ids: &BTreeMap<Window, BTreeSet<i64>>) -> Result<()> {
         let expected: BTreeMap<String, String> = ids
             .iter()
@@ -125,7 +131,7 @@ impl Traffic {
         read.with_context(|| format!("expected {expected:#?}"))
     }
 
-    /// The statistics of all windows add up to the requests.
+    /// Checks that the statistics of all windows add up to the requests.
     async fn check_statistics(&self, ids: &BTreeMap<Window, BTreeSet<i64>>) -> Result<()> {
         let sum = async || -> Result<HashMap<String, usize>> {
             let mut sum = HashMap::new();
@@ -161,7 +167,9 @@ impl Traffic {
     }
 }
 
-/// 20,000 ids of which many are equal, in an order that is the same each time and looks like none.
+/// Returns `count` ids, at most `distinct` of them different.
+///
+/// The order looks random, but is the same each time.
 fn overlapping(count: usize, distinct: u64, seed: u64) -> Vec<i64> {
     let mut state = seed;
     let mut next = || {
@@ -174,8 +182,10 @@ fn overlapping(count: usize, distinct: u64, seed: u64) -> Vec<i64> {
     (0..count).map(|_| next()).collect()
 }
 
-/// 10,000 requests whose ids come again and again across window boundaries, and 10,000 in batches that each stay within
-/// one window, so that the sum of the windows is known beforehand.
+/// Sends 20,000 requests and checks the counts.
+///
+/// The ids of the first 10,000 repeat across window boundaries. The other 10,000 are sent in
+/// batches that each stay within one window, so that the sum of the windows is known in advance.
 async fn count_exactly(kinds: [Kind; 2], partitions: u16) -> Result<()> {
     let mut traffic = Traffic::new(kinds, 3, partitions).await?;
     traffic.send(&overlapping(10_000, 4_000, 1)).await?;
@@ -184,10 +194,10 @@ async fn count_exactly(kinds: [Kind; 2], partitions: u16) -> Result<()> {
         .await
         .with_context(|| format!("{kinds:?}, across boundaries"))?;
 
-    // The instances' memory of the ids they saw must not outlive the window.
+    // The instances' dedup caches must not outlive the window.
     let before = traffic.check().await?;
     let mut distinct: BTreeMap<Window, BTreeSet<i64>> = BTreeMap::new();
-    // Of those that were sent when a window ended nobody knows whose they are.
+    // For ids sent while a window ends, the window is not known.
     let (mut between, mut took) = (0, Duration::from_millis(200));
     for batch in 0..10 {
         let ids: Vec<i64> = overlapping(1_000, 600, batch + 7)
@@ -232,7 +242,7 @@ async fn in_one_set() -> Result<()> {
     Ok(())
 }
 
-/// As while a site moves from one build of the component to the other.
+/// Simulates a site that moves from one build of the component to the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_instances_of_both_builds() -> Result<()> {
     count_exactly([Kind::VerveHost, Kind::VerveHostP2], 1).await
@@ -251,7 +261,7 @@ async fn a_boundary_in_the_middle_of_traffic() -> Result<()> {
     for kind in Kind::every() {
         let mut traffic = Traffic::new([kind; 2], 1, 1).await?;
         let mut ids = 0;
-        // Until traffic has gone on through three boundaries; no id comes twice.
+        // Until the traffic has crossed three boundaries; each id is sent only once.
         while clock::current_window(traffic.site.length).start() < traffic.first.start() + 4 {
             let batch: Vec<i64> = (ids..ids + 500).collect();
             traffic.send(&batch).await?;

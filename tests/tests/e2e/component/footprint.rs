@@ -1,4 +1,4 @@
-//! What a request leaves behind in Redis, and what it costs there.
+//! What a request stores in Redis, and how many commands it costs there.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ async fn a_set_of_canonical_ids_that_expires_a_day_after_its_window() -> Result<
         let members: Vec<String> = redis.smembers(&key).await?;
         let members: std::collections::BTreeSet<_> = members.iter().map(String::as_str).collect();
         assert_eq!(members, ["-5", "7"].into(), "{kind:?}");
-        // The expiry may follow the answer.
+        // The expiry may be set after the answer.
         let ttl: i64 = wait::until("the set's expiry", SOON, || async {
             let mut redis = site.connection().await.ok()?;
             redis.ttl(&key).await.ok().filter(|ttl| *ttl > 0)
@@ -92,7 +92,7 @@ async fn statistics_add_up() -> Result<()> {
     Ok(())
 }
 
-/// The calls of each Redis command so far.
+/// Returns how often each Redis command has been called so far.
 pub async fn calls(redis: &RedisServer) -> Result<HashMap<String, u64>> {
     let text: String = redis::cmd("INFO")
         .arg("commandstats")
@@ -108,7 +108,8 @@ pub async fn calls(redis: &RedisServer) -> Result<HashMap<String, u64>> {
 #[tokio::test]
 async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
     const IDS: u64 = 2_000;
-    // An instance of the component lives for so many requests in Spin, and starts with some commands of its own.
+    // In Spin, an instance of the component serves this many requests, and starts with a few
+    // commands of its own.
     const IN_SPIN: u64 = 128;
     let as_in_spin = [
         "--max-instance-reuse-count",
@@ -131,8 +132,8 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
         let answers = load::run(&[instance.addr()], 32, targets).await?;
         assert!(answers.iter().all(|a| a.outcome.as_deref() == Some("new")), "{kind:?}");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        // Everything counts: scripts and what they run, expiry, statistics and connecting, which are once for each instance of
-        // the component.
+        // All commands are included: scripts and the commands in them, expiry, statistics and
+        // connecting, which happen once for each instance of the component.
         let total = async || Ok::<u64, anyhow::Error>(calls(site.redis.server()).await?.into_values().sum());
         let of_ids = total().await?;
         assert!(
@@ -141,7 +142,7 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
             calls(site.redis.server()).await?
         );
 
-        // All by one client, and so by one instance of the component, which knows them.
+        // All from one client, and so by one instance of the component, which knows these ids.
         let begin = Instant::now();
         let targets = (0..100)
             .map(|i| format!("/api/verve/accept?id={}", 10_000 + i % 10))
@@ -151,7 +152,7 @@ async fn an_id_costs_a_command_at_most_and_a_repeated_one_none() -> Result<()> {
         assert_eq!(new, 10, "{kind:?}");
         tokio::time::sleep(Duration::from_secs(1)).await;
         let of_repeats = total().await? - of_ids;
-        // Ten new ids, and statistics five times a second, however long it takes here.
+        // Ten new ids, and statistics five times a second for as long as the requests take.
         let most = 40 + 25 * begin.elapsed().as_secs();
         assert!(of_repeats < most, "{kind:?}: {of_repeats} commands for 100 requests");
     }
@@ -186,7 +187,9 @@ async fn partitions_share_the_ids() -> Result<()> {
     Ok(())
 }
 
-/// What an instance knows of a Redis goes with it: one that is back without its data gets the ids again.
+/// An instance's dedup cache ends with the Redis that it describes.
+///
+/// A Redis that comes back without its data gets the ids again.
 #[tokio::test]
 async fn a_redis_without_its_data_is_not_believed_to_have_it() -> Result<()> {
     for kind in Kind::available() {
@@ -198,7 +201,7 @@ async fn a_redis_without_its_data_is_not_believed_to_have_it() -> Result<()> {
         }
         site.redis.restart().await?;
         let restarted = Instant::now();
-        // The same instance, which is kept busy by ids that it knows.
+        // The same instance, kept busy by ids that it knows.
         while accept(&instance, "id=1").await? == "duplicate" {
             assert!(
                 restarted.elapsed() < Duration::from_secs(3),

@@ -1,4 +1,4 @@
-//! What the hosts do beside running the component.
+//! What the hosts do besides running the component.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use verve_tests::redis::RedisServer;
 
 use crate::site::{SOON, Site};
 
-/// The repository's manifest with only these hosts allowed.
+/// Returns the repository's manifest with only these hosts allowed.
 fn manifest_allowing(hosts: &str) -> Result<String> {
     let text = fs::read_to_string(paths::manifest())?;
     let mut replaced = false;
@@ -29,7 +29,7 @@ fn manifest_allowing(hosts: &str) -> Result<String> {
     Ok(manifest)
 }
 
-/// How many connections the server has ever had, this one included.
+/// Returns how many connections the server has ever had, this one included.
 async fn connections(redis: &RedisServer) -> Result<u64> {
     let mut connection = redis.connection().await?;
     let info: String = redis::cmd("INFO").arg("stats").query_async(&mut connection).await?;
@@ -81,7 +81,7 @@ async fn a_stopped_host_finishes_what_it_has_begun() -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let site = Site::with_one_window().await?;
         let instance = site.host(Kind::VerveHost).start().await?;
-        // One that waits for its next request, and several whose answers wait for Redis.
+        // One connection waits for its next request; several wait for Redis to answer theirs.
         let mut idle = Connection::open(instance.addr()).await?;
         assert_eq!(idle.get("/api/verve/accept?id=1").await?.status, 200);
         site.redis.pause()?;
@@ -113,7 +113,7 @@ async fn a_stopped_host_finishes_what_it_has_begun() -> Result<()> {
 async fn an_idle_host_stops_at_once() -> Result<()> {
     let site = Site::with_one_window().await?;
     let instance = site.host(Kind::VerveHost).start().await?;
-    // Kept alive by the client, which says nothing more.
+    // The client keeps the connection open and sends nothing more.
     let mut idle = Connection::open(instance.addr()).await?;
     assert_eq!(idle.get("/api/verve/accept?id=1").await?.status, 200);
     let begin = Instant::now();
@@ -138,7 +138,8 @@ async fn a_taken_port_is_an_error() -> Result<()> {
 
 #[tokio::test]
 async fn answers_leave_in_one_piece() -> Result<()> {
-    // Two writes stall for 40 ms between an unlucky client and a host without TCP_NODELAY; one write never does.
+    // Between a client with delayed acknowledgements and a host without TCP_NODELAY, two writes
+    // stall for 40 ms; one write never does.
     let site = Site::with_one_window().await?;
     let instance = Instance::options(Kind::VerveHost)
         .variable("redis_urls", &site.redis_urls())
@@ -155,7 +156,7 @@ async fn answers_leave_in_one_piece() -> Result<()> {
     Ok(())
 }
 
-/// The files in a folder and all that are in it.
+/// Returns the files in a folder and in its subfolders.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -169,7 +170,9 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A host that is started again need not compile. One that can keep nothing, or finds what is broken, does.
+/// A restarted host does not compile again.
+///
+/// A host compiles if it cannot keep the result, or if it finds a broken one.
 #[tokio::test]
 async fn what_was_compiled_is_kept() -> Result<()> {
     let site = Site::with_one_window().await?;

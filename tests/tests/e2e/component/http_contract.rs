@@ -1,4 +1,4 @@
-//! Every row of the request contract, by raw HTTP, on every host that there is.
+//! Every row of the request contract, as raw HTTP, on every available host.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::site::Site;
 
 const ROUTE: &str = "/api/verve/accept";
 
-/// What the contract answers with.
+/// The answers of the contract.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
     New,
@@ -19,7 +19,7 @@ enum Expected {
 }
 use Expected::{Bad, Duplicate, New};
 
-/// Asserts everything that the contract says of such an answer.
+/// Asserts everything that the contract specifies for this answer.
 #[track_caller]
 fn assert_answer(response: &Response, expected: Expected, context: &str) {
     let (status, body, outcome, error) = match expected {
@@ -52,7 +52,9 @@ fn assert_common_headers(response: &Response, context: &str) {
     }
 }
 
-/// Sends the requests in this order on one connection, and returns what is in the window afterwards.
+/// Sends the requests in order on one connection.
+///
+/// Returns the ids that are in the window afterwards.
 async fn check(kind: Kind, table: &[(&str, Expected)]) -> Result<BTreeSet<String>> {
     let site = Site::with_one_window().await?;
     let instance = site.host(kind).start().await?;
@@ -81,7 +83,7 @@ async fn ids() -> Result<()> {
         ("?id=1", New),
         ("?id=1", Duplicate),
         ("?id=-1", New),
-        // The number counts, not its spelling.
+        // The number is compared, not its spelling.
         ("?id=007", New),
         ("?id=7", Duplicate),
         ("?id=-007", New),
@@ -91,7 +93,7 @@ async fn ids() -> Result<()> {
         ("?id=-000", Duplicate),
         (&many_zeros, New),
         ("?id=81", Duplicate),
-        // The edges of the range.
+        // The limits of the range.
         ("?id=9223372036854775807", New),
         ("?id=-9223372036854775808", New),
         ("?id=09223372036854775807", Duplicate),
@@ -99,7 +101,7 @@ async fn ids() -> Result<()> {
         ("?id=-9223372036854775809", Bad("invalid-id")),
         ("?id=18446744073709551616", Bad("invalid-id")),
         ("?id=99999999999999999999999999", Bad("invalid-id")),
-        // What is no integer.
+        // Values that are not integers.
         ("?id=", Bad("invalid-id")),
         ("?id", Bad("invalid-id")),
         ("?id=-", Bad("invalid-id")),
@@ -121,12 +123,13 @@ async fn ids() -> Result<()> {
         ("?id=5,000", Bad("invalid-id")),
         ("?id=five", Bad("invalid-id")),
         ("?id=null", Bad("invalid-id")),
-        // Digits of other scripts: Arabic-Indic, full-width, superscript; and the minus sign of typographers.
+        // Digits of other scripts (Arabic-Indic, full-width, superscript), and the typographic
+        // minus sign.
         ("?id=%D9%A5", Bad("invalid-id")),
         ("?id=%EF%BC%95", Bad("invalid-id")),
         ("?id=%C2%B2", Bad("invalid-id")),
         ("?id=%E2%88%925", Bad("invalid-id")),
-        // Percent-encoding that is broken, or that encodes no UTF-8.
+        // Broken percent-encoding, or percent-encoded bytes that are not UTF-8.
         ("?id=%", Bad("invalid-id")),
         ("?id=5%3", Bad("invalid-id")),
         ("?id=%zz", Bad("invalid-id")),
@@ -158,7 +161,7 @@ async fn parameters() -> Result<()> {
         ("?id=%31%32", New),
         ("?%69%64=12", Duplicate),
         ("?id=%2d13", New),
-        // Others are ignored, also long ones, empty ones and such as share a name with nothing.
+        // Other parameters are ignored, also long, empty and malformed ones.
         ("?a=b&id=20&c", New),
         ("?id=21&", New),
         ("?&&id=22", New),
@@ -166,7 +169,7 @@ async fn parameters() -> Result<()> {
         ("?id=24&%zz=%zz", New),
         (&long_value, New),
         (&long_name, New),
-        // Given twice.
+        // Parameters that are given twice.
         ("?id=30&id=30", Bad("repeated-parameter")),
         ("?id=30&id=31", Bad("repeated-parameter")),
         ("?id=30&%69d=30", Bad("repeated-parameter")),
@@ -177,7 +180,6 @@ async fn parameters() -> Result<()> {
         ),
         ("?id=30&method=get&method=get", Bad("repeated-parameter")),
         ("?id=30&method=get&method=post", Bad("repeated-parameter")),
-        // The method.
         ("?id=30&method=put", Bad("invalid-method")),
         ("?id=30&method=", Bad("invalid-method")),
         ("?id=30&method=GET", Bad("invalid-method")),
@@ -196,7 +198,7 @@ async fn parameters() -> Result<()> {
 #[tokio::test]
 async fn endpoints_that_are_refused() -> Result<()> {
     let too_long = format!("?id=1&endpoint=http://e.com/{}", "x".repeat(2049 - 13));
-    // Short enough as it was sent in bytes of UTF-16 or characters, not in bytes of UTF-8.
+    // Within the limit in characters and in UTF-16 code units, over it in bytes of UTF-8.
     let too_long_utf8 = format!("?id=1&endpoint=http://e.com/{}", "%C3%A4".repeat(1018));
     let far_too_long = format!("?id=1&endpoint=http://e.com/{}", "x".repeat(10_000));
     let rows = [
@@ -249,7 +251,7 @@ async fn other_methods() -> Result<()> {
                 }
             }
         }
-        // With a body, whether or not the host reads it.
+        // With a body, whether the host reads it or not.
         let request = b"POST /api/verve/accept?id=1 HTTP/1.1\r\nhost: verve.test\r\ncontent-length: 4\r\n\r\nid=1";
         let response = Connection::open(instance.addr()).await?.exchange(request).await?;
         assert_eq!((response.status, response.text().as_str()), (405, "failed"), "{kind:?}");

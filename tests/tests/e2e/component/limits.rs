@@ -1,4 +1,4 @@
-//! What the operator may limit: the ids of a window, and the callback jobs of an endpoint in it.
+//! The operator's limits: ids per window, and callback jobs per endpoint in it.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use verve_tests::{clock, http, wait};
 
 use crate::site::{SOON, Site};
 
-/// The status, and what the answer says of it.
+/// Returns the status and the outcome or error of the answer.
 async fn accept(host: &Instance, query: &str) -> Result<(u16, String)> {
     let answer = http::get(host.addr(), &format!("/api/verve/accept?{query}")).await?;
     let said = answer.header("verve-outcome").or_else(|| answer.header("verve-error"));
@@ -27,7 +27,8 @@ fn is(status: u16, said: &str) -> (u16, String) {
 async fn a_window_takes_as_many_ids_as_it_may() -> Result<()> {
     for kind in Kind::every() {
         let site = Site::with_one_window().await?;
-        // Two instances of the site, and as many requests at the same time as make them record together.
+        // Two instances of the site, and enough concurrent requests that they record several ids
+        // together.
         let hosts =
             future::try_join_all([(); 2].map(|()| site.host(kind).variable("window_limit", "50").start())).await?;
         let window = clock::current_window(site.length);
@@ -45,7 +46,7 @@ async fn a_window_takes_as_many_ids_as_it_may() -> Result<()> {
         assert_eq!(of(is(429, "window-limit")), 100, "{kind:?}: {answers:?}");
         let members = site.members(window).await?.remove(0);
         assert_eq!(members.len(), 50, "{kind:?}");
-        // Whatever is in it goes on being answered, and the other way round.
+        // Recorded ids are still answered `duplicate`; other ids are still refused.
         for id in &members {
             assert_eq!(
                 accept(&hosts[0], &format!("id={id}")).await?,
@@ -66,7 +67,7 @@ async fn a_window_takes_as_many_ids_as_it_may() -> Result<()> {
     Ok(())
 }
 
-/// Each takes its share.
+/// Each partition takes its share.
 #[tokio::test]
 async fn partitions_share_the_limit() -> Result<()> {
     for kind in Kind::every() {
@@ -103,7 +104,7 @@ async fn an_endpoint_gets_as_many_jobs_as_it_may() -> Result<()> {
             let query = format!("id={id}&endpoint=http%3A%2F%2F{endpoint}.com%2F");
             assert_eq!(accept(&host, &query).await?, expected, "{kind:?} {query}");
         }
-        // Without an endpoint nothing is limited; and what was refused was not recorded.
+        // Requests without an endpoint are not limited, and refused ids are not recorded.
         assert_eq!(accept(&host, "id=4").await?, is(200, "new"), "{kind:?}");
         let ids = ["1", "3", "4"].map(str::to_owned);
         assert_eq!(site.members(window).await?[0], ids.into(), "{kind:?}");
@@ -120,7 +121,7 @@ async fn an_endpoint_gets_as_many_jobs_as_it_may() -> Result<()> {
     Ok(())
 }
 
-/// A manifest from before there were limits has no such variables.
+/// A manifest from before the limits existed has no such variables.
 #[tokio::test]
 async fn without_the_variables_there_is_no_limit() -> Result<()> {
     for kind in Kind::every() {
@@ -129,7 +130,7 @@ async fn without_the_variables_there_is_no_limit() -> Result<()> {
         let lines = manifest.lines().filter(|line| !line.contains("_limit = "));
         let manifest = lines.collect::<Vec<_>>().join("\n");
         assert!(!manifest.contains("window_limit"));
-        // That one was there from the beginning.
+        // `spool_limit` existed from the beginning.
         let manifest = manifest.replace(
             "[component.accept.variables]",
             "[component.accept.variables]\nspool_limit = \"1000\"",
@@ -145,7 +146,7 @@ async fn without_the_variables_there_is_no_limit() -> Result<()> {
     Ok(())
 }
 
-/// Waits until the statistics of a window say so.
+/// Waits until the statistics of a window have these values.
 async fn counted(site: &Site, window: verve_protocol::Window, expected: &[(&str, u64)]) -> Result<()> {
     let stats = site.keys().stats(window);
     let read = async || -> Option<BTreeMap<String, u64>> { site.connection().await.ok()?.hgetall(&stats).await.ok() };

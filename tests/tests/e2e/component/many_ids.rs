@@ -1,4 +1,6 @@
-//! Many ids by one call of the interface for WASI 0.2, where each trip to Redis blocks: by the example `ingest`.
+//! Many ids in one call of the interface for WASI 0.2, where each round trip blocks.
+//!
+//! Uses the example `ingest`.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +16,7 @@ use crate::component::footprint::calls;
 use crate::library::examples::{example, example_with};
 use crate::site::{SOON, Site};
 
-/// Adds devices, and answers the status and what became of each.
+/// Adds devices, and returns the status and the outcome of each device.
 async fn ingest(instance: &Instance, devices: impl IntoIterator<Item = u32>) -> Result<(u16, Vec<String>)> {
     let devices: Vec<String> = devices.into_iter().map(|device| format!("device={device}")).collect();
     let answered = http::get(instance.addr(), &format!("/ingest?{}", devices.join("&"))).await?;
@@ -37,7 +39,7 @@ async fn they_are_recorded_by_few_scripts() -> Result<()> {
         let site = Site::with_one_window().await?;
         let instance = example(&site, kind, "ingest")?.start().await?;
         let window = clock::current_window(site.length);
-        // More than a script is given, and two of them twice.
+        // More ids than one script takes, and two of them twice.
         let devices = (0..600).chain([5, 599]);
         let (status, told) = ingest(&instance, devices).await?;
         assert_eq!(status, 200, "{kind:?}: {told:?}");
@@ -53,7 +55,7 @@ async fn they_are_recorded_by_few_scripts() -> Result<()> {
             assert!((86_000..=172_800).contains(&ttl), "{kind:?}: {key} expires in {ttl} s");
         }
         if site.redis.servers().len() == 1 {
-            // The ids, of 500 and of the others, and the statistics of all of them.
+            // One script for 500 ids, one for the others, one for the statistics of all.
             let calls = calls(site.redis.server()).await?;
             assert_eq!(calls.get("eval"), Some(&3), "{kind:?}: {calls:?}");
         }
@@ -73,7 +75,7 @@ async fn each_partition_takes_its_share() -> Result<()> {
         assert_eq!((status, told[0].as_str()), (503, "duplicate"), "{kind:?}");
         let of = |outcome: &str| told.iter().filter(|told| *told == outcome).count();
         assert_eq!((of("new"), of("failed")), (19, 40), "{kind:?}: {told:?}");
-        // What is said of each is said of the right one.
+        // Each answer belongs to the right device.
         let members = site.members(window).await?;
         assert_eq!(
             members.iter().map(|set| set.len()).collect::<Vec<_>>(),
@@ -90,7 +92,9 @@ async fn each_partition_takes_its_share() -> Result<()> {
     Ok(())
 }
 
-/// Redis has recorded them, and its answer is lost: the next attempt finds them there, and each is counted once.
+/// An id whose answer from Redis is lost is counted once.
+///
+/// Redis has recorded the ids; the next attempt finds them there.
 #[tokio::test]
 async fn a_lost_answer_counts_none_twice() -> Result<()> {
     let site = Site::with_redis(WindowLength::MAX_SECONDS, RedisServer::start().await?);

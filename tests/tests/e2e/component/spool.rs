@@ -1,4 +1,6 @@
-//! The spool: what is answered `ok` while Redis is away is counted later, in its own window, whatever dies meanwhile.
+//! The spool: an id that was answered `ok` while Redis is unreachable is not lost.
+//!
+//! It is counted later, in its own window, whichever process dies meanwhile.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -14,26 +16,26 @@ use verve_tests::{clock, http, wait};
 
 use crate::site::{SOON, Site, field};
 
-/// A host that finds out quickly that Redis is away.
+/// Starts a host that notices quickly that Redis is unreachable.
 async fn start(site: &Site, kind: Kind) -> Result<Instance> {
     site.host(kind).variable("redis_timeout_ms", "300").start().await
 }
 
-/// A host that reaches Redis over a link alone, and waits so long for each attempt.
+/// Starts a host that reaches Redis only over a link, with this timeout per attempt.
 async fn start_behind(link: &Link, site: &Site, kind: Kind, timeout_ms: &str) -> Result<Instance> {
     let url = format!("redis://{}", link.address());
     let host = site.host(kind).variable("redis_urls", &url);
     host.variable("redis_timeout_ms", timeout_ms).start().await
 }
 
-/// Has an id accepted, and returns its outcome.
+/// Sends an id that must be accepted, and returns its outcome.
 async fn accept(instance: &Instance, query: &str) -> Result<String> {
     let response = http::get(instance.addr(), &format!("/api/verve/accept?{query}")).await?;
     assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{query}");
     Ok(response.header("verve-outcome").unwrap_or_default().to_owned())
 }
 
-/// Waits until the window has exactly the ids 0..count.
+/// Waits until the window contains exactly the ids `0..count`.
 async fn assert_drained(site: &Site, window: Window, count: i64, context: &str) -> Result<()> {
     let expected = (0..count).map(|id| id.to_string()).collect();
     wait::until("the spooled ids", SOON, || async {
@@ -60,7 +62,7 @@ async fn a_host_that_was_killed_drains_what_it_had_spooled() -> Result<()> {
         instance.process().kill();
         site.redis.restart().await?;
         instance.restart().await?;
-        // The first request after Redis is back, and no other.
+        // Only the first request after Redis is reachable again.
         accept(&instance, "id=300").await?;
         assert_drained(&site, window, 301, &context).await?;
     }
@@ -83,7 +85,7 @@ async fn it_is_drained_without_further_requests() -> Result<()> {
     Ok(())
 }
 
-/// A host that was killed and started again, and to which nobody sends a request any more.
+/// A killed host that is started again drains, even if it receives no request.
 #[tokio::test]
 async fn an_idle_host_drains_what_another_life_has_left() -> Result<()> {
     let mut site = Site::with_one_window().await?;
@@ -139,7 +141,7 @@ async fn ids_and_jobs_come_into_their_own_windows() -> Result<()> {
             .map(|start| (start.to_string(), format!("http://e.com/{start}")))
             .collect();
         assert_eq!(found, expected, "{kind:?}");
-        // Statistics come late too, and none twice.
+        // Statistics are drained too, and counted once.
         let mut first = site.connection().await?;
         let mut counts = async |window: Window| -> Result<(Option<u64>, Option<u64>)> {
             let mut get = redis::cmd("HMGET");
@@ -169,7 +171,7 @@ async fn many_spool_and_drain_at_once() -> Result<()> {
         let instance = start(&site, kind).await?;
         let window = clock::current_window(site.length);
         site.redis.kill();
-        // Several instances of the component, of up to 16 requests at once each.
+        // Several instances of the component, with up to 16 concurrent requests each.
         let client = |first: i64| {
             let instance = &instance;
             async move {
@@ -181,10 +183,10 @@ async fn many_spool_and_drain_at_once() -> Result<()> {
         };
         futures::future::try_join_all((0..40).map(client)).await?;
         site.redis.restart().await?;
-        // All drain side by side with new ids.
+        // All instances drain concurrently with new ids.
         futures::future::try_join_all((0..40).map(client)).await?;
         assert_drained(&site, window, 4000, &context).await?;
-        // A job was added for each request, and none of the spooled ones twice.
+        // Each request has a job, and no spooled job was added twice.
         let key = site.keys().callbacks();
         wait::until("the jobs", SOON, || async {
             (site.stream(&key).await.ok()?.len() >= 8000).then_some(())
@@ -216,7 +218,7 @@ async fn too_many_callback_jobs_wait_on_disk() -> Result<()> {
             let mut length = redis::cmd("XLEN");
             Ok(length.arg(&key).query_async(&mut site.connection().await?).await?)
         };
-        // It takes a moment to be noticed.
+        // The instances notice the full queue after a moment.
         assert!(send().await? >= MAX_QUEUED_JOBS, "{kind:?}");
         tokio::time::sleep(Duration::from_millis(600)).await;
         let full = send().await?;
@@ -224,9 +226,9 @@ async fn too_many_callback_jobs_wait_on_disk() -> Result<()> {
         for _ in 0..10 {
             now = send().await?;
         }
-        // Once a second one may try whether there is room, and gets in.
+        // Once a second, one job may probe for room, and is added.
         assert!(now <= full + 5, "{kind:?}: {full} and then {now}");
-        // Room for them all.
+        // Room for all jobs.
         redis::cmd("XTRIM")
             .arg(&key)
             .arg("MAXLEN")
@@ -264,7 +266,7 @@ async fn a_full_spool_refuses_and_says_so() -> Result<()> {
         assert_eq!(refused.header("verve-error"), Some("unavailable"), "{context}");
         let line = instance.process().wait_for_text("spool: full", SOON).await?;
         assert!(line.contains("spool_limit"), "{context}: {line}");
-        // What was promised is kept, and then there is room again.
+        // Accepted ids are drained, and then there is room again.
         site.redis.restart().await?;
         let all: Vec<String> = (0..10).map(|id| id.to_string()).collect();
         wait::until("the spooled ids", SOON, || async {
@@ -282,7 +284,9 @@ async fn a_full_spool_refuses_and_says_so() -> Result<()> {
     Ok(())
 }
 
-/// `redis_wait_replicas`: an id that only the primary has could be lost with it, so it is spooled as well.
+/// With `redis_wait_replicas`, an id that is only on the primary is spooled as well.
+///
+/// It could be lost with the primary.
 #[tokio::test]
 async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<()> {
     for kind in Kind::available() {
@@ -296,7 +300,7 @@ async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<(
         let instance = site.host(kind).variable("redis_timeout_ms", "500");
         let instance = instance.variable("redis_wait_replicas", "1").start().await?;
         let window = clock::current_window(site.length);
-        // Until the replica follows, and all instances have found out that it does.
+        // Until the replica follows, and all instances have noticed that it does.
         let next = Cell::new(0);
         let new = |what: &'static str| {
             let (instance, next) = (&instance, &next);
@@ -324,8 +328,10 @@ async fn an_id_is_on_as_many_replicas_as_asked_for_or_in_the_spool() -> Result<(
     Ok(())
 }
 
-/// The host dies while it drains: once when Redis has not heard of what it was about to bring, once when Redis has it and the spool
-/// does not know.
+/// The host dies while it drains.
+///
+/// Each command is held once before Redis receives it, and once after Redis has executed it and
+/// before the spool is updated.
 #[tokio::test]
 async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()> {
     const COUNT: i64 = 40;
@@ -339,7 +345,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
             let context = format!("{kind:?}, {hold:?} of {what}");
             let site = Site::with_one_window().await?;
             let link = Link::start(site.redis.server().address()).await?;
-            // Long, so that nobody gives up what is held.
+            // A long timeout, so that the held command does not time out.
             let mut instance = start_behind(&link, &site, kind, "10000").await?;
             let window = clock::current_window(site.length);
             link.cut();
@@ -349,7 +355,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
             });
             let outcomes = futures::future::try_join_all(requests).await?;
             assert!(outcomes.iter().all(|outcome| outcome == "spooled"), "{context}");
-            // The statistics of these requests are in the spool a moment later.
+            // The statistics of these requests are spooled a moment later.
             let spooled = "SELECT count(*) FROM commands WHERE command LIKE '[\"HINCRBY\"%'";
             wait::until("statistics", SOON, || async {
                 (instance.in_spool(spooled).ok()? > 0).then_some(())
@@ -357,7 +363,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
             .await
             .with_context(|| context.clone())?;
             let mut gate = link.gate(&[what], hold);
-            link.mend();
+            link.restore();
             gate.reached(SOON).await.with_context(|| context.clone())?;
             instance.process().kill();
             drop(gate);
@@ -384,7 +390,7 @@ async fn a_host_killed_amid_draining_brings_all_and_nothing_twice() -> Result<()
     Ok(())
 }
 
-/// Somebody else drains meanwhile, and the numbers of their rows become those of other ids.
+/// Another instance drains meanwhile, and its row numbers are reused for other ids.
 #[tokio::test]
 async fn a_slow_drain_removes_only_what_it_brought() -> Result<()> {
     for kind in Kind::available() {
@@ -396,9 +402,9 @@ async fn a_slow_drain_removes_only_what_it_brought() -> Result<()> {
         link.cut();
         assert_eq!(accept(&instance, "id=0").await?, "spooled", "{context}");
         let mut gate = link.gate(&["SADD"], Hold::Answer);
-        link.mend();
+        link.restore();
         gate.reached(SOON).await.with_context(|| context.clone())?;
-        // What two others would do: one brings the ids to Redis as well, one spools others.
+        // Simulates two other instances: one drains the ids as well, the other spools other ids.
         let other = instance.spool()?.execute_batch(
             "CREATE TEMP TABLE brought AS SELECT * FROM ids; DELETE FROM ids; \
             INSERT INTO ids SELECT number, key, '1', 1 FROM brought; INSERT INTO ids SELECT number + 1, key, '2', 1 FROM brought",
@@ -410,7 +416,9 @@ async fn a_slow_drain_removes_only_what_it_brought() -> Result<()> {
     Ok(())
 }
 
-/// Redis has counted what happened, and its answer is lost: once while it can be asked again, once while it is away.
+/// Redis has counted a flush of statistics, and its answer is lost.
+///
+/// Once Redis can be asked again, once it is unreachable.
 #[tokio::test]
 async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()> {
     for kind in Kind::available() {
@@ -431,9 +439,10 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
                 })
                 .await
                 .with_context(|| context.clone())?;
-                link.mend();
+                link.restore();
             }
-            // Sent again, and Redis has forgotten its name since nobody sends it a third time, or it is in no spool any more.
+            // The flush is sent again. Then Redis drops its idempotency key, since no third attempt
+            // follows, or the flush is no longer in the spool.
             let remains = "SELECT count(*) FROM commands";
             wait::until("the end of it", Duration::from_secs(20), || async {
                 let names: Vec<String> = redis::cmd("KEYS")
@@ -460,7 +469,7 @@ async fn a_flush_of_statistics_whose_answer_was_lost_counts_once() -> Result<()>
     Ok(())
 }
 
-/// As one whose way was cut without a word: Redis answers on any other.
+/// A connection that was cut silently, while Redis answers on any other.
 #[tokio::test]
 async fn a_connection_on_which_nothing_is_answered_any_more_is_replaced() -> Result<()> {
     for kind in Kind::available() {
@@ -468,7 +477,7 @@ async fn a_connection_on_which_nothing_is_answered_any_more_is_replaced() -> Res
         let link = Link::start(site.redis.server().address()).await?;
         let instance = start_behind(&link, &site, kind, "1000").await?;
         let mut gate = link.gate(&["SADD"], Hold::Answer);
-        // It was recorded the first time.
+        // The first attempt has recorded it.
         assert_eq!(accept(&instance, "id=1").await?, "duplicate", "{kind:?}");
         gate.reached(SOON).await?;
         assert_eq!(accept(&instance, "id=2").await?, "new", "{kind:?}");
@@ -477,7 +486,7 @@ async fn a_connection_on_which_nothing_is_answered_any_more_is_replaced() -> Res
     Ok(())
 }
 
-/// What another Redis was called before is not asked of anything, and gets nothing.
+/// A stored node address of another cluster is not asked, and gets nothing.
 #[tokio::test]
 async fn a_node_of_another_cluster_is_not_gone_to() -> Result<()> {
     for kind in Kind::available() {
@@ -505,7 +514,7 @@ async fn a_node_of_another_cluster_is_not_gone_to() -> Result<()> {
     Ok(())
 }
 
-/// A spool that cannot be read says so, and what is in it is drained once it can.
+/// A spool that cannot be read is logged, and drained once it is readable.
 #[tokio::test]
 async fn a_spool_that_cannot_be_read_says_so() -> Result<()> {
     let mut site = Site::with_one_window().await?;
@@ -526,7 +535,7 @@ async fn a_spool_that_cannot_be_read_says_so() -> Result<()> {
     assert_drained(&site, window, 5, "mended").await
 }
 
-/// What is accepted after the spool's files were removed is not written into files that nobody has any more.
+/// Ids accepted after the spool's files were removed go into new files.
 #[tokio::test]
 async fn a_spool_whose_files_are_removed_is_made_anew() -> Result<()> {
     let mut site = Site::with_one_window().await?;
@@ -564,7 +573,9 @@ async fn a_spool_whose_files_are_removed_is_made_anew() -> Result<()> {
     .with_context(|| instance.process().log())
 }
 
-/// Hosts that share a state folder by mistake do not drain each other's ids into their own Redis.
+/// Hosts that share a state folder by mistake leave each other's spool alone.
+///
+/// They do not drain each other's ids into their own Redis.
 #[tokio::test]
 async fn a_spool_of_another_redis_or_namespace_is_left_alone() -> Result<()> {
     for kind in Kind::available() {
@@ -586,7 +597,7 @@ async fn a_spool_of_another_redis_or_namespace_is_left_alone() -> Result<()> {
             instance.set_variable("redis_urls", &urls);
             instance.set_variable("namespace", &namespace);
             instance.restart().await?;
-            // Its own ids are another matter.
+            // The host's own ids go to its own Redis.
             http::get(instance.addr(), "/api/verve/accept?id=7").await?;
             let line = instance.process().wait_for_text("it is left alone", SOON).await?;
             assert!(
@@ -606,13 +617,13 @@ async fn a_spool_of_another_redis_or_namespace_is_left_alone() -> Result<()> {
             .query_async(&mut second.connection().await?)
             .await?;
         assert_eq!(ids, ["7"], "{kind:?}");
-        // The one whose it is goes on with it, and by another of its servers' names too.
+        // The owner drains it, also under another of its servers' names.
         instance.set_variable("redis_urls", &of_first[0]);
         instance.set_variable("namespace", &of_first[1]);
         first.redis.restart().await?;
         instance.restart().await?;
         assert_drained(&first, window, 5, &format!("{kind:?}")).await?;
-        // Once it is empty, it is whoever's comes. What is in Redis is removed from it a little later.
+        // An empty spool belongs to the next host. Drained rows are removed a little later.
         wait::until("the spool to be empty", SOON, || async {
             let left = "SELECT (SELECT count(*) FROM ids) + (SELECT count(*) FROM commands)";
             (instance.in_spool(left).ok()? == 0).then_some(())
@@ -629,7 +640,9 @@ async fn a_spool_of_another_redis_or_namespace_is_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// A host of an older version, started on the folder of a newer one, neither reads nor changes what it may misread.
+/// A host of an older version does not touch the spool of a newer one.
+///
+/// It neither reads nor changes data that it could misread.
 #[tokio::test]
 async fn a_spool_of_another_format_is_left_alone() -> Result<()> {
     for kind in Kind::available() {

@@ -1,4 +1,6 @@
-//! The built component against the world in `wit/`: it offers what the world exports and imports nothing else.
+//! The built component against the world in `wit/`.
+//!
+//! It offers what the world exports, and imports nothing else.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +11,7 @@ use verve_tests::paths;
 use wit_component::{DecodedWasm, decode, targets};
 use wit_parser::{Resolve, WorldId};
 
-/// Whether a build needs no more and offers no less than a world says.
+/// Checks that a build needs no more and offers no less than a world specifies.
 fn check(component: &Path, world: &str) -> Result<()> {
     let component = fs::read(component)?;
     let mut resolve = Resolve::default();
@@ -28,7 +30,9 @@ fn the_counter_fits_its_world() -> Result<()> {
     check(&paths::other_component("verve_counter.wasm")?, "counter")
 }
 
-/// What a world imports, and what it exports: interfaces, with WASI 0.2 in whatever patch, of which the linker takes the highest.
+/// Returns the interfaces that a world imports, and those that it exports.
+///
+/// WASI 0.2 is named without its patch version, since the linker takes the highest one.
 fn interfaces(resolve: &Resolve, world: WorldId) -> [BTreeSet<String>; 2] {
     let world = &resolve.worlds[world];
     [&world.imports, &world.exports].map(|items| {

@@ -1,5 +1,7 @@
-//! The site that `deploy/` describes, without containers: nginx with the file that is shipped there, three hosts, a Redis
-//! that keeps its data, Kafka, and two reporters.
+//! Tests the site that `deploy/` describes, without containers.
+//!
+//! It has nginx with the shipped configuration, three hosts, a Redis that keeps its data, Kafka,
+//! and two reporters.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,7 +18,7 @@ use verve_tests::{clock, http, load, net, wait};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// All traffic of a test is sent within one window, so that its count is known beforehand.
+/// All traffic of a test is sent within one window, so its count is known in advance.
 const WINDOW_SECONDS: u32 = 12;
 const TRAFFIC_MS: u64 = 10_000;
 const BATCHES: i64 = 8;
@@ -40,7 +42,9 @@ async fn before(hosts: &[Instance]) -> Result<Nginx> {
     Nginx::start(&addresses).await
 }
 
-/// The ids of a batch: two thirds of them come again in it, and some in the next one.
+/// Returns the ids of a batch.
+///
+/// Two thirds of them are repeated in it, and some in the next batch.
 fn ids(batch: i64) -> Vec<i64> {
     (0..BATCH).map(|n| batch * 200 + n * 7 % 250).collect()
 }
@@ -78,7 +82,7 @@ async fn a_host_dies_under_load_and_the_count_is_exact() -> Result<()> {
         }
         let sent_in = clock::current_window(site.length);
         assert_eq!(sent_in, window, "this machine is too slow for this test");
-        // What shows that it died with requests in flight, and that others were asked in its place.
+        // Proves that the host died with requests in flight, and that nginx asked others instead.
         let log = nginx.process().log();
         let dead = format!("upstream: \"http://{}/", hosts[0].addr());
         let in_flight = |line: &str| line.contains("reading response header from upstream") && line.contains(&dead);
@@ -98,7 +102,9 @@ async fn a_host_dies_under_load_and_the_count_is_exact() -> Result<()> {
     Ok(())
 }
 
-/// As an update does it. This balancer does not look at the health check: where a host is not there any more, it asks another one.
+/// Restarts the hosts one after the other, as an update does.
+///
+/// This balancer ignores the health check: if a host does not respond, it asks another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_host_is_restarted_under_load_and_no_request_fails() -> Result<()> {
     let site = site().await?;
@@ -152,7 +158,7 @@ async fn answers_come_through_as_the_component_gave_them() -> Result<()> {
         let site = site().await?;
         let hosts = hosts(&site, kind).await?;
         let nginx = before(&hosts).await?;
-        // The longest endpoint there may be, each of its bytes in three.
+        // The longest possible endpoint, with each byte of its path percent-encoded.
         let host = "http://e.com/";
         let path = "%2F".repeat(2048 - host.len());
         let long = format!("id=1&endpoint=http%3A%2F%2Fe.com%2F{path}");
@@ -186,7 +192,7 @@ async fn answers_come_through_as_the_component_gave_them() -> Result<()> {
 async fn without_a_host_it_answers_as_one_that_cannot_record() -> Result<()> {
     let nobody = [net::free_address()?, net::free_address()?, net::free_address()?];
     let nginx = Nginx::start(&nobody).await?;
-    // The second one finds all hosts marked as failed.
+    // The second request finds all hosts marked as failed.
     for attempt in 0..10 {
         let answer = http::get(nginx.addr(), "/api/verve/accept?id=1").await?;
         let context = format!("{attempt}: {answer:?}");

@@ -1,4 +1,6 @@
-//! What the containers of `deploy/` run, without containers: their health checks, and Redis by its configuration.
+//! What the containers of `deploy/` run, tested without containers.
+//!
+//! These are their health checks, and Redis with its configuration.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +16,7 @@ use verve_tests::{net, paths};
 
 use crate::site::{SOON, Site};
 
-/// The health check of an image, as it stands in its Containerfile, against a program on another port.
+/// Runs an image's health check, from its Containerfile, on another port.
 async fn healthy(program: &str, port: u16) -> Result<bool> {
     let line = the_instruction(program, "HEALTHCHECK")?;
     let (_, command) = line.split_once("CMD ").context("a command")?;
@@ -28,7 +30,7 @@ async fn healthy(program: &str, port: u16) -> Result<bool> {
         ensure!(command.contains(&own), "{command:?} asks nobody on {own:?}");
         check.args(command[1..].iter().map(|word| word.replace(&own, &there)));
     } else {
-        // By the same variable as the reporter itself.
+        // The same variable as for the reporter itself.
         check.args(&command[1..]).env("VERVE_LISTEN", there);
     }
     let output = tokio::time::timeout(Duration::from_secs(10), check.output()).await??;
@@ -40,12 +42,12 @@ async fn health_checks_see_life_and_death() -> Result<()> {
     let site = Site::new(60).await?;
     let host = site.host(Kind::VerveHost).start().await?;
     let reporter = site.reporter(&[]).await?;
-    // Waiting for Redis is no illness.
+    // A program that waits for Redis is healthy.
     site.redis.kill();
     let (host_port, reporter_port) = (host.addr().port(), reporter.address().port());
     assert!(healthy("host", host_port).await?);
     assert!(healthy("reporter", reporter_port).await?);
-    // The other's path is not found here.
+    // Each program lacks the other's health path.
     assert!(!healthy("host", reporter_port).await?);
     assert!(!healthy("reporter", host_port).await?);
     host.process().kill();
@@ -55,7 +57,9 @@ async fn health_checks_see_life_and_death() -> Result<()> {
     Ok(())
 }
 
-/// Redis reads its configuration as the compose file hands it over, asks for the password, and stops when it is told to.
+/// Redis reads its configuration in the form in which the compose file passes it.
+///
+/// It requires the password, and stops on request.
 #[tokio::test]
 async fn redis_takes_its_configuration() -> Result<()> {
     let folder = tempfile::tempdir()?;

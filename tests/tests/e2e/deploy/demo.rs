@@ -1,4 +1,4 @@
-//! `verve-up --demo`: what a new user runs first.
+//! `verve-up --demo`: the first command of a new user.
 
 use std::process::Command;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use verve_tests::process::{Process, Signal};
 use verve_tests::{http, paths, reporter};
 
-/// A `verve-up` with none of the settings that the environment may hold for the tests.
+/// Returns a `verve-up` without settings from the environment of the tests.
 fn command(arguments: &[&str]) -> Result<Command> {
-    // What it starts must be built; it would say so, but in many more words.
+    // Checked here, since `verve-up` reports a missing program at much greater length.
     paths::verve_host()?;
     paths::verve_reporter()?;
     paths::component()?;
@@ -18,7 +18,7 @@ fn command(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// One after the other, since both want the ports that users expect.
+/// One after the other, because both need the ports that users expect.
 #[tokio::test]
 async fn verve_up() -> Result<()> {
     the_demo_counts_right_and_ends(&[]).await?;
@@ -33,7 +33,7 @@ async fn the_demo_counts_right_and_ends(more: &[&str]) -> Result<()> {
     assert_eq!(status.code(), Some(0), "{}", process.log());
     let lines = process.lines();
     assert!(lines.iter().any(|line| line.contains("look:  http://")), "{lines:#?}");
-    // It ends with the table of its windows.
+    // Its last output is the table of its windows.
     let table = lines.iter().skip_while(|line| !line.starts_with("WINDOW"));
     let windows = table.skip(1).filter(|line| line.starts_with("20"));
     assert_eq!(windows.count(), 2, "{lines:#?}");
@@ -43,7 +43,7 @@ async fn the_demo_counts_right_and_ends(more: &[&str]) -> Result<()> {
 async fn an_interrupt_ends_all_that_it_started() -> Result<()> {
     let process = Process::spawn("verve-up", command(&["--window-seconds", "1"])?)?;
     let patience = Duration::from_secs(60);
-    // The line to try, as it is printed for the user.
+    // The example request, as printed for the user.
     let line = process.wait_for_text("/api/verve/accept?id=", patience).await?;
     let url = line
         .split(['"', '\'', ' '])

@@ -1,4 +1,6 @@
-//! What depends on the version and the kind of Redis, on each that there is: Redis 7, Redis 8 and Valkey 8.
+//! Tests what depends on the version and the kind of Redis.
+//!
+//! Runs on each available server: Redis 7, Redis 8 and Valkey 8.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use verve_tests::{clock, http, paths, wait};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// Does something on each server, at the same time.
+/// Runs a test on each server, concurrently.
 pub async fn on_each(test: impl AsyncFn(Options, &str) -> Result<()>) -> Result<()> {
     let test = &test;
     let each = paths::redis_servers()?.into_iter().map(|program| async move {
@@ -57,7 +59,7 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Writes something, and waits until so many replicas have it.
+    /// Writes a value, and waits until this many replicas have it.
     async fn waited(&self, replicas: u64) -> Result<()> {
         let mut redis = self.site.connection().await?;
         let pipe = redis::pipe()
@@ -77,21 +79,23 @@ impl Pair {
         host.variable("redis_timeout_ms", "400").start().await
     }
 
-    /// Whether the replica has an id of the window.
+    /// Returns whether the replica has this id of the window.
     async fn has(&self, id: i64) -> Result<bool> {
         let key = self.site.ids(clock::current_window(self.site.length));
         Ok(self.replica.connection().await?.sismember(key, id).await?)
     }
 }
 
-/// `ok` means that a replica has the id, also where the primary had it already: by an attempt that came to no end, or by somebody else.
+/// `ok` means that a replica has the id, also if the primary had it before.
+///
+/// The id may come from an attempt that was not completed, or from another client.
 #[tokio::test]
 async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
     on_each(async |options, name| {
         let on_host = async |kind| -> Result<()> {
             let pair = Pair::start(options.clone()).await?;
             let host = pair.host(kind).await?;
-            // The replica has just come, and may be slow at first.
+            // The replica has just connected, and may be slow at first.
             wait::until("an id on both", SOON, || async {
                 (accept(&host, "id=1").await.ok()?.0 == 200).then_some(())
             })
@@ -101,7 +105,7 @@ async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
             pair.link.hold();
             let window = clock::current_window(pair.site.length);
             pair.site.add(window, [3]).await?;
-            // One that two attempts bring, and one that is there already.
+            // One id that needs two attempts, and one that the primary already has.
             for id in [2, 3] {
                 let answer = accept(&host, &format!("id={id}")).await?;
                 let expected = match kind {
@@ -111,12 +115,12 @@ async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
                 assert_eq!(answer, expected, "{name} {kind:?}: {id}\n{}", host.process().log());
             }
             if kind == Kind::VerveHost {
-                // It stays in the spool, as often as it is brought to the primary.
+                // They stay in the spool, however often they are drained to the primary.
                 tokio::time::sleep(Duration::from_secs(4)).await;
                 assert_eq!(host.in_spool("SELECT sum(count) FROM ids")?, 2, "{name}");
             }
             assert!(!pair.has(2).await? && !pair.has(3).await?, "{name} {kind:?}");
-            pair.link.mend();
+            pair.link.restore();
             wait::until("the replica to have all", SOON, || async {
                 accept(&host, "id=2").await.ok()?;
                 let drained = kind != Kind::VerveHost || host.in_spool("SELECT count(*) FROM ids").ok()? == 0;
@@ -131,7 +135,9 @@ async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
     .await
 }
 
-/// A set expires a day after its window's end, whatever the window's length, and so do the statistics.
+/// A set expires a day after its window's end, for every window length.
+///
+/// The same holds for the statistics.
 #[tokio::test]
 async fn sets_expire_a_day_after_their_windows_end() -> Result<()> {
     on_each(async |options, name| {
@@ -190,7 +196,9 @@ async fn sets_expire_a_day_after_their_windows_end() -> Result<()> {
     .await
 }
 
-/// A Redis that is full, and lets nothing go of itself, comes to have room by what is reported; and another replica takes over meanwhile.
+/// A full Redis that evicts nothing gets room when ids are reported.
+///
+/// Another replica of the reporter takes over meanwhile.
 #[tokio::test]
 async fn a_full_redis_empties_by_what_is_reported() -> Result<()> {
     on_each(async |options, name| {
@@ -200,7 +208,7 @@ async fn a_full_redis_empties_by_what_is_reported() -> Result<()> {
         let flags = ledger.flags(&site, &["--late-seconds", "1"]);
         let first = Reporter::ready(&flags).await?;
         let window = clock::next_window(site.length).await;
-        // Some 3 MB of ids that have to go.
+        // About 3 MB of ids that must be removed.
         let mut connection = site.connection().await?;
         for from in (0..50_000).step_by(1000) {
             let ids: Vec<i64> = (from..from + 1000).map(|id| id * 1_000_003).collect();

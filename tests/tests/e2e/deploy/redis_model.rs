@@ -1,4 +1,6 @@
-//! The model of Redis that the simulation has answers as each kind of Redis does: random commands and scripts are given to both.
+//! Tests that the simulation's model of Redis answers as each kind of Redis.
+//!
+//! Both get the same random commands and scripts.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,27 +13,29 @@ use verve_simulation::redis::{Answer, Server};
 
 use super::redis_kinds::on_each;
 
-/// How many commands each kind of Redis is given.
+/// The number of commands for each kind of Redis.
 const COMMANDS: usize = 4000;
 
-/// A Redis, and the model of one.
+/// A Redis and its model.
 struct Both {
     redis: MultiplexedConnection,
     model: std::rc::Rc<Server>,
-    /// What they were given, the last of it.
+    /// The commands that both have received, the last one at the end.
     given: Vec<String>,
-    /// Entries of streams that readers were given: the id of each in Redis, and in the model.
+    /// Stream entries that readers have received: the id in Redis, and in the model.
     entries: Vec<(String, String)>,
 }
 
-/// Stands for the id of an entry.
+/// A placeholder for the id of an entry.
 const ENTRY: &str = "ENTRY";
 
 impl Both {
-    /// Gives a command to both, in a millisecond of its own: entries of two streams have ids of their own then.
+    /// Sends a command to both.
+    ///
+    /// Each command has its own millisecond, so that entries of two streams have different ids.
     async fn give(&mut self, words: &[String], random: &mut Rng) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
-        // Each names its entries as it likes.
+        // Redis and the model generate different ids for the same entry.
         let entry = random.choice(&self.entries).cloned();
         let (redis_entry, model_entry) = entry.unwrap_or_else(|| ("1-1".to_owned(), "1-1".to_owned()));
         let with = |entry: &str| -> Vec<String> {
@@ -66,7 +70,7 @@ impl Both {
     }
 }
 
-/// The ids of entries in an answer.
+/// Returns the ids of entries in an answer.
 fn entries(answer: &Answer) -> Vec<String> {
     match answer {
         Answer::Text(text) if is_entry(text) => vec![text.clone()],
@@ -75,7 +79,7 @@ fn entries(answer: &Answer) -> Vec<String> {
     }
 }
 
-/// Whether this is the id of an entry that was added.
+/// Returns whether this is the id of an added entry.
 fn is_entry(text: &str) -> bool {
     let parts = text.split_once('-');
     parts.is_some_and(|(at, number)| at.parse::<u64>().is_ok_and(|at| at > 0) && number.parse::<u64>().is_ok())
@@ -93,7 +97,7 @@ fn answer(value: &Value) -> Answer {
     }
 }
 
-/// Without what may differ: the order in which a hash has its fields, what ids of streams are, the words of an error.
+/// Removes what may differ: field order of hashes, stream ids, error texts.
 fn plain(command: &str, answer: Answer) -> Answer {
     match answer {
         Answer::Error(text) => Answer::Error(text.split(' ').next().unwrap_or_default().to_owned()),
@@ -114,7 +118,9 @@ fn plain(command: &str, answer: Answer) -> Answer {
     }
 }
 
-/// Times may be a second apart, since they were asked for one after the other.
+/// Compares two answers.
+///
+/// Times may differ by one second, because they are requested one after the other.
 fn alike(redis: &Answer, model: &Answer) -> bool {
     match (redis, model) {
         (Answer::Number(a), Answer::Number(b)) => a == b || *a > 1_000_000_000 && a.abs_diff(*b) <= 1,
@@ -124,7 +130,9 @@ fn alike(redis: &Answer, model: &Answer) -> bool {
     }
 }
 
-/// Whether both are a score that a time has become, in seconds or milliseconds, which versions write with more digits or fewer.
+/// Returns whether both are scores made from the same time.
+///
+/// They are in seconds or milliseconds; the number of digits depends on the version.
 fn is_same_time(a: &str, b: &str) -> bool {
     let (Ok(a), Ok(b)) = (a.parse::<f64>(), b.parse::<f64>()) else {
         return false;
@@ -133,9 +141,11 @@ fn is_same_time(a: &str, b: &str) -> bool {
     a > 1e9 && (a - b).abs() <= second
 }
 
-/// One of these lines, with what stands for something random filled in: `K` a key of any type, `S` of a set, `H` of a hash, `Z` of a sorted set,
-/// `T` of a text, `X` of a stream, each with or without a number; `M` a member, `N` a number, `E` seconds, `G` more of
-/// them, `I` an entry of a stream.
+/// Fills in the random placeholders of one of these lines.
+///
+/// `K` is a key of any type, `S` of a set, `H` of a hash, `Z` of a sorted set, `T` of a text, `X`
+/// of a stream, each with or without a number; `M` is a member, `N` a number, `E` seconds, `G` a
+/// larger number of seconds, `I` an entry of a stream.
 fn words(random: &mut Rng, line: &str) -> Vec<String> {
     let fill = |word: &str| match word {
         "K" => format!(
@@ -148,7 +158,7 @@ fn words(random: &mut Rng, line: &str) -> Vec<String> {
         "N" => random.u8(..5).to_string(),
         "(N" => format!("({}", random.u8(..5)),
         "E" => (u32::from(random.u8(1..5)) * 1000).to_string(),
-        // One that no other time is, up to a moment.
+        // Random, so that no other time is equal or nearly equal.
         "G" => random.u32(10_000..1_000_000).to_string(),
         "I" => ENTRY.to_owned(),
         "-" => String::new(),
@@ -220,15 +230,15 @@ const LINES: [&str; 60] = [
     "XTRIM X MAXLEN 3",
 ];
 
-/// The scripts, each with its keys and arguments; `NOW` is a second of this time.
+/// The scripts, each with its keys and arguments; `NOW` is the current second.
 const SCRIPTS: [(&str, &str); 32] = [
     (scripts::KEEP, "1 K NOW -"),
     (scripts::KEEP, "1 S NOW 1"),
     (scripts::ADD_WITHIN, "1 S N NOW - m1 m2 m3"),
     (scripts::ADD_WITHIN, "1 K - - - m1 m4"),
     (scripts::ADD_JOB_WITHIN, "2 X H N E M field M"),
-    (scripts::TELL_COUNTER, "1 Z M N"),
-    (scripts::TELL_COUNTER, "1 K M -"),
+    (scripts::REGISTER_COUNTER, "1 Z M N"),
+    (scripts::REGISTER_COUNTER, "1 K M -"),
     (scripts::ADD_TOGETHER, "1 S S 1 M S 3 m1 m2 m3"),
     (scripts::ADD_TOGETHER, "1 K K 2 m1 m2"),
     (

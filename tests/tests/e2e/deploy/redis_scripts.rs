@@ -1,4 +1,6 @@
-//! Each script of `protocol/scripts` does what its file says, on each kind of Redis that there is.
+//! Each script of `protocol/scripts` does what its file says.
+//!
+//! Runs on each available kind of Redis.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +12,16 @@ use verve_tests::clock;
 
 use super::redis_kinds::on_each;
 
-/// A connection, by which scripts and commands are run as somebody would write them.
+/// A connection that runs scripts and commands written as plain text.
 struct Redis(MultiplexedConnection);
 
 impl Redis {
-    /// A script, with the keys and arguments that stand in these lines.
+    /// Runs a script with the keys and arguments in these lines.
     async fn script<T: FromRedisValue>(&mut self, script: &str, keys: &str, arguments: &str) -> Result<T> {
         let keys: Vec<&str> = keys.split_whitespace().collect();
         let mut eval = redis::cmd("EVAL");
         eval.arg(script).arg(keys.len()).arg(keys);
-        // `-` is an empty one.
+        // `-` is an empty argument.
         for argument in arguments.split_whitespace() {
             eval.arg(if argument == "-" { "" } else { argument });
         }
@@ -39,7 +41,7 @@ impl Redis {
     }
 }
 
-/// Does this on each kind of Redis, an empty one.
+/// Runs a test on an empty Redis of each kind.
 async fn each(test: impl AsyncFn(Redis) -> Result<()>) -> Result<()> {
     on_each(async |options, _| {
         let server = options.start().await?;
@@ -62,7 +64,7 @@ async fn of_the_component() -> Result<()> {
         let [seconds, _] = redis.script::<[u64; 2]>(scripts::TIME, "k", "").await?;
         assert!(seconds.abs_diff(now) <= 5);
 
-        // Sets expire a day after their window, once; later at the most.
+        // A set expires a day after its window. The expiry is set once, and may only be extended.
         assert_eq!(redis.script::<u8>(scripts::KEEP, "set", &format!("{now} -")).await?, 0);
         let _: u8 = redis.run("SADD set 1").await?;
         assert_eq!(redis.script::<u8>(scripts::KEEP, "set", &format!("{now} -")).await?, 1);
@@ -95,7 +97,7 @@ async fn of_the_component() -> Result<()> {
         assert!((50..=60).contains(&redis.ttl("ends").await?));
 
         for (arguments, said) in [("a 1", "known"), ("b 1", "full"), ("a 1", "known"), ("b -", "known")] {
-            let answer: String = redis.script(scripts::TELL_COUNTER, "counters", arguments).await?;
+            let answer: String = redis.script(scripts::REGISTER_COUNTER, "counters", arguments).await?;
             assert_eq!(answer, said, "{arguments}");
         }
 
@@ -143,7 +145,7 @@ async fn of_a_component_that_keeps_nothing() -> Result<()> {
         let job = "endpoint http://a brief 60 job endpoint http://a";
         assert_eq!(record(&format!("id 1 most 10 {job}")).await?, "new");
         assert_eq!(record("id 1").await?, "duplicate");
-        // It may have been counted.
+        // An earlier attempt may have counted it.
         assert_eq!(record("again 1 id 1").await?, "duplicate");
         assert_eq!(record("outcome spooled").await?, "spooled");
         assert_eq!(record("outcome new again 1").await?, "new");
@@ -179,7 +181,7 @@ async fn of_windows_that_are_counted() -> Result<()> {
         let _: u8 = redis.run("SADD ids 1 2").await?;
         for _ in 0..2 {
             assert_eq!(redis.script::<u8>(scripts::CLOSE, "ids closed closing", "60").await?, 2);
-            // What comes later is not moved.
+            // Ids that arrive later are not moved.
             let _: u8 = redis.run("SADD ids 3").await?;
         }
         assert!((50..=60).contains(&redis.ttl("closed").await?));
@@ -231,7 +233,7 @@ async fn of_the_lease_and_what_is_written_under_it() -> Result<()> {
         assert!((80..=90).contains(&redis.ttl("lease").await?));
         assert_eq!(redis.script::<u8>(release, "lease", "b").await?, 0);
 
-        // Nothing without the lease.
+        // Scripts have no effect without the lease.
         for (script, keys, arguments) in [
             (scripts::PREPARE, "lease pending", "b 60 0 pending"),
             (
@@ -269,7 +271,7 @@ async fn of_the_lease_and_what_is_written_under_it() -> Result<()> {
         assert_eq!(redis.run::<Vec<u8>>("ZRANGE open 0 -1").await?, [0]);
         assert_eq!(redis.run::<u8>("HGET progress newest").await?, 60);
 
-        // A Redis that has taken over may not have it any more.
+        // After a failover, Redis may not have this field.
         let _: u8 = redis.run("HDEL progress newest").await?;
         let keys = "lease reports pending open progress";
         assert_eq!(
@@ -281,7 +283,7 @@ async fn of_the_lease_and_what_is_written_under_it() -> Result<()> {
         assert_eq!(redis.run::<u8>("EXISTS open").await?, 0);
         assert_eq!(redis.run::<String>("HGET reports 0").await?, "final");
         assert_eq!(redis.run::<u8>("HGET progress newest").await?, 0);
-        // What another one has written down since is not taken back.
+        // A pending revision that another leader has written since is kept.
         let _: u8 = redis.run("HSET pending 60 other").await?;
         let keys = "lease reports open pending";
         assert_eq!(
@@ -360,7 +362,7 @@ async fn of_the_queue_of_callbacks() -> Result<()> {
         assert_eq!(redis.run::<u8>("XLEN jobs").await?, 1);
         assert_eq!(redis.script::<i8>(settle, keys, &again(1)).await?, 0);
         assert_eq!(redis.run::<u8>("XLEN jobs").await?, 0);
-        // Due, and taken once until it is free again.
+        // It is due, and can be taken once until it is free again.
         let waiting: Vec<String> = redis.script(scripts::TAKE_WAITING, "retry", "60000 10").await?;
         assert_eq!(waiting, ["job"]);
         let waiting: Vec<String> = redis.script(scripts::TAKE_WAITING, "retry", "60000 10").await?;
@@ -368,7 +370,7 @@ async fn of_the_queue_of_callbacks() -> Result<()> {
         let dead = "retry job reporter dead 1 endpoint http://a error down attempts 3";
         assert_eq!(redis.script::<i8>(settle, keys, dead).await?, 0);
         assert_eq!(redis.script::<i8>(settle, keys, dead).await?, -2);
-        // No more than one is kept.
+        // Only one dead letter is kept.
         let id = add(&mut redis).await?;
         let dead = format!("stream {id} reporter dead 1 endpoint http://b error down attempts 3");
         assert_eq!(redis.script::<i8>(settle, keys, &dead).await?, 1);
@@ -386,7 +388,7 @@ async fn of_the_queue_of_callbacks() -> Result<()> {
         let fields: Vec<&String> = entries.ids[0].map.keys().collect();
         assert_eq!(fields, ["endpoint"]);
 
-        // Who has a job stays.
+        // A consumer with a job stays.
         let _: redis::Value = redis.run(take).await?;
         let _: u8 = redis.run("XGROUP CREATECONSUMER jobs reporter two").await?;
         let _: u8 = redis.run("XGROUP CREATECONSUMER jobs reporter three").await?;

@@ -1,4 +1,4 @@
-//! Wrong flags, and servers that are not there when a program starts.
+//! Wrong flags, and servers that are unreachable when a program starts.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -17,7 +17,9 @@ use crate::site::{SOON, Site};
 /// `EX_USAGE` of sysexits.h.
 const EX_USAGE: i32 = 64;
 
-/// Asserts that the command ends with [`EX_USAGE`] and one line that has all of `words`.
+/// Asserts that the command exits with [`EX_USAGE`].
+///
+/// Its output is one line that contains all of `words`.
 async fn assert_refused(command: Command, words: &[&str], context: &str) -> Result<()> {
     let process = Process::spawn(context, command)?;
     let status = process
@@ -53,7 +55,7 @@ async fn wrong_flags_of_the_reporter() -> Result<()> {
         (&["--late-seconds", "soon"], &["--late-seconds", "soon"]),
         (
             &["--kafka-option", "no-value"],
-            // The value is not shown: it may be a secret.
+            // The value is not shown, because it may be a secret.
             &["--kafka-option", "KEY=VALUE"],
         ),
         (
@@ -122,7 +124,7 @@ async fn a_wrong_variable_of_the_reporter() -> Result<()> {
         command.env(name, value);
         assert_refused(command, words, name).await?;
     }
-    // What else is empty is not set.
+    // Other empty variables count as unset.
     let mut command = reporter::command()?;
     command.args(["config", "check"]);
     for name in [
@@ -146,7 +148,9 @@ async fn a_wrong_variable_of_the_reporter() -> Result<()> {
     Ok(())
 }
 
-/// A host whose component cannot work fails its health check, and says once what is wrong and where that was given.
+/// A host with a misconfigured component fails its health check.
+///
+/// It logs the problem once, and where the wrong value was set.
 #[tokio::test]
 async fn a_wrong_variable_of_the_component() -> Result<()> {
     for kind in [Kind::VerveHost, Kind::VerveHostP2] {
@@ -171,7 +175,9 @@ async fn a_wrong_variable_of_the_component() -> Result<()> {
     Ok(())
 }
 
-/// What the component says is in the host's log as all else is, and not said again and again.
+/// The component's messages are in the host's log, in the same format.
+///
+/// They are not repeated.
 #[tokio::test]
 async fn the_components_log_is_the_hosts() -> Result<()> {
     for (format, is_json) in [("text", false), ("json", true)] {
@@ -263,7 +269,7 @@ async fn a_reporter_waits_for_redis() -> Result<()> {
         "1",
     ];
     let reporter = Reporter::start(&flags)?;
-    // Clear, and soon: names what is not there.
+    // Clear and early: the line names the unreachable server.
     let address_text = address.to_string();
     reporter
         .process()
@@ -282,7 +288,7 @@ async fn a_reporter_waits_for_redis() -> Result<()> {
 async fn a_reporter_without_redis_and_kafka_takes_next_to_no_processor_time() -> Result<()> {
     let nobody = net::free_address()?.to_string();
     let site = Site::new(1).await?;
-    // One that loses Redis, one that never had any, and one whose Redis does not answer.
+    // One that loses Redis, one that never had it, and one whose Redis does not answer.
     let silent = Site::new(1).await?;
     let loses = site.reporter(&[]).await?;
     let never = format!("redis://{nobody}");
@@ -319,11 +325,11 @@ async fn a_reporter_waits_for_kafka() -> Result<()> {
     assert_eq!(reporter.status("/healthz").await?, 200);
     assert_eq!(reporter.process().exit_status(), None);
 
-    // A broker appears: from here on the address leads to the tests' one.
+    // A broker appears: the address now leads to the broker of the tests.
     let last = clock::current_window(site.length);
     let _forwarder = net::forward(&address, ledger.kafka.brokers()).await?;
     ledger.read_to(last, 1, Duration::from_secs(30)).await?;
-    // Nothing was lost meanwhile.
+    // No window was lost meanwhile.
     let values = crate::ledger::values_in_order(&site, ledger.read());
     assert!(values.len() >= 3, "{values:?}");
     wait::until("/readyz", SOON, || async {

@@ -1,4 +1,6 @@
-//! The steps of docs/deploy.md, as they stand there: only ports are others, windows are shorter, and Kafka is the tests' own.
+//! Runs the steps of docs/deploy.md as written.
+//!
+//! Only the ports differ, windows are shorter, and Kafka is the tests' own.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -15,14 +17,14 @@ use verve_tests::{http, net, paths, shipped, wait};
 
 use crate::site::SOON;
 
-/// What is between two fences.
+/// A fenced code block.
 #[derive(Debug)]
 struct Block {
     language: String,
     text: String,
 }
 
-/// The blocks of the section that begins with this line.
+/// Returns the blocks of the section that begins with this line.
 fn blocks(page: &str, section: &str) -> Vec<Block> {
     let (_, section) = page.split_once(section).unwrap_or_default();
     let (section, _) = section.split_once("\n## ").unwrap_or((section, ""));
@@ -42,37 +44,37 @@ fn blocks(page: &str, section: &str) -> Vec<Block> {
     blocks
 }
 
-/// What ten ports that are free begin with: the last digit is the steps' own.
+/// Returns the leading digits of ten free ports; the steps use the last digit.
 fn ten_ports() -> Result<u16> {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    // Below those that systems give away by themselves.
+    // Below the range from which systems assign ports automatically.
     let tens = (0..200).map(|_| fastrand::u16(1_100..3_200));
     let mut free = tens.filter(|tens| (0..10).all(|digit| is_free(tens * 10 + digit)));
     free.next().context("ten free ports")
 }
 
-/// Replaces what is there.
+/// Replaces text that must be present.
 fn replace(text: &mut String, from: &str, to: &str) -> Result<()> {
     ensure!(text.contains(from), "{from:?} is not in {text}");
     *text = text.replace(from, to);
     Ok(())
 }
 
-/// As somebody would give it to a shell who has set nothing else.
+/// Returns a command for a shell without other settings.
 fn shell(folder: &Path, script: &str) -> Command {
     let mut command = without_settings(Command::new("sh"));
     command.args(["-ec", script]).current_dir(folder);
     command
 }
 
-/// A step that goes on, or whose programs do, until this is dropped.
+/// Starts a step that runs, or whose programs run, until this is dropped.
 fn begin(folder: &Path, script: &str) -> Result<Process> {
     let mut command = shell(folder, &format!("{script}\nwait"));
     command.process_group(0);
     Process::spawn("a step", command)
 }
 
-/// What a step that ends has written.
+/// Runs a step to its end, and returns its output.
 async fn run(folder: &Path, script: &str) -> Result<String> {
     let step = Process::spawn("a step", shell(folder, script))?;
     let status = step.wait(SOON).await?;
@@ -114,7 +116,7 @@ async fn each_step_does_what_it_says() -> Result<()> {
     let server = begin(folder.path(), &step)?;
     server.wait_for_text("Ready to accept connections", SOON).await?;
 
-    // Whose tools are nowhere else.
+    // Kafka's tools are not available here, so the topic is created directly.
     let step = next()?;
     assert!(
         step.contains("--create --topic unique-requests --partitions 1"),
@@ -162,7 +164,7 @@ async fn each_step_does_what_it_says() -> Result<()> {
     replace(&mut step, "8080", &entrance_port)?;
     let (request, counts) = step.trim_end().rsplit_once('\n').context("two commands")?;
     let answer = run(folder.path(), request).await?;
-    // What curl says of its progress comes whenever it comes.
+    // The progress output of curl may be anywhere.
     let says_ok = answer.lines().any(|line| line == "ok");
     assert!(answer.contains("200 OK") && says_ok, "{answer}");
     wait::until("the request in a table", SOON, async || {
@@ -171,7 +173,7 @@ async fn each_step_does_what_it_says() -> Result<()> {
         uniques.any(|unique| unique == "1").then_some(())
     })
     .await?;
-    // What is in it is in Kafka before.
+    // A count in the table is in Kafka before.
     let records = kafka.read_all("unique-requests").await?;
     assert!(records.iter().any(|record| record.value == "1"), "{records:?}");
 

@@ -1,4 +1,4 @@
-//! The units of `deploy/systemd`, as far as they can be tried without an init of one's own.
+//! The units of `deploy/systemd`, as far as they can be tested without an init.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use verve_tests::paths;
 
-/// systemd understands every line of them, and finds them as hardened as they are meant to be.
+/// systemd accepts every line of the units, and rates their hardening as intended.
 #[test]
 fn the_units_are_valid_and_hardened() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -16,7 +16,7 @@ fn the_units_are_valid_and_hardened() -> Result<()> {
     ] {
         let file = format!("{name}.service");
         let unit = fs::read_to_string(paths::repository().join("deploy/systemd").join(&file))?;
-        // It looks whether the program is there.
+        // The check requires that the program exists.
         let installed = format!("/usr/local/bin/{name}");
         assert!(unit.contains(&installed), "{unit}");
         let unit = unit.replace(&installed, &program.display().to_string());
@@ -29,12 +29,12 @@ fn the_units_are_valid_and_hardened() -> Result<()> {
             anyhow::ensure!(output.status.success(), "{name} {arguments:?}: {said}");
             Ok(said.into_owned())
         };
-        // What it does not understand it says, and goes on.
+        // It reports lines that it does not understand, and continues.
         let said = analyze(&["verify", "--man=no"])?;
         assert!(!said.contains(&file), "{said}");
         // 0 is best, 100 is worst.
         analyze(&["security", "--offline=true", "--threshold=20"])?;
-        // What is wrong is found.
+        // Mistakes are found.
         fs::write(&path, unit.replace("Restart=always", "Restart=perhaps"))?;
         let said = analyze(&["verify", "--man=no"]).unwrap_or_else(|error| error.to_string());
         assert!(said.contains(&file), "{said}");

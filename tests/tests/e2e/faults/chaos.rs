@@ -8,7 +8,7 @@ use verve_tests::paths;
 use verve_tests::process::Process;
 
 async fn run(seconds: &str, more: &[&str]) -> Result<()> {
-    // What it starts must be built; it would say so, but in many more words.
+    // Checked here, since `verve-chaos` reports a missing program at much greater length.
     paths::verve_host()?;
     paths::verve_reporter()?;
     paths::component()?;

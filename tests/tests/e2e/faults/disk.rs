@@ -1,5 +1,7 @@
-//! When the disk fails too: without Redis and without a spool that can be written, a prompt and loud 503; and nothing that was
-//! answered `ok` is missing once both are back.
+//! Tests a disk that fails too: without Redis and without a writable spool.
+//!
+//! The answer is a prompt 503 and an error in the log. No id that was answered `ok` is missing once
+//! both work again.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +11,14 @@ use verve_tests::{clock, http, wait};
 
 use crate::site::{SOON, Site};
 
-/// How long SQLite waits for others who write, as documented.
+/// How long SQLite waits for other writers, as documented.
 const BUSY: Duration = Duration::from_secs(2);
-/// For one attempt at Redis, of which there are two.
+/// For one of the two attempts at Redis.
 const TIMEOUT_MS: u32 = 300;
-/// For everything else that happens between request and answer on a busy machine.
+/// For everything else between request and answer on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// Has an id accepted or refused. Returns its outcome, or why there is none.
+/// Sends an id. Returns its outcome, or the error if it is refused.
 async fn accept(instance: &Instance, id: i64) -> Result<String> {
     let response = http::get(instance.addr(), &format!("/api/verve/accept?id={id}")).await?;
     let reason = |name| response.header(name).map(str::to_owned);
@@ -28,7 +30,9 @@ async fn accept(instance: &Instance, id: i64) -> Result<String> {
     reason.context("a reason")
 }
 
-/// The ids that were answered `ok`, some of them at a time when nothing could be written.
+/// Waits until exactly the ids that were answered `ok` are in the window.
+///
+/// Some of them were sent while nothing could be written.
 async fn assert_counted(site: &Site, accepted: &[i64]) -> Result<()> {
     let window = clock::current_window(site.length);
     let expected = accepted.iter().map(ToString::to_string).collect();
@@ -50,7 +54,7 @@ async fn a_disk_that_takes_no_more_refuses_once_a_second_aloud() -> Result<()> {
     let mut accepted = Vec::new();
     assert_eq!(accept(&instance, 0).await?, "new");
     site.redis.kill();
-    // Full before the spool has been written to at all, and then while it is in use.
+    // First full before the spool is ever written to, then while the spool is in use.
     let mut id = 0;
     for round in 0..2 {
         instance.limit_files(Some(if round == 0 { 1 } else { 8192 }))?;
@@ -61,7 +65,7 @@ async fn a_disk_that_takes_no_more_refuses_once_a_second_aloud() -> Result<()> {
             let asked = Instant::now();
             match accept(&instance, id).await?.as_str() {
                 "unavailable" => refused += 1,
-                // What the file has room for.
+                // As many as the file has room for.
                 "spooled" => accepted.push(id),
                 other => panic!("{other}"),
             }
@@ -70,7 +74,8 @@ async fn a_disk_that_takes_no_more_refuses_once_a_second_aloud() -> Result<()> {
         assert!(refused > 10, "round {round}: {refused} refused");
         let written = instance.process().lines().split_off(lines);
         lines = written.iter().filter(|line| line.contains("not recorded")).count();
-        // Each instance of the component says it once a second at most, and there is one for each processor.
+        // Each instance of the component logs it at most once a second, and there is one instance
+        // for each processor.
         let seconds = usize::try_from(begin.elapsed().as_secs())? + 2;
         let most = seconds * std::thread::available_parallelism()?.get();
         assert!((1..=most).contains(&lines), "round {round}: {written:#?}");
@@ -80,7 +85,7 @@ async fn a_disk_that_takes_no_more_refuses_once_a_second_aloud() -> Result<()> {
         assert_eq!(accept(&instance, id).await?, "spooled", "round {round}");
         accepted.push(id);
     }
-    // What is refused is in no window, since it could not be.
+    // A refused id was not stored anywhere, so it is in no window.
     site.redis.restart().await?;
     assert_counted(&site, &accepted).await?;
     wait::until("an empty spool", SOON, || async {
@@ -103,7 +108,7 @@ async fn a_spool_that_another_one_has_locked() -> Result<()> {
         assert_eq!(accept(&instance, 2).await?, "unavailable", "{kind:?}");
         let took = asked.elapsed();
         assert!(took >= BUSY && took < BUSY + SLACK, "{kind:?}: {took:?}");
-        // One who has to wait for less than that is answered well.
+        // A request that waits for less than that is accepted.
         let (accepted, ()) = tokio::join!(accept(&instance, 3), async {
             tokio::time::sleep(Duration::from_millis(500)).await;
             locked.execute_batch("COMMIT").expect("unlocked");

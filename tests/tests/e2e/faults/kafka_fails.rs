@@ -1,4 +1,6 @@
-//! When Kafka fails: windows wait, and are reported once it is back. The whole table is in `redis_fails`.
+//! Tests failures of Kafka: windows wait, and are reported when it works again.
+//!
+//! The whole table is in `redis_fails`.
 
 use std::time::Duration;
 
@@ -18,10 +20,12 @@ use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
 const A_WHILE: Duration = Duration::from_secs(3);
-/// Longer than the reporter waits for an acknowledgement, so that it does not know what has become of a record.
+/// Longer than the reporter waits for an acknowledgement.
+///
+/// The reporter then does not know whether a record was stored.
 const BEYOND_DELIVERY: Duration = Duration::from_secs(5);
 
-/// One after the other, since a broker of one's own takes long to start.
+/// Runs the failures one after the other, since a separate broker starts slowly.
 #[tokio::test]
 async fn kafka_killed_paused_and_stopped() -> Result<()> {
     let mut broker = Broker::start().await?;
@@ -36,11 +40,11 @@ async fn kafka_killed_paused_and_stopped() -> Result<()> {
     sleep(A_WHILE).await;
     broker.link().cut();
     sleep(A_WHILE).await;
-    broker.link().mend();
+    broker.link().restore();
     sleep(A_WHILE).await;
     broker.link().hold();
     sleep(A_WHILE).await;
-    broker.link().mend();
+    broker.link().restore();
     broker.process().terminate(Duration::from_secs(30)).await?;
     broker.restart().await?;
     let answers = trial.finish(broker.kafka()).await?;
@@ -48,10 +52,10 @@ async fn kafka_killed_paused_and_stopped() -> Result<()> {
     Ok(())
 }
 
-/// For a Kafka that has just come back: the client looks for a topic again at its own pace.
+/// For a Kafka that is reachable again: the client looks for a topic at its own interval.
 const LATER: Duration = Duration::from_secs(90);
 
-/// A reporter, and the topic that it publishes to.
+/// A reporter and its topic.
 struct Publishing {
     site: Site,
     topic: String,
@@ -73,14 +77,14 @@ impl Publishing {
         self.reporter.process().log()
     }
 
-    /// A window with ids, which ends while something is wrong.
+    /// Returns a window with ids, which ends during the failure.
     async fn window(&self) -> Result<Window> {
         let window = clock::next_window(self.site.length).await;
         self.site.add(window, 0..3).await?;
         Ok(window)
     }
 
-    /// Waits until `/readyz` says that Kafka is a problem.
+    /// Waits until `/readyz` reports a problem with Kafka.
     async fn told(&self, context: &str) -> Result<()> {
         wait::until("a problem", SOON, || async {
             let ready = http::get(self.reporter.address(), "/readyz").await.ok()?;
@@ -90,7 +94,9 @@ impl Publishing {
         .with_context(|| format!("{context}:\n{}", self.log()))
     }
 
-    /// Waits until the window's record and one of a later window are in the topic, and the reporter is ready again.
+    /// Waits until the topic has the window's record and one of a later window.
+    ///
+    /// Then waits until the reporter is ready again.
     async fn assert_goes_on(&self, kafka: &Kafka, window: Window, context: &str) -> Result<()> {
         let later = clock::next_window(self.site.length).await;
         wait::until("the records", LATER, || async {
@@ -106,7 +112,9 @@ impl Publishing {
         self.reporter.wait_ready(SOON).await
     }
 
-    /// Each outage is told once, and not with each attempt; and it is the same process still.
+    /// Asserts that each outage is logged once, not with each attempt.
+    ///
+    /// The process is still the same.
     fn assert_told(&self, outages: std::ops::RangeInclusive<usize>) {
         let log = self.log();
         let told = log.matches("is not reachable").count();
@@ -115,19 +123,21 @@ impl Publishing {
     }
 }
 
-/// Whatever became of the topic, one and the same reporter goes on, with a new producer where it needs one.
+/// Deletes, loses and freezes the topic.
+///
+/// The same reporter process continues each time, with a new producer where it needs one.
 async fn the_topic_is_not_what_it_was(more: &[&str]) -> Result<()> {
     let mut broker = Broker::start().await?;
     let publishing = Publishing::start(broker.kafka(), more).await?;
 
-    // Deleted, and made again.
+    // Deleted and created again.
     broker.kafka().delete_topic(&publishing.topic).await?;
     let window = publishing.window().await?;
     sleep(A_WHILE).await;
     broker.kafka().create_topic(&publishing.topic, 1).await?;
     publishing.assert_goes_on(broker.kafka(), window, "made again").await?;
 
-    // Everything lost: topics, records, what is known of producers.
+    // Everything is lost: topics, records, the state of producers.
     broker.process().kill();
     let window = publishing.window().await?;
     publishing.told("lost").await?;
@@ -135,7 +145,6 @@ async fn the_topic_is_not_what_it_was(more: &[&str]) -> Result<()> {
     broker.kafka().create_topic(&publishing.topic, 1).await?;
     publishing.assert_goes_on(broker.kafka(), window, "lost").await?;
 
-    // Frozen.
     broker.process().pause()?;
     let window = publishing.window().await?;
     sleep(BEYOND_DELIVERY).await;
@@ -143,7 +152,7 @@ async fn the_topic_is_not_what_it_was(more: &[&str]) -> Result<()> {
     broker.process().signal(Signal::SIGCONT)?;
     publishing.assert_goes_on(broker.kafka(), window, "frozen").await?;
 
-    // Whether it notices that the topic was gone is a matter of when it looks.
+    // Whether the reporter notices the deleted topic depends on when it looks.
     publishing.assert_told(2..=5);
     Ok(())
 }
@@ -153,13 +162,15 @@ async fn a_topic_deleted_emptied_and_frozen() -> Result<()> {
     the_topic_is_not_what_it_was(&[]).await
 }
 
-/// The same for brokers that have no transactions, to which only the flag tells apart this one.
+/// The same for brokers without transactions.
+///
+/// Only the flag makes the difference.
 #[tokio::test]
 async fn a_topic_deleted_emptied_and_frozen_without_transactions() -> Result<()> {
     the_topic_is_not_what_it_was(&["--kafka-transactions", "false"]).await
 }
 
-/// Fewer replicas than the topic asks for, for longer than a delivery is waited for.
+/// Fewer replicas than the topic requires, for longer than the delivery timeout.
 #[tokio::test]
 async fn a_topic_under_replicated() -> Result<()> {
     let test = async |more: &[&str]| -> Result<()> {
@@ -177,7 +188,9 @@ async fn a_topic_under_replicated() -> Result<()> {
     tokio::try_join!(test(&[]), test(&["--kafka-transactions", "false"])).map(drop)
 }
 
-/// Kafka answers, and lets nobody publish: that is said once, and the reporter is not ready until it does.
+/// Kafka answers, and refuses every session for publishing.
+///
+/// The problem is logged once, and the reporter is not ready until Kafka allows publishing.
 #[tokio::test]
 async fn a_session_that_is_refused_is_no_kafka_that_is_there() -> Result<()> {
     let kafka = Kafka::embedded()?;
@@ -204,7 +217,7 @@ async fn a_session_that_is_refused_is_no_kafka_that_is_there() -> Result<()> {
     Ok(())
 }
 
-/// A reporter that has nothing to publish makes no topic by looking for it.
+/// A reporter with nothing to publish does not create the topic by looking for it.
 #[tokio::test]
 async fn looking_for_the_topic_does_not_make_it() -> Result<()> {
     let kafka = Kafka::for_tests()?;
@@ -217,7 +230,7 @@ async fn looking_for_the_topic_does_not_make_it() -> Result<()> {
     Ok(())
 }
 
-/// The partition of a key is that of Java's clients.
+/// A key has the same partition as with Java's clients.
 #[tokio::test]
 async fn a_key_is_in_the_partition_where_others_look_for_it() -> Result<()> {
     let kafka = Kafka::for_tests()?;
@@ -243,7 +256,7 @@ async fn a_key_is_in_the_partition_where_others_look_for_it() -> Result<()> {
     Ok(())
 }
 
-/// Austin Appleby's MurmurHash2 with the seed that Kafka's Java client has.
+/// Austin Appleby's MurmurHash2 with the seed of Kafka's Java client.
 fn murmur2(data: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     let mut hash = 0x9747_b28c ^ u32::try_from(data.len()).unwrap_or_default();
@@ -264,7 +277,7 @@ fn murmur2(data: &[u8]) -> u32 {
     hash ^ (hash >> 15)
 }
 
-/// Without transactions, records and corrections are the same.
+/// Records and corrections are the same without transactions.
 #[tokio::test]
 async fn records_without_transactions() -> Result<()> {
     let site = Site::new(1).await?;

@@ -1,5 +1,7 @@
-//! When reporters and hosts fail: another reporter goes on where the last one was, whatever that one was doing. The whole
-//! table is in `redis_fails`.
+//! Tests failures of reporters and hosts.
+//!
+//! Another reporter resumes where the last one stopped, in every state. The whole table is in
+//! `redis_fails`.
 
 use std::time::Duration;
 
@@ -19,26 +21,26 @@ use verve_tests::{clock, wait};
 use crate::faults::trial::{Trial, assert_in_order};
 use crate::site::{SOON, Site};
 
-/// For whoever takes over from a leader that is dead: its lease of 2 s runs out first.
+/// For a takeover from a dead leader: its lease of 2 s expires first.
 const TAKEOVER: Duration = Duration::from_secs(30);
 /// Longer than a lease.
 const BEYOND_THE_LEASE: Duration = Duration::from_secs(3);
 
-/// The ids of the window that is looked at.
+/// The number of ids in the tested window.
 const IDS: u64 = 7;
 
-/// Where a reporter is stopped in its tracks.
+/// The step at which a reporter is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// It has counted, and Kafka has nothing yet.
+    /// The window is counted, and Kafka has nothing yet.
     Counted,
-    /// Kafka has the record, and the reporter does not know.
+    /// Kafka has the record, and the reporter does not know it.
     Published,
     /// Kafka has acknowledged, and nothing is recorded.
     Acknowledged,
-    /// The report is recorded, and the reporter does not know.
+    /// The report is recorded, and the reporter does not know it.
     Recorded,
-    /// The window's late period is over, and this is not recorded.
+    /// The window's allowed lateness is over, and this is not recorded.
     Final,
 }
 
@@ -50,7 +52,7 @@ const STEPS: [Step; 5] = [
     Step::Final,
 ];
 
-/// A reporter whose way to Redis and to Kafka can be held.
+/// A reporter whose connections to Redis and to Kafka can be held.
 struct Stage<'a> {
     site: Site,
     link: Link,
@@ -96,7 +98,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Waits for a record of `window`, and returns all records there are.
+    /// Waits for a record of `window`, and returns all records.
     async fn reported(&self, window: Window) -> Result<Vec<Record>> {
         let key = window.to_string();
         wait::until("a record", TAKEOVER, || async {
@@ -109,7 +111,7 @@ impl<'a> Stage<'a> {
 
     async fn killed_at(&self, step: Step) -> Result<()> {
         let killed = Reporter::ready(&self.flags).await?;
-        // The scripts are known to Redis from the first report on, and each is one request.
+        // After the first report Redis knows the scripts, and each is one request.
         self.reported(clock::current_window(self.site.length)).await?;
         let window = clock::next_window(self.site.length).await.next();
         let mut gate = self.gate(step, window);
@@ -125,19 +127,21 @@ impl<'a> Stage<'a> {
         let counts: Vec<&str> = of_window.map(|record| record.value.as_str()).collect();
         let right = match step {
             Step::Counted | Step::Recorded | Step::Final => counts == ["7"],
-            // Whether Kafka shows what it has not acknowledged is its own affair.
+            // Whether Kafka shows a record that it has not acknowledged is up to Kafka.
             Step::Published => counts == ["7"] || counts == ["7", "7"],
-            // The next one cannot know that Kafka has it.
+            // The next reporter cannot know that Kafka has it.
             Step::Acknowledged => counts == ["7", "7"],
         };
         ensure!(right, "{window}: {counts:?}");
-        // Held until here, or what was held would have got there after all.
+        // Held until here; otherwise the held command would still arrive.
         drop(gate);
         Ok(())
     }
 }
 
-/// How a window's report begins in the command that records it: the field, and the value's length before the value.
+/// Returns how a window's report begins in the command that records it.
+///
+/// This is the field, and the value's length, which precedes the value.
 fn recorded(window: Window, is_final: bool) -> String {
     let report = Report {
         count: IDS,
@@ -160,7 +164,7 @@ async fn a_reporter_killed_between_two_steps() -> Result<()> {
     future::try_join_all(STEPS.map(killed_at)).await.map(drop)
 }
 
-/// A record that a leader of former times had sent arrives when its successor has reported better.
+/// A former leader's record arrives after its successor has reported a newer count.
 #[tokio::test]
 async fn a_record_on_its_way_for_longer_than_the_lease() -> Result<()> {
     let broker = Broker::start().await?;
@@ -178,7 +182,7 @@ async fn a_record_on_its_way_for_longer_than_the_lease() -> Result<()> {
         let mut of_window = records.iter().filter(|record| record.key == window.to_string());
         of_window.next_back().map(|record| record.value.clone())
     };
-    // What the former one had written down comes first, as it was.
+    // The successor first publishes the former leader's pending revision unchanged.
     wait::until("the successor's count", SOON, || async {
         let records = stage.reported(window).await.ok()?;
         (last(&records)? == "9").then_some(())
@@ -202,7 +206,7 @@ async fn the_leader_killed_and_paused() -> Result<()> {
     for _ in 0..2 {
         trial.another_reporter()?;
     }
-    // The first one leads: it was alone.
+    // The first one leads, because it was alone.
     trial.reporters[0].process().kill();
     let leads = |reporter: &&Reporter| reporter.process().log().contains("holding the lease");
     let leader = wait::until("another leader", TAKEOVER, || async {
@@ -233,7 +237,7 @@ async fn the_host_killed() -> Result<()> {
         trial.site.redis.restart().await?;
         trial.host.restart().await?;
         let answers = trial.finish(kafka).await?;
-        // One request at a time, so that each of three deaths can take one along.
+        // Requests are sent one at a time, so each of the three kills can lose at most one.
         assert!(answers.ok > 0 && answers.others.len() <= 3, "{kind:?}: {answers:?}");
     }
     Ok(())

@@ -1,5 +1,7 @@
-//! What queues of this kind are known to get wrong: jobs lost between two steps, delivered twice at once, kept in the memory of
-//! a process, or in limbo.
+//! Known faults of such queues.
+//!
+//! Jobs are lost between two steps, delivered twice concurrently, kept only in the memory of a
+//! process, or stuck.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use verve_tests::{clock, wait};
 
 use crate::site::{SOON, Site, field};
 
-/// The reporter's flags, for endpoints on this machine that are tried twice, soon.
+/// The reporter's flags: endpoints on this machine, two attempts, a short interval.
 pub const TWICE: [&str; 6] = [
     "--callback-allow",
     "127.0.0.1",
@@ -32,7 +34,7 @@ pub async fn add_job(site: &Site, endpoint: &str) -> Result<()> {
         .await
 }
 
-/// The endpoints of the jobs in the stream, in the retry set, and in the dead stream.
+/// Returns the endpoints of the jobs in the stream, retry set and dead stream.
 async fn places(site: &Site) -> Result<[Vec<String>; 3]> {
     let keys = site.keys();
     let of_stream =
@@ -69,7 +71,7 @@ async fn no_job_is_lost_or_in_two_places_however_often_the_reporter_is_killed() 
     for kill in 0..16 {
         for n in kill * JOBS..(kill + 1) * JOBS {
             let path = format!("/{n}");
-            // A third succeeds, a third does the second time, and a third dies.
+            // A third succeeds, a third succeeds at the second attempt, and a third fails for good.
             let answers: &[u16] = [&[200][..], &[500, 200], &[500]][n % 3];
             let late = |status: &u16| Answer::status(*status).after(Duration::from_millis(ANSWER_MS));
             sink.answer(&path, answers.iter().map(late).collect::<Vec<_>>());
@@ -77,7 +79,8 @@ async fn no_job_is_lost_or_in_two_places_however_often_the_reporter_is_killed() 
         }
         let reporter = Reporter::start(&site.flags(&TWICE))?;
         let called = sink.wait_for(&format!("/{}", kill * JOBS), 1, SOON).await?[0].time_ms;
-        // In the midst of it: each time a little later than when the first answers come, and in the end among the retries.
+        // Kills it during the work: each time a little later after the first answers, at last
+        // during the retries.
         let later = if kill < 12 { 2 * kill as u64 } else { 50 * kill as u64 };
         clock::sleep_until_ms(called + ANSWER_MS + later).await;
         reporter.process().kill();
@@ -92,7 +95,7 @@ async fn no_job_is_lost_or_in_two_places_however_often_the_reporter_is_killed() 
             *calls.entry(path.to_owned()).or_default() += 1;
         }
         for n in 0..(kill + 1) * JOBS {
-            // Nowhere is where the delivered ones are.
+            // A delivered job is in none of the three.
             let path = format!("/{n}");
             let calls = calls.get(&path).copied().unwrap_or_default();
             let delivered = [calls >= 1, calls >= 2, false][n % 3];
@@ -113,7 +116,7 @@ async fn a_delivery_that_takes_long_is_not_made_by_two_at_once() -> Result<()> {
     let sink = Sink::start().await?;
     let flags = site.flags(&TWICE);
     let _reporters = [Reporter::ready(&flags).await?, Reporter::ready(&flags).await?];
-    // Shorter than a call may take, and more than both can make at once.
+    // Shorter than the timeout of a call, and more jobs than both reporters can call concurrently.
     let slow = Answer::status(200).after(Duration::from_secs(2));
     let paths: Vec<String> = (0..700).map(|n| format!("/{n}")).collect();
     for path in &paths {
@@ -125,7 +128,7 @@ async fn a_delivery_that_takes_long_is_not_made_by_two_at_once() -> Result<()> {
         (called() >= paths.len()).then_some(())
     })
     .await?;
-    // And answered, and then some.
+    // Until the calls are answered, with a margin.
     tokio::time::sleep(Duration::from_secs(11) / 3).await;
     assert_eq!(called(), paths.len(), "each is called once");
     let [new, retry, dead] = places(&site).await?;
@@ -169,7 +172,7 @@ async fn callbacks_go_on_when_the_queue_was_deleted() -> Result<()> {
         vec!["DEL", &callbacks],
         vec!["FLUSHALL"],
         vec!["XGROUP", "DESTROY", &callbacks, "reporter"],
-        // At once after, so that the stream is back before anyone looks.
+        // The job follows immediately, so the stream exists again before the reporter reads it.
         vec!["DEL", &callbacks],
     ]
     .into_iter()
@@ -209,7 +212,7 @@ async fn a_stopped_reporter_finishes_and_nothing_is_delivered_twice() -> Result<
     }
     let other = Reporter::ready(&flags).await?;
     stopped.process().signal(Signal::SIGTERM)?;
-    // What comes while one stops is not left lying about for the time of a claim.
+    // Jobs that arrive while one reporter stops do not wait until they can be claimed.
     for n in 0..100 {
         add_job(&site, &sink.url(&format!("/later/{n}"))).await?;
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -256,8 +259,9 @@ async fn a_reporter_that_was_paused_does_not_undo_what_another_did() -> Result<(
     Ok(())
 }
 
-/// Makes a consumer of the group look as if it was last heard of two hours ago: nothing but time does that, so the copy that
-/// Redis makes of the stream is changed, and put back.
+/// Makes a consumer of the group look as if it was last active two hours ago.
+///
+/// Only time changes this value in Redis, so the dump of the stream is changed and restored.
 async fn age_consumer(site: &Site, consumer: &str) -> Result<()> {
     let mut redis = site.connection().await?;
     let key = site.keys().callbacks();
@@ -265,7 +269,7 @@ async fn age_consumer(site: &Site, consumer: &str) -> Result<()> {
     let found = dump
         .windows(consumer.len())
         .position(|part| part == consumer.as_bytes());
-    // Behind the name, in Unix milliseconds.
+    // After the name, in Unix milliseconds.
     let seen = found.context("the consumer")? + consumer.len();
     let ago = clock::now_ms() - 2 * 3_600_000;
     dump[seen..seen + 8].copy_from_slice(&ago.to_le_bytes());
@@ -287,7 +291,7 @@ async fn consumers_that_are_gone_are_removed_unless_they_have_jobs() -> Result<(
     let key = site.keys().callbacks();
     let () = redis.xgroup_create_mkstream(&key, "reporter", "0").await?;
     add_job(&site, "http://127.0.0.1:1/").await?;
-    // One that took a job, and two that did not; of these one was heard of just now.
+    // One consumer has taken a job, two have not; one of those two was active just now.
     for consumer in ["dead-with-a-job", "gone", "recent"] {
         let () = redis.xgroup_createconsumer(&key, "reporter", consumer).await?;
     }
@@ -323,7 +327,7 @@ async fn a_redis_that_is_away_is_said_once_and_no_job_is_lost() -> Result<()> {
     let mut site = Site::with_redis(60, redis.start().await?);
     let sink = Sink::start().await?;
     let reporter = site.reporter(&TWICE).await?;
-    // Answered while Redis is away, so that nothing can be written down.
+    // The answer arrives while Redis is unreachable, so the reporter cannot record it.
     sink.answer("/job", [Answer::status(500).after(Duration::from_secs(1))]);
     add_job(&site, &sink.url("/job")).await?;
     sink.wait_for("/job", 1, SOON).await?;
@@ -348,7 +352,7 @@ async fn a_queue_that_redis_refuses_is_said_once_and_works_again() -> Result<()>
     let mut redis = site.connection().await?;
     let callbacks = site.keys().callbacks();
     let () = redis.set(&callbacks, "no stream").await?;
-    // Not ready, since it is refused something.
+    // The reporter does not become ready, because Redis refuses a command.
     let reporter = Reporter::start(&site.flags(&TWICE))?;
     let complaint = |line: &str| line.contains("ERROR") && line.contains("WRONGTYPE");
     reporter.process().wait_for_line(SOON, complaint).await?;
@@ -393,7 +397,9 @@ async fn a_job_that_cannot_be_kept_for_want_of_memory_is_not_lost() -> Result<()
     Ok(())
 }
 
-/// One endpoint that accepts calls and never answers does not hold up the others, nor is any of its own jobs lost.
+/// An endpoint that never answers does not delay the others.
+///
+/// It accepts calls. None of its own jobs is lost.
 #[tokio::test]
 async fn a_hanging_endpoint_does_not_delay_others() -> Result<()> {
     const HANGING: usize = 1_500;
@@ -408,7 +414,7 @@ async fn a_hanging_endpoint_does_not_delay_others() -> Result<()> {
     let begin = Instant::now();
     good.wait_for("/first", 1, SOON).await?;
     let first = begin.elapsed();
-    // Once nothing of it was answered for long, and more than once.
+    // By then, many calls to the hanging endpoint have timed out.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let begin = Instant::now();
     add_job(&site, &good.url("/second")).await?;

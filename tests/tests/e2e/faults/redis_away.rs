@@ -1,5 +1,7 @@
-//! When Redis fails: a prompt `ok`, with the id in the spool and later in Redis; or, where there is no spool, a prompt 503 and
-//! never a false `ok`. And all is well as soon as Redis is.
+//! Tests failures of Redis: a prompt `ok`, with the id in the spool and later in Redis.
+//!
+//! Without a spool, the answer is a prompt 503 and never a false `ok`. Everything works as soon as
+//! Redis does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ use crate::site::{SOON, Site};
 
 /// For one attempt, of which there are two.
 const TIMEOUT: Duration = Duration::from_millis(400);
-/// For everything else that happens between request and answer on a busy machine.
+/// For everything else between request and answer on a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
 
 fn options(site: &Site, kind: Kind) -> Options {
@@ -30,7 +32,7 @@ async fn start(site: &Site, kind: Kind) -> Result<Instance> {
     options(site, kind).start().await
 }
 
-/// A site whose Redis asks for a password, and an instance that has a wrong one.
+/// Starts a site whose Redis has a password, and an instance with a wrong one.
 async fn with_a_stranger(kind: Kind) -> Result<(Site, Instance)> {
     let redis = RedisServer::options().password("right").start().await?;
     let site = Site::with_redis(WindowLength::MAX_SECONDS, redis);
@@ -39,7 +41,7 @@ async fn with_a_stranger(kind: Kind) -> Result<(Site, Instance)> {
     Ok((site, stranger))
 }
 
-/// The repository's manifest without the grant of a database, and so without a spool.
+/// Returns the repository's manifest without a database, and so without a spool.
 fn without_spool() -> Result<String> {
     let manifest = std::fs::read_to_string(paths::manifest())?;
     let grant = "sqlite_databases = [\"default\"]";
@@ -85,7 +87,9 @@ async fn assert_spooled(instance: &Instance, id: i64, context: &str) -> Result<(
     assert_answer(instance, id, 200, ("verve-outcome", "spooled"), context).await
 }
 
-/// Waits until ids go to Redis again: after a failure they may go to the spool for a short while.
+/// Waits until ids go to Redis again.
+///
+/// After a failure they may go to the spool for a short while.
 async fn assert_recovers(instance: &Instance, id: i64, context: &str) -> Result<()> {
     wait::until("recovery", SOON, || async {
         let response = accept(instance, id).await.ok()?;
@@ -128,7 +132,7 @@ async fn redis_that_is_down() -> Result<()> {
         assert_spooled(&instance, 2, &format!("{kind:?}, on a connection that broke")).await?;
         assert_spooled(&instance, 3, &format!("{kind:?}, where nobody listens")).await?;
         assert_spooled(&instance, 3, &format!("{kind:?}, again")).await?;
-        // It comes back without its data.
+        // It restarts without its data.
         site.redis.restart().await?;
         assert_recovers(&instance, 4, &format!("{kind:?}")).await?;
         assert_ids(&site, [2, 3, 4], &format!("{kind:?}")).await?;
@@ -136,7 +140,9 @@ async fn redis_that_is_down() -> Result<()> {
     Ok(())
 }
 
-/// Without a spool (WASI 0.2, and where the manifest grants no database) all is done as ever, but for that.
+/// The same without a spool: WASI 0.2, or a manifest that grants no database.
+///
+/// Only the spooling is missing.
 #[tokio::test]
 async fn redis_that_is_down_without_a_spool() -> Result<()> {
     for kind in Kind::every() {
@@ -188,14 +194,14 @@ async fn redis_that_accepts_and_never_answers() -> Result<()> {
         let site = Site::with_one_window().await?;
         let spooling = start(&site, kind).await?;
         let failing = options(&site, kind).manifest(without_spool()?).start().await?;
-        // Never asked before: the connection is not open yet.
+        // Never used before, so the connection is not open yet.
         site.redis.pause()?;
         assert_spooled(&spooling, 1, &format!("{kind:?}, connecting")).await?;
         assert_unavailable(&failing, 10, &format!("{kind:?}, connecting")).await?;
         site.redis.resume()?;
         assert_recovers(&spooling, 2, &format!("{kind:?}")).await?;
         assert_recovers(&failing, 2, &format!("{kind:?}")).await?;
-        // Now it is.
+        // Now the connection is open.
         site.redis.pause()?;
         assert_spooled(&spooling, 3, &format!("{kind:?}, connected")).await?;
         assert_spooled(&spooling, 4, &format!("{kind:?}, again")).await?;
@@ -203,7 +209,7 @@ async fn redis_that_accepts_and_never_answers() -> Result<()> {
         site.redis.resume()?;
         assert_recovers(&spooling, 5, &format!("{kind:?}")).await?;
         assert_recovers(&failing, 5, &format!("{kind:?}")).await?;
-        // What was answered 503 may have arrived all the same.
+        // Ids that were answered 503 may have arrived in Redis.
         let window = clock::current_window(site.length);
         wait::until("spooled ids", SOON, || async {
             let ids = site.members(window).await.ok()?.pop()?;
@@ -218,13 +224,13 @@ async fn redis_that_accepts_and_never_answers() -> Result<()> {
 #[tokio::test]
 async fn redis_that_answers_errors() -> Result<()> {
     for kind in Kind::available() {
-        // A wrong password, and a right one.
+        // First with a wrong password, then with the right one.
         let (site, instance) = with_a_stranger(kind).await?;
         assert_spooled(&instance, 1, &format!("{kind:?}, wrong password")).await?;
         let instance = start(&site, kind).await?;
         assert_eq!(accept(&instance, 1).await?.status, 200, "{kind:?}, right password");
 
-        // It reads and does not write.
+        // A replica can be read, but not written.
         let replicate = async |host: &str, port: &str| -> Result<()> {
             let mut redis = site.connection().await?;
             Ok(redis::cmd("REPLICAOF")
@@ -239,7 +245,7 @@ async fn redis_that_answers_errors() -> Result<()> {
         assert_recovers(&instance, 3, &format!("{kind:?}")).await?;
         assert_ids(&site, 1..=3, &format!("{kind:?}, a replica")).await?;
 
-        // A job that cannot be written: its request must not be told `ok` unless the job is in the spool.
+        // If a job cannot be written, its request is answered `ok` only if the job is in the spool.
         let mut redis = site.connection().await?;
         let () = redis.set(site.keys().callbacks(), "not a stream").await?;
         let target = "/api/verve/accept?id=6&endpoint=http://e.com/";
@@ -253,7 +259,7 @@ async fn redis_that_answers_errors() -> Result<()> {
         );
         let () = redis.del(site.keys().callbacks()).await?;
         let jobs = wait::until("the job", SOON, || async {
-            // A request now and then, after which the spool is drained.
+            // Occasional requests, after which the spool is drained.
             accept(&instance, 6).await.ok()?;
             Some(site.stream(&site.keys().callbacks()).await.ok()?).filter(|jobs| !jobs.is_empty())
         });
@@ -277,15 +283,16 @@ async fn redis_that_has_no_memory_left() -> Result<()> {
     Ok(())
 }
 
-/// Whatever Redis does, a build without a spool answers 503 in time, and recovers. The build for WASI 0.2 cannot limit the time by
-/// itself: there it is the host that does.
+/// A build without a spool answers 503 in time on any failure, and recovers.
+///
+/// The build for WASI 0.2 cannot limit the time itself; there the host does.
 #[tokio::test]
 async fn redis_that_fails_in_any_way_without_a_spool() -> Result<()> {
     for kind in Kind::every().into_iter().filter(|kind| kind.is_p2()) {
         let (site, stranger) = with_a_stranger(kind).await?;
         assert_unavailable(&stranger, 1, &format!("{kind:?}, wrong password")).await?;
         let instance = start(&site, kind).await?;
-        // Spin has no limit of its own.
+        // Spin has no time limit.
         if kind == Kind::VerveHostP2 {
             site.redis.pause()?;
             let response = accept(&instance, 2).await?;
@@ -297,7 +304,7 @@ async fn redis_that_fails_in_any_way_without_a_spool() -> Result<()> {
         assert_unavailable(&instance, 3, &format!("{kind:?}, no memory")).await?;
         site.redis.set("maxmemory", "0").await?;
         assert_recovers(&instance, 4, &format!("{kind:?}")).await?;
-        // What cannot be told to the endpoint is not accepted, though the id is there.
+        // A request whose callback job cannot be added is refused, although its id is recorded.
         let mut redis = site.connection().await?;
         let () = redis.set(site.keys().callbacks(), "not a stream").await?;
         let target = "/api/verve/accept?id=5&endpoint=http://e.com/";
@@ -321,7 +328,7 @@ async fn a_lost_answer_counts_a_request_once_on_wasi_0_2() -> Result<()> {
     let site = Site::with_redis(WindowLength::MAX_SECONDS, RedisServer::start().await?);
     let link = Link::start(site.redis.server().address()).await?;
     let url = format!("redis://{}", link.address());
-    // Spin waits for the answer for as long as it takes.
+    // Spin waits for the answer without a limit.
     let host = site.host(Kind::VerveHostP2).variable("redis_urls", &url);
     let instance = host.start().await?;
     let mut gate = link.gate(&["EVAL"], Hold::Answer);
@@ -338,7 +345,7 @@ async fn a_lost_answer_counts_a_request_once_on_wasi_0_2() -> Result<()> {
     Ok(())
 }
 
-/// Of one server: a cluster takes a moment until its nodes agree again.
+/// For a single server; the nodes of a cluster need a moment to agree again.
 #[tokio::test]
 async fn a_restart_of_redis_is_not_noticed() -> Result<()> {
     for kind in Kind::every() {
@@ -347,7 +354,7 @@ async fn a_restart_of_redis_is_not_noticed() -> Result<()> {
         for id in 0..5 {
             let response = accept(&instance, id).await?;
             assert_eq!(response.status, 200, "{kind:?}, request {id}: {response:?}");
-            // The connection is dead from here on; the next request is to find that out and go on.
+            // The connection is now dead; the next request must detect this and reconnect.
             site.redis.restart().await?;
         }
     }

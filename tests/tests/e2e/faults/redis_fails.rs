@@ -1,18 +1,20 @@
-//! What fails, and what must hold after: under steady traffic no id that was answered `ok` and no callback is lost, no window
-//! is missing, no count is too high.
+//! All failures, and what must hold after each.
+//!
+//! Under steady traffic, no id that was answered `ok` and no callback is lost, no window is
+//! missing, no count is too high.
 //!
 //! | what fails | how | test |
 //! |---|---|---|
-//! | Redis | killed, and back with its data | [`redis_killed_and_back_with_its_data`] |
-//! | | killed, and back without its data | [`redis_back_without_its_data`] |
+//! | Redis | killed, and restarted with its data | [`redis_killed_and_back_with_its_data`] |
+//! | | killed, and restarted without its data | [`redis_back_without_its_data`] |
 //! | | paused, for longer than a lease | [`redis_paused_beyond_the_lease`] |
-//! | | stopped and started again, between two requests | `faults::a_restart_of_redis_is_not_noticed` |
+//! | | restarted between two requests | `redis_away::a_restart_of_redis_is_not_noticed` |
 //! | | full | [`redis_full`] |
-//! | | back, and loading its data for long | [`redis_loading`] |
-//! | | unable to save what it should | [`redis_that_cannot_save`] |
+//! | | restarted, and loading its data for long | [`redis_loading`] |
+//! | | unable to save | [`redis_that_cannot_save`] |
 //! | | with another password | [`redis_with_another_password`] |
 //! | | refusing single commands of the reporter | `refusals` |
-//! | | not there at all, or answering errors | `faults::redis_that_was_never_up`, `faults::redis_that_answers_errors` |
+//! | | never up, or answering errors | `redis_away::redis_that_was_never_up`, `redis_away::redis_that_answers_errors` |
 //! | | demoted, and another at its address | [`redis_fails_over_behind_its_address`] |
 //! | a node of a cluster | killed, paused, cut off, added, removed, its slots moved | `cluster` |
 //! | its stream of jobs, or the group | removed | [`the_stream_of_jobs_removed`] |
@@ -23,13 +25,13 @@
 //! | the link to Kafka | cut, held | `kafka_fails::kafka_killed_paused_and_stopped` |
 //! | | not there at first | `startup::a_reporter_waits_for_kafka` |
 //! | the reporter | killed between any two of its steps | `processes_fail::a_reporter_killed_between_two_steps` |
-//! | | killed, with callbacks under way | `replicas::jobs_of_a_killed_reporter_are_delivered_by_another` |
+//! | | killed during callbacks | `replicas::jobs_of_a_killed_reporter_are_delivered_by_another` |
 //! | | the leader killed, or paused beyond its lease | `processes_fail::the_leader_killed_and_paused` |
-//! | | with a record on its way for longer than its lease | `processes_fail::a_record_on_its_way_for_longer_than_the_lease` |
+//! | | with a record in transit for longer than its lease | `processes_fail::a_record_on_its_way_for_longer_than_the_lease` |
 //! | the host | killed under traffic, with and without Redis | `processes_fail::the_host_killed` |
-//! | all of them | by lot, several at once | `chaos::nothing_is_lost_whatever_fails`, `chaos::nothing_is_lost_on_a_cluster` |
+//! | all of them | at random, several concurrently | `chaos::nothing_is_lost_whatever_fails`, `chaos::nothing_is_lost_on_a_cluster` |
 //!
-//! What endpoints of callbacks do wrong is in `callback_retries` and `hostile_endpoints`.
+//! Failures of callback endpoints are in `callback_retries` and `hostile_endpoints`.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -51,15 +53,15 @@ use crate::faults::trial::{Trial, assert_in_order};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// Longer than the lease of a reporter, and than it waits for an answer of Redis.
+/// Longer than a reporter's lease, and longer than it waits for an answer of Redis.
 const BEYOND_THE_LEASE: Duration = Duration::from_secs(6);
 
-/// Puts a Verve through a failure of Redis, in which every request must be answered `ok`.
+/// Runs a fault of Redis under traffic; every request must be answered `ok`.
 async fn endure(fault: impl AsyncFn(&mut Trial) -> Result<()>) -> Result<()> {
     endure_on(RedisServer::options(), fault).await
 }
 
-/// The same, on a Redis with further options.
+/// Does the same on a Redis with these options.
 async fn endure_on(redis: Options, fault: impl AsyncFn(&mut Trial) -> Result<()>) -> Result<()> {
     let kafka = Kafka::for_tests()?;
     for kind in Kind::available() {
@@ -95,7 +97,7 @@ async fn redis_paused_beyond_the_lease() -> Result<()> {
 #[tokio::test]
 async fn redis_full() -> Result<()> {
     endure(async |trial| {
-        // A byte, and then no limit.
+        // One byte, and then no limit.
         for (bytes, lasts) in [("1", 3), ("0", 0)] {
             trial.site.redis.set("maxmemory", bytes).await?;
             sleep(Duration::from_secs(lasts)).await;
@@ -107,7 +109,8 @@ async fn redis_full() -> Result<()> {
 
 #[tokio::test]
 async fn redis_loading() -> Result<()> {
-    // Microseconds for each key that it loads: five seconds in all; every thousand keys it looks who is there.
+    // In microseconds per key: five seconds in all. While it loads, it handles connections every
+    // 1,000 keys.
     let redis = RedisServer::options().argument("--key-load-delay").argument("200");
     endure_on(redis, async |trial| {
         let mut fill = redis::pipe();
@@ -117,7 +120,7 @@ async fn redis_loading() -> Result<()> {
         fill.exec_async(&mut trial.site.connection().await?).await?;
         let begun = Instant::now();
         trial.site.redis.restart().await?;
-        // What hosts say of a server that loads is not the same in all.
+        // Hosts log different lines about a loading server, so only the duration is checked.
         ensure!(begun.elapsed() > Duration::from_secs(3), "it has loaded at once");
         Ok(())
     })
@@ -131,12 +134,12 @@ async fn redis_that_cannot_save() -> Result<()> {
         .argument("yes");
     endure_on(redis, async |trial| {
         let redis = &trial.site.redis;
-        // Nobody may write there.
+        // This folder is not writable.
         redis.set("dir", "/proc").await?;
         redis::cmd("BGSAVE")
             .exec_async(&mut trial.site.connection().await?)
             .await?;
-        // Not before: it might be saving already.
+        // Only now, because it might already be saving before.
         redis.set("save", "1 1").await?;
         trial.host.process().wait_for_text("MISCONF", SOON).await?;
         sleep(Duration::from_secs(2)).await;
@@ -159,10 +162,10 @@ async fn redis_with_another_password() -> Result<()> {
                 .await
         };
         set("another").await?;
-        // Connections that there are stay as they are.
+        // Open connections stay authenticated, so they are cut.
         trial.link.cut();
         sleep(Duration::from_secs(1)).await;
-        trial.link.mend();
+        trial.link.restore();
         trial.host.process().wait_for_text("NOAUTH", SOON).await?;
         sleep(Duration::from_secs(2)).await;
         Ok(set("").await?)
@@ -176,7 +179,7 @@ async fn the_link_to_redis_cut_and_held() -> Result<()> {
         for disturb in [|trial: &Trial| trial.link.cut(), |trial: &Trial| trial.link.hold()] {
             disturb(trial);
             sleep(Duration::from_secs(3)).await;
-            trial.link.mend();
+            trial.link.restore();
             sleep(Duration::from_secs(2)).await;
         }
         Ok(())
@@ -184,7 +187,9 @@ async fn the_link_to_redis_cut_and_held() -> Result<()> {
     .await
 }
 
-/// The address leads to the new primary from some moment on, while the old one keeps its connections, and answers `READONLY`.
+/// At some moment the address leads to the new primary.
+///
+/// The old one keeps its connections, and answers `READONLY`.
 #[tokio::test]
 async fn redis_fails_over_behind_its_address() -> Result<()> {
     endure(async |trial| {
@@ -212,7 +217,7 @@ async fn redis_fails_over_behind_its_address() -> Result<()> {
             (offset(new, "slave_repl_offset").await.ok()? > 0).then_some(())
         })
         .await?;
-        // What a failover may lose is another matter: nothing is written from here on.
+        // Writes that a failover loses are out of scope: nothing is written from here on.
         ask(old, "CLIENT PAUSE 10000 WRITE").await?;
         wait::until("the replica to have all", SOON, || async {
             let (sent, had) = (
@@ -226,7 +231,7 @@ async fn redis_fails_over_behind_its_address() -> Result<()> {
         trial.link.lead_to(new);
         ask(old, &format!("REPLICAOF {} {}", new.ip(), new.port())).await?;
         ask(old, "CLIENT UNPAUSE").await?;
-        // The other one is to be dropped with everything else.
+        // The trial owns the new primary, so that it lives as long as the rest.
         let _old = std::mem::replace(&mut trial.site.redis, Store::Server(replica));
         let reporter = &trial.reporters[0];
         reporter.process().wait_for_text("READONLY", SOON).await?;
@@ -239,7 +244,7 @@ async fn redis_fails_over_behind_its_address() -> Result<()> {
     .await
 }
 
-/// What Redis held is lost then; what was reported stays true, and all goes on.
+/// Data in Redis is lost; reported counts stay true, and everything continues.
 #[tokio::test]
 async fn redis_back_without_its_data() -> Result<()> {
     let mut site = Site::new(1).await?;
@@ -248,7 +253,7 @@ async fn redis_back_without_its_data() -> Result<()> {
     let reporter = Reporter::ready(&ledger.flags(&site, &["--callback-allow", "127.0.0.1"])).await?;
     let before = clock::next_window(site.length).await;
     site.add(before, 0..5).await?;
-    // Logged when it is recorded, which is after Kafka has it.
+    // The log line follows the recording, which follows the acknowledgement of Kafka.
     reporter.process().wait_for_text(&before.to_string(), SOON).await?;
     site.redis.kill();
     sleep(Duration::from_secs(2)).await;
@@ -257,7 +262,7 @@ async fn redis_back_without_its_data() -> Result<()> {
     let after = clock::next_window(site.length).await;
     site.add(after, 0..3).await?;
     ledger.read_to(after, 1, SOON).await?;
-    // Of windows that were empty before and after, and are watched.
+    // For records of windows that were empty before and after, and are watched.
     ledger.read_for(Duration::from_secs(2)).await;
     assert_in_order(&site, ledger.read());
     assert_eq!(ledger.last()[before.to_string().as_str()].value, "5");

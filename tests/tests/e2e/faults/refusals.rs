@@ -1,5 +1,7 @@
-//! Redis that is there, and answers a reporter's commands with errors: whatever the error and whatever the command, `/readyz` says so
-//! with the error, the log says it once, and all is made up for as soon as it is over.
+//! A Redis that answers a reporter's commands with errors.
+//!
+//! For any error and any command, `/readyz` reports the error, the log contains it once, and the
+//! reporter catches up as soon as the refusal is over.
 
 use std::time::Duration;
 
@@ -14,10 +16,13 @@ use verve_tests::{clock, http, net, wait};
 
 use crate::site::{SOON, Site};
 
-/// A refusal is over once it has not come for five seconds, and a job that was taken is another's after fifteen.
+/// How long until a refusal is over and its jobs are delivered.
+///
+/// A refusal is over when it has not occurred for five seconds; a job that was taken can be claimed
+/// after fifteen.
 const OVER: Duration = Duration::from_secs(40);
 
-/// A reporter whose Redis comes to refuse something.
+/// A reporter whose Redis starts to refuse commands.
 struct Case {
     name: String,
     site: Site,
@@ -42,7 +47,7 @@ impl Case {
         Ok(case)
     }
 
-    /// A command of the operator, in words.
+    /// Runs a command of the operator, given in words.
     async fn redis(&self, command: &str) -> Result<()> {
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap_or_default());
@@ -53,7 +58,7 @@ impl Case {
         cmd.exec_async(&mut redis).await.with_context(|| command.to_owned())
     }
 
-    /// Waits until `/readyz` tells of this error.
+    /// Waits until `/readyz` reports this error.
     async fn told(&self, error: &str) -> Result<()> {
         wait::until("a problem", SOON, || async {
             let ready = http::get(self.reporter.address(), "/readyz").await.ok()?;
@@ -64,7 +69,7 @@ impl Case {
         Ok(())
     }
 
-    /// Ids and a callback job of a window that ends while Redis refuses.
+    /// Adds ids and a callback job to a window that ends while Redis refuses.
     async fn feed(&self) -> Result<Window> {
         let window = clock::next_window(self.site.length).await;
         self.site.add(window, 0..3).await?;
@@ -72,8 +77,10 @@ impl Case {
         Ok(window)
     }
 
-    /// Waits until all is well, and asserts that this window is reported with its ids, its job delivered, and the error was
-    /// logged, but not again and again.
+    /// Waits until the reporter is ready, and asserts that it has caught up.
+    ///
+    /// This window is reported with its ids, its job is delivered, and the error was logged, but
+    /// not repeatedly.
     async fn assert_made_up_for(&self, window: Window, told: &str) -> Result<()> {
         let log = || format!("{}:\n{}", self.name, self.reporter.process().log());
         self.reporter.wait_ready(OVER).await.with_context(log)?;
@@ -101,12 +108,12 @@ impl Case {
             .iter()
             .filter(|line| line.contains(told) && line.contains("trying again"));
         let lines: Vec<_> = lines.collect();
-        // Once for each place that may see it first.
+        // Once for each part of the reporter that may see it first.
         assert!((1..=2).contains(&lines.len()), "{}: {lines:#?}", self.name);
     }
 }
 
-/// The user of the reporter may no longer run one of its commands, be it alone or in a script.
+/// The reporter's user may no longer run one command, alone or in a script.
 #[tokio::test]
 async fn each_command_of_the_lease_the_count_the_recording_and_the_queue() -> Result<()> {
     let commands = [
@@ -126,7 +133,7 @@ async fn each_command_of_the_lease_the_count_the_recording_and_the_queue() -> Re
     ];
     let refuse = async |command: &str| -> Result<()> {
         let case = Case::start(command, RedisServer::options()).await?;
-        // Scripts that were loaded run by another command.
+        // Loaded scripts run by another command.
         let all = |sign: &str| match command {
             "eval" => format!("{sign}eval {sign}evalsha"),
             _ => format!("{sign}{command}"),
@@ -142,7 +149,7 @@ async fn each_command_of_the_lease_the_count_the_recording_and_the_queue() -> Re
     Ok(())
 }
 
-/// Keys that have another type than they should.
+/// Keys of the wrong type.
 #[tokio::test]
 async fn each_key_of_the_wrong_type() -> Result<()> {
     let refuse = async |which: &str| -> Result<()> {
@@ -165,10 +172,10 @@ async fn each_key_of_the_wrong_type() -> Result<()> {
     Ok(())
 }
 
-/// The whole server refuses, each in its own way.
+/// The whole server refuses, with each kind of error.
 #[tokio::test]
 async fn each_kind_of_error() -> Result<()> {
-    // Not when it is full: that keeps nothing from being reported, see `servers`.
+    // A full server is not here: it does not prevent reports, see `redis_fails::redis_full`.
     let kinds: [(&str, &[&str], &[&str]); 2] = [
         ("READONLY", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF NO ONE"]),
         (
@@ -180,10 +187,10 @@ async fn each_kind_of_error() -> Result<()> {
     let refuse = async |(kind, begin, end): (&str, &[&str], &[&str])| -> Result<()> {
         let redis = RedisServer::options().argument("--enable-protected-configs");
         let case = Case::start(kind, redis.argument("yes")).await?;
-        // Before it refuses, since the test may do no more than the reporter.
+        // Before the refusal, because the test is refused as well.
         let window = case.feed().await?;
         for command in begin {
-            // `save` takes its value in one word.
+            // The value of `save` is a single argument that contains a space.
             match command.strip_prefix("CONFIG SET save ") {
                 Some(value) => case.site.redis.set("save", value).await?,
                 None => case.redis(command).await?,
@@ -198,7 +205,7 @@ async fn each_kind_of_error() -> Result<()> {
     };
     let all = try_join_all(kinds.map(refuse));
     let cluster = async {
-        // Of which nobody serves the keys.
+        // A cluster node without slots: no node serves the keys.
         let port = net::free_address()?.port().to_string();
         let redis = ["--cluster-enabled", "yes", "--cluster-port", &port];
         let redis = redis
@@ -217,10 +224,10 @@ async fn each_kind_of_error() -> Result<()> {
     Ok(())
 }
 
-/// Redis that is up, and has its data yet to load.
+/// A Redis that is up, and still loads its data.
 #[tokio::test]
 async fn a_server_that_loads_its_data() -> Result<()> {
-    // Five seconds in all; every thousand keys it looks who is there.
+    // Five seconds in all. While it loads, it handles connections every 1,000 keys.
     let redis = RedisServer::options().append_only().argument("--key-load-delay");
     let mut case = Case::start("LOADING", redis.argument("200")).await?;
     let mut fill = redis::pipe();

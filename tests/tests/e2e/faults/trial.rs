@@ -1,4 +1,6 @@
-//! A whole Verve under steady traffic, to be put through a failure: host, reporter, and a link to Redis that can be cut.
+//! A complete Verve under steady traffic, which tests put through a failure.
+//!
+//! It has a host, a reporter, and a link to Redis that can be cut.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,20 +24,20 @@ use verve_tests::wait;
 use crate::ledger::window_of;
 use crate::site::{SOON, Site};
 
-/// For what is claimed by another one after a failure: a callback job is free again after 30 s.
+/// For claims after a failure: a callback job can be claimed after 30 s.
 const LATER: Duration = Duration::from_secs(90);
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Every how many requests asks for a callback.
+/// One request in this number asks for a callback.
 const CALLED_BACK: usize = 10;
 
-/// The parts, and what a client that sends ids of its own was answered.
+/// The parts, and the answers to a client that sends its own ids.
 pub struct Trial {
     pub site: Site,
-    /// Between Redis and everybody else.
+    /// Between Redis and all other parts.
     pub link: Link,
     pub host: Instance,
-    /// As many as a test wants.
+    /// As many as a test needs.
     pub reporters: Vec<Reporter>,
     flags: Vec<String>,
     topic: String,
@@ -50,21 +52,23 @@ struct Sent {
     answers: Mutex<Answers>,
 }
 
-/// What the client was answered.
+/// The answers to the client.
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
     /// How many ids were answered `ok`.
     pub ok: usize,
-    /// What was answered instead, or which error there was: such an id may have been recorded.
+    /// Other answers and errors; such an id may have been recorded.
     pub others: Vec<String>,
-    /// How often there was no host to send an id to.
+    /// How often no host was listening.
     pub refused: usize,
-    /// The paths of the callbacks that were answered `ok`.
+    /// The paths of the callbacks whose request was answered `ok`.
     callbacks: Vec<String>,
 }
 
 impl Trial {
-    /// Starts everything on this Redis and this Kafka, with windows of a second, and waits until all of it works.
+    /// Starts all parts on this Redis and this Kafka, with windows of one second.
+    ///
+    /// Waits until everything works.
     pub async fn start(kind: Kind, redis: RedisServer, kafka: &Kafka) -> Result<Self> {
         let link = Link::start(redis.address()).await?;
         let site = Site::with_redis(1, redis);
@@ -109,14 +113,16 @@ impl Trial {
         Ok(trial)
     }
 
-    /// Starts another reporter, which need not be ready.
+    /// Starts another reporter, without waiting until it is ready.
     pub fn another_reporter(&mut self) -> Result<()> {
         self.reporters.push(Reporter::start(&self.flags)?);
         Ok(())
     }
 
-    /// Ends the traffic a little later, and waits until every id that was answered `ok` is in a record, and every callback
-    /// at its endpoint. No window may be missing, none counted too high, and no correction taken back.
+    /// Ends the traffic a little later, and waits for its results.
+    ///
+    /// Every id that was answered `ok` must be in a record, and every callback at its endpoint. No
+    /// window may be missing, no count too high, no correction reverted.
     pub async fn finish(self, kafka: &Kafka) -> Result<Answers> {
         sleep(Duration::from_secs(2)).await;
         self.sent.stop.store(true, Ordering::Relaxed);
@@ -141,7 +147,7 @@ impl Trial {
         })
         .await
         .with_context(log)?;
-        // Whatever would be counted twice has been by now.
+        // Wait, so that any double count would be visible.
         sleep(Duration::from_secs(2)).await;
         let records = kafka.read_all(&self.topic).await?;
         assert_in_order(&self.site, &records);
@@ -154,7 +160,9 @@ impl Trial {
     }
 }
 
-/// Asserts that no window is missing between the first and the last, and that revisions and counts of a window only grow.
+/// Asserts that no window is missing between the first and the last.
+///
+/// Revisions and counts of a window only grow.
 #[track_caller]
 pub fn assert_in_order(site: &Site, records: &[Record]) {
     let mut windows = BTreeMap::new();
@@ -171,7 +179,7 @@ pub fn assert_in_order(site: &Site, records: &[Record]) {
     }
 }
 
-/// The last count of each window, by its key.
+/// Returns the last count of each window, by key.
 fn last(records: &[Record]) -> Option<BTreeMap<String, usize>> {
     records
         .iter()
@@ -184,7 +192,7 @@ fn total(last: &BTreeMap<String, usize>) -> usize {
 }
 
 impl Answers {
-    /// Whether every id was answered `ok`.
+    /// Returns whether every id was answered `ok`.
     pub fn all_ok(&self) -> bool {
         self.ok > 0 && self.others.is_empty() && self.refused == 0
     }
@@ -208,7 +216,7 @@ impl Sent {
     }
 }
 
-/// Sends one id after the other until it is told to stop.
+/// Sends one id after the other until it is stopped.
 async fn send(host: SocketAddr, sink: String, sent: Arc<Sent>) {
     for id in 0.. {
         if sent.stop.load(Ordering::Relaxed) {

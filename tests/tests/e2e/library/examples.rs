@@ -1,4 +1,4 @@
-//! Applications of others that count by Verve's library: `examples`, as they are documented.
+//! Tests the documented `examples`: other applications that use Verve's library.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,12 +15,12 @@ use verve_tests::{clock, examples, http, paths, wait};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// An example's application, on this site's Redis.
+/// Returns an example's application, on this site's Redis.
 pub fn example(site: &Site, kind: Kind, name: &str) -> Result<Options> {
     example_with(site, kind, name, &[])
 }
 
-/// An example's application, with more variables than it has.
+/// Returns an example's application, with additional variables.
 pub fn example_with(site: &Site, kind: Kind, name: &str, more: &[(&str, &str)]) -> Result<Options> {
     let (urls, seconds) = (site.redis_urls(), site.length.to_string());
     let usual = [
@@ -31,7 +31,9 @@ pub fn example_with(site: &Site, kind: Kind, name: &str, more: &[(&str, &str)]) 
     examples::options(kind, name, &[&usual, more].concat())
 }
 
-/// The project of docs/library.md, whose component is built from that page, does what the page says.
+/// Tests that the project of docs/library.md does what the page says.
+///
+/// Its component is built from that page.
 #[tokio::test]
 async fn the_project_of_the_page_does_what_it_says() -> Result<()> {
     let page = fs::read_to_string(paths::repository().join("docs/library.md"))?;
@@ -55,7 +57,7 @@ async fn the_project_of_the_page_does_what_it_says() -> Result<()> {
     Ok(())
 }
 
-/// What the console on a page says: each path that is asked for, and the answer.
+/// Returns the requested paths and the answers in a page's console block.
 fn said(page: &str) -> Result<Vec<(String, String)>> {
     let (_, console) = page.split_once("```console\n").context("no console")?;
     let (console, _) = console.split_once("```").context("it has no end")?;
@@ -67,7 +69,7 @@ fn said(page: &str) -> Result<Vec<(String, String)>> {
     commands.collect()
 }
 
-/// The README of each example says what it answers.
+/// Each example answers what its README says.
 #[tokio::test]
 async fn each_example_answers_what_its_readme_says() -> Result<()> {
     for kind in Kind::available() {
@@ -123,7 +125,7 @@ async fn a_rust_component_that_imports_the_interface() -> Result<()> {
         ledger.read_to(window, 1, SOON).await?;
         assert_eq!(ledger.of(window)[0].value, "3", "{kind:?}");
 
-        // What is counted while Redis is away waits on disk.
+        // Ids counted while Redis is unreachable are spooled.
         site.redis.kill();
         let away = clock::next_window(site.length).await;
         assert_eq!(
@@ -140,7 +142,7 @@ async fn a_rust_component_that_imports_the_interface() -> Result<()> {
     Ok(())
 }
 
-/// Waits until this many are counted in a window or the next.
+/// Waits until a window or the next one has this count.
 async fn counted_again(ledger: &mut Ledger, window: Window, count: &str) -> Result<()> {
     let is_counted = |ledger: &Ledger, window| ledger.of(window).last().is_some_and(|record| record.value == count);
     ledger
@@ -169,7 +171,7 @@ async fn a_rust_component_that_depends_on_the_crate() -> Result<()> {
         ledger.read_to(window, 1, SOON).await?;
         assert_eq!(ledger.of(window)[0].value, "3", "{kind:?}");
 
-        // What is counted while Redis is away waits on disk.
+        // Ids counted while Redis is unreachable are spooled.
         site.redis.kill();
         let away = clock::next_window(site.length).await;
         assert_eq!(load("7").await?.status, 200, "{kind:?}: {}", instance.process().log());
@@ -199,7 +201,7 @@ async fn what_is_wrong_with_the_variables_is_said() -> Result<()> {
                 .await?;
             let answered = http::get(instance.addr(), &format!("/{application}?{query}")).await?;
             assert_eq!(answered.status, 500, "{kind:?} {application}");
-            // For the operator, who reads the log, and nobody else.
+            // The reason is only for the operator, who reads the log.
             assert!(!answered.text().contains("window_seconds"), "{}", answered.text());
             instance.process().wait_for_text("window_seconds", SOON).await?;
         }
@@ -215,7 +217,7 @@ async fn a_python_component_that_imports_the_interface() -> Result<()> {
         let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
         let instance = example(&site, kind, "ingest")?.start().await?;
         let ingest = async |query: &str| http::get(instance.addr(), &format!("/ingest?{query}")).await;
-        // The first request takes the interpreter's time.
+        // The first request includes the start of the interpreter.
         for bad in [
             "device=x",
             "device=9223372036854775808",
@@ -236,7 +238,7 @@ async fn a_python_component_that_imports_the_interface() -> Result<()> {
         ledger.read_to(window, 1, SOON).await?;
         assert_eq!(ledger.of(window)[0].value, "2", "{kind:?}");
 
-        // There is no spool on WASI 0.2, so the application is told.
+        // WASI 0.2 has no spool, so the application gets an error.
         site.redis.kill();
         let answered = ingest("device=3").await?;
         assert_eq!(
@@ -260,7 +262,7 @@ async fn a_component_counts_and_forwards() -> Result<()> {
             let mut connection = http::Connection::open(instance.addr()).await?;
             let request = format!("GET /api/verve/accept?id=5 HTTP/1.1\r\nhost: a\r\nx-visitor: {visitor}\r\n\r\n");
             let answered = connection.exchange(request.as_bytes()).await?;
-            // What the application behind it says, with its own headers.
+            // The answer of the application behind it, with the application's headers.
             assert_eq!(
                 (answered.status, answered.text().as_str()),
                 (200, "ok"),
@@ -269,7 +271,7 @@ async fn a_component_counts_and_forwards() -> Result<()> {
             );
             assert_eq!(answered.header("verve-outcome"), Some("new"), "{kind:?}");
         }
-        // It is passed on as it is, also where the application refuses it.
+        // The request is passed on unchanged, also if the application refuses it.
         assert_eq!(http::get(instance.addr(), "/?visitor=3").await?.status, 400, "{kind:?}");
         assert_eq!(
             http::get(instance.addr(), "/api/verve/accept?id=5").await?.status,

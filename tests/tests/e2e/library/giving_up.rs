@@ -1,4 +1,6 @@
-//! Calls of the library that are given up, or take long: nobody else is held up, and each is answered in its time.
+//! Calls of the library that are abandoned, or take long.
+//!
+//! They do not delay other calls, and each call is answered in its time.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +15,12 @@ use verve_tests::{clock, examples, http};
 use crate::library::examples::{example, example_with};
 use crate::site::Site;
 
-/// How long a hundred ids that come after something was given up may take.
+/// The time limit for a hundred ids after a call was abandoned.
 const IN_TIME: Duration = Duration::from_secs(5);
 
-/// Each call is given up at each point at which it waits for something, while others count the same; then a hundred more are counted at once.
+/// Abandons each call at each point at which it waits, while others count.
+///
+/// Then a hundred more ids are counted immediately.
 #[tokio::test]
 async fn each_call_can_be_given_up_at_each_point() -> Result<()> {
     for (by, call) in [
@@ -41,7 +45,7 @@ async fn each_call_can_be_given_up_at_each_point() -> Result<()> {
         let (mut counted, mut points) = (Vec::new(), 0);
         for polls in 1.. {
             let (_, given_up) = count(polls, Some(polls)).await?;
-            // Each named counter is told of, and has its first ids, here.
+            // Each named counter is registered here, and gets its first ids.
             let others = (0..5).map(|_| count(polls, None)).collect::<Vec<_>>();
             let together = [count(polls, Some(polls)), count(polls, Some(polls))];
             let (others, together) = futures::try_join!(
@@ -63,7 +67,7 @@ async fn each_call_can_be_given_up_at_each_point() -> Result<()> {
             assert!(polls < 50, "{by} {call}: it never comes to its end");
         }
         assert!(points >= 1, "{by} {call}: it waits for nothing");
-        // What was answered is in Redis, in sets that expire.
+        // Every id that was answered 200 is in Redis, in a set that expires.
         let mut redis = site.connection().await?;
         let window = clock::current_window(site.length);
         for (polls, id) in counted {
@@ -79,7 +83,9 @@ async fn each_call_can_be_given_up_at_each_point() -> Result<()> {
     Ok(())
 }
 
-/// An instance that ends takes with it those who wait in it. They are told so, and the next instance counts as ever.
+/// If an instance ends, the calls that wait in it fail.
+///
+/// Their clients get an error, and the next instance counts as usual.
 #[tokio::test]
 async fn an_instance_ends_while_others_wait() -> Result<()> {
     for by in ["crate", "interface"] {
@@ -121,8 +127,10 @@ async fn an_instance_ends_while_others_wait() -> Result<()> {
     Ok(())
 }
 
-/// An id is answered in the time that docs/library.md says, however slow Redis is: four times the timeout. Here each command takes nearly half
-/// of it, and ids of many counters, each told of and indexed first, wait for each other.
+/// An id is answered within four times the timeout, however slow Redis is.
+///
+/// docs/library.md specifies this limit. Here each command takes nearly half of the timeout, and
+/// ids of many counters, each of which is first registered and indexed, wait for each other.
 #[tokio::test]
 async fn an_add_takes_at_most_the_time_that_is_documented() -> Result<()> {
     const TIMEOUT: Duration = Duration::from_millis(400);
@@ -148,7 +156,7 @@ async fn an_add_takes_at_most_the_time_that_is_documented() -> Result<()> {
         link.delay(TIMEOUT * 45 / 100);
         let counted = futures::future::try_join_all((1..20).map(count)).await?;
         let longest = counted.iter().map(|(_, time)| *time).max().unwrap_or_default();
-        // The spool has a disk, and the machine other work.
+        // Allows for the spool's disk and other work on the machine.
         assert!(
             counted.iter().all(|(status, _)| *status == 200) && longest < 4 * TIMEOUT + Duration::from_millis(700),
             "{by}: {counted:?}"
@@ -157,7 +165,7 @@ async fn an_add_takes_at_most_the_time_that_is_documented() -> Result<()> {
     Ok(())
 }
 
-/// The one that finds out that Redis hangs takes its time, and the next ones are spooled at once.
+/// The first add that detects a hanging Redis waits; the next are spooled immediately.
 #[tokio::test]
 async fn only_the_first_add_waits_for_a_redis_that_hangs() -> Result<()> {
     const TIMEOUT: Duration = Duration::from_millis(600);
@@ -171,7 +179,8 @@ async fn only_the_first_add_waits_for_a_redis_that_hangs() -> Result<()> {
             &[("redis_timeout_ms", &timeout)],
         )?;
         let instance = instance.start().await?;
-        // Another connection may lead to another instance of the component, which finds out for itself.
+        // Another connection may lead to another instance of the component, which has to detect it
+        // again.
         let mut connection = http::Connection::open(instance.addr()).await?;
         let mut count = async |id: u32| {
             let begun = Instant::now();
@@ -202,7 +211,7 @@ async fn only_the_first_add_waits_for_a_redis_that_hangs() -> Result<()> {
     Ok(())
 }
 
-/// Whoever gives up waiting, at whatever point, leaves all others as they were.
+/// An abandoned add does not affect the others, whenever it is abandoned.
 #[tokio::test]
 async fn an_add_that_is_given_up_holds_nobody_up() -> Result<()> {
     for kind in Kind::available().into_iter().filter(|kind| *kind == Kind::VerveHost) {

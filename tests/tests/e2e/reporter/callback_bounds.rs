@@ -1,4 +1,6 @@
-//! How much is kept. Of callbacks that fail: a full retry set holds new ones back, and of the dead ones the newest are kept.
+//! Tests the limits of stored data.
+//!
+//! A full retry set holds new callbacks back, and the newest dead letters are kept.
 
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use verve_tests::{clock, http, wait};
 use crate::faults::queue_traps::{TWICE, add_job};
 use crate::site::{SOON, Site};
 
-/// As documented: the most jobs in the retry set, and in the dead stream.
+/// As documented: the maximum number of jobs in the retry set, and of dead letters.
 const MAX_RETRY: u64 = 1_000_000;
 const MAX_DEAD: u64 = 100_000;
 
@@ -22,7 +24,8 @@ async fn a_full_retry_set_holds_new_jobs_back_until_there_is_room() -> Result<()
     let sink = Sink::start().await?;
     let (callbacks, retry) = (site.keys().callbacks(), site.keys().callbacks_retry());
     let mut redis = site.connection().await?;
-    // One place is left, for two jobs that fail. In parts, so that a busy machine is in time with each.
+    // One free entry, for two jobs that fail. In parts, so that a busy machine answers each in
+    // time.
     let members: Vec<(u64, u64)> = (1..MAX_RETRY).map(|n| (4_000_000_000_000, n)).collect();
     for part in members.chunks(10_000) {
         let () = redis.zadd_multiple(&retry, part).await?;
@@ -73,7 +76,7 @@ async fn the_newest_dead_jobs_are_kept_and_dropping_others_is_said() -> Result<(
     Ok(())
 }
 
-/// Whatever happens, a key expires, unless it is one of those that are bounded otherwise.
+/// Every key expires, unless its size is bounded in another way.
 #[tokio::test]
 async fn every_other_key_expires() -> Result<()> {
     let site = Site::new(1).await?;
@@ -112,7 +115,7 @@ async fn every_other_key_expires() -> Result<()> {
     })
     .await
     .with_context(|| reporter.process().log())?;
-    // Too late.
+    // Ids that are too late.
     site.add(window, [9]).await?;
     reporter
         .process()
@@ -126,7 +129,7 @@ async fn every_other_key_expires() -> Result<()> {
         keys.callbacks_dead(),
         keys.reports(site.length),
         keys.reports_open(site.length),
-        // Some numbers.
+        // A few numbers.
         keys.format(),
         keys.reports_from(site.length),
         keys.reports_progress(site.length),
@@ -136,7 +139,8 @@ async fn every_other_key_expires() -> Result<()> {
     assert!(all.iter().any(|key| key.ends_with(":late")), "{all:?}");
     assert!(all.iter().any(|key| key.contains("spooled")), "{all:?}");
     for key in all.iter().filter(|key| !bounded.contains(key)) {
-        // A set that was added to just now may get its expiry a moment later; a key may be gone meanwhile.
+        // A set that was just added to may get its expiry a moment later; a key may be removed
+        // meanwhile.
         wait::until("an expiry", SOON, || async {
             let ttl: i64 = site.connection().await.ok()?.ttl(key).await.ok()?;
             (ttl != -1).then_some(())

@@ -1,4 +1,4 @@
-//! Callbacks that fail: tried again, later and later, and given up on in the end.
+//! Callbacks that fail: retried with growing delays, and finally given up.
 
 use std::time::Duration;
 
@@ -11,7 +11,9 @@ use verve_tests::{clock, net, wait};
 
 use crate::site::{SOON, Site, field};
 
-/// A site whose reporter tries `attempts` times, the first delay being `backoff_ms`.
+/// Starts a site and its reporter.
+///
+/// The reporter makes `attempts` attempts; the first delay is `backoff_ms`.
 async fn start(attempts: &str, backoff_ms: &str) -> Result<(Site, Sink, Reporter)> {
     let site = Site::new(60).await?;
     let sink = Sink::start().await?;
@@ -34,7 +36,7 @@ async fn what_fails_is_retried_until_it_succeeds() -> Result<()> {
     sink.answer("/job", answers.map(Answer::status));
     add_job(&site, &sink.url("/job")).await?;
     let received = sink.wait_for("/job", 4, SOON).await?;
-    // Later and later, jitter aside: the third pause is meant to be four times the first.
+    // The delays grow, apart from jitter: the third is nominally four times the first.
     let pauses: Vec<u64> = received.windows(2).map(|r| r[1].time_ms - r[0].time_ms).collect();
     assert!(pauses[2] > pauses[0], "{pauses:?}");
     assert!(pauses.iter().all(|pause| (50..10_000).contains(pause)), "{pauses:?}");
@@ -83,7 +85,9 @@ async fn what_keeps_failing_ends_in_dead_with_its_error() -> Result<()> {
     Ok(())
 }
 
-/// As Standard Webhooks has it: who answers so is not called again for this job.
+/// An endpoint that answers 410 is not called again for this job.
+///
+/// Standard Webhooks specifies this.
 #[tokio::test]
 async fn an_endpoint_that_is_gone_is_not_called_again() -> Result<()> {
     let (site, sink, reporter) = start("5", "1").await?;
@@ -100,7 +104,7 @@ async fn nobody_there_is_a_failure() -> Result<()> {
     let (site, _sink, _reporter) = start("2", "50").await?;
     let nobody = net::free_address()?;
     add_job(&site, &format!("http://{nobody}/")).await?;
-    // Reserved for names that lead nowhere, RFC 2606.
+    // A name that never resolves, RFC 2606.
     add_job(&site, "http://nobody.invalid/").await?;
     let dead = site.dead(2, SOON).await?;
     assert!(dead.iter().all(|job| !field(job, "error").is_empty()), "{dead:?}");
@@ -149,7 +153,7 @@ async fn retry_after_is_honoured() -> Result<()> {
 #[tokio::test]
 async fn retry_after_may_be_a_date() -> Result<()> {
     let (site, sink, _reporter) = start("3", "50").await?;
-    // To the second, so that it is between two and three seconds from now.
+    // Dates have a resolution of seconds, so it is between two and three seconds from now.
     let date = jiff::Timestamp::from_second(i64::try_from(clock::now_ms() / 1000)? + 3)?;
     let date = date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
     let wait = Answer::status(429).header("retry-after", &date);
@@ -180,7 +184,7 @@ async fn an_endpoint_cannot_ask_for_more_than_an_hour() -> Result<()> {
             .await
             .ok()?;
         let now = clock::now_ms() as f64;
-        // Taken ones are due in half a minute.
+        // Taken jobs are due in half a minute.
         let waits: Vec<f64> = due
             .iter()
             .map(|(_, due)| due - now)
@@ -239,7 +243,7 @@ async fn a_broken_entry_does_not_stop_the_others() -> Result<()> {
     sink.wait_for("/job", 1, SOON)
         .await
         .with_context(|| reporter.process().log())?;
-    // Kept for whoever wants to know.
+    // Kept for the operator.
     let dead = site.dead(4, SOON).await?;
     assert!(dead.iter().all(|job| !field(job, "error").is_empty()), "{dead:?}");
     Ok(())

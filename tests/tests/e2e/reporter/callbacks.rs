@@ -1,4 +1,4 @@
-//! Callbacks that succeed: what is sent, to whom, and what is left behind.
+//! Callbacks that succeed: which requests are sent, and what remains in Redis.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn from_the_request_to_the_endpoint() -> Result<()> {
         let get = format!("endpoint=http%3A%2F%2F127.0.0.1%3A{port}%2Fget%3Fa%3Db%26c%3D%2520d");
         let post = format!("endpoint=http://127.0.0.1:{port}/post&method=post");
         let mut key = String::new();
-        // Both within one window, the end of which is far.
+        // All within one window, which does not end soon.
         if clock::current_window(site.length).end_ms() - clock::now_ms() < 5_000 {
             clock::next_window(site.length).await;
         }
@@ -87,7 +87,7 @@ async fn the_count_joins_the_query_that_is_there() -> Result<()> {
         let received = sink.wait_for(path, 1, SOON).await.context(endpoint)?;
         assert_get(&received[0], target);
     }
-    // A POST leaves the query alone.
+    // A POST does not change the query.
     site.add_job(&sink.url("/p?x=1&y=%26"), Method::Post, window).await?;
     assert_post(&sink.wait_for("/p", 1, SOON).await?[0], "/p?x=1&y=%26", 5);
     Ok(())
@@ -137,7 +137,7 @@ async fn a_delivered_job_is_gone_and_its_status_is_logged() -> Result<()> {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(sink.received().len(), 3, "none is delivered twice");
-    // Nothing waits: neither for a reporter, nor for a confirmation, nor for another attempt.
+    // Nothing is pending: no job, no acknowledgement, no retry.
     let keys = site.keys();
     let empty = wait::until("nothing to be left", SOON, || async {
         let mut redis = site.connection().await.ok()?;
@@ -182,7 +182,7 @@ async fn the_fixed_callback_tells_each_report() -> Result<()> {
                 assert_get(request, &format!("/fixed?key=1&unique_count={count}"));
             }
         }
-        // Empty windows are told of as well, each once.
+        // Empty windows are announced as well, each once.
         let next = window.next().to_string();
         wait::until("the next window's", SOON, || async {
             (!of_window(sink.received(), &next).is_empty()).then_some(())

@@ -1,4 +1,6 @@
-//! Clocks that are wrong, that are set, and windows of every length: Redis' own clock decides.
+//! Clocks that are wrong or are set, with long and short windows.
+//!
+//! The clock of Redis decides.
 
 use std::time::Duration;
 
@@ -17,7 +19,9 @@ use crate::site::{SOON, Site};
 
 const DAY_MS: u64 = 86_400_000;
 
-/// A site all of whose parts go by one clock, in the past, since a broker takes no records of a time to come.
+/// A site whose parts all use one clock, which is in the past.
+///
+/// A broker accepts no records from the future.
 struct Past {
     clock: WrongClock,
     site: Site,
@@ -35,7 +39,7 @@ impl Past {
         })
     }
 
-    /// Sets the clock, to a moment in Unix milliseconds.
+    /// Sets the clock to a time in Unix milliseconds.
     fn set(&self, ms: u64) -> Result<()> {
         let ahead_ms = ms.cast_signed() - clock::now_ms().cast_signed();
         self.clock.set(ahead_ms.div_euclid(1000))
@@ -51,14 +55,14 @@ impl Past {
         Ok(reporter)
     }
 
-    /// Has a host count seven ids in a window, from five seconds after its start on.
+    /// Sends seven ids to a host, starting five seconds into a window.
     async fn count_seven(&self, kind: Kind, window: Window) -> Result<()> {
         self.set(window.start() * 1000 + 5_000)?;
         let host = self.host(kind).await?;
         for id in 0..7 {
             assert_eq!(accept(&host, id).await?, "new", "{kind:?} {}", host.process().log());
         }
-        // Statistics come a little later.
+        // Statistics arrive a little later.
         tokio::time::sleep(Duration::from_millis(500)).await;
         Ok(())
     }
@@ -69,7 +73,9 @@ async fn accept(instance: &Instance, id: i64) -> Result<String> {
     Ok(response.header("verve-outcome").unwrap_or_default().to_owned())
 }
 
-/// The ids of a day that begins with some, and has no others, are there when it is over.
+/// Ids from the start of a day-long window are still there at its end.
+///
+/// No other ids arrive during the day.
 #[tokio::test]
 async fn a_window_of_a_day_is_reported_whole() -> Result<()> {
     for kind in [Kind::VerveHost, Kind::VerveHostP2] {
@@ -89,11 +95,14 @@ async fn a_window_of_a_day_is_reported_whole() -> Result<()> {
     Ok(())
 }
 
-/// A reporter that was down for less than a day makes up for what it missed; what may have expired is lost, and nothing is reported as 0.
+/// After an outage of less than a day, all missed windows are reported.
+///
+/// Windows whose ids may have expired are lost, and none is reported as 0.
 #[tokio::test]
 async fn longer_windows_are_reported_whole_or_lost() -> Result<()> {
     for (seconds, down_s, expected) in [
-        // How long after the first of three windows' end it is back, and what it reports of each.
+        // Seconds from the end of the first of three windows to the restart, and the count reported
+        // for each.
         (21_600, 67_200, [Some("7"), Some("7"), Some("7")]),
         (3_600, 88_200, [None, Some("7"), Some("7")]),
         (3_600, 93_000, [None, None, Some("7")]),
@@ -102,7 +111,7 @@ async fn longer_windows_are_reported_whole_or_lost() -> Result<()> {
         let length = past.site.length;
         let first = length.window_at_ms(clock::now_ms() - 3 * DAY_MS);
         let windows = [first, first.next(), first.next().next()];
-        // Somebody reported the window before.
+        // Another reporter reported the window before.
         past.set(first.start() * 1000 + 10_000)?;
         let before = past.reporter().await?;
         wait::until("it to be noted where it began", SOON, || async {
@@ -131,7 +140,9 @@ async fn longer_windows_are_reported_whole_or_lost() -> Result<()> {
     Ok(())
 }
 
-/// While it cannot publish, for longer than ids are kept, the leader keeps them; also those of the windows that it watches.
+/// While the leader cannot publish, it keeps ids from expiring.
+///
+/// This includes the ids of the windows that it watches.
 #[tokio::test]
 async fn ids_that_are_needed_are_kept_from_expiring() -> Result<()> {
     let mut past = Past::new(60).await?;
@@ -141,14 +152,14 @@ async fn ids_that_are_needed_are_kept_from_expiring() -> Result<()> {
     let flags = past.site.flags(&["--kafka-brokers", "127.0.0.1:1"]);
     let reporter = Reporter::start_by(&past.clock, &flags)?;
     let ids = past.site.ids(first);
-    // It has led for a while, an hour before they would expire.
+    // It has led for a while; the ids would expire in an hour.
     past.set(first.end_ms() + DAY_MS - 3_600_000)?;
     reporter.process().kill();
     let reporter = Reporter::start_by(&past.clock, &flags)?;
     wait::until("the ids to be kept", SOON, || async {
         let (mut redis, keys) = (past.site.connection().await.ok()?, past.site.keys());
         let seconds: i64 = redis.ttl(&ids).await.ok()?;
-        // Noted once all are kept.
+        // Recorded once all are kept.
         let progress = keys.reports_progress(past.site.length);
         let kept: bool = redis.hexists(progress, "kept").await.ok()?;
         (seconds > 80_000 && kept).then_some(())
@@ -164,7 +175,7 @@ async fn ids_that_are_needed_are_kept_from_expiring() -> Result<()> {
     Ok(())
 }
 
-/// The clock of the machine that reports decides nothing, and it is said that it is wrong.
+/// The clock of the reporter's machine does not count; its error is reported.
 #[tokio::test]
 async fn the_reporters_own_clock_is_not_gone_by() -> Result<()> {
     for ahead_s in [1_800, -1_800] {
@@ -197,7 +208,7 @@ async fn the_reporters_own_clock_is_not_gone_by() -> Result<()> {
         );
         let ready = http::get(reporter.address(), "/readyz").await?;
         assert!(ready.status == 503 && ready.text().contains("clock:"), "{ready:?}");
-        // What the API and the page say of the open window is by Redis' clock too.
+        // The API and the page also take the open window from the clock of Redis.
         let current = http::get(reporter.address(), "/api/counts/current").await?.text();
         let current: serde_json::Value = serde_json::from_str(&current)?;
         let start = current["start"].as_u64().context("a start")?;
@@ -208,7 +219,9 @@ async fn the_reporters_own_clock_is_not_gone_by() -> Result<()> {
     Ok(())
 }
 
-/// A clock of Redis itself that was ahead for a while: windows that were reported before they had begun are counted again.
+/// Windows reported before they began are counted again.
+///
+/// The clock of Redis was ahead for a while.
 #[tokio::test]
 async fn a_redis_whose_clock_was_ahead_is_recovered_from() -> Result<()> {
     let clock = WrongClock::right()?;
@@ -245,7 +258,9 @@ async fn a_redis_whose_clock_was_ahead_is_recovered_from() -> Result<()> {
     Ok(())
 }
 
-/// By a clock that is days ahead, the windows up to it are lost. By the right one they are reported as soon as they have ended.
+/// With a clock that is days ahead, the windows up to it are lost.
+///
+/// With the right clock, windows are reported as soon as they have ended.
 #[tokio::test]
 async fn a_redis_whose_clock_was_days_ahead_is_recovered_from() -> Result<()> {
     let clock = WrongClock::right()?;
@@ -269,7 +284,7 @@ async fn a_redis_whose_clock_was_days_ahead_is_recovered_from() -> Result<()> {
     Ok(())
 }
 
-/// An edge host whose clock is set back goes on as soon as Redis does.
+/// An edge host whose clock is set back works again as soon as Redis does.
 #[tokio::test]
 async fn an_edge_clock_that_is_set_back() -> Result<()> {
     for kind in Kind::available() {
@@ -290,7 +305,7 @@ async fn an_edge_clock_that_is_set_back() -> Result<()> {
             .with_context(|| format!("{kind:?}: {}", host.process().log()))
         };
         recorded(&host, 3).await?;
-        // And what was told of before, by a clock that has been set since, is not believed by those that come later.
+        // Later instances ignore stored times that lie in the future since the clock was set.
         let later = clock::now_ms() + 7_200_000;
         let node = site.redis.server().url();
         for name in [node.as_str(), "draining", "jobs full"] {
@@ -317,7 +332,9 @@ async fn an_edge_clock_that_is_set_back() -> Result<()> {
     Ok(())
 }
 
-/// One old set, of an edge host without a clock, is no reason to make up for half a century.
+/// One old set does not make the first reporter catch up on half a century.
+///
+/// It comes from an edge host without a clock.
 #[tokio::test]
 async fn the_first_reporter_starts_no_earlier_than_ids_are_kept() -> Result<()> {
     let site = Site::new(60).await?;
@@ -347,7 +364,7 @@ async fn the_first_reporter_starts_no_earlier_than_ids_are_kept() -> Result<()> 
     Ok(())
 }
 
-/// Windows that are far ahead: their ids are not kept for ever.
+/// Windows that are far in the future: their ids are not kept forever.
 #[tokio::test]
 async fn a_set_of_another_century_expires() -> Result<()> {
     let site = Site::new(60).await?;
@@ -376,7 +393,7 @@ async fn a_set_of_another_century_expires() -> Result<()> {
         !before.is_empty() && before.iter().all(|s| (600_000..=691_200).contains(s)),
         "{before:?}"
     );
-    // Several sweeps later it is that much nearer.
+    // Several sweeps later it is closer by that time.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let after = expiries().await?;
     assert!(

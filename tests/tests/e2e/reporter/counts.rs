@@ -1,4 +1,4 @@
-//! `/api/counts`, `verve-reporter counts`, and who may see it and the rest of the admin port.
+//! Tests `/api/counts`, `verve-reporter counts`, and access to the admin port.
 
 use std::collections::BTreeSet;
 
@@ -45,7 +45,7 @@ async fn reported_windows_are_told() -> Result<()> {
     assert!((0..15).contains(&(reported_at.as_second() - window.end().cast_signed())));
     site.add(window, 3..5).await?;
     assert_eq!(told(1).await?[0]["count"], 5);
-    // Without bounds it is the newest, the newest first.
+    // Without bounds, the newest windows are returned, newest first.
     let all = counts(&reporter, "").await?;
     assert!(
         all.windows(2)
@@ -55,7 +55,9 @@ async fn reported_windows_are_told() -> Result<()> {
     Ok(())
 }
 
-/// Requests and duplicates are those of Kafka's headers, and stay when the statistics have expired.
+/// Requests and duplicates equal Kafka's headers.
+///
+/// They remain when the statistics have expired.
 #[tokio::test]
 async fn requests_and_the_open_window_are_told() -> Result<()> {
     let site = Site::new(3).await?;
@@ -98,7 +100,9 @@ async fn requests_and_the_open_window_are_told() -> Result<()> {
     Ok(())
 }
 
-/// A site whose reports are of these windows before the current one, each with its number for a count.
+/// Creates a site with reports of these windows before the current one.
+///
+/// Each report has its number as its count.
 async fn with_reports(before: impl Iterator<Item = u64>) -> Result<Site> {
     let site = Site::new(60).await?;
     let current = clock::current_window(site.length).start();
@@ -118,7 +122,7 @@ async fn with_reports(before: impl Iterator<Item = u64>) -> Result<Site> {
 
 #[tokio::test]
 async fn pages_lead_to_all_there_is() -> Result<()> {
-    // With a gap of more than a batch.
+    // With a gap longer than one batch.
     let numbers = (1..=70).chain(3000..3050);
     let site = with_reports(numbers.clone()).await?;
     let reporter = Reporter::start(&site.flags(&[]))?;
@@ -168,7 +172,7 @@ async fn counts_on_the_command_line() -> Result<()> {
     assert!(lines[0].starts_with("WINDOW") && lines[0].contains("UNIQUE"), "{table}");
     let current = clock::current_window(site.length);
     let columns: Vec<&str> = lines[1].split_whitespace().collect();
-    // Another minute may have begun.
+    // The next minute may have begun.
     assert!([1, 2].contains(&(clock::current_window(site.length).start() - window_start(columns[0])?).div_euclid(60)));
     assert_eq!(columns[1..], ["1", "0", "0", "0", "0", "yes"]);
     assert_eq!(lines.len(), 4, "{table}");
@@ -195,7 +199,7 @@ fn window_start(text: &str) -> Result<u64> {
     Ok(u64::try_from(time.as_second())?)
 }
 
-/// The description names what is answered, and nothing else.
+/// The description lists exactly the fields that are answered.
 #[tokio::test]
 async fn the_description_of_the_api() -> Result<()> {
     let site = with_reports(1..=1).await?;
@@ -224,7 +228,7 @@ async fn the_description_of_the_api() -> Result<()> {
     for path in &all[..2] {
         assert_eq!(parameters(path), ["from", "to", "limit", "counter"]);
     }
-    // Comma-separated values are the same windows, and have a field for each.
+    // The CSV has the same windows, with a column for each field.
     let csv = http::get(reporter.address(), "/api/counts.csv").await?;
     assert_eq!(csv.header("content-type"), Some("text/csv; charset=utf-8"));
     let csv = csv.text();
@@ -294,7 +298,7 @@ async fn all_but_health_wants_the_token() -> Result<()> {
             .await
     };
     let bearer = format!("authorization: Bearer {TOKEN}\r\n");
-    // `any:open-sesame-8`, what a browser sends.
+    // `any:open-sesame-8`, as a browser sends it.
     let basic = "authorization: Basic YW55Om9wZW4tc2VzYW1lLTg=\r\n";
     for path in [
         "/",
@@ -320,7 +324,7 @@ async fn all_but_health_wants_the_token() -> Result<()> {
             assert_eq!(schemes, ["Basic", "Bearer"], "each in a line, for Chromium");
             assert!(!response.text().contains(TOKEN));
         }
-        // It never ends; the page's tests read it.
+        // This stream never ends; the tests of the page read it.
         if path != "/events" {
             let status = if path == "/nothing" { 404 } else { 200 };
             assert_eq!(ask(path, &bearer).await?.status, status, "{path}");

@@ -1,4 +1,4 @@
-//! `verve-reporter dead`: callbacks that were given up on, listed, retried and dropped.
+//! `verve-reporter dead`: dead letters, listed, retried and dropped.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use verve_tests::{clock, net, wait};
 
 use crate::site::{SOON, Site, field};
 
-/// What a command left behind.
+/// The exit code and the output of a command.
 struct Ended {
     code: Option<i32>,
     output: String,
@@ -40,7 +40,7 @@ async fn run(arguments: &[&str]) -> Result<Ended> {
     })
 }
 
-/// Puts a job into the dead stream, as the reporter does, and returns its id.
+/// Adds a dead letter, as the reporter does, and returns its id.
 async fn bury(site: &Site, endpoint: &str) -> Result<String> {
     let window = clock::current_window(site.length).start().to_string();
     let fields = [
@@ -57,7 +57,7 @@ async fn bury(site: &Site, endpoint: &str) -> Result<String> {
         .await?)
 }
 
-/// The ids that `dead list` shows.
+/// Returns the ids that `dead list` shows.
 async fn listed(site: &Site) -> Result<Vec<String>> {
     let ended = dead(site, &["list", "--json", "--limit", "100000"]).await?;
     assert_eq!(ended.code, Some(0), "{}", ended.output);
@@ -108,7 +108,7 @@ async fn what_the_reporter_gave_up_on_is_listed_retried_and_delivered() -> Resul
         assert!(!output.contains("hunter2"), "a secret: {output}");
     }
 
-    // All attempts are before it again: it dies after two more, and is retried by its new id.
+    // It has all attempts again: it fails for good after two more, and is retried by its new id.
     let ended = dead(&site, &["retry", id]).await?;
     assert_eq!((ended.code, ended.output.trim()), (Some(0), "retried 1"));
     sink.wait_for("/job", 4, SOON).await?;
@@ -133,7 +133,7 @@ async fn some_are_retried_and_dropped_and_unknown_ones_are_named() -> Result<()>
     for n in 0..4 {
         ids.push(bury(&site, &format!("http://e.com/{n}?x=1")).await?);
     }
-    // Given twice is once.
+    // An id given twice counts once.
     let ended = dead(&site, &["retry", &ids[0], "1-1", &ids[1], &ids[0]]).await?;
     assert_eq!(ended.code, Some(1));
     assert!(ended.output.contains("retried 2"), "{}", ended.output);
@@ -147,7 +147,7 @@ async fn some_are_retried_and_dropped_and_unknown_ones_are_named() -> Result<()>
         ended.output
     );
     assert_eq!(listed(&site).await?, [ids[3].as_str()]);
-    // What was put back is as the component wrote it.
+    // The job in the stream is as the component wrote it.
     let jobs = site.stream(&site.keys().callbacks()).await?;
     let endpoints: Vec<&str> = jobs.iter().map(|job| field(job, "endpoint")).collect();
     assert_eq!(endpoints, ["http://e.com/0?x=1", "http://e.com/1?x=1"]);
@@ -166,12 +166,12 @@ async fn all_of_many_are_retried_or_dropped() -> Result<()> {
     );
     for command in ["retry", "drop"] {
         let () = fill.key(&key).arg(1234).invoke_async(&mut redis).await?;
-        // No job of anybody's: it cannot be retried, and does not keep the others from it.
+        // Not a valid job: it cannot be retried, and does not prevent the others.
         let () = redis
             .xadd(&key, "*", &[("error", "not readable"), ("attempts", "0")])
             .await?;
         assert_eq!(listed(&site).await?.len(), 1235);
-        // First only looking.
+        // First a dry run.
         let ended = dead(&site, &[command, "--all", "--dry-run"]).await?;
         let jobs = if command == "retry" { 1234 } else { 1235 };
         assert!(

@@ -1,4 +1,4 @@
-//! `verve-reporter doctor` finds each mistake that is made here on purpose, and none where there is none.
+//! `verve-reporter doctor` finds each deliberate mistake, and reports no others.
 
 use std::process::Command;
 
@@ -13,7 +13,7 @@ use verve_tests::{clock, net, reporter};
 
 use crate::site::{SOON, Site};
 
-/// What the doctor says of the site: whether something is to be mended, and the whole text.
+/// Runs the doctor; returns whether there is a problem, and its output.
 async fn examine(site: &Site, more: &[&str]) -> Result<(bool, String)> {
     examine_by(command(site, more)?).await
 }
@@ -32,7 +32,9 @@ async fn examine_by(command: Command) -> Result<(bool, String)> {
     Ok((status.code() == Some(1), text))
 }
 
-/// Asserts that the doctor finds something to be mended, or to be warned of, and says all of `words` in the two lines about it.
+/// Asserts that the doctor reports a finding of this level.
+///
+/// The two lines about it must contain all of `words`.
 fn assert_found(found: &(bool, String), level: &str, words: &[&str]) {
     let (is_bad, text) = found;
     assert_eq!(
@@ -50,7 +52,7 @@ async fn durable() -> Result<Site> {
     Ok(Site::with_redis(60, redis).partitioned(2))
 }
 
-/// Ids of now, where components would have them.
+/// Adds ids to the current window, as components would.
 async fn add_now(site: &Site, ids: std::ops::Range<i64>) -> Result<()> {
     site.add(clock::current_window(site.length), ids).await
 }
@@ -65,7 +67,7 @@ async fn a_site_that_is_well() -> Result<()> {
     let flags = ["--kafka-brokers", kafka.brokers(), "--kafka-topic", &topic];
     let found = examine(&site, &flags).await?;
     assert!(!found.0, "{}", found.1);
-    // One broker keeps one copy, and that is said.
+    // A single broker keeps one copy, which is a warning.
     let warnings: Vec<&str> = found.1.lines().filter(|line| line.starts_with("warning")).collect();
     assert!(warnings.len() == 1 && warnings[0].contains("one copy"), "{}", found.1);
     assert_eq!(
@@ -81,7 +83,7 @@ async fn a_site_that_is_well() -> Result<()> {
 async fn what_redis_does_not_keep() -> Result<()> {
     let redis = RedisServer::start().await?;
     let site = Site::with_redis(60, redis);
-    // Nothing at all.
+    // Without any persistence.
     let found = examine(&site, &[]).await?;
     assert_found(&found, "problem", &["neither append-only", "appendonly yes"]);
     site.redis.set("save", "3600 1").await?;
@@ -156,7 +158,7 @@ async fn settings_that_are_not_those_of_the_components() -> Result<()> {
     let found = examine(&site, &["--namespace", "elsewhere"]).await?;
     assert_found(&found, "problem", &["namespace elsewhere", &site.namespace]);
 
-    // Two at once, one of which is nobody's.
+    // Two window lengths in use, one of which is not the site's.
     let mut other = site.redis.connection().await?;
     let window = clock::current_window(clock::length(10));
     let zero: Id = "0".parse()?;
@@ -190,7 +192,7 @@ async fn kafka_and_its_topic() -> Result<()> {
         "problem",
         &["no topic", "kafka-topics.sh"],
     );
-    // Asking did not make it.
+    // The check did not create the topic.
     assert_found(&examine(&site, &flags).await?, "problem", &["no topic"]);
     Ok(())
 }
@@ -199,7 +201,7 @@ async fn kafka_and_its_topic() -> Result<()> {
 async fn transactions_that_are_not_allowed() -> Result<()> {
     let site = durable().await?;
     let kafka = Kafka::embedded()?;
-    // It makes the topic.
+    // This creates the topic.
     kafka.read_all("t").await?;
     let flags = ["--kafka-brokers", kafka.brokers(), "--kafka-topic", "t"];
     let found = examine(&site, &flags).await?;

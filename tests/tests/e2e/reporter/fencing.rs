@@ -1,5 +1,6 @@
-//! Records that could be repeated or come in the wrong order: when Redis takes no note of them, when a leader was paused, and
-//! when Kafka is away.
+//! Records that could be repeated or out of order.
+//!
+//! Redis refuses to record them, a leader was paused, or Kafka is unreachable.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,7 +20,9 @@ use crate::ledger::{Ledger, values_in_order};
 use crate::reporter::late::metric;
 use crate::site::{SOON, Site};
 
-/// Asserts that each window begins with revision 0 and goes on by one, and that a record that came again is the same.
+/// Asserts that each window's revisions start at 0 and grow by one.
+///
+/// A repeated record must be the same.
 #[track_caller]
 fn assert_revisions(ledger: &Ledger) {
     let mut last: BTreeMap<&str, (u64, &str)> = BTreeMap::new();
@@ -42,7 +45,7 @@ async fn records_are_not_repeated_while_redis_takes_no_note_of_them() -> Result<
     let flags = ledger.flags(&site, &["--callback-url", &callback, "--callback-allow", "127.0.0.1"]);
     let reporter = Reporter::ready(&flags).await?;
     ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
-    // Not a stream: the recording, which also queues the fixed callback, fails; and nothing else does.
+    // Not a stream: only the recording fails, because it also queues the fixed callback.
     let callbacks = site.keys().callbacks();
     let () = site.connection().await?.set(&callbacks, "not a stream").await?;
     reporter
@@ -54,7 +57,7 @@ async fn records_are_not_repeated_while_redis_takes_no_note_of_them() -> Result<
     let window = crate::ledger::window_of(&site, &ledger.read().last().expect("a record").key);
     let log = reporter.process().log();
     assert_eq!(log.matches("Redis does not take note").count(), 1, "{log}");
-    // What comes meanwhile makes the next revision.
+    // Ids that arrive meanwhile make the next revision.
     site.add(window, 0..3).await?;
     let () = site.connection().await?.del(&callbacks).await?;
     ledger.read_to(window, 2, SOON).await?;
@@ -87,7 +90,7 @@ async fn a_leader_that_wakes_from_a_pause_changes_nothing() -> Result<()> {
     let paused = Reporter::ready(&flags).await?;
     ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
     let other = Reporter::ready(&flags).await?;
-    // Just as it reports this window, if it has not done so yet.
+    // The pause begins when it reports this window, if not just before or after.
     let window = clock::next_window(site.length).await;
     site.add(window, 0..3).await?;
     clock::sleep_until_ms(window.end_ms() + 302).await;
@@ -105,7 +108,7 @@ async fn a_leader_that_wakes_from_a_pause_changes_nothing() -> Result<()> {
         .read_until(SOON, |ledger| ledger.last()[window.to_string().as_str()].value == "5")
         .await?;
     paused.process().signal(Signal::SIGCONT)?;
-    // It notices by a refusal, or by an answer that it waited for too long.
+    // It detects this by a refusal, or by an answer that took too long.
     wait::until("the paused one to follow", SOON, || async {
         (metric(&paused, "verve_lease_held").await.ok()? == 0).then_some(())
     })
@@ -116,7 +119,7 @@ async fn a_leader_that_wakes_from_a_pause_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A producer that Kafka takes for a reporter of this site.
+/// Creates a producer that Kafka takes for a reporter of this site.
 async fn producer(site: &Site, ledger: &Ledger) -> Result<FutureProducer> {
     let id = format!("verve-reporter:{}:{}:{}", site.namespace, site.length, ledger.topic);
     let mut config = ClientConfig::new();
@@ -135,7 +138,7 @@ async fn producer(site: &Site, ledger: &Ledger) -> Result<FutureProducer> {
 async fn kafka_refuses_the_records_of_a_leader_that_was_followed() -> Result<()> {
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;
-    // The embedded broker lets everybody commit.
+    // The embedded broker does not fence producers.
     ensure!(
         ledger.kafka.is_real(),
         "this test needs an Apache Kafka: run `cargo xtask test`"
@@ -152,7 +155,7 @@ async fn kafka_refuses_the_records_of_a_leader_that_was_followed() -> Result<()>
         old.commit_transaction(Duration::from_secs(5))
     });
     sent.await?.expect_err("it was fenced");
-    // And the reporter, when it is followed, gives up the lease; here nobody else takes it.
+    // A reporter that is fenced gives up the lease; here no other takes it.
     let _newer = producer(&site, &ledger).await?;
     reporter.process().wait_for_text("giving up the lease", SOON).await?;
     let until = clock::current_window(site.length).next();
@@ -178,7 +181,8 @@ async fn no_window_is_left_out_while_kafka_is_away() -> Result<()> {
     let window = clock::next_window(site.length).await;
     site.add(window, 0..3).await?;
     reporter.process().wait_for_text("is not reachable", SOON).await?;
-    // Longer than a delivery is waited for, so that transactions fail and sessions cannot begin; and the lease is kept.
+    // Longer than the delivery timeout, so that transactions fail and sessions cannot begin; the
+    // lease is kept.
     tokio::time::sleep(Duration::from_secs(12)).await;
     site.add(window, 3..5).await?;
     assert!(
@@ -219,7 +223,7 @@ async fn a_reporter_stops_soon_though_kafka_was_never_there() -> Result<()> {
     let stop = Instant::now();
     assert_eq!(reporter.process().terminate(SOON).await?.code(), Some(0));
     assert!(stop.elapsed() < Duration::from_secs(10), "took {:?}", stop.elapsed());
-    // The lease was not lost meanwhile, and is free.
+    // The lease was not lost meanwhile, and is now free.
     assert!(
         !reporter.process().log().contains("lost the lease"),
         "{}",

@@ -1,4 +1,4 @@
-//! Ids that come late or too late, and what is left of a window once it is final.
+//! Late ids, ids that are too late, and what remains of a final window.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn counts_and_revisions(ledger: &Ledger, window: Window) -> Vec<(&str, &str)> {
     records.map(|r| (r.value.as_str(), r.header("revision"))).collect()
 }
 
-/// A value that `/metrics` tells.
+/// Returns a value from `/metrics`.
 pub async fn metric(reporter: &Reporter, name: &str) -> Result<u64> {
     let text = http::get(reporter.address(), "/metrics").await?.text();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -53,7 +53,7 @@ async fn a_window_made_up_for_has_its_late_period_still() -> Result<()> {
     reporter.process().terminate(SOON).await?;
     let window = clock::next_window(site.length).await;
     site.add(window, 0..3).await?;
-    // Longer than ids of this window could be late, had it been reported in time.
+    // Longer than the allowed lateness of this window, had it been reported in time.
     clock::sleep_until_ms(window.end_ms() + 6_000).await;
     let _reporter = Reporter::ready(&flags).await?;
     ledger.read_to(window, 1, SOON).await?;
@@ -64,7 +64,9 @@ async fn a_window_made_up_for_has_its_late_period_still() -> Result<()> {
     Ok(())
 }
 
-/// They are kept for a day, logged, counted, and told by one more record with their number; those that come later still by another.
+/// Ids of a final window are kept for a day, logged and counted.
+///
+/// One more record publishes their number; ids that arrive even later are published by another.
 #[tokio::test]
 async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     let site = Site::new(1).await?.partitioned(2);
@@ -72,7 +74,7 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     let flags = ledger.flags(&site, &["--late-seconds", "1"]);
     let reporter = Reporter::ready(&flags).await?;
     let window = clock::next_window(site.length).await;
-    // The first of them in another set than the others.
+    // The first one is in another set than the others.
     site.add(window, [-1, 1]).await?;
     ledger.read_to(window, 1, SOON).await?;
     no_ids(&site, window).await?;
@@ -82,7 +84,7 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     .await?;
     assert_eq!(metric(&reporter, "verve_late_ids_total").await?, 0);
 
-    // One of them was counted: that cannot be known any more.
+    // One of them was counted before, which is no longer known.
     site.add(window, [-1, 7]).await?;
     ledger.read_to(window, 2, SOON).await?;
     let key = window.to_string();
@@ -96,7 +98,7 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     assert_eq!(metric(&reporter, "verve_late_ids_total").await?, 2);
     no_ids(&site, window).await?;
 
-    // Put aside by a reporter that died before it told.
+    // Kept apart as late ids by a reporter that died before it published their number.
     reporter.process().terminate(SOON).await?;
     let [first, second] = [0, 1].map(|number| site.keys().late(window, Partition::Part(number)));
     let () = site.connection().await?.sadd(&first, -2).await?;
@@ -125,7 +127,7 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
         kept.push((ids, (86_000..=86_400).contains(&seconds)));
     }
     assert_eq!(kept, [(vec![-2, -1], true), (vec![7], true)]);
-    // Nothing is left of what was begun with windows.
+    // No pending revision is left, except for the current window.
     wait::until("nothing but the window of the moment", SOON, || async {
         let mut redis = site.connection().await.ok()?;
         let pending: u64 = redis.hlen(site.keys().reports_pending(site.length)).await.ok()?;
@@ -134,7 +136,9 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     .await
 }
 
-/// An edge whose clock is ahead: its ids are counted in their own window, once that is over, and the log says so before.
+/// Ids of an edge whose clock is ahead are counted in their own window.
+///
+/// They are reported once it is over; the log announces them before.
 #[tokio::test]
 async fn ids_of_a_window_that_has_not_begun_are_told_and_counted_in_their_time() -> Result<()> {
     let site = Site::new(1).await?;
@@ -157,7 +161,9 @@ async fn ids_of_a_window_that_has_not_begun_are_told_and_counted_in_their_time()
     Ok(())
 }
 
-/// Edges whose clocks are wrong: what they were sent is in no window of its time, and all of it is told.
+/// Ids of edges with wrong clocks are in no window of the actual time.
+///
+/// All of them are reported.
 #[tokio::test]
 async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
     let site = Site::new(1).await?;
@@ -175,7 +181,7 @@ async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
             .start()
             .await?,
     );
-    // The windows that the one behind believes in are final by then.
+    // By then, the current windows of the slow clock are final.
     clock::sleep_until_ms(begin.end_ms() + 11_000).await;
     for (host, ids) in [(&behind, 0..5), (&ahead, 5..12)] {
         for id in ids {
@@ -200,7 +206,7 @@ async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
     Ok(())
 }
 
-/// What was removed from one set is said, though another one fails at that moment.
+/// Late ids removed from one set are counted, though another set fails.
 #[tokio::test]
 async fn ids_that_came_too_late_are_counted_though_one_set_fails() -> Result<()> {
     let site = Site::new(1).await?.partitioned(2);
@@ -217,7 +223,7 @@ async fn ids_that_came_too_late_are_counted_though_one_set_fails() -> Result<()>
     site.add(window, [-1, 1, 7]).await?;
     let blocked = site.keys().late(window, Partition::Part(1));
     let () = site.connection().await?.set(&blocked, "no set").await?;
-    // Not ready, since it is refused something.
+    // The reporter does not become ready, because Redis refuses a command.
     let reporter = Reporter::start(&flags)?;
     let late = async |ids: u64| {
         wait::until("the ids to be counted", SOON, || async {
@@ -239,7 +245,7 @@ async fn ids_of_a_window_before_the_first_report_are_reported() -> Result<()> {
     let flags = ledger.flags(&site, &[]);
     let reporter = Reporter::ready(&flags).await?;
     ledger.read_until(SOON, |ledger| ledger.read().len() >= 2).await?;
-    // Spooled while no Redis was there yet, nor a reporter.
+    // Spooled while neither Redis nor a reporter was running yet.
     let before = clock::current_window(site.length).start() - 60;
     let before = site.length.window_starting(before).context("a window")?;
     site.add(before, 0..3).await?;

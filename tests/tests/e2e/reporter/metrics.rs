@@ -1,4 +1,4 @@
-//! What `/metrics` tells, and that dashboards and alerts ask for nothing else.
+//! Tests `/metrics`, and that dashboards and alerts use only existing metrics.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -56,7 +56,7 @@ async fn requests_are_counted_by_the_one_that_leads() -> Result<()> {
     becomes(&other, "verve_unique_ids{window=\"current\"}", 2.0).await?;
     let counted = Metrics::scrape(&other).await?.sum("verve_requests_total");
     assert!(counted.abs() < f64::EPSILON, "{counted} requests counted twice");
-    // What the leader has counted the next one does not count again.
+    // The next leader does not count again what the last one has counted.
     drop(leader);
     becomes(&other, "verve_lease_held", 1.0).await?;
     assert_eq!(accept("id=3").await?, 200);
@@ -130,7 +130,7 @@ async fn what_is_in_spools_and_what_was_drained_is_counted_once() -> Result<()> 
         let instance = host.start().await?;
         let mut reporters = Vec::new();
         let mut spooled = 0.0;
-        // Under another name each time. The first time nobody leads.
+        // The spool has another name each time. The first time, no reporter leads.
         for outage in 1..=3 {
             site.redis.kill();
             for id in outage * 1000..outage * 1000 + 20 {
@@ -152,7 +152,7 @@ async fn what_is_in_spools_and_what_was_drained_is_counted_once() -> Result<()> 
                 (drained(&reporters).await.ok()? >= spooled).then_some(())
             })
             .await?;
-            // Forgotten once it was counted.
+            // Its entry is removed once it was counted.
             wait::until("an empty spool to be forgotten", SOON, || async {
                 let spools: u64 = site.connection().await.ok()?.hlen(site.keys().spools()).await.ok()?;
                 (spools == 0).then_some(())
@@ -168,7 +168,7 @@ async fn what_is_in_spools_and_what_was_drained_is_counted_once() -> Result<()> 
     Ok(())
 }
 
-/// How many ids were drained, as these have counted.
+/// Returns how many drained ids these reporters have counted.
 async fn drained(reporters: &[Reporter]) -> Result<f64> {
     let mut drained = 0.0;
     for reporter in reporters {
@@ -177,7 +177,7 @@ async fn drained(reporters: &[Reporter]) -> Result<f64> {
     Ok(drained)
 }
 
-/// All that begins with `verve_`.
+/// Returns all words that begin with `verve_`.
 fn names(text: &str) -> BTreeSet<String> {
     let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
     let words = text.split(word).filter(|word| word.starts_with("verve_"));
@@ -195,7 +195,7 @@ async fn dashboard_and_alerts_ask_for_what_there_is() -> Result<()> {
     ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
     sink.wait_for("/fixed", 1, SOON).await?;
     becomes(&reporter, "verve_kafka_errors_total{reason=\"away\"}", 0.0).await?;
-    // The endpoint was called before the reporter has its answer.
+    // The endpoint receives the call before the reporter has its answer.
     let metrics = wait::until("the callback to be counted", SOON, || async {
         let metrics = Metrics::scrape(&reporter).await.ok()?;
         (metrics.sum("verve_callback_attempts_total") >= 1.0).then_some(metrics)
@@ -221,7 +221,9 @@ async fn dashboard_and_alerts_ask_for_what_there_is() -> Result<()> {
     Ok(())
 }
 
-/// Runs Prometheus' own checker, with this on its standard input. Answers what it says, if that is anything.
+/// Runs Prometheus' own checker with this text on its standard input.
+///
+/// Returns its output, or an error if it fails.
 fn promtool(arguments: &[&str], input: &str) -> Result<String> {
     let mut child = Command::new("promtool")
         .args(arguments)
@@ -249,7 +251,7 @@ async fn prometheus_finds_nothing_wrong() -> Result<()> {
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
     assert_eq!(promtool(&["check", "metrics"], &response.text())?.trim(), "");
     promtool(&["check", "rules", "alerts.yaml"], "")?;
-    // A case for each alert, and a time before it at which it does not fire.
+    // For each alert one case, and a time before it at which it does not fire.
     promtool(&["test", "rules", "alerts-test.yaml"], "")?;
     let folder = paths::repository().join("deploy/prometheus");
     let (rules, cases) = (
@@ -264,7 +266,7 @@ async fn prometheus_finds_nothing_wrong() -> Result<()> {
     for alert in alerts {
         assert!(cases.contains(&format!("alertname: {alert}\n")), "no case for {alert}");
     }
-    // The operator's are the same.
+    // The rules for the operator are the same.
     let operators = fs::read_to_string(paths::repository().join("deploy/kubernetes/base/prometheusrule.yaml"))?;
     let indented = rules
         .lines()
@@ -272,7 +274,7 @@ async fn prometheus_finds_nothing_wrong() -> Result<()> {
         .map(|line| format!("  {line}"));
     let spec = operators.lines().skip_while(|line| *line != "spec:").skip(1);
     assert!(indented.eq(spec), "{operators}");
-    // What is wrong is found.
+    // Mistakes are found.
     let wrong = promtool(&["check", "metrics"], "# TYPE verve_x counter\nverve_x 1\n");
     assert!(wrong.is_err(), "{wrong:?}");
     Ok(())

@@ -1,4 +1,4 @@
-//! Named counters, as an application opens them, from the interface to the reporter.
+//! Named counters as an application uses them, from the interface to the reporter.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn name(name: &str) -> CounterName {
     name.parse().expect("a name")
 }
 
-/// What was published of a named counter's window.
+/// Returns the last record of a named counter's window.
 fn of<'a>(ledger: &'a Ledger, counter: &str, window: Window) -> Option<&'a Record> {
     let key = format!("{counter}/{window}");
     ledger.last().get(key.as_str()).copied()
@@ -63,7 +63,7 @@ async fn each_is_counted_and_reported_by_itself() -> Result<()> {
                     && !ledger.of(window).is_empty()
             })
             .await?;
-        // The records of the counter that has no name are what they were.
+        // The records of the unnamed counter are unchanged.
         assert_eq!(ledger.of(window)[0].value, "3", "{kind:?}");
         assert!(!ledger.of(window)[0].headers.contains_key("counter"), "{kind:?}");
         for (counter, count, requests, duplicates) in [("game-chess", "2", "3", "1"), ("game-go", "1", "1", "0")] {
@@ -73,7 +73,7 @@ async fn each_is_counted_and_reported_by_itself() -> Result<()> {
             assert_eq!(headers, [counter, "2", requests, duplicates], "{kind:?}: {record:?}");
         }
 
-        // Windows without ids are reported too, once a counter is known.
+        // Once a counter is known, windows without ids are reported too.
         ledger
             .read_until(SOON, |ledger| of(ledger, "game-chess", window.next()).is_some())
             .await?;
@@ -133,7 +133,7 @@ async fn what_is_counted_while_redis_is_away_is_counted_by_its_name() -> Result<
         let instance = example(&site, kind, "login")?.start().await?;
         site.redis.kill();
         let window = clock::next_window(site.length).await;
-        // Redis has never heard of this counter.
+        // This counter is not yet in Redis.
         assert_eq!(
             login(&instance, "player=1&game=chess").await?,
             200,
@@ -179,10 +179,10 @@ async fn there_may_be_so_many() -> Result<()> {
             .process()
             .wait_for_text("as many named counters as it may have", SOON)
             .await?;
-        // Nothing of it is in Redis.
+        // It left no key in Redis.
         let keys: Vec<String> = redis::cmd("KEYS").arg("*one-more*").query_async(&mut redis).await?;
         assert_eq!(keys, Vec::<String>::new(), "{kind:?}");
-        // No name at all.
+        // An invalid name.
         let refused = http::get(instance.addr(), "/login?player=1&game=a/b").await?;
         assert_eq!(refused.status, 400, "{kind:?}");
         assert!(refused.text().contains("1 to 64"), "{kind:?}: {}", refused.text());
@@ -220,7 +220,7 @@ async fn one_that_nobody_adds_to_is_forgotten() -> Result<()> {
     let left: bool = redis.exists(old.reports(site.length)).await?;
     assert!(!left, "what was reported of it is there still");
 
-    // Somebody adds to it again: it begins anew, and makes up for nothing.
+    // Ids are added to it again: it starts anew, without earlier windows.
     let window = clock::next_window(site.length).await;
     let _: u64 = redis.zadd(&counters, "old", window.start()).await?;
     let _: u64 = redis.sadd(old.ids(window, verve_protocol::Partition::Whole), 5).await?;
@@ -265,7 +265,7 @@ async fn an_application_of_wasi_0_2_has_them_too() -> Result<()> {
         let mut ledger = Ledger::new().await?;
         let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
         let instance = example(&site, kind, "ingest")?.start().await?;
-        // The first request takes the interpreter's time.
+        // The first request includes the start of the interpreter.
         assert_eq!(
             http::get(instance.addr(), "/ingest?device=x").await?.status,
             400,
@@ -290,7 +290,9 @@ async fn an_application_of_wasi_0_2_has_them_too() -> Result<()> {
     Ok(())
 }
 
-/// A counter that was not used for days, and ids that were spooled before: its old windows stay as they were reported, and what is too late is told.
+/// A counter that was unused for days, with ids spooled before that.
+///
+/// Its old windows keep their reports, and ids that are too late are reported.
 #[tokio::test]
 async fn one_that_is_used_after_days_goes_on() -> Result<()> {
     const DAY_MS: u64 = 86_400_000;
@@ -302,7 +304,7 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
     let set = |days: i64| redis_clock.set(-days * 86_400);
     let reporter = || Reporter::start_by(&redis_clock, &flags);
 
-    // Five players, twelve days ago, and what was reported of them.
+    // Five players, twelve days ago, and their report.
     set(12)?;
     let window = site.length.window_at_ms(clock::now_ms() - 12 * DAY_MS);
     let instance = example(&site, Kind::VerveHost, "login")?.clock(&redis_clock);
@@ -334,14 +336,14 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
     first.process().kill();
 
     for (days_ago, number) in [(9, 1), (0, 2)] {
-        // Three more of that window come out of a spool.
+        // Three more ids of that window are drained from a spool.
         instance.process().kill();
         let row = "INSERT INTO ids (key, ids, count) VALUES (?, ?, 3)";
         let ids = format!("{number}01,{number}02,{number}03");
         let key = counted.ids(window, verve_protocol::Partition::Whole);
         instance.spool()?.execute(row, (key, ids))?;
         set(days_ago)?;
-        // Three days later it is not forgotten, and nine days after that it is.
+        // Three days later the counter is still known; nine days after that it is not.
         let reporter = reporter()?;
         let forgotten = wait::until("it to be forgotten", Duration::from_secs(4), || async {
             let mut redis = site.connection().await.ok()?;
@@ -359,7 +361,7 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
             .await?;
         assert!(line.contains("ids=3") && line.contains(&window.to_string()), "{line}");
         if days_ago == 9 {
-            // Its report is there still.
+            // Its report still exists.
             let key = format!("game-chess/{window}");
             ledger
                 .read_until(SOON, |ledger| ledger.last()[key.as_str()].header("revision") == "1")
@@ -376,7 +378,9 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
     Ok(())
 }
 
-/// A Redis that has lost the list of counters is told of them again, in the same window.
+/// A Redis that has lost the list of counters gets them again.
+///
+/// This happens in the same window.
 #[tokio::test]
 async fn a_redis_without_its_data_is_told_again() -> Result<()> {
     for kind in Kind::available() {

@@ -1,4 +1,4 @@
-//! The live page: as it is served, as it goes on, and as a browser shows it.
+//! The live page: as served, as updated, and as a browser shows it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ impl Events {
         })
     }
 
-    /// The next event; `None` at the end of the stream.
+    /// Returns the next event, or `None` at the end of the stream.
     async fn next(&mut self) -> Result<Option<String>> {
         loop {
             if let Some(begin) = self.received.find("data: ")
@@ -59,10 +59,12 @@ impl Events {
     }
 }
 
-/// A site with an hour behind it, in which one window was corrected, and a reporter that has seen it.
+/// Creates a site with an hour of history, and a reporter that has read it.
+///
+/// One window was corrected.
 async fn with_history() -> Result<(Site, Reporter)> {
     let site = Site::new(60).await?;
-    // The current window must not end while it is looked at.
+    // The current window must not end during the test.
     if clock::current_window(site.length).end_ms() < clock::now_ms() + 30_000 {
         clock::next_window(site.length).await;
     }
@@ -108,10 +110,10 @@ async fn the_page_says_all_without_a_script() -> Result<()> {
     );
     let page = page.text();
     assert!(page.matches("<tr id=\"w").count() >= 60, "{page}");
-    // The first bar is of the first window that is known.
+    // The first bar shows the first known window.
     assert_eq!(page.matches("<g class=").count(), 60, "{page}");
     assert!(page.contains("<title>4,321 · Verve</title>"), "{page}");
-    // There is no Kafka.
+    // Kafka is not configured.
     assert!(page.contains("counts are only logged"), "{page}");
     assert!(
         page.contains(r#"class="scroll" tabindex="0" role="region" aria-label="Windows""#),
@@ -120,7 +122,7 @@ async fn the_page_says_all_without_a_script() -> Result<()> {
     assert_eq!(page.matches("<g class=\"revised\">").count(), 1, "{page}");
     assert!(page.contains("revision 2"), "{page}");
     assert!(page.contains("<noscript><meta http-equiv=\"refresh\""), "{page}");
-    // Nothing from elsewhere, and nothing that the policy would refuse.
+    // Nothing from other origins, and nothing that the policy would refuse.
     for refused in ["//", " style=", "<style", "onload=", "javascript:"] {
         let page = page.replace("redis://", "").replace("<!DOCTYPE html>", "");
         assert!(!page.contains(refused), "{refused}: {page}");
@@ -175,8 +177,10 @@ async fn an_error_s_text_cannot_become_part_of_the_page() -> Result<()> {
     .await
 }
 
-/// Stands between a browser and the reporter: the stream of events ends with its first event, and is gone then, so that the
-/// browser comes to rest. Without `scripts` the browser runs none.
+/// Starts a proxy between a browser and the reporter.
+///
+/// The stream of events ends after its first event, and is then no longer available, so that the
+/// browser becomes idle. Without `scripts`, the browser runs none.
 async fn with_one_event(reporter: SocketAddr, scripts: bool) -> Result<SocketAddr> {
     let asked = Arc::new(AtomicUsize::new(0));
     let pass = async move |request: Request| {
@@ -191,7 +195,7 @@ async fn with_one_event(reporter: SocketAddr, scripts: bool) -> Result<SocketAdd
             return ([(header::CONTENT_TYPE, "text/event-stream")], lines.concat() + "\n").into_response();
         }
         let response = http::get(reporter, &path).await.expect("an answer");
-        // What the event brings is not there before.
+        // The content of the event is not in the page before.
         let body = response.text().replace("4,321", "stale");
         let mut passed = body.into_response();
         for name in [header::CONTENT_TYPE, header::CONTENT_SECURITY_POLICY] {
@@ -211,11 +215,11 @@ async fn with_one_event(reporter: SocketAddr, scripts: bool) -> Result<SocketAdd
     Ok(address)
 }
 
-/// Runs Chromium to the end, and answers what it wrote.
+/// Runs Chromium until it exits, and returns its output.
 async fn chromium(profile: &Path, flags: &[&str], url: &str) -> Result<String> {
     let mut command = Command::new("chromium");
     command
-        // A sandbox needs rights that a container does not give.
+        // A sandbox needs rights that a container does not have.
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"])
         .arg(format!("--user-data-dir={}", profile.display()))
         .args(flags)

@@ -1,4 +1,4 @@
-//! Several reporters: one publishes, and others take over what a dead one leaves.
+//! Several reporters: one publishes, and others take over from a dead one.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ async fn one_publishes_and_another_takes_over_within_10_seconds() -> Result<()> 
     ledger.read_to(last, 1, SOON).await?;
     values_in_order(&site, ledger.read());
 
-    // The leader is the one whose log tells of the window, if only after the topic does.
+    // The leader is the one that logs the window; the line may follow the record.
     let key = last.to_string();
     let leads = |reporter: &Reporter| reporter.process().log().contains(&key);
     let leader = wait::until("a reporter that logs the window", SOON, || async {
@@ -29,7 +29,7 @@ async fn one_publishes_and_another_takes_over_within_10_seconds() -> Result<()> 
     })
     .await?;
     assert_eq!(reporters.iter().filter(|r| leads(r)).count(), 1, "both log {key}");
-    // Between two reports, so that what Kafka has acknowledged is also written down.
+    // Between two reports, so that acknowledged records are also recorded in Redis.
     clock::sleep_until_ms(clock::next_window(site.length).await.start() * 1000 + 800).await;
     let killed = reporters.remove(leader);
     killed.process().kill();
@@ -37,7 +37,7 @@ async fn one_publishes_and_another_takes_over_within_10_seconds() -> Result<()> 
     let due = clock::current_window(site.length);
     ledger.read_to(due, 1, SOON).await?;
     let took = death.elapsed();
-    // The window was open for up to a second after the death, and is due after its grace.
+    // The window was open for up to a second after the kill, and is due after its grace.
     assert!(took < Duration::from_secs(12), "took over after {took:?}");
     ledger.read_to(clock::current_window(site.length), 1, SOON).await?;
     values_in_order(&site, ledger.read());
@@ -84,7 +84,7 @@ async fn replicas_share_the_callbacks() -> Result<()> {
 async fn jobs_of_a_killed_reporter_are_delivered_by_another() -> Result<()> {
     let site = Site::new(60).await?;
     let sink = Sink::start().await?;
-    // The first is never answered; whoever comes next is.
+    // The first call is never answered; the next one is.
     sink.answer(
         "/job",
         [Answer::status(200).after(Duration::from_secs(120)), Answer::status(200)],
@@ -111,7 +111,7 @@ async fn retries_of_a_killed_reporter_are_made_by_another() -> Result<()> {
     site.add_job(&sink.url("/job"), Method::Get, clock::current_window(site.length))
         .await?;
     sink.wait_for("/job", 1, SOON).await?;
-    // Time to write down that it has to be tried again, and not to do so.
+    // Enough time to record the retry, but not to make it.
     tokio::time::sleep(Duration::from_millis(500)).await;
     killed.process().kill();
     let _other = Reporter::ready(&flags).await?;

@@ -1,4 +1,4 @@
-//! What the reporter logs: a line for each window and each result of a callback, and no secret.
+//! What the reporter logs: one line per window and callback result, no secrets.
 
 use anyhow::{Context, Result};
 use serde_json::Value;

@@ -1,4 +1,6 @@
-//! The reporter's outside beside records and callbacks: headers from the statistics, log, admin server, settings.
+//! Further behaviour of the reporter.
+//!
+//! Headers from the statistics, the log, the admin server, settings.
 
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use verve_tests::{clock, http, net, wait};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// Whether a line tells of this window and of this count.
+/// Returns whether a line names this window and this count.
 fn tells(line: &str, window: &str, count: &str) -> bool {
     let mut words = line.split(|c: char| !c.is_ascii_alphanumeric());
     line.contains(window) && words.any(|word| word == count)
@@ -25,7 +27,7 @@ async fn a_record_tells_of_requests_and_duplicates() -> Result<()> {
         let site = Site::new(2).await?;
         let mut ledger = Ledger::new().await?;
         let instance = site.host(kind).start().await?;
-        // Long enough for the instances' counters to have arrived.
+        // Long enough for the statistics of the instances to arrive.
         let _reporter = Reporter::ready(&ledger.flags(&site, &["--grace-ms", "2500"])).await?;
         let window = clock::next_window(site.length).await;
         for id in [1, 2, 2, 3, 1] {
@@ -65,7 +67,7 @@ async fn without_kafka_counts_are_logged() -> Result<()> {
         .process()
         .wait_for_line(SOON, |l| tells(l, &key, "4711"))
         .await?;
-    // One line each, which is the next one for the next window.
+    // One line each; the next line is for the next window.
     let next = window.next().to_string();
     reporter.process().wait_for_line(SOON, |l| tells(l, &next, "0")).await?;
     let lines = reporter.process().lines();
@@ -87,7 +89,8 @@ async fn json_logs_are_json() -> Result<()> {
         .process()
         .wait_for_line(SOON, |l| tells(l, &key, "4711"))
         .await?;
-    // Errors too: the callback is refused, since its name leads to a private address, and Redis goes away.
+    // Errors too: the callback is refused, because its name resolves to a private address, and
+    // Redis is killed.
     site.redis.kill();
     tokio::time::sleep(Duration::from_secs(1)).await;
     reporter.process().terminate(SOON).await?;
@@ -117,7 +120,7 @@ async fn health_and_readiness() -> Result<()> {
     becomes((200, 503)).await?;
     site.redis.restart().await?;
     becomes((200, 200)).await?;
-    // Stopped, so that connections are open and nothing comes.
+    // Paused, so that connections are open and nothing is answered.
     site.redis.pause()?;
     becomes((200, 503)).await?;
     site.redis.resume()?;
@@ -128,7 +131,7 @@ async fn health_and_readiness() -> Result<()> {
 #[tokio::test]
 async fn reports_go_on_after_an_outage_of_redis() -> Result<()> {
     use verve_tests::redis::RedisServer;
-    // A disk, so that the outage loses nothing that was promised.
+    // With a disk, so that the outage loses no accepted id.
     let redis = RedisServer::options().append_only().start().await?;
     let mut site = Site::with_redis(1, redis);
     let mut ledger = Ledger::new().await?;
@@ -178,7 +181,7 @@ async fn flags_may_come_from_the_environment() -> Result<()> {
 async fn kafka_options_reach_librdkafka() -> Result<()> {
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;
-    // Shown by their effect: with TLS it gets nowhere at a broker that has none.
+    // Tested by their effect: with TLS it cannot connect to a broker without TLS.
     let tls = [
         "--kafka-option",
         "linger.ms=1",
@@ -213,7 +216,7 @@ async fn a_stopped_reporter_finishes_its_callback() -> Result<()> {
         reporter.process().signal(signal)?;
         let status = reporter.process().wait(SOON).await?;
         assert_eq!(status.code(), Some(0), "{signal}: {}", reporter.process().log());
-        // Another one finds nothing left to do.
+        // Another reporter finds no work left.
         let _other = site.reporter(&["--callback-allow", "127.0.0.1"]).await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(sink.received().len(), 1, "{signal}");

@@ -1,4 +1,4 @@
-//! The reporter's settings: by flag, by environment, and from a file.
+//! The reporter's settings: by flag, by environment variable, and from a file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ impl Settings {
     }
 }
 
-/// What `verve-reporter` with these arguments prints, and its exit code.
+/// Returns the output and exit code of `verve-reporter` with these arguments.
 async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(Option<i32>, String)> {
     let mut command = reporter::command()?;
     command.args(arguments).envs(environment.iter().copied());
@@ -64,7 +64,7 @@ async fn the_command_line_comes_before_the_environment_and_that_before_the_file(
     ] {
         assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
     }
-    // A flag of the command line takes the place of the file's whole list.
+    // A flag on the command line replaces the whole list of the file.
     let text = check(&file.path(), &["--callback-allow", "f.com"], &[]).await?;
     assert!(text.contains("callback-allow = [\"f.com\"] # command line"), "{text}");
     // The file can be named in the environment, and flags can come first.
@@ -163,7 +163,7 @@ async fn what_is_wrong_in_a_file_is_said() -> Result<()> {
     let (code, said) = run(&["--config", "/nowhere/verve.toml"], &[]).await?;
     assert_eq!(code, Some(64));
     assert!(said.contains("/nowhere/verve.toml"), "{said}");
-    // What is wrong on the command line is not put down to the file.
+    // A mistake on the command line is not attributed to the file.
     let file = Settings::new("namespace = 'a'")?;
     let (_, said) = run(
         &["--config", &file.path().display().to_string(), "--redis-urls", "x"],
@@ -210,7 +210,7 @@ async fn completions_manual_and_version() -> Result<()> {
                 "{program} {shell}: {text}"
             );
         }
-        // The values that a flag may have are offered.
+        // The possible values of a flag are offered.
         let words = run(&["completions", "bash"]).await?;
         assert!(words.contains("compgen -W \"text json\""), "{program}: {words}");
         let manual = run(&["man"]).await?;

@@ -1,4 +1,4 @@
-//! `verve-reporter top`, in a terminal of its own.
+//! Tests `verve-reporter top` in its own terminal.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ async fn it_shows_what_goes_on_until_q() -> Result<()> {
     let _reporter = site.reporter(&[]).await?;
     site.add(clock::current_window(site.length), 0..4321).await?;
     let flags = site.flags(&[]).into_iter();
-    // Of its own a terminal that nobody looks at has no size.
+    // A terminal that is not displayed has no size by default.
     let words = flags.map(|flag| format!("'{flag}'")).collect::<Vec<_>>().join(" ");
     let program = paths::verve_reporter()?;
     let line = format!("stty rows 40 columns 120; exec {} top {words}", program.display());
@@ -49,7 +49,7 @@ async fn it_shows_what_goes_on_until_q() -> Result<()> {
         });
         found.await
     };
-    // A cell that stays as it was is not drawn again, nor are spaces.
+    // Unchanged cells are not drawn again, nor are spaces.
     for text in ["4,321", "ends", "replica"] {
         shows(text).await?;
     }
@@ -60,7 +60,7 @@ async fn it_shows_what_goes_on_until_q() -> Result<()> {
     })
     .await?;
     ensure!(status.success(), "{status}");
-    // The terminal is as it was.
+    // The terminal is restored.
     shows("\u{1b}[?1049l").await
 }
 

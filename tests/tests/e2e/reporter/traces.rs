@@ -19,7 +19,7 @@ use crate::site::{SOON, Site};
 
 type Exports = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
 
-/// A collector that keeps what it gets, and its address.
+/// Starts a collector that keeps what it receives; returns its address.
 async fn collector() -> Result<(String, Exports)> {
     let exports = Exports::default();
     let kept = exports.clone();
@@ -92,7 +92,7 @@ async fn reports_and_callbacks_are_traced() -> Result<()> {
     let (good, bad) = (to("/good"), to("/bad"));
     assert_eq!(attribute(good, "http.response.status_code").as_deref(), Some("200"));
     assert_eq!(attribute(bad, "http.response.status_code").as_deref(), Some("500"));
-    // The endpoint can go on with the trace.
+    // The endpoint can continue the trace.
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let parent = format!("00-{}-{}-01", hex(&good.trace_id), hex(&good.span_id));
     let received = sink.received_at("/good");
@@ -100,7 +100,7 @@ async fn reports_and_callbacks_are_traced() -> Result<()> {
     assert_eq!(good.status.as_ref().map_or(0, |status| status.code), 0);
     assert_eq!(bad.status.as_ref().map_or(0, |status| status.code), 2);
     assert_eq!(spans.len(), report.len() + calls.len(), "others' spans: {spans:?}");
-    // Lines are as they are without traces.
+    // Log lines are the same as without traces.
     assert!(!process.log().contains("callback delivery"), "{}", process.log());
     Ok(())
 }

@@ -1,4 +1,6 @@
-//! What belongs together and is configured apart: window lengths and partitions, while they are changed; and how much a leader has to read.
+//! Settings of hosts and reporters that must match, while they change.
+//!
+//! These are window lengths and partitions. Also tests how much a leader has to read.
 
 use std::time::Duration;
 
@@ -15,7 +17,9 @@ use crate::ledger::Ledger;
 use crate::reporter::late::metric;
 use crate::site::{SOON, Site};
 
-/// The documented way to another length: hosts and reporters of both beside each other, for a while.
+/// Tests the documented change of the window length.
+///
+/// Hosts and reporters of both lengths run concurrently for a while.
 #[tokio::test]
 async fn two_window_lengths_beside_each_other() -> Result<()> {
     let mut site = Site::new(2).await?;
@@ -25,7 +29,7 @@ async fn two_window_lengths_beside_each_other() -> Result<()> {
     let _shorter = Reporter::ready(&shorter.flags(&site, &private)).await?;
     site.length = clock::length(3);
     let _longer = Reporter::ready(&longer.flags(&site, &private)).await?;
-    // Each leads its own.
+    // Each reporter leads for its own length.
     for (length, ledger) in [(2, &mut shorter), (3, &mut longer)] {
         site.length = clock::length(length);
         let window = clock::next_window(site.length).await;
@@ -34,7 +38,7 @@ async fn two_window_lengths_beside_each_other() -> Result<()> {
         assert_eq!(ledger.of(window)[0].value, length.to_string());
         assert_eq!(ledger.of(window)[0].header("window-seconds"), length.to_string());
     }
-    // Whoever takes a job tells the count of its window, whatever its length.
+    // The reporter that takes a job sends the count of its window, of any length.
     for length in [2, 3] {
         site.length = clock::length(length);
         let window = clock::next_window(site.length).await;
@@ -57,7 +61,9 @@ async fn two_window_lengths_beside_each_other() -> Result<()> {
     Ok(())
 }
 
-/// Fewer partitions than the edge hosts have would undercount: an error, and not ready, until it is over.
+/// A reporter with fewer partitions than the edge hosts would undercount.
+///
+/// It logs an error and is not ready until this is fixed.
 #[tokio::test]
 async fn a_reporter_with_fewer_partitions_than_the_hosts() -> Result<()> {
     for few in [1, 2] {
@@ -89,7 +95,9 @@ async fn a_reporter_with_fewer_partitions_than_the_hosts() -> Result<()> {
     Ok(())
 }
 
-/// A week of windows of a second: who takes over reads none of their reports but those that may change.
+/// A new leader reads only the reports that may change.
+///
+/// There is a week of windows of one second.
 #[tokio::test]
 async fn who_takes_over_reads_little() -> Result<()> {
     const WEEK: u64 = 7 * 86_400;
@@ -119,7 +127,7 @@ async fn who_takes_over_reads_little() -> Result<()> {
     site.add(window, 0..3).await?;
     ledger.read_to(window, 1, SOON).await?;
     assert!(clock::now_ms() - begin < 10_000, "{}", second.process().log());
-    // Sweeps as well.
+    // Sweeps are included.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let bytes: String = redis::cmd("INFO").arg("stats").query_async(&mut redis).await?;
     let sent = bytes
@@ -130,7 +138,9 @@ async fn who_takes_over_reads_little() -> Result<()> {
     Ok(())
 }
 
-/// Many windows ahead, by an edge host whose clock is: what is due is reported in time all the same.
+/// Many windows in the future do not delay the reports that are due.
+///
+/// They come from an edge host whose clock is ahead.
 #[tokio::test]
 async fn many_windows_ahead_do_not_delay_what_is_due() -> Result<()> {
     let site = Site::new(1).await?;

@@ -37,7 +37,7 @@ async fn a_window_is_reported_after_its_grace_and_not_before() -> Result<()> {
     let flags = ledger.flags(&site, &["--grace-ms", "1500"]);
     let _reporter = Reporter::ready(&flags).await?;
     let window = clock::next_window(site.length).await;
-    // In time, although after its end.
+    // In time, although after the window's end.
     clock::sleep_until_ms(window.end_ms() + 800).await;
     site.add(window, [1, 2, 3]).await?;
     ledger.read_to(window, 1, SOON).await?;
@@ -55,7 +55,7 @@ async fn a_stopped_reporter_makes_up_for_what_it_missed() -> Result<()> {
     ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
     let status = reporter.process().terminate(SOON).await?;
     assert_eq!(status.code(), Some(0), "{}", reporter.process().log());
-    // From a window that nobody has reported yet, five windows of 1, 2, 3, 4 and 0 ids.
+    // Five windows of 1, 2, 3, 4 and 0 ids, starting with one that is not reported yet.
     let first = clock::next_window(site.length).await;
     let last = windows(first, first.next().next().next().next())[4];
     for (count, window) in (1..5).zip(windows(first, last)) {
@@ -82,10 +82,10 @@ async fn a_killed_reporter_loses_and_repeats_nothing() -> Result<()> {
         let window = clock::next_window(site.length).await;
         site.add(window, 0..5).await?;
         ledger.read_to(window, 1, Duration::from_secs(30)).await?;
-        // Right between two reports, so that what Kafka has acknowledged is also written down.
+        // Between two reports, so that acknowledged records are also recorded in Redis.
         clock::sleep_until_ms(clock::next_window(site.length).await.start() * 1000 + 800).await;
         reporter.process().kill();
-        // Its lease has to run out before the next one goes on.
+        // The next reporter resumes when this lease has expired.
     }
     let end = clock::current_window(site.length);
     let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
@@ -105,7 +105,7 @@ async fn late_ids_are_reported_as_revisions() -> Result<()> {
         site.add(window, ids).await?;
         ledger.read_to(window, times, SOON).await?;
     }
-    // Nothing is forgotten when it restarts, and nothing said again.
+    // A restart forgets nothing, and repeats nothing.
     reporter.process().terminate(SOON).await?;
     let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
     site.add(window, 0..14).await?;
@@ -125,7 +125,7 @@ async fn ids_may_be_late_for_the_late_period_and_no_longer() -> Result<()> {
     site.add(window, 3..5).await?;
     ledger.read_to(window, 2, SOON).await?;
     assert_eq!(counts_and_revisions(&ledger, window), [("3", "0"), ("5", "1")]);
-    // Sets never leak: a reported one is removed once its late period is over.
+    // A set is removed once its window's allowed lateness is over, so sets never leak.
     let key = site.ids(window);
     wait::until("the set to be removed", SOON, || async {
         let there: bool = site.connection().await.ok()?.exists(&key).await.ok()?;
@@ -150,7 +150,7 @@ async fn the_count_is_the_sum_of_all_partitions() -> Result<()> {
     let _reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
     let window = clock::next_window(site.length).await;
     site.add(window, 0..12).await?;
-    // Some components had one set for all a moment ago.
+    // Until a moment ago, some components used one set for all ids.
     site.partitions = Partitions::default();
     site.add(window, 12..15).await?;
     ledger.read_to(window, 1, SOON).await?;
@@ -158,7 +158,9 @@ async fn the_count_is_the_sum_of_all_partitions() -> Result<()> {
     Ok(())
 }
 
-/// A reporter of an older version waits where a newer one has written what it may misread.
+/// An older reporter waits if a newer one has written data in another format.
+///
+/// It could misread that data.
 #[tokio::test]
 async fn windows_of_another_format_are_left_to_who_knows_it() -> Result<()> {
     let site = Site::new(1).await?;

@@ -1,4 +1,6 @@
-//! What a hostile client does to `verve-host`: refused or borne, in bounded memory, while others are served. The rows of
+//! Attacks of a hostile client on `verve-host`.
+//!
+//! Each is refused or tolerated, in bounded memory, while other clients are served. The rows of
 //! `SECURITY.md` name these tests.
 
 use std::net::SocketAddr;
@@ -16,13 +18,13 @@ use verve_tests::{http, wait};
 use crate::site::{SOON, Site};
 
 const PATH: &str = "/api/verve/accept?id=";
-/// For whatever else there may be to read.
+/// How long to wait for further data.
 const QUIET: Duration = Duration::from_millis(400);
 
-/// What comes back for these bytes, and whether the host closed the connection then.
+/// Returns the answer to these bytes, and whether the host then closed.
 async fn exchange(address: SocketAddr, sent: &[u8], then_half_closed: bool) -> Result<(String, bool)> {
     let mut stream = TcpStream::connect(address).await?;
-    // It may have been closed meanwhile.
+    // The host may have closed the connection meanwhile.
     let _ = stream.write_all(sent).await;
     if then_half_closed {
         stream.shutdown().await?;
@@ -50,7 +52,9 @@ async fn started(site: &Site) -> Result<Instance> {
     site.host(Kind::VerveHost).start().await
 }
 
-/// Each is answered as HTTP has it, or the connection is closed; never are two requests made of one.
+/// Each is answered according to HTTP, or the connection is closed.
+///
+/// No request is ever taken for two.
 #[tokio::test]
 async fn malformed_and_unusual_requests() -> Result<()> {
     let site = Site::new(60).await?;
@@ -114,7 +118,7 @@ async fn malformed_and_unusual_requests() -> Result<()> {
             &["200"],
             true,
         ),
-        // A second request must not come of the first one's body.
+        // The body of the first request must not become a second request.
         (
             "two lengths at once",
             format!("{}0\r\n\r\n{second}", get("1.1", both)).into(),
@@ -206,8 +210,7 @@ async fn malformed_and_unusual_requests() -> Result<()> {
     assert_served(host.addr(), "after all").await
 }
 
-/// Heads and bodies a byte at a time: the connections end, and others are served meanwhile.
-/// What links and old clients send, to both builds.
+/// Requests as links and old clients send them, to both builds.
 #[tokio::test]
 async fn raw_characters_and_no_host() -> Result<()> {
     for kind in [Kind::VerveHost, Kind::VerveHostP2] {
@@ -238,13 +241,13 @@ async fn raw_characters_and_no_host() -> Result<()> {
     Ok(())
 }
 
-/// A component that does not ask for it is sent no request but those of clients.
+/// Without `look_after`, a component gets only the requests of clients.
 #[tokio::test]
 async fn nobody_asks_a_component_that_does_not_want_it() -> Result<()> {
     let manifest = Kind::VerveHost.manifest()?;
     for (manifest, is_asked) in [(manifest.replace("look_after = true", ""), false), (manifest, true)] {
         let site = Site::new(60).await?;
-        // Whoever is asked says what is wrong with this.
+        // A component that gets a request logs this wrong value.
         let host = site.host(Kind::VerveHost).manifest(manifest).variable("log", "loud");
         let host = host.start().await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -258,6 +261,7 @@ async fn nobody_asks_a_component_that_does_not_want_it() -> Result<()> {
     Ok(())
 }
 
+/// Heads and bodies one byte at a time: they end, and other clients are served.
 #[tokio::test]
 async fn slow_heads_and_bodies() -> Result<()> {
     let site = Site::new(60).await?;
@@ -273,7 +277,7 @@ async fn slow_heads_and_bodies() -> Result<()> {
         let began = std::time::Instant::now();
         let mut buffer = [0; 1024];
         loop {
-            // A write to a connection that the other side has ended fails in the end.
+            // A write to a connection that the other side has closed fails at some point.
             let written = stream.write_all(b"a").await;
             let read = timeout(Duration::from_millis(100), stream.read(&mut buffer)).await;
             if written.is_err() || matches!(read, Ok(Ok(0) | Err(_))) {
@@ -301,12 +305,14 @@ async fn slow_heads_and_bodies() -> Result<()> {
     Ok(())
 }
 
-/// As many connections as this machine lets a process have: each costs little, and others are served.
+/// As many connections as this machine allows a process.
+///
+/// Each costs little, and other clients are served.
 #[tokio::test]
 async fn thousands_of_idle_connections() -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    // This process has those of other tests too.
+    // This process also has the connections of other tests.
     let count = usize::try_from(most)?.saturating_sub(2000).clamp(2000, 5_000);
     let site = Site::new(60).await?;
     let host = started(&site).await?;
@@ -346,7 +352,7 @@ async fn no_more_connections_than_are_allowed() -> Result<()> {
     let address = host.addr();
     let waiting = tokio::spawn(async move { http::get(address, &format!("{PATH}2")).await });
     host.process().wait_for_text("--max-connections", SOON).await?;
-    // Those that are open are served.
+    // Open connections are served.
     assert_eq!(held[3].get(&format!("{PATH}1")).await?.text(), "ok");
     assert!(!waiting.is_finished());
     held.pop();
@@ -354,7 +360,9 @@ async fn no_more_connections_than_are_allowed() -> Result<()> {
     Ok(())
 }
 
-/// Without a file for a further connection the host says so, serves those that it has, and takes new ones once there is room.
+/// When files for further connections run out, the host logs it.
+///
+/// It serves its open connections, and accepts new ones once there is room.
 #[tokio::test]
 async fn open_files_run_out() -> Result<()> {
     let site = Site::new(60).await?;

@@ -1,4 +1,6 @@
-//! What a hostile endpoint does to the reporter: its job fails in time and in bounded memory, while others are delivered. The rows of
+//! Attacks of a hostile endpoint on the reporter.
+//!
+//! Its job fails in time and in bounded memory, while other jobs are delivered. The rows of
 //! `SECURITY.md` name these tests.
 
 use std::time::{Duration, Instant};
@@ -14,17 +16,20 @@ use verve_tests::sink::Sink;
 
 use crate::site::{SOON, Site, field};
 
-/// A zip bomb: what gzip makes of 100 MB of zeros begins so, and goes on with as much of the second part as one likes.
+/// The head of a zip bomb.
+///
+/// The output of gzip for 100 MB of zeros begins like this, and can be continued with any number of
+/// the second part.
 const GZIP_HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
 
-/// What an endpoint does once it has read something.
+/// What an endpoint does after it has read a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trick {
     /// A success whose body never ends.
     EndlessBody,
     /// The same, in chunks.
     EndlessChunks,
-    /// The same, said to be compressed.
+    /// The same, declared as compressed.
     Bomb,
     /// A header that never ends.
     EndlessHeader,
@@ -32,23 +37,23 @@ enum Trick {
     EndlessHeaders,
     /// Interim answers without end.
     EndlessInterim,
-    /// A byte of the head now and then.
+    /// An occasional byte of the head.
     SlowHead,
-    /// A byte of the body now and then.
+    /// An occasional byte of the body.
     SlowBody,
     /// Nothing at all.
     Silence,
     /// The end of the connection.
     Hangup,
-    /// What is no HTTP.
+    /// Bytes that are not HTTP.
     Noise,
-    /// TLS, where none was asked for.
+    /// TLS on a plain connection.
     Tls,
-    /// Somewhere else.
+    /// A redirect to another address.
     Redirect,
-    /// More headers than HTTP libraries take unless they are asked to.
+    /// More headers than HTTP libraries accept by default.
     ManyHeaders,
-    /// Headers that are none.
+    /// Malformed headers.
     WrongHeaders,
 }
 
@@ -71,7 +76,7 @@ const ALL: [Trick; 15] = [
 ];
 
 impl Trick {
-    /// Its answer counts: what comes after the head is nobody's business.
+    /// Whether the answer is a success: bytes after the head are ignored.
     fn succeeds(self) -> bool {
         matches!(
             self,
@@ -84,7 +89,7 @@ impl Trick {
         )
     }
 
-    /// What is sent first, and then again and again, so often.
+    /// Returns the first bytes, the bytes that are repeated, and the pause between.
     fn parts(self) -> (Vec<u8>, Vec<u8>, Duration) {
         let ok = |headers: &str| format!("HTTP/1.1 200 OK\r\n{headers}\r\n").into_bytes();
         let at_once = Duration::ZERO;
@@ -123,7 +128,7 @@ impl Trick {
                 Vec::new(),
                 at_once,
             ),
-            // To this machine's own services, as it were.
+            // To an internal service of this machine, in effect.
             Self::Redirect => (
                 b"HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n".to_vec(),
                 Vec::new(),
@@ -132,7 +137,7 @@ impl Trick {
         }
     }
 
-    /// Plays it on one connection. Answers how many bytes it could send.
+    /// Plays the trick on one connection; returns how many bytes it could send.
     async fn play(self, mut stream: TcpStream) -> u64 {
         let mut buffer = [0; 1024];
         let _ = stream.read(&mut buffer).await;
@@ -142,7 +147,7 @@ impl Trick {
             return sent;
         }
         if again.is_empty() {
-            // Until the other side has had enough.
+            // Until the other side closes.
             while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
             return sent;
         }
@@ -173,7 +178,7 @@ async fn every_trick_at_once() -> Result<()> {
                 tokio::spawn(trick.play(stream));
             }
         });
-        // More than once, so that what they hold would add up.
+        // More than once, so that leaks would add up.
         for _ in 0..2 {
             site.add_job(&endpoint, Method::Post, window).await?;
         }
@@ -196,7 +201,7 @@ async fn every_trick_at_once() -> Result<()> {
     }
     let most = memory_kb(reporter.process().pid(), "VmHWM")?;
     assert!(most < 100_000, "{most} KB");
-    // Nothing of it hangs about: the queue is empty, and a further job is delivered at once.
+    // Nothing remains: the queue is empty, and a further job is delivered immediately.
     site.add_job(&sink.url("/after"), Method::Post, window).await?;
     sink.wait_for("/after", 1, SOON).await?;
     assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());

@@ -1,4 +1,4 @@
-//! Where callbacks may not go.
+//! Addresses to which callbacks may not go.
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands as _;
@@ -10,7 +10,7 @@ use verve_tests::{clock, http, paths, reporter};
 
 use crate::site::{SOON, Site, field};
 
-/// A sink that whatever leads to this machine reaches, by IPv4 and IPv6.
+/// Starts a sink on all addresses of this machine, IPv4 and IPv6.
 async fn sink_everywhere() -> Result<Sink> {
     match Sink::start_on("[::]:0").await {
         Ok(sink) => Ok(sink),
@@ -36,7 +36,7 @@ const REFUSED: [(&str, &str); 49] = [
     ("100.64.0.1", "100.64.0.1"),
     ("[fd00::1]", "fd00::1"),
     ("[fe80::1]", "fe80::1"),
-    // No unicast.
+    // Not unicast.
     ("255.255.255.255", "255.255.255.255"),
     ("224.0.0.1", "224.0.0.1"),
     ("[ff02::1]", "ff02::1"),
@@ -51,7 +51,7 @@ const REFUSED: [(&str, &str); 49] = [
     ("017700000001", "127.0.0.1"),
     ("0x7f.0x0.0x0.0x1", "127.0.0.1"),
     ("127.0.0.1.", "127.0.0.1"),
-    // Some systems know no such name.
+    // Some systems do not know this name.
     ("localhost.", "127.0.0.1|::1|lookup"),
     ("LOCALHOST", "127.0.0.1|::1"),
     ("%6c%6f%63%61%6c%68%6f%73%74", "127.0.0.1|::1"),
@@ -59,13 +59,14 @@ const REFUSED: [(&str, &str); 49] = [
     ("[::ffff:7f00:1]", "127.0.0.1|::ffff:7f00:1"),
     ("[::ffff:10.0.0.1]", "10.0.0.1|::ffff:a00:1"),
     ("[64:ff9b::a9fe:a9fe]", "169.254.169.254|64:ff9b::a9fe:a9fe"),
-    // Ways through which an address of IPv4 may be reached: compatible, translated, by 6to4, by Teredo, by NAT64 of one's own.
+    // IPv6 forms that may lead to an IPv4 address: compatible, translated, 6to4, Teredo, private
+    // NAT64.
     ("[::127.0.0.1]", "::127.0.0.1|::7f00:1"),
     ("[::ffff:0:127.0.0.1]", "::ffff:0:7f00:1"),
     ("[2002:7f00:1::]", "2002:7f00:1::"),
     ("[2001:0:7f00:1::]", "2001:0:7f00:1::"),
     ("[64:ff9b:1::7f00:1]", "64:ff9b:1::7f00:1"),
-    // Documentation, benchmarks, what is reserved, and what is not assigned.
+    // Documentation, benchmarks, reserved and unassigned addresses.
     ("192.0.2.1", "192.0.2.1"),
     ("198.51.100.1", "198.51.100.1"),
     ("203.0.113.1", "203.0.113.1"),
@@ -78,7 +79,9 @@ const REFUSED: [(&str, &str); 49] = [
     ("[100::1]", "100::1"),
 ];
 
-/// What is no URL of a host at all, or has what an endpoint may not have: such a job is given up on as it is.
+/// URLs without a valid host, or with parts that an endpoint may not have.
+///
+/// Such a job is given up without a call.
 const NO_ENDPOINTS: [&str; 10] = [
     "http://user@127.0.0.1/",
     "http://user:password@127.0.0.1/",
@@ -119,7 +122,9 @@ async fn private_addresses_are_refused_by_default() -> Result<()> {
     Ok(())
 }
 
-/// They are refused by the component, and given up on by the reporter if somebody else queued them.
+/// The component refuses these endpoints.
+///
+/// The reporter gives up their jobs, if another client has queued them.
 #[tokio::test]
 async fn what_is_no_endpoint_is_given_up_on() -> Result<()> {
     let site = Site::new(60).await?;
@@ -155,7 +160,9 @@ async fn what_is_no_endpoint_is_given_up_on() -> Result<()> {
     Ok(())
 }
 
-/// A name with several addresses leads to those of them that may be reached, and one that leads elsewhere later on gains nothing.
+/// A name with several addresses leads only to the allowed ones.
+///
+/// A name that leads elsewhere later gains nothing.
 #[tokio::test]
 async fn names_lead_only_where_callbacks_may_go() -> Result<()> {
     let site = Site::new(60).await?;
@@ -182,7 +189,7 @@ async fn names_lead_only_where_callbacks_may_go() -> Result<()> {
     let reporter = Process::spawn("verve-reporter", command)?;
     let window = clock::current_window(site.length);
     let endpoint = |name: &str| format!("http://{name}:{}/{name}", allowed.port());
-    // One by itself: what reads the file of names says that there are none to whoever else asks meanwhile.
+    // Alone: while the file of names is being read, concurrent lookups find no address.
     site.add_job(&endpoint("moves.test"), Method::Get, window).await?;
     allowed
         .wait_for("/moves.test", 1, SOON)
@@ -206,11 +213,11 @@ async fn names_lead_only_where_callbacks_may_go() -> Result<()> {
         "{refused}"
     );
 
-    // Its owner has it lead to another address, and ends the connection that there is.
+    // Its owner points the name to another address, and closes the open connection.
     let port = allowed.port();
     drop(allowed);
     std::fs::write(&names, "127.0.0.3 moves.test\n")?;
-    // It is read again if it is newer by a second.
+    // The file is read again if it is newer by a second.
     let newer = std::time::SystemTime::now() + std::time::Duration::from_secs(10);
     std::fs::File::options()
         .append(true)
@@ -250,7 +257,8 @@ async fn what_is_allowed_is_reached_and_nothing_beside() -> Result<()> {
             &["127.0.0.1", "127.0.0.3"],
             &["127.0.0.2"],
         ),
-        // Only that: public addresses are out of reach too. (Nothing would be sent to one if this failed: port 1.)
+        // Only this address: public ones are refused too. (If this failed, nothing would be sent:
+        // port 1.)
         (
             &["--callback-allow-only", "--callback-allow", "127.0.0.1"],
             &["127.0.0.1"],
@@ -291,7 +299,8 @@ async fn what_is_allowed_is_reached_and_nothing_beside() -> Result<()> {
 async fn the_fixed_callback_is_guarded_too() -> Result<()> {
     let site = Site::new(1).await?;
     let sink = sink_everywhere().await?;
-    // A name: what it leads to is known only when it is called. A private address is refused at once, see `startup`.
+    // A name, because its address is known only at the call. A private address is refused
+    // immediately, see `startup`.
     let url = format!("http://localhost:{}/fixed", sink.port());
     let _reporter = site
         .reporter(&["--callback-url", &url, "--callback-attempts", "1"])

@@ -1,4 +1,4 @@
-//! A Redis user who suffices, by the rules in docs/deploy.md.
+//! The Redis users of docs/deploy.md have sufficient rights.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use verve_tests::{clock, http, paths, reporter, wait};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// The rules in the documents that begin so, for this site's namespace.
+/// Returns the documented rules with this beginning, for this site's namespace.
 fn rules(site: &Site, begin: &str) -> Result<String> {
     let text = fs::read_to_string(paths::repository().join("docs/deploy.md"))?;
     let rules = text.split('`').find(|code| code.starts_with(begin));
@@ -28,7 +28,7 @@ fn rules(site: &Site, begin: &str) -> Result<String> {
         .replace("~{verve", &format!("~{{{namespace}")))
 }
 
-/// The rules of the component's own Redis user, for this site's namespace.
+/// Returns the rules of the component's Redis user, for this site's namespace.
 fn redis_user(site: &Site) -> Result<Vec<String>> {
     let rules = rules(site, "~verve:* ~{verve}:* +")?;
     let (rules, selector) = rules.split_once(" (").context("a selector")?;
@@ -50,7 +50,7 @@ async fn the_components_redis_user_suffices() -> Result<()> {
         let answer = http::get(host.addr(), &format!("/api/verve/accept?{query}")).await?;
         Ok(answer.header("verve-outcome").unwrap_or_default().to_owned())
     };
-    // Nobody knows the user yet, so all three are spooled, the callback too.
+    // Redis does not know the user yet, so all three are spooled, including the callback.
     for query in ["id=1", "id=2", "id=3&endpoint=http%3A%2F%2Fe.com%2F"] {
         assert_eq!(accept(query).await?, "spooled", "{query}");
     }
@@ -66,7 +66,7 @@ async fn the_components_redis_user_suffices() -> Result<()> {
     })
     .await
     .with_context(|| host.process().log())?;
-    // Another instance, if it is asked, spools once more before it finds out.
+    // Another instance may get the request, and spools once more before it notices.
     let asked = Cell::new(3);
     let recorded = async |query: &dyn Fn(u64) -> String, outcome: &str| {
         wait::until(outcome, SOON, || async {
@@ -95,7 +95,9 @@ async fn the_components_redis_user_suffices() -> Result<()> {
     Ok(())
 }
 
-/// What was refused to users of Redis, other than to log in, and the name that clients give themselves (Redis 7.2).
+/// Returns the commands that Redis denied its users.
+///
+/// Failed logins are left out, and so is the name that clients set for themselves (Redis 7.2).
 async fn denied(site: &Site) -> Result<Vec<String>> {
     let log: Vec<BTreeMap<String, String>> = redis::cmd("ACL")
         .arg("LOG")
@@ -112,7 +114,10 @@ async fn denied(site: &Site) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Reporting, late ids, callbacks that die and are put back, named counters, `counts`, `dead` and `doctor`, all by a user who may do what the documents say.
+/// The documented rights are sufficient for all work of the reporter.
+///
+/// This covers reports, late ids, dead letters and their retry, named counters, `counts`, `dead`
+/// and `doctor`.
 #[tokio::test]
 async fn the_reporters_redis_user_suffices() -> Result<()> {
     let redis = RedisServer::options().append_only().start().await?;
@@ -154,7 +159,7 @@ async fn the_reporters_redis_user_suffices() -> Result<()> {
     site.add(window, 5..6).await?;
     ledger.read_to(window, 2, SOON).await?;
     reporter.process().wait_for_text("callback given up on", SOON).await?;
-    // Final, and then more.
+    // Final, and then more ids.
     tokio::time::sleep(Duration::from_secs(5)).await;
     site.add(window, 6..7).await?;
     site.index(window).await?;
@@ -180,7 +185,7 @@ async fn the_reporters_redis_user_suffices() -> Result<()> {
         assert_eq!(code, Some(0), "{command:?}: {said}");
     }
     assert_eq!(denied(&site).await?, [""; 0]);
-    // What is missing is said.
+    // Missing rights are named.
     for (right, word) in [
         ("+evalsha ", "EVALSHA"),
         ("+zscore ", "ZSCORE"),

@@ -1,4 +1,6 @@
-//! Signed callbacks, verified as an endpoint would: by the public library of the Standard Webhooks scheme.
+//! Signed callbacks, verified as an endpoint does.
+//!
+//! Uses the public library of the Standard Webhooks scheme.
 
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ fn verifies(secret: &str, received: &Received) -> bool {
     verifies_as(secret, received, &received.body)
 }
 
-/// Whether a call is signed for this content.
+/// Returns whether a call is signed for this content.
 fn verifies_as(secret: &str, received: &Received, content: &str) -> bool {
     let mut headers = axum::http::HeaderMap::new();
     for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
@@ -80,7 +82,7 @@ async fn calls_are_signed_by_each_secret() -> Result<()> {
     Ok(())
 }
 
-/// As the documents say an endpoint in Python does: the query of a GET is no JSON.
+/// Verifies as documented for a Python endpoint: a GET's query is not JSON.
 #[tokio::test]
 async fn python_verifies_both_methods() -> Result<()> {
     let python = std::env::var_os("VERVE_TESTS_WEBHOOKS").context("a Python with the package standardwebhooks")?;
@@ -117,7 +119,7 @@ print(said)
     let said = verifies(&post[0], &post[0].body, &[])?;
     assert_eq!(said.as_deref(), Some("{'unique_count': 0}"));
     assert_eq!(verifies(&get[0], &query, &["raw"])?.as_deref(), Some("None"));
-    // As the documents warn.
+    // As the documentation warns.
     assert_eq!(verifies(&get[0], &query, &[])?, None);
     assert_eq!(verifies(&get[0], "a=b&unique_count=9", &["raw"])?, None);
     Ok(())

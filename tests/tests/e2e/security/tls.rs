@@ -1,4 +1,6 @@
-//! Redis and Kafka over TLS, with passwords: a private authority, client certificates, and names that are not those of the
+//! Redis and Kafka over TLS, with passwords.
+//!
+//! Covers a private authority, client certificates, and names that differ from those in the
 //! certificate.
 
 use std::path::Path;
@@ -19,7 +21,7 @@ use crate::site::{SOON, Site};
 const USER: &str = "verve";
 const PASSWORD: &str = "hunter2-hunter2";
 
-/// A site whose Redis speaks TLS too, on another port.
+/// A site whose Redis also offers TLS, on another port.
 struct Secure {
     site: Site,
     port: u16,
@@ -28,7 +30,7 @@ struct Secure {
 }
 
 impl Secure {
-    /// With a certificate for `localhost`, not for 127.0.0.1.
+    /// Starts one with a certificate for `localhost`, not for 127.0.0.1.
     async fn new(asks_for_certificates: bool) -> Result<Self> {
         let authority = Authority::new()?;
         let server = authority.vouch_for("server", "DNS:localhost")?;
@@ -78,7 +80,7 @@ impl Secure {
         flags
     }
 
-    /// What the doctor says with these flags.
+    /// Returns the doctor's output with these flags.
     async fn doctor(&self, url: &str, more: &[(&str, &Path)]) -> Result<String> {
         let mut command = reporter::command()?;
         command.arg("doctor").args(self.flags(url, more));
@@ -100,7 +102,7 @@ async fn the_reporter_speaks_tls_to_whom_the_authority_vouches_for() -> Result<(
     let text = secure.doctor(&url, &trusting).await?;
     assert!(text.contains("components write") && !text.contains("problem"), "{text}");
 
-    // Whom nobody here vouches for.
+    // An authority that is not trusted here.
     let text = secure.doctor(&url, &[]).await?;
     assert!(
         text.contains("problem  Redis rediss://localhost") && text.contains("certificate"),
@@ -156,7 +158,7 @@ async fn a_client_certificate_is_shown_to_a_redis_that_asks() -> Result<()> {
     Ok(())
 }
 
-/// Both builds of the component, in a host to which the authority is named as OpenSSL has it.
+/// Both builds of the component trust the authority in OpenSSL's variable.
 #[tokio::test]
 async fn the_component_speaks_tls_to_whom_the_authority_vouches_for() -> Result<()> {
     let secure = Secure::new(false).await?;
@@ -251,7 +253,7 @@ async fn kafka_by_tls_and_scram() -> Result<()> {
     wrong_password[3] = "sasl.password=hunter3-hunter3";
     let wrong_password = doctor(&broker, &wrong_password).await?;
     assert!(wrong_password.contains("and sasl.password,"), "{wrong_password}");
-    // Whom nobody here vouches for, another name than the certificate's, and no TLS.
+    // An authority that is not trusted here, a name that is not in the certificate, and no TLS.
     for (broker, options, fix) in [
         (broker.as_str(), &right[..4], "ssl.ca.location"),
         (&format!("127.0.0.1:{secure_port}"), &right, "ssl.ca.location"),
@@ -270,7 +272,9 @@ async fn kafka_by_tls_and_scram() -> Result<()> {
     Ok(())
 }
 
-/// An endpoint whose certificate is by an authority of one's own is called by whom the authority is named to.
+/// The certificate of an endpoint is by a private authority.
+///
+/// A reporter calls it only if it is given this authority.
 #[tokio::test]
 async fn callbacks_trust_whom_the_authority_vouches_for() -> Result<()> {
     let authority = Authority::new()?;

@@ -1,20 +1,21 @@
-//! A value made by the first who asks for it, while the others wait for the same making.
+//! A value that the first caller makes, while others wait for the same result.
 //!
-//! Each request is a task of its own to the host, and what one task waits for, no other task may drive or wake. So whoever
-//! makes the value drives the making, and those who wait look again after a pause of their own.
+//! To the host, each request is a separate task. No task can drive or wake what another task waits
+//! for. So the caller that makes the value drives the work, and the callers that wait check again
+//! after a pause of their own.
 
 use std::cell::RefCell;
 
 use crate::ports::{Tasks, look_again};
 
-/// A slot for a value of type `T`, which can be made, waited for, and given up.
+/// A slot for a value of type `T`, which can be made, awaited and discarded.
 #[derive(Debug)]
-pub struct Once<T, E>(RefCell<Slot<T, E>>);
+pub struct SingleFlight<T, E>(RefCell<Slot<T, E>>);
 
 #[derive(Debug)]
 struct Slot<T, E> {
     state: State<T>,
-    /// How many makings have failed, and the last one's error.
+    /// The number of failed attempts to make it, and the last error.
     failures: u64,
     error: Option<E>,
 }
@@ -26,7 +27,7 @@ enum State<T> {
     Made(T),
 }
 
-impl<T, E> Default for Once<T, E> {
+impl<T, E> Default for SingleFlight<T, E> {
     fn default() -> Self {
         Self(RefCell::new(Slot {
             state: State::Empty,
@@ -36,16 +37,18 @@ impl<T, E> Default for Once<T, E> {
     }
 }
 
-impl<T: Clone, E: Clone> Once<T, E> {
-    /// The value. If nobody has made it, `make` does; if somebody is at it, waits for the same result, good or bad.
+impl<T: Clone, E: Clone> SingleFlight<T, E> {
+    /// Returns the value. If it does not exist, `make` makes it.
+    ///
+    /// If another caller is making it, this one waits for the same result, a value or an error.
     ///
     /// # Errors
-    /// What the making failed with. The next caller tries again.
+    /// The error of `make`. The next caller tries again.
     pub async fn get_on(&self, tasks: &impl Tasks, make: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
         self.get(make, async || look_again(tasks).await).await
     }
 
-    /// The same, by pauses, one after the other.
+    /// Does the same, with one `pause` after the other.
     async fn get(&self, make: impl AsyncFnOnce() -> Result<T, E>, pause: impl AsyncFn()) -> Result<T, E> {
         let failures = self.0.borrow().failures;
         loop {
@@ -76,7 +79,7 @@ impl<T: Clone, E: Clone> Once<T, E> {
         result
     }
 
-    /// The value, if somebody has made it.
+    /// Returns the value, if it was made.
     pub fn made(&self) -> Option<T> {
         match &self.0.borrow().state {
             State::Made(value) => Some(value.clone()),
@@ -84,7 +87,7 @@ impl<T: Clone, E: Clone> Once<T, E> {
         }
     }
 
-    /// Gives the value up if `outdated` says so of it; the next caller makes it anew.
+    /// Discards the value if it is `outdated`. The next caller makes it again.
     pub fn clear_if(&self, outdated: impl FnOnce(&T) -> bool) {
         let mut slot = self.0.borrow_mut();
         if matches!(&slot.state, State::Made(value) if outdated(value)) {
@@ -93,8 +96,10 @@ impl<T: Clone, E: Clone> Once<T, E> {
     }
 }
 
-/// Empties the slot if the making is dropped half-way, so that one of those who wait takes over.
-struct Unfinished<'a, T, E>(&'a Once<T, E>);
+/// Empties the slot if the work is dropped before its end.
+///
+/// Then one of the waiting callers takes over.
+struct Unfinished<'a, T, E>(&'a SingleFlight<T, E>);
 
 impl<T, E> Drop for Unfinished<'_, T, E> {
     fn drop(&mut self) {
@@ -114,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    /// Lets others run once.
+    /// Lets other tasks run once.
     async fn pause() {
         let mut paused = false;
         poll_fn(|context| {
@@ -130,7 +135,7 @@ mod tests {
 
     #[test]
     fn many_wait_for_one_making() {
-        let once = Once::<u32, ()>::default();
+        let once = SingleFlight::<u32, ()>::default();
         let (made, (open, opened)) = (Cell::new(0), oneshot::channel::<()>());
         let first = once.get(
             async || {
@@ -147,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_shared_and_not_kept() {
-        let once = Once::<u32, &str>::default();
+        let once = SingleFlight::<u32, &str>::default();
         let (fail, failed) = oneshot::channel::<()>();
         let first = once.get(
             async || {
@@ -164,7 +169,7 @@ mod tests {
 
     #[test]
     fn when_the_maker_is_dropped_a_waiter_makes() {
-        let once = Once::<u32, ()>::default();
+        let once = SingleFlight::<u32, ()>::default();
         let mut maker = Box::pin(once.get(async || pending().await, pause));
         assert!((&mut maker).now_or_never().is_none());
         let mut waiter = Box::pin(once.get(async || Ok(2), pause));
@@ -175,7 +180,7 @@ mod tests {
 
     #[test]
     fn only_an_outdated_value_is_given_up() {
-        let once = Once::<u32, ()>::default();
+        let once = SingleFlight::<u32, ()>::default();
         assert_eq!(block_on(once.get(async || Ok(1), pause)), Ok(1));
         once.clear_if(|v| *v == 2);
         assert_eq!(block_on(once.get(async || Ok(3), pause)), Ok(1));

@@ -1,5 +1,7 @@
-//! What the leader looks for beside reporting: ids in windows that nobody expects them in, by the index of windows that have ids, and reports that need
-//! not be kept.
+//! The leader's searches beside reporting.
+//!
+//! They find ids in windows in which none are expected, by the index of windows that have ids, and
+//! reports that need not be kept.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -12,26 +14,29 @@ use verve_protocol::Window;
 use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, progress, read_indexed};
 use verve_protocol::scripts::{FORGET_WINDOWS, NOTE_LATE};
 
-use super::RedisBooks;
-use crate::windows::ledger::{self, IDS_KEPT, Ledger, Stray};
+use super::RedisReportStore;
+use crate::windows::ledger::{self, IDS_KEPT, Ledger, Orphaned};
 use crate::windows::ports::{BATCH, Swept};
 
 /// The most windows whose reports one sweep removes.
 const TRIMMED_AT_ONCE: usize = 50_000;
 
-/// From when on a window that has not begun, and has ids all the same, is worth a word: clocks are never quite the same.
+/// How far ahead a window with ids must be to be logged.
+/// Clocks always differ a little.
 const AHEAD: Duration = Duration::from_secs(5);
 
-/// For how long, beside the length of a window, an entry of the index must stay the same until it is removed. An instance adds its window to the index
-/// once, and counts ids of it for as long as the window lasts by its clock, which may be set back meanwhile.
+/// How long an index entry must stay unchanged until it is removed.
+/// The length of a window is added to this. An instance adds its window to the index once, and
+/// counts ids for it as long as the window lasts by the instance's clock, which may be set back
+/// meanwhile.
 const INDEXED: Duration = Duration::from_secs(60);
 
-/// Since when each entry of the index has had its score, as far as this process has seen.
+/// Since when each index entry has had its score, as far as this process has seen.
 #[derive(Debug, Default)]
 pub(super) struct Unchanged(Mutex<BTreeMap<String, (String, Instant)>>);
 
 impl Unchanged {
-    /// Compares the index with what it was at the last sweep.
+    /// Compares the index with its state at the last sweep.
     fn look(&self, with_ids: &WithIds) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = mem::take(&mut *seen);
@@ -43,7 +48,7 @@ impl Unchanged {
         }
     }
 
-    /// Whether an entry has had its score for at least this long.
+    /// Returns whether an entry has had its score for at least `time`.
     fn is_so_for(&self, member: &str, time: Duration) -> bool {
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.get(member).is_some_and(|(_, since)| since.elapsed() >= time)
@@ -53,14 +58,15 @@ impl Unchanged {
 /// The windows that have ids.
 #[derive(Debug, Default)]
 pub(super) struct WithIds {
-    /// As it is noted: each member with its score.
+    /// The index entries: each member with its score.
     pub(super) noted: BTreeMap<Window, Vec<(String, String)>>,
-    /// Of those of which hosts have more partitions than are counted, how many.
+    /// How many partitions hosts have, for windows with more than are counted.
     uncounted: BTreeMap<Window, u16>,
 }
 
-impl RedisBooks {
-    /// The windows that have ids, as whoever added the first of them has noted.
+impl RedisReportStore {
+    /// Reads the windows that have ids from the index.
+    /// The instance that adds the first id of a window adds it to the index.
     pub(super) async fn with_ids(&self) -> RedisResult<WithIds> {
         let mut found = WithIds::default();
         let mut cursor = 0u64;
@@ -90,11 +96,13 @@ impl RedisBooks {
         }
     }
 
-    /// Removes these windows from the index, except where an instance may still count on its entry, or has renewed it since.
+    /// Removes these windows from the index.
+    /// An entry stays if an instance may still rely on it, or has renewed it since.
     async fn forget_ids(&self, with_ids: &WithIds, windows: &[Window], now_ms: u64) -> RedisResult<()> {
         let script = Script::new(FORGET_WINDOWS);
         let unchanged_for = Duration::from_secs(self.length().seconds()) + INDEXED;
-        // However short the lives of those who lead are: an instance does not live as long as this.
+        // No instance lives this long. Without this rule, entries would stay if each leader lived
+        // too briefly to see them unchanged.
         let is_old = |window: &Window| (window.end() + INDEX_SECONDS) * 1000 < now_ms;
         let noted = windows.iter().flat_map(|window| {
             let noted = with_ids.noted.get(window).into_iter().flatten();
@@ -111,7 +119,7 @@ impl RedisBooks {
         Ok(())
     }
 
-    /// Notes that ids of these windows are about to be put aside.
+    /// Notes that ids of these windows are about to be kept apart as late ids.
     async fn note_late(&self, windows: &[Window]) -> RedisResult<()> {
         let script = Script::new(NOTE_LATE);
         let mut note = script.key(self.store.keys.windows_late(self.length()));
@@ -122,7 +130,8 @@ impl RedisBooks {
         self.store.redis().script::<u8>(&note).await.map(drop)
     }
 
-    /// The windows ids of which were put aside, with how many there are still. Those of which there are none any more are forgotten.
+    /// Returns the windows with ids kept apart as late ids, and how many remain.
+    /// Windows of which none remain are removed from the list.
     async fn late(&self) -> RedisResult<Vec<(Window, u64)>> {
         let key = self.store.keys.windows_late(self.length());
         let starts: Vec<u64> = self
@@ -147,7 +156,8 @@ impl RedisBooks {
         Ok(late)
     }
 
-    /// Looks for ids in windows that nobody expects them in, and puts those aside that came too late.
+    /// Searches for ids in windows in which none are expected.
+    /// Those that came too late are kept apart as late ids.
     pub(super) async fn search(&self, ledger: &Ledger, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let mut with_ids = self.with_ids().await?;
         let mut uncounted = mem::take(&mut with_ids.uncounted);
@@ -158,19 +168,19 @@ impl RedisBooks {
         let reports = self.store.reports(&past).await?;
         let mut late = Vec::new();
         for (window, report) in past.into_iter().zip(reports) {
-            match ledger.stray(window, report.as_ref(), now_ms) {
-                Stray::TooLate => late.push(window),
-                Stray::Unreported => swept.unreported.push(window),
-                Stray::Expected => {}
+            match ledger.orphaned_ids(window, report.as_ref(), now_ms) {
+                Orphaned::TooLate => late.push(window),
+                Orphaned::Unreported => swept.unreported.push(window),
+                Orphaned::Expected => {}
             }
         }
         let mut put_aside = Ok(());
         for windows in late.chunks(BATCH) {
-            // Most of them have none any more: they are final as they should be.
+            // Most final windows have no ids left, as they should.
             let counts = self.store.counts_left(windows).await?;
             let left = windows.iter().copied().zip(counts).filter(|(_, left)| *left > 0);
             let left: Vec<Window> = left.map(|(window, _)| window).collect();
-            // What hosts were like while these were open matters no more.
+            // The partitions of hosts no longer matter for windows without ids left.
             uncounted.retain(|window, _| !windows.contains(window) || left.contains(window));
             if !left.is_empty() {
                 self.note_late(&left).await?;
@@ -186,17 +196,17 @@ impl RedisBooks {
         }
         swept.most_partitions = Some(uncounted.into_values().max());
         put_aside?;
-        // Also those that were put aside before somebody died.
+        // This includes ids that were kept apart before a leader died.
         let late = self.late().await?;
         let windows: Vec<Window> = late.iter().map(|(window, _)| *window).collect();
-        let told = late.into_iter().zip(self.store.reports(&windows).await?);
-        let news = told.filter_map(|((window, ids), report)| ledger.late(window, &report?, ids));
+        let late = late.into_iter().zip(self.store.reports(&windows).await?);
+        let news = late.filter_map(|((window, ids), report)| ledger.late(window, &report?, ids));
         swept.news.extend(news);
         Ok(())
     }
 
-    /// Finds windows that have not begun, and keeps their ids until they are due, unless they are so far ahead that their host's clock cannot
-    /// have been meant.
+    /// Finds windows that have not begun, and keeps their ids until they are due.
+    /// It skips windows so far ahead that their host's clock must be wrong.
     async fn find_ahead(&self, with_ids: &WithIds, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let ahead = |window: &Window| Duration::from_secs(window.start()).saturating_sub(Duration::from_millis(now_ms));
         swept.ahead = with_ids
@@ -211,8 +221,9 @@ impl RedisBooks {
         self.store.keep_ids(&near, kept).await
     }
 
-    /// Removes reports that need not be kept, and answers how many: those older than [`ledger::KEPT`], and than `first_open`, from which on there are
-    /// some that may change. The newest stays, to be gone on from.
+    /// Removes reports that need not be kept, and returns how many.
+    /// They are older than [`ledger::KEPT`] and than `first_open`, the first window whose report
+    /// may change. The newest report stays, since a leader resumes from it.
     pub(super) async fn trim(&self, first_open: Window, now_ms: u64) -> RedisResult<u64> {
         let old = self
             .length()

@@ -1,4 +1,6 @@
-//! What the leader reads and writes in Redis. Whatever changes what is reported first checks the lease, in the same script.
+//! Reads and writes the leader's data in Redis.
+//!
+//! Each change of a report first checks the lease, in the same script.
 
 mod search;
 
@@ -15,14 +17,14 @@ use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 use super::WindowsConfig;
 use super::ended::Ended;
 use super::lease::Lease;
-use super::ledger::{self, Change, IDS_KEPT, Ledger, News, Stored};
+use super::ledger::{self, IDS_KEPT, Ledger, PendingRevision, RecordedRevision, Stored};
 use super::pending::Pending;
-use super::ports::{BATCH, Books, Swept};
+use super::ports::{BATCH, ReportStore, Swept};
 use crate::clock::RedisClock;
 use crate::store::Store;
 
 /// Reports, statistics and sets in Redis.
-pub struct RedisBooks {
+pub struct RedisReportStore {
     config: WindowsConfig,
     store: Store,
     prepare: Script,
@@ -32,8 +34,8 @@ pub struct RedisBooks {
     unchanged: search::Unchanged,
 }
 
-impl RedisBooks {
-    /// The books in these Redis.
+impl RedisReportStore {
+    /// Creates the report store in the Redis of `store`.
     pub fn new(config: WindowsConfig, store: Store) -> Self {
         Self {
             config,
@@ -63,7 +65,7 @@ impl RedisBooks {
         self.store.redis().script::<u8>(&note).await.map(drop)
     }
 
-    /// What was begun and not finished.
+    /// Reads the steps that were begun and not finished.
     async fn pending(&self) -> RedisResult<BTreeMap<Window, Pending>> {
         let mut hgetall = redis::cmd("HGETALL");
         hgetall.arg(self.store.keys.reports_pending(self.length()));
@@ -78,7 +80,8 @@ impl RedisBooks {
         Ok(pending)
     }
 
-    /// Notes the newest report and those that are open, and answers the start of the newest window that has one. Does nothing without a report.
+    /// Notes the newest report and the open ones, and returns the newest start.
+    /// That is the start of the newest window with a report. Does nothing without a report.
     async fn note_reports(&self) -> RedisResult<Option<u64>> {
         let (mut newest, mut open) = (None, Vec::new());
         self.each_report(|window, report| {
@@ -92,7 +95,7 @@ impl RedisBooks {
         let script = Script::new(NOTE_REPORTS);
         let mut note = script.key(self.store.keys.reports_open(self.length()));
         note.key(self.store.keys.reports_progress(self.length())).arg(start);
-        // Few: those of which somebody has died before they were final.
+        // These are few: windows whose leader died before they were final.
         open.into_iter().for_each(|start| {
             note.arg(start);
         });
@@ -100,7 +103,7 @@ impl RedisBooks {
         self.progress(progress::NEWEST).await
     }
 
-    /// Reads all reports, piece by piece.
+    /// Reads all reports, in batches.
     async fn each_report(&self, mut with: impl FnMut(Window, Report)) -> RedisResult<()> {
         let key = self.store.keys.reports(self.length());
         let mut cursor = 0u64;
@@ -125,7 +128,8 @@ impl RedisBooks {
         self.length().window_starting(start.parse().ok()?)
     }
 
-    /// The window with which the first reporter of all began: without a report it began in vain, but what has passed since is due.
+    /// Returns the window where the very first reporter began.
+    /// Even if that reporter reported nothing, all windows since then are due.
     async fn from(&self, now_ms: u64) -> RedisResult<Option<Window>> {
         let begin = ledger::begin(self.length(), self.with_ids().await?.noted.keys().copied(), now_ms);
         let script = Script::new(NOTE_BEGIN);
@@ -144,7 +148,7 @@ impl RedisBooks {
         })
     }
 
-    /// Runs a script that changes something only with the lease.
+    /// Runs a script that changes data only while this replica holds the lease.
     async fn as_leader(&self, script: &ScriptInvocation<'_>) -> Result<(), Ended> {
         match self.store.redis().script::<u8>(script).await? {
             1 => Ok(()),
@@ -153,7 +157,7 @@ impl RedisBooks {
     }
 }
 
-impl Books for RedisBooks {
+impl ReportStore for RedisReportStore {
     type Lease = Lease;
 
     async fn clock(&self) -> RedisResult<RedisClock> {
@@ -186,13 +190,13 @@ impl Books for RedisBooks {
         };
         let Some(newest) = newest else {
             stored.from = self.from(now_ms).await?;
-            // No report can be of a window before that.
+            // No report can be of an earlier window.
             let certain = ledger::window_certain_at(self.length(), now_ms);
             let first = stored.from.map_or(certain, |from| from.min(certain));
             self.set_progress(progress::TRIMMED, first.start()).await?;
             return Ok(stored);
         };
-        // There may be nothing yet but reports of windows before that, which had ids.
+        // So far, the only reports may be of windows before `from` that had ids.
         let mut from = redis::cmd("GET");
         from.arg(self.store.keys.reports_from(self.length()));
         let from: Option<u64> = self.store.redis().command(&from).await?;
@@ -203,7 +207,8 @@ impl Books for RedisBooks {
         let open = open
             .into_iter()
             .filter_map(|start| self.length().window_starting(start));
-        // And those that were reported before they had ended: the clock was ahead for a while.
+        // Also windows that were reported before they ended, because the clock was ahead for a
+        // while.
         let early = std::iter::successors(Some(newest), |window| window.previous());
         let early = early.take_while(|window| *window == newest || window.end_ms() > now_ms);
         let known = known.map(Ledger::known).unwrap_or_default();
@@ -243,10 +248,10 @@ impl Books for RedisBooks {
         Ok(())
     }
 
-    async fn records(&self, news: &[News]) -> RedisResult<Vec<WindowRecord>> {
+    async fn records(&self, news: &[PendingRevision]) -> RedisResult<Vec<WindowRecord>> {
         let windows: Vec<Window> = news.iter().map(|news| news.window).collect();
         let stats = self.store.requests(&windows).await?;
-        let record = |(news, [requests, duplicates]): (&News, [u64; 2])| WindowRecord {
+        let record = |(news, [requests, duplicates]): (&PendingRevision, [u64; 2])| WindowRecord {
             window: news.window,
             count: news.count,
             revision: news.revision,
@@ -272,7 +277,7 @@ impl Books for RedisBooks {
         Ok(())
     }
 
-    async fn record(&self, lease: &Lease, changes: &[Change]) -> Result<(), Ended> {
+    async fn record(&self, lease: &Lease, changes: &[RecordedRevision]) -> Result<(), Ended> {
         for changes in changes.chunks(BATCH) {
             let mut script = self.record.key(lease.key());
             script
@@ -282,7 +287,7 @@ impl Books for RedisBooks {
                 .key(self.store.keys.reports_open(self.length()))
                 .key(self.store.keys.reports_progress(self.length()))
                 .arg(lease.holder());
-            for Change { record, report } in changes {
+            for RecordedRevision { record, report } in changes {
                 script.arg(record.window.start()).arg(report.to_json());
                 script.arg(u8::from(!report.is_final));
                 let fields = self.job(record).map_or_else(Vec::new, |job| job.to_fields());
