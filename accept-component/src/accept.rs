@@ -1,4 +1,4 @@
-//! What the route does, whatever HTTP it comes by.
+//! Answers requests on the route, independent of the host's HTTP types.
 
 use std::cell::Cell;
 
@@ -7,7 +7,7 @@ use verve_counter::{Counter, InvalidVariable};
 use crate::request::Accept;
 use crate::response::Response;
 
-/// Answers a GET on the route.
+/// Answers a GET request on the route.
 pub async fn answer(path_with_query: &str) -> Response {
     let counter = match Counter::get().await {
         Ok(counter) => counter,
@@ -22,7 +22,9 @@ pub async fn answer(path_with_query: &str) -> Response {
     }
 }
 
-/// Answers another method than GET. That an instance is there is enough for what is left in the spool.
+/// Answers a request with another method than GET.
+///
+/// The instance that runs for this request also drains what is left in the spool.
 pub async fn look_around() -> Response {
     match Counter::get().await {
         Ok(counter) => {
@@ -34,7 +36,7 @@ pub async fn look_around() -> Response {
 }
 
 thread_local! {
-    /// Whether this instance has said what is wrong with its variables.
+    /// Whether this instance has logged the problem with its variables.
     static SAID: Cell<bool> = const { Cell::new(false) };
 }
 

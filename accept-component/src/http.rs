@@ -1,4 +1,6 @@
-//! HTTP by the host's own types: what is not read of a request, and how the response is made, decide the speed.
+//! HTTP with the host's own types, for speed.
+//!
+//! The speed depends on what is not read of a request, and on how the response is made.
 
 use futures::channel::oneshot::{self, Sender};
 use futures::future;
@@ -25,27 +27,28 @@ impl Guest for Component {
     }
 }
 
-/// A future that is spawned beside a request's own and waits until that is over.
+/// A future beside that of a request, which waits until the request is over.
 ///
-/// `wit-bindgen` drives a request by futures' `FuturesUnordered`, which wakes itself once it has polled all that it holds, since
-/// somebody else might want to go on. `wit-bindgen` takes that for a yield. To the host a request that yields comes after all that is
-/// new: under load, those that have only their response to finish would never come to an end, and fill its tables. Whenever the
-/// request's own future is polled, this one is not, and so not all are.
+/// `wit-bindgen` drives a request with `FuturesUnordered`, which wakes itself after it has polled
+/// all its futures, so that other tasks can run. `wit-bindgen` treats this as a yield. The host
+/// resumes a request that yields only after all new ones: under load, requests that have only their
+/// response to finish would never end, and would fill the host's tables. When the request's own
+/// future is polled, this one is not, so never all of them are polled.
 struct YieldGuard(Sender<()>);
 
 impl YieldGuard {
     fn join() -> Self {
         let (leave, left) = oneshot::channel();
         spawn(async move {
-            // An error tells that it was left.
+            // The error means that the guard has left.
             let _ = left.await;
         });
-        // Ready at once, and so the end of the round in which the other one is polled.
+        // Ready immediately. It ends the round in which the other future is polled.
         spawn(future::ready(()));
         Self(leave)
     }
 
-    /// The request is over.
+    /// Ends the future, because the request is over.
     fn leave(self) {
         drop(self.0);
     }
@@ -63,10 +66,11 @@ fn respond(answer: Response, company: YieldGuard) -> Result<types::Response, Err
         .set_status_code(answer.status())
         .map_err(|()| ErrorCode::InternalError(None))?;
     spawn(async move {
-        // The body before the trailers: the other way round the host sends the head by itself and the body after it.
+        // The body is written before the trailers: in the other order, the host sends the head
+        // alone and the body after it.
         body.write_all(answer.body().as_bytes().to_vec()).await;
         drop(body);
-        // If the client has gone, nobody reads them.
+        // If the client is disconnected, nothing reads the trailers.
         let _ = trailers.write(Ok(None)).await;
         company.leave();
     });

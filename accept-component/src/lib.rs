@@ -1,12 +1,14 @@
-//! Verve's Spin component: `GET /api/verve/accept?id=…` in, an id counted by [`verve_counter`].
+//! Verve's Spin component: counts the ids of `GET /api/verve/accept?id=…`.
 //!
-//! - [`request`]: the query becomes an `Accept`, or a bad request
-//! - `accept`: counts it
-//! - [`response`]: what came of it, as status, headers and body; `http` sends it
+//! It counts with [`verve_counter`]. The build for WASI 0.3 consists of these modules:
 //!
-//! So it is in the build for WASI 0.3. The one for WASI 0.2 has `wasip2` in place of `accept` and `http`.
+//! - [`request`]: parses the query into an `Accept`, or a bad request
+//! - `accept`: counts the id
+//! - [`response`]: turns the outcome into status, headers and body, which `http` sends
 //!
-//! What talks to the host exists only in the WebAssembly builds; the rest is tested natively.
+//! The build for WASI 0.2 has `wasip2` in place of `accept` and `http`.
+//!
+//! Modules that call the host exist only in the WebAssembly builds; the others are tested natively.
 
 #[cfg(all(target_family = "wasm", not(feature = "wasip2")))]
 mod accept;

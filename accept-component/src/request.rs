@@ -3,32 +3,32 @@
 use verve_counter::Callback;
 use verve_protocol::Id;
 
-/// What a valid request asks for.
+/// The content of a valid request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accept {
     /// The id to record.
     pub id: Id,
-    /// Whom to tell the count, and how.
+    /// The callback, if one is requested.
     pub callback: Option<Callback>,
 }
 
-/// Why a request is bad.
+/// The reason why a request is bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadRequest {
-    /// `id` is not there.
+    /// `id` is missing.
     MissingId,
-    /// `id` is no decimal integer of 64 bits.
+    /// `id` is not a decimal 64-bit integer.
     InvalidId,
-    /// `id`, `endpoint` or `method` is there twice.
+    /// `id`, `endpoint` or `method` occurs more than once.
     RepeatedParameter,
-    /// `endpoint` is no absolute HTTP URL, or too long.
+    /// `endpoint` is not an absolute HTTP URL, or is too long.
     InvalidEndpoint,
     /// `method` is neither `get` nor `post`.
     InvalidMethod,
 }
 
 impl BadRequest {
-    /// The value of the header `verve-error`.
+    /// Returns the value of the header `verve-error`.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -42,11 +42,14 @@ impl BadRequest {
 }
 
 impl Accept {
-    /// Reads the query that follows `?` in `path_with_query`. Names and values are percent-decoded, `+` is a blank, and
-    /// parameters of other names are ignored.
+    /// Parses the query that follows `?` in `path_with_query`.
+    ///
+    /// Names and values are percent-decoded, `+` is a blank, and parameters with other names are
+    /// ignored.
     ///
     /// # Errors
-    /// The first of the reasons, in the order of [`BadRequest`] but for a repeated parameter, which comes first.
+    /// The first reason that applies, in the order of [`BadRequest`]. Only a repeated parameter
+    /// comes before all others.
     pub fn parse(path_with_query: &str) -> Result<Self, BadRequest> {
         let query = path_with_query.split_once('?').map_or("", |(_, query)| query);
         let (mut id, mut endpoint, mut method) = (None, None, None);

@@ -1,4 +1,4 @@
-//! What a request is answered: status, headers and body, all decided here.
+//! The response to a request: its status, headers and body.
 
 use verve_counter::{NotCounted, Outcome};
 
@@ -7,19 +7,22 @@ use crate::request::BadRequest;
 /// The response to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response {
-    /// What came of the id: 200; 429 if it is beyond a limit, and not 503, by which a client that floods one window would have balancers take
-    /// every instance for broken; 503 if it could not be recorded.
+    /// The outcome of the id: 200, or 429 or 503 if it is not recorded.
+    ///
+    /// The status is 429 if the id exceeds a limit, and 503 if it could not be recorded. A limit is
+    /// not answered with 503, because load balancers would then treat every instance as broken when
+    /// a client floods one window.
     Answered(Result<Outcome, NotCounted>),
     /// The request is bad: 400.
     BadRequest(BadRequest),
-    /// Another method than GET: 405.
+    /// The method is not GET: 405.
     MethodNotAllowed,
-    /// A variable of the component is not valid: 503.
+    /// A variable of the component is invalid: 503.
     Misconfigured,
 }
 
 impl Response {
-    /// The HTTP status.
+    /// Returns the HTTP status.
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
@@ -31,7 +34,7 @@ impl Response {
         }
     }
 
-    /// The body.
+    /// Returns the body.
     #[must_use]
     pub const fn body(self) -> &'static str {
         match self {
@@ -40,7 +43,7 @@ impl Response {
         }
     }
 
-    /// The header that says why, or what became of the id.
+    /// Returns the header with the outcome of the id, or with the reason.
     #[must_use]
     pub const fn reason(self) -> (&'static str, &'static str) {
         match self {
@@ -53,7 +56,9 @@ impl Response {
         }
     }
 
-    /// All headers. `content-length` among them: without it the host sends head and body in two writes.
+    /// Returns all headers.
+    ///
+    /// They include `content-length`: without it, the host sends head and body in two writes.
     #[must_use]
     pub const fn headers(self) -> [(&'static str, &'static str); 4] {
         [

@@ -9,17 +9,17 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use verve_tests::paths;
 
-/// Which ids are sent.
+/// The ids that are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traffic {
-    /// Random over a million.
+    /// Random ids out of a million.
     Random,
-    /// Nine of ten were sent before.
+    /// Nine of ten ids were sent before.
     Repeats,
 }
 
 impl Traffic {
-    /// Its name in tables and for the load script.
+    /// Returns the name for tables and for the load script.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
@@ -28,7 +28,7 @@ impl Traffic {
     }
 }
 
-/// What a run came to. Latencies are in milliseconds.
+/// The result of a run. Latencies are in milliseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Run {
     /// Requests that were answered.
@@ -37,9 +37,9 @@ pub struct Run {
     pub rate: f64,
     /// Median latency.
     pub p50: f64,
-    /// Of a hundred requests one takes longer.
+    /// Latency that one of a hundred requests exceeds.
     pub p99: f64,
-    /// Of a thousand requests one takes longer.
+    /// Latency that one of a thousand requests exceeds.
     pub p999: f64,
     /// Requests that were not answered 200.
     pub errors: u64,
@@ -55,7 +55,7 @@ struct Wrk {
     p999: f64,
 }
 
-/// As fast as `connections` clients are answered.
+/// Sends requests as fast as `connections` clients get their answers.
 pub fn closed(address: SocketAddr, connections: usize, traffic: Traffic, time: Duration) -> Result<Run> {
     let script = paths::repository().join("bench/load.lua");
     let mut wrk = Command::new("wrk");
@@ -105,7 +105,9 @@ struct OhaPercentiles {
     p999: f64,
 }
 
-/// At `rate` requests a second, whether they are answered or not: a late answer delays no later request's clock.
+/// Sends `rate` requests a second, even if earlier ones have no answer yet.
+///
+/// A late answer does not delay the clock of later requests.
 pub fn open(oha: &Path, address: SocketAddr, rate: u32, time: Duration) -> Result<Run> {
     let mut command = Command::new(oha);
     command
@@ -155,7 +157,7 @@ fn output(mut command: Command) -> Result<String> {
     Ok(text)
 }
 
-/// Unlike that of any run within some weeks.
+/// Returns a seed that no other run within a day has.
 fn seed() -> u64 {
     verve_tests::clock::now_ms() / 100 % 1_000_000
 }

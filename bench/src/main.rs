@@ -1,10 +1,12 @@
-//! `cargo xtask bench`: measures Verve beside its peers, in one run, and writes `docs/benchmarks.md`.
+//! `cargo xtask bench`: compares Verve with its peers, and writes `docs/benchmarks.md`.
 //!
-//! Absolute rates drift on most machines, so everything that is compared runs interleaved, in several rounds, on the same
-//! processors, the same Redis and the same traffic; what counts are medians and ratios.
+//! All measurements are made in one run. Absolute rates drift on most machines, so everything that
+//! is compared runs interleaved, in several rounds, on the same processors, the same Redis and the
+//! same traffic. The results are medians and ratios.
 //!
 //! - [`targets`]: the programs under load; [`load`]: the load generators
-//! - [`requests`]: rates, latencies, writes, Redis commands; [`scale`]: how the cost grows; [`reporter`]: the sidecar
+//! - [`requests`]: rates, latencies, writes, Redis commands; [`scale`]: the growth of the cost;
+//!   [`reporter`]: the reporter
 //! - [`page`]: tables and plots
 
 mod load;
@@ -24,27 +26,28 @@ use verve_tests::paths;
 
 use crate::page::Page;
 
-/// Measures Verve beside its peers
+/// Measures Verve and its peers
 #[derive(Parser)]
 #[command(name = "cargo xtask bench")]
 pub struct Options {
-    /// How often each thing is measured; the median counts
+    /// Number of measurements of each value; the result is their median
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// How long each measurement takes, in seconds
+    /// Duration of each measurement, in seconds
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// A minute, for a look before and after a change: rates at 100 connections alone, in two rounds. Writes no page
+    /// Run for a minute, to compare before and after a change: only rates at 100 connections, in
+    /// two rounds. Writes no page
     #[arg(long, conflicts_with_all = ["rounds", "seconds", "only", "page"])]
     quick: bool,
 
-    /// Only these parts
+    /// Measure only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// The load generator for fixed rates
+    /// Program that generates load at fixed rates
     #[arg(long, hide = true)]
     oha: Option<PathBuf>,
-    /// Where the page goes; parts that were not measured are not on it
+    /// File of the page, which has only the parts that were measured
     #[arg(long, default_value = "docs/benchmarks.md")]
     page: PathBuf,
 }
@@ -52,7 +55,7 @@ pub struct Options {
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// Requests a second in closed loop, beside the peers
+    /// Requests a second in closed loop, compared with the peers
     Rates,
     /// Latencies at 10,000 requests a second
     Latency,
@@ -60,11 +63,11 @@ enum Part {
     Writes,
     /// Redis commands per request
     Commands,
-    /// Requests a second while Redis is away
+    /// Requests a second while Redis is unreachable
     Away,
-    /// The component by itself
+    /// The component alone
     Component,
-    /// How the cost grows
+    /// The growth of the cost
     Scale,
     /// The reporter
     Reporter,

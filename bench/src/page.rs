@@ -9,17 +9,19 @@ use anyhow::Result;
 
 use crate::Options;
 
-/// What the figures say, at the page's end. Written by hand: to be looked at after each run.
+/// The interpretation of the figures, at the end of the page.
+///
+/// It is written by hand, and has to be reviewed after each run.
 const NOTES: &str = include_str!("../notes.md");
 
-/// A page in the making. What is added is printed at once.
+/// A page that is being written. Each addition is printed immediately.
 pub struct Page {
     text: String,
     plots: Vec<(String, String)>,
 }
 
 impl Page {
-    /// One that tells where and how it was measured.
+    /// Starts a page with a description of the machine and of the measurement.
     pub fn new(options: &Options) -> Result<Self> {
         let mut page = Self {
             text: "# Benchmarks\n\n".to_owned(),
@@ -85,7 +87,7 @@ impl Page {
         self.say(&text);
     }
 
-    /// Adds a plot of bars: names and values.
+    /// Adds a bar chart of names and values.
     pub fn bars(&mut self, file: &str, title: &str, bars: &[(String, f64)]) {
         let longest = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
         let height = 40 + 26 * bars.len();
@@ -129,7 +131,7 @@ impl Page {
     }
 }
 
-/// A number as people read it: `12,345`, and `1.23` below ten.
+/// Formats a number for readers: `12,345`, and `1.23` below ten.
 pub fn grouped(value: f64) -> String {
     if value < 10.0 {
         return format!("{value:.2}");
@@ -148,7 +150,7 @@ pub fn grouped(value: f64) -> String {
     text
 }
 
-/// The median; 0 of none.
+/// Returns the median, or 0 if there are no values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! The sidecar: callbacks a second, how soon a window is in Kafka, and its memory.
+//! The reporter: callbacks a second, the delay of windows to Kafka, and memory.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,14 @@ use crate::Options;
 use crate::page::{Page, grouped, median};
 use crate::targets::memory_mb;
 
-/// Callbacks to deliver in a round.
+/// The number of callbacks to deliver in a round.
 const JOBS: u64 = 20_000;
-/// Ids of the window by which memory is measured.
+/// The number of ids in the window that is used to measure memory.
 const MANY: i64 = 10_000_000;
-/// `--grace-ms`
+/// The value of `--grace-ms`.
 const GRACE_MS: u64 = 500;
 
-/// All of it.
+/// Measures the reporter and adds the section to the page.
 pub async fn reporter(options: &Options, page: &mut Page) -> Result<()> {
     page.section("The reporter");
     let callbacks = callbacks(options).await?;
@@ -53,7 +53,7 @@ pub async fn reporter(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// Callbacks a second, and the processor time of one in microseconds.
+/// Measures callbacks a second, and the processor time of one in microseconds.
 async fn callbacks(options: &Options) -> Result<(f64, f64)> {
     let (mut rates, mut costs) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
@@ -87,7 +87,7 @@ async fn callbacks(options: &Options) -> Result<(f64, f64)> {
                 (sink.count() >= count).then_some(Instant::now())
             })
         };
-        // From when it is under way.
+        // The measurement starts when deliveries are under way.
         let first = usize::try_from(JOBS / 10)?;
         let begin = came(first).await?;
         let (before, counted) = (cpu_seconds(reporter.process().pid()), sink.count());
@@ -99,7 +99,9 @@ async fn callbacks(options: &Options) -> Result<(f64, f64)> {
     Ok((median(rates), median(costs)))
 }
 
-/// From a window's end and the grace to its record's time, in milliseconds, sorted; and the memory in MB.
+/// Returns the delays of records in milliseconds, sorted, and the memory in MB.
+///
+/// A delay lasts from the end of the window and the grace to the arrival of the record.
 async fn windows() -> Result<(Vec<f64>, f64)> {
     let broker = Broker::start().await?;
     let kafka = broker.kafka();
@@ -121,7 +123,7 @@ async fn windows() -> Result<(Vec<f64>, f64)> {
     ];
     flags.extend(["--kafka-brokers", kafka.brokers(), "--kafka-topic", &topic]);
     let reporter = Reporter::ready(&flags).await?;
-    // A window that is full, a while from now.
+    // A full window in the future.
     let full = length.window_at_ms(clock::now_ms() + 90_000);
     let keys = Keys::new("bench".parse()?);
     let mut connection = redis.connection().await?;
@@ -134,7 +136,7 @@ async fn windows() -> Result<(Vec<f64>, f64)> {
         );
         add.exec_async(&mut connection).await?;
     }
-    // Records of windows that ended before are read late.
+    // Records of windows that ended earlier are read late.
     let settled_ms = clock::now_ms() + 5_000;
     let mut lags = Vec::new();
     let mut memory: f64 = 0.0;

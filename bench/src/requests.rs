@@ -1,4 +1,4 @@
-//! What a request costs, beside the peers.
+//! The cost of a request, compared with the peers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::page::{Page, grouped, median};
 use crate::targets::{Component, Target};
 use crate::{Options, targets};
 
-/// What `verve-host` is measured against, and it first.
+/// The names of the programs in tables, `verve-host` first.
 const HOST: &str = "verve-host";
 const HELLO: &str = "verve-host, hello";
 const GO: &str = "Go, native";
@@ -40,7 +40,9 @@ async fn all(redis: &str) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// The median of several runs, each figure for itself, and the processor time per request in microseconds.
+/// The medians of several runs, each figure separately.
+///
+/// `cpu` is the processor time of a request in microseconds.
 #[derive(Clone, Copy, Default)]
 struct Measured {
     run: Run,
@@ -70,7 +72,7 @@ fn measure(target: &Target, run: impl Fn(SocketAddr) -> Result<Run>) -> Result<M
     Ok(Measured { run, cpu })
 }
 
-/// Requests a second in closed loop.
+/// Measures requests a second in closed loop.
 pub async fn rates(options: &Options, page: &mut Page) -> Result<()> {
     let redis = RedisServer::start().await?;
     let targets = all(&redis.url()).await?;
@@ -145,7 +147,7 @@ pub async fn rates(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// Latencies at a fixed rate.
+/// Measures latencies at a fixed rate.
 pub async fn latency(options: &Options, page: &mut Page) -> Result<()> {
     const RATE: u32 = 10_000;
     let oha = options
@@ -174,7 +176,7 @@ pub async fn latency(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// Responses that leave in two writes, and what that costs where Nagle's algorithm is on.
+/// Measures responses in two writes, and their cost with Nagle's algorithm.
 pub async fn writes(options: &Options, page: &mut Page) -> Result<()> {
     let redis = RedisServer::start().await?;
     page.section("Responses in two writes");
@@ -216,7 +218,7 @@ pub async fn writes(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// The share of responses of which the first packet is not all.
+/// Returns the share of responses that do not fit completely into the first read.
 async fn two_writes(address: SocketAddr, time: Duration) -> Result<f64> {
     let mut stream = TcpStream::connect(address).await?;
     let end = tokio::time::Instant::now() + time;
@@ -238,7 +240,7 @@ async fn two_writes(address: SocketAddr, time: Duration) -> Result<f64> {
     Ok(f64::from(two) / f64::from(all.max(1)))
 }
 
-/// Redis commands per request.
+/// Counts Redis commands per request.
 pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
     page.section("Redis commands per request");
     page.say("By `INFO commandstats`, expiry, statistics and connecting included; 100 connections.\n");
@@ -251,7 +253,7 @@ pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
         for traffic in [Traffic::Random, Traffic::Repeats] {
             let before = commands_so_far(&redis).await?;
             let run = load::closed(target.address(), 100, traffic, options.time())?;
-            // What is done after responses.
+            // Some commands are sent only after the responses.
             tokio::time::sleep(Duration::from_secs(2)).await;
             let commands = commands_so_far(&redis).await? - before;
             row.push(format!("{:.3}", commands as f64 / run.requests as f64));
@@ -262,7 +264,7 @@ pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// Requests a second while Redis is away, beside those while it is there.
+/// Measures requests a second with and without a reachable Redis.
 pub async fn away(options: &Options, page: &mut Page) -> Result<()> {
     page.section("While Redis is away");
     page.say(
@@ -313,13 +315,14 @@ async fn commands_so_far(redis: &RedisServer) -> Result<u64> {
         .arg("commandstats")
         .query_async(&mut connection)
         .await?;
-    // `cmdstat_sadd:calls=3,usec=…`. Those of asking are left out.
+    // Lines are like `cmdstat_sadd:calls=3,usec=…`. The INFO commands of this function do not
+    // count.
     let calls = info.lines().filter(|line| !line.starts_with("cmdstat_info"));
     let calls = calls.filter_map(|line| line.split_once("calls=")?.1.split(',').next()?.parse::<u64>().ok());
     Ok(calls.sum())
 }
 
-/// The size of a component's file, in KB.
+/// Returns the size of a component's file, in KB.
 pub fn size_kb(file: &str) -> Result<f64> {
     Ok(std::fs::metadata(targets::wasm(file)?)?.len() as f64 / 1000.0)
 }

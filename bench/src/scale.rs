@@ -1,4 +1,4 @@
-//! How the cost grows: more hosts, more Redis, more ids.
+//! The growth of the cost with more hosts, more Redis and more ids.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -20,14 +20,14 @@ use crate::page::{Page, grouped, median};
 use crate::requests::size_kb;
 use crate::targets::{Component, Target};
 
-/// How many ids [`balance`] is about.
+/// The number of ids in [`balance`].
 const IDS: i64 = 10_000_000;
 
-/// The component by itself: size, time to instantiate, memory.
+/// Measures the component alone: size, time to instantiate, memory.
 pub async fn component(options: &Options, page: &mut Page) -> Result<()> {
     page.section("The component");
     let redis = RedisServer::start().await?;
-    // Each request on an instance of its own, against all on a few.
+    // Each request on its own instance, compared with all requests on a few instances.
     let one_each = ["--max-instance-reuse-count", "1"];
     let fresh = Target::host("fresh", Kind::VerveHost, Component::Hello, &redis.url(), &one_each).await?;
     let reused = Target::host("reused", Kind::VerveHost, Component::Hello, &redis.url(), &[]).await?;
@@ -41,7 +41,7 @@ pub async fn component(options: &Options, page: &mut Page) -> Result<()> {
         let fresh = cpu(&fresh)?;
         costs.push(fresh - cpu(&reused)?);
     }
-    // Requests that wait, each in an instance of its own.
+    // Requests that wait, each in its own instance.
     let single = [
         "--max-instance-concurrent-reuse-count",
         "1",
@@ -79,7 +79,7 @@ pub async fn component(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// More hosts, more Redis, more ids.
+/// Measures the cost with more hosts, more Redis and more ids.
 pub async fn scale(options: &Options, page: &mut Page) -> Result<()> {
     page.section("How it grows");
     hosts(options, page).await?;
@@ -88,7 +88,9 @@ pub async fn scale(options: &Options, page: &mut Page) -> Result<()> {
     ids(page).await
 }
 
-/// 1, 2 and 4 hosts with as much load each, each on one processor alone, shared as there are fewer than hosts.
+/// Measures 1, 2 and 4 hosts with the same load each, each pinned to one processor.
+///
+/// Hosts share processors if there are fewer processors than hosts.
 async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
     page.say("1, 2 and 4 hosts, each on one processor alone and with 25 connections of its own: the cost of a request must not grow.\n");
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -128,7 +130,9 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// The same load on one server and on a cluster, with the ids of a window in one set and in more.
+/// Measures the same load on one server and on a cluster.
+///
+/// The ids of a window are in one set and in several.
 async fn clusters(options: &Options, page: &mut Page) -> Result<()> {
     page.say(
         "One host, 100 connections: one server, and a cluster of three primaries on the same processors, with the ids of a window in 1, 16 \
@@ -178,7 +182,9 @@ async fn clusters(options: &Options, page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// How evenly the nodes of a cluster share a window of 10 million ids, and what counting it takes.
+/// Measures how evenly the nodes of a cluster share a window of 10 million ids.
+///
+/// Also measures the time to count the window.
 async fn balance(page: &mut Page) -> Result<()> {
     page.say(
         "10 million ids in one window on a cluster of three primaries: the fullest partition and the fullest node against an even share, the same of \
@@ -200,7 +206,7 @@ async fn balance(page: &mut Page) -> Result<()> {
         let mut window = clock::current_window(clock::length(60));
         let mut waiting: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for number in 0..IDS {
-            // Ids of ten digits, as of a platform's users.
+            // Ids of ten digits, like the user ids of a platform.
             let id = Id(1_000_000_000 + number * 37);
             let key = keys.ids(window, id.partition(partitions));
             let ids = waiting.entry(key.clone()).or_default();
@@ -224,7 +230,7 @@ async fn balance(page: &mut Page) -> Result<()> {
             times.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         anyhow::ensure!(sizes.iter().sum::<u64>() == IDS as u64, "ids are missing: {sizes:?}");
-        // As `redis-cli --cluster create` has given out the slots.
+        // The slots are distributed as `redis-cli --cluster create` does it.
         let share = |window: Window| {
             let mut nodes = [0; 3];
             for (partition, size) in partitions.all().zip(&sizes) {
@@ -251,7 +257,7 @@ async fn balance(page: &mut Page) -> Result<()> {
     Ok(())
 }
 
-/// Windows of 10 thousand to 10 million ids.
+/// Measures windows of 10 thousand to 10 million ids.
 async fn ids(page: &mut Page) -> Result<()> {
     page.say("A window in Redis: recording an id into it, counting it, and what it takes.\n");
     let head = ["ids in the window", "SADD of one more, µs", "SCARD, µs", "bytes per id"];
@@ -267,7 +273,7 @@ async fn ids(page: &mut Page) -> Result<()> {
         while filled < count {
             let mut add = redis::cmd("SADD");
             add.arg(&key);
-            // Ids of ten digits, as of a platform's users.
+            // Ids of ten digits, like the user ids of a platform.
             for id in filled..(filled + 5_000) {
                 add.arg(Id(1_000_000_000 + id * 37).to_string());
             }

@@ -1,4 +1,6 @@
-//! What is measured: programs that answer the same requests, each on its own port, all on the same Redis.
+//! The measured programs.
+//!
+//! They answer the same requests, each on its own port, and all use the same Redis.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,30 +16,30 @@ use verve_tests::{http, net, paths, wait};
 
 /// A program under load.
 pub struct Target {
-    /// Its name in tables.
+    /// The name in tables.
     pub name: String,
     address: SocketAddr,
     process: Process,
     _folder: TempDir,
 }
 
-/// Which component a host runs.
+/// The component that a host runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Component {
-    /// Verve's.
+    /// Verve's component.
     Accept,
-    /// The one that records nothing.
+    /// The component that records nothing.
     Hello,
 }
 
 impl Target {
-    /// The native service in Rust.
+    /// Starts the native service in Rust.
     pub async fn axum(redis: &str) -> Result<Self> {
         let program = paths::target().join("release/axum-peer");
         Self::peer("axum (Rust, native)", &program, redis).await
     }
 
-    /// The native service in Go.
+    /// Starts the native service in Go.
     pub async fn go(redis: &str) -> Result<Self> {
         Self::peer("Go, native", &paths::target().join("bench/go-peer"), redis).await
     }
@@ -49,13 +51,13 @@ impl Target {
         Self::start(name, command, address, tempfile::tempdir()?).await
     }
 
-    /// A host with a component, and further flags of the host.
+    /// Starts a host with a component and further flags.
     pub async fn host(name: &str, kind: Kind, component: Component, redis: &str, flags: &[&str]) -> Result<Self> {
         let (command, address, folder) = host(kind, component, redis, flags)?;
         Self::start(name, command, address, folder).await
     }
 
-    /// `verve-host` with Verve's component, on one processor alone.
+    /// Starts `verve-host` with Verve's component, pinned to one processor.
     pub async fn host_on(processor: usize, name: &str, redis: &str) -> Result<Self> {
         let (host, address, folder) = host(Kind::VerveHost, Component::Accept, redis, &[])?;
         let command = under("taskset", &["-c", &processor.to_string()], &host);
@@ -63,7 +65,8 @@ impl Target {
     }
 
     async fn start(name: &str, mut command: Command, address: SocketAddr, folder: TempDir) -> Result<Self> {
-        // No error is made on the way of a good request; if one were, its backtrace would be seen in the figures.
+        // A successful request creates no error. If it did, the backtrace would show in the
+        // figures.
         command.env("RUST_BACKTRACE", "1");
         let process = Process::spawn(name, command)?;
         let target = Self {
@@ -80,30 +83,30 @@ impl Target {
         Ok(target)
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The processor time that it and its children have used, in seconds.
+    /// Returns the processor time of the process and its children, in seconds.
     pub fn cpu_seconds(&self) -> f64 {
         family(self.process.pid()).iter().map(|pid| cpu_seconds(*pid)).sum()
     }
 
-    /// The memory that it and its children have resident, in MB.
+    /// Returns the resident memory of the process and its children, in MB.
     pub fn memory_mb(&self) -> f64 {
         family(self.process.pid()).iter().map(|pid| memory_mb(*pid)).sum()
     }
 }
 
-/// The file of a component.
+/// Returns the path of a component's file.
 pub fn wasm(file: &str) -> Result<PathBuf> {
     let path = paths::repository().join("target/wasm32-wasip2/release").join(file);
     path.canonicalize()
         .with_context(|| format!("{}: run `cargo xtask bench`", path.display()))
 }
 
-/// The command that starts a host on a free port, in a folder of its own.
+/// Returns the command that starts a host on a free port, in its own folder.
 fn host(kind: Kind, component: Component, redis: &str, flags: &[&str]) -> Result<(Command, SocketAddr, TempDir)> {
     let address = net::free_address()?;
     let text = match component {
@@ -122,14 +125,14 @@ fn host(kind: Kind, component: Component, redis: &str, flags: &[&str]) -> Result
     Ok((command, address, folder))
 }
 
-/// A process and its children.
+/// Returns a process and all its descendants.
 fn family(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
     std::iter::once(pid).chain(children.flat_map(family)).collect()
 }
 
-/// The resident memory of a process, in MB; 0 if it is gone.
+/// Returns the resident memory of a process in MB; 0 if the process has ended.
 pub fn memory_mb(pid: u32) -> f64 {
     memory_kb(pid, "VmRSS").unwrap_or_default() as f64 / 1000.0
 }

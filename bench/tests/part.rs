@@ -1,4 +1,4 @@
-//! The benchmark can be run: parts of it, as short as they can be.
+//! Runs some parts of the benchmark, as short as possible.
 
 use std::fs;
 use std::process::Command;

@@ -1,7 +1,8 @@
-//! The counter of components for WASI 0.2, which every Spin since 2.0 can run. It answers as the other one does.
+//! The counter for components of WASI 0.2, which every Spin since 2.0 can run.
 //!
-//! An instance serves one request there, and each call of the host blocks it. So there is nothing to keep, nothing to share, and no
-//! spool; what one id asks of Redis is one script.
+//! Its answers are the same as those of the other counter. An instance serves one request, and each
+//! call to the host blocks it. Therefore it keeps and shares nothing, and has no spool. One script
+//! in Redis does everything for one id.
 
 use verve_counter_core::answer::{NotCounted, Outcome};
 use verve_counter_core::callback::Callback;
@@ -12,8 +13,10 @@ use verve_protocol::{CounterName, Id};
 
 use crate::spin2::{Spin2, done};
 
-/// A counter of unique ids, which the application's variables describe. What the statistics are to be told yet of its requests they are told
-/// when it is dropped: best after the response, since that is nothing to wait for.
+/// A counter of unique ids, which the application's variables configure.
+///
+/// When it is dropped, it flushes the statistics of its requests that are not flushed yet. Drop it
+/// after the response, so that the client does not wait for that.
 pub struct Counter {
     host: Spin2,
     counter: counter::Counter<Spin2>,
@@ -26,10 +29,11 @@ impl Drop for Counter {
 }
 
 impl Counter {
-    /// The counter.
+    /// Returns the unnamed counter.
     ///
     /// # Errors
-    /// If a variable is not there, or not valid: it says which, and what was expected, and shows no password.
+    /// If a variable is missing or invalid. The error names the variable and what was expected, and
+    /// contains no password.
     pub fn get() -> Result<Self, InvalidVariable> {
         let host = Spin2::new();
         let instance = done(Instance::load(host.clone()))?;
@@ -37,9 +41,11 @@ impl Counter {
         Ok(Self { host, counter })
     }
 
-    /// Another counter, by its name: what is added to it is counted and reported by itself. The counter that has no name, from [`Counter::get`], is the
-    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) counters with a name; what is
-    /// added to one more is not counted: [`Limit::Counters`](crate::Limit::Counters).
+    /// Returns a named counter, which is counted and reported separately.
+    ///
+    /// The unnamed counter, from [`Counter::get`], is that of Verve's own route. A namespace has at
+    /// most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) named counters. Ids that
+    /// are added to a further one are not counted: [`Limit::Counters`](crate::Limit::Counters).
     #[must_use]
     pub fn open(&self, name: CounterName) -> Self {
         Self {
@@ -51,28 +57,33 @@ impl Counter {
     /// Counts an id in the window that is open now.
     ///
     /// # Errors
-    /// If the id is not counted. After [`NotCounted::Unavailable`] it may be.
+    /// If the id is not counted. After [`NotCounted::Unavailable`], it may be counted nevertheless.
     pub fn add(&self, id: Id) -> Result<Outcome, NotCounted> {
         self.add_with_callback(id, None)
     }
 
-    /// The same, and has the reporter call somebody, soon after, with the window's count as it is then: once for each time that this is asked for, also for an
-    /// id that is there already. An outcome says that both are recorded. The count is the one of the counter that has no name, whichever this is.
+    /// Counts an id like [`Counter::add`], and requests a callback.
+    ///
+    /// Soon afterwards, the reporter calls the endpoint with the count that the window then has. It
+    /// does so once for each request, also if the id is a duplicate. An outcome means that both the
+    /// id and the callback are recorded. The count is always that of the unnamed counter, even if
+    /// this counter is named.
     ///
     /// # Errors
-    /// If one of both is not recorded. The other one may be.
+    /// If the id or the callback is not recorded. The other one may be recorded.
     pub fn add_with_callback(&self, id: Id, callback: Option<Callback>) -> Result<Outcome, NotCounted> {
         done(self.counter.add(id, callback))
     }
 
-    /// Counts ids in the window that is open now, those of a partition at once, and answers what became of each, in their order. Of equal ones the
-    /// first may be new.
-    #[must_use = "what is not counted has to be added again"]
+    /// Counts ids in the open window, and returns their outcomes in order.
+    ///
+    /// The ids of a partition are added together. Of equal ids, the first may be new.
+    #[must_use = "an id that is not counted has to be added again"]
     pub fn add_many(&self, ids: &[Id]) -> Vec<Result<Outcome, NotCounted>> {
         done(self.counter.add_many(ids))
     }
 
-    /// Counts, in the statistics alone, a request that had no valid id.
+    /// Counts a request without a valid id, in the statistics only.
     pub fn count_invalid(&self) {
         self.counter.count_invalid();
     }

@@ -1,4 +1,4 @@
-//! What components of WASI 0.3 count by.
+//! The counter for components of WASI 0.3.
 
 use std::rc::Rc;
 
@@ -16,15 +16,18 @@ thread_local! {
     static INSTANCE: Rc<SingleFlight<Rc<Instance<Spin3>>, InvalidVariable>> = Rc::default();
 }
 
-/// A counter of unique ids, which the application's variables describe. One for each instance of a component, however often it is asked for.
+/// A counter of unique ids, which the application's variables configure.
+///
+/// Each instance of a component has one, however often it calls [`Counter::get`].
 #[derive(Clone)]
 pub struct Counter(counter::Counter<Spin3>);
 
 impl Counter {
-    /// The counter.
+    /// Returns the unnamed counter.
     ///
     /// # Errors
-    /// If a variable is not there, or not valid: it says which, and what was expected, and shows no password.
+    /// If a variable is missing or invalid. The error names the variable and what was expected, and
+    /// contains no password.
     pub async fn get() -> Result<Self, InvalidVariable> {
         let slot = INSTANCE.with(Rc::clone);
         let load = async || Instance::load(Spin3).await;
@@ -32,44 +35,56 @@ impl Counter {
         Ok(Self(counter::Counter::new(instance)))
     }
 
-    /// Another counter, by its name: what is added to it is counted and reported by itself. The counter that has no name, from [`Counter::get`], is the
-    /// one of Verve's own route. A namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) counters with a name; what is added to one more is not counted:
-    /// [`Limit::Counters`](crate::Limit::Counters).
+    /// Returns a named counter, which is counted and reported separately.
+    ///
+    /// The unnamed counter, from [`Counter::get`], is that of Verve's own route. A namespace has at
+    /// most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) named counters. Ids that
+    /// are added to a further one are not counted: [`Limit::Counters`](crate::Limit::Counters).
     #[must_use]
     pub fn open(&self, name: CounterName) -> Self {
         Self(self.0.open(name))
     }
 
-    /// Counts an id in the window that is open now. Given up before it has answered, it may be counted all the same, and holds nobody else
-    /// up.
+    /// Counts an id in the window that is open now.
+    ///
+    /// If the future is dropped before it is ready, the id may still be counted, and no other call
+    /// is delayed.
     ///
     /// # Errors
-    /// If the id is not counted. After [`NotCounted::Unavailable`] it may be.
+    /// If the id is not counted. After [`NotCounted::Unavailable`], it may be counted nevertheless.
     pub async fn add(&self, id: Id) -> Result<Outcome, NotCounted> {
         self.0.add(id, None).await
     }
 
-    /// The same, and has the reporter call somebody, soon after, with the window's count as it is then: once for each time that this is asked for, also for an
-    /// id that is there already. An outcome says that both are recorded. The count is the one of the counter that has no name, whichever this is.
+    /// Counts an id like [`Counter::add`], and requests a callback.
+    ///
+    /// Soon afterwards, the reporter calls the endpoint with the count that the window then has. It
+    /// does so once for each request, also if the id is a duplicate. An outcome means that both the
+    /// id and the callback are recorded. The count is always that of the unnamed counter, even if
+    /// this counter is named.
     ///
     /// # Errors
-    /// If one of both is not recorded. The other one may be.
+    /// If the id or the callback is not recorded. The other one may be recorded.
     pub async fn add_with_callback(&self, id: Id, callback: Option<Callback>) -> Result<Outcome, NotCounted> {
         self.0.add(id, callback).await
     }
 
-    /// Counts ids at once in the window that is open now, and answers what became of each, in their order. Of equal ones the first may be new.
-    #[must_use = "what is not counted has to be added again"]
+    /// Counts ids together in the open window, and returns their outcomes in order.
+    ///
+    /// Of equal ids, the first may be new.
+    #[must_use = "an id that is not counted has to be added again"]
     pub async fn add_many(&self, ids: &[Id]) -> Vec<Result<Outcome, NotCounted>> {
         self.0.add_many(ids).await
     }
 
-    /// Counts, in the statistics alone, a request that had no valid id.
+    /// Counts a request without a valid id, in the statistics only.
     pub fn count_invalid(&self) {
         self.0.count_invalid();
     }
 
-    /// Brings to Redis what may be left in the spool, in the background, as every first request of an instance does.
+    /// Drains what may be left in the spool into Redis, in the background.
+    ///
+    /// The first request of each instance does this too.
     pub fn look_into_spool(&self) {
         self.0.look_into_spool();
     }

@@ -1,6 +1,7 @@
-//! Counts unique ids exactly, by window, in Redis, for components of Spin and hosts like it.
+//! Counts unique ids exactly, by window, in Redis, for Spin and similar hosts.
 //!
-//! An id that is answered with an [`Outcome`] is counted once in its window, whatever fails from then on; a reporter, `verve-reporter`, publishes each window's count to Kafka.
+//! An id with an [`Outcome`] is counted once in its window, even if something fails afterwards. A
+//! reporter, `verve-reporter`, publishes the count of each window to Kafka.
 #![cfg_attr(
     all(target_family = "wasm", feature = "async"),
     doc = r#"
@@ -31,8 +32,10 @@ async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
 "#
 )]
 //!
-//! The component's variables say where Redis is: `redis_urls` is the one that has to be set. `spin.toml` has to allow the component to reach it, and
-//! to use the SQLite database `default`, where ids wait while Redis is away; without that they are refused meanwhile.
+//! The component's variables configure the counter. Only `redis_urls`, the addresses of Redis, must
+//! be set. `spin.toml` must allow the component to reach Redis, and to use the SQLite database
+//! `default`, where ids wait while Redis is unreachable. Without the database, ids are refused
+//! meanwhile.
 //!
 //! # Features
 //!
@@ -41,13 +44,15 @@ async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
 //!
 //! # Inside
 //!
-//! What is decided about an id is in `verve-counter-core`, for every host. Here are
-//! - `counter`: what components call
-//! - `spin3`: what the core needs of the host, by Spin's interfaces; `spin3::limit`: time limits without a timer for each
+//! `verve-counter-core` decides about ids, for every host. This crate contains:
 //!
-//! For WASI 0.2, where instances serve one request each, there are `blocking` and `spin2` in their place.
+//! - `counter`: the functions that components call
+//! - `spin3`: the core's ports, with Spin's interfaces; `spin3::limit`: time limits without a timer
+//!   for each
 //!
-//! What talks to the host exists only in WebAssembly.
+//! For WASI 0.2, where an instance serves one request, `blocking` and `spin2` take their place.
+//!
+//! The modules that call the host exist only in WebAssembly.
 
 #[cfg(all(target_family = "wasm", feature = "blocking"))]
 pub mod blocking;

@@ -1,6 +1,8 @@
-//! The core's ports for Spin 2, and hosts like it, by WASI 0.2. It knows nothing of ids.
+//! The core's ports for Spin 2 and similar hosts, with WASI 0.2.
 //!
-//! Each call of the host blocks the instance, which serves one request. So every future is ready at once, there is no spool, and nobody waits for anybody.
+//! This module knows nothing of ids. Each call to the host blocks the instance, which serves one
+//! request. Therefore every future is ready immediately, there is no spool, and nothing waits for
+//! anything else.
 
 use std::cell::RefCell;
 use std::pin::{Pin, pin};
@@ -27,21 +29,23 @@ mod bindings {
     });
 }
 
-/// The most polls of a future that has nothing to wait for: some take turns with themselves.
+/// The maximum number of polls of a future that has nothing to wait for.
+///
+/// More than one may be necessary, because some futures yield.
 const MOST_POLLS: u32 = 1000;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// The host that this component is in.
+/// The host that runs this component.
 #[derive(Clone)]
 pub struct Spin2 {
     begin: Instant,
-    /// What is to be done in the background: once nobody waits for the instance.
+    /// Background tasks, which run when the client no longer waits for the instance.
     tasks: Rc<RefCell<Vec<Task>>>,
 }
 
 impl Spin2 {
-    /// Nothing is to be done yet.
+    /// Creates the host, without background tasks.
     pub fn new() -> Self {
         Self {
             begin: Instant::now(),
@@ -49,7 +53,7 @@ impl Spin2 {
         }
     }
 
-    /// Does what is to be done in the background, to its end.
+    /// Runs the background tasks to their end.
     pub fn finish(&self) {
         loop {
             let Some(task) = self.tasks.borrow_mut().pop() else {
@@ -60,7 +64,7 @@ impl Spin2 {
     }
 }
 
-/// What comes of the work, which has nothing to wait for.
+/// Returns the result of work that has nothing to wait for.
 pub fn done<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     let mut context = Context::from_waker(Waker::noop());
@@ -116,7 +120,7 @@ fn failed(error: redis::Error) -> RedisError {
     }
 }
 
-/// There is no database.
+/// The database, which does not exist.
 pub enum NoDatabase {}
 
 impl Disk for Spin2 {
@@ -148,7 +152,7 @@ impl Clock for Spin2 {
     }
 }
 
-/// Time is limited by the host, if at all.
+/// No time limit: only the host may limit the time.
 pub struct NoLimit;
 
 impl Limit for NoLimit {

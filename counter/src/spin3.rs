@@ -1,8 +1,11 @@
-//! The core's ports for Spin 3, and hosts like it, by WASI 0.3. It knows nothing of ids.
+//! The core's ports for Spin 3 and similar hosts, with WASI 0.3.
 //!
-//! Each call of an exported function is a task of its own to the host, driven by `wit-bindgen` without its feature `inter-task-wakeup`, which wasmtime 48 and later
-//! refuse: no task may wake another one by Rust's own means. Streams are the host's, and so whoever waits reads from one that carries nothing, and
-//! is woken by its writing end being dropped. This can go once `wit-bindgen` wakes tasks in a way that hosts accept.
+//! This module knows nothing of ids. To the host, each call of an exported function is a separate
+//! task. `wit-bindgen` drives it without its feature `inter-task-wakeup`, which wasmtime 48 and
+//! later refuse: no task may wake another one with Rust's own means. But streams belong to the
+//! host. A waiting task therefore reads from a stream that carries nothing, and wakes when the
+//! writing end is dropped. This can be removed when `wit-bindgen` wakes tasks in a way that hosts
+//! accept.
 
 mod limit;
 
@@ -23,7 +26,7 @@ use verve_counter_core::spooled::SpoolError;
 
 use limit::Limits;
 
-/// The host that this component is in.
+/// The host that runs this component.
 #[derive(Clone, Copy, Debug)]
 pub struct Spin3;
 
@@ -140,7 +143,8 @@ impl Tasks for Spin3 {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        // To be found by whoever is polled next, which is why nothing is spawned while something is dropped.
+        // The next task that is polled finds it. Therefore nothing is spawned while a value is
+        // dropped.
         wit_bindgen::spawn(task);
     }
 

@@ -1,7 +1,9 @@
-"""A telemetry ingest in Python: `GET /ingest?device=<number>[&device=…][&fleet=<name>]` counts devices, in all or by their fleet, and answers
-what became of each.
+"""A telemetry ingest in Python, which counts devices.
 
-It knows nothing of Verve but an interface: the component that counts is composed with this one.
+`GET /ingest?device=<number>[&device=…][&fleet=<name>]` counts the devices, in all or by their
+fleet, and returns the outcome of each.
+
+This component knows only an interface of Verve; the component that counts is composed with it.
 """
 
 import json
@@ -20,7 +22,7 @@ from wit_world.imports.verve_unique_types import (
 )
 from wit_world.imports.wasi_http_types import Fields, OutgoingBody, OutgoingResponse, ResponseOutparam
 
-# What a stream takes at once.
+# The maximum number of bytes in one write to a stream.
 MOST = 4096
 
 
@@ -48,7 +50,7 @@ class IncomingHandler(exports.IncomingHandler):
 
 
 def number(text):
-    """A number of 64 bits, or None."""
+    """Return a 64-bit number, or None."""
     try:
         value = int(text)
     except ValueError:
@@ -57,7 +59,10 @@ def number(text):
 
 
 def refused(error):
-    """How a client is told that something is not counted: a status, and a line. What is the operator's goes to the log instead."""
+    """Return the status and the line for a client whose id is not counted.
+
+    Problems that the operator must solve go to the log instead.
+    """
     match error:
         case Error_InvalidName(line):
             return 400, line

@@ -1,7 +1,9 @@
-//! What must hold of everything that reads what others wrote, whatever they wrote: no panic, and what is taken is what it seems.
+//! Properties of everything that parses external input, for any input.
 //!
-//! `cargo xtask fuzz` looks for what breaks it by libFuzzer, for as long as one likes (`libfuzzer/`); `cargo xtask test` tries the texts that
-//! are kept in `corpus/`, and random ones (`tests/`).
+//! Nothing panics, and an accepted value is what it seems to be.
+//!
+//! `cargo xtask fuzz` searches for violations with libFuzzer, for as long as you like
+//! (`libfuzzer/`). `cargo xtask test` tries the texts in `corpus/`, and random ones (`tests/`).
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -13,7 +15,7 @@ use verve_counter_core::reply::Reply;
 use verve_protocol::slot::SLOTS;
 use verve_protocol::{CallbackJob, Endpoint, Id, RedisUrls, Report, SpoolState, WindowLength};
 
-// Parts of programs that are no library's business otherwise.
+// Modules of programs that are in no library.
 #[path = "../../host/src/manifest.rs"]
 #[allow(dead_code, reason = "the host reads more of it")]
 mod manifest;
@@ -27,15 +29,15 @@ mod routes;
 #[allow(dead_code, reason = "the host uses more of it")]
 mod variables;
 
-/// As in the host.
+/// A substitute for the host's module of this name.
 mod database {
     pub const DATABASE: &str = "default";
 }
 
-/// What reads something, and what must hold of it.
+/// Parses a text, and checks the properties of the result.
 pub type Target = fn(&str);
 
-/// All of them, by their names.
+/// All targets, by name.
 pub const TARGETS: [(&str, Target); 7] = [
     ("address", address),
     ("cluster", cluster),
@@ -46,10 +48,12 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("request", request),
 ];
 
-/// A request's path and query. What is accepted says the same when it is written again.
+/// Checks the path and query of a request.
+///
+/// An accepted request stays the same when it is written and parsed again.
 ///
 /// # Panics
-/// If that does not hold; so do all others.
+/// If a property does not hold, as in all other targets.
 pub fn request(text: &str) {
     let Ok(accept) = Accept::parse(text) else { return };
     let written: Id = accept.id.to_string().parse().expect("an id reads back");
@@ -59,7 +63,9 @@ pub fn request(text: &str) {
     }
 }
 
-/// An endpoint. What is taken is a URL of `http` or `https` without userinfo, kept as it is.
+/// Checks an endpoint.
+///
+/// An accepted text is a URL of `http` or `https` without userinfo, kept as it is.
 pub fn endpoint(text: &str) {
     let Ok(endpoint) = text.parse::<Endpoint>() else { return };
     assert_eq!(endpoint.to_string(), text);
@@ -69,7 +75,9 @@ pub fn endpoint(text: &str) {
     assert!(text.len() <= Endpoint::MAX_BYTES);
 }
 
-/// Whether a callback may go to a URL. None goes where the standard library says that it is no public address.
+/// Checks whether a callback may call a URL.
+///
+/// It may not call an address that the standard library does not regard as public.
 pub fn address(text: &str) {
     let Ok(url) = Url::parse(text) else { return };
     let address: IpAddr = match url.host() {
@@ -102,7 +110,9 @@ pub fn address(text: &str) {
     }
 }
 
-/// What is in Redis: a callback job, a report, the state of a spool. What is read says the same when it is written again.
+/// Checks the records in Redis: a callback job, a report, the state of a spool.
+///
+/// A parsed record stays the same when it is written and parsed again.
 pub fn records(text: &str) {
     let mut lines = text.lines();
     let fields: Vec<Option<&str>> = ["endpoint", "method", "window", "revision"]
@@ -132,7 +142,7 @@ pub fn records(text: &str) {
     }
 }
 
-/// A list of Redis servers. What is shown of it has no password.
+/// Checks a list of Redis servers. Its displayed form contains no password.
 pub fn redis_urls(text: &str) {
     let Ok(urls) = text.parse::<RedisUrls>() else { return };
     for url in urls.as_slice() {
@@ -143,7 +153,10 @@ pub fn redis_urls(text: &str) {
     }
 }
 
-/// What the nodes of a cluster say: a map has a node or none for each slot, and a redirection is told the same however it is introduced.
+/// Checks the answers of the nodes of a cluster.
+///
+/// A map has one node or none for each slot, and the text before a redirection does not change what
+/// is parsed.
 pub fn cluster(text: &str) {
     let parts = text.split(' ').map(|word| match word.parse() {
         Ok(number) => Reply::Number(number),
@@ -166,7 +179,7 @@ pub fn cluster(text: &str) {
     }
 }
 
-/// A manifest.
+/// Checks a manifest.
 pub fn manifest(text: &str) {
     let _ = manifest::Manifest::parse(text, Path::new(""));
 }

@@ -1,4 +1,4 @@
-//! The texts that are kept, and random ones that resemble what is expected.
+//! Tries the texts of the corpus, and random texts that resemble valid ones.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ fn what_is_kept_holds() {
     }
 }
 
-/// Pieces of all that is read, in any order.
+/// Generates texts from pieces of all kinds of input, in any order.
 fn text() -> impl Strategy<Value = String> {
     let pieces = [
         "/api/verve/accept?id=",

@@ -50,8 +50,7 @@ pub struct Arguments {
 
     /// Sets a variable of the manifest; repeat the flag for each variable. It takes precedence over
     /// `SPIN_VARIABLE_NAME` in the environment
-    // A value may be secret and must never be shown, so `Values` parses it later, and clap does
-    // not.
+    // A value may be secret and must never be shown, so `Values` parses it later, instead of clap.
     #[arg(long = "variable", value_name = "NAME=VALUE")]
     pub variables: Vec<String>,
 
@@ -106,7 +105,8 @@ pub enum LogFormat {
 /// The commands besides running the component.
 #[derive(Subcommand)]
 enum Command {
-    /// Ask a host on this machine whether it can serve, for a container's health check: exit code 0 if it can, else 1
+    /// Ask a host on this machine whether it can serve, for a container's health check: exit code 0
+    /// if it can, else 1
     Healthcheck {
         /// Address that the host listens on
         #[arg(value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = socket_address)]

@@ -18,8 +18,9 @@ const FILE_NAME: &str = "sqlite_db.db";
 #[derive(Clone)]
 pub struct Database {
     file: PathBuf,
-    /// Stays open while the host runs. Otherwise closing the last connection would make SQLite
-    /// clean up, while an instance waits.
+    /// Stays open while the host runs.
+    ///
+    /// Otherwise closing the last connection would make SQLite clean up, while an instance waits.
     _kept_open: Arc<Mutex<rusqlite::Connection>>,
 }
 

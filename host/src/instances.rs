@@ -64,7 +64,7 @@ impl Factory {
         }))
     }
 
-    /// Ends all idle instances immediately, and waits for those that still work.
+    /// Ends the idle instances of all threads immediately, and waits for the others.
     ///
     /// Waits at most `limit`. Returns how many instances still work then.
     pub async fn drain(&self, limit: Duration) -> usize {
@@ -228,7 +228,7 @@ async fn serve(
             if !over && !waited && draining.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            // The queue is closed first, so that no job that arrives before the next poll is lost.
+            // The queue is closed first: a job that arrived before the next poll would be lost.
             jobs.close();
             if jobs.is_empty() {
                 return Poll::Ready(Ok(()));

@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the data read from these pieces, each sent after the previous one was read.
+    /// Returns the data read from these pieces, each sent after the one before was read.
     async fn read(pieces: &[&str], at_once: usize) -> String {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         let mut server = Lenient::new(server);

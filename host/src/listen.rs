@@ -45,29 +45,29 @@ pub async fn serve(
     site.is_stopping.store(true, Ordering::Relaxed);
     if signal == SIGTERM && !grace.is_zero() {
         let seconds = grace.as_secs_f32();
-        tracing::info!("{signal}: serving for {seconds} s longer, until load balancers have turned away");
+        tracing::info!("{signal}: serving for {seconds} s longer, until load balancers have stopped sending");
         tokio::select! {
             never = accept(&listener, &workers, &places) => match never {},
             () = tokio::time::sleep(grace) => {}
             signal = signals.next() => {
-                tracing::warn!("{signal}: stopping at once");
+                tracing::warn!("{signal}: stopping immediately");
                 return Ok(Ended::Cut);
             }
         }
     }
     drop(listener);
-    tracing::info!("{signal}: stopping once requests in flight are answered; a second signal stops at once");
+    tracing::info!("{signal}: stopping once requests in flight are answered; a second signal stops immediately");
     let stop = async {
         workers.stop().await;
         let cut = factory.drain(BACKGROUND_LIMIT).await;
         if cut > 0 {
-            tracing::warn!("stopping although {cut} instances still work on something after their responses");
+            tracing::warn!("stopping although {cut} instances still work after their responses");
         }
     };
     tokio::select! {
         () = stop => Ok(Ended::Gracefully),
         signal = signals.next() => {
-            tracing::warn!("{signal}: stopping at once");
+            tracing::warn!("{signal}: stopping immediately");
             Ok(Ended::Cut)
         }
         () = tokio::time::sleep(LIMIT) => {

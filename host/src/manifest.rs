@@ -31,7 +31,7 @@ pub struct Manifest {
 pub struct Component {
     /// Its name in the manifest.
     pub id: String,
-    /// The path of the compiled component; relative paths start at the manifest's folder.
+    /// The path of the compiled component; relative paths start at the manifest.
     pub source: PathBuf,
     /// Templates, which [`crate::outbound`] parses.
     pub allowed_outbound_hosts: Vec<String>,

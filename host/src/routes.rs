@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A route of the manifest: `/exact`, or `/prefix/...` for all paths below it too.
+/// A route of the manifest: `/exact`, or `/prefix/...` for the prefix and all below.
 ///
 /// Slashes at either end of a route or path are ignored, as in Spin: `/accept` also matches
 /// `/accept/`.

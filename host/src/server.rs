@@ -25,7 +25,7 @@ use crate::instances::Instances;
 use crate::lenient::Lenient;
 use crate::routes::Route;
 
-/// The interval at which the component is asked to maintain its database.
+/// The interval at which the component is asked to drain its database.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(30);
 /// The path of Spin's own health check, which is served beside the routes.
 const HEALTH: &str = "/.well-known/spin/health";
@@ -45,7 +45,7 @@ pub struct Site {
     pub max_head: usize,
     /// The maximum number of open connections.
     pub max_connections: NonZeroUsize,
-    /// Whether the host asks the component to maintain its database.
+    /// Whether the host asks the component to drain its database.
     pub looks_after: bool,
     /// Whether the component answers that it cannot work with its configuration.
     pub is_misconfigured: Arc<AtomicBool>,
@@ -56,7 +56,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Records whether the component cannot serve at all, and logs a change to that state.
+    /// Records whether the component cannot serve at all, and logs when that begins.
     fn note(&self, fails: bool) {
         if self.is_misconfigured.swap(fails, Ordering::Relaxed) || !fails {
             return;
@@ -71,7 +71,7 @@ impl Site {
     }
 }
 
-/// Asks the component to maintain its database, immediately and then periodically.
+/// Asks the component to drain its database, immediately and then periodically.
 ///
 /// The component processes the data that it may have left there, even if no client sends it a
 /// request again. The request is `OPTIONS`, which the component answers only with the methods it
@@ -90,7 +90,7 @@ pub async fn look_after(site: Arc<Site>, instances: Instances) {
         request.headers_mut().insert(HOST, host);
         match instances.handle(request).await {
             Ok(answer) => site.note(answer.status().is_server_error()),
-            Err(error) => tracing::debug!("the component did not look after its database: {error}"),
+            Err(error) => tracing::debug!("the component did not drain its database: {error}"),
         }
         tokio::time::sleep(LOOK_AFTER_EVERY).await;
     }

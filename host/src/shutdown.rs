@@ -30,7 +30,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers; from now on these signals do not end the process.
+    /// Installs the handlers; from now on these signals do not kill the process.
     ///
     /// # Errors
     /// If the operating system refuses.

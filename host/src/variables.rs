@@ -113,7 +113,7 @@ impl Values {
         Ok(Self { values, given })
     }
 
-    /// Returns the variables that were set, as `--variable name` or `SPIN_VARIABLE_NAME`.
+    /// Returns what sets variables: `--variable name` or `SPIN_VARIABLE_NAME` for each.
     ///
     /// All other variables have their default.
     pub fn given(&self) -> &[String] {

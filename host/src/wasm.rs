@@ -146,7 +146,7 @@ fn compiled() -> Option<Cache> {
     // saves only a little space.
     config.with_optimized_compression_usage_counter_threshold(u64::MAX);
     Cache::new(config)
-        .inspect_err(|error| tracing::debug!("what is compiled is not kept: {error:#}"))
+        .inspect_err(|error| tracing::debug!("cannot keep the compiled component: {error:#}"))
         .ok()
 }
 

@@ -1,5 +1,5 @@
--- Gets the lease unless somebody has it, and answers whether it did. Begins with what a full Redis allows, see
--- close.lua.
+-- Acquires the lease if nobody holds it. Returns 1 if it did, or else 0. It begins with a command
+-- that a full Redis allows: see close.lua.
 --
 -- KEYS: lease. ARGV: holder, milliseconds.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end

@@ -1,8 +1,8 @@
--- Adds ids to sets, and answers for each 1 if it was there before, 0 if not, or -1 if its set is not on
--- this node any more, which is an error if it is the only one.
+-- Adds ids to sets. Returns for each id 1 if it was already there, 0 if not, or -1 if its set is no
+-- longer on this node. If there is only one set, the latter is an error.
 --
--- KEYS: one of the sets, which brings the script to their node. ARGV: for each set its key, how many ids there
--- are for it, and these, all different.
+-- KEYS: one of the sets, which routes the script to their node. ARGV: for each set its key, the
+-- number of its ids, and these ids, all different.
 local run = #ARGV == 2 + ARGV[2] and redis.call or redis.pcall
 local known, at = {}, 1
 while at < #ARGV do

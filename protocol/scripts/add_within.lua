@@ -1,8 +1,8 @@
--- Adds ids to a set as far as there is room, and answers for each what came of it: 0 if it is new, 1 if
--- it was there, 2 if there was no room.
+-- Adds ids to a set as long as there is room. Returns the outcome of each id: 0 if it is new, 1 if
+-- it was already there, 2 if there was no room.
 --
--- KEYS: the set. ARGV: the most ids or nothing, when the window ends in Unix seconds or nothing, `again` or
--- nothing (see keep.lua), and the ids, all different.
+-- KEYS: the set. ARGV: the maximum number of ids or an empty text, the end of the window in Unix
+-- seconds or an empty text, `again` or an empty text (see keep.lua), and the ids, all different.
 local known = redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, 4))
 local room = ARGV[1] ~= '' and ARGV[1] - redis.call('SCARD', KEYS[1]) or math.huge
 for i, there in ipairs(known) do

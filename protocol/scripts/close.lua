@@ -1,11 +1,13 @@
--- Closes a set of a window: moves its ids aside, so that none is added to them any more, and answers how many
--- there are. Done again, or by a reporter that has lost the lease meanwhile, it changes nothing, also when there
--- was no id to move.
--- Like every script that has windows reported and removed, it begins with something that a full Redis
--- (`noeviction`) allows: what removes. After that Redis allows the rest of it, and only so it comes to have room
--- again.
+-- Closes a set of a window: moves its ids to another key, so that no more ids are added to them.
+-- Returns their number. If it runs again, or for a reporter that has lost the lease meanwhile, it
+-- changes nothing, even if there was no id to move.
 --
--- KEYS: the ids, where they go, and what tells that the window was closed. ARGV: seconds to keep the latter two.
+-- Like every script with which windows are reported and removed, it begins with a command that a
+-- full Redis (`noeviction`) allows: one that removes something. Redis then allows the rest of the
+-- script. Only in this way does Redis get room again.
+--
+-- KEYS: the ids, the key to which they are moved, the mark that the window was closed. ARGV:
+-- seconds to keep the latter two.
 local ids, closed, closing = unpack(KEYS)
 if redis.call('EXISTS', closing) == 0 then
   redis.call('UNLINK', closing)

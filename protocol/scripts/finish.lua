@@ -1,9 +1,10 @@
--- Makes windows final, and writes down that what they were counted by is to be removed. Answers 0 without the
--- lease. The newest report is noted here too: a Redis that has taken over may have lost the note of before, and a
--- leader that does not find it would count windows again that have nothing left to count.
+-- Makes windows final, and stores that their sets are to be removed. Returns 0 without the lease.
 --
--- KEYS: lease, reports, pending, open reports, progress. ARGV: lease holder, seconds to keep what is pending, what
--- is pending, then for each window its field and report.
+-- It also notes the newest report. After a failover, Redis may have lost the earlier note. A leader
+-- that does not find the note would count windows again that have no ids left.
+--
+-- KEYS: lease, reports, pending, open reports, progress. ARGV: lease holder, seconds to keep the
+-- pending steps, the pending step, then for each window its field and report.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local newest = tonumber(redis.call('HGET', KEYS[5], 'newest') or -1)
 for i = 4, #ARGV, 2 do

@@ -1,4 +1,5 @@
--- Has a set of ids expire, see keep.lua. Answers 0 if the set is not there or, without `again`, has an expiry.
+-- Sets the expiry of a set of ids: see keep.lua. Returns 0 if the set does not exist or, without
+-- `again`, already has an expiry.
 --
--- KEYS: the set. ARGV: when its window ends, in Unix seconds, and `again` or nothing.
+-- KEYS: the set. ARGV: the end of its window in Unix seconds, and `again` or an empty text.
 return keep(KEYS[1], ARGV[1], ARGV[2] ~= '')

@@ -1,6 +1,7 @@
--- Notes where the first reporter of all began, unless one has, and answers where that was.
+-- Notes the window with which the first reporter began, unless there is a note. Returns the start
+-- of that window.
 --
--- KEYS: where that is noted. ARGV: the start of the window that it is to begin with.
+-- KEYS: the note. ARGV: the start of the window to begin with.
 local began = redis.call('GET', KEYS[1])
 if began then return began end
 redis.call('UNLINK', KEYS[1])

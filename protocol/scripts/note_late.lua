@@ -1,6 +1,7 @@
--- Notes that ids of windows are about to be put aside.
+-- Notes that ids of windows are about to be kept apart as late ids.
 --
--- KEYS: the windows of which some are. ARGV: for how long it is known, in seconds, and their starts.
+-- KEYS: the windows with late ids. ARGV: how long the note is kept, in seconds, and the starts of
+-- the windows.
 redis.call('ZREM', KEYS[1], '')
 for i = 2, #ARGV do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i]) end
 redis.call('EXPIRE', KEYS[1], ARGV[1])

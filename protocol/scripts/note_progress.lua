@@ -1,6 +1,6 @@
--- Notes how far the reporter is.
+-- Notes the progress of the reporter.
 --
--- KEYS: progress. ARGV: what, and its value.
+-- KEYS: progress. ARGV: a field, and its value.
 redis.call('HDEL', KEYS[1], '')
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1

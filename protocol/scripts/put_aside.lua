@@ -1,6 +1,7 @@
--- Puts ids aside that came after their window was final, and answers how many.
+-- Moves ids that arrived after their window was final to the late ids. Returns how many late ids
+-- this adds.
 --
--- KEYS: the ids, and where they go. ARGV: seconds to keep them.
+-- KEYS: the ids, the late ids. ARGV: seconds to keep the late ids.
 local ids, late = unpack(KEYS)
 local before = redis.call('SCARD', late)
 if redis.call('EXISTS', ids) == 1 then

@@ -1,26 +1,30 @@
--- Records a request, and answers what came of it: `new`, `duplicate`, or the outcome that it was told. If there is
--- no room for the callback job, it does nothing and answers `full`; if the id or the job is beyond a limit, it
--- answers which, and counts the request.
--- An attempt after one whose answer was lost counts nothing unless it adds the id: it may have been counted.
--- So the statistics may miss a request, but never count one twice, unless its window was closed in between. Ids are
--- exact either way.
--- If the id is the first of its set, or in a set elsewhere, it notes that the window has ids: also if it was in that
--- set before, since whoever has added it may have had no answer, and noted nothing.
+-- Records a request, and returns its outcome: `new`, `duplicate`, or the outcome in its arguments.
+-- If there is no room for the callback job, it does nothing and returns `full`. If the id or the
+-- job exceeds a limit, it returns the name of that limit and counts the request.
 --
--- KEYS: the window's ids, its statistics, the stream of callback jobs, the window's endpoints, the windows that
--- have ids. ARGV: names, each with its value:
+-- A repeated attempt, after one whose answer was lost, counts nothing unless it adds the id: the
+-- earlier attempt may have counted the request. So the statistics may miss a request, but they
+-- never count one twice, unless its window was closed between the attempts. Ids are exact in both
+-- cases.
+--
+-- If the id is the first of its set, or in a set elsewhere, the script notes that the window has
+-- ids. With a set elsewhere, it does so even if the id was already in that set: the instance that
+-- added it may have received no answer, and noted nothing.
+--
+-- KEYS: the window's ids, its statistics, the stream of callback jobs, the number of jobs per
+-- endpoint of the window, the index of windows. ARGV: names, each with its value:
 --   id              the id, if it is to be added here
---   outcome         what came of the id, if it is elsewhere
---   again           1 if this is another attempt
---   ends            when the window ends, in Unix seconds
+--   outcome         the outcome of the id, if its set is elsewhere
+--   again           1 if this is a repeated attempt
+--   ends            the end of the window, in Unix seconds
 --   waits           1 if replicas are waited for (see keep.lua)
---   window          the window, as it is noted
---   expiry          of the statistics, in seconds
---   limit           the most ids of the window, if that is limited
---   endpoint        of the callback job, if there is one
---   most            the most jobs that wait
---   endpoint_limit  the most jobs of an endpoint, if that is limited
---   brief           the expiry of the endpoints, in seconds
+--   window          the window's entry in the index
+--   expiry          the expiry of the statistics, in seconds
+--   limit           the maximum number of ids of the window, if that is limited
+--   endpoint        the endpoint of the callback job, if there is one
+--   most            the maximum number of jobs that wait
+--   endpoint_limit  the maximum number of jobs of an endpoint, if that is limited
+--   brief           the expiry of the number of jobs per endpoint, in seconds
 -- and last, if there is a callback job, `job` with its fields and values.
 local said, at = {}, 1
 while at < #ARGV and ARGV[at] ~= 'job' do

@@ -1,8 +1,9 @@
--- Records reports, and queues fixed callbacks. What is recorded already is not recorded again, so that a script
--- whose answer was lost can be run again. Answers 0 without the lease.
+-- Records reports, and queues fixed callbacks. A report that is already recorded is not recorded
+-- again, so a script whose answer was lost can run again. Returns 0 without the lease.
 --
--- KEYS: lease, reports, pending, callbacks, open reports, progress. ARGV: lease holder, then for each report its
--- field and value, whether it is open (1 or 0), and the number of its job's arguments and these.
+-- KEYS: lease, reports, pending, callbacks, open reports, progress. ARGV: lease holder, then for
+-- each report its field and value, whether it is open (1 or 0), the number of its job's arguments,
+-- and these arguments.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('HDEL', KEYS[3], '')
 local newest = tonumber(redis.call('HGET', KEYS[6], 'newest') or -1)

@@ -1,8 +1,8 @@
--- Registers that a named counter is in use now, unless there may be no more of them: then it answers `full`. The
--- time has microseconds, so that each registration changes something, and `WAIT` after it has something to wait
--- for.
+-- Registers that a named counter is in use now. Returns `known`, or `full` if the counter is new
+-- and there is no room for another one. The time includes microseconds, so that each registration
+-- changes something, and a `WAIT` after it has a write to wait for.
 --
--- KEYS: the counters. ARGV: the name, the most counters or nothing.
+-- KEYS: the counters. ARGV: the name, the maximum number of counters or an empty text.
 local is_new = not redis.call('ZSCORE', KEYS[1], ARGV[1])
 if is_new and ARGV[2] ~= '' and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 'full' end
 local time = redis.call('TIME')

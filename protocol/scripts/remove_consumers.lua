@@ -1,7 +1,8 @@
--- Removes consumers that have been idle for some time. One that still has jobs stays until these are claimed:
--- removed with them, they would be pending with nobody.
+-- Removes consumers that have been idle for some time. Returns the number of removed consumers. A
+-- consumer that has jobs stays until these are claimed: if it were removed with them, the jobs
+-- would be pending without a consumer.
 --
--- KEYS: stream. ARGV: group, milliseconds, and a name if only that one is meant. Answers how many were removed.
+-- KEYS: stream. ARGV: group, milliseconds, and a name if only that consumer is meant.
 local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 if consumers.err then return 0 end
 local removed = 0

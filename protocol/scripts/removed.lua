@@ -1,7 +1,7 @@
--- Forgets that closed sets are to be removed. Of such a window something else may be pending by now, if this
--- leader was followed by another one.
+-- Removes the note that closed sets are to be removed. If another leader has followed this one,
+-- something else may now be pending for such a window, and stays.
 --
--- KEYS: pending. ARGV: what is pending, then the windows' fields.
+-- KEYS: pending. ARGV: the pending step, then the fields of the windows.
 for i = 2, #ARGV do
   if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
 end

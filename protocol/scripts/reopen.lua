@@ -1,8 +1,8 @@
--- Takes back that windows are final, and that what they were counted by is to be removed. Answers 0 without the
+-- Reverts that windows are final, and that their sets are to be removed. Returns 0 without the
 -- lease.
 --
--- KEYS: lease, reports, open reports, pending. ARGV: lease holder, what is pending of such a window, then for
--- each window its field and report.
+-- KEYS: lease, reports, open reports, pending. ARGV: lease holder, the pending step of such a
+-- window, then for each window its field and report.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('HDEL', KEYS[4], '')
 for i = 3, #ARGV, 2 do

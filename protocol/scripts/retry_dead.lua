@@ -1,7 +1,7 @@
--- Puts jobs back into the stream of new ones, where they have all their attempts before them.
+-- Moves dead letters back to the stream of new jobs, with all their attempts left. Returns for each
+-- id 1 if it was moved, 0 if it does not exist, 2 if it is not a job.
 --
--- KEYS: dead, stream. ARGV: ids. Answers for each id 1 if it was put back, 0 if it is not there, 2 if it is no
--- job.
+-- KEYS: dead, stream. ARGV: ids.
 local outcomes = {}
 for at, id in ipairs(ARGV) do
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]

@@ -1,13 +1,15 @@
--- Moves a job from where it is. It is added before it is removed: a script that fails halfway, such as for want
--- of memory, must not have removed it.
+-- Moves a job away from where it is, by the verdict on it. It adds the job before it removes it: a
+-- script that fails halfway, for example because memory is short, must not have removed the job.
 --
--- KEYS: stream, retry, dead. ARGV: `stream` or `retry`, the id or member there, the group, and where to:
+-- KEYS: stream, retry, dead. ARGV: `stream` or `retry`, the id or member there, the group, and the
+-- verdict:
 -- - `done`
--- - `again`, the member for the retry set, the milliseconds until it is due, the most members. One that is
---   deferred for the second time is the same member as before
--- - `dead`, the most entries, the entry's fields
--- Answers 0, or how many dead jobs were dropped for it; -1 where there is no room, and the job stays; -2 where
--- the job is gone, since another replica has settled it.
+-- - `again`, the member for the retry set, the milliseconds until it is due, the maximum number of
+--   members. A job that is deferred for the second time is the same member as before
+-- - `dead`, the maximum number of entries, the fields of the entry
+--
+-- Returns 0, or the number of dead letters that were dropped for this one; -1 if there is no room,
+-- and the job stays; -2 if the job is gone, because another replica has settled it.
 local from_stream, id, verdict = ARGV[1] == 'stream', ARGV[2], ARGV[4]
 if from_stream then
   if not redis.call('XRANGE', KEYS[1], id, id)[1] then

@@ -1,8 +1,9 @@
--- Takes due jobs of the sorted set, and moves them to when they are free again. By the clock of Redis: those of
--- replicas may differ, and one that is fast would take what another is delivering. Begins with what a full Redis
--- allows, see close.lua, since what is delivered goes.
+-- Takes the due jobs of the retry set, and moves them to the time when they are free again. It uses
+-- the clock of Redis: the clocks of replicas may differ, and a replica whose clock is fast would
+-- take a job that another one is delivering. It begins with a command that a full Redis allows (see
+-- close.lua), because jobs are removed after their delivery.
 --
--- KEYS: retry. ARGV: milliseconds until free again, how many.
+-- KEYS: retry. ARGV: milliseconds until the jobs are free again, the maximum number of jobs.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREM', KEYS[1], '')

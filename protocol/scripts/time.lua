@@ -1,4 +1,4 @@
--- The time. As a script, since a cluster has a command without a key run anywhere.
+-- Returns the time. It is a script because a cluster runs a command without a key on any node.
 --
--- KEYS: one that the node has whose time it is to be.
+-- KEYS: a key of the node whose time is wanted.
 return redis.call('TIME')

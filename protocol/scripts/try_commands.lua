@@ -1,7 +1,7 @@
--- Tries commands, and answers those that are refused.
+-- Tries commands, and returns those that Redis refuses.
 --
--- KEYS: one that is nobody's. ARGV: commands with their arguments, `KEY` for the key where that is not the first
--- of these.
+-- KEYS: a key that is not used. ARGV: commands with their arguments; `KEY` stands for the key if
+-- that is not the first argument.
 local refused = {}
 for _, command in ipairs(ARGV) do
   local words = {}

@@ -1,11 +1,11 @@
-//! Callback jobs: what the component writes into the stream, and the reporter takes from it.
+//! Callback jobs, which the component adds to a stream and the reporter delivers.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::{Endpoint, Window, WindowLength};
 
-/// How an endpoint is called.
+/// The HTTP method of a callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
     /// `GET endpoint?unique_count=N`
@@ -14,13 +14,15 @@ pub enum Method {
     Post,
 }
 
-/// Why a text is no [`Method`].
+/// The error for a text that is not a [`Method`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("callback method {0:?} is neither \"get\" nor \"post\"")]
 pub struct InvalidMethod(String);
 
 impl Method {
-    /// The method's name in requests, variables and jobs: lower case.
+    /// Returns the name of the method, in lower case.
+    ///
+    /// Requests, variables and jobs contain this name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -48,20 +50,20 @@ impl fmt::Display for Method {
     }
 }
 
-/// An endpoint to be told the unique count of a window.
+/// A request to send the unique count of a window to an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CallbackJob {
-    /// Whom to call.
+    /// The endpoint to call.
     pub endpoint: Endpoint,
-    /// How to call.
+    /// The HTTP method of the call.
     pub method: Method,
-    /// Whose count to tell.
+    /// The window whose count is sent.
     pub window: Window,
-    /// Of the fixed callback alone: the revision of the report that it tells of.
+    /// The revision of the report. Only a job of the fixed callback has one.
     pub revision: Option<u64>,
 }
 
-/// Why the fields of a stream entry are no [`CallbackJob`].
+/// The error for a stream entry that is not a [`CallbackJob`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("callback job: field {field:?} is missing or invalid")]
 pub struct InvalidJob {
@@ -75,7 +77,7 @@ impl CallbackJob {
     const LENGTH: &'static str = "length";
     const REVISION: &'static str = "revision";
 
-    /// The fields of the job's stream entry.
+    /// Returns the fields of the job's stream entry.
     #[must_use]
     pub fn to_fields(&self) -> Vec<(&'static str, String)> {
         let mut fields = vec![
@@ -88,11 +90,13 @@ impl CallbackJob {
         fields
     }
 
-    /// The job in a stream entry, whose fields `get` looks up. `length` is that of a job that does not say
-    /// how long its window is.
+    /// Parses the job in a stream entry, whose fields `get` looks up.
+    ///
+    /// `length` is the window length of a job that does not contain one.
     ///
     /// # Errors
-    /// When a field is missing or invalid: nothing that the component or the reporter wrote.
+    /// If a field is missing or invalid. Neither the component nor the reporter writes such an
+    /// entry.
     pub fn from_fields<'a>(length: WindowLength, get: impl Fn(&str) -> Option<&'a str>) -> Result<Self, InvalidJob> {
         fn parse<T: FromStr>(field: &'static str, text: Option<&str>) -> Result<T, InvalidJob> {
             text.and_then(|t| t.parse().ok()).ok_or(InvalidJob { field })
@@ -136,7 +140,8 @@ mod tests {
         ];
         let job = read(length, &fields).expect("a job");
         assert_eq!(job.to_fields(), fields.map(|(n, v)| (n, v.to_owned())));
-        // One that an earlier version has written is of the reader's length; any other says its own.
+        // A job of an earlier version contains no length and has that of the reader. Any other job
+        // contains its own.
         assert_eq!(read(length, &fields[..3]), Ok(job.clone()));
         let hour = WindowLength::try_new(3600).expect("valid");
         assert_eq!(read(hour, &fields), Ok(job));

@@ -1,28 +1,36 @@
-//! Named counters: an application may count several things, each by a name.
+//! Named counters, with which an application counts several things.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::keys::is_name;
 
-/// The most named counters of a namespace. What a reporter does for each, and what it tells of each, is bounded by that.
+/// The maximum number of named counters in a namespace.
+///
+/// It bounds the work that a reporter does for all counters, and the data that it publishes about
+/// them.
 pub const MAX_COUNTERS: u64 = 100;
 
-/// For how long a counter that nobody adds to is still reported, in seconds: nine days. Then it is forgotten, until somebody adds to it again. Its last
-/// window may end a day after its last registration and its reports are kept for a week after that, so that no report is forgotten before its time.
+/// How long an unused counter is still reported, in seconds: nine days.
+///
+/// The time starts at the last registration of the counter. Afterwards, the counter is forgotten
+/// until ids are added to it again. Its last window may end a day after its last registration, and
+/// its reports are kept for a week after that, so no report is removed too early.
 pub const UNUSED_SECONDS: u64 = 9 * 86_400;
 
-/// The name of a counter beside the one of its namespace that has none.
+/// The name of a named counter.
+///
+/// Each namespace also has one unnamed counter.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CounterName(String);
 
-/// Why a text is no [`CounterName`].
+/// The error for a text that is not a [`CounterName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("counter {0:?} is not 1 to 64 of the characters a-z A-Z 0-9 . _ -")]
 pub struct InvalidCounterName(String);
 
 impl CounterName {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,48 +1,50 @@
-//! The endpoint that a request asks to be called back.
+//! The endpoint of a callback, as a request specifies it.
 
 use std::fmt;
 use std::str::FromStr;
 
 use url::Url;
 
-/// An absolute `http` or `https` URL without userinfo, at most [`Endpoint::MAX_BYTES`] long, kept as it was given.
+/// The URL that a callback calls, kept as it was given.
+///
+/// It is an absolute `http` or `https` URL without userinfo, at most [`Endpoint::MAX_BYTES`] long.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint(String);
 
-/// Why a text is no [`Endpoint`].
+/// The error for a text that is not an [`Endpoint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEndpoint {
-    /// Longer than [`Endpoint::MAX_BYTES`].
+    /// The text is longer than [`Endpoint::MAX_BYTES`].
     #[error("the endpoint is longer than {} bytes", Endpoint::MAX_BYTES)]
     TooLong,
-    /// Does not begin with `http://` or `https://`.
+    /// The text does not begin with `http://` or `https://`.
     #[error("the endpoint does not begin with http:// or https://")]
     Scheme,
-    /// Blanks, control characters, backslashes or bytes that are no UTF-8.
+    /// A blank, a control character, a backslash, or a byte that is not UTF-8.
     #[error("the endpoint has a blank, a control character, a backslash or a byte that is not UTF-8")]
     Character,
-    /// A user name or password before the host.
+    /// The text has a user name or a password before the host.
     #[error("the endpoint has userinfo before its host")]
     Userinfo,
-    /// No valid host or port.
+    /// The text has no valid host or port.
     #[error("the endpoint is no valid URL")]
     Url,
 }
 
 impl Endpoint {
-    /// The longest endpoint, in bytes, percent-decoding of the request's parameter done.
+    /// The maximum length in bytes, after the request's parameter is percent-decoded.
     pub const MAX_BYTES: usize = 2048;
 
-    /// The URL as it was given.
+    /// Returns the URL as it was given.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The URL in parsed form.
+    /// Returns the parsed URL.
     #[must_use]
     pub fn to_url(&self) -> Url {
-        // Parsed once already; parsing is deterministic.
+        // `from_str` has parsed it before, and parsing is deterministic.
         Url::parse(&self.0).unwrap_or_else(|_| unreachable!("an Endpoint is a valid URL"))
     }
 }
@@ -50,12 +52,15 @@ impl Endpoint {
 impl FromStr for Endpoint {
     type Err = InvalidEndpoint;
 
-    /// Stricter than the URL Standard, which repairs much: what is kept here means the same to every HTTP client.
+    /// Parses an endpoint, more strictly than the URL Standard.
+    ///
+    /// The URL Standard repairs many errors. An endpoint that is accepted here means the same to
+    /// every HTTP client.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.len() > Self::MAX_BYTES {
             return Err(InvalidEndpoint::TooLong);
         }
-        // U+FFFD is what lossy decoding puts for bytes that are no UTF-8.
+        // Lossy decoding replaces bytes that are not UTF-8 by U+FFFD.
         if text
             .chars()
             .any(|c| c.is_whitespace() || c.is_control() || c == '\\' || c == char::REPLACEMENT_CHARACTER)
@@ -66,7 +71,8 @@ impl FromStr for Endpoint {
         if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
             return Err(InvalidEndpoint::Scheme);
         }
-        // The URL Standard skips further slashes; then what looks like a path would become the host.
+        // The URL Standard skips further slashes, and would then use a part of the path as the
+        // host.
         if rest.starts_with('/') {
             return Err(InvalidEndpoint::Url);
         }

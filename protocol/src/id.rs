@@ -1,15 +1,17 @@
-//! Ids: what counts as one, how it is written, and which partition of its window it is in.
+//! Ids: their values, their spelling, and their partitions.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::partitions::{Partition, Partitions};
 
-/// An id: a signed 64-bit integer. The number counts, not its spelling: `007` and `7` are one id.
+/// An id: a signed 64-bit integer.
+///
+/// Its value matters, not its spelling: `007` and `7` are the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub i64);
 
-/// Why a text is no [`Id`].
+/// The error for a text that is not an [`Id`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "an id is a decimal integer from -9223372036854775808 to 9223372036854775807, without sign +, blanks or separators"
@@ -19,9 +21,9 @@ pub struct InvalidId;
 impl FromStr for Id {
     type Err = InvalidId;
 
-    /// Reads ASCII digits with an optional leading `-`.
+    /// Parses ASCII digits with an optional leading `-`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // The standard parser takes just what we take, and a leading `+` besides.
+        // The standard parser accepts the same texts, and also a leading `+`.
         if text.starts_with('+') {
             return Err(InvalidId);
         }
@@ -29,7 +31,7 @@ impl FromStr for Id {
     }
 }
 
-/// The canonical spelling, which is also the member of the Redis set.
+/// Writes the canonical spelling, which is also the member of the Redis set.
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -37,11 +39,11 @@ impl fmt::Display for Id {
 }
 
 impl Id {
-    /// The partition of a window that has this id: `splitmix64(id) mod partitions`.
+    /// Returns the partition that contains this id: `splitmix64(id) mod partitions`.
     ///
-    /// The hash is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-    /// generators", OOPSLA 2014) with the id's two's complement as its state. It is part of the contract: another hash would
-    /// count an id twice.
+    /// The hash is the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable
+    /// pseudorandom number generators", OOPSLA 2014), with the two's complement of the id as its
+    /// state. It is part of the contract: with another hash, an id would be counted twice.
     #[must_use]
     pub fn partition(self, partitions: Partitions) -> Partition {
         let number = splitmix64(self.0.cast_unsigned()) % u64::from(partitions.count());
@@ -49,7 +51,7 @@ impl Id {
     }
 }
 
-/// One step of SplitMix64 from the state `x`.
+/// Computes one step of SplitMix64 from the state `x`.
 const fn splitmix64(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -108,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_hash_is_splitmix64() {
-        // The first outputs of the reference generator, seeded with 0, as published with it.
+        // The first outputs of the reference generator with the seed 0, as published with it.
         assert_eq!(splitmix64(0), 0xe220_a839_7b1d_cdaf);
         assert_eq!(splitmix64(0x9e37_79b9_7f4a_7c15), 0x6e78_9e6a_a1b9_65f4);
         assert_eq!(splitmix64(0x3c6e_f372_fe94_f82a), 0x06c4_5d18_8009_454f);
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn partitions_are_pinned() {
-        // Whoever changes a line here counts ids twice on every upgrade.
+        // If a line here changes, ids are counted twice on every upgrade.
         for (id, numbers) in VECTORS {
             for (count, number) in [2, 3, 4, 16].into_iter().zip(numbers) {
                 let partition = Id(id).partition(of(count));

@@ -1,43 +1,55 @@
-//! The names of the Redis keys. `L` is the window's length in seconds, `S` its start in Unix seconds, `p` a partition.
+//! The names of the Redis keys.
 //!
-//! A cluster has a key on the node of its slot, and a script or a transaction must keep to one slot. So all keys but those of ids begin
-//! with a hash tag, `{ns}:`, and are together; each set of ids, `ns:ids:L:S` or `ns:ids:L:S:p`, is by itself, and what it becomes is
-//! tagged with its whole name.
+//! In these names, `L` is the window's length in seconds, `S` its start in Unix seconds, and `p` a
+//! partition.
 //!
-//! A named counter has keys of its own, all those of a window and a report, as if its namespace were `ns/name`; a `/` is in no namespace and
-//! in no name.
+//! In a cluster, each key is on the node of its slot, and a script or a transaction must use only
+//! one slot. Therefore all keys except those of ids begin with a hash tag, `{ns}:`, and are in the
+//! same slot. Each set of ids, `ns:ids:L:S` or `ns:ids:L:S:p`, has its own slot, and the keys into
+//! which its ids are moved have its whole name as their hash tag.
+//!
+//! A named counter has its own keys for windows and reports, as if its namespace were `ns/name`. No
+//! namespace and no name contains a `/`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::{CounterName, Partition, Window, WindowLength};
 
-/// How long an unreported set of ids, and its statistics, are kept after the end of their window: a day, in seconds.
+/// How long unreported ids and their statistics are kept, in seconds: a day.
+///
+/// The time starts at the end of their window.
 pub const UNREPORTED_SECONDS: u64 = 86_400;
 
-/// How far a window may end ahead of Redis' clock for its ids to be kept until then, in seconds: a week. Ids that are further ahead, by an edge
-/// host whose clock is very wrong, expire after this and [`UNREPORTED_SECONDS`].
+/// How far ahead a window may end for its ids to be kept until then, in seconds.
+///
+/// The value is a week, by the clock of Redis. Ids that are further ahead, from an edge host whose
+/// clock is very wrong, expire after this time plus [`UNREPORTED_SECONDS`].
 pub const AHEAD_SECONDS: u64 = 7 * 86_400;
 
-/// The most callback jobs that wait in the stream [`Keys::callbacks`]: with some 200 bytes each, a bound of 200 MB on Redis.
-/// While there are more, the component keeps further ones in its spool, on disk. The check is made now and then, so that
-/// a few more may get in.
+/// The maximum number of callback jobs in the stream [`Keys::callbacks`].
+///
+/// With some 200 bytes each, they need at most 200 MB in Redis. If there are more, the component
+/// keeps further jobs in its spool, on disk. The check is made only now and then, so a few more
+/// jobs may be added.
 pub const MAX_QUEUED_JOBS: u64 = 1_000_000;
 
-/// How long the index of windows that have ids is kept after it was last written, in seconds: longer than any set.
+/// How long the index of windows is kept after its last write, in seconds.
+///
+/// This is longer than any set of ids is kept.
 pub const INDEX_SECONDS: u64 = AHEAD_SECONDS + 2 * UNREPORTED_SECONDS;
 
-/// What all of Verve's keys begin with, so that several Verves can share a Redis.
+/// The prefix of all keys, so that several installations can share a Redis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace(String);
 
-/// Why a text is no [`Namespace`].
+/// The error for a text that is not a [`Namespace`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("namespace {0:?} is not 1 to 64 of the characters a-z A-Z 0-9 . _ - :")]
 pub struct InvalidNamespace(String);
 
 impl Namespace {
-    /// The namespace as text.
+    /// Returns the namespace as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -56,7 +68,7 @@ impl FromStr for Namespace {
     }
 }
 
-/// Whether a text is 1 to 64 letters, digits and these.
+/// Returns whether a text is 1 to 64 ASCII letters, digits and bytes of `others`.
 pub(crate) fn is_name(text: &str, others: &[u8]) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || others.contains(&b);
     (1..=64).contains(&text.len()) && text.bytes().all(allowed)
@@ -68,20 +80,22 @@ impl fmt::Display for Namespace {
     }
 }
 
-/// The format of what is in Redis: one more with each change that an older reporter would misread.
+/// The version of the data format in Redis.
+///
+/// It increases by one with each change that an older reporter would misread.
 pub const FORMAT: u32 = 1;
 
-/// The keys of one counter of a namespace: of the one that has no name, or of a named one.
+/// The keys of one counter of a namespace: the unnamed counter or a named one.
 #[derive(Clone, Debug)]
 pub struct Keys {
     namespace: Namespace,
     counter: Option<CounterName>,
-    /// What they begin with.
+    /// The beginning of the counter's keys.
     prefix: String,
 }
 
 impl Keys {
-    /// The keys of the counter of `namespace` that has no name.
+    /// Returns the keys of the unnamed counter of `namespace`.
     #[must_use]
     pub fn new(namespace: Namespace) -> Self {
         Self {
@@ -91,7 +105,7 @@ impl Keys {
         }
     }
 
-    /// The keys of a named counter of the same namespace.
+    /// Returns the keys of a named counter of the same namespace.
     #[must_use]
     pub fn named(&self, counter: CounterName) -> Self {
         Self {
@@ -101,44 +115,51 @@ impl Keys {
         }
     }
 
-    /// Whose they are: nothing for the counter that has no name.
+    /// Returns the name of the counter; `None` for the unnamed counter.
     #[must_use]
     pub const fn counter(&self) -> Option<&CounterName> {
         self.counter.as_ref()
     }
 
-    /// String: the [`FORMAT`] of the reporter that has held a lease first, for others to find out whether they understand it.
+    /// Names the string with the [`FORMAT`] of the first reporter that held a lease.
+    ///
+    /// Other reporters check with it whether they understand the data.
     #[must_use]
     pub fn format(&self) -> String {
         format!("{{{}}}:format", self.namespace)
     }
 
-    /// Sorted set: the names of the namespace's counters, by when an instance last registered each, in Unix seconds of Redis' clock.
+    /// Names the sorted set of the names of the namespace's counters.
+    ///
+    /// The score is the time of the last registration by an instance, in Unix seconds of Redis'
+    /// clock.
     #[must_use]
     pub fn counters(&self) -> String {
         format!("{{{}}}:counters", self.namespace)
     }
 
-    /// Of a key that is [`Keys::ids`] of a named counter of this namespace: its name.
+    /// Returns the named counter of this namespace to which a key of ids belongs.
+    ///
+    /// `None` if the key is not [`Keys::ids`] of such a counter.
     #[must_use]
     pub fn named_ids(&self, key: &str) -> Option<CounterName> {
         self.name_in(ids_parts(key)?.0)
     }
 
-    /// The named counter of this namespace whose keys begin with this.
+    /// Returns the named counter of this namespace whose keys begin with `prefix`.
     #[must_use]
     pub fn name_in(&self, prefix: &str) -> Option<CounterName> {
         let (namespace, name) = prefix.split_once('/')?;
         name.parse().ok().filter(|_| namespace == self.namespace.as_str())
     }
 
-    /// The namespace of all of them.
+    /// Returns the namespace of all keys.
     #[must_use]
     pub const fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// Set: the ids of a window's partition, in canonical decimal.
+    /// Names the set of the ids of a window's partition, in canonical decimal.
     #[must_use]
     pub fn ids(&self, window: Window, partition: Partition) -> String {
         let (length, start) = (window.length(), window.start());
@@ -148,138 +169,171 @@ impl Keys {
         }
     }
 
-    /// Set with expiry: the ids of a window that is becoming final. They were moved here at once, so that what comes to
-    /// [`Keys::ids`] from then on came too late.
+    /// Names the set, with expiry, of the ids of a window that becomes final.
+    ///
+    /// The ids were moved here in one command. Ids that arrive at [`Keys::ids`] after that are late
+    /// ids.
     #[must_use]
     pub fn closed(&self, window: Window, partition: Partition) -> String {
         format!("{{{}}}:closed", self.ids(window, partition))
     }
 
-    /// String with expiry: that the window was closed, though it may have had no ids.
+    /// Names the string, with expiry, that marks a window as closed.
+    ///
+    /// It also exists if the window had no ids.
     #[must_use]
     pub fn closing(&self, window: Window, partition: Partition) -> String {
         format!("{{{}}}:closing", self.ids(window, partition))
     }
 
-    /// Set with expiry: the ids of a window that came after it was final.
+    /// Names the set, with expiry, of the late ids of a window.
+    ///
+    /// These are the ids that arrived after the window was final.
     #[must_use]
     pub fn late(&self, window: Window, partition: Partition) -> String {
         format!("{{{}}}:late", self.ids(window, partition))
     }
 
-    /// Hash: what happened in a window, as far as flushed: see [`stats`].
+    /// Names the hash of a window's statistics that are flushed: see [`stats`].
     #[must_use]
     pub fn stats(&self, window: Window) -> String {
         format!("{{{}}}:stats:{}:{}", self.prefix, window.length(), window.start())
     }
 
-    /// Hash with expiry: how many callback jobs each endpoint has had in a window, where that is limited, by the SHA-1 of the endpoint.
+    /// Names the hash, with expiry, of the number of callback jobs of each endpoint.
+    ///
+    /// It belongs to one window, and exists only if these jobs are limited. The field is the SHA-1
+    /// of the endpoint.
     #[must_use]
     pub fn endpoints(&self, window: Window) -> String {
         format!("{{{}}}:endpoints:{}:{}", self.prefix, window.length(), window.start())
     }
 
-    /// Stream: callback jobs.
+    /// Names the stream of callback jobs.
     #[must_use]
     pub fn callbacks(&self) -> String {
         format!("{{{}}}:callbacks", self.prefix)
     }
 
-    /// Sorted set: callback jobs waiting for their next attempt, scored by its Unix time in milliseconds.
+    /// Names the sorted set of callback jobs that wait for their next attempt.
+    ///
+    /// The score is the Unix time of this attempt, in milliseconds.
     #[must_use]
     pub fn callbacks_retry(&self) -> String {
         format!("{{{}}}:callbacks:retry", self.prefix)
     }
 
-    /// Stream: callback jobs given up on, with their last error.
+    /// Names the stream of dead letters: failed callback jobs with their last error.
     #[must_use]
     pub fn callbacks_dead(&self) -> String {
         format!("{{{}}}:callbacks:dead", self.prefix)
     }
 
-    /// String with expiry: that a batch of spooled commands has been run, so that it is not run twice.
+    /// Names the string, with expiry, that marks a batch of spooled commands as run.
+    ///
+    /// A marked batch does not run again.
     #[must_use]
     pub fn spooled_batch(&self, batch: &str) -> String {
         format!("{{{}}}:spooled:{batch}", self.prefix)
     }
 
-    /// Nothing: what `verve-reporter doctor` tries commands on.
+    /// Names the key on which `verve-reporter doctor` tries commands.
+    ///
+    /// Nothing is stored there.
     #[must_use]
     pub fn doctor(&self) -> String {
         format!("{{{}}}:doctor", self.prefix)
     }
 
-    /// Hash with expiry: the state of each spool, by a name that it has from when something is put into it until it is empty again:
-    /// a [`SpoolState`](crate::SpoolState) each.
+    /// Names the hash, with expiry, of the states of the spools.
+    ///
+    /// Each value is a [`SpoolState`](crate::SpoolState). The field is a name that the spool has
+    /// from its first entry until it is empty again.
     #[must_use]
     pub fn spools(&self) -> String {
         format!("{{{}}}:spools", self.prefix)
     }
 
-    /// Sorted set: which windows of this length have ids, so that nobody has to search for them: [`indexed`], by when that was last written, which
-    /// whoever adds the first id does. Removed by the leader once the window is final, and the entry has stayed the same for longer than the window lasts.
+    /// Names the index of windows: the sorted set of windows of a length that have ids.
+    ///
+    /// With it, no search for these windows is necessary. A member is [`indexed`], and its score is
+    /// the time of its last write. The instance that adds the first id writes the entry. The leader
+    /// removes the entry after the window is final and the entry has stayed the same for longer
+    /// than the window's length.
     #[must_use]
     pub fn windows(&self, length: WindowLength) -> String {
         format!("{{{}}}:windows:{length}", self.prefix)
     }
 
-    /// Sorted set: the starts of final windows some of whose ids are, or were, in [`Keys::late`].
+    /// Names the sorted set of the starts of final windows with late ids.
+    ///
+    /// Some ids of these windows are, or were, in [`Keys::late`].
     #[must_use]
     pub fn windows_late(&self, length: WindowLength) -> String {
         format!("{{{}}}:windows:{length}:late", self.prefix)
     }
 
-    /// Hash: what was reported, by the window's start.
+    /// Names the hash of the reports, by the start of the window.
     #[must_use]
     pub fn reports(&self, length: WindowLength) -> String {
         format!("{{{}}}:reports:{length}", self.prefix)
     }
 
-    /// Hash: what the reporter has begun with a window and not finished, by the window's start. Empty most of the time.
+    /// Names the hash of steps that the reporter has begun and not finished.
+    ///
+    /// The field is the start of the window. The hash is empty most of the time.
     #[must_use]
     pub fn reports_pending(&self, length: WindowLength) -> String {
         format!("{{{}}}:reports:{length}:pending", self.prefix)
     }
 
-    /// String: the start of the first window to report, in Unix seconds, for as long as there is no report.
+    /// Names the string with the start of the first window to report.
+    ///
+    /// The start is in Unix seconds. It is used as long as there is no report.
     #[must_use]
     pub fn reports_from(&self, length: WindowLength) -> String {
         format!("{{{}}}:reports:{length}:from", self.prefix)
     }
 
-    /// Sorted set: the starts of the windows that have a report and are not final.
+    /// Names the sorted set of the starts of windows with a report that is not final.
     #[must_use]
     pub fn reports_open(&self, length: WindowLength) -> String {
         format!("{{{}}}:reports:{length}:open", self.prefix)
     }
 
-    /// Hash: how far the reporter is: see [`progress`].
+    /// Names the hash of the reporter's progress: see [`progress`].
     #[must_use]
     pub fn reports_progress(&self, length: WindowLength) -> String {
         format!("{{{}}}:reports:{length}:progress", self.prefix)
     }
 
-    /// String with expiry: which reporter publishes windows of this length now.
+    /// Names the lease: the string, with expiry, that names the leader.
+    ///
+    /// The leader is the reporter that currently publishes windows of this length.
     #[must_use]
     pub fn lease(&self, length: WindowLength) -> String {
         format!("{{{}}}:reporter:lease:{length}", self.prefix)
     }
 }
 
-/// A member of [`Keys::windows`]: the start of a window that has ids, and in how many partitions the one who wrote it has them.
+/// Returns the member of [`Keys::windows`] for a window that has ids.
+///
+/// It consists of the start of the window, and of the number of partitions that its writer uses.
 #[must_use]
 pub fn indexed(window: Window, partitions: u16) -> String {
     format!("{}:{partitions}", window.start())
 }
 
-/// [`indexed`] read backwards.
+/// Parses a member that [`indexed`] has returned.
 #[must_use]
 pub fn read_indexed(member: &str, length: WindowLength) -> Option<(Window, u16)> {
     let (start, partitions) = member.split_once(':')?;
     Some((length.window_starting(start.parse().ok()?)?, partitions.parse().ok()?))
 }
 
-/// Namespace, length in seconds and start of the window, and its partition, whose ids are under this key: [`Keys::ids`] read backwards.
+/// Parses a key that [`Keys::ids`] has returned.
+///
+/// Returns the namespace, the length of the window in seconds, its start, and the partition.
 #[must_use]
 pub fn ids_parts(key: &str) -> Option<(&str, u64, u64, Partition)> {
     let (namespace, rest) = key.rsplit_once(":ids:")?;
@@ -299,25 +353,27 @@ pub fn ids_parts(key: &str) -> Option<(&str, u64, u64, Partition)> {
 pub mod progress {
     /// The start of the newest window that has a report, in Unix seconds.
     pub const NEWEST: &str = "newest";
-    /// Up to which start all reports were removed that need not be kept, in Unix seconds.
+    /// The start up to which all unneeded reports were removed, in Unix seconds.
     pub const TRIMMED: &str = "trimmed";
-    /// When the leader last kept the ids of windows that it still needs from expiring, in Unix milliseconds of Redis' clock.
+    /// When the leader last extended the expiry of the ids that it still needs.
+    ///
+    /// The value is in Unix milliseconds of Redis' clock.
     pub const KEPT: &str = "kept";
 }
 
 /// The fields of the hash [`Keys::stats`].
 pub mod stats {
-    /// Requests on the route, whatever came of them.
+    /// Requests on the route, with any outcome.
     pub const REQUESTS: &str = "requests";
-    /// Ids recorded that were new in their window.
+    /// Recorded ids that were new in their window.
     pub const NEW: &str = "new";
-    /// Ids recorded that were in their window already.
+    /// Recorded ids that were already in their window.
     pub const DUPLICATE: &str = "duplicate";
-    /// Ids recorded in the spool, since Redis was away.
+    /// Ids recorded in the spool because Redis was unreachable.
     pub const SPOOLED: &str = "spooled";
     /// Requests refused as bad.
     pub const INVALID: &str = "invalid";
-    /// Requests not recorded since they were beyond a limit.
+    /// Requests not recorded because they exceeded a limit.
     pub const LIMITED: &str = "limited";
     /// Requests that could not be recorded.
     pub const FAILED: &str = "failed";
@@ -373,7 +429,7 @@ mod tests {
         assert_eq!(named.stats(window), "{verve/logins}:stats:60:1795383000");
         assert_eq!(named.reports(length), "{verve/logins}:reports:60");
         assert_eq!(named.lease(length), "{verve/logins}:reporter:lease:60");
-        // One for the whole namespace.
+        // All counters of the namespace share this key.
         assert_eq!(named.counters(), "{verve}:counters");
         assert_eq!(named.counters(), keys.counters());
 

@@ -1,13 +1,13 @@
-//! What the component and the reporter agree on, and nothing else.
+//! The contract between the component and the reporter, and nothing else.
 //!
-//! - [`window`]: how time is cut into windows
-//! - [`id`]: what an id is, and which of a window's [`partitions`] it is in
-//! - [`redis_urls`]: where Redis is
-//! - [`counter_name`]: what counters are called beside the one without a name
-//! - [`keys`]: the names of the Redis keys; [`slot`]: where a cluster has them
+//! - [`window`]: the division of time into windows
+//! - [`id`]: ids, and the [`partitions`] of a window that contain them
+//! - [`redis_urls`]: the addresses of Redis
+//! - [`counter_name`]: the names of counters
+//! - [`keys`]: the names of the Redis keys; [`slot`]: their slots in a cluster
 //! - [`endpoint`] and [`callback`]: the jobs that requests ask for
-//! - [`scripts`]: what Redis runs by itself
-//! - [`report`]: what is known and published of a closed window
+//! - [`scripts`]: the scripts that Redis runs
+//! - [`report`]: the stored report and the published record of a closed window
 //!
 //! ```
 //! use verve_protocol::{Id, Keys, Partition, WindowLength};
@@ -16,15 +16,16 @@
 //! let window = minutes.window_at_ms(1_795_383_012_345);
 //! assert_eq!(window.to_string(), "2026-11-22T21:30:00Z");
 //!
-//! // Where the window's ids are in Redis: `SCARD` counts them.
+//! // The Redis set with the ids of the window: `SCARD` counts them.
 //! let keys = Keys::new("verve".parse().expect("a namespace"));
 //! assert_eq!(keys.ids(window, Partition::Whole), "verve:ids:60:1795383000");
 //!
-//! // The number counts, not its spelling.
+//! // The value matters, not the spelling.
 //! assert_eq!("007".parse(), Ok(Id(7)));
 //! ```
 //!
-//! Everything here is pure: no I/O, no clock, no async. Whoever changes a format here changes it for both sides.
+//! Everything here is pure: no I/O, no clock, no async. A format that changes here changes for both
+//! sides.
 
 pub mod callback;
 pub mod counter_name;

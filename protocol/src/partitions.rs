@@ -1,47 +1,49 @@
-//! Partitions: one window's ids in several sets, so that a cluster spreads them over its nodes.
+//! Partitions: the sets over which the ids of a window are divided.
+//!
+//! With several partitions, a cluster spreads the ids over its nodes.
 
 use std::fmt;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
-/// How many sets a window's ids are in: 1 to 256.
+/// The number of sets for the ids of a window: 1 to 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partitions(NonZeroU16);
 
 /// One of a window's [`Partitions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Partition {
-    /// The only one; its set is named by the window alone.
+    /// The only partition. Its set has the name of the window, without a number.
     Whole,
-    /// One of several, from 0 on.
+    /// One of several partitions, numbered from 0.
     Part(u16),
 }
 
-/// Why something is no number of [`Partitions`].
+/// The error for a value that is not a number of [`Partitions`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a number of partitions from 1 to 256")]
 pub struct InvalidPartitions(String);
 
 impl Partitions {
-    /// The most there may be: a report asks for as many sizes.
+    /// The maximum number, which bounds the set sizes that are read for each report.
     pub const MOST: u16 = 256;
 
-    /// So many.
+    /// Creates a number of partitions.
     ///
     /// # Errors
-    /// When the count is not from 1 to 256.
+    /// If `count` is not from 1 to 256.
     pub fn try_new(count: u16) -> Result<Self, InvalidPartitions> {
         let valid = NonZeroU16::new(count).filter(|count| count.get() <= Self::MOST);
         valid.map(Self).ok_or_else(|| InvalidPartitions(count.to_string()))
     }
 
-    /// How many.
+    /// Returns the number of partitions.
     #[must_use]
     pub const fn count(self) -> u16 {
         self.0.get()
     }
 
-    /// The one with this number.
+    /// Returns the partition with this number.
     pub(crate) const fn of_number(self, number: u16) -> Partition {
         match self.count() {
             1 => Partition::Whole,
@@ -49,12 +51,15 @@ impl Partitions {
         }
     }
 
-    /// All of them.
+    /// Returns all partitions.
     pub fn all(self) -> impl Iterator<Item = Partition> + Clone {
         (0..self.count()).map(move |number| self.of_number(number))
     }
 
-    /// All that a window may have ids in: where there are several, also the set that was the only one before.
+    /// Returns all partitions in which a window may have ids.
+    ///
+    /// If there are several, they include [`Partition::Whole`], the only set before there were
+    /// several.
     pub fn with_former(self) -> impl Iterator<Item = Partition> + Clone {
         let former = (self.count() > 1).then_some(Partition::Whole);
         former.into_iter().chain(self.all())
@@ -62,7 +67,7 @@ impl Partitions {
 }
 
 impl Partition {
-    /// Its number among the others; 0 if there are none.
+    /// Returns the number of this partition; 0 if it is the only one.
     #[must_use]
     pub const fn number(self) -> u16 {
         match self {
@@ -72,7 +77,7 @@ impl Partition {
     }
 }
 
-/// One.
+/// Returns one partition.
 impl Default for Partitions {
     fn default() -> Self {
         Self(NonZeroU16::MIN)
@@ -83,7 +88,7 @@ impl FromStr for Partitions {
     type Err = InvalidPartitions;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // The standard parser takes just what we take, and a leading `+` besides.
+        // The standard parser accepts the same texts, and also a leading `+`.
         let count = text.parse().ok().filter(|_| !text.starts_with('+'));
         let partitions = count.and_then(|count| Self::try_new(count).ok());
         partitions.ok_or_else(|| InvalidPartitions(text.to_owned()))

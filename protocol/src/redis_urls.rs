@@ -1,24 +1,29 @@
-//! Where Redis is.
+//! The addresses of the Redis servers.
 
 use std::fmt;
 use std::str::FromStr;
 
 use url::Url;
 
-/// Redis' own port.
+/// The default port of Redis.
 const DEFAULT_PORT: u16 = 6379;
 
-/// A comma-separated list of one or more Redis URLs: one server, or some nodes of one cluster.
+/// A comma-separated list of one or more Redis URLs.
+///
+/// It names one server, or some nodes of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisUrls(Vec<RedisUrl>);
 
-/// One Redis server: `redis://[user[:password]@]host[:port][/database]`, or `rediss://` for TLS.
+/// The URL of one Redis server, as `redis://` or, with TLS, `rediss://`.
 ///
-/// Its `Display` and `Debug` leave user and password out, so that they reach no log.
+/// Its form is `redis://[user[:password]@]host[:port][/database]`. `Display` and `Debug` omit the
+/// user and the password, so that no log contains them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl(Url);
 
-/// Why a text is no list of Redis URLs. Names the position and the rule, never the text, which may hold a password.
+/// The error for a text that is not a list of Redis URLs.
+///
+/// It names the position and the rule, but never the text, which may contain a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "redis URL {position} of {count} {problem}; expected redis://[user:password@]host[:port][/database] or rediss://…, comma-separated"
@@ -70,13 +75,13 @@ fn parse(text: &str) -> Result<RedisUrl, &'static str> {
 }
 
 impl RedisUrls {
-    /// All of them, in their order; never empty.
+    /// Returns all URLs in their order; never empty.
     #[must_use]
     pub fn as_slice(&self) -> &[RedisUrl] {
         &self.0
     }
 
-    /// As they are given, with `***` in place of users and passwords.
+    /// Returns the URLs as they were given, with `***` for users and passwords.
     #[must_use]
     pub fn shown(&self) -> String {
         let shown = self.0.iter().map(|url| match (url.0.username(), url.0.password()) {
@@ -86,14 +91,14 @@ impl RedisUrls {
         shown.collect::<Vec<_>>().join(",")
     }
 
-    /// The first.
+    /// Returns the first URL.
     #[must_use]
     pub fn first(&self) -> &RedisUrl {
         &self.0[0]
     }
 }
 
-/// As they are given, without passwords.
+/// Writes the URLs as they were given, without users and passwords.
 impl fmt::Display for RedisUrls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let urls: Vec<String> = self.0.iter().map(ToString::to_string).collect();
@@ -102,31 +107,34 @@ impl fmt::Display for RedisUrls {
 }
 
 impl RedisUrl {
-    /// Whether the server is spoken to by TLS: `rediss://`.
+    /// Returns whether the connection uses TLS: `rediss://`.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.0.scheme() == "rediss"
     }
 
-    /// The host, without brackets.
+    /// Returns the host, without brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default().trim_matches(['[', ']'])
     }
 
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.0.port().unwrap_or(DEFAULT_PORT)
     }
 
-    /// Another node of the same cluster, which has the same user and password. None if the host is no host.
+    /// Returns the URL of another node of the same cluster.
+    ///
+    /// The node has the same user and password. `None` if `host` is not a valid host.
     #[must_use]
     pub fn of_node(&self, host: &str, port: u16) -> Option<Self> {
         let mut url = self.0.clone();
         let is_ipv6 = host.contains(':');
         let host = if is_ipv6 { format!("[{host}]") } else { host.to_owned() };
-        // A node that has no name for itself is where it was asked.
+        // A node that does not know its own name answers an empty host: it has the host of this
+        // URL.
         if host.is_empty() || url.set_host(Some(&host)).is_ok() {
             url.set_port(Some(port)).ok()?;
             return Some(Self(url));
@@ -134,7 +142,7 @@ impl RedisUrl {
         None
     }
 
-    /// The whole URL, with its password: for opening the connection, not for showing.
+    /// Returns the whole URL with its password, to open connections, never to show it.
     #[must_use]
     pub fn secret(&self) -> &str {
         self.0.as_str()

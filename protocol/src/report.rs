@@ -1,31 +1,31 @@
-//! What is known of a reported window, and what is published of it.
+//! The stored report of a window, and its published record.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{CounterName, Window};
 
-/// What was last reported of a window: a value of the hash `ns:reports:L`, as JSON.
+/// The last report of a window: a value of the hash `{ns}:reports:L`, as JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Report {
-    /// Unique ids in the window.
+    /// The number of unique ids in the window.
     pub count: u64,
     /// 0 for the first report, one more for each correction.
     pub revision: u64,
-    /// When this was reported, in milliseconds since the Unix epoch.
+    /// The time of this report, in milliseconds since the Unix epoch.
     pub time: u64,
-    /// When the window was first reported, likewise: its late period counts from here.
+    /// The time of the first report, likewise. The allowed lateness starts here.
     #[serde(default)]
     pub first: u64,
-    /// Requests in the window, as far as the component's statistics had arrived.
+    /// Requests in the window, according to the statistics that had arrived.
     #[serde(default)]
     pub requests: u64,
-    /// Requests whose id was in the window already, likewise.
+    /// Requests whose id was already in the window, likewise.
     #[serde(default)]
     pub duplicates: u64,
-    /// How many ids came after the window was final, as far as was reported.
+    /// The number of late ids, as far as they are reported.
     #[serde(default, skip_serializing_if = "is_none")]
     pub late: u64,
-    /// Whether the window's late period is over, so that it is watched no longer.
+    /// Whether the allowed lateness is over, so that the window is no longer watched.
     #[serde(default, rename = "final", skip_serializing_if = "std::ops::Not::not")]
     pub is_final: bool,
 }
@@ -35,17 +35,17 @@ const fn is_none(late: &u64) -> bool {
 }
 
 impl Report {
-    /// The value in Redis.
+    /// Returns the value in Redis.
     #[must_use]
     pub fn to_json(&self) -> String {
         // A struct of numbers always serialises.
         serde_json::to_string(self).unwrap_or_else(|_| unreachable!("a report is plain data"))
     }
 
-    /// Reads the value in Redis.
+    /// Parses the value in Redis.
     ///
     /// # Errors
-    /// When the text is no report.
+    /// If the text is not a report.
     pub fn from_json(text: &str) -> serde_json::Result<Self> {
         serde_json::from_str(text)
     }
@@ -54,22 +54,26 @@ impl Report {
 /// The Kafka record of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WindowRecord {
-    /// The window it tells of.
+    /// The window whose count this is.
     pub window: Window,
-    /// Unique ids in the window.
+    /// The number of unique ids in the window.
     pub count: u64,
     /// 0 for the first record of the window, one more for each correction.
     pub revision: u64,
-    /// Requests in the window, as far as the component's statistics have arrived.
+    /// Requests in the window, according to the statistics that have arrived.
     pub requests: u64,
-    /// Requests whose id was in the window already, likewise.
+    /// Requests whose id was already in the window, likewise.
     pub duplicates: u64,
-    /// Ids that came after the window was final. They are not in the count, though some of them may be new.
+    /// Ids that arrived after the window was final.
+    ///
+    /// They are not in the count, though some of them may be new.
     pub late: u64,
 }
 
 impl WindowRecord {
-    /// The record's key: the window's start, `2026-11-22T21:30:00Z`; of a named counter `logins/2026-11-22T21:30:00Z`.
+    /// Returns the key of the record: the start of the window.
+    ///
+    /// For example `2026-11-22T21:30:00Z`, or `logins/2026-11-22T21:30:00Z` for a named counter.
     #[must_use]
     pub fn key(&self, counter: Option<&CounterName>) -> String {
         match counter {
@@ -78,13 +82,15 @@ impl WindowRecord {
         }
     }
 
-    /// The record's value: the count in decimal.
+    /// Returns the value of the record: the count in decimal.
     #[must_use]
     pub fn value(&self) -> String {
         self.count.to_string()
     }
 
-    /// The record's headers, numbers in decimal. `late` only if there are such ids, `counter` only of a named one.
+    /// Returns the headers of the record, with numbers in decimal.
+    ///
+    /// `late` is present only if there are late ids, and `counter` only for a named counter.
     #[must_use]
     pub fn headers(&self, counter: Option<&CounterName>) -> Vec<(&'static str, String)> {
         let mut headers = vec![

@@ -1,7 +1,10 @@
-//! The scripts that Redis runs, by the component and by the reporter. Each is a file of `protocol/scripts`, in Lua, which says at its top what it does,
-//! with which keys and arguments, and what it answers. What is here is sent to Redis: the file without its comments.
+//! The scripts that Redis runs for the component and for the reporter.
+//!
+//! Each script is a Lua file in `protocol/scripts`. The comment at its top describes what it does,
+//! its keys and arguments, and what it returns. The constants here are sent to Redis: they contain
+//! the file without its comments.
 
-/// Whether the line that begins there is a comment.
+/// Returns whether the line that begins at `at` is a comment.
 const fn is_comment(text: &[u8], mut at: usize) -> bool {
     while at < text.len() && text[at] == b' ' {
         at += 1;
@@ -9,7 +12,9 @@ const fn is_comment(text: &[u8], mut at: usize) -> bool {
     at + 1 < text.len() && text[at] == b'-' && text[at + 1] == b'-'
 }
 
-/// The text without its comments, at the beginning of as much room as all of it takes; and how long it is.
+/// Returns the text without its comments, and the length of the result.
+///
+/// The result is at the beginning of the array, which has room for the whole text.
 const fn code<const N: usize>(text: &str) -> ([u8; N], usize) {
     let text = text.as_bytes();
     let (mut code, mut length, mut at) = ([0; N], 0, 0);
@@ -43,72 +48,80 @@ macro_rules! scripts {
             };
         )*
 
-        /// All of them, each with its name.
+        /// All scripts with their names.
         #[cfg(test)]
         const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),*];
     };
 }
 
 scripts! {
-    /// Has a set of ids expire.
+    /// Sets the expiry of a set of ids.
     KEEP: "keep.lua", "keep_ids.lua";
-    /// Adds ids to a set as far as there is room, and answers for each what came of it.
+    /// Adds ids to a set as long as there is room, and returns the outcome of each.
     ADD_WITHIN: "keep.lua", "add_within.lua";
-    /// Adds a callback job, and answers 1, or 0 if its endpoint has had enough of them in its window.
+    /// Adds a callback job, unless its endpoint has reached its limit in the window.
+    ///
+    /// Returns 1 if the job is added, or else 0.
     ADD_JOB_WITHIN: "add_job_within.lua";
-    /// Registers that a named counter is in use now, unless there may be no more of them.
+    /// Registers that a named counter is in use now, unless it is new and has no room.
     REGISTER_COUNTER: "register_counter.lua";
-    /// Adds ids to sets, and answers for each whether it was there before, or that its set is elsewhere.
+    /// Adds ids to sets, and returns for each id whether it was already there.
+    ///
+    /// If the set of an id is elsewhere, the answer says so.
     ADD_TOGETHER: "add_together.lua";
-    /// Runs a batch of commands unless it has run already, and if there is room where it has callback jobs.
+    /// Runs a batch of commands once, if there is room for its callback jobs.
     RUN_ONCE: "run_once.lua";
-    /// Records a request in one trip, and answers what came of it.
+    /// Records a request in one round trip, and returns its outcome.
     RECORD: "keep.lua", "record.lua";
-    /// Takes the names of counters that nobody has added to for long off the list, and answers them.
+    /// Removes the names of long unused counters from the list, and returns them.
     FORGET_COUNTERS: "forget_counters.lua";
-    /// Takes due jobs of the sorted set, and moves them to when they are free again.
+    /// Takes the due jobs of the retry set, and moves them to when they are free again.
     TAKE_WAITING: "take_waiting.lua";
     /// Removes consumers that have been idle for some time.
     REMOVE_CONSUMERS: "remove_consumers.lua";
-    /// Moves a job from where it is.
+    /// Moves a job away from where it is, by the verdict on it.
     SETTLE: "settle.lua";
-    /// Puts jobs back into the stream of new ones, where they have all their attempts before them.
+    /// Moves dead letters back to the stream of new jobs, with all their attempts left.
     RETRY_DEAD: "retry_dead.lua";
-    /// Writes down what is about to be published.
+    /// Stores what is about to be published.
     PREPARE: "prepare.lua";
     /// Records reports, and queues fixed callbacks.
     RECORD_REPORTS: "record_reports.lua";
-    /// Makes windows final, and writes down that what they were counted by is to be removed.
+    /// Makes windows final, and stores that their sets are to be removed.
     FINISH: "finish.lua";
-    /// Takes back that windows are final, and that what they were counted by is to be removed.
+    /// Reverts that windows are final, and that their sets are to be removed.
     REOPEN: "reopen.lua";
-    /// Forgets that closed sets are to be removed.
+    /// Removes the note that closed sets are to be removed.
     REMOVED: "removed.lua";
-    /// Notes which windows have a report, from what is there.
+    /// Notes which windows have a report, from the reports themselves.
     NOTE_REPORTS: "note_reports.lua";
-    /// Notes how far the reporter is.
+    /// Notes the progress of the reporter.
     NOTE_PROGRESS: "note_progress.lua";
-    /// Notes where the first reporter of all began, unless one has, and answers where that was.
+    /// Notes the window with which the first reporter began, unless there is a note.
+    ///
+    /// Returns the start of that window.
     NOTE_BEGIN: "note_begin.lua";
-    /// Gets the lease unless somebody has it, and answers whether it did.
+    /// Acquires the lease if nobody holds it, and returns whether it did.
     ACQUIRE_LEASE: "acquire_lease.lua";
-    /// Renews the lease, if it is still held by the same.
+    /// Renews the lease, if the same holder still has it.
     RENEW_LEASE: "renew_lease.lua";
-    /// Gives the lease up, if it is still held by the same.
+    /// Releases the lease, if the same holder still has it.
     RELEASE_LEASE: "release_lease.lua";
-    /// Forgets that windows had ids, unless that was noted again since.
+    /// Removes windows from the index, unless their entries were written again since.
     FORGET_WINDOWS: "forget_windows.lua";
-    /// Notes that ids of windows are about to be put aside.
+    /// Notes that ids of windows are about to be kept apart as late ids.
     NOTE_LATE: "note_late.lua";
-    /// Closes a set of a window, and answers how many ids are in it.
+    /// Closes a set of a window, and returns the number of its ids.
     CLOSE: "close.lua";
     /// Removes the ids of a set of a closed window.
     REMOVE_CLOSED: "remove_closed.lua";
-    /// Puts ids aside that came after their window was final, and answers how many.
+    /// Moves ids that arrived after their window was final to the late ids.
+    ///
+    /// Returns how many late ids this adds.
     PUT_ASIDE: "put_aside.lua";
-    /// The time.
+    /// Returns the time.
     TIME: "time.lua";
-    /// Tries commands, and answers those that are refused.
+    /// Tries commands, and returns those that Redis refuses.
     TRY_COMMANDS: "try_commands.lua";
 }
 

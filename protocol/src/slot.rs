@@ -1,14 +1,17 @@
-//! Which slot of a Redis Cluster a key is in.
+//! The slots of a Redis Cluster, and the slot of a key.
 
 use crc::{CRC_16_XMODEM, Crc};
 
-/// How many slots a cluster has.
+/// The number of slots in a cluster.
 pub const SLOTS: u16 = 16_384;
 
 const CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
 
-/// The slot of a key: `CRC16(key) mod 16384`, of its hash tag alone if it has one. The hash tag is what is between the first `{` and the
-/// next `}`, unless that is nothing (Redis Cluster specification, "Key distribution model" and "Hash tags").
+/// Returns the slot of a key: `CRC16(key) mod 16384`.
+///
+/// Only the hash tag is hashed, if the key has one. The hash tag is the text between the first `{`
+/// and the next `}`, unless that is empty (Redis Cluster specification, "Key distribution model"
+/// and "Hash tags").
 #[must_use]
 pub fn slot(key: &str) -> u16 {
     CRC16.checksum(hashed(key).as_bytes()) % SLOTS

@@ -1,30 +1,35 @@
-//! What the component tells of its spool.
+//! The state of a spool, which the component records in Redis.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How long a spool is remembered of which nothing is told any more, in seconds: a week.
+/// How long a spool is remembered after its last update, in seconds: a week.
 pub const SPOOL_STATE_SECONDS: u64 = 7 * 86_400;
 
-/// The state of one spool, from when something was put into the empty spool until it is empty again. A value of the hash
-/// [`Keys::spools`](crate::Keys::spools), as text: the three numbers with spaces between them.
+/// The state of one spool, from its first entry until it is empty again.
+///
+/// It is a value of the hash [`Keys::spools`](crate::Keys::spools), as text: the three numbers,
+/// separated by spaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpoolState {
-    /// The ids and callback jobs in it.
+    /// The number of ids and callback jobs in the spool.
     pub depth: u64,
-    /// The ids that were brought from it to Redis.
+    /// The number of ids that are drained from it into Redis.
     pub drained: u64,
-    /// When this was told, in Unix seconds, by the edge host's clock.
+    /// The time of this record, in Unix seconds, by the edge host's clock.
     pub recorded_s: u64,
 }
 
-/// The field beside the one of the spool `name` that has how many of its drained ids the reporters have counted.
+/// Returns the field with the number of counted ids of the spool `name`.
+///
+/// The field is beside that of the spool. It contains how many of the drained ids the reporters
+/// have already counted.
 #[must_use]
 pub fn spool_counted(name: &str) -> String {
     format!("{name}:counted")
 }
 
-/// Why a text is no [`SpoolState`].
+/// The error for a text that is not a [`SpoolState`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not three whole numbers with spaces between them")]
 pub struct InvalidSpoolState;

@@ -1,6 +1,7 @@
-//! Windows: the equal slices of time in which ids are counted.
+//! Windows: the periods of equal length in which ids are counted.
 //!
-//! A window starts at a multiple of its length since the Unix epoch, UTC, and ends just before the next one starts.
+//! A window starts at a multiple of its length since the Unix epoch, UTC, and ends just before the
+//! next one starts.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -10,19 +11,19 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WindowLength(NonZeroU32);
 
-/// Why a text or a number is no [`WindowLength`].
+/// The error for a text or a number that is not a [`WindowLength`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("window length {0:?} is not a whole number of seconds from 1 to 86400")]
 pub struct InvalidWindowLength(String);
 
 impl WindowLength {
-    /// The longest window: a day, since unreported ids are kept for a day.
+    /// The maximum length: a day, because unreported ids are kept for a day.
     pub const MAX_SECONDS: u32 = 86_400;
 
-    /// A length of `seconds`.
+    /// Creates a length of `seconds`.
     ///
     /// # Errors
-    /// When `seconds` is 0 or more than [`Self::MAX_SECONDS`].
+    /// If `seconds` is 0 or more than [`Self::MAX_SECONDS`].
     pub fn try_new(seconds: u32) -> Result<Self, InvalidWindowLength> {
         NonZeroU32::new(seconds)
             .filter(|s| s.get() <= Self::MAX_SECONDS)
@@ -30,13 +31,15 @@ impl WindowLength {
             .ok_or_else(|| InvalidWindowLength(seconds.to_string()))
     }
 
-    /// The length in seconds.
+    /// Returns the length in seconds.
     #[must_use]
     pub const fn seconds(self) -> u64 {
         self.0.get() as u64
     }
 
-    /// The window that holds the moment `unix_ms`, in milliseconds since the Unix epoch.
+    /// Returns the window that contains the moment `unix_ms`.
+    ///
+    /// The moment is in milliseconds since the Unix epoch.
     #[must_use]
     pub const fn window_at_ms(self, unix_ms: u64) -> Window {
         let seconds = unix_ms / 1000;
@@ -46,7 +49,9 @@ impl WindowLength {
         }
     }
 
-    /// The window that starts at `start`, in Unix seconds; `None` if no window of this length starts there.
+    /// Returns the window that starts at `start`, in Unix seconds.
+    ///
+    /// `None` if no window of this length starts there.
     #[must_use]
     pub const fn window_starting(self, start: u64) -> Option<Window> {
         if start.is_multiple_of(self.seconds()) && start <= Window::MAX_START {
@@ -83,34 +88,36 @@ pub struct Window {
 }
 
 impl Window {
-    /// The last start that has a four-digit year: 9999-12-30T22:00:00Z.
+    /// The latest start, 9999-12-30T22:00:00Z: the last second of `jiff::Timestamp`.
     const MAX_START: u64 = 253_402_207_200;
 
-    /// When the window starts, in Unix seconds.
+    /// Returns the start of the window, in Unix seconds.
     #[must_use]
     pub const fn start(self) -> u64 {
         self.start
     }
 
-    /// When the window ends and the next one starts, in Unix seconds.
+    /// Returns the end of the window, in Unix seconds.
+    ///
+    /// The next window starts at this moment.
     #[must_use]
     pub const fn end(self) -> u64 {
         self.start + self.length.seconds()
     }
 
-    /// When the window ends, in milliseconds since the Unix epoch.
+    /// Returns the end of the window, in milliseconds since the Unix epoch.
     #[must_use]
     pub const fn end_ms(self) -> u64 {
         self.end() * 1000
     }
 
-    /// The window's length.
+    /// Returns the length of the window.
     #[must_use]
     pub const fn length(self) -> WindowLength {
         self.length
     }
 
-    /// The window after this one.
+    /// Returns the window after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self {
@@ -119,7 +126,7 @@ impl Window {
         }
     }
 
-    /// The window before this one; `None` for the first of all.
+    /// Returns the window before this one; `None` for the first window.
     #[must_use]
     pub const fn previous(self) -> Option<Self> {
         match self.start.checked_sub(self.length.seconds()) {
@@ -132,12 +139,14 @@ impl Window {
     }
 }
 
-/// A window is written as its start in RFC 3339, UTC, to the second: `2026-11-22T21:30:00Z`.
+/// Writes the start of the window in RFC 3339: `2026-11-22T21:30:00Z`.
+///
+/// The time is in UTC, to the second.
 impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match i64::try_from(self.start).map(jiff::Timestamp::from_second) {
             Ok(Ok(start)) => write!(f, "{start:.0}"),
-            // Out of jiff's range; cannot come from a clock or from `window_starting`.
+            // Outside the range of jiff. Neither a clock nor `window_starting` gives such a start.
             _ => write!(f, "@{}", self.start),
         }
     }

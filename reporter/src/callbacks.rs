@@ -1,4 +1,4 @@
-//! Callbacks: jobs from the queue in Redis, which are delivered by HTTP, retried, or given up.
+//! Callbacks: jobs from the queue in Redis, delivered by HTTP, retried or given up.
 
 pub mod dead;
 mod deliver;
@@ -182,10 +182,10 @@ impl<C: Call> Callbacks<C> {
         Ok(Duration::ZERO)
     }
 
-    /// Acquires slots for as many jobs as can be delivered now: at least one, at most a batch.
+    /// Acquires slots for as many jobs as can be delivered now.
     ///
-    /// The slots are acquired before the jobs are taken. Another replica would claim a job that
-    /// waits for a slot before its delivery ends.
+    /// They are at least one, and at most a batch. The slots are acquired before the jobs are
+    /// taken. Another replica would claim a job that waits for a slot before its delivery ends.
     async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
         let free = self.slots.available_permits().clamp(1, BATCH);
         // The semaphore is never closed.
@@ -213,7 +213,7 @@ impl<C: Call> Callbacks<C> {
             let wait = match self.worker.queue.remove_gone().await {
                 Ok(removed) => {
                     retry.worked();
-                    tracing::debug!(removed, "consumers that were gone");
+                    tracing::debug!(removed, "removed consumers of former replicas");
                     TIDY_EVERY
                 }
                 Err(error) => {
@@ -247,7 +247,7 @@ impl<C: Call> Worker<C> {
                 tracing::debug!(
                     endpoint = deliver::shown(&attempt.job.endpoint),
                     wait_ms = after.as_millis(),
-                    "callback deferred: its host has as many calls as it may"
+                    "callback deferred: its host has reached its limit of calls"
                 );
                 Verdict::Deferred { after }
             }
@@ -332,7 +332,7 @@ impl<C: Call> Worker<C> {
 
 /// Logs at debug level only, because `health` reports each error of Redis.
 fn held_up(error: &RedisError) {
-    tracing::debug!("callbacks are held up, and some perhaps delivered again: {error}");
+    tracing::debug!("callbacks are delayed, and some may be delivered again: {error}");
 }
 
 /// Returns at least the delay that the endpoint requested, up to an hour.

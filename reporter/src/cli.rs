@@ -1,4 +1,4 @@
-//! Parses the command line, the environment and the configuration file into a [`Config`].
+//! Parses the command line, the environment and the file into a [`Config`].
 
 mod config;
 mod environment;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A condition that is logged when it begins and when it ends, not at each occurrence.
+/// A condition that is logged when it begins and ends, not at each occurrence.
 #[derive(Debug)]
 pub struct Condition {
     /// How long the condition must be absent before it ends.

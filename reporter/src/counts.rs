@@ -1,4 +1,4 @@
-//! The reported windows and the open window: for `/api/counts` and `verve-reporter counts`.
+//! The counts of windows: for `/api/counts` and `verve-reporter counts`.
 
 use std::io;
 
@@ -14,7 +14,9 @@ use crate::windows::KEPT;
 
 /// The number of windows in an answer, without `limit`.
 const LIMIT: u64 = 60;
-/// The maximum number of windows in an answer: the minutes of a week, for which reports are kept.
+/// The maximum number of windows in an answer.
+///
+/// A week has so many minutes, and reports are kept for a week.
 const MOST: u64 = 7 * 24 * 60;
 /// The last second of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -265,9 +267,9 @@ fn time(name: &str, text: &str) -> Result<u64, String> {
     })
 }
 
-/// Returns the page as comma-separated values (RFC 4180), with the names in the first line.
+/// Returns the page as comma-separated values (RFC 4180).
 ///
-/// No value contains a comma or a quotation mark.
+/// The names are in the first line. No value contains a comma or a quotation mark.
 pub fn csv(page: &Page) -> String {
     let mut text = "window,start,count,revision,late,requests,duplicates,final,reported_at\r\n".to_owned();
     for count in &page.counts {

@@ -1,4 +1,4 @@
-//! `verve-reporter doctor`: checks what the reporter depends on, and says what to change.
+//! `verve-reporter doctor`: checks what the reporter needs, and says what to change.
 //!
 //! It changes nothing itself. [`redis`], [`traffic`] and [`kafka`] each separate the function that
 //! reads a state from the one that judges it. [`rights`] tries commands.
@@ -70,7 +70,7 @@ impl Finding {
 
 /// The findings, as text.
 pub struct Report {
-    /// A line for each finding, another one for what to change, and the number of each level.
+    /// A line for each finding, one for what to change, and the number of each level.
     pub text: String,
     /// Whether counts are wrong or missing, or soon will be.
     pub is_bad: bool,
@@ -110,7 +110,7 @@ fn report(findings: &[Finding]) -> Report {
     }
     let of = |level| findings.iter().filter(|finding| finding.level == level).count();
     let (fine, warnings, problems) = (of(Level::Fine), of(Level::Warning), of(Level::Problem));
-    let _ = writeln!(text, "{fine} ok, {warnings} to be warned of, {problems} to be mended");
+    let _ = writeln!(text, "ok: {fine}, warnings: {warnings}, problems: {problems}");
     Report {
         text,
         is_bad: problems > 0,
@@ -141,7 +141,7 @@ fn admin(config: &Config) -> Option<Finding> {
     let open = config.admin_token.is_none() && !config.listen.ip().is_loopback();
     open.then(|| {
         Finding::warning(
-            format!("the admin port {} answers whoever reaches it", config.listen),
+            format!("the admin port {} answers anyone who can reach it", config.listen),
             "set --admin-token, or keep the port on a network of your own",
         )
     })
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_to_be_mended_is_counted() {
+    fn problems_are_counted() {
         let findings = [
             Finding::fine("a"),
             Finding::warning("b", "do b").of("B"),
@@ -160,7 +160,7 @@ mod tests {
         ];
         let bad = report(&findings);
         assert!(bad.is_bad);
-        let expected = "ok       a\nwarning  B: b\n         -> do b\nproblem  c\n         -> do c\n1 ok, 1 to be warned of, 1 to be mended\n";
+        let expected = "ok       a\nwarning  B: b\n         -> do b\nproblem  c\n         -> do c\nok: 1, warnings: 1, problems: 1\n";
         assert_eq!(bad.text, expected);
         assert!(!report(&findings[..2]).is_bad);
     }

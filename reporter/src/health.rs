@@ -102,7 +102,7 @@ impl Dependency {
     /// This is a problem until the error has been absent for a while.
     pub fn refuses(&self, kind: &str, error: impl Display) {
         let problem = Problem {
-            error: format!("refuses what it is asked: {error}"),
+            error: format!("refuses commands: {error}"),
             since: Timestamp::now(),
         };
         let mut refusals = self.health.refusals.lock().unwrap_or_else(PoisonError::into_inner);
@@ -231,7 +231,7 @@ mod tests {
         // Good answers to other commands do not end a refusal.
         redis.up();
         health.settle(Instant::now() + QUIET - Duration::from_secs(1));
-        assert_eq!(problems(), [problem("Redis", "refuses what it is asked: READONLY: no")]);
+        assert_eq!(problems(), [problem("Redis", "refuses commands: READONLY: no")]);
         health.settle(Instant::now() + QUIET);
         assert!(problems().is_empty());
 

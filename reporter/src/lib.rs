@@ -77,7 +77,7 @@ pub fn main(version: &'static str) -> ExitCode {
             return command::run(&config.redis, config.keys.clone(), async |store| {
                 let report = doctor::examine(&store, &config).await;
                 command::print(&report.text)?;
-                anyhow::ensure!(!report.is_bad, "there is something to be mended");
+                anyhow::ensure!(!report.is_bad, "the doctor found problems");
                 Ok(Vec::new())
             });
         }
@@ -108,8 +108,7 @@ pub fn main(version: &'static str) -> ExitCode {
                 );
                 // One message without a cause: its cause would repeat it.
                 let page = range.read(&store).await;
-                let page =
-                    page.map_err(|error| anyhow::anyhow!("what was reported is not to be had: {what}: {error}"))?;
+                let page = page.map_err(|error| anyhow::anyhow!("the reports cannot be read: {what}: {error}"))?;
                 command::print(&counts::text(&page, json)?)?;
                 if page.counts.is_empty() {
                     eprintln!("verve-reporter: nothing was reported in the time asked for: {what}");
@@ -161,7 +160,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         "verve-reporter {version} started",
     );
     if config.kafka.brokers.is_none() {
-        tracing::info!("no Kafka is named (--kafka-brokers): counts are only logged");
+        tracing::info!("no Kafka is configured (--kafka-brokers): counts are only logged");
     }
 
     let stop = CancellationToken::new();
@@ -214,7 +213,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     tasks.spawn(callbacks.run(stop.clone()));
 
     until_asked(&mut tasks, stop_signal()).await?;
-    tracing::info!("stopping: deliveries under way may finish");
+    tracing::info!("stopping: deliveries in progress may finish");
     stop.cancel();
     let done = async {
         while let Some(task) = tasks.join_next().await {
@@ -224,7 +223,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     };
     tokio::time::timeout(STOP_WITHIN, done).await.unwrap_or_else(|_| {
         Err(anyhow::anyhow!(
-            "not stopped within {} s; deliveries are left to others",
+            "not stopped within {} s; other replicas take over the deliveries",
             STOP_WITHIN.as_secs()
         ))
     })?;

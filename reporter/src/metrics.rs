@@ -211,17 +211,16 @@ impl Metrics {
             Unit::Seconds,
             self.oldest_job_age.clone(),
         );
-        let silent =
-            "How long neither ids nor requests have come to Redis any more, since the last window that had some";
+        let silent = "Time without new ids and requests in Redis, since the last window that had some";
         r.register_with_unit("silent", silent, Unit::Seconds, self.silent.clone());
         r.register(
             "spool_depth",
-            "Ids and callback jobs in the spools of edge hosts, as last told by each that drains",
+            "Ids and callback jobs in the spools of edge hosts, as last recorded by each host that drains",
             self.spool_depth.clone(),
         );
         r.register(
             "spool_drained_ids",
-            "Ids brought from spools to Redis, counted by the replica that reports windows",
+            "Ids drained from spools into Redis, counted by the replica that reports windows",
             self.drained_ids.clone(),
         );
         let build: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
@@ -298,7 +297,7 @@ mod tests {
         metrics.callback.observe(0.2);
         let text = metrics.render().expect("text");
         for line in [
-            "# HELP verve_late_ids Ids that came after their window was final.",
+            "# HELP verve_late_ids Ids that arrived after their window was final.",
             "# TYPE verve_late_ids counter",
             "verve_late_ids_total 3",
             "verve_windows_lost_total 0",
@@ -325,7 +324,7 @@ mod tests {
         assert!(!text.contains("gone"), "{text}");
         let older = prometheus_text(&text);
         for line in [
-            "# HELP verve_late_ids_total Ids that came after their window was final.",
+            "# HELP verve_late_ids_total Ids that arrived after their window was final.",
             "# TYPE verve_late_ids_total counter",
             "verve_late_ids_total 3",
             "# TYPE verve_lease_held gauge",

@@ -204,10 +204,7 @@ impl<K: Sessions> Named<K> {
             .script(Script::new(FORGET_COUNTERS).key(key).arg(UNUSED_SECONDS))
             .await?;
         for name in unused.iter().filter_map(|name| name.parse::<CounterName>().ok()) {
-            tracing::info!(
-                counter = name.as_str(),
-                "a named counter is not in use any more: forgotten"
-            );
+            tracing::info!(counter = name.as_str(), "an unused named counter was forgotten");
             let (keys, length) = (self.parts.store.keys.named(name), self.parts.config.length);
             let mut delete = redis::cmd("DEL");
             delete

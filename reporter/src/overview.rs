@@ -1,6 +1,7 @@
-//! The live state, which every replica reads from Redis once a second, for `/metrics` and the page.
+//! The live state of Redis, for `/metrics` and the page.
 //!
-//! It does not change what is reported. While Redis is unreachable, the last snapshot stays.
+//! Every replica reads it once a second. It does not change what is reported. While Redis is
+//! unreachable, the last snapshot stays.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,10 +38,12 @@ pub type Spools = BTreeMap<String, SpoolState>;
 pub struct Snapshot {
     /// Redis' clock, as of its last answer; `None` if it has not answered yet.
     pub clock: Option<RedisClock>,
-    /// The windows of the last hour, within the limits; oldest first, the current one last.
+    /// The windows of the last hour, within the limits.
+    ///
+    /// The oldest is first, and the current one is last.
     pub windows: Vec<WindowSnapshot>,
     pub jobs: Jobs,
-    /// The reported spools of edge hosts, by name; `None` if Redis has not answered yet.
+    /// The reported spools, by name; `None` if Redis has not answered yet.
     pub spools: Option<Spools>,
     /// The replica that reports windows.
     pub leader: Option<String>,
@@ -48,7 +51,9 @@ pub struct Snapshot {
     pub dependencies: BTreeMap<String, Option<Problem>>,
     /// How long the oldest due window has not been reported, in seconds.
     pub overdue_s: u64,
-    /// The newest window with ids or requests, since this process began or in the hour before.
+    /// The newest window with ids or requests.
+    ///
+    /// Since this process began, or in the hour before.
     pub newest_with_ids: Option<Window>,
 }
 
@@ -64,9 +69,9 @@ pub struct WindowSnapshot {
 }
 
 impl Snapshot {
-    /// Returns the seconds since the end of the newest window with ids, if no more ids arrive.
+    /// Returns the seconds since the end of the newest window with ids.
     ///
-    /// Returns 0 if ids arrive, or have never arrived.
+    /// Returns 0 if ids still arrive, or have never arrived.
     pub fn silent_s(&self) -> u64 {
         let (Some(clock), Some(newest)) = (self.clock, self.newest_with_ids) else {
             return 0;
@@ -123,7 +128,7 @@ impl WindowSnapshot {
         Ok(read)
     }
 
-    /// Returns the known number of unique ids: in Redis, or as reported once the set is removed.
+    /// Returns the known unique ids: in Redis, or as reported once the set is removed.
     pub fn unique(&self) -> Option<u64> {
         self.ids.max(self.report.map(|report| report.count))
     }
@@ -141,7 +146,9 @@ impl WindowSnapshot {
             .map_or(0, |(_, requests)| requests)
     }
 
-    /// Returns all requests: as counted now, or as reported once the statistics have expired.
+    /// Returns all requests: as counted now, or as reported.
+    ///
+    /// The reported number remains when the statistics have expired.
     pub fn requests(&self) -> u64 {
         let reported = self.report.map_or(0, |report| report.requests);
         self.requests.iter().sum::<u64>().max(reported)
@@ -222,7 +229,7 @@ impl Overview {
                 };
             }
             // The connection, or the code that needs the answer, reports the error.
-            Err(error) => tracing::debug!("cannot look at what is going on: {error}"),
+            Err(error) => tracing::debug!("cannot read the state from Redis: {error}"),
         }
         snapshot.dependencies = self.health.states();
         let next = snapshot.clock.zip(self.next);
@@ -344,9 +351,10 @@ impl Overview {
         }
     }
 
-    /// Forgets spools that were already empty at the last read, and those not reported for long.
+    /// Forgets empty spools, and those that were not reported for long.
     ///
-    /// Only the leader does so, after it has counted them.
+    /// An empty spool must have been empty at the last read, too. Only the leader forgets spools,
+    /// after it has counted them.
     async fn forget(&self, before: &Spools, now: &Spools, now_s: u64) {
         let mut pipe = redis::pipe();
         for (name, state) in now {
@@ -388,7 +396,9 @@ impl Overview {
     }
 }
 
-/// Adds the requests that are new since the last read, so that a takeover counts none twice.
+/// Adds the requests that are new since the last read.
+///
+/// Nothing is therefore counted twice when another replica takes over.
 pub fn count(metrics: &WindowMetrics, before: &[WindowSnapshot], now: &[WindowSnapshot]) {
     let before: BTreeMap<Window, [u64; OUTCOMES.len()]> = before
         .iter()
@@ -409,7 +419,7 @@ fn newest_with_ids(windows: &[WindowSnapshot]) -> Option<Window> {
     with_ids.map(|snapshot| snapshot.window)
 }
 
-/// Returns the windows of the last hour with the current one, within the minimum and the maximum.
+/// Returns the windows of the last hour with the current one, within the limits.
 pub fn latest(length: WindowLength, now_ms: u64) -> Vec<Window> {
     let windows = (3600 / length.seconds()).clamp(FEWEST, MOST);
     let newest = std::iter::successors(Some(length.window_at_ms(now_ms)), |window| window.previous());

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-/// Periods that depend on each other, and that tests shorten together (`--divide-periods`).
+/// Periods that depend on each other.
+///
+/// Tests shorten them together (`--divide-periods`).
 #[derive(Clone, Copy, Debug)]
 pub struct Periods {
     /// How long a lease lasts without renewal. With [`Self::try_lease`] it limits the time of a
@@ -12,7 +14,7 @@ pub struct Periods {
     pub call: Duration,
     /// The time in which Kafka must acknowledge a record.
     pub delivery: Duration,
-    /// How often Redis is searched for orphaned ids, and for reports that need not be kept.
+    /// How often Redis is searched for orphaned ids and reports to remove.
     pub sweep: Duration,
     /// How long a logged condition must be absent before it ends.
     ///

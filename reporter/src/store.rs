@@ -256,7 +256,9 @@ impl Store {
         let mut get = redis::cmd("GET");
         let format: Option<String> = self.redis.command(get.arg(self.keys.format())).await?;
         Ok(format.filter(|format| *format != FORMAT.to_string()).map(|format| {
-            format!("what is in Redis is of format {format}, and this version knows {FORMAT}: run the version that has written it")
+            format!(
+                "the data in Redis has format {format}, and this version knows {FORMAT}: run the version that wrote it"
+            )
         }))
     }
 
@@ -266,7 +268,7 @@ impl Store {
         let mut set = redis::cmd("SET");
         set.arg(self.keys.format()).arg(FORMAT).arg("NX");
         if let Err(error) = self.redis.command::<Option<String>>(&set).await {
-            tracing::debug!("cannot say in which format the keys are: {error}");
+            tracing::debug!("cannot record the format of the keys: {error}");
         }
     }
 

@@ -1,4 +1,6 @@
-//! Log lines on standard error, and spans by OTLP if OpenTelemetry's own variables name a target.
+//! Log lines on standard error, and spans by OTLP.
+//!
+//! Spans are exported if OpenTelemetry's own variables name a target.
 
 use std::env;
 

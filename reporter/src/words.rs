@@ -59,7 +59,7 @@ pub fn number(n: u64) -> String {
     groups.join(",")
 }
 
-/// Returns the time of a window's start, with the date if windows are long enough to need it.
+/// Returns the time of a window's start, with the date if windows are long.
 pub fn clock(window: Window) -> String {
     let (day, time) = (window.to_string(), window.length().seconds());
     let (date, clock) = day.split_at(10);

@@ -314,7 +314,7 @@ impl Kafka {
 fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
-    // The client must soon find a broker again that restarts.
+    // The client must find a restarting broker again soon.
     config
         .set("reconnect.backoff.ms", "20")
         .set("reconnect.backoff.max.ms", "500");

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::net;
 
-/// The number of last bytes of a connection that a [`Gate`] searches for its pattern.
+/// How many of a connection's last bytes a [`Gate`] searches for its pattern.
 const REMEMBERED: usize = 64 * 1024;
 
 /// Listens on a port of its own and forwards bytes to a server and back.

@@ -1,4 +1,6 @@
-//! `cargo xtask bench`: builds everything in release, the peers too, then runs `verve-bench`, which measures.
+//! `cargo xtask bench`: builds everything in release, then runs `verve-bench`.
+//!
+//! The peers are built too. `verve-bench` makes the measurements.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -13,7 +15,7 @@ const OHA: [&str; 2] = ["oha", "1.16.0"];
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What `verve-bench --help` shows: --quick, --rounds, --seconds, --only
+    /// Options of `verve-bench`, as in `verve-bench --help`: --quick, --rounds, --seconds, --only
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -30,11 +32,11 @@ pub fn run(args: &Args) -> Result<()> {
         kafka::prepare()?;
     }
     bench.args(&args.arguments);
-    // In this process's place, so that Ctrl-C and the exit code are its own.
+    // Replaces this process, so that Ctrl-C and the exit code are those of the program.
     Err(bench.exec()).context("cannot run verve-bench")
 }
 
-/// The usual design in Go, where the bench looks for it.
+/// Builds the peer in Go, which has the usual design, where the bench expects it.
 fn go_peer() -> Result<()> {
     if sys::which("go").is_none() {
         bail!("please install Go (https://go.dev): one of the peers is written in it");
@@ -45,7 +47,7 @@ fn go_peer() -> Result<()> {
     sys::run(go.arg(sys::target().join("bench/go-peer")).arg("."))
 }
 
-/// The load generator, compiled once, into the cache.
+/// Returns the load generator, which is compiled once, into the cache.
 fn oha() -> Result<PathBuf> {
     let [name, version] = OHA;
     let root = sys::cache()?.join(format!("{name}-{version}"));

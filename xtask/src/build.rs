@@ -1,4 +1,6 @@
-//! `cargo xtask build`: the component, where `spin.toml` looks for it, and the native programs.
+//! `cargo xtask build`: builds the component and the native programs.
+//!
+//! The component is written to the path that `spin.toml` names.
 
 use std::env;
 use std::fs;
@@ -29,11 +31,13 @@ enum What {
     Host,
     /// target/release/verve-reporter
     Reporter,
-    /// target/roots/verve-host and verve-reporter: all that the images have, the programs linked statically
+    /// target/roots/verve-host and verve-reporter: the complete content of the images, with
+    /// statically linked programs
     Roots,
-    /// target/wasm32-wasip2/release/verve_hello.wasm, of the benchmarks
+    /// target/wasm32-wasip2/release/verve_hello.wasm, for the benchmarks
     Hello,
-    /// target/wasm32-wasip2/release/verve_counter.wasm and verve_counter_p2.wasm, which other components count by
+    /// target/wasm32-wasip2/release/verve_counter.wasm and verve_counter_p2.wasm, which other
+    /// components use to count
     Counter,
     /// The component and the counter for WASI 0.3 and 0.2, the host and the reporter
     All,
@@ -60,19 +64,19 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Runs the component.
+/// The program that runs the component.
 pub const HOST: &str = "verve-host";
 
-/// Reports the windows.
+/// The program that reports the windows.
 pub const REPORTER: &str = "verve-reporter";
 
-/// Runs everything, for `cargo xtask up`.
+/// The program that runs everything, for `cargo xtask up`.
 pub const UP: &str = "verve-up";
 
-/// Harms every part, for `cargo xtask chaos`.
+/// The program that injects faults into every part, for `cargo xtask chaos`.
 pub const CHAOS: &str = "verve-chaos";
 
-/// Runs the real code on simulated machines, for `cargo xtask simulate`.
+/// The program that simulates machines for the real code, for `cargo xtask simulate`.
 pub const SIMULATION: &str = "verve-simulation";
 
 /// Builds the component.
@@ -106,19 +110,19 @@ pub fn components() -> Result<()> {
         .try_for_each(|example| wasm(example, &[]).map(drop))
 }
 
-/// Builds the component that other components count by, for WASI 0.2 and 0.3.
+/// Builds the component that other components use to count, for WASI 0.2 and 0.3.
 fn counter() -> Result<()> {
     variant(COUNTER, &WASIP2, "verve_counter_p2.wasm")?;
     variant(COUNTER, &[], "verve_counter.wasm")
 }
 
-/// The component.
+/// The package of the component.
 pub const COMPONENT: &str = "accept-component";
 
-/// The component that other components count by.
+/// The package of the component that other components use to count.
 pub const COUNTER: &str = "verve-counter-component";
 
-/// Applications of their own, which count by the library, and that of the tests.
+/// Separate applications that count with the library, and that of the tests.
 pub const EXAMPLES: [&str; 4] = [
     "verve-example-pixel",
     "verve-example-login",
@@ -126,14 +130,16 @@ pub const EXAMPLES: [&str; 4] = [
     "verve-tests-guest",
 ];
 
-/// Builds a component with other features, and keeps it under another name: they have the same one for Cargo.
+/// Builds a component with other features, and keeps it under another name.
+///
+/// Cargo gives both the same name.
 fn variant(package: &str, flags: &[&str], name: &str) -> Result<()> {
     let built = wasm(package, flags)?;
     let kept = built_wasm(&sys::root().join("target"), name);
-    // In a fresh clone nothing was built there yet.
+    // In a fresh clone the folder does not exist yet.
     let folder = kept.parent().context("a folder")?;
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    // It may be a link to a file of Cargo's own.
+    // The file may be a link to a file of Cargo's own.
     let _ = fs::remove_file(&kept);
     fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
     sys::say(&kept.display().to_string());
@@ -145,7 +151,7 @@ pub fn hello() -> Result<()> {
     wasm("verve-hello", &[]).map(drop)
 }
 
-/// Builds a component, and answers where it is.
+/// Builds a component, and returns its path.
 fn wasm(package: &str, flags: &[&str]) -> Result<PathBuf> {
     // Cargo's own helpers are native programs.
     install::ensure(&install::NATIVE[..1])?;
@@ -153,7 +159,8 @@ fn wasm(package: &str, flags: &[&str]) -> Result<PathBuf> {
     let mut command = cargo_wasm("build", package)?;
     let mut folder = sys::root().join("target");
     if flags == WASIP2 {
-        // Beside the usual one, which would take its place and be compiled anew each time.
+        // In the same folder the usual build and this one would replace each other, and each would
+        // be compiled again.
         folder.push("wasip2");
         command.env("CARGO_TARGET_DIR", &folder);
     }
@@ -166,7 +173,7 @@ fn wasm(package: &str, flags: &[&str]) -> Result<PathBuf> {
     Ok(built)
 }
 
-/// A component in this target folder.
+/// Returns the path of a component in this target folder.
 fn built_wasm(target: &Path, file: &str) -> PathBuf {
     target.join(WASM).join("release").join(file)
 }
@@ -182,7 +189,9 @@ pub fn native(programs: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs so that they need no library of the machine they run on, and puts each into a folder with all that its image has.
+/// Builds the static programs, and puts each into a folder with its image's content.
+///
+/// Static programs need no library of the machine that they run on.
 pub fn roots() -> Result<()> {
     install::ensure(&install::NATIVE)?;
     install::ensure(&[install::AUTHORITIES])?;
@@ -190,7 +199,8 @@ pub fn roots() -> Result<()> {
     let (target, folder) = (cargo::host()?, sys::target().join("static"));
     let mut command = cargo("build");
     command.args(["--release", "--package", HOST, "--package", REPORTER]);
-    // With a target named, the flags are for the programs alone, and not for what runs while they are built.
+    // With an explicit target, the flags are for the programs only, and not for code that runs
+    // during the build.
     command.args(["--target", &target]).env("CARGO_TARGET_DIR", &folder);
     command.env("OPENSSL_STATIC", "1");
     sys::run(command.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
@@ -219,12 +229,14 @@ pub fn roots() -> Result<()> {
     Ok(())
 }
 
-/// All that a program's image has.
+/// Returns the folder with the content of a program's image.
 pub fn root(program: &str) -> PathBuf {
     sys::target().join("roots").join(program)
 }
 
-/// Builds the programs of `cargo xtask up` to be there soon rather than to be fast, and answers where they are.
+/// Builds the programs of `cargo xtask up`, and returns their folder.
+///
+/// The build is fast; the programs are not.
 pub fn quick() -> Result<PathBuf> {
     install::ensure(&install::NATIVE)?;
     sys::say(&format!("building {HOST}, {REPORTER}, {UP}, quickly"));
@@ -243,7 +255,9 @@ pub fn quick() -> Result<PathBuf> {
     Ok(sys::target().join("quick"))
 }
 
-/// Writes what the programs say of their flags, and what of the published crates is public.
+/// Writes the help texts of the programs, and the listings of the public API.
+///
+/// The listings are those of the published crates.
 pub fn reference() -> Result<()> {
     public::write()?;
     native(&[HOST, REPORTER])?;
@@ -257,15 +271,19 @@ pub fn reference() -> Result<()> {
     Ok(())
 }
 
-/// Builds all native programs and tests. At once, since the tests' own dependencies add features to those of the programs:
-/// one after the other, half of them would be compiled twice.
+/// Builds all native programs and tests in one command.
+///
+/// The dependencies of the tests add features to those of the programs. In two commands, half of
+/// them would be compiled twice.
 pub fn native_with_tests() -> Result<()> {
     install::ensure(&install::NATIVE)?;
     sys::say("building all programs and tests");
     sys::run(release().args(["--bins", "--tests"]))
 }
 
-/// With the whole workspace in view whatever is built, dependencies have the same features each time.
+/// Returns a release build of the whole workspace.
+///
+/// With the whole workspace selected, dependencies have the same features in every build.
 fn release() -> Command {
     let mut command = cargo("build");
     command.args(["--release", "--workspace"]);

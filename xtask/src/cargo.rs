@@ -1,6 +1,7 @@
 //! Cargo itself, for the machine and for WebAssembly.
 //!
-//! `rust-toolchain.toml` names what rustup installs; what is missing nevertheless is asked of it here.
+//! `rust-toolchain.toml` names the parts that rustup installs. If one is still missing, rustup is
+//! asked for it here.
 
 use std::env;
 use std::path::PathBuf;
@@ -13,10 +14,12 @@ use crate::sys;
 /// The component's target.
 pub const WASM: &str = "wasm32-wasip2";
 
-/// What the programs tell for `--version`: set by whoever builds without a repository, such as for an image.
+/// The variable with the version that the programs print for `--version`.
+///
+/// It is set by builds without a repository, such as that of an image.
 const VERSION: &str = "VERVE_VERSION";
 
-/// `cargo <subcommand>` in the workspace, for this machine.
+/// Returns `cargo <subcommand>` in the workspace, for this machine.
 pub fn cargo(subcommand: &str) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(sys::root()).arg(subcommand);
@@ -27,14 +30,17 @@ pub fn cargo(subcommand: &str) -> Command {
     command
 }
 
-/// The target of this machine.
+/// Returns the target of this machine.
 pub fn host() -> Result<String> {
     let told = sys::output("rustc", &["-vV"]).context("no rustc")?;
     let host = told.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc does not tell its host")?.to_owned())
 }
 
-/// `cargo <subcommand>` for a component: for WebAssembly, optimized as a whole, and as small as that comes.
+/// Returns `cargo <subcommand>` for a component.
+///
+/// It compiles for WebAssembly, optimizes the component as a whole, and makes it as small as that
+/// allows.
 pub fn cargo_wasm(subcommand: &str, package: &str) -> Result<Command> {
     let mut command = cargo_for_wasm(subcommand)?;
     let profile = [
@@ -50,11 +56,11 @@ pub fn cargo_wasm(subcommand: &str, package: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// `cargo <subcommand>` for WebAssembly, not optimized.
+/// Returns `cargo <subcommand>` for WebAssembly, not optimized.
 pub fn cargo_for_wasm(subcommand: &str) -> Result<Command> {
     have_target()?;
     let mut command = cargo(subcommand);
-    // Meant for native programs, and they would take the place of what is set for this target.
+    // These are meant for native programs, and would replace the settings of this target.
     for name in [
         "RUSTFLAGS",
         "CARGO_ENCODED_RUSTFLAGS",
@@ -63,13 +69,13 @@ pub fn cargo_for_wasm(subcommand: &str) -> Result<Command> {
     ] {
         command.env_remove(name);
     }
-    // Not where the user may want it: `spin.toml` names the component relative to itself.
+    // The user's target folder does not apply: `spin.toml` names the component relative to itself.
     command.env("CARGO_TARGET_DIR", sys::root().join("target"));
     command.args(["--target", WASM]);
     Ok(command)
 }
 
-/// The version, and the commit; a `+` behind it for what is not committed.
+/// Returns the version and the commit, with a `+` if there are uncommitted changes.
 fn version() -> Option<String> {
     if let Some(given) = env::var(VERSION).ok().filter(|given| !given.is_empty()) {
         return Some(given);
@@ -78,7 +84,7 @@ fn version() -> Option<String> {
     Some(format!("{} ({commit})", env!("CARGO_PKG_VERSION")))
 }
 
-/// Sees to it that there is a standard library for WebAssembly.
+/// Installs the standard library for WebAssembly if it is missing.
 fn have_target() -> Result<()> {
     let sysroot = sys::output("rustc", &["--print", "sysroot"]).context("no rustc")?;
     let library = PathBuf::from(sysroot).join("lib/rustlib").join(WASM).join("lib");
@@ -88,7 +94,7 @@ fn have_target() -> Result<()> {
     by_rustup(&["target", "add", WASM])
 }
 
-/// Sees to it that there are rustfmt and clippy.
+/// Installs rustfmt and clippy if they are missing.
 pub fn have_lints() -> Result<()> {
     let mut tools = ["fmt", "clippy"].into_iter();
     if tools.all(|tool| sys::succeeds("cargo", &[tool, "--version"])) {

@@ -1,4 +1,6 @@
-//! `cargo xtask chaos`: builds what it takes, then runs `verve-chaos`, which harms every part and checks every count.
+//! `cargo xtask chaos`: builds the programs, then runs `verve-chaos`.
+//!
+//! `verve-chaos` injects faults into every part, and checks every count.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -9,16 +11,18 @@ use crate::{build, install, kafka, sys};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How long faults go on; the last round is finished, and the calm after it takes up to two minutes more.
+    /// Duration of the faults in seconds; the last round is completed, and the calm after it takes
+    /// up to two minutes more
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Repeats the faults of another run; drawn by lot without it.
+    /// Repeat the faults of the run with this seed; random if not given
     #[arg(long)]
     seed: Option<u64>,
-    /// On a Redis Cluster, three primaries and three replicas, instead of one server.
+    /// Use a Redis Cluster, three primaries and three replicas, instead of one server
     #[arg(long)]
     cluster: bool,
-    /// Through an application that counts by the interface, in a named counter too: the example `login`.
+    /// Use an application that counts through the interface, also with a named counter: the example
+    /// `login`
     #[arg(long)]
     named: bool,
 }
@@ -43,6 +47,6 @@ pub fn run(args: &Args) -> Result<()> {
     if args.named {
         command.arg("--named");
     }
-    // In this process's place, so that Ctrl-C and the exit code are its own.
+    // Replaces this process, so that Ctrl-C and the exit code are those of the program.
     Err(command.exec()).context("cannot run verve-chaos")
 }

@@ -1,4 +1,6 @@
-//! What failed tests said, in short: their whole output may be thousands of lines before the end of a log.
+//! Short output of failed tests.
+//!
+//! Their complete output may be thousands of lines before the end of a log.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,28 +14,32 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::sys;
 
-/// How many lines of a failed test's output are repeated, of its beginning and of its end.
+/// The number of lines of a failed test's output that are repeated, at each end.
 const LINES: usize = 12;
-/// How long a repeated line may be, in characters.
+/// The maximum length of a repeated line, in characters.
 const WIDTH: usize = 300;
 
-/// For how long a test may run. The slowest take a minute.
+/// The time limit of a test. The slowest tests take a minute.
 const LIMIT: Duration = Duration::from_secs(240);
-/// So the test harness says of a test that it takes long.
+/// The message of the test harness about a test that takes long.
 const LONG: &str = " has been running for over 60 seconds";
-/// When it says so.
+/// The duration after which the test harness prints it.
 const SAID_AFTER: Duration = Duration::from_secs(60);
-/// The most failed tests that are tried once more: of more, something else is the matter.
+/// The maximum number of failed tests that are run again.
+///
+/// If more fail, they have another cause.
 const MOST_AGAIN: usize = 10;
 
-/// Runs tests with their output shown. Those that failed are added to `failed`, in short.
+/// Runs tests with their output shown, and adds those that fail to `failed`, in short.
 pub fn keep(command: &mut Command, failed: &mut Vec<String>) -> Result<()> {
     let ran = ran(command)?;
     failed.extend(in_short(&ran.said));
     ran.result
 }
 
-/// The same. What has failed is run once more by `again`, by its names. If it passes then it is flaky, which is a failure too: it is said.
+/// Does the same, but runs failed tests once more, by `again` with their names.
+///
+/// A test that passes the second time is flaky. That is a failure too, and it is reported.
 pub fn keep_telling_flaky(
     command: &mut Command,
     again: impl FnOnce(&[String]) -> Command,
@@ -58,7 +64,7 @@ pub fn keep_telling_flaky(
     first.result
 }
 
-/// What tests have said, and how they ended.
+/// The output of tests, and their result.
 struct Ran {
     said: Vec<String>,
     result: Result<()>,
@@ -66,7 +72,7 @@ struct Ran {
 
 fn ran(command: &mut Command) -> Result<Ran> {
     let mut child = command
-        // A backtrace would show the insides of tokio.
+        // A backtrace would show the internals of tokio.
         .env("RUST_BACKTRACE", "0")
         .stdout(Stdio::piped())
         .spawn()
@@ -120,9 +126,9 @@ fn ran(command: &mut Command) -> Result<Ran> {
     Ok(Ran { said, result })
 }
 
-/// Kills a process, and then all that it has started.
+/// Kills a process, and then all its descendants.
 fn end(process: u32) {
-    // Afterwards they are no longer its own.
+    // The children are read first, because they lose their parent when it is killed.
     let threads = fs::read_dir(format!("/proc/{process}/task"))
         .into_iter()
         .flatten()
@@ -136,7 +142,7 @@ fn end(process: u32) {
     }
 }
 
-/// The names of the tests that have failed.
+/// Returns the names of the failed tests.
 fn failed_tests(said: &[String]) -> Vec<String> {
     let names = said
         .iter()
@@ -144,7 +150,7 @@ fn failed_tests(said: &[String]) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// The output of each failed test in what the test harness has printed.
+/// Returns the output of each failed test, shortened, from that of the test harness.
 fn in_short(said: &[String]) -> Vec<String> {
     let heads = |line: &String| line.starts_with("---- ") && line.ends_with(" ----");
     let ends = |line: &String| heads(line) || line == "failures:";
@@ -177,7 +183,7 @@ mod tests {
 
     use super::{LINES, end, in_short, keep_telling_flaky};
 
-    /// What a test harness would say.
+    /// Returns a command that prints what a test harness would print.
     fn harness(script: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
@@ -205,7 +211,7 @@ mod tests {
         );
         let (passed, names, said) = twice("echo 'test a::b ... ok'", "exit 1");
         assert!(passed && names.is_empty() && said.is_empty(), "{said:?}");
-        // It was not even begun.
+        // The second run did not even begin.
         let (passed, _, said) = twice(fails, "exit 101");
         assert!(!passed && said.is_empty(), "{said:?}");
     }
@@ -223,7 +229,7 @@ mod tests {
         };
         end(child.id());
         assert!(!child.wait().expect("ended").success());
-        // Gone, or dead and not reaped by whoever has inherited it.
+        // The process has ended, or is a zombie that its new parent has not reaped.
         let lives = || {
             let state = std::fs::read_to_string(format!("/proc/{started}/stat")).unwrap_or_default();
             !state.is_empty() && !state.contains(") Z ")

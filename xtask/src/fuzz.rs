@@ -1,4 +1,6 @@
-//! `cargo xtask fuzz`: looks, by libFuzzer, for texts that break what reads them. `fuzz/src/lib.rs` says what must hold.
+//! `cargo xtask fuzz`: searches with libFuzzer for texts that break their readers.
+//!
+//! `fuzz/src/lib.rs` states the conditions that must hold.
 
 use std::fs;
 
@@ -9,7 +11,7 @@ use crate::sys;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How long each of the targets is tried.
+    /// Duration for each of the targets, in seconds
     #[arg(long, default_value_t = 600)]
     seconds: u64,
 }
@@ -27,7 +29,8 @@ pub fn run(args: &Args) -> Result<()> {
         fs::create_dir_all(&found).with_context(|| found.display().to_string())?;
         sys::say(&format!("{target}, for {} s", args.seconds));
         let mut command = cargo("fuzz");
-        // No sanitizer: there is no unsafe code to watch, and without one the compiler need not be a nightly one.
+        // No sanitizer: there is no unsafe code to check, and without a sanitizer a stable compiler
+        // is sufficient.
         command.args(["run", "-O", "any", "--sanitizer", "none", "--fuzz-dir"]);
         command.arg(sys::root().join("fuzz/libfuzzer"));
         command.arg("--target-dir").arg(sys::root().join("target/fuzz"));

@@ -1,4 +1,6 @@
-//! `cargo xtask images`: the images of `deploy/`, built and tried by buildah: without a daemon, and without an image from elsewhere.
+//! `cargo xtask images`: builds the images of `deploy/` with buildah, and tests them.
+//!
+//! This needs no daemon, and no image from elsewhere.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +14,7 @@ use tempfile::TempDir;
 use crate::build::{self, HOST, REPORTER};
 use crate::{install, sys};
 
-/// How often a container is asked for its health, once a second.
+/// The maximum number of health checks of a container, one each second.
 const ATTEMPTS: u32 = 30;
 
 pub fn run() -> Result<()> {
@@ -34,7 +36,7 @@ pub fn run() -> Result<()> {
             (serve.clone(), [&serve[..], &["healthcheck"]].concat())
         };
         if program == REPORTER {
-            // A name is found without the machine's libraries.
+            // Name resolution must not need the machine's libraries.
             let doctor = container
                 .command(&[program, "--redis-urls", "redis://localhost:1", "doctor"])
                 .output()?;
@@ -48,15 +50,17 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// A container of an image that was built just now, in a folder that goes with it.
+/// A container of an image that was just built, in a folder that is removed with it.
 struct Container {
-    /// Where buildah keeps both.
+    /// The folder where buildah keeps both.
     storage: TempDir,
     name: String,
 }
 
 impl Container {
-    /// Builds the last stage of a Containerfile with what the first would have brought it.
+    /// Builds the last stage of a Containerfile.
+    ///
+    /// Its input is what the first stage would have provided.
     fn of(short: &str, root: &Path) -> Result<Self> {
         let shipped = fs::read_to_string(sys::root().join(format!("deploy/Containerfile.{short}")))?;
         let (_, last) = shipped
@@ -94,7 +98,9 @@ impl Container {
         Ok(container)
     }
 
-    /// buildah, with a storage of its own and no need for a file system that has layers.
+    /// Returns a buildah command with its own storage.
+    ///
+    /// It needs no file system with layers.
     fn buildah(&self) -> Command {
         let mut buildah = Command::new("buildah");
         buildah
@@ -103,7 +109,7 @@ impl Container {
         buildah
     }
 
-    /// A command in it, as the user of the image.
+    /// Returns a command in the container, as the user of the image.
     fn command(&self, line: &[&str]) -> Command {
         let mut run = self.buildah();
         run.args(["run", "--isolation", "chroot", &self.name, "--"]).args(line);
@@ -114,7 +120,7 @@ impl Container {
         printed(&mut self.command(line))
     }
 
-    /// Serves until it answers well who asks for its health, and then stops.
+    /// Runs the server until a health check succeeds, and then stops it.
     fn serve(&self, serve: &[&str], ask: &[&str]) -> Result<()> {
         let mut server = self.command(serve).stdout(Stdio::null()).spawn()?;
         let mut healthy = self.run(ask);
@@ -125,7 +131,7 @@ impl Container {
             thread::sleep(Duration::from_secs(1));
             healthy = self.run(ask);
         }
-        // SIGTERM, which buildah hands on.
+        // Sends SIGTERM, which buildah passes on.
         let _ = Command::new("kill").arg(server.id().to_string()).status();
         server.wait()?;
         match healthy {
@@ -135,7 +141,7 @@ impl Container {
     }
 }
 
-/// What a command has printed on standard output.
+/// Runs a command, and returns its standard output.
 fn printed(command: &mut Command) -> Result<String> {
     let output = command
         .stderr(Stdio::inherit())

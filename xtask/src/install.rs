@@ -1,4 +1,4 @@
-//! What the machine must have besides Rust, and how it gets there.
+//! The requirements of the machine besides Rust, and their installation.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, IsTerminal as _};
@@ -10,17 +10,17 @@ use anyhow::{Result, bail};
 
 use crate::sys;
 
-/// Something the machine must have.
+/// A requirement of the machine.
 pub struct Need {
-    /// For the user, with a word on what it is.
+    /// The name for the user, with a short description.
     pub what: &'static str,
-    /// The Debian packages that bring it.
+    /// The Debian packages that provide it.
     pub packages: &'static [&'static str],
-    /// Whether it is there.
+    /// Returns whether it is present.
     pub present: fn() -> bool,
 }
 
-/// What compiling and linking Rust, and librdkafka with it, takes.
+/// The requirements to compile and link Rust, and librdkafka with it.
 pub const NATIVE: [Need; 5] = [
     Need {
         what: "a C and C++ compiler",
@@ -49,14 +49,16 @@ pub const NATIVE: [Need; 5] = [
     },
 ];
 
-/// A Redis to run.
+/// A Redis server.
 pub const REDIS: Need = Need {
     what: "redis-server",
     packages: &["redis-server"],
     present: || sys::which("redis-server").is_some(),
 };
 
-/// An nginx to run before several hosts. Debian has it in a folder that is on root's PATH alone.
+/// An nginx in front of several hosts.
+///
+/// Debian installs it in a folder that is only on root's PATH.
 pub const NGINX: Need = Need {
     what: "nginx",
     packages: &["nginx"],
@@ -70,38 +72,40 @@ pub const WRK: Need = Need {
     present: || sys::which("wrk").is_some(),
 };
 
-/// What checks the scripts that Redis runs.
+/// The checker of the scripts that Redis runs.
 pub const LUACHECK: Need = Need {
     what: "luacheck",
     packages: &["lua-check"],
     present: || sys::which("luacheck").is_some(),
 };
 
-/// What checks the units of `deploy/systemd`.
+/// The checker of the units of `deploy/systemd`.
 pub const SYSTEMD: Need = Need {
     what: "systemd-analyze",
     packages: &["systemd"],
     present: || sys::which("systemd-analyze").is_some(),
 };
 
-/// What builds images without a daemon, and runs them.
+/// The program that builds images without a daemon, and runs them.
 pub const BUILDAH: Need = Need {
     what: "buildah",
     packages: &["buildah"],
     present: || sys::which("buildah").is_some(),
 };
 
-/// The certificates of the authorities that are trusted.
+/// The certificates of the trusted authorities.
 pub const AUTHORITIES: Need = Need {
     what: "certificates of authorities",
     packages: &["ca-certificates"],
     present: || Path::new(CERTIFICATES).is_file(),
 };
 
-/// Where these are.
+/// The file with these certificates.
 pub const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// What gives names other addresses, for tests of what callbacks may reach.
+/// The library that gives names other addresses.
+///
+/// Tests use it to check which addresses callbacks may reach.
 pub const NSS_WRAPPER: Need = Need {
     what: "libnss_wrapper",
     packages: &["libnss-wrapper"],
@@ -113,28 +117,30 @@ pub const NSS_WRAPPER: Need = Need {
     },
 };
 
-/// What makes the example in Python a component.
+/// The Python that makes the Python example a component.
 pub const PYTHON: Need = Need {
     what: "Python 3 with venv",
     packages: &["python3", "python3-venv"],
     present: || sys::succeeds("python3", &["-c", "import ensurepip, venv"]),
 };
 
-/// What checks metrics and alert rules.
+/// The checker of metrics and alert rules.
 pub const PROMTOOL: Need = Need {
     what: "promtool",
     packages: &["prometheus"],
     present: || sys::which("promtool").is_some(),
 };
 
-/// A browser that shows the reporter's page to the tests (the first time it is fetched, 100 MB and more).
+/// The browser that shows the reporter's page to the tests.
+///
+/// The first run downloads it, 100 MB and more.
 pub const BROWSER: Need = Need {
     what: "Chromium",
     packages: &["chromium"],
     present: || sys::which("chromium").is_some(),
 };
 
-/// Sees to it that every need is met, by Debian's packages where that can be done.
+/// Checks that all requirements are met, and installs Debian packages where possible.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
     if missing.is_empty() {
@@ -156,7 +162,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
 }
 
-/// Installs Debian packages, with the package list brought up to date if it has to be.
+/// Installs Debian packages, and updates the package list if necessary.
 pub fn apt_install(packages: &[&str]) -> Result<()> {
     let apt = apt(packages)?;
     sys::say(&format!("installing {} by apt-get", packages.join(" ")));
@@ -164,7 +170,8 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
         let args = ["install", "-y", "-qq", "--no-install-recommends"];
         sys::run(apt.command().args(args).args(packages))
     };
-    // Without a package list, or with an old one, the first try fails: it knows no such package, or the file is gone.
+    // Without a package list, or with an old one, the first attempt fails: the package is unknown,
+    // or its file no longer exists.
     install().or_else(|_| {
         sys::say("updating the package list first");
         sys::run(apt.command().args(["update", "-qq"]))?;
@@ -172,7 +179,7 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
     })
 }
 
-/// Whether a package can be installed, as far as the package list knows.
+/// Returns whether the package list has an installable version of a package.
 pub fn apt_knows(package: &str) -> bool {
     sys::output("apt-cache", &["policy", package]).is_some_and(|policy| has_candidate(&policy))
 }
@@ -183,21 +190,21 @@ fn has_candidate(policy: &str) -> bool {
         .any(|line| line.trim().starts_with("Candidate:") && !line.ends_with("(none)"))
 }
 
-/// How packages can be installed by this user.
+/// The way in which this user can install packages.
 enum Apt {
     AsRoot,
     BySudo,
 }
 
-/// Whether sudo may be run without asking.
+/// Whether sudo may run without asking.
 static MAY_SUDO: AtomicBool = AtomicBool::new(false);
 
-/// From now on packages are installed by sudo without asking.
+/// Allows sudo to install packages without asking from now on.
 pub fn allow_sudo() {
     MAY_SUDO.store(true, Ordering::Relaxed);
 }
 
-/// Root installs what is missing; others say first whether they want it.
+/// Returns how to install packages: root installs, other users are asked first.
 fn apt(packages: &[&str]) -> Result<Apt> {
     if sys::which("apt-get").is_none() {
         bail!("there is no apt-get");
@@ -222,7 +229,7 @@ fn apt(packages: &[&str]) -> Result<Apt> {
     bail!("not installed, as you said")
 }
 
-/// Whether the next line is a yes.
+/// Returns whether the next line is a yes.
 fn is_yes(input: &mut impl BufRead) -> Result<bool> {
     let mut answer = String::new();
     input.read_line(&mut answer)?;
@@ -231,7 +238,7 @@ fn is_yes(input: &mut impl BufRead) -> Result<bool> {
 
 impl Apt {
     fn command(&self) -> Command {
-        // `env`, since sudo passes few variables on.
+        // `env` sets the variable, because sudo passes few variables on.
         let mut command = match self {
             Self::AsRoot => Command::new("env"),
             Self::BySudo => {
@@ -241,7 +248,7 @@ impl Apt {
             }
         };
         command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
-        // Another apt may be at work, as on a machine that has just started.
+        // Another apt may be running, for example on a machine that has just started.
         command.args(["-o", "DPkg::Lock::Timeout=120"]);
         command
     }

@@ -11,14 +11,16 @@ use crate::{install, sys};
 /// The oldest Java that Kafka 4's broker runs on.
 const OLDEST: u32 = 17;
 
-/// Debian and Ubuntu of different ages have different ones; the first that is to be had is taken.
+/// The packages with Java, of which the first available one is installed.
+///
+/// Releases of Debian and Ubuntu have different ones.
 const PACKAGES: [&str; 3] = [
     "openjdk-17-jre-headless",
     "openjdk-21-jre-headless",
     "default-jre-headless",
 ];
 
-/// A `java` of version 17 or newer, installed if there is none.
+/// Returns a `java` of version 17 or newer, and installs one if there is none.
 pub fn java() -> Result<PathBuf> {
     if let Some(java) = find_java() {
         return Ok(java);
@@ -27,7 +29,7 @@ pub fn java() -> Result<PathBuf> {
     find_java().with_context(|| format!("please install a Java of version {OLDEST} or newer and put it on the PATH"))
 }
 
-/// Maven, installed if it is missing, with a Java that it can run on.
+/// Returns Maven with a Java that it can run on, and installs it if it is missing.
 pub fn maven() -> Result<Command> {
     let java = java()?;
     install::ensure(&[install::Need {
@@ -36,7 +38,8 @@ pub fn maven() -> Result<Command> {
         present: || sys::which("mvn").is_some(),
     }])?;
     let mut command = Command::new("mvn");
-    // Maven looks for `$JAVA_HOME/bin/java`; what is on the PATH may be a link to somewhere else.
+    // Maven looks for `$JAVA_HOME/bin/java`; the program on the PATH may be a link to another
+    // folder.
     let home = java
         .canonicalize()
         .ok()
@@ -47,7 +50,8 @@ pub fn maven() -> Result<Command> {
 
 fn install_java() -> Result<()> {
     let known = || PACKAGES.into_iter().find(|package| install::apt_knows(package));
-    // A machine that was never updated knows no package yet; then the oldest is asked for by name, and the list is fetched.
+    // A machine that was never updated knows no package yet. Then the oldest one is requested by
+    // name, and the list is fetched.
     install::apt_install(&[known().unwrap_or(PACKAGES[0])]).or_else(|error| match known() {
         Some(package) => install::apt_install(&[package]),
         None => Err(error),
@@ -70,7 +74,9 @@ fn version(java: &PathBuf) -> Result<u32> {
     }
 }
 
-/// The major version in what `java -version` prints: `openjdk version "17.0.15" 2025-04-15`.
+/// Parses the major version in the output of `java -version`.
+///
+/// The output is like `openjdk version "17.0.15" 2025-04-15`.
 fn parse_version(text: &str) -> Option<u32> {
     let quoted = text.split('"').nth(1)?;
     let digits = quoted.split(|c: char| !c.is_ascii_digit()).next()?;
@@ -89,7 +95,7 @@ mod tests {
         );
         assert_eq!(parse_version("openjdk version \"21\" 2023-09-19"), Some(21));
         assert_eq!(parse_version("openjdk version \"25-ea\" 2025-09-16"), Some(25));
-        // Java 8 calls itself 1.8, which is too old either way.
+        // Java 8 reports version 1.8; it is too old in any case.
         assert_eq!(parse_version("java version \"1.8.0_392\""), Some(1));
         assert_eq!(parse_version("command not found"), None);
     }

@@ -1,7 +1,8 @@
-//! `cargo xtask kafka`: a real Apache Kafka, one node that is broker and controller, for tests.
+//! `cargo xtask kafka`: a real Apache Kafka for tests.
 //!
-//! The jars that `tests/kafka/pom.xml` names are fetched once, into a cache outside the clone. The broker takes this
-//! process's place, so that its signals, its output and its end are the caller's to see.
+//! One node is broker and controller. The jars that `tests/kafka/pom.xml` names are fetched once,
+//! into a cache outside the clone. The broker replaces this process, so that the caller sees its
+//! signals, its output and its end.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,41 +14,42 @@ use anyhow::{Context, Result, bail};
 
 use crate::{java, sys};
 
-/// A fixed id: a folder that holds a cluster's data can be formatted again, which changes nothing.
+/// A fixed id, so that formatting a folder with a cluster's data again changes nothing.
 const CLUSTER_ID: &str = "dmVydmUtdGVzdC1rYWZrYQ";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The port of 127.0.0.1 that clients connect to.
+    /// Port of 127.0.0.1 that clients connect to
     #[arg(long, required_unless_present = "prepare")]
     port: Option<u16>,
-    /// The port that the broker tells clients to connect to, where something stands between them and it.
+    /// Port that the broker advertises to clients, for example if a proxy is between them
     #[arg(long)]
     advertised_port: Option<u16>,
     #[command(flatten)]
     secure: Option<Secure>,
-    /// Where the data go; they outlive the broker. Without it they go to a new temporary folder.
+    /// Folder for the data, which outlive the broker. Without this option they are in a new
+    /// temporary folder
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Only install what is missing, then end.
+    /// Only install what is missing, then exit
     #[arg(long)]
     prepare: bool,
-    /// Kill the broker when the process that started this one ends, however it ends (Linux).
+    /// Kill the broker when the process that started this one ends in any way (Linux)
     #[arg(long)]
     die_with_parent: bool,
 }
 
-/// A second listener, which wants TLS and a password (SASL_SSL with SCRAM-SHA-512).
+/// A second listener, which requires TLS and a password (SASL_SSL with SCRAM-SHA-512).
 #[derive(clap::Args)]
 #[group(requires_all = ["secure_port", "secure_pem", "secure_user"])]
 struct Secure {
-    /// The port of 127.0.0.1 for clients with TLS and a password, who are told to connect to `localhost`.
+    /// Port of 127.0.0.1 for clients with TLS and a password, to which `localhost` is advertised
     #[arg(long, required = false)]
     secure_port: u16,
-    /// Its certificate and key, in one PEM file.
+    /// Certificate and key of this listener, in one PEM file
     #[arg(long, required = false)]
     secure_pem: PathBuf,
-    /// Who may connect there: `name:password`. Both are given to the broker at its first start.
+    /// User who may connect there: `name:password`. The broker gets both at its first start
     #[arg(long, required = false, value_parser = user)]
     secure_user: (String, String),
 }
@@ -80,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut command = launcher(args.die_with_parent);
     command
         .arg(java::java()?)
-        // It lives for minutes: to be there soon is worth more than to be fast later.
+        // The broker lives for minutes, so a fast start is worth more than later speed.
         .args(["-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
     command
         .args(java_args(&jars))
@@ -90,13 +92,13 @@ pub fn run(args: &Args) -> Result<()> {
     Err(command.exec()).context("cannot run java")
 }
 
-/// Installs Java and Kafka if they are missing. Returns the folder of Kafka's jars.
+/// Installs Java and Kafka if they are missing; returns the folder of Kafka's jars.
 pub fn prepare() -> Result<PathBuf> {
     let pom = sys::root().join("tests/kafka/pom.xml");
     let text = fs::read_to_string(&pom)?;
     let version = version(&text).context("tests/kafka/pom.xml names no <kafka.version>")?;
     let folder = sys::cache()?.join(format!("kafka-{version}"));
-    // The folder gets its name when everything is in it.
+    // The folder gets its name only when it is complete.
     if folder.is_dir() {
         java::java()?;
         return Ok(folder);
@@ -113,13 +115,13 @@ pub fn prepare() -> Result<PathBuf> {
     if fetched.is_ok() && fs::rename(&partial, &folder).is_err() && !folder.is_dir() {
         bail!("cannot move {} to {}", partial.display(), folder.display());
     }
-    // Whatever is left of it: after a failure, or if another process was faster.
+    // Something is left after a failure, or if another process was faster.
     let _ = fs::remove_dir_all(&partial);
     fetched.context("Kafka cannot be fetched; KAFKA_BROKERS can name a running broker instead")?;
     Ok(folder)
 }
 
-/// What runs the program that is its first argument.
+/// Returns the command that runs the program in its first argument.
 fn launcher(die_with_parent: bool) -> Command {
     let setpriv = sys::which("setpriv").filter(|_| die_with_parent);
     let mut command = Command::new(setpriv.as_deref().unwrap_or(Path::new("env")));
@@ -159,7 +161,7 @@ fn java_args(jars: &Path) -> [OsString; 4] {
         "-cp".into(),
         jars.join("*").into(),
         "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn".into(),
-        // Starts sooner; a test's broker does not live long enough to win it back.
+        // Starts faster; a test's broker does not live long enough to profit from better code.
         "-XX:TieredStopAtLevel=1".into(),
     ]
 }
@@ -170,7 +172,7 @@ fn define(name: &str, path: &Path) -> OsString {
     argument
 }
 
-/// One node, one copy of everything, nothing to wait for.
+/// Returns the settings of one node, with one copy of everything and no waiting.
 fn properties(port: u16, advertised: u16, controller: u16, dir: &Path) -> String {
     let data = dir.join("data");
     format!(

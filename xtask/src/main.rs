@@ -1,7 +1,8 @@
-//! The project's own commands, `cargo xtask build | up | test | bench | chaos | simulate | fuzz | screenshots | reference | kafka`.
+//! The project's own commands: `cargo xtask <command>`.
 //!
-//! What they need and the machine lacks is installed where that can be done, and named in one line where it cannot.
-//! This program is compiled before anything else, so it depends on next to nothing.
+//! The commands are `build`, `up`, `test`, `bench`, `chaos`, `simulate`, `fuzz`, `screenshots`,
+//! `reference`, `images` and `kafka`. Missing tools are installed where possible, and named in one
+//! line where not. This program is compiled before anything else, so it has few dependencies.
 
 use std::process::ExitCode;
 
@@ -29,7 +30,7 @@ mod up;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
-    /// Install what the machine lacks by sudo, without asking first. Root is never asked.
+    /// Install missing packages with sudo, without asking first. Root is never asked
     #[arg(long, global = true)]
     install: bool,
     #[command(subcommand)]
@@ -38,27 +39,31 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Builds the component, the host and the reporter, or one of them.
+    /// Builds the component, the host and the reporter, or one of them
     Build(build::Args),
-    /// Starts everything: Redis, two hosts, the reporter and a Kafka broker, and shows each record as it comes.
+    /// Starts everything: Redis, two hosts, the reporter and a Kafka broker, and shows each record
+    /// as it arrives
     Up(up::Args),
-    /// Checks and tests everything, end to end, with a real Redis and a real Kafka.
+    /// Checks and tests everything, end to end, with a real Redis and a real Kafka
     Test(test::Args),
-    /// Kills, stops, pauses and cuts off every part under traffic, and checks that each id was counted exactly once.
+    /// Kills, stops, pauses and cuts off every part under traffic, and checks that each id was
+    /// counted exactly once
     Chaos(chaos::Args),
-    /// Runs the real code on simulated machines, with faults by seeds, and checks what is promised.
+    /// Runs the real code on simulated machines, with faults from seeds, and checks the guarantees
     Simulate(simulate::Args),
-    /// Looks for texts that break what reads them, by libFuzzer.
+    /// Searches with libFuzzer for texts that break the code that reads them
     Fuzz(fuzz::Args),
-    /// Measures Verve beside its peers, and writes docs/benchmarks.md.
+    /// Measures Verve and its peers, and writes docs/benchmarks.md
     Bench(bench::Args),
-    /// Takes the pictures of the live page that are in docs/ again.
+    /// Takes the screenshots of the live page in docs/ again
     Screenshots,
-    /// Writes docs/verve-host.md and docs/verve-reporter.md anew, by what these programs say of themselves, and the listings of what is public in the published crates.
+    /// Regenerates docs/verve-host.md and docs/verve-reporter.md from the help texts of these
+    /// programs, and the listings of the public API of the published crates
     Reference,
-    /// Builds the container images of deploy/ by buildah, from static programs and nothing else, and tries them.
+    /// Builds the container images of deploy/ with buildah, from static programs only, and tests
+    /// them
     Images,
-    /// Runs a real Apache Kafka (one node) in the foreground, for tests.
+    /// Runs a real Apache Kafka (one node) in the foreground, for tests
     Kafka(kafka::Args),
 }
 

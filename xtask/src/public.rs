@@ -1,5 +1,7 @@
-//! What the published crates promise: a listing of all that is public in them, beside each, so that a change of it is seen. It is made of their
-//! sources, by no compiler, so that it is the same whatever compiles them: what a macro makes is not in it.
+//! Listings of the public API of the published crates, so that changes are visible.
+//!
+//! Each listing is beside its crate. It is made from the sources and without a compiler, so that it
+//! does not depend on the compiler. Code that a macro generates is not listed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,13 +12,13 @@ use syn::{Attribute, Fields, ImplItem, Item, ItemImpl, ItemUse, Type, UseTree, V
 
 use crate::sys;
 
-/// The crates, by their folders.
+/// The folders of the crates.
 const CRATES: [&str; 2] = ["counter", "protocol"];
 
-/// Where crates are whose items another one exports as its own.
+/// The folders of crates whose items another crate exports as its own.
 const INSIDES: [(&str, &str); 1] = [("verve_counter_core", "counter/core")];
 
-/// Whether the listings are as the sources are.
+/// Checks that the listings agree with the sources.
 pub fn check() -> Result<()> {
     for folder in CRATES {
         let path = listed(folder);
@@ -39,7 +41,7 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Writes them.
+/// Writes the listings.
 pub fn write() -> Result<()> {
     for folder in CRATES {
         let path = listed(folder);
@@ -53,7 +55,7 @@ fn listed(folder: &str) -> PathBuf {
     sys::root().join(folder).join("public-api.txt")
 }
 
-/// All that is public in a crate, module by module.
+/// Returns all public items of a crate, module by module.
 fn listing(folder: &str) -> Result<String> {
     let root = sys::root().join(folder).join("src/lib.rs");
     let mut modules = vec![("crate".to_owned(), root.clone(), parsed(&root)?)];
@@ -92,14 +94,14 @@ fn listing(folder: &str) -> Result<String> {
     Ok(text.trim_end().to_owned() + "\n")
 }
 
-/// A file's items, tests aside.
+/// Returns the items of a file.
 fn parsed(file: &Path) -> Result<Vec<Item>> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let parsed = syn::parse_file(&text).with_context(|| file.display().to_string())?;
     Ok(parsed.items)
 }
 
-/// The file of a module that another one declares.
+/// Returns the file of a module that another file declares.
 fn found(declared_in: &Path, name: &str) -> Result<PathBuf> {
     let folder = match declared_in.file_stem() {
         Some(stem) if stem != "lib" => declared_in.with_extension(""),
@@ -112,7 +114,10 @@ fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
 }
 
-/// What a `pub use` exports: as it is written, and where it is of a private module or of a crate that promises nothing, the items themselves.
+/// Returns what a `pub use` exports: the `pub use` as written, or the items.
+///
+/// The result is the items themselves if they are of a private module, or of a crate that promises
+/// nothing.
 fn exported(import: &ItemUse, file: &Path) -> Result<Vec<Item>> {
     let mut path = Vec::new();
     let mut tree = &import.tree;
@@ -141,7 +146,7 @@ fn exported(import: &ItemUse, file: &Path) -> Result<Vec<Item>> {
     for module in modules {
         at = found(&at, module)?;
         if !at.is_file() {
-            // Another crate's, which has a listing of its own.
+            // It is of another crate, which has its own listing.
             let mut import = import.clone();
             import.attrs.retain(is_of_interest);
             return Ok(vec![Item::Use(import)]);
@@ -150,7 +155,7 @@ fn exported(import: &ItemUse, file: &Path) -> Result<Vec<Item>> {
     let (mut items, mut below) = (Vec::new(), Vec::new());
     for item in parsed(&at)? {
         match item {
-            // It may export in turn what a module below it has.
+            // The module may in turn export items of a module below it.
             Item::Use(import) if is_public(&import.vis) => below.extend(exported(&import, &at)?),
             item => items.extend(stripped(item)),
         }
@@ -177,7 +182,7 @@ fn exported(import: &ItemUse, file: &Path) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// The attributes of an item that has a name.
+/// Returns the attributes of an item that has a name.
 fn attributes(item: &mut Item) -> Option<&mut Vec<Attribute>> {
     Some(match item {
         Item::Struct(item) => &mut item.attrs,
@@ -190,7 +195,7 @@ fn attributes(item: &mut Item) -> Option<&mut Vec<Attribute>> {
     })
 }
 
-/// The name of the type that something is implemented of.
+/// Returns the name of the type that an implementation is for.
 fn of(item: &ItemImpl) -> Option<String> {
     match &*item.self_ty {
         Type::Path(of) => Some(of.path.segments.last()?.ident.to_string()),
@@ -221,7 +226,9 @@ fn is_of_interest(attribute: &Attribute) -> bool {
         .any(|name| attribute.path().is_ident(name))
 }
 
-/// What of an item others see, if it is public: no body, no value, no private field, no documentation.
+/// Returns the visible part of an item, if the item is public.
+///
+/// It has no body, no private field and no documentation.
 fn stripped(item: Item) -> Option<Item> {
     let strip = |fields: &mut Fields| match fields {
         Fields::Named(fields) => {
@@ -278,7 +285,7 @@ fn stripped(item: Item) -> Option<Item> {
     }
 }
 
-/// What is implemented of these types in the file where they are, or in the modules below it.
+/// Returns the implementations of these types, in their file or in modules below it.
 fn implemented(file: &Path, names: &BTreeSet<String>) -> Result<Vec<Item>> {
     let below = match file.file_stem() {
         Some(stem) if stem != "lib" => files(&file.with_extension(""))?,
@@ -297,7 +304,7 @@ fn implemented(file: &Path, names: &BTreeSet<String>) -> Result<Vec<Item>> {
     Ok(implemented)
 }
 
-/// The Rust files in a folder, if it is there, and all below it.
+/// Returns the Rust files in a folder, if it exists, and in all folders below it.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten() {
@@ -312,7 +319,10 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Of an implementation its public functions and constants, or of a trait only that there is one.
+/// Returns the visible part of an implementation.
+///
+/// It has the public functions and constants. Of a trait it shows only that the trait is
+/// implemented.
 fn seen_of(mut item: ItemImpl) -> Option<Item> {
     item.attrs.retain(is_of_interest);
     if item.trait_.is_some() {

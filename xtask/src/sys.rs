@@ -10,10 +10,11 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 
-/// The top folder of the workspace.
+/// Returns the top folder of the workspace.
 pub fn root() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
-        // As cargo says when it runs this: several clones may share a target folder, and so this very file.
+        // Cargo sets the folder when it runs this program: several clones may share a target
+        // folder, and so this very file.
         let said = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
         let mut xtask = said.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
         xtask.pop();
@@ -22,7 +23,7 @@ pub fn root() -> &'static Path {
     &ROOT
 }
 
-/// The folder that cargo builds native programs into.
+/// Returns the folder that cargo builds native programs into.
 pub fn target() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty()) {
         Some(dir) => root().join(dir),
@@ -30,12 +31,14 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// A native program of the workspace.
+/// Returns the path of a native program of the workspace.
 pub fn binary(name: &str) -> PathBuf {
     target().join("release").join(name)
 }
 
-/// Where downloads are kept between clones: `$XDG_CACHE_HOME/verve`, or `~/.cache/verve`.
+/// Returns the folder for downloads, which is kept between clones.
+///
+/// It is `$XDG_CACHE_HOME/verve`, or `~/.cache/verve`.
 pub fn cache() -> Result<PathBuf> {
     let set = |name| env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
@@ -43,12 +46,12 @@ pub fn cache() -> Result<PathBuf> {
     Ok(base.join("verve"))
 }
 
-/// One line about what is being done. It goes to standard error, beside cargo's own progress.
+/// Prints a line about the current step to stderr, beside cargo's own progress.
 pub fn say(line: &str) {
     eprintln!("xtask: {line}");
 }
 
-/// Runs `command` with its output shown.
+/// Runs `command` and shows its output.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
@@ -59,7 +62,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command`, and answers what it has said to standard error, which is shown once it has ended.
+/// Runs `command`, and returns its standard error, which is shown after its end.
 pub fn said(command: &mut Command) -> Result<String> {
     let output = command
         .output()
@@ -72,7 +75,7 @@ pub fn said(command: &mut Command) -> Result<String> {
     Ok(said)
 }
 
-/// Whether `program` with `args` runs and succeeds; its output is dropped.
+/// Returns whether `program` with `args` runs and succeeds; its output is dropped.
 pub fn succeeds<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S]) -> bool {
     let mut command = Command::new(program);
     command
@@ -83,7 +86,9 @@ pub fn succeeds<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S]) -> bool
     command.status().is_ok_and(|status| status.success())
 }
 
-/// What `program` with `args` prints, standard output and error; `None` if it fails.
+/// Returns what `program` with `args` prints; `None` if it fails.
+///
+/// That is standard output, followed by standard error.
 pub fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S]) -> Option<String> {
     let output = Command::new(program).args(args).stdin(Stdio::null()).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
@@ -93,12 +98,12 @@ pub fn output<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: &[S]) -> Option
         .then(|| String::from_utf8_lossy(&text).trim().to_owned())
 }
 
-/// What git says of this repository; `None` if there is none, or no git.
+/// Returns what git prints about this repository; `None` without repository or git.
 pub fn git(args: &[&str]) -> Option<String> {
     output("git", &[&["-C", root().to_str()?], args].concat())
 }
 
-/// Where the PATH has `program`.
+/// Returns the path of `program` by the PATH.
 pub fn which(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
@@ -106,11 +111,15 @@ pub fn which(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Below the ports that tests give out, and below those that Linux gives to outgoing connections: one of these could be taken at any
-/// moment between this choice and its use.
+/// The ports that [`free_port`] chooses from.
+///
+/// They are below the ports that tests use, and below those that Linux gives to outgoing
+/// connections: one of these could be taken at any moment between the choice and the use.
 const PORTS: Range<u16> = 5_000..10_000;
 
-/// A port of 127.0.0.1 that nobody listens on. Processes begin to look at different places.
+/// Returns a port of 127.0.0.1 that no program listens on.
+///
+/// Each process starts its search at a different port.
 pub fn free_port() -> Result<u16> {
     let count = u32::from(PORTS.end - PORTS.start);
     let begin = process::id().wrapping_mul(97) % count;
@@ -119,7 +128,7 @@ pub fn free_port() -> Result<u16> {
     free.next().context("no free port of 127.0.0.1")
 }
 
-/// A command as one would type it.
+/// Returns a command as one would type it.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check there is, one step after the other, and a summary.
+//! `cargo xtask test`: all checks, one step after the other, and a summary.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +19,8 @@ use crate::{build, failures, install, kafka, public, python, sys};
 pub struct Args {
     #[command(subcommand)]
     only: Option<Only>,
-    /// Run only tests whose name contains one of these, and no checks (format, lints, documentation).
+    /// Run only tests whose name contains one of these, and no checks (format, lints,
+    /// documentation)
     filters: Vec<String>,
 }
 
@@ -27,16 +28,16 @@ pub struct Args {
 enum Only {
     /// Formatting, lints, documentation, unit and property tests: no server is started
     Quick,
-    /// The suites that are run once more with each site on a Redis Cluster of its own
+    /// The suites that run a second time, with each site on its own Redis Cluster
     OnCluster,
 }
 
-/// How long a broker whose jars are there may take to start.
+/// The time limit for the start of a broker whose jars are present.
 const BROKER_PATIENCE: Duration = Duration::from_secs(90);
 const BROKER_LOG: &str = "log";
 
 pub fn run(args: &Args) -> Result<()> {
-    // Asked for now: a step may build this very program anew, and then the system calls it deleted.
+    // The path is read now: a step may rebuild this program, and the system then calls it deleted.
     let program = env::current_exe()?;
     if matches!(args.only, Some(Only::Quick)) {
         return quick();
@@ -73,11 +74,12 @@ pub fn run(args: &Args) -> Result<()> {
                 sys::run(Command::new(sys::binary(build::SIMULATION)).args(["--seed", seed, "--seeds", seeds]))
             };
             simulate("1", "300")?;
-            // Others for each commit, and the same for the same one, about a minute long.
+            // Other seeds for each commit, and the same ones for the same commit, for about a
+            // minute.
             simulate(&seed_of_commit(), "700")
         });
     }
-    // Without each of these one test fails, and says so.
+    // If one of these is missing, one test fails and reports it.
     steps.run("python", python::ingest);
     let mut servers = Vec::new();
     steps.run("redis servers", || {
@@ -104,7 +106,7 @@ pub fn run(args: &Args) -> Result<()> {
         if !on_cluster_alone {
             steps.run("end-to-end tests", || end_to_end(args, &parts, &mut failed));
         }
-        // A filter is for single tests, on what they are on.
+        // A filter selects single tests, which run on their usual servers.
         if args.filters.is_empty() {
             steps.run("on a cluster", || on_cluster(&parts, &mut failed));
         }
@@ -129,11 +131,11 @@ pub fn run(args: &Args) -> Result<()> {
     steps.result()
 }
 
-/// What needs no server.
+/// Runs the checks and tests that need no server.
 fn quick() -> Result<()> {
     let mut steps = Steps::default();
     checks(&mut steps);
-    // With the tests, or what they ask of dependencies is compiled twice.
+    // Includes the tests. Otherwise dependencies for which they need features are compiled twice.
     steps.run("build", build::native_with_tests);
     let mut failed = Vec::new();
     steps.run("unit tests", || failures::keep(&mut cargo_test(&QUICK), &mut failed));
@@ -144,7 +146,7 @@ fn quick() -> Result<()> {
     steps.result()
 }
 
-/// Unit tests, property tests, and those of documents and of what is shipped.
+/// Unit tests, property tests, and tests of documents and of shipped files.
 const QUICK: [&str; 4] = ["--lib", "--bins", "--test", "quick"];
 
 fn checks(steps: &mut Steps) {
@@ -189,17 +191,21 @@ fn checks(steps: &mut Steps) {
     });
 }
 
-/// What others depend on, in the order in which it is published.
+/// The crates that others depend on, in the order of publication.
 const PUBLISHED: [&str; 3] = ["verve-protocol", "verve-counter-core", "verve-counter"];
 
-/// A seed that follows from the commit that is tested; of sources without a history always the same.
+/// Returns a seed that follows from the tested commit.
+///
+/// Without a history of the sources it is always the same.
 fn seed_of_commit() -> String {
     let commit = sys::git(&["rev-parse", "--short=12", "HEAD"]);
     let seed = commit.and_then(|commit| u64::from_str_radix(&commit, 16).ok());
     seed.unwrap_or(1 << 20).to_string()
 }
 
-/// What others depend on is packaged, compiled as it is packaged, and published but for the upload, without a warning; and its example is compiled.
+/// Packages and compiles the crates that others depend on, and compiles the example.
+///
+/// The crates are compiled as packaged, and published without the upload. There must be no warning.
 fn packages() -> Result<()> {
     forget_packages()?;
     let mut publish = cargo_for_wasm("publish")?;
@@ -211,14 +217,16 @@ fn packages() -> Result<()> {
     if let Some(warning) = warnings.find(|line| !line.contains("aborting upload due to dry run")) {
         bail!("cargo publish: {warning}");
     }
-    // It is about what is there in WebAssembly alone.
+    // The example needs items that exist only for WebAssembly.
     let mut example = cargo_for_wasm("test")?;
     example.env("CARGO_PROFILE_DEV_DEBUG", "none").arg("--doc");
     sys::run(example.args(["--package", PUBLISHED[2]]))
 }
 
-/// Has cargo take the packages as they are now. What comes from a registry never changes to it, unless the version does, and it takes them from one of
-/// its own making.
+/// Makes cargo use the packages as they are now.
+///
+/// Cargo takes the packages from a registry that it creates itself. It assumes that a package from
+/// a registry changes only with its version.
 fn forget_packages() -> Result<()> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
@@ -243,8 +251,9 @@ fn forget_packages() -> Result<()> {
     Ok(())
 }
 
-/// Licences, sources and known advisories of what Verve is built from, by cargo-deny. Compiling that takes minutes, so it is
-/// not installed on the way.
+/// Checks licences, sources and known advisories of dependencies with cargo-deny.
+///
+/// Compiling cargo-deny takes minutes, so it is not installed automatically.
 fn dependencies(steps: &mut Steps) {
     let deny = |args: &[&str]| sys::run(cargo("deny").args(args));
     if !sys::succeeds("cargo", &["deny", "--version"]) {
@@ -252,7 +261,7 @@ fn dependencies(steps: &mut Steps) {
         return;
     }
     steps.run("dependencies", || deny(&["check", "licenses", "bans", "sources"]));
-    // The database is a repository on GitHub, which not every machine reaches.
+    // The database is a repository on GitHub, which not every machine can reach.
     if deny(&["fetch", "db"]).is_err() {
         steps.leave_out("advisories", "skipped: the advisory database cannot be reached");
         return;
@@ -260,7 +269,9 @@ fn dependencies(steps: &mut Steps) {
     steps.run("advisories", || deny(&["check", "--disable-fetch", "advisories"]));
 }
 
-/// The command that runs those targets' tests. The selection is the whole workspace each time, so that everything is compiled once.
+/// Returns the command that runs the tests of these targets.
+///
+/// It selects the whole workspace each time, so that everything is compiled once.
 fn cargo_test(targets: &[&str]) -> Command {
     let mut command = cargo("test");
     command
@@ -269,26 +280,26 @@ fn cargo_test(targets: &[&str]) -> Command {
     command
 }
 
-/// Runs those targets' tests. Those that failed are added to `failed`, in short.
+/// Runs the tests of these targets, and adds those that fail to `failed`, in short.
 fn tests(targets: &[&str], args: &Args, failed: &mut Vec<String>) -> Result<()> {
     let mut command = cargo_test(targets);
     command.arg("--").args(&args.filters);
     failures::keep(&mut command, failed)
 }
 
-/// What the end-to-end tests find beside them.
+/// The programs and servers for the end-to-end tests.
 struct Parts<'a> {
-    /// A Kafka.
+    /// The address of a Kafka.
     brokers: Option<&'a str>,
-    /// Redis servers besides the system's, as in a PATH.
+    /// Redis servers besides the system's, in the format of a PATH.
     servers: OsString,
-    /// A Python with the library of signed callbacks.
+    /// A Python with the library for signed callbacks.
     webhooks: PathBuf,
 }
 
 impl Parts<'_> {
     fn for_tests(&self, command: &mut Command) {
-        // More than there are cores: most end-to-end tests wait for windows to end rather than compute.
+        // More than the number of cores: most end-to-end tests wait for windows to end.
         command.env("RUST_TEST_THREADS", "5");
         command.env("VERVE_TESTS_REDIS_SERVERS", &self.servers);
         command.env("VERVE_TESTS_WEBHOOKS", &self.webhooks);
@@ -296,7 +307,7 @@ impl Parts<'_> {
     }
 }
 
-/// The themes that wait most of their time. They run beside the others, which keep the processors busy.
+/// The themes that mostly wait. They run beside the others, which use the processors.
 const WAITING: [&str; 3] = ["library::", "reporter::", "security::"];
 
 fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
@@ -322,7 +333,9 @@ fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Resul
     waiting.and(others)
 }
 
-/// Runs the tests of a command that these arguments of the harness select, and once more, by their names, those that fail.
+/// Runs the selected tests, and once more those that fail, by their names.
+///
+/// `filters` are arguments of the test harness.
 fn telling_flaky<S: AsRef<OsStr>>(
     tests: impl Fn() -> Command,
     filters: impl IntoIterator<Item = S>,
@@ -336,7 +349,9 @@ fn telling_flaky<S: AsRef<OsStr>>(
     failures::keep_telling_flaky(tests().arg("--").args(filters), again, failed)
 }
 
-/// The suites that say what Verve does, and one on what it does in need, each of whose sites is on a Redis Cluster of its own.
+/// The suites that run on a Redis Cluster, with a separate cluster for each site.
+///
+/// They show what Verve does, and one shows what it does in case of need.
 const ON_CLUSTER: [&str; 7] = [
     "::callbacks::",
     "::counting::",
@@ -357,7 +372,7 @@ fn on_cluster(parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
     telling_flaky(tests, ON_CLUSTER, failed)
 }
 
-/// Has the test of the live page leave its pictures in `docs`.
+/// Runs the test of the live page, which saves its pictures in `docs`.
 pub fn screenshots() -> Result<()> {
     install::ensure(&[install::REDIS, install::BROWSER])?;
     build::native(&[build::REPORTER])?;
@@ -366,11 +381,11 @@ pub fn screenshots() -> Result<()> {
     sys::run(command.env("VERVE_TESTS_PICTURES", sys::root().join("docs")))
 }
 
-/// The Kafka that the tests run on.
+/// The Kafka that the tests use.
 enum Broker {
-    /// Somebody else's, by `KAFKA_BROKERS`.
+    /// An external one, from `KAFKA_BROKERS`.
     External(String),
-    /// A real one of ours, killed when this is dropped.
+    /// A real one that this program starts, killed when this is dropped.
     Ours {
         address: String,
         process: Child,
@@ -381,7 +396,7 @@ enum Broker {
 }
 
 impl Broker {
-    /// `program` is this one, which can run Kafka.
+    /// Returns the Kafka for the tests. `program` is this program, which can run Kafka.
     fn get(program: &Path) -> Result<Self> {
         if let Some(brokers) = env::var("KAFKA_BROKERS").ok().filter(|brokers| !brokers.is_empty()) {
             return Ok(Self::External(brokers));
@@ -400,7 +415,7 @@ impl Broker {
         command
             .args(["kafka", "--die-with-parent", "--port", &port.to_string(), "--dir"])
             .arg(&folder);
-        // It says much of clients that the tests have misbehave.
+        // The broker logs much about clients that the tests let misbehave.
         fs::create_dir_all(&folder)?;
         let log = File::create(folder.join(BROKER_LOG))?;
         command.stdout(log.try_clone()?).stderr(log);
@@ -426,7 +441,7 @@ impl Broker {
         };
         let start = Instant::now();
         while start.elapsed() < BROKER_PATIENCE {
-            // The broker opens its port last of all.
+            // The broker opens its port as its last step.
             if TcpStream::connect(&*address).is_ok() {
                 return Ok(());
             }
@@ -465,7 +480,7 @@ impl Drop for Broker {
     }
 }
 
-/// What was done so far.
+/// The steps that were run so far.
 #[derive(Default)]
 struct Steps {
     done: Vec<Step>,
@@ -498,12 +513,14 @@ impl Steps {
         result.is_ok()
     }
 
-    /// A step that could not be run since an earlier one failed. It counts as failed.
+    /// Adds a step that could not run because an earlier one failed. It counts as failed.
     fn skip(&mut self, name: &'static str, outcome: &'static str) {
         self.push_undone(name, outcome, true);
     }
 
-    /// A step that this machine lacks something for that is no part of Verve. The summary names it.
+    /// Adds a step that needs something that this machine lacks and Verve does not contain.
+    ///
+    /// The summary names it.
     fn leave_out(&mut self, name: &'static str, outcome: &'static str) {
         sys::say(&format!("{name}: {outcome}"));
         self.push_undone(name, outcome, false);
@@ -539,14 +556,14 @@ impl Steps {
     }
 }
 
-/// The Redis of the tests that are not about a version or a kind of it.
+/// Returns the Redis of the tests that do not test a version or kind of it.
 fn redis() -> String {
     let named = env::var_os("REDIS_SERVER").filter(|name| !name.is_empty());
     let server = named.unwrap_or_else(|| "redis-server".into());
     sys::output(&server, &["--version"]).unwrap_or_else(|| format!("{} does not run", server.display()))
 }
 
-/// What the tests run the component on.
+/// Returns the hosts that run the component in the tests.
 fn hosts() -> Vec<String> {
     let named = env::var_os("SPIN_BIN")
         .filter(|name| !name.is_empty())

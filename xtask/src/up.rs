@@ -1,4 +1,6 @@
-//! `cargo xtask up`: builds what it takes, then runs `verve-up`, which starts and shows everything.
+//! `cargo xtask up`: builds the programs, then runs `verve-up`.
+//!
+//! `verve-up` starts and shows everything.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -9,19 +11,20 @@ use crate::{build, install, kafka};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Send requests and two callbacks, and show beside each record what was sent.
+    /// Send requests and two callbacks, and show what was sent beside each record
     #[arg(long)]
     demo: bool,
-    /// Run a real Apache Kafka instead of the embedded broker (the first time it is fetched, 40 MB).
+    /// Run a real Apache Kafka instead of the embedded broker (the first run downloads it, 40 MB)
     #[arg(long)]
     kafka: bool,
-    /// Run a Redis Cluster, three primaries and three replicas, instead of one server.
+    /// Run a Redis Cluster, three primaries and three replicas, instead of one server
     #[arg(long)]
     cluster: bool,
-    /// Length of a window, in seconds.
+    /// Length of a window, in seconds
     #[arg(long, default_value_t = 10)]
     window_seconds: u32,
-    /// With --demo: stop after so many windows; fails if the counts and what was sent do not agree.
+    /// With --demo: stop after this number of windows; fails if the counts and the sent requests do
+    /// not agree
     #[arg(long, requires = "demo", value_name = "N")]
     windows: Option<u32>,
 }
@@ -42,6 +45,6 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(windows) = args.windows {
         command.args(["--windows", &windows.to_string()]);
     }
-    // In this process's place, so that Ctrl-C and the exit code are its own.
+    // Replaces this process, so that Ctrl-C and the exit code are those of the program.
     Err(command.exec()).context("cannot run verve-up")
 }

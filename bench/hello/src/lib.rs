@@ -1,5 +1,7 @@
-//! The component of the same shape that answers `ok` without Redis: requests are parsed and answered by the component's own
-//! code. What it cannot reach is the platform's cost.
+//! A component of the same shape as Verve's that answers `ok` without Redis.
+//!
+//! The component's own code parses and answers the requests. Any rate that it cannot reach shows
+//! the cost of the platform.
 #![cfg(target_family = "wasm")]
 
 #[path = "../../../accept-component/src/http.rs"]
@@ -16,12 +18,12 @@ mod accept {
     use crate::request::Accept;
     use crate::response::Response;
 
-    /// Answers another method than GET.
+    /// Answers a method other than GET.
     pub async fn look_around() -> Response {
         Response::MethodNotAllowed
     }
 
-    /// Parses, and records nothing.
+    /// Parses the request, and records nothing.
     pub async fn answer(path_with_query: &str) -> Response {
         match Accept::parse(path_with_query) {
             Ok(_) => Response::Answered(Ok(Outcome::New)),

@@ -1,5 +1,6 @@
-//! What one would write instead of a component: a native axum service with one multiplexed Redis connection and one `SADD`
-//! for each request.
+//! The usual service instead of a component, in native Rust with axum.
+//!
+//! It has one multiplexed Redis connection and sends one `SADD` for each request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,10 +21,10 @@ const WINDOW_SECONDS: u64 = 60;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Where to serve HTTP
+    /// Address to serve HTTP on
     #[arg(long, default_value = "127.0.0.1:3000")]
     listen: SocketAddr,
-    /// The Redis
+    /// URL of the Redis server
     #[arg(long, default_value = "redis://127.0.0.1:6379")]
     redis_url: String,
 }
@@ -53,7 +54,7 @@ async fn main() -> Result<()> {
         .with_state(Arc::new(site));
     let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        // Without it a response waits in vain for the next.
+        // With Nagle's algorithm a response waits in vain for the next one.
         let _ = stream.set_nodelay(true);
     });
     axum::serve(listener, router).await?;

@@ -1,4 +1,6 @@
-//! The component that exports `verve:unique`, for components in any language: [`verve_counter`], and nothing else.
+//! The component that exports `verve:unique`, for components in any language.
+//!
+//! It contains [`verve_counter`], and nothing else.
 #![cfg(target_family = "wasm")]
 
 #[cfg(feature = "wasip2")]
@@ -35,10 +37,10 @@ mod bindings {
 
 struct Component;
 
-/// What is said of an id.
+/// The outcome of an id, or the error.
 type Added = Result<types::Outcome, types::Error>;
 
-/// A counter that has a name.
+/// A named counter.
 struct Named(CounterName);
 
 impl Named {
@@ -57,7 +59,7 @@ fn added(answer: Result<Outcome, NotCounted>) -> Added {
         Ok(Outcome::Spooled) => Ok(types::Outcome::Spooled),
         Err(NotCounted::Limited(Limit::Window)) => Err(types::Error::WindowLimit),
         Err(NotCounted::Limited(Limit::Counters)) => Err(types::Error::TooManyCounters),
-        // No callback is asked for here, so the other limit is nobody's.
+        // Without a callback, an id cannot exceed the limit of an endpoint.
         Err(NotCounted::Limited(Limit::Endpoint) | NotCounted::Unavailable) => Err(types::Error::Unavailable),
     }
 }

@@ -34,13 +34,13 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Limit {
     /// `window_limit`: the ids of a window.
-    #[error("its window has as many ids as it may have (window_limit)")]
+    #[error("its window is full (window_limit)")]
     Window,
     /// `endpoint_limit`: the callback jobs of an endpoint in a window.
-    #[error("its endpoint has as many callback jobs in the window as it may have (endpoint_limit)")]
+    #[error("its endpoint has reached its callback jobs for the window (endpoint_limit)")]
     Endpoint,
     /// [`MAX_COUNTERS`]: the named counters of a namespace.
-    #[error("its namespace has as many named counters as it may have ({MAX_COUNTERS})")]
+    #[error("its namespace already has {MAX_COUNTERS} named counters")]
     Counters,
 }
 
@@ -66,7 +66,7 @@ pub enum NotCounted {
     ///
     /// The log says which. The client may add the id again. At worst, the id was recorded
     /// nevertheless, and is then a duplicate.
-    #[error("Redis is away or refuses, and there is no spool or no room in it")]
+    #[error("Redis is unreachable or refuses commands, and the spool is missing or full")]
     Unavailable,
 }
 

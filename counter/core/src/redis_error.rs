@@ -53,11 +53,11 @@ pub enum RedisError {
     FailedMeanwhile,
     /// A node of a cluster redirected a command without an address.
     #[error(
-        "sends on to a node that has announced no name (cluster-preferred-endpoint-type hostname, and no cluster-announce-hostname)"
+        "redirects to a node that announces no name (cluster-preferred-endpoint-type hostname, and no cluster-announce-hostname)"
     )]
     SentNowhere,
     /// Nodes redirected a command from one to the other.
-    #[error("sent on more than {0} times")]
+    #[error("redirected more than {0} times")]
     SentOn(usize),
     /// Several servers are named that are not one cluster.
     #[error("redis_urls names several servers, which are no cluster; expected one Redis, or nodes of one cluster")]

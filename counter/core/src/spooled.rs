@@ -37,7 +37,7 @@ pub enum SpoolError {
         within_ms: u64,
     },
     /// The content is for another namespace or Redis.
-    #[error("spool: what is in it is for {whose}, and this host counts for {ours}; it is left alone")]
+    #[error("spool: it belongs to {whose}, and this host counts for {ours}; it is not used")]
     Foreign {
         /// What its owner counts for.
         whose: String,
@@ -45,7 +45,7 @@ pub enum SpoolError {
         ours: String,
     },
     /// Another version made the database.
-    #[error("spool: it is of format {found}, and this version knows {known}; it is left alone")]
+    #[error("spool: its format is {found}, and this version knows {known}; it is not used")]
     Format {
         /// Its `user_version`.
         found: i64,
@@ -53,7 +53,7 @@ pub enum SpoolError {
         known: i64,
     },
     /// Another owner took the database over, twice.
-    #[error("spool: somebody else's by now")]
+    #[error("spool: it has another owner by now")]
     TakenOver,
     /// The database is not usable. The message is that of SQLite or the host.
     #[error("spool: {0}")]

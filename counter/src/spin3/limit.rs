@@ -1,8 +1,9 @@
-//! Ends what waits for too long, without a timer for each.
+//! Ends work that takes too long, without a timer for each piece of work.
 //!
-//! To the host a timer is a call that has to be cancelled when it was not needed, which costs more than all the rest of a
-//! request. So one task looks at the clock for all: whoever waits also reads from a stream that carries nothing, and is
-//! woken by its writing end being dropped. This can go once the host's timers are as cheap as that.
+//! To the host, a timer is a call that must be cancelled if it was not needed, which costs more
+//! than the rest of a request. Therefore one task watches the clock for all. Each waiting task also
+//! reads from a stream that carries nothing, and wakes when the writing end is dropped. This can be
+//! removed when the host's timers are as cheap as that.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,30 +19,32 @@ use spin_sdk::wasip3::wit_stream;
 use verve_counter_core::ports::Limit;
 use wit_bindgen::spawn;
 
-/// In how many steps a time limit is measured: what takes too long is ended at most a step later.
+/// The number of steps of a time limit. Work ends at most one step too late.
 const STEPS: u32 = 10;
 
-/// Those who wait, all with the same time limit.
+/// The waiting tasks, all with the same time limit.
 pub struct Limits(Rc<Deadlines>);
 
 struct Deadlines {
     limit: Duration,
     waiting: RefCell<BTreeMap<u64, Waiting>>,
-    /// The next one's number.
+    /// The number of the next waiting task.
     next: Cell<u64>,
-    /// Whether there is a task that looks at the clock.
+    /// Whether a task watches the clock.
     watched: Cell<bool>,
 }
 
 struct Waiting {
-    /// Steps that it may wait yet, shared with who waits: 0 once they are over.
+    /// The steps for which the task may still wait; 0 when its time is over.
+    ///
+    /// The task shares this value.
     left: Rc<Cell<u32>>,
-    /// Dropped to wake it.
+    /// Dropped to wake the task.
     _wake: StreamWriter<u8>,
 }
 
 impl Limits {
-    /// For waiting at most for `limit`.
+    /// Creates a time limit of `limit` for each piece of work.
     pub fn new(limit: Duration) -> Self {
         Self(Rc::new(Deadlines {
             limit,
@@ -55,7 +58,7 @@ impl Limits {
 impl Limit for Limits {
     async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let Self(deadlines) = self;
-        // A step may have begun long ago.
+        // One step more, because the current step may have begun long ago.
         let left = Rc::new(Cell::new(STEPS + 1));
         let mut work = pin!(work);
         loop {
@@ -69,7 +72,7 @@ impl Limit for Limits {
             match future::select(&mut work, woken).await {
                 Either::Left((done, _)) => return Some(done),
                 Either::Right(_) if left.get() == 0 => return None,
-                // Whoever looked at the clock was given up.
+                // The task that watched the clock was dropped: wait again, with a new one.
                 Either::Right(_) => drop(waiting),
             }
         }
@@ -90,7 +93,7 @@ impl Deadlines {
     }
 }
 
-/// Somebody who waits, until it is dropped.
+/// The entry of a waiting task, until it is dropped.
 struct Listed<'a>(&'a Deadlines, u64);
 
 impl Drop for Listed<'_> {
@@ -100,7 +103,9 @@ impl Drop for Listed<'_> {
     }
 }
 
-/// Who looks at the clock. Dropped before its time, it wakes all who wait, and one of them has somebody else look.
+/// The task that watches the clock.
+///
+/// If it is dropped early, it wakes all waiting tasks, and one of them starts another watch.
 struct Watch(Rc<Deadlines>);
 
 impl Watch {
@@ -122,7 +127,10 @@ impl Drop for Watch {
     }
 }
 
-/// What was spawned begins only when its task is woken, which the work may never do.
+/// Lets the current task be polled again.
+///
+/// A spawned task begins only when the task that spawned it is woken, and the work may never wake
+/// it.
 async fn be_polled_again() {
     future::poll_fn(|context| {
         context.waker().wake_by_ref();

@@ -1,5 +1,8 @@
-//! Counts who asks, by the header `x-visitor` or else by `?visitor=<number>`, and passes each request on, as it is, to the application
-//! behind it, whose answer is the answer. That application is composed with this component, and knows nothing of it.
+//! Counts visitors, and forwards each request to the application behind it.
+//!
+//! The visitor is in the header `x-visitor`, or else in `?visitor=<number>`. The request is
+//! forwarded as it is, and the application's response is returned. The application is composed with
+//! this component, and knows nothing of it.
 #![cfg(target_family = "wasm")]
 
 use spin_sdk::wasip3::exports::http::handler::Guest;
@@ -30,7 +33,7 @@ impl Guest for Forward {
     }
 }
 
-/// Who asks, if that is told.
+/// Returns the visitor, if the request names one.
 fn visitor(request: &Request) -> Option<Id> {
     let headers = request.get_headers().get("x-visitor");
     let header = headers.first().and_then(|value| str::from_utf8(value).ok());
@@ -40,7 +43,7 @@ fn visitor(request: &Request) -> Option<Id> {
     header.or(queried)?.parse().ok()
 }
 
-/// Whatever comes of it, the request is passed on.
+/// Counts a visitor. If this fails, the request is forwarded nevertheless.
 async fn count(visitor: Id) {
     let counter = match Counter::get().await {
         Ok(counter) => counter,

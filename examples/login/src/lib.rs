@@ -1,5 +1,8 @@
-//! A game's login: `GET /login?player=<number>[&friend=<number>…][&game=<name>]` welcomes a player and those who come along, and counts them;
-//! the player also by game. It knows nothing of Verve but an interface: the component that counts is composed with this one.
+//! The login of a game, which counts the players.
+//!
+//! `GET /login?player=<number>[&friend=<number>…][&game=<name>]` welcomes a player and the friends,
+//! and counts all of them. It also counts the player by game. This component knows only an
+//! interface of Verve; the component that counts is composed with it.
 #![cfg(target_family = "wasm")]
 
 use spin_sdk::http::{IntoResponse, Request, StatusCode};
@@ -32,7 +35,7 @@ async fn login(request: Request) -> impl IntoResponse {
     }
 }
 
-/// Why nobody is welcome.
+/// The reason why a login is refused.
 enum Refusal {
     Bad(String),
     Uncounted(Error),

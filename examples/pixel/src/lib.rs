@@ -1,5 +1,8 @@
-//! A tracking pixel: `GET /pixel.gif?visitor=<number>` answers an image of one pixel, and counts the visitor. With `&within=<milliseconds>` it answers the
-//! image after that time at the latest, whether or not it is known by then that the visitor is counted: 202 if not.
+//! A tracking pixel, which counts its visitors.
+//!
+//! `GET /pixel.gif?visitor=<number>` returns an image of one pixel, and counts the visitor. With
+//! `&within=<milliseconds>`, it returns the image after at most this time. If it is not known by
+//! then whether the visitor is counted, the status is 202.
 #![cfg(target_family = "wasm")]
 
 use std::pin::pin;
@@ -28,7 +31,7 @@ async fn pixel(request: Request) -> impl IntoResponse {
     };
     let counted = match parameter("within=").and_then(|within| within.parse().ok()) {
         None => count(visitor).await,
-        // What is not waited for is given up: the visitor may be counted all the same.
+        // The count is cancelled after this time, but the visitor may still be counted.
         Some(within) => match future::select(pin!(count(visitor)), pin!(sleep(Duration::from_millis(within)))).await {
             Either::Left((counted, _)) => counted,
             Either::Right(_) => return answer(StatusCode::ACCEPTED, Bytes::from_static(PIXEL)),
@@ -36,7 +39,8 @@ async fn pixel(request: Request) -> impl IntoResponse {
     };
     match counted {
         Ok(Ok(_)) => answer(StatusCode::OK, Bytes::from_static(PIXEL)),
-        // Redis is away and there is no spool, or this is beyond a limit: the counter's log says which.
+        // Redis is unreachable and there is no spool, or a limit is exceeded: see the counter's
+        // log.
         Ok(Err(_)) => answer(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
         Err(misconfigured) => {
             eprintln!("{misconfigured}");
@@ -45,7 +49,7 @@ async fn pixel(request: Request) -> impl IntoResponse {
     }
 }
 
-/// All there is to counting.
+/// Counts a visitor. No other code is necessary for that.
 async fn count(visitor: Id) -> Result<Result<Outcome, NotCounted>, InvalidVariable> {
     Ok(Counter::get().await?.add(visitor).await)
 }

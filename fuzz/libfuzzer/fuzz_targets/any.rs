@@ -1,4 +1,4 @@
-//! The target that `VERVE_FUZZ_TARGET` names.
+//! Runs the target that `VERVE_FUZZ_TARGET` names.
 
 #![no_main]
 

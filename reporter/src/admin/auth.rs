@@ -21,7 +21,7 @@ const CHALLENGES: [&str; 2] = [r#"Basic realm="verve""#, r#"Bearer realm="verve"
 pub struct Token(String);
 
 impl Token {
-    /// Creates a token of visible ASCII characters, which are all that a header can hold.
+    /// Creates a token of visible ASCII characters, all that a header can hold.
     ///
     /// # Errors
     /// If it has other characters. The token is not shown.

@@ -1,4 +1,6 @@
-//! `GET /api/counts`, `/api/counts.csv`, `/api/counts/current`, and their description in `/api/openapi.json`.
+//! `GET /api/counts`, `/api/counts.csv` and `/api/counts/current`.
+//!
+//! `/api/openapi.json` describes them.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -52,7 +54,7 @@ impl From<QueryRejection> for Refused {
     params(Asked),
     responses(
         (status = 200, body = Vec<Count>, headers(
-            ("link" = Option<String>, description = "with `rel=\"next\"` (RFC 8288): where the windows before these are told, if there are any; relative to where this was asked"),
+            ("link" = Option<String>, description = "with `rel=\"next\"` (RFC 8288): the address of the windows before these, if there are any; relative to the address of this request"),
         )),
         Refused,
     )
@@ -85,7 +87,7 @@ pub async fn csv(
     Ok((next, [(CONTENT_TYPE, "text/csv; charset=utf-8")], counts::csv(&page)))
 }
 
-/// Returns the requested page, and the header with the link to the windows before it.
+/// Returns the requested page, and a header with the link to earlier windows.
 async fn page(
     admin: &Admin,
     asked: Result<Query<Asked>, QueryRejection>,

@@ -1,4 +1,4 @@
-//! The live page, rendered completely by the server, so that it works without JavaScript.
+//! The live page, rendered by the server. It is complete without JavaScript.
 //!
 //! The script only inserts the contents of `/events`, which the same code renders.
 
@@ -128,7 +128,7 @@ pub async fn page(
                         a href="runbooks" { "runbooks" }
                     }
                     p {
-                        "A request is whatever was answered, what was invalid, failed or refused too. How many they are is told up to a second after their ids."
+                        "All answered requests count, also invalid, failed and refused ones. Their number is up to a second behind the ids."
                     }
                 }
             }
@@ -137,7 +137,7 @@ pub async fn page(
     Ok(Html(page.into_string()))
 }
 
-/// `/events`, and `/events?counter=…`: the live part of the page, after each snapshot.
+/// `/events`, and `/events?counter=…`: the live part, after each snapshot.
 pub async fn events(
     State(admin): State<Admin>,
     Query(query): Query<HashMap<String, String>>,
@@ -271,7 +271,9 @@ fn last(windows: &[WindowSnapshot]) -> Markup {
     }
 }
 
-/// Shows the requests, the share of duplicates among the recorded ones, and the failures.
+/// Shows the requests, the share of duplicates, and the failures.
+///
+/// The share is that among the recorded requests.
 fn requests(snapshot: &WindowSnapshot) -> Markup {
     html! {
         p { (number(words::requests(snapshot))) " requests, " (duplicates(snapshot)) " duplicates" }
@@ -321,7 +323,7 @@ fn health(snapshot: &Snapshot, replica: &str) -> Markup {
     };
     html! {
         @if !snapshot.dependencies.keys().any(|name| name.starts_with("Kafka")) {
-            (item(true, "Kafka", "none is named (--kafka-brokers): counts are only logged", None))
+            (item(true, "Kafka", "none is configured (--kafka-brokers): counts are only logged", None))
         }
         @for state in words::states(snapshot, replica) {
             (item(state.is_good, &state.of, &state.text, (!state.is_good).then_some(state.runbook)))

@@ -17,8 +17,9 @@ use crate::command;
 use crate::store::Store;
 use view::{DeadJob, print};
 
-/// The maximum number of jobs that one command reads, moves or removes, so that Redis stays
-/// available.
+/// The maximum number of jobs that one command to Redis reads, moves or removes.
+///
+/// A command for more jobs would block Redis for others.
 const BATCH: usize = 500;
 
 /// What to do with dead letters.

@@ -17,7 +17,7 @@ use crate::telemetry;
 
 /// The timeout of the connection, including the name resolution.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much of a response's body is read, in bytes, so that the connection can be reused.
+/// How many bytes of a body are read, so that the connection can be reused.
 const BODY_LIMIT: usize = 64 * 1024;
 
 /// The maximum number of headers in a response.
@@ -25,9 +25,9 @@ const MOST_HEADERS: usize = 1000;
 
 /// Calls endpoints.
 pub trait Call: Send + Sync + 'static {
-    /// Calls the job's endpoint with the count, and returns the status of a successful response.
+    /// Calls the job's endpoint with the count.
     ///
-    /// `id` is the same for each attempt.
+    /// Returns the status of the response, which is a success. `id` is the same for each attempt.
     fn call(&self, id: &str, job: &CallbackJob, unique_count: u64)
     -> impl Future<Output = Result<u16, Failure>> + Send;
 }
@@ -56,7 +56,7 @@ pub struct Failure {
 }
 
 impl Client {
-    /// Creates a client that reaches what `policy` permits, with this timeout for a call.
+    /// Creates a client that reaches what `policy` permits, with this call timeout.
     pub fn new(policy: Policy, signer: Option<Signer>, call: Duration) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
             .user_agent(concat!("verve-reporter/", env!("CARGO_PKG_VERSION")))
@@ -164,12 +164,14 @@ fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
 }
 
-/// Returns the endpoint for log lines, without its query, which may contain secrets.
+/// Returns the endpoint for log lines, without its query, which may have secrets.
 pub fn shown(endpoint: &Endpoint) -> String {
     without_secrets(endpoint.to_url())
 }
 
-/// Returns the URL without the parts that may contain secrets: userinfo, query and fragment.
+/// Returns the URL without the parts that may contain secrets.
+///
+/// These are userinfo, query and fragment.
 pub fn without_secrets(mut url: Url) -> String {
     // This fails for a URL without a host, which has no userinfo either.
     let _ = url.set_username("");

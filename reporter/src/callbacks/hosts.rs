@@ -1,4 +1,4 @@
-//! Limits the calls to each host, so that one that does not answer cannot delay the others.
+//! Limits the calls to each host, so that a silent one cannot delay the others.
 //!
 //! A host may take most of the slots for deliveries, but not all. A host that has not answered for
 //! a while may take few. Further jobs for it are deferred: they return to the retry set, and this
@@ -24,7 +24,7 @@ const MOST_SILENT: usize = 16;
 const SILENT_AFTER: Duration = Duration::from_secs(1);
 /// How long a job waits for a host that answers, but has no free slot.
 const WAIT: Duration = Duration::from_millis(250);
-/// The delay of a host's first deferred job, the interval between them, and the maximum delay.
+/// The delay of a host's first deferred job, their interval, and the maximum.
 const FIRST_AFTER: Duration = Duration::from_millis(500);
 const APART: Duration = Duration::from_millis(20);
 const LAST_AFTER: Duration = Duration::from_secs(600);
@@ -42,7 +42,9 @@ struct Host {
     under_way: usize,
     /// When a call in progress was last answered, or when the first of them began.
     progress: Instant,
-    /// Whether a call has ended without an answer, after [`SILENT_AFTER`], since the last answer.
+    /// Whether a call ended without an answer since the last answer.
+    ///
+    /// Only a call that took [`SILENT_AFTER`] or longer counts.
     silent: bool,
     /// When the last deferred job is due.
     last_back: Instant,

@@ -1,4 +1,4 @@
-//! Which addresses callbacks may reach: all public ones, and the others that the operator allows.
+//! Which addresses callbacks may reach: public ones, and those the operator allows.
 //!
 //! The check is part of the name resolution, and the client connects to the address that was
 //! checked. A name that later resolves to another address therefore gains nothing. Literal
@@ -45,7 +45,9 @@ impl fmt::Display for Refused {
 }
 
 impl Policy {
-    /// Allows `allowed`: host names, addresses and CIDRs. `only` forbids all others, public or not.
+    /// Allows `allowed`: host names, addresses and CIDRs.
+    ///
+    /// `only` forbids all others, public or not.
     ///
     /// # Errors
     /// One line with the entry that is none of these.
@@ -142,7 +144,7 @@ impl Policy {
     }
 }
 
-/// Resolves names with the system's resolver to the addresses that the policy permits.
+/// Resolves names with the system's resolver to the permitted addresses.
 pub struct Resolver(Policy);
 
 impl Resolver {
@@ -176,7 +178,7 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// Returns the IPv4 address in an IPv6 address: mapped (RFC 4291) or NAT64 (RFC 6052).
+/// Returns the IPv4 address in a mapped (RFC 4291) or NAT64 (RFC 6052) address.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = address.octets();
     let nat64 = NAT64

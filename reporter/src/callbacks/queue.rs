@@ -51,12 +51,12 @@ pub enum Source {
     New,
     /// The sorted set: jobs that are due for another attempt.
     Waiting,
-    /// The stream: jobs that a replica took and did not settle in time, because it died.
+    /// The stream: jobs whose replica died before it settled them.
     Abandoned,
 }
 
 impl Source {
-    /// Returns whether failed jobs of this source are added to the sorted set for the first time.
+    /// Returns whether failed jobs of this source are new to the sorted set.
     pub const fn fills_retry_set(self) -> bool {
         matches!(self, Self::New | Self::Abandoned)
     }
@@ -199,7 +199,7 @@ impl Queue {
 }
 
 impl Attempt {
-    /// Returns the id of the job, the same for each attempt: that of its first stream entry.
+    /// Returns the id of the first stream entry of the job, the same at each attempt.
     pub fn id(&self) -> String {
         self.location.id()
     }

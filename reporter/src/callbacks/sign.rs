@@ -1,4 +1,4 @@
-//! Signs callbacks by the Standard Webhooks scheme (<https://www.standardwebhooks.com>).
+//! Signs callbacks by the [Standard Webhooks](https://www.standardwebhooks.com) scheme.
 //!
 //! An endpoint can distinguish Verve's calls from those of others, and from replayed calls.
 

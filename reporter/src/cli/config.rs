@@ -1,4 +1,4 @@
-//! Converts the parsed settings into a [`Config`], and checks those that depend on each other.
+//! Converts the parsed settings into a [`Config`], and checks them together.
 
 use std::fmt;
 use std::fs;

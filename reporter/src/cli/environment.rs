@@ -1,4 +1,4 @@
-//! The environment: finds unknown names that look like settings, and ignores empty variables.
+//! Finds unknown variables that look like settings, and ignores empty ones.
 
 use std::ffi::OsString;
 
@@ -14,7 +14,7 @@ pub type Variable = (OsString, OsString);
 const PREFIX: &str = "VERVE_";
 /// A variable of `verve-host`, which may share an environment with the reporter.
 const OF_THE_HOST: &str = "VERVE_LOG";
-/// The similarity above which a name is suggested, from 0 to 1; the same limit as clap's.
+/// The similarity above which a name is suggested, from 0 to 1; as in clap.
 const ALIKE: f64 = 0.8;
 /// Settings that are unsafe to ignore when they are empty. The code that reads them refuses an
 /// empty one.
@@ -26,7 +26,7 @@ const NEVER_EMPTY: [&str; 5] = [
     "admin-token-file",
 ];
 
-/// Returns the command, in which empty variables of the environment count as absent.
+/// Returns the command, in which empty variables count as absent.
 ///
 /// The exceptions are those in [`NEVER_EMPTY`].
 pub fn without_empty(command: Command, environment: &[Variable]) -> Command {

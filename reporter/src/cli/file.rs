@@ -44,7 +44,7 @@ impl Settings {
         Ok(Self(settings))
     }
 
-    /// Returns the flags for settings that neither the command line nor the environment gives.
+    /// Returns the flags that neither the command line nor the environment gives.
     pub fn flags(&self, given: &ArgMatches, command: &Command) -> Vec<OsString> {
         let mut flags = Vec::new();
         for arg in settable(command).filter(|arg| !is_given(given, arg.get_long().unwrap_or_default())) {
@@ -66,7 +66,7 @@ impl Settings {
     }
 }
 
-/// Returns the flags that are settings: those under a heading of the help, except `--config`.
+/// Returns the settings: flags under a heading of the help, except `--config`.
 pub fn settable(command: &Command) -> impl Iterator<Item = &Arg> {
     let all = command.get_arguments();
     all.filter(|arg| arg.get_help_heading().is_some() && arg.get_long() != Some("config"))

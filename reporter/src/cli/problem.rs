@@ -1,4 +1,6 @@
-//! A problem with a setting, with its flag, so that the message can name the source of the value.
+//! A problem with a setting, and its flag.
+//!
+//! With the flag, a message can name the source of the value.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -99,7 +101,7 @@ impl Refused {
         }
     }
 
-    /// Returns the message, with the variable of the environment if the value is from there.
+    /// Returns the message, and the variable if the value is from the environment.
     pub fn with_source(&self, args: impl IntoIterator<Item = OsString>, variables: &[Variable]) -> String {
         let args: Vec<String> = args.into_iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let is_given = |flag: &str| {

@@ -1,6 +1,6 @@
-//! `verve-reporter config check`: the settings in force and their sources, with secrets hidden.
+//! `verve-reporter config check`: shows the settings in force and their sources.
 //!
-//! The output is a valid configuration file.
+//! Secrets are hidden. The output is a configuration file again, which can be kept.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};

@@ -1,4 +1,4 @@
-//! Kafka: checks that the topic exists and is replicated, and that transactions are permitted.
+//! Kafka: checks the topic, its copies, and that transactions are permitted.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The state of the topic.
 #[derive(Debug, Default)]
 struct Topic {
-    /// For each partition: whether it has a leader, the number of its copies, and of those in sync.
+    /// For each partition: whether it has a leader, its copies, and those in sync.
     partitions: Vec<(bool, usize, usize)>,
 }
 
@@ -148,7 +148,7 @@ fn judge(name: &str, topic: Option<&Topic>) -> Vec<Finding> {
     if behind > 0 {
         findings.push(Finding::warning(
             format!("{behind} partitions of {name} have copies that are not up to date"),
-            "see to the brokers that have them: with fewer than min.insync.replicas nothing is taken",
+            "see to the brokers that have them: with fewer than min.insync.replicas Kafka accepts no records",
         ));
     }
     if alone > 0 {
@@ -166,7 +166,9 @@ fn judge(name: &str, topic: Option<&Topic>) -> Vec<Finding> {
     findings
 }
 
-/// Starts a transactional producer with its own id: that of the reporter would fence the reporter.
+/// Starts a transactional producer with its own id.
+///
+/// With the reporter's id it would fence the reporter.
 fn transactions(config: &KafkaConfig) -> Result<(), KafkaError> {
     let Some(id) = &config.transactional_id else {
         return Ok(());
@@ -190,7 +192,7 @@ fn untransacted(error: &KafkaError) -> Finding {
         }
         Some(RDKafkaErrorCode::InvalidTransactionTimeout) => Finding::problem(
             what,
-            "--kafka-option transaction.timeout.ms=10000, or whatever the brokers' transaction.max.timeout.ms is, if that is 6000 or more; or set --kafka-transactions false",
+            "--kafka-option transaction.timeout.ms=10000, or the brokers' transaction.max.timeout.ms, if that is 6000 or more; or set --kafka-transactions false",
         ),
         _ => Finding::problem(
             what,

@@ -1,4 +1,4 @@
-//! Each Redis: checks that it answers, keeps what it acknowledges, and has the right time.
+//! Each Redis: checks that it answers, keeps what it acknowledges, and its time.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const SKEW: Duration = Duration::from_millis(500);
 pub struct State {
     /// The fields of `INFO`.
     info: BTreeMap<String, String>,
-    /// Its clock minus ours, and the round-trip time of the request, both in milliseconds.
+    /// Its clock minus ours, and the round-trip time, both in milliseconds.
     ahead_ms: i64,
     asked_ms: u64,
     /// Whether it makes snapshots, if it reports that.
@@ -83,7 +83,7 @@ fn coverage(info: &BTreeMap<String, String>, primaries: usize) -> Finding {
         format!(
             "{missing} of {SLOTS} slots have no node that answers: ids of these wait in spools, and windows are not reported"
         ),
-        "bring the nodes back, or let replicas take over; redis-cli --cluster check and --cluster fix",
+        "start the nodes again, or fail over to replicas; redis-cli --cluster check and --cluster fix",
     )
 }
 
@@ -166,7 +166,7 @@ fn judge(state: &State, grace: Duration) -> Vec<Finding> {
     // A primary of a cluster, without a replica.
     if state.number("cluster_enabled") == 1 && state.text("role") == "master" && state.number("connected_slaves") == 0 {
         findings.push(Finding::warning(
-            "has no replica: while it is away, ids of its slots wait in spools, and windows are not reported",
+            "has no replica: while it is unreachable, ids of its slots wait in spools, and windows are not reported",
             "a replica for each primary, and redis_wait_replicas = 1 in the components",
         ));
     }
@@ -224,7 +224,9 @@ fn memory(state: &State) -> Vec<Finding> {
     let policy = state.text("maxmemory_policy");
     if most > 0 && policy != "noeviction" {
         findings.push(Finding::problem(
-            format!("maxmemory-policy {policy}: when it is full it drops ids, and counts are too low without a word"),
+            format!(
+                "maxmemory-policy {policy}: when it is full it drops ids, and counts are too low without a warning"
+            ),
             "maxmemory-policy noeviction: then what does not fit is spooled",
         ));
     }

@@ -1,4 +1,4 @@
-//! Checks that the reporter's Redis user may run every command that the reporter needs.
+//! Checks that the Redis user may run every command that the reporter needs.
 
 use redis::{RedisResult, Script};
 use verve_protocol::scripts::TRY_COMMANDS;
@@ -6,7 +6,9 @@ use verve_protocol::scripts::TRY_COMMANDS;
 use super::Finding;
 use crate::store::Store;
 
-/// Each command that the reporter runs, in a form that changes nothing if the key does not exist.
+/// Each command that the reporter runs.
+///
+/// In this form it changes nothing if the key does not exist.
 const COMMANDS: [&str; 41] = [
     "DEL",
     "EXISTS",

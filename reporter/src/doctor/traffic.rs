@@ -13,7 +13,7 @@ use crate::windows::WindowsConfig;
 /// The maximum number of keys to scan. A thousand take some milliseconds of Redis' time.
 const LOOKED_THROUGH: usize = 200_000;
 const PAGE: usize = 1000;
-/// A window that ended longer ago, in seconds, says nothing about what is written now.
+/// The age in seconds from which on a window says nothing about current writes.
 const RECENT_S: u64 = 120;
 /// The number of ids read from a set.
 const SAMPLE: usize = 64;
@@ -134,7 +134,7 @@ async fn look(store: &Store, length: WindowLength) -> RedisResult<(Written, u64)
     Ok((written, now))
 }
 
-/// Returns the newest window that was reported with ids in the last hour, and their number.
+/// Returns the newest window reported with ids in the last hour, and their number.
 async fn reported(store: &Store, length: WindowLength, now: u64) -> RedisResult<Option<(Window, u64)>> {
     let current = length.window_at_ms(now * 1000);
     let windows = std::iter::successors(current.previous(), |window| window.previous());
@@ -205,7 +205,7 @@ fn judge(
     if written.spooled > 0 {
         findings.push(Finding::warning(
             format!("{} ids and jobs are in spools, not in Redis yet", written.spooled),
-            "they come once Redis answers the components, with the next requests to each; a host that is gone brings them only when it is started again",
+            "components drain them once Redis answers, with the next requests to each; a stopped host drains them only after it is started again",
         ));
     }
     if ours && findings.is_empty() {

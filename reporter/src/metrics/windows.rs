@@ -9,7 +9,7 @@ use verve_protocol::CounterName;
 
 use super::{OUTCOMES, gauge};
 
-/// Upper bounds in seconds, for windows: from immediately to a day without a report.
+/// Upper bounds in seconds: from immediate to a day without a report.
 const WAITS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0, 86_400.0];
 
 /// The counter without a name has no label `counter`; a named one has its name. Other labels
@@ -110,7 +110,11 @@ impl OfWindows {
             self.unique_ids.clone(),
         );
         for (name, help, counter) in [
-            ("late_ids", "Ids that came after their window was final", &self.late_ids),
+            (
+                "late_ids",
+                "Ids that arrived after their window was final",
+                &self.late_ids,
+            ),
             (
                 "windows_reported",
                 "Windows reported for the first time",

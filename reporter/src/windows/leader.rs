@@ -229,7 +229,7 @@ impl<B: ReportStore> Leader<B> {
         if let [first, ..] = early.as_slice() {
             tracing::error!(
                 counter = self.counter(), %first, windows = early.len(),
-                "windows are final that have not ended: Redis' clock was ahead; they are counted again"
+                "windows were final before they ended: Redis' clock was ahead; they are counted again"
             );
             self.report_store.reopen(lease, &stored, &early).await?;
         }
@@ -285,7 +285,7 @@ impl<B: ReportStore> Leader<B> {
                 Ok(()) => break,
                 Err(Ended::Failed(error)) if !stop.is_cancelled() && lease.is_held() => {
                     if !std::mem::replace(&mut is_logged, true) {
-                        tracing::error!("Kafka has records that Redis does not take note of: {error}; trying again");
+                        tracing::error!("Kafka has records that Redis has not recorded: {error}; trying again");
                     }
                     self.pause(&mut retry, stop).await;
                 }
@@ -374,7 +374,7 @@ impl<B: ReportStore> Leader<B> {
     ) -> Result<(), Ended> {
         for (window, ids) in swept.late {
             self.metrics.late_ids.inc_by(ids);
-            tracing::warn!(counter = self.counter(), %window, ids, "ids came after their window was final: kept for a day, and told by a record with their number");
+            tracing::warn!(counter = self.counter(), %window, ids, "ids arrived after their window was final: kept for a day, and published with their number");
         }
         let ahead = sweeps.unlogged(swept.ahead);
         if let [window, ..] = ahead.as_slice() {

@@ -9,7 +9,7 @@ use verve_tests::paths;
 
 use crate::documents::files;
 
-/// Returns which top-level modules of a program use which others, without the tests.
+/// Returns which of a program's top modules use which others, without tests.
 fn imports(program: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let folder = format!("{program}/src");
     let sources = paths::repository().join(&folder);
@@ -39,7 +39,7 @@ fn imports(program: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(imports)
 }
 
-/// Returns the modules in circles, and those that use them.
+/// Returns the modules in import cycles, and those that use them.
 ///
 /// It repeatedly removes the modules that use no remaining module.
 fn circular(mut imports: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {

@@ -122,7 +122,7 @@ fn every_variable_and_flag_exists() -> Result<()> {
         assert!(named.is_subset(&help.flags()), "Containerfile.{program}: {named:?}");
         for line in instructions(program, "ENV")? {
             let name = line.split('=').next().unwrap_or_default().to_owned();
-            // PATH is for shells from other images. The second variable is for OpenSSL.
+            // PATH is for the shells of others, and the second variable is for OpenSSL.
             if name == "PATH" {
                 assert_eq!(
                     line,

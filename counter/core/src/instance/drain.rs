@@ -51,7 +51,7 @@ pub async fn look_into_spool<H: Host>(instance: Rc<Instance<H>>) {
         let never = matches!(looked, Err(SpoolError::Foreign { .. } | SpoolError::Format { .. }));
         draining.look_ms.set(if never { u64::MAX } else { again_ms });
         if let Err(error) = looked {
-            (instance.log).error(&format!("what may be in the spool is not drained: {error}"));
+            (instance.log).error(&format!("cannot look into the spool: {error}"));
         }
     }
 }
@@ -212,7 +212,8 @@ impl<H: Host> Instance<H> {
             return Ok(());
         }
         if let Err(redis) = self.redis.record_spool_state(&self.config.keys, &name, state).await {
-            self.log.error(&format!("the state of the spool is not told: {redis}"));
+            self.log
+                .error(&format!("the state of the spool is not recorded: {redis}"));
         } else if state.depth == 0 {
             self.background.rename(&name, state.drained).await?;
         }

@@ -1,4 +1,4 @@
-//! The consumer group of all replicas: creates it if it is missing, and removes old consumers.
+//! Creates the consumer group of all replicas, and removes old consumers.
 
 use std::time::Duration;
 
@@ -31,7 +31,9 @@ impl Queue {
         self.store.redis().script(&remove).await
     }
 
-    /// Creates the group if it is missing: on a new Redis, or on one that has lost its data.
+    /// Creates the group if it is missing.
+    ///
+    /// It is missing on a new Redis, and on one that has lost its data.
     pub(super) async fn with_group<T>(&self, reply: RedisResult<T>) -> RedisResult<Option<T>> {
         match reply {
             Ok(reply) => Ok(Some(reply)),

@@ -1,4 +1,4 @@
-//! Moves a job after an attempt, in one script, so that it is in exactly one place at any time.
+//! Moves a job after an attempt, in one script: it is always in exactly one place.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use verve_protocol::scripts::SETTLE;
 
 use super::{Attempt, GROUP, Location, Queue, Waiting};
 
-/// The maximum number of jobs in the retry set: about 300 MB in Redis, at 300 bytes each.
+/// The maximum number of jobs in the retry set.
 ///
-/// While it is full, replicas take no new jobs. These wait in the stream, and beyond the limit of
-/// the stream in the component's spool.
+/// With about 300 bytes each, they take at most 300 MB in Redis. While the set is full, replicas
+/// take no new jobs. These wait in the stream, and beyond the limit of the stream in the
+/// component's spool.
 pub const MAX_RETRY: u64 = 1_000_000;
 /// The maximum number of dead letters. The oldest ones beyond it are dropped, with a warning.
 pub const MAX_DEAD: u64 = 100_000;
@@ -60,9 +61,10 @@ impl Queue {
             .await
     }
 
-    /// Moves an entry that is not a valid job to the dead letters, where the operator can see it.
+    /// Moves an entry that is not a valid job to the dead letters.
     ///
-    /// Neither the component nor the reporter wrote it as a job of this window length.
+    /// The operator can see it there. Neither the component nor the reporter wrote it as a job of
+    /// this window length.
     pub(super) async fn bury_unreadable(
         &self,
         location: &Location,

@@ -19,7 +19,7 @@ use crate::parts::{FIXED, Parts, TOPIC};
 /// How long it may take until all work is complete. Another reporter can take over the jobs of a
 /// killed one after 30 s.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long the hosts may take to drain their spools into Redis when there are no faults.
+/// How long the hosts may take to drain their spools if there are no faults.
 ///
 /// A killed instance that was draining keeps the spool reserved for 10 s more. The machine may be
 /// busy with other tests. The only requirement is that the allowed lateness is longer.
@@ -84,7 +84,9 @@ pub async fn settle(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> 
     }
 }
 
-/// Checks in the order in which ids and jobs move, so that each is seen at least once.
+/// Checks in the order in which ids and jobs move.
+///
+/// So all that is moving is seen at least once.
 async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Observed> {
     let mut seen = Observed::default();
     for (n, spool) in parts.spools().await.iter().enumerate() {
@@ -142,7 +144,9 @@ pub fn of_counter(records: &[Record], counter: Option<&CounterName>) -> Vec<Reco
     of_it.map(unnamed).collect()
 }
 
-/// Reads what the fixed callback received, and finds missing last revisions of windows.
+/// Reads what the fixed callback received.
+///
+/// Adds the windows whose last revision it has not received to the work that is not complete.
 fn told(parts: &Parts, seen: &mut Observed) -> Result<()> {
     for received in parts.sink.received() {
         if received.target == FIXED {

@@ -85,7 +85,7 @@ fn possible(requests: &[Request], last: u64) -> BTreeSet<u64> {
         .collect()
 }
 
-/// Returns the minimum number of windows in which the id of these requests was recorded.
+/// Returns the least number of windows in which the requests' id was recorded.
 ///
 /// Each request that was answered `ok` was recorded in one of the windows that it spans.
 fn fewest(requests: &[Request]) -> usize {

@@ -166,7 +166,9 @@ fn callbacks(tally: &Tally, seen: &Observed) -> Check {
     )
 }
 
-/// Checks that the fixed callback received the last revision of each window with a record.
+/// Checks that the fixed callback received each window's last revision.
+///
+/// This applies to each window with a record.
 fn fixed(last: &Last, seen: &Observed) -> Check {
     let latest: BTreeSet<(String, u64)> = last
         .iter()
@@ -209,7 +211,9 @@ mod tests {
         }
     }
 
-    /// Two ids in the first window, one of them with a callback; one id that may be in the second.
+    /// Creates a tally of three ids.
+    ///
+    /// Two ids are in the first window, one of them with a callback. One id may be in the second.
     fn tally() -> Tally {
         let at = number(windows()[0]);
         let mut tally = Tally::default();

@@ -34,7 +34,7 @@ const IDS: u64 = 2_000;
 /// The last milliseconds of a window, in which no request is sent.
 const QUIET_MS: u64 = 300;
 
-/// How long after their end all windows must have been reported with the right count.
+/// How long after their end all windows must have been reported correctly.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The running demo.
@@ -165,7 +165,7 @@ impl Plan {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how long after the answer to the last request all windows must be reported.
+    /// Returns how long after the last answer all windows must be reported.
     fn last_report(&self) -> Duration {
         Duration::from_secs(self.length.seconds()) + PATIENCE
     }
@@ -250,7 +250,9 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Returns whether every window was reported, the sum is right, and both callbacks arrived.
+    /// Returns whether the result is right.
+    ///
+    /// Every window was reported, the sum is right, and both callbacks arrived.
     pub const fn agrees(&self) -> bool {
         self.unreported == 0 && self.counted.abs_diff(self.distinct) <= self.in_doubt && self.callbacks >= 2
     }
@@ -282,7 +284,9 @@ fn percent_encoded(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
-/// Returns the next number of SplitMix64, which needs no dependency and suffices for a demo.
+/// Returns the next number of SplitMix64.
+///
+/// It needs no dependency and suffices for a demo.
 fn next_random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;

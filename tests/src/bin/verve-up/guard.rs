@@ -18,8 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Runs this program again as the worker, waits for it, and returns its exit code.
 #[tokio::main(flavor = "current_thread")]
 pub async fn run() -> Result<ExitCode> {
-    // Before the worker starts: from here on, no signal ends this process and leaves the worker
-    // alone.
+    // Before the worker starts: from here on, no signal ends this process while the worker runs on.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;

@@ -45,7 +45,7 @@ pub fn running(parts: &Parts, args: &Args) {
     println!("Records of the topic {TOPIC}, one for each window of {seconds} s, about 2 s after its end:\n");
 }
 
-/// Shows a record as the consumer received it, and what the demo knows about its window.
+/// Shows a record as received, and what the demo knows about its window.
 pub fn record(record: &Record, sent: Option<&str>) {
     let header = |name| record.header(name);
     println!(

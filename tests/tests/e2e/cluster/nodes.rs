@@ -480,7 +480,7 @@ async fn a_key_on_its_way_is_asked_for_without_others_in_between() -> Result<()>
     Ok(())
 }
 
-/// Tests nodes that all have these options, with a host that may only use `allowed`.
+/// Tests nodes that all have these options; the host may only use `allowed`.
 ///
 /// The host is given only an address at `allowed`. All ids are recorded on the right nodes, also
 /// after slots have moved.

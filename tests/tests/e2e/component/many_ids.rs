@@ -1,4 +1,4 @@
-//! Many ids in one call of the interface for WASI 0.2, where each round trip blocks.
+//! Many ids in one call for WASI 0.2, where each round trip to Redis blocks.
 //!
 //! Uses the example `ingest`.
 

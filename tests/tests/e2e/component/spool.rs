@@ -21,7 +21,7 @@ async fn start(site: &Site, kind: Kind) -> Result<Instance> {
     site.host(kind).variable("redis_timeout_ms", "300").start().await
 }
 
-/// Starts a host that reaches Redis only over a link, with this timeout per attempt.
+/// Starts a host that reaches Redis only over a link, with a timeout per attempt.
 async fn start_behind(link: &Link, site: &Site, kind: Kind, timeout_ms: &str) -> Result<Instance> {
     let url = format!("redis://{}", link.address());
     let host = site.host(kind).variable("redis_urls", &url);
@@ -284,7 +284,7 @@ async fn a_full_spool_refuses_and_says_so() -> Result<()> {
     Ok(())
 }
 
-/// With `redis_wait_replicas`, an id that is only on the primary is spooled as well.
+/// With `redis_wait_replicas`, an id that only the primary has is spooled as well.
 ///
 /// It could be lost with the primary.
 #[tokio::test]
@@ -599,7 +599,7 @@ async fn a_spool_of_another_redis_or_namespace_is_left_alone() -> Result<()> {
             instance.restart().await?;
             // The host's own ids go to its own Redis.
             http::get(instance.addr(), "/api/verve/accept?id=7").await?;
-            let line = instance.process().wait_for_text("it is left alone", SOON).await?;
+            let line = instance.process().wait_for_text("it is not used", SOON).await?;
             assert!(
                 line.contains(&of_first[0]) && line.contains(&of_first[1]),
                 "{kind:?}: {line}"
@@ -662,7 +662,7 @@ async fn a_spool_of_another_format_is_left_alone() -> Result<()> {
         site.redis.restart().await?;
         instance.restart().await?;
         http::get(instance.addr(), "/api/verve/accept?id=2").await?;
-        let said = "it is of format 2, and this version knows 1; it is left alone";
+        let said = "its format is 2, and this version knows 1; it is not used";
         instance.process().wait_for_text(said, SOON).await?;
         site.redis.kill();
         let refused = http::get(instance.addr(), "/api/verve/accept?id=3").await?;

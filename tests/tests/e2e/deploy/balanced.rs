@@ -18,7 +18,7 @@ use verve_tests::{clock, http, load, net, wait};
 use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
-/// All traffic of a test is sent within one window, so its count is known in advance.
+/// All traffic of a test is sent within one window, so its count is known.
 const WINDOW_SECONDS: u32 = 12;
 const TRAFFIC_MS: u64 = 10_000;
 const BATCHES: i64 = 8;

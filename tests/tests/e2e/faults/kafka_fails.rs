@@ -164,7 +164,7 @@ async fn a_topic_deleted_emptied_and_frozen() -> Result<()> {
 
 /// The same for brokers without transactions.
 ///
-/// Only the flag makes the difference.
+/// The test broker has them; only the flag differs.
 #[tokio::test]
 async fn a_topic_deleted_emptied_and_frozen_without_transactions() -> Result<()> {
     the_topic_is_not_what_it_was(&["--kafka-transactions", "false"]).await

@@ -63,7 +63,7 @@ async fn consumers(site: &Site) -> Result<Vec<String>> {
 #[tokio::test]
 async fn no_job_is_lost_or_in_two_places_however_often_the_reporter_is_killed() -> Result<()> {
     const JOBS: usize = 150;
-    /// How long each answer takes, so that many jobs are settled at about the same time.
+    /// The time of each answer, so that many jobs are settled at about the same time.
     const ANSWER_MS: u64 = 80;
     let site = Site::new(60).await?;
     let sink = Sink::start().await?;

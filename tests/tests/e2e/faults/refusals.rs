@@ -140,10 +140,10 @@ async fn each_command_of_the_lease_the_count_the_recording_and_the_queue() -> Re
         };
         case.redis(&format!("ACL SETUSER default {}", all("-"))).await?;
         let window = case.feed().await?;
-        case.told("refuses what it is asked").await?;
+        case.told("refuses commands").await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         case.redis(&format!("ACL SETUSER default {}", all("+"))).await?;
-        case.assert_made_up_for(window, "refuses what it is asked").await
+        case.assert_made_up_for(window, "refuses commands").await
     };
     try_join_all(commands.map(refuse)).await?;
     Ok(())

@@ -165,7 +165,7 @@ async fn an_add_takes_at_most_the_time_that_is_documented() -> Result<()> {
     Ok(())
 }
 
-/// The first add that detects a hanging Redis waits; the next are spooled immediately.
+/// The first add to a hanging Redis waits; the next are spooled immediately.
 #[tokio::test]
 async fn only_the_first_add_waits_for_a_redis_that_hangs() -> Result<()> {
     const TIMEOUT: Duration = Duration::from_millis(600);

@@ -119,7 +119,7 @@ async fn every_other_key_expires() -> Result<()> {
     site.add(window, [9]).await?;
     reporter
         .process()
-        .wait_for_text("came after their window", SOON)
+        .wait_for_text("arrived after their window", SOON)
         .await?;
     site.dead(1, SOON).await?;
     let keys = site.keys();

@@ -351,7 +351,7 @@ async fn the_first_reporter_starts_no_earlier_than_ids_are_kept() -> Result<()> 
     assert_eq!(ledger.read()[0].key, before.to_string());
     let line = reporter
         .process()
-        .wait_for_text("came after their window", SOON)
+        .wait_for_text("arrived after their window", SOON)
         .await?;
     assert!(
         line.contains("1970-01-01T00:00:00Z") && line.contains("ids=2"),

@@ -48,15 +48,12 @@ async fn records_are_not_repeated_while_redis_takes_no_note_of_them() -> Result<
     // Not a stream: only the recording fails, because it also queues the fixed callback.
     let callbacks = site.keys().callbacks();
     let () = site.connection().await?.set(&callbacks, "not a stream").await?;
-    reporter
-        .process()
-        .wait_for_text("Redis does not take note", SOON)
-        .await?;
+    reporter.process().wait_for_text("Redis has not recorded", SOON).await?;
     ledger.read_for(Duration::from_secs(4)).await;
     values_in_order(&site, ledger.read());
     let window = crate::ledger::window_of(&site, &ledger.read().last().expect("a record").key);
     let log = reporter.process().log();
-    assert_eq!(log.matches("Redis does not take note").count(), 1, "{log}");
+    assert_eq!(log.matches("Redis has not recorded").count(), 1, "{log}");
     // Ids that arrive meanwhile make the next revision.
     site.add(window, 0..3).await?;
     let () = site.connection().await?.del(&callbacks).await?;

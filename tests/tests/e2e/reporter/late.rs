@@ -91,7 +91,7 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     let line = reporter
         .process()
         .wait_for_line(SOON, |line| {
-            line.contains("came after their window") && line.contains(&key)
+            line.contains("arrived after their window") && line.contains(&key)
         })
         .await?;
     assert!(line.contains("ids=2"), "{line}");
@@ -191,7 +191,7 @@ async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
     }
     reporter
         .process()
-        .wait_for_text("came after their window", SOON)
+        .wait_for_text("arrived after their window", SOON)
         .await?;
     reporter.process().wait_for_text("host is ahead", SOON).await?;
     let told = |ledger: &Ledger| {

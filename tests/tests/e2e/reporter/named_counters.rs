@@ -175,10 +175,7 @@ async fn there_may_be_so_many() -> Result<()> {
             instance.process().log()
         );
         assert_eq!(login(&instance, "player=1&game=one-more").await?, 503, "{kind:?}");
-        instance
-            .process()
-            .wait_for_text("as many named counters as it may have", SOON)
-            .await?;
+        instance.process().wait_for_text("already has", SOON).await?;
         // It left no key in Redis.
         let keys: Vec<String> = redis::cmd("KEYS").arg("*one-more*").query_async(&mut redis).await?;
         assert_eq!(keys, Vec::<String>::new(), "{kind:?}");
@@ -356,7 +353,7 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
         let line = reporter
             .process()
             .wait_for_line(2 * SOON, |line| {
-                line.contains("came after their window") && line.contains("game-chess")
+                line.contains("arrived after their window") && line.contains("game-chess")
             })
             .await?;
         assert!(line.contains("ids=3") && line.contains(&window.to_string()), "{line}");

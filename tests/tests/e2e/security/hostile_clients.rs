@@ -261,7 +261,7 @@ async fn nobody_asks_a_component_that_does_not_want_it() -> Result<()> {
     Ok(())
 }
 
-/// Heads and bodies one byte at a time: they end, and other clients are served.
+/// Heads and bodies one byte at a time: the connections end, others are served.
 #[tokio::test]
 async fn slow_heads_and_bodies() -> Result<()> {
     let site = Site::new(60).await?;

@@ -165,7 +165,7 @@ async fn the_reporters_redis_user_suffices() -> Result<()> {
     site.index(window).await?;
     reporter
         .process()
-        .wait_for_text("ids came after their window", 2 * SOON)
+        .wait_for_text("ids arrived after their window", 2 * SOON)
         .await?;
     let run = async |command: &[&str]| -> Result<(Option<i32>, String)> {
         let mut asked = reporter::command()?;
