@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: compares Verve with its peers, and writes `docs/benchmarks.md`.
+//! `cargo xtask bench`: measures Verve and its peers.
 //!
-//! All measurements are made in one run. Absolute rates drift on most machines, so everything that
-//! is compared runs interleaved, in several rounds, on the same processors, the same Redis and the
-//! same traffic. The results are medians and ratios.
+//! It writes `docs/benchmarks.md`. All measurements are made in one run. Absolute rates drift on
+//! most machines, so everything that is compared runs interleaved, in several rounds, on the same
+//! processors, the same Redis and the same traffic. The results are medians and ratios.
 //!
 //! - [`targets`]: the programs under load; [`load`]: the load generators
 //! - [`requests`]: rates, latencies, writes, Redis commands; [`scale`]: the growth of the cost;

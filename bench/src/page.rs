@@ -47,9 +47,10 @@ impl Page {
             .and_then(|kb| kb.parse::<u64>().ok())
             .unwrap_or_default();
         page.say(&format!(
-            "`cargo xtask bench --rounds {} --seconds {}`, on {} processors ({}), {} GB, {}; {}; {}; {}. Redis, the load\n\
-             generator and what is measured share the processors. Everything in one table was measured in one run, interleaved, in\n\
-             {} rounds: medians. Absolute figures drift from hour to hour; ratios hold.\n",
+            "Measured with `cargo xtask bench --rounds {} --seconds {}` on {} processors ({}) with {} GB of memory.\n\
+             Versions: {}; {}; {}; {}.\n\
+             Redis, the load generator and the measured program share the processors.\nAll figures of a table come from one run with {} interleaved rounds, and are medians.\n\
+             Absolute figures drift from hour to hour; ratios are stable.\n",
             options.rounds,
             options.seconds,
             std::thread::available_parallelism()?,

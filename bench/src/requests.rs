@@ -78,8 +78,8 @@ pub async fn rates(options: &Options, page: &mut Page) -> Result<()> {
     let targets = all(&redis.url()).await?;
     page.section("Requests a second");
     page.say(
-        "Closed loop: each client sends its next request once it has its answer (wrk). CPU is the processor time of the program itself \
-         for a request.\n",
+        "Closed loop: each client sends its next request after it has received the answer (wrk).\n\
+         CPU is the processor time that the program itself spends on a request.\n",
     );
     for (connections, traffic) in [
         (10, Traffic::Random),
@@ -132,7 +132,7 @@ pub async fn rates(options: &Options, page: &mut Page) -> Result<()> {
         }
         page.table(&rows);
         page.say(&format!(
-            "accept of hello: {:.2}.\n",
+            "`accept` reaches {:.2} of the rate of `hello`.\n",
             of(HOST).run.rate / of(HELLO).run.rate
         ));
         if connections == 100 {
@@ -157,7 +157,9 @@ pub async fn latency(options: &Options, page: &mut Page) -> Result<()> {
     let redis = RedisServer::start().await?;
     let targets = all(&redis.url()).await?;
     page.section("Latency at 10,000 requests a second");
-    page.say("Open loop: requests are sent at their time, whether earlier ones have been answered or not (oha, 100 connections).\n");
+    page.say(
+        "Open loop: each request is sent at its scheduled time, even if earlier requests have no answer yet (oha, 100 connections).\n",
+    );
     let mut runs: BTreeMap<&str, Vec<Measured>> = BTreeMap::new();
     for _ in 0..options.rounds {
         for target in &targets {
@@ -181,8 +183,8 @@ pub async fn writes(options: &Options, page: &mut Page) -> Result<()> {
     let redis = RedisServer::start().await?;
     page.section("Responses in two writes");
     page.say(
-        "A response whose head and body leave in two writes waits 40 ms for a delayed acknowledgement where `TCP_NODELAY` is off, as it \
-         is in Spin. One of 10 clients looks at what comes first; p99 is that of 10 connections.\n",
+        "If `TCP_NODELAY` is off, as in Spin, a response whose head and body leave in two writes waits 40 ms for a delayed acknowledgement.\n\
+         One client checks whether the first read contains the whole response; p99 is that of 10 connections.\n",
     );
     let mut rows = vec![["", "in two writes", "p99 ms"].map(str::to_owned).to_vec()];
     let mut targets = vec![
@@ -243,7 +245,10 @@ async fn two_writes(address: SocketAddr, time: Duration) -> Result<f64> {
 /// Counts Redis commands per request.
 pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
     page.section("Redis commands per request");
-    page.say("By `INFO commandstats`, expiry, statistics and connecting included; 100 connections.\n");
+    page.say(
+        "Counted by `INFO commandstats`, with 100 connections.\n\
+         The commands for expiry, statistics and connecting are included.\n",
+    );
     let mut rows = vec![["", "random", "repeats"].map(str::to_owned).to_vec()];
     for kind in Kind::available() {
         let redis = RedisServer::start().await?;
@@ -266,10 +271,11 @@ pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
 
 /// Measures requests a second with and without a reachable Redis.
 pub async fn away(options: &Options, page: &mut Page) -> Result<()> {
-    page.section("While Redis is away");
+    page.section("While Redis is unreachable");
     page.say(
-        "The same host with a Redis, and with one that refuses connections, so that each id goes to the spool on disk; 100 connections, \
-         ids random over a million.\n",
+        "The same host, with a Redis and with an address that refuses connections.\n\
+         Without Redis each id goes to the spool on disk.\n\
+         100 connections, ids random over a million.\n",
     );
     let redis = RedisServer::start().await?;
     let nobody = format!("redis://{}", net::free_address()?);

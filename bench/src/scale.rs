@@ -92,7 +92,10 @@ pub async fn scale(options: &Options, page: &mut Page) -> Result<()> {
 ///
 /// Hosts share processors if there are fewer processors than hosts.
 async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
-    page.say("1, 2 and 4 hosts, each on one processor alone and with 25 connections of its own: the cost of a request must not grow.\n");
+    page.say(
+        "1, 2 and 4 hosts, each pinned to one processor and with 25 connections of its own.\n\
+         The cost of a request must not grow.\n",
+    );
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let redis = RedisServer::start().await?;
     let mut targets = Vec::new();
@@ -135,8 +138,10 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
 /// The ids of a window are in one set and in several.
 async fn clusters(options: &Options, page: &mut Page) -> Result<()> {
     page.say(
-        "One host, 100 connections: one server, and a cluster of three primaries on the same processors, with the ids of a window in 1, 16 \
-         and 64 partitions. What the cluster costs the host is the difference in processor time; that of Redis is of all its nodes.\n",
+        "One host with 100 connections, on one Redis server and on a cluster of three primaries on the same processors.\n\
+         The ids of a window are in 1, 16 and 64 partitions.\n\
+         The difference in processor time is the cost of the cluster for the host.\n\
+         The processor time of Redis is the sum of all its nodes.\n",
     );
     let server = RedisServer::start().await?;
     let cluster = Cluster::start(3, 0).await?;
@@ -187,8 +192,10 @@ async fn clusters(options: &Options, page: &mut Page) -> Result<()> {
 /// Also measures the time to count the window.
 async fn balance(page: &mut Page) -> Result<()> {
     page.say(
-        "10 million ids in one window on a cluster of three primaries: the fullest partition and the fullest node against an even share, the same of \
-         the node for a thousand windows one after the other, and counting the window, by as many `SCARD` as there are partitions.\n",
+        "10 million ids in one window on a cluster of three primaries.\n\
+         The table shows the size of the fullest partition and of the fullest node, relative to an even share.\n\
+         It also shows the median for the fullest node over a thousand consecutive windows.\n\
+         The last column is the time to count the window, with one `SCARD` for each partition.\n",
     );
     let head = [
         "partitions",
@@ -259,7 +266,9 @@ async fn balance(page: &mut Page) -> Result<()> {
 
 /// Measures windows of 10 thousand to 10 million ids.
 async fn ids(page: &mut Page) -> Result<()> {
-    page.say("A window in Redis: recording an id into it, counting it, and what it takes.\n");
+    page.say(
+        "The cost of a window in Redis: the time to record one id, the time to count the window, and the memory.\n",
+    );
     let head = ["ids in the window", "SADD of one more, µs", "SCARD, µs", "bytes per id"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     let redis = RedisServer::start().await?;

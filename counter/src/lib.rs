@@ -10,7 +10,8 @@ use std::error::Error;
 
 use verve_counter::{Callback, Counter, Id, Method, Outcome};
 
-/// Whether this player is here for the first time in this minute. An error says why that is not counted.
+/// Whether this player is here for the first time in this minute.
+/// An error says why the id is not counted.
 async fn is_new(player: i64, game: &str) -> Result<bool, Box<dyn Error>> {
     let counter = Counter::get().await?;
     let outcome = counter.add(Id(player)).await?;

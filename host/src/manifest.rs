@@ -31,7 +31,7 @@ pub struct Manifest {
 pub struct Component {
     /// Its name in the manifest.
     pub id: String,
-    /// The path of the compiled component; relative paths start at the manifest.
+    /// The component's file; relative paths start at the manifest's folder.
     pub source: PathBuf,
     /// Templates, which [`crate::outbound`] parses.
     pub allowed_outbound_hosts: Vec<String>,
@@ -216,7 +216,7 @@ mod tests {
         spin_manifest_version = 2
         [application]
         name = "app"
-        authors = ["somebody"]
+        authors = ["someone"]
         [variables]
         plain = { default = "x" }
         token = { required = true, secret = true }

@@ -1,7 +1,7 @@
 //! The host's side of `spin:redis`: the component's connections and commands.
 //!
 //! As in Spin, commands that are sent at the same time are pipelined, and nothing has a time limit:
-//! the component has its own limits. Unlike in Spin, the component may open a connection that is
+//! the component has its own limits. Unlike in Spin, a connection that the component opens is
 //! shared: see [`crate::pool`].
 
 mod blocking;
@@ -223,7 +223,7 @@ fn flatten(value: Value, results: &mut Vec<RedisResult>) -> Result<(), Error> {
                 flatten(value, results)?;
             }
         }
-        // Types of RESP3, which nobody requests from the server.
+        // Types of RESP3, which the host does not request.
         _ => {
             return Err(Error::Other(
                 "the answer has a type that spin:redis cannot express".to_owned(),

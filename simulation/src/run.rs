@@ -272,7 +272,7 @@ impl Run {
     fn of_callbacks(&self, happened: &Happened) -> Vec<Wrong> {
         let keys = &self.keys;
         let server = self.world.servers.iter().find(|server| server.owns(&keys.callbacks()));
-        let server = server.expect("whoever has the slot");
+        let server = server.expect("the owner of the slot");
         let dead = server.stream(&keys.callbacks_dead());
         // Callbacks that were queued a moment ago may still be on their way.
         let until_ms = self.world.now_us() / 1000 - DELIVERED.as_millis() as u64;

@@ -119,7 +119,7 @@ impl Family {
         );
         match &self.unit {
             Some(unit) => ensure!(self.name.ends_with(unit.as_str()), "not named after its unit"),
-            None => ensure!(!self.name.ends_with("_seconds"), "a unit that is not told"),
+            None => ensure!(!self.name.ends_with("_seconds"), "a unit without a name"),
         }
         Ok(())
     }

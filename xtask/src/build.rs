@@ -76,7 +76,9 @@ pub const UP: &str = "verve-up";
 /// The program that injects faults into every part, for `cargo xtask chaos`.
 pub const CHAOS: &str = "verve-chaos";
 
-/// The program that simulates machines for the real code, for `cargo xtask simulate`.
+/// The program that runs the real code on simulated machines.
+///
+/// It is for `cargo xtask simulate`.
 pub const SIMULATION: &str = "verve-simulation";
 
 /// Builds the component.

@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
         command.arg(found).arg(corpus.join(&target));
         command.args(["--", "-max_len=4096", &format!("-max_total_time={}", args.seconds)]);
         sys::run(command.env("RUSTC_BOOTSTRAP", "1").env("VERVE_FUZZ_TARGET", &target))
-            .with_context(|| format!("{target}: fuzz/libfuzzer/artifacts has what broke it; keep it in fuzz/corpus/{target} once it is mended"))?;
+            .with_context(|| format!("{target}: fuzz/libfuzzer/artifacts has the input that fails; keep it in fuzz/corpus/{target} once the fault is fixed"))?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub struct Args {
     /// Port of 127.0.0.1 that clients connect to
     #[arg(long, required_unless_present = "prepare")]
     port: Option<u16>,
-    /// Port that the broker advertises to clients, for example if a proxy is between them
+    /// Port that the broker advertises to clients, if something is between them and the broker
     #[arg(long)]
     advertised_port: Option<u16>,
     #[command(flatten)]
@@ -43,7 +43,8 @@ pub struct Args {
 #[derive(clap::Args)]
 #[group(requires_all = ["secure_port", "secure_pem", "secure_user"])]
 struct Secure {
-    /// Port of 127.0.0.1 for clients with TLS and a password, to which `localhost` is advertised
+    /// Port of 127.0.0.1 for clients with TLS and a password. The broker advertises `localhost` to
+    /// them
     #[arg(long, required = false)]
     secure_port: u16,
     /// Certificate and key of this listener, in one PEM file

@@ -351,7 +351,7 @@ fn telling_flaky<S: AsRef<OsStr>>(
 
 /// The suites that run on a Redis Cluster, with a separate cluster for each site.
 ///
-/// They show what Verve does, and one shows what it does in case of need.
+/// They show what Verve does, and one shows what it does while Redis is unreachable.
 const ON_CLUSTER: [&str; 7] = [
     "::callbacks::",
     "::counting::",

@@ -170,7 +170,7 @@ fn judge(
             "components write to windows that are over: ids came for one that ended {} s ago, and none to that of now",
             now.saturating_sub(written.over)
         );
-        let fix = "let the hosts keep their time by NTP; a host that was away for long may also have drained what it had spooled";
+        let fix = "let the hosts keep their time by NTP; or a host was unreachable for long and has drained its spool";
         findings.push(Finding::problem(what, fix));
     } else if !ours {
         let others: BTreeSet<&str> = written.sets.iter().map(|(namespace, _)| namespace.as_str()).collect();

@@ -101,7 +101,7 @@ impl Run {
         let check = move || {
             if run.away[server].get() == Some(since) {
                 let says_so = |problems: &[String]| !problems.is_empty();
-                run.say_what_is_wrong(says_so, "says that all is well, and Redis is away");
+                run.say_what_is_wrong(says_so, "reports no problem while Redis is unreachable");
             }
         };
         self.world.executor.after(FOUND_OUT, check);

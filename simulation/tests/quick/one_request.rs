@@ -207,7 +207,7 @@ fn many_ids_are_not_ok_without_the_index() {
     let machine = Machine::new(&world, &[("redis_urls", "redis://a,redis://b"), ("partitions", "16")]);
     let ids: Vec<i64> = (0..30).collect();
     let index = servers.iter().find(|server| server.owns("{verve}:windows:60"));
-    let index = index.expect("whoever has the slot");
+    let index = index.expect("the owner of the slot");
     index.is_full.set(true);
     assert_eq!(many(&world, &machine, &ids), [Err(NotCounted::Unavailable); 30]);
     index.is_full.set(false);

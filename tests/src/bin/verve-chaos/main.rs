@@ -165,7 +165,7 @@ async fn rounds(parts: &Parts, time: Duration, mut rng: Rng, logs: &Logs) -> Res
             let (part, trouble, ms) = (fault.part, fault.trouble, fault.lasts.as_millis());
             logs.event(&format!("{part} {trouble} for {ms} ms"));
             parts.suffer(fault, logs).await?;
-            logs.event(&format!("{part} is back"));
+            logs.event(&format!("{part} runs again"));
             anyhow::Ok(())
         }))
         .await?;

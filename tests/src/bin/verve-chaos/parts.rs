@@ -208,7 +208,7 @@ impl Parts {
     /// Fails if a part has ended although nothing ended it.
     pub async fn check(&self) -> Result<()> {
         for (part, alive) in self.for_each(|process| process.exit_status().is_none()).await {
-            ensure!(alive, "{part} has ended by itself");
+            ensure!(alive, "{part} has ended unexpectedly");
         }
         Ok(())
     }

@@ -162,7 +162,8 @@ fn told(parts: &Parts, seen: &mut Observed) -> Result<()> {
     }
     for (window, revision) in last {
         if !seen.told.contains(&(window.to_owned(), revision)) {
-            seen.left.push(format!("revision {revision} of {window} is not told"));
+            seen.left
+                .push(format!("revision {revision} of {window} has no callback"));
         }
     }
     Ok(())

@@ -179,7 +179,7 @@ fn fixed(last: &Last, seen: &Observed) -> Check {
         "the fixed callback told each report",
         format!("{} told", seen.told.len()),
         untold
-            .map(|(key, revision)| format!("not told: {key} revision {revision}"))
+            .map(|(key, revision)| format!("no callback for {key} revision {revision}"))
             .collect(),
     )
 }

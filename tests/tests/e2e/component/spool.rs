@@ -532,7 +532,7 @@ async fn a_spool_that_cannot_be_read_says_so() -> Result<()> {
     assert!(line.contains("no such table: state"), "{line}");
     instance.spool()?.execute_batch("ALTER TABLE damaged RENAME TO state")?;
     instance.restart().await?;
-    assert_drained(&site, window, 5, "mended").await
+    assert_drained(&site, window, 5, "fixed").await
 }
 
 /// Ids accepted after the spool's files were removed go into new files.

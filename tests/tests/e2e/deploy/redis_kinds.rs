@@ -63,7 +63,7 @@ impl Pair {
     async fn waited(&self, replicas: u64) -> Result<()> {
         let mut redis = self.site.connection().await?;
         let pipe = redis::pipe()
-            .set("somebody-elses", clock::now_ms())
+            .set("of-another-application", clock::now_ms())
             .ignore()
             .cmd("WAIT")
             .arg(replicas)

@@ -167,7 +167,7 @@ async fn a_rust_component_that_depends_on_the_crate() -> Result<()> {
             assert_eq!(pixel.header("content-type"), Some("image/gif"), "{kind:?}");
         }
         clock::assert_still(site.length, window);
-        assert_eq!(load("somebody").await?.status, 400, "{kind:?}");
+        assert_eq!(load("nobody").await?.status, 400, "{kind:?}");
         ledger.read_to(window, 1, SOON).await?;
         assert_eq!(ledger.of(window)[0].value, "3", "{kind:?}");
 

@@ -120,7 +120,7 @@ async fn malformed_and_unusual_requests() -> Result<()> {
         ),
         // The body of the first request must not become a second request.
         (
-            "two lengths at once",
+            "two lengths in one request",
             format!("{}0\r\n\r\n{second}", get("1.1", both)).into(),
             &["200"],
             true,
@@ -167,7 +167,7 @@ async fn malformed_and_unusual_requests() -> Result<()> {
             true,
         ),
         (
-            "HTTP/2 at once",
+            "HTTP/2 without an upgrade",
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(),
             &[],
             true,

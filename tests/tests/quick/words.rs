@@ -1,0 +1,144 @@
+//! The texts of the project are in plain English.
+//!
+//! The list holds words and phrases that hide who does what, or that have a standard term.
+//! `docs/glossary.md` has the terms to use.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use verve_tests::paths;
+
+use crate::documents::files;
+
+/// Words and phrases that are not used, each with what to write.
+const NOT_PLAIN: [(&str, &str); 29] = [
+    ("whoever", "name the actor"),
+    ("whatever", "name the things"),
+    ("somebody", "name the actor"),
+    ("is told", "is notified, or: logs, reports, publishes"),
+    ("are told", "are notified, or: logs, reports, publishes"),
+    ("was told", "was notified, or: logged, reported, published"),
+    ("were told", "were notified, or: logged, reported, published"),
+    ("be told", "be notified, or: log, report, publish"),
+    ("not told", "not notified, or: not logged, not reported, not published"),
+    ("told of", "notified about"),
+    ("gone on with", "resumed"),
+    ("goes on with", "resumes"),
+    ("mended", "fixed"),
+    ("to be warned of", "warnings"),
+    ("as ever", "as usual"),
+    ("by turns", "alternately"),
+    ("what there is", "the list"),
+    ("what came of", "the outcome"),
+    ("what comes of", "the outcome"),
+    ("takes note", "records"),
+    ("take note", "record"),
+    ("without a word", "silently"),
+    ("at once", "immediately, or: in one command, at the same time"),
+    ("is away", "is unreachable"),
+    ("are away", "are unreachable"),
+    ("was away", "was unreachable"),
+    ("is back", "is reachable again"),
+    ("by itself", "automatically, or: alone"),
+    ("put aside", "kept apart"),
+];
+
+/// Folders with texts.
+const FOLDERS: [&str; 15] = [
+    ".github",
+    "accept-component",
+    "bench",
+    "counter",
+    "deploy",
+    "docs",
+    "examples",
+    "fuzz",
+    "host",
+    "protocol",
+    "reporter",
+    "simulation",
+    "tests",
+    "wit",
+    "xtask",
+];
+
+/// The longest line of a comment, in columns.
+const COMMENT_WIDTH: usize = 100;
+
+/// Returns the files that hold texts, without this one.
+fn texts() -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for folder in FOLDERS {
+        all.extend(files(folder)?);
+    }
+    let roots = [
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Cargo.toml",
+        "README.md",
+        "SECURITY.md",
+        "spin.toml",
+    ];
+    all.extend(roots.map(|name| paths::repository().join(name)));
+    all.retain(|file| {
+        let extension = file.extension().and_then(|extension| extension.to_str());
+        let of_text = ["conf", "lua", "md", "py", "rs", "service", "toml", "wit", "yaml", "yml"];
+        extension.is_some_and(|extension| of_text.contains(&extension)) && !file.ends_with("quick/words.rs")
+    });
+    Ok(all)
+}
+
+/// Returns whether a line has a phrase, as whole words.
+fn has(line: &str, phrase: &str) -> bool {
+    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    line.match_indices(phrase)
+        .any(|(at, _)| !is_word(line[..at].chars().next_back()) && !is_word(line[at + phrase.len()..].chars().next()))
+}
+
+fn shown(file: &Path, number: usize) -> String {
+    let file = file.strip_prefix(paths::repository()).unwrap_or(file);
+    format!("{}:{}", file.display(), number + 1)
+}
+
+#[test]
+fn texts_are_in_plain_english() -> Result<()> {
+    let mut found = Vec::new();
+    for file in texts()? {
+        for (number, line) in fs::read_to_string(&file)?.lines().enumerate() {
+            let line = line.to_lowercase();
+            let phrases = NOT_PLAIN.iter().filter(|(phrase, _)| has(&line, phrase));
+            found.extend(
+                phrases.map(|(phrase, better)| format!("{}: {phrase:?}: write {better}", shown(&file, number))),
+            );
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn comments_are_no_wider_than_they_should_be() -> Result<()> {
+    let mut found = Vec::new();
+    for file in texts()?
+        .iter()
+        .filter(|file| file.extension().is_some_and(|extension| extension == "rs"))
+    {
+        for (number, line) in fs::read_to_string(file)?.lines().enumerate() {
+            let comment = line.trim_start();
+            // A row of a table, or an address, cannot be wrapped.
+            let is_whole = comment.contains("// |") || comment.contains("//! |") || comment.contains("/// |");
+            if comment.starts_with("//") && !is_whole && line.chars().count() > COMMENT_WIDTH {
+                found.push(shown(file, number));
+            }
+        }
+    }
+    assert!(found.is_empty(), "over {COMMENT_WIDTH} columns:\n{}", found.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn a_phrase_is_found_as_whole_words() {
+    assert!(has("redis is away.", "is away") && has("is away", "is away"));
+    assert!(!has("this away", "is away") && !has("a_server_that_is_away", "is away") && !has("is away_for", "is away"));
+}
