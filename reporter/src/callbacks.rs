@@ -252,8 +252,8 @@ impl<C: Call> Worker<C> {
                 Verdict::Deferred { after }
             }
         };
-        // The job stays in place: the endpoint is called again when the claim has expired, independently
-        // of its answer.
+        // The job stays in place: the endpoint is called again when the claim has expired,
+        // independently of its answer.
         if let Err(error) = self.queue.settle(&attempt, &verdict).await {
             held_up(&error);
         }
