@@ -1,6 +1,6 @@
 //! HTTP with the host's own types, for speed.
 //!
-//! The speed depends on what is not read of a request, and on how the response is made.
+//! It reads only the needed parts of a request, and controls how the response is written.
 
 use futures::channel::oneshot::{self, Sender};
 use futures::future;
@@ -18,12 +18,12 @@ spin_sdk::wasip3::http::service::export!(Component);
 
 impl Guest for Component {
     async fn handle(request: Request) -> Result<types::Response, ErrorCode> {
-        let company = YieldGuard::join();
+        let guard = YieldGuard::join();
         let answer = match request.get_method() {
             Method::Get => accept::answer(&request.get_path_with_query().unwrap_or_default()).await,
             _ => accept::look_around().await,
         };
-        respond(answer, company)
+        respond(answer, guard)
     }
 }
 
@@ -54,7 +54,7 @@ impl YieldGuard {
     }
 }
 
-fn respond(answer: Response, company: YieldGuard) -> Result<types::Response, ErrorCode> {
+fn respond(answer: Response, guard: YieldGuard) -> Result<types::Response, ErrorCode> {
     let headers = answer
         .headers()
         .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
@@ -72,7 +72,7 @@ fn respond(answer: Response, company: YieldGuard) -> Result<types::Response, Err
         drop(body);
         // If the client is disconnected, nothing reads the trailers.
         let _ = trailers.write(Ok(None)).await;
-        company.leave();
+        guard.leave();
     });
     Ok(response)
 }

@@ -1,4 +1,5 @@
--- Makes windows final, and stores that their sets are to be removed. Returns 0 without the lease.
+-- Makes windows final, and stores that their closed sets are to be removed. Returns 0 without the
+-- lease.
 --
 -- It also notes the newest report. After a failover, Redis may have lost the earlier note. A leader
 -- that does not find the note would count windows again that have no ids left.

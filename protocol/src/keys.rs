@@ -5,8 +5,8 @@
 //!
 //! In a cluster, each key is on the node of its slot, and a script or a transaction must use only
 //! one slot. Therefore all keys except those of ids begin with a hash tag, `{ns}:`, and are in the
-//! same slot. Each set of ids, `ns:ids:L:S` or `ns:ids:L:S:p`, has its own slot, and the keys into
-//! which its ids are moved have its whole name as their hash tag.
+//! same slot. Each set of ids, `ns:ids:L:S` or `ns:ids:L:S:p`, is in the slot of its own name, and
+//! the keys into which its ids are moved have its whole name as their hash tag.
 //!
 //! A named counter has its own keys for windows and reports, as if its namespace were `ns/name`. No
 //! namespace and no name contains a `/`.
@@ -257,9 +257,9 @@ impl Keys {
     /// Names the index of windows: the sorted set of windows of a length that have ids.
     ///
     /// With it, no search for these windows is necessary. A member is [`indexed`], and its score is
-    /// the time of its last write. The instance that adds the first id writes the entry. The leader
-    /// removes the entry after the window is final and the entry has stayed the same for longer
-    /// than the window's length.
+    /// the time of its last write. Each instance writes the entry with its own first id of the
+    /// window, and again with each flush. The leader removes the entry after the window is final
+    /// and the entry has stayed the same for longer than the window's length.
     #[must_use]
     pub fn windows(&self, length: WindowLength) -> String {
         format!("{{{}}}:windows:{length}", self.prefix)
@@ -289,7 +289,8 @@ impl Keys {
 
     /// Names the string with the start of the first window to report.
     ///
-    /// The start is in Unix seconds. It is used as long as there is no report.
+    /// The start is in Unix seconds. It is also read after the first report, since the only reports
+    /// so far may be of earlier windows.
     #[must_use]
     pub fn reports_from(&self, length: WindowLength) -> String {
         format!("{{{}}}:reports:{length}:from", self.prefix)

@@ -25,7 +25,7 @@ pub enum Partition {
 pub struct InvalidPartitions(String);
 
 impl Partitions {
-    /// The maximum number, which bounds the set sizes that are read for each report.
+    /// The maximum number, which bounds how many set sizes are read for each report.
     pub const MOST: u16 = 256;
 
     /// Creates a number of partitions.

@@ -63,7 +63,8 @@ scripts! {
     ///
     /// Returns 1 if the job is added, or else 0.
     ADD_JOB_WITHIN: "add_job_within.lua";
-    /// Registers that a named counter is in use now, unless it is new and has no room.
+    /// Registers that a named counter is in use now, unless it is new and there are
+    /// too many.
     REGISTER_COUNTER: "register_counter.lua";
     /// Adds ids to sets, and returns for each id whether it was already there.
     ///
@@ -87,9 +88,9 @@ scripts! {
     PREPARE: "prepare.lua";
     /// Records reports, and queues fixed callbacks.
     RECORD_REPORTS: "record_reports.lua";
-    /// Makes windows final, and stores that their sets are to be removed.
+    /// Makes windows final, and stores that their closed sets are to be removed.
     FINISH: "finish.lua";
-    /// Reverts that windows are final, and that their sets are to be removed.
+    /// Reverts that windows are final, and that their closed sets are to be removed.
     REOPEN: "reopen.lua";
     /// Removes the note that closed sets are to be removed.
     REMOVED: "removed.lua";

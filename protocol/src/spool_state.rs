@@ -14,7 +14,7 @@ pub const SPOOL_STATE_SECONDS: u64 = 7 * 86_400;
 pub struct SpoolState {
     /// The number of ids and callback jobs in the spool.
     pub depth: u64,
-    /// The number of ids that are drained from it into Redis.
+    /// The number of ids that were drained from it into Redis.
     pub drained: u64,
     /// The time of this record, in Unix seconds, by the edge host's clock.
     pub recorded_s: u64,

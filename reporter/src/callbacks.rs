@@ -185,7 +185,7 @@ impl<C: Call> Callbacks<C> {
     /// Acquires slots for as many jobs as can be delivered now.
     ///
     /// They are at least one, and at most a batch. The slots are acquired before the jobs are
-    /// taken. Another replica would claim a job that waits for a slot before its delivery ends.
+    /// taken. Otherwise another replica could claim a job that waits for a slot.
     async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
         let free = self.slots.available_permits().clamp(1, BATCH);
         // The semaphore is never closed.

@@ -110,7 +110,7 @@ fn report(findings: &[Finding]) -> Report {
     }
     let of = |level| findings.iter().filter(|finding| finding.level == level).count();
     let (fine, warnings, problems) = (of(Level::Fine), of(Level::Warning), of(Level::Problem));
-    let _ = writeln!(text, "ok: {fine}, warnings: {warnings}, problems: {problems}");
+    let _ = writeln!(text, "{fine} ok, {warnings} to check, {problems} to fix");
     Report {
         text,
         is_bad: problems > 0,
@@ -160,7 +160,8 @@ mod tests {
         ];
         let bad = report(&findings);
         assert!(bad.is_bad);
-        let expected = "ok       a\nwarning  B: b\n         -> do b\nproblem  c\n         -> do c\nok: 1, warnings: 1, problems: 1\n";
+        let expected =
+            "ok       a\nwarning  B: b\n         -> do b\nproblem  c\n         -> do c\n1 ok, 1 to check, 1 to fix\n";
         assert_eq!(bad.text, expected);
         assert!(!report(&findings[..2]).is_bad);
     }

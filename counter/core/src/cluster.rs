@@ -160,9 +160,9 @@ impl Map {
         })
     }
 
-    /// Returns all addresses of the node at this one, as far as is known.
+    /// Returns all known addresses of the node at this one.
     ///
-    /// The node must have slots.
+    /// Returns `None` if no node with slots is known at this address.
     #[must_use]
     pub fn at(&self, address: &Address) -> Option<&Rc<[Address]>> {
         let of_ranges = self.ranges.iter().map(|(_, node)| node);

@@ -126,7 +126,9 @@ pub fn when_undefined(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Returns the value of a variable, from the host's result: `None` if it is undefined.
+/// Returns the value of a variable, from the host's result.
+///
+/// `read` is `Ok(None)` if the variable is undefined.
 ///
 /// # Errors
 /// If the host does not provide it, or if it is undefined and has no default.

@@ -72,7 +72,7 @@ impl<H: Host> Counter<H> {
         self.instance.look_into_spool();
     }
 
-    /// Returns the open window.
+    /// Returns the open window of this counter.
     fn counter_window(&self) -> CounterWindow {
         CounterWindow {
             state: self.state.clone(),

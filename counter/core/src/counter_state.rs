@@ -78,7 +78,8 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Returns no counters in use yet. `keys` are those of the unnamed counter.
+    /// Creates the state in which no named counter is in use. `keys` are those of the unnamed
+    /// counter.
     #[must_use]
     pub fn new(keys: Keys) -> Self {
         Self {

@@ -1,6 +1,6 @@
 //! The expiry of sets of ids, by the end of their window and by Redis' own clock.
 //!
-//! The clock of an edge host may be wrong.
+//! It does not follow the clock of the edge host, which may be wrong.
 
 use verve_protocol::keys::ids_parts;
 

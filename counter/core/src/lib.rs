@@ -4,10 +4,11 @@
 //!
 //! - [`ports`]: what a host must provide
 //! - [`counter`]: the counter that a component uses
-//! - [`instance`]: what an instance keeps between requests, and the way of an id
+//! - [`instance`]: what an instance keeps between requests, and how an id is recorded
 //! - `queue`: records the ids that wait for a server together
 //! - `redis`: the requests to Redis: the choice of the node, attempts and the retry
 //! - `spool`: what was accepted while Redis is unreachable, on the host's disk
+//! - [`single_flight`]: opens a connection once, for all tasks that wait for it
 //!
 //! These modules decide without waiting for anything:
 //!
@@ -20,7 +21,6 @@
 //! - `limits`: the limits that the operator may set
 //! - `expiry`: how long sets are kept
 //! - [`cluster`]: which node of a cluster has a key
-//! - [`single_flight`]: opens a connection once, for all tasks that wait for it
 //! - `circuit`: remembers that a server was unreachable a moment ago
 //! - [`redis_error`]: the failures of Redis
 //! - [`spooled`]: the content of the spool, and its failures

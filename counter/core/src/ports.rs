@@ -112,7 +112,7 @@ pub trait Tasks {
     fn limit(&self, each: Duration) -> Self::Limit;
 }
 
-/// Ends work that takes too long. All work under one limit has the same time.
+/// Ends work that takes too long. Each piece of work under one limit may take the same time.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Limit: 'static {
     /// Runs the work. Returns `None` if it takes too long, or if it is ended.

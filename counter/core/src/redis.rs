@@ -152,8 +152,8 @@ impl<H: Host> Redis<H> {
 
     /// Returns the node at these addresses, with the user and password of `asked`.
     ///
-    /// A node with other addresses is replaced by a new one: an address may now lead to another
-    /// server.
+    /// A known node with the same first address but other addresses is replaced by a new one: an
+    /// address may now lead to another server.
     fn node_at(&self, asked: &Node<H>, addresses: &[Address]) -> Option<Rc<Node<H>>> {
         let first = addresses.first()?;
         // This runs for each command, so it parses nothing that it need not.
@@ -171,9 +171,9 @@ impl<H: Host> Redis<H> {
         let reconnects = Rc::clone(&self.reconnects);
         let node = Rc::new(Node::new(&self.host, urls, addresses, &self.config, reconnects));
         let mut nodes = self.nodes.borrow_mut();
-        let counter_window = known.and_then(|known| nodes.iter().position(|other| Rc::ptr_eq(other, &known)));
-        match counter_window {
-            Some(counter_window) => nodes[counter_window] = node.clone(),
+        let position = known.and_then(|known| nodes.iter().position(|other| Rc::ptr_eq(other, &known)));
+        match position {
+            Some(position) => nodes[position] = node.clone(),
             None => nodes.push(node.clone()),
         }
         Some(node)

@@ -301,7 +301,7 @@ impl<H: Host> Spool<H> {
         Ok(contents)
     }
 
-    /// Notifies other instances that `name` is valid until the moment `until`.
+    /// Notifies other instances that the state `name` holds until the moment `until`.
     pub async fn mark(&self, name: &str, until: u64) -> Result<(), SpoolError> {
         let upsert = "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET until = excluded.until";
         self.run(upsert, [Cell::Text(name.to_owned()), integer(until)])
@@ -419,7 +419,7 @@ impl<H: Host> Spool<H> {
                     false => (counts_for(namespace, redis), false),
                 })
             }
-            // No owner yet: an earlier version made the database.
+            // No owner yet: the database is new, or an earlier version made it.
             _ => None,
         })
     }

@@ -1,12 +1,12 @@
 //! The queue of callback jobs in Redis.
 //!
-//! - `ns:callbacks`, a stream: new jobs, added by the component and, for the fixed callback, when a
-//!   report is recorded. Replicas read it as one consumer group; an entry stays pending with its
+//! - `{ns}:callbacks`, a stream: new jobs, added by the component and, for the fixed callback, when
+//!   a report is recorded. Replicas read it as one consumer group; an entry stays pending with its
 //!   reader until it is settled
-//! - `ns:callbacks:retry`, a sorted set: jobs that failed, by the time at which they are due again.
-//!   Taking a job only moves this time past the longest delivery, so that the job is due again if
-//!   the replica dies. While the set is full, replicas take no new jobs
-//! - `ns:callbacks:dead`, a stream: dead letters with their last error; only the newest are kept
+//! - `{ns}:callbacks:retry`, a sorted set: jobs that failed, by the time at which they are due
+//!   again. Taking a job only moves this time past the longest delivery, so that the job is due
+//!   again if the replica dies. While the set is full, replicas take no new jobs
+//! - `{ns}:callbacks:dead`, a stream: dead letters with their last error; only the newest are kept
 //!
 //! A job is in exactly one of the three at any time: each move is one script (`settle`). A job is
 //! removed only when it is delivered. Delivery is at least once: if a replica dies between the
@@ -51,7 +51,7 @@ pub enum Source {
     New,
     /// The sorted set: jobs that are due for another attempt.
     Waiting,
-    /// The stream: jobs whose replica died before it settled them.
+    /// The stream: jobs that a replica took and did not settle in time, perhaps because it died.
     Abandoned,
 }
 

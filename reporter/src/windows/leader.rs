@@ -335,6 +335,10 @@ impl<B: ReportStore> Leader<B> {
         let counts = self.report_store.counts(windows).await?;
         let plan = ledger.plan(windows.iter().copied().zip(counts), now);
         self.prepare(lease, ledger, &plan.news).await?;
+        for finals in plan.finals.chunks(BATCH) {
+            self.report_store.finish(lease, finals).await?;
+            finals.iter().for_each(|(window, _)| ledger.finished(*window));
+        }
         for windows in plan.over.chunks(BATCH) {
             let counts = self.report_store.close(windows).await?;
             let plan = ledger.plan_closed(windows.iter().copied().zip(counts));

@@ -82,8 +82,8 @@ impl Stored {
     fn first_kept(&self, length: WindowLength, now_ms: u64) -> Window {
         let certain_ms = now_ms.saturating_sub(millis(IDS_KEPT - LOST_BEFORE));
         match self.kept_ms {
-            // The leader renewed the windows that had ended by then; windows that ended later are
-            // newer.
+            // The leader renewed the expiry of the ids of windows that had ended by then.
+            // The ids of windows that ended later expire later.
             Some(kept_ms) if kept_ms > certain_ms => length.window_at_ms(0),
             _ => window_certain_at(length, now_ms),
         }
@@ -107,6 +107,8 @@ pub struct Ledger {
     /// The newest final reports, at most [`REMEMBERED`].
     /// A failover to a replica of Redis may have lost them.
     finals: BTreeMap<Window, Report>,
+    /// Watched windows that were final, and whose report Redis has lost.
+    recounted: BTreeSet<Window>,
     removals: BTreeSet<Window>,
 }
 
@@ -151,6 +153,10 @@ pub struct Plan {
     /// Windows whose allowed lateness is over.
     /// Close them and count them for the last time; then call [`Ledger::plan_closed`].
     pub over: Vec<Window>,
+    /// Windows to be recorded as final again, without being closed; then call [`Ledger::finished`].
+    ///
+    /// They have fewer ids than were reported. Those may have come too late, and a sweep finds them.
+    pub finals: Vec<(Window, Report)>,
 }
 
 /// What to do after the last count.
@@ -175,7 +181,7 @@ pub struct Lost {
 /// What to do about ids in a past window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Orphaned {
-    /// The ids came too late: the window is final.
+    /// The ids came too late: the window is final, or it has no report and cannot be counted.
     TooLate,
     /// Redis has no report of the window: count it.
     /// The window was never reported, or Redis has lost the report.
@@ -196,6 +202,7 @@ impl Ledger {
         now_ms: u64,
     ) -> (Self, Option<Lost>) {
         let certain = window_certain_at(length, now_ms);
+        let in_redis: BTreeSet<Window> = stored.reports.keys().copied().collect();
         let acknowledged = known.map_or_else(BTreeMap::new, |known| known.remind(&mut stored, certain));
         let current = length.window_at_ms(now_ms);
         let first_kept = stored.first_kept(length, now_ms);
@@ -233,6 +240,7 @@ impl Ledger {
             acknowledged,
             watched: BTreeMap::new(),
             finals: known.map_or_else(BTreeMap::new, |known| known.finals.clone()),
+            recounted: BTreeSet::new(),
             removals: BTreeSet::new(),
         };
         for (window, pending) in stored.pending {
@@ -241,16 +249,26 @@ impl Ledger {
                 (None, _) => drop(ledger.removals.insert(window)),
             }
         }
+        let is_lost = |window: &Window| known.is_some_and(|known| known.has_lost(*window, &in_redis));
         for (window, report) in stored.reports {
             ledger.reported(window, report);
         }
+        let recounted = ledger.watched.keys().copied().filter(is_lost).collect();
+        ledger.recounted = recounted;
         (ledger, lost)
+    }
+
+    /// Returns whether a window was final, and Redis has no report of it.
+    fn has_lost(&self, window: Window, in_redis: &BTreeSet<Window>) -> bool {
+        let was_final = self.finals.contains_key(&window) || self.recounted.contains(&window);
+        was_final && !in_redis.contains(&window)
     }
 
     /// Takes over the report of a window.
     fn reported(&mut self, window: Window, report: Report) {
         if report.is_final {
             self.watched.remove(&window);
+            self.recounted.remove(&window);
             self.finals.insert(window, report);
             if self.finals.len() > REMEMBERED {
                 self.finals.pop_first();
@@ -282,13 +300,21 @@ impl Ledger {
             }
         }
         for (window, known) in known {
-            if reports
-                .get(&window)
-                .is_none_or(|report| report.revision < known.revision)
-            {
-                let is_final = false;
-                reports.insert(window, Report { is_final, ..known });
+            let before = reports.get(&window).copied();
+            if before.is_some_and(|before| before.revision >= known.revision) {
+                continue;
             }
+            // What Redis has no report of is counted again. What is final there was closed.
+            let is_final = known.is_final && before.is_some_and(|before| before.is_final);
+            let count = before.map_or(known.count, |before| known.count.max(before.count));
+            reports.insert(
+                window,
+                Report {
+                    count,
+                    is_final,
+                    ..known
+                },
+            );
         }
         acknowledged
     }
@@ -356,14 +382,12 @@ impl Ledger {
     pub fn add_orphaned(&mut self, windows: &[Window]) {
         let past: Vec<Window> = windows.iter().copied().filter(|window| self.is_past(*window)).collect();
         for window in past {
-            match self.finals.remove(&window) {
-                Some(report) => drop(self.watched.insert(
-                    window,
-                    Report {
-                        is_final: false,
-                        ..report
-                    },
-                )),
+            match self.finals.get(&window).copied() {
+                Some(report) => {
+                    let is_final = false;
+                    self.reported(window, Report { is_final, ..report });
+                    self.recounted.insert(window);
+                }
                 None => drop(self.orphaned.insert(window)),
             }
         }
@@ -380,6 +404,10 @@ impl Ledger {
         for (window, count) in counts {
             match (self.news(window, count), self.watched.get(&window)) {
                 (Some(news), _) => plan.news.push(news),
+                (None, Some(report)) if self.recounted.contains(&window) && count < report.count => {
+                    let is_final = true;
+                    plan.finals.push((window, Report { is_final, ..*report }));
+                }
                 (None, Some(report)) if now_ms >= self.final_ms(window, report) => plan.over.push(window),
                 (None, _) => {}
             }

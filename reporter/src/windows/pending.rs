@@ -1,7 +1,7 @@
 //! The steps that a leader stores before it takes them.
 //!
 //! The next leader then finishes the same steps and no others. They are values of the hash
-//! `ns:reports:L:pending`, by the window's start, as JSON. A value is removed once the step is
+//! `{ns}:reports:L:pending`, by the window's start, as JSON. A value is removed once the step is
 //! recorded.
 
 use serde::{Deserialize, Serialize};

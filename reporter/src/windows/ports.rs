@@ -15,14 +15,14 @@ use crate::clock::RedisClock;
 /// The most windows in one script.
 pub const BATCH: usize = 200;
 
-/// What a search for orphaned ids has found.
+/// What a sweep of Redis has found.
 #[derive(Debug, Default)]
 pub struct Swept {
     /// Final windows to which ids were added, and how many since the last search.
     pub late: Vec<(Window, u64)>,
     /// The revisions to publish for such windows.
     pub news: Vec<PendingRevision>,
-    /// Windows that have ids and were never reported.
+    /// Windows that have ids and no report in Redis: never reported, or Redis has lost the report.
     pub unreported: Vec<Window>,
     /// Windows that have ids and have not begun.
     pub ahead: Vec<Window>,

@@ -21,7 +21,7 @@ impl Last {
     }
 }
 
-/// For how many times the duration of a search Redis is then left alone.
+/// The pause after a search, in multiples of its duration, because a search is load for Redis.
 const REST: u32 = 50;
 
 /// The sweep throttle: when Redis may be searched again.

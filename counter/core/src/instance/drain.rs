@@ -111,7 +111,8 @@ async fn look<H: Host>(instance: &Instance<H>, is_first: bool) -> Result<(), Spo
     }
     if contents.any {
         drain(instance).await;
-        // Another instance drains, or died while it drained.
+        // Another instance may drain, or may have died while it drained: try again once its claim
+        // has expired.
         host.sleep(DRAIN_CLAIM).await;
         drain(instance).await;
     }

@@ -55,7 +55,7 @@ impl<H: Host> Instance<H> {
             // key must stay.
             Ok(_) if is_again => return,
             Ok(_) => return self.redis.forget(keys, &batch).await,
-            // Only statistics are lost, and no other instance will have them.
+            // Only statistics are lost: this instance ends, and it has no spool to keep them.
             Err(_) if H::POLICY == Policy::PerRequest => return,
             Err(redis) => redis,
         };

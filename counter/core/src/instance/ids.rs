@@ -82,7 +82,9 @@ impl<H: Host> Instance<H> {
             self.add_ids(counter_window, &sets, until_ms).await
         };
         let added = match added {
-            Ok(Ok(added)) if is_known && self.redis.reconnects() != reconnects => {
+            Ok(Ok(added))
+                if is_known && added.of_sets.iter().any(has_added) && self.redis.reconnects() != reconnects =>
+            {
                 self.add_again(counter_window, &sets, added, until_ms).await
             }
             added => added,
@@ -98,8 +100,8 @@ impl<H: Host> Instance<H> {
 
     /// Adds ids in Redis. Returns their answers, or the limit that their counter exceeds.
     ///
-    /// Each step has its own time limit. No optional step begins after `until_ms`, by the monotonic
-    /// clock.
+    /// Each step has its own time limit. After `until_ms`, by the monotonic clock, the ids are not
+    /// added any more: the caller spools them.
     async fn add_ids(
         &self,
         counter_window: &CounterWindow,
@@ -121,11 +123,8 @@ impl<H: Host> Instance<H> {
         // In parallel, because the index may be on another node. The answer waits for both.
         let (indexed, of_sets) = future::join(self.index(counter_window), adding).await;
         // Ids that are not added need no index entry yet: draining adds it.
-        let is_added = |answers: &Result<Vec<Answer>, RedisError>| {
-            (answers.as_ref()).is_ok_and(|answers| answers.iter().any(Result::is_ok))
-        };
         let indexed = match indexed {
-            Err(redis) if of_sets.iter().any(is_added) => self.spool_index(counter_window, redis).await,
+            Err(redis) if of_sets.iter().any(has_added) => self.spool_index(counter_window, redis).await,
             _ => Ok(()),
         };
         Ok(Ok(Added { of_sets, indexed }))
@@ -143,12 +142,13 @@ impl<H: Host> Instance<H> {
         first: Added,
         until_ms: u64,
     ) -> Result<Result<Added, Limit>, RedisError> {
-        self.forget_after_reconnect();
+        // Another id may have forgotten all before this one was answered: the answer said again that
+        // its set expires.
+        self.counters.forget();
         let again = self.add_ids(counter_window, sets, until_ms).await?;
         Ok(again.map(|again| {
-            // The first answer counts: an id that was new then is a duplicate now.
             let of_sets = first.of_sets.into_iter().zip(again.of_sets);
-            let of_sets = of_sets.map(|(first, again)| again.map(|again| first.unwrap_or(again)));
+            let of_sets = of_sets.map(|(first, again)| again.map(|again| merged(first, again)));
             Added {
                 of_sets: of_sets.collect(),
                 ..again
@@ -278,6 +278,23 @@ struct Added {
     of_sets: Vec<Result<Vec<Answer>, RedisError>>,
     /// Whether the index has their window, or the spool has the entry.
     indexed: Recorded<()>,
+}
+
+/// Returns whether ids of a set were added.
+fn has_added(answers: &Result<Vec<Answer>, RedisError>) -> bool {
+    answers.as_ref().is_ok_and(|answers| answers.iter().any(Result::is_ok))
+}
+
+/// Returns the answers of ids that were added twice.
+///
+/// An id that was new the first time is a duplicate the second time.
+fn merged(first: Result<Vec<Answer>, RedisError>, again: Vec<Answer>) -> Vec<Answer> {
+    let Ok(first) = first else {
+        return again;
+    };
+    let both = first.into_iter().zip(again);
+    both.map(|(first, again)| again.and_then(|again| first.or(Ok(again))))
+        .collect()
 }
 
 impl Added {

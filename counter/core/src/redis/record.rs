@@ -53,7 +53,7 @@ impl<H: Host> Redis<H> {
             return Err(RedisError::UnexpectedLength(key));
         };
         if answer.is_err() {
-            // Nothing else is recorded for an id that exceeds a limit.
+            // No job is recorded for an id that exceeds a limit.
             rest.job = None;
         }
         rest.outcome = Some(statistic(answer));

@@ -12,7 +12,7 @@ use super::super::pending::Pending;
 use super::requests::{Answer, Runner, Work};
 
 /// The number of Redis servers with ids.
-/// There are two, so that a window's sets are not removed in one command.
+/// There are two, so that a window's sets are not closed in one step.
 pub const SERVERS: usize = 2;
 /// The allowed lateness: how long after its first report late ids correct a window.
 pub const LATE: Duration = Duration::from_secs(1);

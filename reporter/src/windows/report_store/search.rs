@@ -66,7 +66,7 @@ pub(super) struct WithIds {
 
 impl RedisReportStore {
     /// Reads the windows that have ids from the index.
-    /// The instance that adds the first id of a window adds it to the index.
+    /// Each instance adds a window to the index with its own first id of the window.
     pub(super) async fn with_ids(&self) -> RedisResult<WithIds> {
         let mut found = WithIds::default();
         let mut cursor = 0u64;
@@ -206,7 +206,7 @@ impl RedisReportStore {
     }
 
     /// Finds windows that have not begun, and keeps their ids until they are due.
-    /// It skips windows so far ahead that their host's clock must be wrong.
+    /// It does not keep the ids of windows so far ahead that their host's clock must be wrong.
     async fn find_ahead(&self, with_ids: &WithIds, now_ms: u64, swept: &mut Swept) -> RedisResult<()> {
         let ahead = |window: &Window| Duration::from_secs(window.start()).saturating_sub(Duration::from_millis(now_ms));
         swept.ahead = with_ids

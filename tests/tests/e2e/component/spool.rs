@@ -528,7 +528,10 @@ async fn a_spool_that_cannot_be_read_says_so() -> Result<()> {
     instance.spool()?.execute_batch("ALTER TABLE state RENAME TO damaged")?;
     site.redis.restart().await?;
     instance.restart().await?;
-    let line = instance.process().wait_for_text("not drained", SOON).await?;
+    let line = instance
+        .process()
+        .wait_for_text("cannot look into the spool", SOON)
+        .await?;
     assert!(line.contains("no such table: state"), "{line}");
     instance.spool()?.execute_batch("ALTER TABLE damaged RENAME TO state")?;
     instance.restart().await?;

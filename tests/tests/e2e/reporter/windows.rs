@@ -168,7 +168,7 @@ async fn windows_of_another_format_are_left_to_who_knows_it() -> Result<()> {
     let format = site.keys().format();
     let () = redis.set(&format, 2).await?;
     let reporter = Reporter::start(&site.flags(&[]))?;
-    let said = "what is in Redis is of format 2, and this version knows 1";
+    let said = "the data in Redis has format 2, and this version knows 1";
     reporter.process().wait_for_text(said, SOON).await?;
     let ready = http::get(reporter.address(), "/readyz").await?;
     assert!(ready.status == 503 && ready.text().contains(said), "{}", ready.text());
