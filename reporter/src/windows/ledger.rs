@@ -155,7 +155,8 @@ pub struct Plan {
     pub over: Vec<Window>,
     /// Windows to be recorded as final again, without being closed; then call [`Ledger::finished`].
     ///
-    /// They have fewer ids than were reported. Those may have come too late, and a sweep finds them.
+    /// They have fewer ids than were reported. Those may have come too late, and a sweep finds
+    /// them.
     pub finals: Vec<(Window, Report)>,
 }
 

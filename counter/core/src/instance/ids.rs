@@ -142,8 +142,8 @@ impl<H: Host> Instance<H> {
         first: Added,
         until_ms: u64,
     ) -> Result<Result<Added, Limit>, RedisError> {
-        // Another id may have forgotten all before this one was answered: the answer said again that
-        // its set expires.
+        // Another id may have forgotten all before this one was answered: the answer said again
+        // that its set expires.
         self.counters.forget();
         let again = self.add_ids(counter_window, sets, until_ms).await?;
         Ok(again.map(|again| {

@@ -185,7 +185,8 @@ fn a_redis_is_reminded_of_what_was_made_final() {
         watched.then(|| (plan(&resumed, 5, 1000), plan(&resumed, 6, 1000), final_again))
     };
     let (over, news) = ((None, true), (Some((6, 2)), false));
-    // Fewer ids than were reported: these may be late ids, and closing the window would remove them.
+    // Fewer ids than were reported: these may be late ids, and closing the window would remove
+    // them.
     assert_eq!(
         counted_again(None),
         Some((over, news, vec![(window(600), ledger.finals[&window(600)])]))
