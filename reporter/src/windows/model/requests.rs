@@ -245,7 +245,7 @@ enum Ran {
     /// Up to this request.
     Asks(Request),
     /// To the end of its work, with its ledger and its session's epoch then.
-    Done(Option<Ledger>, Option<u8>),
+    Done(Option<Box<Ledger>>, Option<u8>),
     Ended,
 }
 
@@ -307,7 +307,7 @@ impl Runner {
                 let mut exchange = self.asked.0.lock().unwrap_or_else(PoisonError::into_inner);
                 Ran::Asks(exchange.request.take().expect("it waits for an answer"))
             }
-            Some(Ok(())) => Ran::Done(ledger, leading.session.epoch),
+            Some(Ok(())) => Ran::Done(ledger.map(Box::new), leading.session.epoch),
             Some(Err(_)) => Ran::Ended,
         }
     }
@@ -387,7 +387,7 @@ impl World {
             Ran::Asks(request) => return Some(request),
             Ran::Done(ledger, session) => {
                 let reporter = &mut self.reporters[i];
-                (reporter.ledger, reporter.session) = (ledger, session);
+                (reporter.ledger, reporter.session) = (ledger.map(|ledger| *ledger), session);
                 reporter.work = Work::Turn;
                 reporter.answers.clear();
             }
