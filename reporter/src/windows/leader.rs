@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
-use verve_protocol::{CounterName, Partitions, Window, WindowRecord};
+use verve_protocol::{CounterName, Partitions, Report, Window, WindowRecord};
 
 use super::WindowsConfig;
 use super::ended::Ended;
@@ -336,16 +336,21 @@ impl<B: ReportStore> Leader<B> {
         let plan = ledger.plan(windows.iter().copied().zip(counts), now);
         self.prepare(lease, ledger, &plan.news).await?;
         for finals in plan.finals.chunks(BATCH) {
-            self.report_store.finish(lease, finals).await?;
-            finals.iter().for_each(|(window, _)| ledger.finished(*window));
+            self.finish(lease, ledger, finals).await?;
         }
         for windows in plan.over.chunks(BATCH) {
             let counts = self.report_store.close(windows).await?;
             let plan = ledger.plan_closed(windows.iter().copied().zip(counts));
             self.prepare(lease, ledger, &plan.news).await?;
-            self.report_store.finish(lease, &plan.finals).await?;
-            plan.finals.iter().for_each(|(window, _)| ledger.finished(*window));
+            self.finish(lease, ledger, &plan.finals).await?;
         }
+        Ok(())
+    }
+
+    /// Makes windows final.
+    async fn finish(&self, lease: &B::Lease, ledger: &mut Ledger, finals: &[(Window, Report)]) -> Result<(), Ended> {
+        self.report_store.finish(lease, finals).await?;
+        finals.iter().for_each(|(window, _)| ledger.finished(*window));
         Ok(())
     }
 

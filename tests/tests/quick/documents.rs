@@ -123,10 +123,16 @@ pub fn files(folder: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Returns whether a file has one of these extensions.
+pub fn has_extension(file: &Path, extensions: &[&str]) -> bool {
+    let extension = file.extension().and_then(|extension| extension.to_str());
+    extension.is_some_and(|extension| extensions.contains(&extension))
+}
+
 /// Returns the documents that users read.
 fn documents() -> Result<Vec<PathBuf>> {
     let mut all = files("docs")?;
-    all.retain(|file| file.extension().is_some_and(|e| e == "md"));
+    all.retain(|file| has_extension(file, &["md"]));
     let others = ["CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"];
     all.extend(others.map(|name| paths::repository().join(name)));
     Ok(all)
@@ -332,9 +338,7 @@ fn the_book_lists_every_page() -> Result<()> {
         .collect();
     listed.sort_unstable();
     let pages = files("docs")?;
-    let pages = pages
-        .iter()
-        .filter(|file| file.extension().is_some_and(|ext| ext == "md"));
+    let pages = pages.iter().filter(|file| has_extension(file, &["md"]));
     let names = pages.filter_map(|file| file.file_name()?.to_str());
     let pages: Vec<&str> = names.filter(|name| *name != "SUMMARY.md").collect();
     assert_eq!(listed, pages);

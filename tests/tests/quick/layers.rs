@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use verve_tests::paths;
 
-use crate::documents::files;
+use crate::documents::{files, has_extension};
 
 /// Returns which of a program's top modules use which others, without tests.
 fn imports(program: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
@@ -15,7 +15,7 @@ fn imports(program: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let sources = paths::repository().join(&folder);
     let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let files = files(&folder)?;
-    let is_rust = |file: &&PathBuf| file.extension().is_some_and(|extension| extension == "rs");
+    let is_rust = |file: &&PathBuf| has_extension(file, &["rs"]);
     for file in files.iter().filter(is_rust) {
         let inside = file.strip_prefix(&sources)?;
         let first = inside.components().next().context("a file")?;
@@ -104,10 +104,7 @@ fn no_program_knows_where_it_was_compiled() -> Result<()> {
         "simulation",
         "tests",
     ] {
-        for file in files(folder)?
-            .iter()
-            .filter(|file| file.extension().is_some_and(|ext| ext == "rs"))
-        {
+        for file in files(folder)?.iter().filter(|file| has_extension(file, &["rs"])) {
             // This file asks at run time first.
             if file.ends_with("tests/src/paths.rs") {
                 continue;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use verve_tests::paths;
 use verve_tests::shipped::{compose, instructions, strings, text, the_instruction, yaml};
 
-use crate::documents::{Help, files, flags_in, spin_variables};
+use crate::documents::{Help, files, flags_in, has_extension, spin_variables};
 
 fn kubernetes() -> Result<Vec<Value>> {
     let mut all = Vec::new();
@@ -49,9 +49,7 @@ fn each_script_is_tried() -> Result<()> {
 #[test]
 fn every_yaml_file_parses() -> Result<()> {
     let all = files("deploy")?.into_iter().chain(files(".github")?);
-    let all: Vec<_> = all
-        .filter(|file| file.extension().is_some_and(|e| e == "yaml" || e == "yml"))
-        .collect();
+    let all: Vec<_> = all.filter(|file| has_extension(file, &["yaml", "yml"])).collect();
     assert!(all.len() >= 10, "{all:?}");
     for file in all {
         let documents = yaml(&file)?;

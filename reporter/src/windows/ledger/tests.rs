@@ -1,4 +1,6 @@
+use super::resume::Lost;
 use super::*;
+use crate::windows::pending::Pending;
 use proptest::prelude::*;
 
 const SCHEDULE: Schedule = Schedule {
