@@ -37,11 +37,11 @@ pub async fn look_around() -> Response {
 
 thread_local! {
     /// Whether this instance has logged the problem with its variables.
-    static SAID: Cell<bool> = const { Cell::new(false) };
+    static LOGGED: Cell<bool> = const { Cell::new(false) };
 }
 
 fn misconfigured(error: &InvalidVariable) -> Response {
-    if !SAID.replace(true) {
+    if !LOGGED.replace(true) {
         eprintln!("verve: {error}");
     }
     Response::Misconfigured

@@ -36,8 +36,9 @@ pub struct Options {
     /// Duration of each measurement, in seconds
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// Run for a minute, to compare before and after a change: only rates at 100 connections, in
-    /// two rounds. Writes no page
+    /// Run for a minute, to compare before and after a change
+    ///
+    /// Measures only rates at 100 connections, in two rounds, and writes no page.
     #[arg(long, conflicts_with_all = ["rounds", "seconds", "only", "page"])]
     quick: bool,
 

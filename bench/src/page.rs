@@ -46,7 +46,7 @@ impl Page {
             .nth(1)
             .and_then(|kb| kb.parse::<u64>().ok())
             .unwrap_or_default();
-        page.say(&format!(
+        page.paragraph(&format!(
             "Measured with `cargo xtask bench --rounds {} --seconds {}` on {} processors ({}) with {} GB of memory.\n\
              Versions: {}; {}; {}; {}.\n\
              Redis, the load generator and the measured program share the processors.\nAll figures of a table come from one run with {} interleaved rounds, and are medians.\n\
@@ -67,11 +67,11 @@ impl Page {
 
     /// Begins a section.
     pub fn section(&mut self, title: &str) {
-        self.say(&format!("## {title}\n"));
+        self.paragraph(&format!("## {title}\n"));
     }
 
     /// Adds a paragraph.
-    pub fn say(&mut self, text: &str) {
+    pub fn paragraph(&mut self, text: &str) {
         println!("{text}");
         let _ = writeln!(self.text, "{text}");
     }
@@ -85,7 +85,7 @@ impl Page {
                 let _ = writeln!(text, "|{}", "---|".repeat(row.len()));
             }
         }
-        self.say(&text);
+        self.paragraph(&text);
     }
 
     /// Adds a bar chart of names and values.
@@ -119,7 +119,7 @@ impl Page {
         }
         svg.push_str("</svg>\n");
         self.plots.push((file.to_owned(), svg));
-        self.say(&format!("![{title}]({file})\n"));
+        self.paragraph(&format!("![{title}]({file})\n"));
     }
 
     /// Writes the page, and its plots beside it.

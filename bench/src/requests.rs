@@ -77,7 +77,7 @@ pub async fn rates(options: &Options, page: &mut Page) -> Result<()> {
     let redis = RedisServer::start().await?;
     let targets = all(&redis.url()).await?;
     page.section("Requests a second");
-    page.say(
+    page.paragraph(
         "Closed loop: each client sends its next request after it has received the answer (wrk).\n\
          CPU is the processor time that the program itself spends on a request.\n",
     );
@@ -105,7 +105,7 @@ pub async fn rates(options: &Options, page: &mut Page) -> Result<()> {
             Traffic::Random => "ids random over a million",
             Traffic::Repeats => "nine of ten ids repeated",
         };
-        page.say(&format!("### {connections} connections, {ids}\n"));
+        page.paragraph(&format!("### {connections} connections, {ids}\n"));
         let head = [
             "",
             "requests/s",
@@ -131,7 +131,7 @@ pub async fn rates(options: &Options, page: &mut Page) -> Result<()> {
             ]);
         }
         page.table(&rows);
-        page.say(&format!(
+        page.paragraph(&format!(
             "`accept` reaches {:.2} of the rate of `hello`.\n",
             of(HOST).run.rate / of(HELLO).run.rate
         ));
@@ -157,7 +157,7 @@ pub async fn latency(options: &Options, page: &mut Page) -> Result<()> {
     let redis = RedisServer::start().await?;
     let targets = all(&redis.url()).await?;
     page.section("Latency at 10,000 requests a second");
-    page.say(
+    page.paragraph(
         "Open loop: each request is sent at its scheduled time, even if earlier requests have no answer yet (oha, 100 connections).\n",
     );
     let mut runs: BTreeMap<&str, Vec<Measured>> = BTreeMap::new();
@@ -182,7 +182,7 @@ pub async fn latency(options: &Options, page: &mut Page) -> Result<()> {
 pub async fn writes(options: &Options, page: &mut Page) -> Result<()> {
     let redis = RedisServer::start().await?;
     page.section("Responses in two writes");
-    page.say(
+    page.paragraph(
         "If `TCP_NODELAY` is off, as in Spin, a response whose head and body leave in two writes waits 40 ms for a delayed acknowledgement.\n\
          One client checks whether the first read contains the whole response; p99 is that of 10 connections.\n",
     );
@@ -245,7 +245,7 @@ async fn two_writes(address: SocketAddr, time: Duration) -> Result<f64> {
 /// Counts Redis commands per request.
 pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
     page.section("Redis commands per request");
-    page.say(
+    page.paragraph(
         "Counted by `INFO commandstats`, with 100 connections.\n\
          The commands for expiry, statistics and connecting are included.\n",
     );
@@ -272,7 +272,7 @@ pub async fn commands(options: &Options, page: &mut Page) -> Result<()> {
 /// Measures requests a second with and without a reachable Redis.
 pub async fn away(options: &Options, page: &mut Page) -> Result<()> {
     page.section("While Redis is unreachable");
-    page.say(
+    page.paragraph(
         "The same host, with a Redis and with an address that refuses connections.\n\
          Without Redis each id goes to the spool on disk.\n\
          100 connections, ids random over a million.\n",

@@ -92,7 +92,7 @@ pub async fn scale(options: &Options, page: &mut Page) -> Result<()> {
 ///
 /// Hosts share processors if there are fewer processors than hosts.
 async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
-    page.say(
+    page.paragraph(
         "1, 2 and 4 hosts, each pinned to one processor and with 25 connections of its own.\n\
          The cost of a request must not grow.\n",
     );
@@ -137,7 +137,7 @@ async fn hosts(options: &Options, page: &mut Page) -> Result<()> {
 ///
 /// The ids of a window are in one set and in several.
 async fn clusters(options: &Options, page: &mut Page) -> Result<()> {
-    page.say(
+    page.paragraph(
         "One host with 100 connections, on one Redis server and on a cluster of three primaries on the same processors.\n\
          The ids of a window are in 1, 16 and 64 partitions.\n\
          The difference in processor time is the cost of the cluster for the host.\n\
@@ -191,7 +191,7 @@ async fn clusters(options: &Options, page: &mut Page) -> Result<()> {
 ///
 /// Also measures the time to count the window.
 async fn balance(page: &mut Page) -> Result<()> {
-    page.say(
+    page.paragraph(
         "10 million ids in one window on a cluster of three primaries.\n\
          The table shows the size of the fullest partition and of the fullest node, relative to an even share.\n\
          It also shows the median for the fullest node over a thousand consecutive windows.\n\
@@ -266,7 +266,7 @@ async fn balance(page: &mut Page) -> Result<()> {
 
 /// Measures windows of 10 thousand to 10 million ids.
 async fn ids(page: &mut Page) -> Result<()> {
-    page.say(
+    page.paragraph(
         "The cost of a window in Redis: the time to record one id, the time to count the window, and the memory.\n",
     );
     let head = ["ids in the window", "SADD of one more, µs", "SCARD, µs", "bytes per id"];

@@ -21,8 +21,8 @@ fn parts_are_measured_and_written() -> Result<()> {
         ])
         .arg(&page)
         .output()?;
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let log = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
     let text = fs::read_to_string(&page)?;
     for row in [
         "| size of hello |",

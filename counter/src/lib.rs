@@ -10,8 +10,9 @@ use std::error::Error;
 
 use verve_counter::{Callback, Counter, Id, Method, Outcome};
 
-/// Whether this player is here for the first time in this minute.
-/// An error says why the id is not counted.
+/// Returns whether this player is here for the first time in this minute.
+///
+/// An error contains the reason why the id is not counted.
 async fn is_new(player: i64, game: &str) -> Result<bool, Box<dyn Error>> {
     let counter = Counter::get().await?;
     let outcome = counter.add(Id(player)).await?;
@@ -21,7 +22,7 @@ async fn is_new(player: i64, game: &str) -> Result<bool, Box<dyn Error>> {
 }
 
 /// The same, and the endpoint is called with the count as it is then.
-async fn is_new_and_told(player: i64) -> Result<bool, Box<dyn Error>> {
+async fn is_new_with_callback(player: i64) -> Result<bool, Box<dyn Error>> {
     let callback = Callback {
         endpoint: "https://example.com/players".parse()?,
         method: Some(Method::Post),

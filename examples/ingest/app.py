@@ -36,17 +36,17 @@ class IncomingHandler(exports.IncomingHandler):
         try:
             counter = blocking_counter.open(query["fleet"][0]) if "fleet" in query else blocking_counter
         except Err as error:
-            status, told = refused(error.value)
-            respond(response_out, status, {"error": told})
+            status, body = refused(error.value)
+            respond(response_out, status, {"error": body})
             return
-        status, told = 200, []
+        status, body = 200, []
         for result in counter.add_many(devices):
             if isinstance(result, Ok):
-                told.append(result.value.name.lower())
+                body.append(result.value.name.lower())
             else:
                 status, _ = refused(result.value)
-                told.append("failed")
-        respond(response_out, status, told)
+                body.append("failed")
+        respond(response_out, status, body)
 
 
 def number(text):

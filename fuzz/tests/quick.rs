@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use verve_fuzz::TARGETS;
 
 #[test]
-fn what_is_kept_holds() {
+fn the_corpus_passes() {
     let corpus = Path::new("corpus");
     for (name, target) in TARGETS {
         let files = fs::read_dir(corpus.join(name)).expect("a folder");

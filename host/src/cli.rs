@@ -28,8 +28,8 @@ Examples:
   verve-host --variable window_seconds=10 --variable log=all
 
 Exit codes:
-  0   stopped as it was asked to
-  1   something failed, or requests were still under way when there was no time left
+  0   stopped by a signal
+  1   something failed, or requests were still running when the time to stop was over
   64  the command line, the environment or the manifest is wrong";
 
 /// Runs Verve's component on a machine without Spin
@@ -43,43 +43,54 @@ pub struct Arguments {
     #[arg(short = 'f', long, value_name = "PATH", default_value = "spin.toml")]
     pub from: PathBuf,
 
-    /// Address to serve HTTP on: `127.0.0.1:3000`, `localhost:3000` or `:3000` for this machine
-    /// only, `0.0.0.0:3000` for all machines; port 0 selects a free port
+    /// Address to serve HTTP on
+    ///
+    /// `127.0.0.1:3000`, `localhost:3000` and `:3000` are for this machine only, `0.0.0.0:3000` is
+    /// for all machines. Port 0 selects a free port.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = socket_address)]
     pub listen: SocketAddr,
 
-    /// Sets a variable of the manifest; repeat the flag for each variable. It takes precedence over
-    /// `SPIN_VARIABLE_NAME` in the environment
+    /// Sets a variable of the manifest; repeat the flag for each variable
+    ///
+    /// The flag takes precedence over `SPIN_VARIABLE_NAME` in the environment.
     // A value may be secret and must never be shown, so `Values` parses it later, instead of clap.
     #[arg(long = "variable", value_name = "NAME=VALUE")]
     pub variables: Vec<String>,
 
-    /// Folder of the SQLite database, which holds the data that is not in Redis yet [default: .spin
-    /// beside the manifest]
+    /// Folder of the SQLite database [default: .spin beside the manifest]
+    ///
+    /// The database holds the data that is not in Redis yet.
     #[arg(long, value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
 
     #[command(flatten)]
     pub reuse: Reuse,
 
-    /// How long the host continues to serve after SIGTERM, so that load balancers can stop sending
-    /// requests: meanwhile its health check answers 503, and each response closes its connection.
-    /// SIGINT stops without this delay
+    /// How long the host continues to serve after SIGTERM
+    ///
+    /// Load balancers can stop sending requests during this time. Meanwhile the host's health check
+    /// answers 503, and each response closes its connection. SIGINT stops without this delay.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub stop_grace: Duration,
 
-    /// Time limit for an idle keep-alive connection, and for a client to send the head of a
-    /// request. It has to be longer than load balancers keep idle connections, or they send
-    /// requests on a connection that is being closed
+    /// Time limit for an idle connection, and for the head of a request
+    ///
+    /// It limits how long a keep-alive connection may be idle, and how long a client may take to
+    /// send the head of a request. It has to be longer than load balancers keep idle connections,
+    /// or they send requests on a connection that is being closed.
     #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = duration)]
     pub keep_alive_timeout: Duration,
 
-    /// Maximum number of open connections. Further connections wait until one ends. Each needs an
-    /// open file, and memory: 10 KB when idle
+    /// Maximum number of open connections
+    ///
+    /// Further connections wait until one ends. Each connection needs an open file, and memory:
+    /// 10 KB when idle.
     #[arg(long, value_name = "N", default_value = "20000")]
     pub max_connections: NonZeroUsize,
 
-    /// Maximum size of the head of a request in bytes, at least 8192; a longer head is answered 431
+    /// Maximum size of the head of a request in bytes, at least 8192
+    ///
+    /// A longer head is answered 431.
     #[arg(long, value_name = "BYTES", default_value = "32768", value_parser = head_bytes)]
     pub max_head_bytes: usize,
 
@@ -87,8 +98,9 @@ pub struct Arguments {
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 
-    /// Leaves Nagle's algorithm enabled, to measure its cost: a response in two writes waits for a
-    /// delayed ACK
+    /// Leaves Nagle's algorithm enabled, to measure its cost
+    ///
+    /// With the algorithm, a response in two writes waits for a delayed ACK.
     #[arg(long)]
     pub no_tcp_nodelay: bool,
 }
@@ -105,8 +117,9 @@ pub enum LogFormat {
 /// The commands besides running the component.
 #[derive(Subcommand)]
 enum Command {
-    /// Ask a host on this machine whether it can serve, for a container's health check: exit code 0
-    /// if it can, else 1
+    /// Ask a host on this machine whether it can serve
+    ///
+    /// This is for a container's health check. The exit code is 0 if the host can serve, else 1.
     Healthcheck {
         /// Address that the host listens on
         #[arg(value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000", value_parser = socket_address)]
@@ -146,12 +159,13 @@ impl Print {
 /// How component instances are reused.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Reuse {
-    /// Maximum number of requests that a component instance serves before it is dropped (128 in
-    /// Spin)
+    /// Maximum number of requests that an instance serves (128 in Spin)
+    ///
+    /// A component instance is dropped after that many requests.
     #[arg(long = "max-instance-reuse-count", value_name = "REQUESTS", default_value = "100000")]
     pub requests: NonZeroUsize,
 
-    /// Maximum number of requests that a component instance serves concurrently (16 in Spin)
+    /// Maximum number of concurrent requests of a component instance (16 in Spin)
     #[arg(
         long = "max-instance-concurrent-reuse-count",
         value_name = "REQUESTS",

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_database() {
+    fn errors_of_a_database() {
         let folder = std::env::temp_dir().join(format!("verve-host-database-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("a folder");

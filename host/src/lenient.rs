@@ -68,7 +68,7 @@ fn encoded(read: &[u8]) -> Option<(Vec<u8>, usize)> {
 /// Returns whether this is exactly one complete request, without a body.
 fn is_whole(read: &[u8]) -> bool {
     // Compares the hyphen first: all bytes of each request are checked, and few are hyphens.
-    let says = |name: &[u8], hyphen: usize| {
+    let has_header = |name: &[u8], hyphen: usize| {
         let mut parts = read.windows(name.len());
         parts.any(|part| part[hyphen] == b'-' && part.eq_ignore_ascii_case(name))
     };
@@ -76,8 +76,8 @@ fn is_whole(read: &[u8]) -> bool {
     let ends = |at: &usize| read[*at] == b'\n' && (after(*at).starts_with(b"\n") || after(*at).starts_with(b"\r\n"));
     read.starts_with(b"GET ")
         && (0..read.len()).find(ends).is_some_and(|at| after(at) == b"\r\n")
-        && !says(b"content-length", 7)
-        && !says(b"transfer-encoding", 8)
+        && !has_header(b"content-length", 7)
+        && !has_header(b"transfer-encoding", 8)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Lenient<S> {
@@ -125,7 +125,9 @@ mod tests {
 
     use super::*;
 
-    /// Returns the data read from these pieces, each sent after the one before was read.
+    /// Sends pieces and returns the data that is read.
+    ///
+    /// Each piece is sent after the one before was read.
     async fn read(pieces: &[&str], at_once: usize) -> String {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         let mut server = Lenient::new(server);

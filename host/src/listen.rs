@@ -1,4 +1,6 @@
-//! The port: accepts connections for the threads that serve them, and stops gracefully.
+//! The port: accepts connections and stops gracefully.
+//!
+//! Worker threads serve the connections.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,7 +21,7 @@ use crate::workers::Workers;
 /// The cause, such as too many open files, does not disappear immediately.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The minimum interval between warnings about too many connections.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Serves until a signal arrives, then stops gracefully.
 ///
@@ -81,11 +83,11 @@ pub async fn serve(
 ///
 /// Further connections wait in the queue of the operating system.
 async fn accept(listener: &TcpListener, workers: &Workers, places: &Arc<Semaphore>) -> Infallible {
-    let mut said: Option<Instant> = None;
+    let mut warned: Option<Instant> = None;
     loop {
-        if places.available_permits() == 0 && said.is_none_or(|said| said.elapsed() > SAY_EVERY) {
+        if places.available_permits() == 0 && warned.is_none_or(|warned| warned.elapsed() > WARN_EVERY) {
             tracing::warn!("--max-connections are open: further ones wait until one ends");
-            said = Some(Instant::now());
+            warned = Some(Instant::now());
         }
         // The semaphore is never closed.
         let Ok(place) = places.clone().acquire_owned().await else {

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_manifest() {
+    fn errors_of_a_manifest() {
         let cases = [
             ("spin_manifest_version = 2", "spin_manifest_version = 1", "expected 2"),
             (

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_entry() {
+    fn invalid_entries() {
         let cases = [
             ("*", "expected scheme://"),
             ("", "expected scheme://"),

@@ -19,7 +19,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 const LONGEST_LINE: usize = 64 * 1024;
 
 /// The time for which no instance can log the same warning again.
-const SAID_FOR: Duration = Duration::from_secs(60);
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
 /// The maximum number of warnings whose time is remembered.
 const KNOWN: usize = 256;
 
@@ -35,21 +35,21 @@ pub enum Target {
 /// Returns whether a line repeats a recent warning of Verve's own component.
 ///
 /// Several instances may write the same warning. All lines of other components are logged.
-fn is_said_again(line: &str) -> bool {
-    line.starts_with("verve: ") && !is_news(line)
+fn is_repeated(line: &str) -> bool {
+    line.starts_with("verve: ") && !should_log(line)
 }
 
 /// Returns whether a warning was not logged recently, and remembers it if so.
-pub fn is_news(warning: &str) -> bool {
-    static SAID: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
-    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if said.get(warning).is_some_and(|when| when.elapsed() < SAID_FOR) {
+pub fn should_log(warning: &str) -> bool {
+    static LOGGED: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
+    let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    if logged.get(warning).is_some_and(|when| when.elapsed() < REPEAT_AFTER) {
         return false;
     }
-    if said.len() >= KNOWN {
-        said.clear();
+    if logged.len() >= KNOWN {
+        logged.clear();
     }
-    said.insert(warning.to_owned(), Instant::now());
+    logged.insert(warning.to_owned(), Instant::now());
     true
 }
 
@@ -103,7 +103,7 @@ impl Target {
         for line in String::from_utf8_lossy(lines).lines() {
             match self {
                 Self::Stdout => tracing::info!("{line}"),
-                Self::Stderr if is_said_again(line) => {}
+                Self::Stderr if is_repeated(line) => {}
                 Self::Stderr => tracing::warn!("{line}"),
             }
         }

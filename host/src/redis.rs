@@ -13,7 +13,7 @@ use url::Url;
 use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use crate::outbound::AllowedHosts;
-use crate::output::is_news;
+use crate::output::should_log;
 use crate::pool::{Connections, InUse, Shared};
 use crate::spin::bindings::spin::redis::redis::{
     Error, Host, HostConnection, HostConnectionWithStore, RedisParameter, RedisResult,
@@ -175,7 +175,7 @@ fn check(allowed_hosts: &AllowedHosts, address: &str) -> Result<Url, Error> {
         let (host, port) = (url.host_str().unwrap_or_default(), url.port().unwrap_or(6379));
         let scheme = url.scheme();
         let warning = format!("the component may not connect to {scheme}://{host}:{port}: see allowed_outbound_hosts");
-        if is_news(&warning) {
+        if should_log(&warning) {
             tracing::warn!("{warning}");
         }
         return Err(Error::InvalidAddress);

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-/// A route of the manifest: `/exact`, or `/prefix/...` for the prefix and all below.
+/// A route of the manifest: `/exact` or `/prefix/...`.
+///
+/// The second form matches the prefix and all paths below it.
 ///
 /// Slashes at either end of a route or path are ignored, as in Spin: `/accept` also matches
 /// `/accept/`.
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_route() {
+    fn unknown_routes() {
         for text in ["", "a", "...", "/a/*", "/:id", "/a/.../b", "/a?b", "/a..."] {
             assert_eq!(Route::try_new(text), Err(InvalidRoute), "{text:?}");
         }

@@ -71,17 +71,17 @@ impl Worker {
     fn start(number: usize, site: Arc<Site>, instances: Instances) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (streams, incoming) = unbounded_channel();
-        let (stopped, told) = oneshot::channel();
+        let (stopped_sender, stopped) = oneshot::channel();
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = connections.clone();
         let name = format!("worker-{number}");
         thread::Builder::new()
             .name(name)
-            .spawn(move || work(number, &runtime, site, instances, incoming, counted, stopped))?;
+            .spawn(move || work(number, &runtime, site, instances, incoming, counted, stopped_sender))?;
         Ok(Self {
             streams,
             connections,
-            stopped: told,
+            stopped,
         })
     }
 }

@@ -26,41 +26,41 @@
 --   endpoint_limit  the maximum number of jobs of an endpoint, if that is limited
 --   brief           the expiry of the number of jobs per endpoint, in seconds
 -- and last, if there is a callback job, `job` with its fields and values.
-local said, at = {}, 1
+local fields, at = {}, 1
 while at < #ARGV and ARGV[at] ~= 'job' do
-  said[ARGV[at]] = ARGV[at + 1]
+  fields[ARGV[at]] = ARGV[at + 1]
   at = at + 2
 end
 local ids, stats, callbacks, endpoints, windows = unpack(KEYS)
-local has_job, outcome = ARGV[at] == 'job', said.outcome
-local has_first = not said.id and (outcome == 'new' or outcome == 'duplicate')
-if has_job and redis.call('XLEN', callbacks) >= tonumber(said.most) then return 'full' end
+local has_job, outcome = ARGV[at] == 'job', fields.outcome
+local has_first = not fields.id and (outcome == 'new' or outcome == 'duplicate')
+if has_job and redis.call('XLEN', callbacks) >= tonumber(fields.most) then return 'full' end
 local beyond = nil
-if said.id and said.limit and redis.call('SCARD', ids) >= tonumber(said.limit)
-    and redis.call('SISMEMBER', ids, said.id) == 0 then
+if fields.id and fields.limit and redis.call('SCARD', ids) >= tonumber(fields.limit)
+    and redis.call('SISMEMBER', ids, fields.id) == 0 then
   beyond = 'window-limit'
-elseif has_job and said.endpoint_limit then
-  local jobs = redis.call('HINCRBY', endpoints, redis.sha1hex(said.endpoint), 1)
-  if jobs == 1 then redis.call('EXPIRE', endpoints, said.brief, 'NX') end
-  if jobs > tonumber(said.endpoint_limit) then beyond = 'endpoint-limit' end
+elseif has_job and fields.endpoint_limit then
+  local jobs = redis.call('HINCRBY', endpoints, redis.sha1hex(fields.endpoint), 1)
+  if jobs == 1 then redis.call('EXPIRE', endpoints, fields.brief, 'NX') end
+  if jobs > tonumber(fields.endpoint_limit) then beyond = 'endpoint-limit' end
 end
-if said.id and not beyond then
+if fields.id and not beyond then
   outcome = 'duplicate'
-  if redis.call('SADD', ids, said.id) == 1 then
+  if redis.call('SADD', ids, fields.id) == 1 then
     outcome = 'new'
-    keep(ids, said.ends)
+    keep(ids, fields.ends)
     has_first = redis.call('SCARD', ids) == 1
   end
-  if said.waits then keep(ids, said.ends, true) end
+  if fields.waits then keep(ids, fields.ends, true) end
 end
 if has_job and not beyond then redis.call('XADD', callbacks, '*', unpack(ARGV, at + 1)) end
 if has_first then
   local time = redis.call('TIME')
   local score = time[1] + time[2] / 1000000
-  if redis.call('ZADD', windows, score, said.window) == 1 then redis.call('EXPIRE', windows, 777600) end
+  if redis.call('ZADD', windows, score, fields.window) == 1 then redis.call('EXPIRE', windows, 777600) end
 end
-if (beyond or outcome) and (not said.again or said.id and outcome == 'new') then
-  if redis.call('HINCRBY', stats, 'requests', 1) == 1 then redis.call('EXPIRE', stats, said.expiry, 'NX') end
+if (beyond or outcome) and (not fields.again or fields.id and outcome == 'new') then
+  if redis.call('HINCRBY', stats, 'requests', 1) == 1 then redis.call('EXPIRE', stats, fields.expiry, 'NX') end
   redis.call('HINCRBY', stats, beyond and 'limited' or outcome, 1)
 end
 return beyond or outcome or ''

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_a_name() {
+    fn valid_and_invalid_names() {
         for bad in ["", " ", "a b", "a/b", "a:b", "{a}", "ä", "a*", &"x".repeat(65)] {
             let error = bad.parse::<CounterName>().expect_err(bad);
             assert!(error.to_string().contains("1 to 64"), "{error}");

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_endpoint_is_refused_with_its_reason() {
+    fn an_invalid_endpoint_is_refused_with_the_reason() {
         use InvalidEndpoint::{Character, Scheme, Url, Userinfo};
         for (text, reason) in [
             ("", Scheme),
@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_accepted_is_an_http_url_with_a_host(text in "(http|https|ftp)?:?/{0,3}[a-z0-9@:.\\[\\]%\\\\]{0,20}[/?#]?\\PC{0,20}") {
+        fn an_endpoint_is_an_http_url_with_a_host(text in "(http|https|ftp)?:?/{0,3}[a-z0-9@:.\\[\\]%\\\\]{0,20}[/?#]?\\PC{0,20}") {
             if let Ok(endpoint) = text.parse::<Endpoint>() {
                 let url = endpoint.to_url();
                 prop_assert!(matches!(url.scheme(), "http" | "https"));

@@ -154,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(id: i64) {
+        fn written_values_are_read_back(id: i64) {
             prop_assert_eq!(Id(id).to_string().parse(), Ok(Id(id)));
         }
 

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn other_nodes_are_asked_by_the_same_user() {
+    fn other_nodes_get_the_same_user() {
         let url: RedisUrls = "rediss://user:hunter2@a:6379".parse().expect("a list");
         for (host, expected) in [
             ("b.example", "b.example"),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_the_text() {
+    fn errors_do_not_contain_the_text() {
         for (text, problem) in [
             ("", "1 of 1 is empty"),
             ("redis://a,,redis://b", "2 of 3 is empty"),

@@ -63,12 +63,13 @@ scripts! {
     ///
     /// Returns 1 if the job is added, or else 0.
     ADD_JOB_WITHIN: "add_job_within.lua";
-    /// Registers that a named counter is in use now, unless it is new and there are
-    /// too many.
+    /// Registers that a named counter is in use now.
+    ///
+    /// It does not register a new one if there are too many.
     REGISTER_COUNTER: "register_counter.lua";
     /// Adds ids to sets, and returns for each id whether it was already there.
     ///
-    /// If the set of an id is elsewhere, the answer says so.
+    /// If the set of an id is elsewhere, the answer reports it.
     ADD_TOGETHER: "add_together.lua";
     /// Runs a batch of commands once, if there is room for its callback jobs.
     RUN_ONCE: "run_once.lua";

@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_script_touches_is_in_one_slot() {
+    fn all_keys_of_a_script_are_in_one_slot() {
         let keys = Keys::new("verve".parse().expect("valid"));
         let length = WindowLength::try_new(60).expect("valid");
         let window = length.window_at_ms(1_795_383_012_345);

@@ -38,7 +38,9 @@ pub use auth::Token;
 /// How long a health check waits for an answer.
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
-/// The headers of every response. The page needs only its own style, script and events.
+/// The headers of every response.
+///
+/// The page needs only its own style, script and events.
 const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (
         CONTENT_SECURITY_POLICY,

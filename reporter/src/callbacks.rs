@@ -303,7 +303,9 @@ impl<C: Call> Worker<C> {
         }
     }
 
-    /// Reads the current counts of the jobs' windows. For a final window, its last reported count.
+    /// Reads the current counts of the jobs' windows.
+    ///
+    /// For a final window, it reads the last reported count.
     async fn unique_counts(&self, attempts: &[Attempt]) -> RedisResult<BTreeMap<Window, u64>> {
         // The queue can have jobs of several window lengths, while hosts change to another length.
         let mut of_lengths: BTreeMap<WindowLength, BTreeSet<Window>> = BTreeMap::new();
@@ -345,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_endpoint_asks_for_is_kept_up_to_an_hour() {
+    fn retry_after_is_respected_up_to_an_hour() {
         let seconds = Duration::from_secs;
         for (wait, asked, expected) in [
             (1, None, 1),

@@ -51,26 +51,27 @@ Examples:
   verve-reporter dead retry --all
 
 Exit codes:
-  0   done; stopped as it was asked to
+  0   completed, or stopped by a signal
   1   something failed, or `doctor` has found a problem
   64  the command line, the environment or the file of --config is wrong";
 
-/// Counts the unique ids of each closed window, publishes the counts to Kafka, and delivers
-/// callbacks.
+/// Counts the unique ids of each closed window
 ///
-/// Runs next to Redis in any number of replicas. One of them reports windows; all of them deliver
-/// callbacks.
+/// Publishes the counts to Kafka, and delivers callbacks. Runs next to Redis in any number of
+/// replicas. One of them reports windows; all of them deliver callbacks.
 #[derive(Parser, Debug)]
 #[command(name = "verve-reporter", allow_negative_numbers = true, after_help = AFTER_HELP)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// TOML file with settings, named like the flags: `window-seconds = 60`. The command line takes
-    /// precedence over the environment, and the environment over the file
+    /// TOML file with settings, named like the flags: `window-seconds = 60`
+    ///
+    /// The command line takes precedence over the environment, and the environment over the file.
     #[arg(long, env = "VERVE_CONFIG", global = true, value_name = "FILE", help_heading = ITSELF)]
     config: Option<PathBuf>,
-    /// Redis URLs, comma-separated: one server, or some nodes of one cluster. Same as the
-    /// component's `redis_urls`
+    /// Redis URLs, comma-separated: one server, or some nodes of one cluster
+    ///
+    /// Same as the component's `redis_urls`.
     // Parsed after clap, because clap's errors show the value, which may contain a password.
     #[arg(
         long,
@@ -82,8 +83,10 @@ struct Args {
         help_heading = REDIS
     )]
     redis_urls: String,
-    /// PEM file with the certificates of the authorities that sign those of `rediss://` servers.
-    /// Without it, the authorities that this machine trusts
+    /// PEM file with the authorities that sign certificates of `rediss://` servers
+    ///
+    /// It contains the certificates of these authorities. Without it, the authorities are those
+    /// that this machine trusts.
     #[arg(long, env = "VERVE_REDIS_CA_FILE", global = true, value_name = "FILE", help_heading = REDIS)]
     redis_ca_file: Option<PathBuf>,
     /// PEM file with the client certificate for Redis; requires --redis-key-file
@@ -92,8 +95,9 @@ struct Args {
     /// PEM file with the key of the client certificate (PKCS #8)
     #[arg(long, env = "VERVE_REDIS_KEY_FILE", global = true, value_name = "FILE", help_heading = REDIS)]
     redis_key_file: Option<PathBuf>,
-    /// Number of sets that hold the ids of a window, up to 256. Same as the component's
-    /// `partitions`
+    /// Number of sets that hold the ids of a window, up to 256
+    ///
+    /// Same as the component's `partitions`.
     #[arg(long, env = "VERVE_PARTITIONS", global = true, value_name = "COUNT", default_value_t, help_heading = REDIS)]
     partitions: Partitions,
     /// Prefix of all keys in Redis. Same as the component's `namespace`
@@ -109,21 +113,27 @@ struct Args {
         help_heading = REDIS
     )]
     window_seconds: WindowLength,
-    /// Time from a window's end to its first report, in milliseconds (at most 10 minutes)
+    /// Time from a window's end to its first report, in milliseconds
+    ///
+    /// At most 10 minutes.
     #[arg(long, env = "VERVE_GRACE_MS", global = true, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=600_000), help_heading = REDIS)]
     grace_ms: u64,
-    /// Allowed lateness: how long a reported window is still watched for late ids, in seconds (at
-    /// most 12 hours)
+    /// Allowed lateness, in seconds
+    ///
+    /// How long a reported window is still watched for late ids. At most 12 hours.
     #[arg(long, env = "VERVE_LATE_SECONDS", global = true, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(0..=43_200), help_heading = REDIS)]
     late_seconds: u64,
-    /// Kafka brokers as `host:port`, comma-separated. Without them, counts are only logged
+    /// Kafka brokers as `host:port`, comma-separated
+    ///
+    /// Without them, counts are only logged.
     #[arg(long, env = "VERVE_KAFKA_BROKERS", global = true, value_name = "HOST:PORT", help_heading = KAFKA)]
     kafka_brokers: Option<String>,
     /// Kafka topic for the counts
     #[arg(long, env = "VERVE_KAFKA_TOPIC", global = true, default_value = "unique-requests", help_heading = KAFKA)]
     kafka_topic: String,
-    /// Setting of librdkafka, such as `security.protocol=SSL`; repeatable (in the environment: one
-    /// per line)
+    /// Setting of librdkafka, such as `security.protocol=SSL`; repeatable
+    ///
+    /// In the environment: one per line.
     #[arg(
         long,
         env = "VERVE_KAFKA_OPTION",
@@ -134,8 +144,10 @@ struct Args {
         help_heading = KAFKA
     )]
     kafka_option: Vec<String>,
-    /// Publish in transactions, so that a replica that has lost the lease can no longer publish.
-    /// Set `false` for brokers without transactions
+    /// Publish in transactions
+    ///
+    /// With them, a replica that has lost the lease can no longer publish. Set `false` for brokers
+    /// without transactions.
     #[arg(long, env = "VERVE_KAFKA_TRANSACTIONS", global = true, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, help_heading = KAFKA)]
     kafka_transactions: bool,
 
@@ -145,8 +157,9 @@ struct Args {
     /// HTTP method of the fixed callback
     #[arg(long, env = "VERVE_CALLBACK_METHOD", global = true, value_name = "METHOD", default_value = "post", value_parser = method(), help_heading = CALLBACKS)]
     callback_method: Method,
-    /// Hosts, addresses or CIDRs that callbacks may reach although they are private; repeatable or
-    /// comma-separated
+    /// Hosts, addresses or CIDRs that callbacks may reach although they are private
+    ///
+    /// Repeatable or comma-separated.
     #[arg(long, env = "VERVE_CALLBACK_ALLOW", global = true, value_name = "HOST|CIDR", value_delimiter = ',', help_heading = CALLBACKS)]
     callback_allow: Vec<String>,
     /// Let callbacks reach only what --callback-allow lists
@@ -155,24 +168,29 @@ struct Args {
     /// Number of attempts before a callback is given up
     #[arg(long, env = "VERVE_CALLBACK_ATTEMPTS", global = true, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=100), help_heading = CALLBACKS)]
     callback_attempts: u32,
-    /// Delay before the second attempt of a callback, in milliseconds. It doubles with each further
-    /// attempt, with jitter
+    /// Delay before the second attempt of a callback, in milliseconds
+    ///
+    /// It doubles with each further attempt, with jitter.
     #[arg(long, env = "VERVE_CALLBACK_BACKOFF_MS", global = true, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=600_000), help_heading = CALLBACKS)]
     callback_backoff_ms: u64,
-    /// Secret that signs callbacks by the Standard Webhooks scheme: `whsec_` and base64. Two
-    /// secrets, comma-separated, while one is replaced
+    /// Secret that signs callbacks by the Standard Webhooks scheme
+    ///
+    /// It consists of `whsec_` and base64. Two secrets, comma-separated, while one is replaced.
     // Parsed after clap, because clap's errors show the value. The same applies to the token.
     #[arg(long, env = "VERVE_CALLBACK_SECRET", global = true, value_name = "SECRETS", hide_env_values = true, help_heading = CALLBACKS)]
     callback_secret: Option<String>,
     /// File with the secrets, one per line, instead of --callback-secret
     #[arg(long, env = "VERVE_CALLBACK_SECRET_FILE", global = true, value_name = "FILE", help_heading = CALLBACKS)]
     callback_secret_file: Option<PathBuf>,
-    /// Address of the admin port, which serves /healthz, /readyz, /metrics, /api/counts, and a page
-    /// at /
+    /// Address of the admin port
+    ///
+    /// It serves /healthz, /readyz, /metrics, /api/counts, and a page at /.
     #[arg(long, env = "VERVE_LISTEN", global = true, value_name = "ADDRESS", default_value = "127.0.0.1:9090", value_parser = listen_address, help_heading = ITSELF)]
     listen: SocketAddr,
-    /// Token that the admin port requires for everything except /healthz and the status of /readyz:
-    /// as a bearer token, or as the password in a browser
+    /// Token that the admin port requires
+    ///
+    /// It is required for everything except /healthz and the status of /readyz: as a bearer token,
+    /// or as the password in a browser.
     #[arg(long, env = "VERVE_ADMIN_TOKEN", global = true, value_name = "TOKEN", hide_env_values = true, help_heading = ITSELF)]
     admin_token: Option<String>,
     /// File with the token, instead of --admin-token
@@ -181,8 +199,9 @@ struct Args {
     /// Format of the log
     #[arg(long, env = "VERVE_LOG_FORMAT", global = true, value_name = "FORMAT", default_value = "text", help_heading = ITSELF)]
     log_format: LogFormat,
-    /// Divide the periods of leases, calls, sweeps and others by this number; for tests, which
-    /// would otherwise wait for them
+    /// Divide the periods of leases, calls, sweeps and others by this number
+    ///
+    /// For tests, which would otherwise wait for them.
     #[arg(long, hide = true, global = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
     divide_periods: u32,
 }
@@ -203,10 +222,11 @@ enum Command {
     },
     /// Show the live state of Redis in the terminal until q is pressed
     Top,
-    /// Check Redis, Kafka and what the components write, and say what to change
+    /// Check Redis, Kafka and what the components write, and print what to change
     Doctor,
-    /// Check whether the reporter at --listen is alive, for the health check of a container: exit
-    /// code 0 if it is, else 1
+    /// Check whether the reporter at --listen is alive
+    ///
+    /// For the health check of a container: exit code 0 if it is alive, else 1.
     Healthcheck,
     /// Show the settings in force
     Config {
@@ -224,7 +244,9 @@ enum Command {
 
 #[derive(Subcommand, Debug)]
 enum ConfigCommand {
-    /// Print every setting and its source, with secrets hidden, or the problem with a setting
+    /// Print every setting and its source, or the problem with a setting
+    ///
+    /// Secrets are hidden.
     Check,
 }
 

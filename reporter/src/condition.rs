@@ -50,18 +50,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_said_when_it_begins_and_when_it_is_over() {
+    fn an_outage_is_logged_when_it_begins_and_ends() {
         let condition = Condition::new(Duration::from_secs(10));
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         assert!(!condition.absent_at(at(0)), "it never was");
         assert!(condition.met_at(at(1)));
-        assert!(!condition.met_at(at(2)), "said already");
+        assert!(!condition.met_at(at(2)), "logged already");
         assert!(!condition.absent_at(at(3)), "may be met again");
         assert!(!condition.met_at(at(9)));
         assert!(!condition.absent_at(at(18)));
         assert!(condition.absent_at(at(19)));
-        assert!(!condition.absent_at(at(40)), "said already");
-        assert!(condition.met_at(at(41)), "it began anew");
+        assert!(!condition.absent_at(at(40)), "logged already");
+        assert!(condition.met_at(at(41)), "it began again");
     }
 }

@@ -62,8 +62,9 @@ pub struct Count {
     count: u64,
     /// 0 for the first report, one more for each correction.
     revision: u64,
-    /// Ids that arrived after the window was final. The count excludes them, though some may be
-    /// new.
+    /// Ids that arrived after the window was final.
+    ///
+    /// The count excludes them, though some may be new.
     late: u64,
     /// Requests, as of the last report.
     requests: u64,
@@ -356,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_that_start_in_the_time_asked_for_the_newest_first() {
+    fn windows_that_start_in_the_requested_time_newest_first() {
         let week = asked(None, None).expect("all that is kept");
         assert_eq!((week.len(), week[0], week[1]), (7 * 24 * 60 + 2, NOW - 12, NOW - 72));
         for (from, to, starts) in [
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn contradictory_settings_are_refused() {
         for (from, to, word) in [
             ("2", "1", "after"),
             ("", "1", "from:"),

@@ -1,4 +1,4 @@
-//! `verve-reporter doctor`: checks what the reporter needs, and says what to change.
+//! `verve-reporter doctor`: checks what the reporter needs, and suggests changes.
 //!
 //! It changes nothing itself. [`redis`], [`traffic`] and [`kafka`] each separate the function that
 //! reads a state from the one that judges it. [`rights`] tries commands.
@@ -117,7 +117,9 @@ fn report(findings: &[Finding]) -> Report {
     }
 }
 
-/// Checks whether the policy permits the host of the fixed callback. Does not call it.
+/// Checks whether the policy permits the host of the fixed callback.
+///
+/// It does not call the host.
 async fn callback(config: &Config) -> Option<Finding> {
     let (endpoint, _) = config.windows.callback.as_ref()?;
     let url = endpoint.to_url();

@@ -236,11 +236,11 @@ impl Metrics {
 /// It is for clients that do not ask for OpenMetrics. In this format, a counter's own name ends in
 /// `_total`, and units are omitted.
 pub fn prometheus_text(openmetrics: &str) -> String {
-    let told = |line: &str, what: &str| -> Option<(String, String)> {
+    let metadata = |line: &str, what: &str| -> Option<(String, String)> {
         let (name, rest) = line.strip_prefix(what)?.split_once(' ')?;
         Some((name.to_owned(), rest.to_owned()))
     };
-    let kinds = openmetrics.lines().filter_map(|line| told(line, "# TYPE "));
+    let kinds = openmetrics.lines().filter_map(|line| metadata(line, "# TYPE "));
     let counters: BTreeSet<String> = kinds
         .filter(|(_, kind)| kind == "counter")
         .map(|(name, _)| name)
@@ -251,7 +251,7 @@ pub fn prometheus_text(openmetrics: &str) -> String {
         .filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF")
     {
         let counter = ["# HELP ", "# TYPE "].into_iter().find_map(|what| {
-            let (name, rest) = told(line, what)?;
+            let (name, rest) = metadata(line, what)?;
             counters.contains(&name).then(|| format!("{what}{name}_total {rest}"))
         });
         text.push_str(counter.as_deref().unwrap_or(line));

@@ -242,7 +242,7 @@ impl Overview {
         self.snapshot.send_replace(snapshot);
     }
 
-    /// Reads a snapshot. `again` says that it is not the first one.
+    /// Reads a snapshot. `again` means that it is not the first one.
     async fn read(&mut self, again: bool) -> RedisResult<Snapshot> {
         let keys = &self.store.keys;
         let clock = self.store.clock().await?;

@@ -7,8 +7,9 @@ use std::time::Duration;
 /// Tests shorten them together (`--divide-periods`).
 #[derive(Clone, Copy, Debug)]
 pub struct Periods {
-    /// How long a lease lasts without renewal. With [`Self::try_lease`] it limits the time of a
-    /// takeover.
+    /// How long a lease lasts without renewal.
+    ///
+    /// With [`Self::try_lease`] it limits the time of a takeover.
     pub lease: Duration,
     /// The timeout of a call to an endpoint.
     pub call: Duration,

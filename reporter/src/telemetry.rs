@@ -14,7 +14,9 @@ use tracing_subscriber::filter::{EnvFilter, FilterExt as _, filter_fn};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// The default of `RUST_LOG`. The Redis client is off: the calling code reports its errors once.
+/// The default of `RUST_LOG`.
+///
+/// The Redis client is off: the calling code reports its errors once.
 const LEVELS: &str = "info,redis=off";
 /// The service name of spans, unless `OTEL_SERVICE_NAME` sets another one.
 const SERVICE: &str = "verve-reporter";
@@ -100,7 +102,9 @@ fn provider() -> anyhow::Result<Option<SdkTracerProvider>> {
 }
 
 impl Traces {
-    /// Exports the remaining spans. It blocks, so it must not be called within the runtime.
+    /// Exports the remaining spans.
+    ///
+    /// It blocks, so it must not be called within the runtime.
     pub fn finish(self) {
         if let Some(Err(error)) = self.0.map(|provider| provider.shutdown()) {
             tracing::warn!("the last spans were not exported: {error}");

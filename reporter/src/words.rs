@@ -38,7 +38,9 @@ pub fn row(snapshot: &WindowSnapshot) -> [String; COLUMNS.len()] {
     ]
 }
 
-/// Returns the known requests. Statistics arrive a little later than the ids that they are about.
+/// Returns the known requests.
+///
+/// Statistics arrive a little later than the ids that they are about.
 pub fn requests(snapshot: &WindowSnapshot) -> u64 {
     snapshot.requests().max(snapshot.unique().unwrap_or_default())
 }

@@ -26,7 +26,7 @@ pub enum Mood {
 
 /// A call that an endpoint received and accepted, even if its answer was lost.
 #[derive(Clone, Debug)]
-pub struct Heard {
+pub struct Received {
     /// The endpoint's URL.
     pub endpoint: String,
     /// The window that the call is about.
@@ -40,7 +40,7 @@ pub struct Heard {
 /// The hosts `e0`, `e1` and so on.
 pub struct Endpoints {
     moods: Vec<Cell<Mood>>,
-    heard: RefCell<Vec<Heard>>,
+    received: RefCell<Vec<Received>>,
 }
 
 impl Endpoints {
@@ -50,7 +50,7 @@ impl Endpoints {
         let well = || Cell::new(Mood::Link(Link::Up));
         Rc::new(Self {
             moods: (0..number).map(|_| well()).collect(),
-            heard: RefCell::default(),
+            received: RefCell::default(),
         })
     }
 
@@ -66,8 +66,8 @@ impl Endpoints {
 
     /// Returns the calls that the endpoints received and accepted.
     #[must_use]
-    pub fn heard(&self) -> Vec<Heard> {
-        self.heard.borrow().clone()
+    pub fn received(&self) -> Vec<Received> {
+        self.received.borrow().clone()
     }
 
     fn mood(&self, host: &str) -> Mood {
@@ -107,7 +107,7 @@ impl Call for Client {
         unique_count: u64,
     ) -> impl Future<Output = Result<u16, Failure>> + Send {
         let url = job.endpoint.to_url();
-        let call = Heard {
+        let call = Received {
             endpoint: url.to_string(),
             window: job.window,
             revision: job.revision,
@@ -117,14 +117,14 @@ impl Call for Client {
         let (world, gate) = (self.0.world.clone(), self.0.gate.clone());
         let endpoints = self.0.endpoints.clone();
         SendWrapper::new(async move {
-            let (told, line) = (world.clone(), Line::default());
+            let (inner, line) = (world.clone(), Line::default());
             let answered = world.ask(&gate, &line, TIMEOUT, move || {
                 let mood = endpoints.mood(&host);
-                told.note(|| format!("callback {id} ({mood:?}): {call:?}"));
+                inner.note(|| format!("callback {id} ({mood:?}): {call:?}"));
                 match mood {
                     Mood::Status(status) => Some(Err(Failure::from_status(status, None))),
                     Mood::Link(link) => link.carry(Err(failure("cannot connect")), || {
-                        endpoints.heard.borrow_mut().push(call);
+                        endpoints.received.borrow_mut().push(call);
                         Ok(200)
                     }),
                 }

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 type Event = Box<dyn FnOnce()>;
 
-/// The number that says that no task is polled.
+/// The number that means that no task is polled.
 const NONE: u64 = 0;
 
 /// The executor of all tasks.
@@ -409,20 +409,20 @@ mod tests {
     #[test]
     fn the_clock_goes_to_the_next_event() {
         let executor = Executor::new(1);
-        let said = Rc::new(RefCell::new(Vec::new()));
+        let wakes = Rc::new(RefCell::new(Vec::new()));
         for seconds in [3, 1, 2] {
-            let (executor, said) = (executor.clone(), said.clone());
+            let (executor, wakes) = (executor.clone(), wakes.clone());
             let inner = executor.clone();
             executor.spawn(async move {
                 let signal = Signal::default();
                 let set = signal.clone();
                 inner.after(Duration::from_secs(seconds), move || set.set());
                 signal.wait().await;
-                said.borrow_mut().push((seconds, inner.now().as_secs()));
+                wakes.borrow_mut().push((seconds, inner.now().as_secs()));
             });
         }
         executor.run_until(Duration::from_secs(10));
-        assert_eq!(*said.borrow(), [(1, 1), (2, 2), (3, 3)]);
+        assert_eq!(*wakes.borrow(), [(1, 1), (2, 2), (3, 3)]);
         assert!(executor.is_empty());
         assert_eq!(executor.now(), Duration::from_secs(10));
     }
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_takes_along_what_it_has_spawned() {
+    fn dropping_a_process_ends_its_children() {
         let executor = Executor::new(1);
         let inner = executor.clone();
         let parent = executor.spawn(async move {

@@ -83,7 +83,7 @@ fn main() -> ExitCode {
             // The first seed that fails also gets a smaller plan with its story; for the others the
             // problems are enough.
             if args.story || !outcome.wrong.is_empty() {
-                tell(seed, &outcome, sum.failed == 1 && !args.story);
+                print_seed(seed, &outcome, sum.failed == 1 && !args.story);
             }
         }
     };
@@ -140,7 +140,7 @@ fn find_mutations(first: u64, seeds: u64) -> ExitCode {
 /// Prints the story and the problems of a seed.
 ///
 /// If `shrunk`, also prints a smaller plan that has a problem, and its story.
-fn tell(seed: u64, outcome: &Outcome, shrunk: bool) {
+fn print_seed(seed: u64, outcome: &Outcome, shrunk: bool) {
     outcome.story.iter().for_each(|line| println!("{line}"));
     if !outcome.wrong.is_empty() {
         println!("seed {seed}:");
@@ -168,12 +168,12 @@ fn tell(seed: u64, outcome: &Outcome, shrunk: bool) {
     let names: Vec<String> = windows
         .flat_map(|window| [window.to_string(), window.start().to_string()])
         .collect();
-    let is_told = |line: &&String| {
+    let is_relevant = |line: &&String| {
         names.is_empty() || !line.contains(" redis") || names.iter().any(|name| line.contains(name.as_str()))
     };
     smaller
         .story
         .iter()
-        .filter(is_told)
+        .filter(is_relevant)
         .for_each(|line| println!("  {line}"));
 }

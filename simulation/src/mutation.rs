@@ -213,8 +213,8 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     text(
         "a second attempt is counted like a first one",
-        "said.again",
-        "said.never",
+        "fields.again",
+        "fields.never",
     ),
     text(
         "a known id is answered `new`",

@@ -25,9 +25,11 @@ pub struct Plan {
     ///
     /// 0 stands for a host that has a new instance for each request.
     pub machines: Vec<u8>,
-    /// The number of Redis servers. Several servers are a cluster.
+    /// The number of Redis servers.
+    ///
+    /// Three servers are a cluster. A fourth one has no slots until it takes over.
     pub servers: usize,
-    /// How the one server has a follower, if it has one.
+    /// How servers have followers, if they have any.
     pub followed: Option<Followed>,
     /// Whether a server may restart without its data.
     pub may_lose: bool,
@@ -151,7 +153,7 @@ impl Plan {
             partitions: pick(random, &[1, 1, 4]),
             late_seconds: pick(random, &[0, 5, 20]),
             latency_ms: pick(random, &[1, 1, 30]),
-            commit_ms: pick(random, &[1, 50, 3000]),
+            commit_ms: pick(random, &[1, 50, 3000, 15_000]),
             servers: pick(random, &[1, 1, 1, 3]),
             followed: None,
             may_lose: random.u8(..12) == 0,
@@ -163,7 +165,8 @@ impl Plan {
             replicas,
             seconds,
         };
-        if plan.servers == 1 && random.u8(..3) == 0 {
+        if random.u8(..3) == 0 {
+            plan.servers = if plan.servers == 1 { 1 } else { 4 };
             plan.followed = Some(Followed {
                 is_waited_for: random.u8(..4) > 0,
                 waits_for_own: random.bool(),

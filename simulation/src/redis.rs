@@ -172,15 +172,24 @@ impl Server {
     /// Creates a cluster of these hosts, with the slots shared equally.
     #[must_use]
     pub fn cluster(hosts: &[&str]) -> Vec<Rc<Self>> {
+        Self::cluster_with(hosts, &[])
+    }
+
+    /// Creates a cluster of these hosts, and of spare ones that have no slots.
+    ///
+    /// A spare one becomes the primary at a failover.
+    #[must_use]
+    pub fn cluster_with(hosts: &[&str], spare: &[&str]) -> Vec<Rc<Self>> {
+        let all = [hosts, spare].concat();
         let cluster = Cluster {
-            hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+            hosts: all.iter().map(|&host| host.to_owned()).collect(),
             owners: (0..usize::from(SLOTS))
                 .map(|slot| slot * hosts.len() / usize::from(SLOTS))
                 .collect(),
             moving: None,
         };
         let cluster = Rc::new(RefCell::new(cluster));
-        let servers = hosts.iter().enumerate();
+        let servers = all.iter().enumerate();
         servers
             .map(|(number, host)| Self::new(host, number, &cluster))
             .collect()
@@ -223,6 +232,12 @@ impl Server {
         self.follower.replace(Some(Follower::of(self, waits_for_own)));
     }
 
+    /// Returns whether the server has a follower.
+    #[must_use]
+    pub fn has_follower(&self) -> bool {
+        self.follower.borrow().is_some()
+    }
+
     /// Connects the follower to the server, or disconnects it.
     pub fn link_follower(&self, is_linked: bool) {
         if let Some(follower) = &*self.follower.borrow() {
@@ -243,7 +258,34 @@ impl Server {
         lost_us
     }
 
+    /// Replaces the server by its follower, which has the address of another server.
+    ///
+    /// That one must have no slots. See [`Self::take_over`] for the rest.
+    pub fn take_over_at(&self, other: &Self, now_us: u64, lag_us: u64) -> Option<u64> {
+        let follower = self.follower.take();
+        self.fail_over_to(other);
+        self.restart(true);
+        let (data, lost_us) = follower?.end(now_us, lag_us);
+        other.data.replace(data);
+        lost_us
+    }
+
+    /// Gives the slots of this server to another one that has none, without the data.
+    ///
+    /// Connections to this server stay open.
+    pub fn fail_over_to(&self, other: &Self) {
+        self.data.borrow_mut().entries.clear();
+        other.follower.take();
+        for owner in &mut self.cluster.borrow_mut().owners {
+            if *owner == self.number {
+                *owner = other.number;
+            }
+        }
+    }
+
     /// Moves a slot, with its keys, to another server of the cluster.
+    ///
+    /// The followers of both servers get the same keys.
     pub fn move_slot(&self, slot_number: u16, to: &Self) {
         let mut own = self.data.borrow_mut();
         let mut others = to.data.borrow_mut();
@@ -259,6 +301,12 @@ impl Server {
             }
         }
         others.next_ms = 0;
+        drop((own, others));
+        for server in [self, to] {
+            if let Some(follower) = &mut *server.follower.borrow_mut() {
+                *follower = follower.renewed(server);
+            }
+        }
         let mut cluster = self.cluster.borrow_mut();
         cluster.owners[usize::from(slot_number)] = to.number;
         cluster.moving = None;
@@ -338,7 +386,7 @@ impl Server {
 
     /// Runs a command of a client, at a time in Unix microseconds.
     ///
-    /// `is_asking` says that the client was redirected here for a slot that moves.
+    /// `is_asking` means that the client was redirected here for a slot that moves.
     #[must_use]
     pub fn execute(&self, words: &[String], now_us: u64, is_asking: bool, client: u64) -> Answer {
         self.commands.set(self.commands.get() + 1);
@@ -397,6 +445,13 @@ impl Server {
     #[must_use]
     pub fn has_slot(&self, slot: u16) -> bool {
         self.cluster.borrow().owners.get(usize::from(slot)) == Some(&self.number)
+    }
+
+    /// Returns whether this server owns slots; a single server owns all.
+    #[must_use]
+    pub fn has_slots(&self) -> bool {
+        let cluster = self.cluster.borrow();
+        cluster.owners.is_empty() || cluster.owners.contains(&self.number)
     }
 
     /// Returns whether this server owns a key.

@@ -244,7 +244,7 @@ impl Replica {
         }
     }
 
-    /// Starts the replica anew. After two kills it still runs only once.
+    /// Starts the replica again. After two kills it still runs only once.
     pub fn restart(&self) {
         self.kill();
         self.start();

@@ -4,6 +4,7 @@ mod faults;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::iter;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -104,7 +105,8 @@ pub fn run(plan: &Plan, with_story: bool, mutation: Option<&'static Mutation>) -
     runtime.block_on(async {
         let servers = match plan.servers {
             1 => vec![Server::alone("redis")],
-            _ => Server::cluster(&["redis-0", "redis-1", "redis-2"]),
+            3 => Server::cluster(&["redis-0", "redis-1", "redis-2"]),
+            _ => Server::cluster_with(&["redis-0", "redis-1", "redis-2"], &["redis-3"]),
         };
         let world = World::with(plan.seed, servers, with_story, mutation);
         world.latency_us.set(plan.latency_ms * 1000);
@@ -178,7 +180,7 @@ impl Run {
             let run = self.clone();
             executor.after(Duration::from_millis(fault.at_ms), move || run.begin(fault));
         }
-        self.follow();
+        self.world.servers.iter().for_each(|server| self.follow(server));
         self.replicas.iter().for_each(Replica::start);
         let active = Duration::from_secs(self.plan.seconds);
         executor.drive(active).await;
@@ -227,9 +229,10 @@ impl Run {
                 )));
             }
         }
-        self.say_what_is_wrong(<[String]>::is_empty, "says that something is wrong, and all is well");
+        self.check_problems(<[String]>::is_empty, "says that something is wrong, and all is well");
         wrong.append(&mut self.wrong.borrow_mut());
         wrong.extend(self.never_expire());
+        wrong.extend(self.never_shrink());
         let ended = self.replicas.iter().filter(|replica| replica.has_ended()).count();
         if ended > 0 {
             wrong.push(Wrong::general(format!("{ended} replicas have ended by themselves")));
@@ -268,6 +271,38 @@ impl Run {
             .collect()
     }
 
+    /// Returns a problem for each list of windows that keeps windows although they are final.
+    fn never_shrink(&self) -> Vec<Wrong> {
+        let name = |counter: u8| self.keys.named(format!("c{counter}").parse().expect("a name"));
+        // The lists of a named counter stay as they are if Redis has lost its registration.
+        let named = if self.losses.borrow().is_empty() {
+            self.plan.counters
+        } else {
+            0
+        };
+        let counters = iter::once(self.keys.clone()).chain((0..named).map(name));
+        // The windows that are open or not final yet. A commit delays the next ones.
+        let seconds = self.plan.late_seconds + GRACE.as_secs() + 2 * self.plan.commit_ms / 1000;
+        let most = 3 + seconds / self.plan.window_seconds;
+        let mut wrong = Vec::new();
+        for keys in counters {
+            let (open, pending) = (keys.reports_open(self.length), keys.reports_pending(self.length));
+            for server in &self.world.servers {
+                for (key, len) in [
+                    (&open, server.sorted_len(&open)),
+                    (&pending, server.fields(&pending).len()),
+                ] {
+                    if len as u64 > most {
+                        wrong.push(Wrong::general(format!(
+                            "{key} still has {len} windows, and not {most} at most"
+                        )));
+                    }
+                }
+            }
+        }
+        wrong
+    }
+
     /// Returns the problems with callbacks.
     fn of_callbacks(&self, happened: &Happened) -> Vec<Wrong> {
         let keys = &self.keys;
@@ -278,7 +313,14 @@ impl Run {
         let until_ms = self.world.now_us() / 1000 - DELIVERED.as_millis() as u64;
         let (attempts, mut committed) = (self.attempts.borrow(), self.broker.committed());
         committed.retain(|committed| committed.at_ms < until_ms);
-        let mut wrong = verdict::of_callbacks(&attempts, &committed, &self.endpoints.heard(), &dead, FIXED, happened);
+        let mut wrong = verdict::of_callbacks(
+            &attempts,
+            &committed,
+            &self.endpoints.received(),
+            &dead,
+            FIXED,
+            happened,
+        );
         let left = server.stream_len_at(&keys.callbacks(), until_ms) + server.sorted_len(&keys.callbacks_retry());
         if left > 0 {
             wrong.push(Wrong::general(format!("{left} callbacks are still waiting")));

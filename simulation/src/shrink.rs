@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_matters_is_left() {
+    fn the_relevant_lines_remain() {
         let all: Vec<u32> = (0..100).collect();
         let left = without(&all, |some| some.contains(&17) && some.contains(&63));
         assert_eq!(left, [17, 63]);

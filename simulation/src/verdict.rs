@@ -8,7 +8,7 @@ use std::fmt;
 use verve_counter_core::answer::{Answer, Outcome};
 use verve_protocol::{CounterName, Window, WindowLength};
 
-use crate::endpoints::Heard;
+use crate::endpoints::Received;
 use crate::kafka::Committed;
 
 /// A request.
@@ -162,7 +162,7 @@ pub fn of(attempts: &[Attempt], committed: &[Committed], happened: &Happened, no
 pub fn of_callbacks(
     attempts: &[Attempt],
     committed: &[Committed],
-    heard: &[Heard],
+    received: &[Received],
     dead: &[Vec<String>],
     fixed: &str,
     happened: &Happened,
@@ -180,9 +180,9 @@ pub fn of_callbacks(
             Some((endpoint, window, field(fields, "revision")))
         })
         .collect();
-    done.extend(heard.iter().map(|heard| {
-        let revision = heard.revision.map(|revision| revision.to_string());
-        (heard.endpoint.clone(), heard.window.start().to_string(), revision)
+    done.extend(received.iter().map(|received| {
+        let revision = received.revision.map(|revision| revision.to_string());
+        (received.endpoint.clone(), received.window.start().to_string(), revision)
     }));
     let is_done = |endpoint: &str, window: Window, revision: Option<u64>| {
         let revision = revision.map(|revision| revision.to_string());
@@ -216,12 +216,12 @@ pub fn of_callbacks(
     for attempt in attempts.iter().filter(|attempt| attempt.counter.is_none()) {
         tried.entry(attempt.window).or_default().insert(attempt.id);
     }
-    for heard in heard {
-        let tried = tried.get(&heard.window).map_or(0, BTreeSet::len);
-        if heard.count > tried as u64 {
+    for received in received {
+        let tried = tried.get(&received.window).map_or(0, BTreeSet::len);
+        if received.count > tried as u64 {
             wrong.push(Wrong {
-                window: Some(heard.window),
-                what: format!("{tried} ids were tried, and told was {heard:?}"),
+                window: Some(received.window),
+                what: format!("{tried} ids were tried, and the call was {received:?}"),
             });
         }
     }
@@ -231,7 +231,7 @@ pub fn of_callbacks(
 fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, now_ms: u64) -> Vec<Wrong> {
     let mut wrong = Vec::new();
     let is_named = attempts.iter().any(|attempt| attempt.counter.is_some());
-    let mut say = |window: Window, what: String| {
+    let mut add = |window: Window, what: String| {
         wrong.push(Wrong {
             window: Some(window),
             what,
@@ -241,13 +241,13 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
     for committed in committed {
         let record = &committed.record;
         if committed.at_ms < record.window.end_ms() {
-            say(record.window, format!("reported before its end: {record:?}"));
+            add(record.window, format!("reported before its end: {record:?}"));
         }
         if let Some(earlier) = last.insert(record.window, committed) {
             let before = &earlier.record;
             let follows = record.revision > before.revision || record == before;
             if (!follows || record.count < before.count) && !happened.may_have_forgotten(earlier) {
-                say(record.window, format!("{before:?} is followed by {record:?}"));
+                add(record.window, format!("{before:?} is followed by {record:?}"));
             }
         }
     }
@@ -266,7 +266,7 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
             // Ids that arrive after the window is final are not compared with earlier ids.
             let has_late = last.get(&attempt.window).is_some_and(|last| last.record.late > 0);
             if outcome == Outcome::New && !new.insert((attempt.window, attempt.id)) && !has_late && !sent.is_lost {
-                say(attempt.window, format!("id {} was new twice", attempt.id));
+                add(attempt.window, format!("id {} was new twice", attempt.id));
             }
         }
     }
@@ -275,7 +275,7 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         // A late id whose answer was lost is new again at the next attempt, if it was kept apart in
         // between.
         if last.record.requests > requests && last.record.late == 0 {
-            say(
+            add(
                 *window,
                 format!("there were {requests} requests, and reported was {:?}", last.record),
             );
@@ -285,19 +285,19 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         let (accepted, tried) = (sent.accepted.len() as u64, sent.tried.len() as u64);
         match last.get(window).map(|last| &last.record) {
             None if accepted > 0 && window.end_ms() < now_ms => {
-                say(
+                add(
                     *window,
                     format!("{accepted} ids were accepted, and nothing was reported"),
                 );
             }
             Some(record) if record.count + record.late < accepted => {
-                say(
+                add(
                     *window,
                     format!("{accepted} ids were accepted, and reported was {record:?}"),
                 );
             }
             Some(record) if record.count > tried || record.late > tried => {
-                say(*window, format!("{tried} ids were tried, and reported was {record:?}"));
+                add(*window, format!("{tried} ids were tried, and reported was {record:?}"));
             }
             _ => {}
         }
@@ -320,7 +320,7 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
             .filter(|window| begun.is_some_and(|begun| *window >= begun) && !happened.may_have_skipped(*window))
             .take(3)
         {
-            say(
+            add(
                 window,
                 "nothing was reported, though windows before and after it were".to_owned(),
             );

@@ -197,7 +197,7 @@ impl World {
         let latency = move |executor: &Executor| Duration::from_micros(1 + executor.below(most_us));
         let (signal, slot) = (Signal::default(), Rc::new(RefCell::new(None)));
         let executor = self.executor.clone();
-        let (arrived, told) = (signal.clone(), slot.clone());
+        let (arrived, outcome) = (signal.clone(), slot.clone());
         let back = line.back.clone();
         let there = line.there.after(executor.now(), latency(&executor));
         let inner = executor.clone();
@@ -207,14 +207,14 @@ impl World {
             };
             let time = back.after(inner.now(), latency(&inner));
             inner.after(time, move || {
-                told.replace(Some(done));
+                outcome.replace(Some(done));
                 arrived.set();
             });
         });
         signal.wait().await;
-        let told = slot.take();
-        match told {
-            Some(told) => told,
+        let outcome = slot.take();
+        match outcome {
+            Some(outcome) => outcome,
             None => future::pending().await,
         }
     }

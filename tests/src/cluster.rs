@@ -2,6 +2,7 @@
 //!
 //! Its nodes are `redis-server` processes. `redis-cli --cluster` joins them to a cluster.
 
+use std::collections::BTreeMap;
 use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -343,8 +344,8 @@ impl Cluster {
         let mut info = redis::cmd("CLUSTER");
         info.arg("INFO");
         wait::until("the cluster", PATIENCE, || async {
-            let said: String = info.query_async(&mut node.connection().await.ok()?).await.ok()?;
-            said.contains("cluster_state:ok").then_some(())
+            let reply: String = info.query_async(&mut node.connection().await.ok()?).await.ok()?;
+            reply.contains("cluster_state:ok").then_some(())
         })
         .await
         .with_context(|| node.process().log())
@@ -384,6 +385,42 @@ pub async fn reshard(slots: u16, from: &str, to: &RedisServer) -> Result<()> {
     cli(&[&reshard[..], &how].concat()).await
 }
 
+/// Describes how a node sees the cluster.
+///
+/// The text contains whether all slots are served, and by which node each.
+/// Nodes that agree return the same text.
+///
+/// # Errors
+/// Fails if the node does not answer.
+pub async fn view(node: &RedisServer) -> Result<String> {
+    let mut connection = node.connection().await?;
+    let mut ask = async |what: &str| -> RedisResult<String> {
+        redis::cmd("CLUSTER").arg(what).query_async(&mut connection).await
+    };
+    let (info, nodes) = (ask("INFO").await?, ask("NODES").await?);
+    let state = info.lines().find(|line| line.starts_with("cluster_state"));
+    // The fields of a line: id, address, flags, primary, ping, pong, epoch, link, then slots.
+    let owners: BTreeMap<&str, Vec<&str>> = nodes
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let id = fields.next()?;
+            // A slot that moves is in brackets, at the two nodes that move it.
+            let slots: Vec<&str> = fields.skip(7).filter(|slots| !slots.starts_with('[')).collect();
+            (!slots.is_empty()).then_some((id, slots))
+        })
+        .collect();
+    Ok(format!("{} {owners:?}", state.unwrap_or_default()))
+}
+
+/// Repairs the slots of a cluster, as an operator does, by one of its nodes.
+///
+/// # Errors
+/// Fails if `redis-cli` fails.
+pub async fn fix(node: &RedisServer) -> Result<()> {
+    cli(&["--cluster", "fix", &node.address().to_string(), "--cluster-yes"]).await
+}
+
 /// Returns the id of a node in the cluster.
 async fn id(node: &RedisServer) -> Result<String> {
     let mut my_id = redis::cmd("CLUSTER");
@@ -398,8 +435,8 @@ async fn id(node: &RedisServer) -> Result<String> {
 pub async fn primary_of(node: &RedisServer) -> Result<Option<u16>> {
     let mut info = redis::cmd("INFO");
     info.arg("replication");
-    let said: String = info.query_async(&mut node.connection().await?).await?;
-    let port = said.lines().find_map(|line| line.strip_prefix("master_port:"));
+    let reply: String = info.query_async(&mut node.connection().await?).await?;
+    let port = reply.lines().find_map(|line| line.strip_prefix("master_port:"));
     Ok(port.map(str::parse).transpose()?)
 }
 

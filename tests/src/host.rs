@@ -3,7 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -245,7 +245,7 @@ fn command(
     stop_grace: &str,
 ) -> Result<Command> {
     // Otherwise another process on this port would be taken for the instance.
-    TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
+    net::probe(address).with_context(|| format!("{address} is taken"))?;
     let mut command = kind.command(&folder.path().join("spin.toml"))?;
     command.args(["--listen", &address.to_string()]);
     if matches!(kind, Kind::VerveHost | Kind::VerveHostP2) {
@@ -329,7 +329,9 @@ impl Instance {
         self.address
     }
 
-    /// Returns the application's folder. The host's state with the spool is in `.spin` there.
+    /// Returns the application's folder.
+    ///
+    /// The host's state with the spool is in `.spin` there.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()

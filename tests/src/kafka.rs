@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_embedded_broker_gives_back_what_it_got() {
+    async fn the_embedded_broker_returns_what_it_received() {
         let kafka = Kafka::embedded().expect("a broker");
         assert!(!kafka.is_real());
         kafka.create_topic("t", 3).await.expect("a topic");

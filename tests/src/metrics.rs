@@ -45,8 +45,8 @@ impl Metrics {
         let body = text.strip_suffix("# EOF\n").context("no EOF at the end")?;
         let (mut metrics, mut family, mut seen) = (Self::default(), Family::default(), BTreeSet::new());
         for line in body.lines() {
-            if let Some(told) = line.strip_prefix("# ") {
-                let (what, rest) = told.split_once(' ').context(line.to_owned())?;
+            if let Some(comment) = line.strip_prefix("# ") {
+                let (what, rest) = comment.split_once(' ').context(line.to_owned())?;
                 let (name, value) = rest.split_once(' ').context(line.to_owned())?;
                 if name != family.name {
                     ensure!(seen.insert(name.to_owned()), "{name} comes twice");
@@ -130,7 +130,7 @@ mod tests {
     use super::Metrics;
 
     #[test]
-    fn what_breaks_the_format_is_found() {
+    fn format_violations_are_found() {
         let help = "# HELP verve_a Something that counts.\n# TYPE verve_a counter\n";
         let good = Metrics::parse(&format!(
             "{help}verve_a_total{{b=\"c\"}} 2\nverve_a_total{{b=\"d\"}} 3\n# EOF\n"

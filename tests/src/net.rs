@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::process;
 use std::sync::{Mutex, PoisonError};
 
+use tokio::net::TcpSocket;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// The ports that tests use.
@@ -62,12 +63,28 @@ pub fn free_address() -> io::Result<SocketAddr> {
     let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         for port in own.left.by_ref() {
-            if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-                return listener.local_addr();
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            if probe(address).is_ok() {
+                return Ok(address);
             }
         }
         own.take()?;
     }
+}
+
+/// Fails if another socket listens on this address.
+///
+/// The returned socket does not listen, so it does not prevent others from doing so. A listener
+/// would, even after it is closed: a process that another thread has started holds a copy of it
+/// until it executes its program.
+///
+/// # Errors
+/// Fails if the address cannot be bound.
+pub fn probe(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 /// Accepts connections on `from` and forwards their bytes to `to` and back.
@@ -127,5 +144,15 @@ mod tests {
         // A process continues with another block after its first one, and returns no port twice.
         let given = (0..BLOCK + 10).map(|_| free_address().expect("a port").port());
         assert_eq!(given.collect::<BTreeSet<u16>>().len(), usize::from(BLOCK) + 10);
+    }
+    #[test]
+    fn a_probe_keeps_nobody_from_listening() {
+        let address = free_address().expect("a port");
+        let probed = probe(address).expect("a free port");
+        let listener = TcpListener::bind(address).expect("nobody listens");
+        drop(probed);
+        assert!(probe(address).is_err());
+        drop(listener);
+        assert!(probe(address).is_ok());
     }
 }

@@ -71,7 +71,9 @@ impl Nginx {
     }
 }
 
-/// Returns the program: Debian installs it in a folder that only root's PATH contains.
+/// Returns the program's path.
+///
+/// Debian installs it in a folder that only root's PATH contains.
 fn program() -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut folders = env::split_paths(&path).chain(["/usr/sbin".into()]);

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail};
 pub fn repository() -> PathBuf {
     // Cargo sets this variable when it runs this program, directly or through xtask. The value from
     // compile time may be wrong: several clones may share a target folder, and thus this binary.
-    let said = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-    let mut package = said.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let at_run_time = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let mut package = at_run_time.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     package.pop();
     package
 }

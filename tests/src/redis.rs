@@ -24,7 +24,9 @@ pub struct RedisServer {
     process: Process,
 }
 
-/// The options of a server. By default, it keeps nothing on disk and needs no password.
+/// The options of a server.
+///
+/// By default, it keeps nothing on disk and needs no password.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     append_only: bool,

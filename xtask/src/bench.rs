@@ -15,7 +15,9 @@ const OHA: [&str; 2] = ["oha", "1.16.0"];
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Options of `verve-bench`, as in `verve-bench --help`: --quick, --rounds, --seconds, --only
+    /// Options of `verve-bench`, as in `verve-bench --help`
+    ///
+    /// They are --quick, --rounds, --seconds and --only.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -41,7 +43,7 @@ fn go_peer() -> Result<()> {
     if sys::which("go").is_none() {
         bail!("please install Go (https://go.dev): one of the peers is written in it");
     }
-    sys::say("building the peer in Go");
+    sys::log("building the peer in Go");
     let mut go = Command::new("go");
     go.current_dir(sys::root().join("bench/go-peer")).args(["build", "-o"]);
     sys::run(go.arg(sys::target().join("bench/go-peer")).arg("."))

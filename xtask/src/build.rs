@@ -23,7 +23,7 @@ pub struct Args {
 enum What {
     /// target/wasm32-wasip2/release/accept_component.wasm
     Component,
-    /// The same, and target/wasm32-wasip2/release/accept_component_p2.wasm for hosts of WASI 0.2
+    /// The same, and accept_component_p2.wasm beside it, for hosts of WASI 0.2
     ComponentP2,
     /// Both, the counter, and the examples
     Components,
@@ -31,13 +31,15 @@ enum What {
     Host,
     /// target/release/verve-reporter
     Reporter,
-    /// target/roots/verve-host and verve-reporter: the complete content of the images, with
-    /// statically linked programs
+    /// target/roots/verve-host and verve-reporter: the complete content of the images
+    ///
+    /// The programs there are linked statically.
     Roots,
     /// target/wasm32-wasip2/release/verve_hello.wasm, for the benchmarks
     Hello,
-    /// target/wasm32-wasip2/release/verve_counter.wasm and verve_counter_p2.wasm, which other
-    /// components use to count
+    /// target/wasm32-wasip2/release/verve_counter.wasm and verve_counter_p2.wasm
+    ///
+    /// Other components use them to count.
     Counter,
     /// The component and the counter for WASI 0.3 and 0.2, the host and the reporter
     All,
@@ -144,7 +146,7 @@ fn variant(package: &str, flags: &[&str], name: &str) -> Result<()> {
     // The file may be a link to a file of Cargo's own.
     let _ = fs::remove_file(&kept);
     fs::copy(&built, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
-    sys::say(&kept.display().to_string());
+    sys::log(&kept.display().to_string());
     Ok(())
 }
 
@@ -157,7 +159,7 @@ pub fn hello() -> Result<()> {
 fn wasm(package: &str, flags: &[&str]) -> Result<PathBuf> {
     // Cargo's own helpers are native programs.
     install::ensure(&install::NATIVE[..1])?;
-    sys::say(&format!("building {package} for {WASM}"));
+    sys::log(&format!("building {package} for {WASM}"));
     let mut command = cargo_wasm("build", package)?;
     let mut folder = sys::root().join("target");
     if flags == WASIP2 {
@@ -171,7 +173,7 @@ fn wasm(package: &str, flags: &[&str]) -> Result<PathBuf> {
     let size = fs::metadata(&built)
         .with_context(|| format!("{} was not built", built.display()))?
         .len();
-    sys::say(&format!("{} ({} KB)", built.display(), size.div_ceil(1000)));
+    sys::log(&format!("{} ({} KB)", built.display(), size.div_ceil(1000)));
     Ok(built)
 }
 
@@ -183,21 +185,21 @@ fn built_wasm(target: &Path, file: &str) -> PathBuf {
 /// Builds native programs.
 pub fn native(programs: &[&str]) -> Result<()> {
     install::ensure(&install::NATIVE)?;
-    sys::say(&format!("building {}", programs.join(", ")));
+    sys::log(&format!("building {}", programs.join(", ")));
     sys::run(release().args(programs.iter().flat_map(|program| ["--bin", program])))?;
     for program in programs {
-        sys::say(&sys::binary(program).display().to_string());
+        sys::log(&sys::binary(program).display().to_string());
     }
     Ok(())
 }
 
-/// Builds the static programs, and puts each into a folder with its image's content.
+/// Builds the static programs, each in a folder with its image's content.
 ///
 /// Static programs need no library of the machine that they run on.
 pub fn roots() -> Result<()> {
     install::ensure(&install::NATIVE)?;
     install::ensure(&[install::AUTHORITIES])?;
-    sys::say(&format!("building {HOST} and {REPORTER}, linked statically"));
+    sys::log(&format!("building {HOST} and {REPORTER}, linked statically"));
     let (target, folder) = (cargo::host()?, sys::target().join("static"));
     let mut command = cargo("build");
     command.args(["--release", "--package", HOST, "--package", REPORTER]);
@@ -226,7 +228,7 @@ pub fn roots() -> Result<()> {
             }
             fs::create_dir_all(root.join("var/lib/verve"))?;
         }
-        sys::say(&root.display().to_string());
+        sys::log(&root.display().to_string());
     }
     Ok(())
 }
@@ -241,7 +243,7 @@ pub fn root(program: &str) -> PathBuf {
 /// The build is fast; the programs are not.
 pub fn quick() -> Result<PathBuf> {
     install::ensure(&install::NATIVE)?;
-    sys::say(&format!("building {HOST}, {REPORTER}, {UP}, quickly"));
+    sys::log(&format!("building {HOST}, {REPORTER}, {UP}, quickly"));
     let mut command = cargo("build");
     command.args(["--profile", "quick", "--no-default-features"]);
     if env::var_os("CFLAGS").is_none() {
@@ -268,7 +270,7 @@ pub fn reference() -> Result<()> {
         let text = text.with_context(|| format!("{program} markdown"))?;
         let path = sys::root().join(format!("docs/{program}.md"));
         fs::write(&path, text + "\n").with_context(|| path.display().to_string())?;
-        sys::say(&path.display().to_string());
+        sys::log(&path.display().to_string());
     }
     Ok(())
 }
@@ -279,7 +281,7 @@ pub fn reference() -> Result<()> {
 /// them would be compiled twice.
 pub fn native_with_tests() -> Result<()> {
     install::ensure(&install::NATIVE)?;
-    sys::say("building all programs and tests");
+    sys::log("building all programs and tests");
     sys::run(release().args(["--bins", "--tests"]))
 }
 

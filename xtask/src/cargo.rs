@@ -32,9 +32,9 @@ pub fn cargo(subcommand: &str) -> Command {
 
 /// Returns the target of this machine.
 pub fn host() -> Result<String> {
-    let told = sys::output("rustc", &["-vV"]).context("no rustc")?;
-    let host = told.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc does not tell its host")?.to_owned())
+    let info = sys::output("rustc", &["-vV"]).context("no rustc")?;
+    let host = info.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not print its host")?.to_owned())
 }
 
 /// Returns `cargo <subcommand>` for a component.
@@ -106,6 +106,6 @@ pub fn have_lints() -> Result<()> {
 fn by_rustup(args: &[&str]) -> Result<()> {
     let mut rustup = Command::new("rustup");
     rustup.args(args);
-    sys::say(&sys::shown(&rustup));
+    sys::log(&sys::shown(&rustup));
     sys::run(&mut rustup).context("Rust lacks what rust-toolchain.toml names")
 }

@@ -11,8 +11,9 @@ use crate::{build, install, kafka, sys};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Duration of the faults in seconds; the last round is completed, and the calm after it takes
-    /// up to two minutes more
+    /// Duration of the faults in seconds
+    ///
+    /// The last round is completed, and the calm after it takes up to two minutes more.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// Repeat the faults of the run with this seed; random if not given
@@ -21,8 +22,9 @@ pub struct Args {
     /// Use a Redis Cluster, three primaries and three replicas, instead of one server
     #[arg(long)]
     cluster: bool,
-    /// Use an application that counts through the interface, also with a named counter: the example
-    /// `login`
+    /// Use the example application `login`
+    ///
+    /// It counts through the interface, also with a named counter.
     #[arg(long)]
     named: bool,
 }

@@ -24,36 +24,37 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// The message of the test harness about a test that takes long.
 const LONG: &str = " has been running for over 60 seconds";
 /// The duration after which the test harness prints it.
-const SAID_AFTER: Duration = Duration::from_secs(60);
+const PRINTED_AFTER: Duration = Duration::from_secs(60);
 /// The maximum number of failed tests that are run again.
 ///
 /// If more fail, they have another cause.
 const MOST_AGAIN: usize = 10;
 
-/// Runs tests with their output shown, and adds those that fail to `failed`, in short.
+/// Runs tests with their output shown, and adds failed ones to `failed`, in short.
 pub fn keep(command: &mut Command, failed: &mut Vec<String>) -> Result<()> {
     let ran = ran(command)?;
-    failed.extend(in_short(&ran.said));
+    failed.extend(in_short(&ran.output));
     ran.result
 }
 
-/// Does the same, but runs failed tests once more, by `again` with their names.
+/// Runs tests like [`keep`], and then the failed tests once more.
 ///
-/// A test that passes the second time is flaky. That is a failure too, and it is reported.
-pub fn keep_telling_flaky(
+/// `again` makes the command that runs the tests with these names. A test that passes the second
+/// time is flaky. That is a failure too, and it is reported.
+pub fn report_flaky(
     command: &mut Command,
     again: impl FnOnce(&[String]) -> Command,
     failed: &mut Vec<String>,
 ) -> Result<()> {
     let first = ran(command)?;
-    failed.extend(in_short(&first.said));
-    let names = failed_tests(&first.said);
+    failed.extend(in_short(&first.output));
+    let names = failed_tests(&first.output);
     if first.result.is_ok() || !(1..=MOST_AGAIN).contains(&names.len()) {
         return first.result;
     }
-    sys::say("what has failed is run once more");
+    sys::log("what has failed is run once more");
     let second = ran(&mut again(&names))?;
-    let still = failed_tests(&second.said);
+    let still = failed_tests(&second.output);
     if second.result.is_ok() || !still.is_empty() {
         for name in names.iter().filter(|name| !still.contains(name)) {
             failed.push(format!(
@@ -66,7 +67,7 @@ pub fn keep_telling_flaky(
 
 /// The output of tests, and their result.
 struct Ran {
-    said: Vec<String>,
+    output: Vec<String>,
     result: Result<()>,
 }
 
@@ -77,7 +78,7 @@ fn ran(command: &mut Command) -> Result<Ran> {
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", sys::shown(command)))?;
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let stdout = child.stdout.take();
     let reader = thread::spawn(move || {
         for line in stdout
@@ -87,28 +88,28 @@ fn ran(command: &mut Command) -> Result<Ran> {
             let Ok(line) = line else { break };
             let line = String::from_utf8_lossy(&line).into_owned();
             println!("{line}");
-            if tell.send(line).is_err() {
+            if sender.send(line).is_err() {
                 break;
             }
         }
     });
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     let mut long: BTreeMap<String, Instant> = BTreeMap::new();
     let mut hangs = None;
     loop {
-        match told.recv_timeout(Duration::from_secs(1)) {
+        match receiver.recv_timeout(Duration::from_secs(1)) {
             Ok(line) => {
                 if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(LONG)) {
                     long.insert(name.to_owned(), Instant::now());
                 } else if let Some((name, _)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
                     long.remove(name);
                 }
-                said.push(line);
+                output.push(line);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        let mut late = long.iter().filter(|(_, since)| since.elapsed() + SAID_AFTER > LIMIT);
+        let mut late = long.iter().filter(|(_, since)| since.elapsed() + PRINTED_AFTER > LIMIT);
         if let Some((name, _)) = late.next() {
             hangs = Some(name.clone());
             end(child.id());
@@ -117,13 +118,13 @@ fn ran(command: &mut Command) -> Result<Ran> {
     }
     let status = child.wait()?;
     let _ = reader.join();
-    said.extend(told.try_iter());
+    output.extend(receiver.try_iter());
     let result = match hangs {
         Some(name) => Err(anyhow!("{name} has not ended within {} s: it hangs", LIMIT.as_secs())),
         None if status.success() => Ok(()),
         None => Err(anyhow!("{} failed: {status}", sys::shown(command))),
     };
-    Ok(Ran { said, result })
+    Ok(Ran { output, result })
 }
 
 /// Kills a process, and then all its descendants.
@@ -143,20 +144,20 @@ fn end(process: u32) {
 }
 
 /// Returns the names of the failed tests.
-fn failed_tests(said: &[String]) -> Vec<String> {
-    let names = said
+fn failed_tests(output: &[String]) -> Vec<String> {
+    let names = output
         .iter()
         .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
     names.map(str::to_owned).collect()
 }
 
-/// Returns the output of each failed test, shortened, from that of the test harness.
-fn in_short(said: &[String]) -> Vec<String> {
+/// Returns the shortened output of each failed test from that of the test harness.
+fn in_short(output: &[String]) -> Vec<String> {
     let heads = |line: &String| line.starts_with("---- ") && line.ends_with(" ----");
     let ends = |line: &String| heads(line) || line == "failures:";
     let mut failures = Vec::new();
-    for (at, _) in said.iter().enumerate().filter(|(_, line)| heads(line)) {
-        let section = &said[at..];
+    for (at, _) in output.iter().enumerate().filter(|(_, line)| heads(line)) {
+        let section = &output[at..];
         let end = section.iter().skip(1).position(ends).map_or(section.len(), |n| n + 1);
         failures.push(shortened(&section[..end]));
     }
@@ -181,7 +182,7 @@ fn shortened(lines: &[String]) -> String {
 mod tests {
     use std::process::Command;
 
-    use super::{LINES, end, in_short, keep_telling_flaky};
+    use super::{LINES, end, in_short, report_flaky};
 
     /// Returns a command that prints what a test harness would print.
     fn harness(script: &str) -> Command {
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_when_it_is_run_once_more_is_flaky() {
+    fn a_test_that_passes_when_repeated_is_flaky() {
         let twice = |first: &str, second: &str| {
             let mut failed = Vec::new();
             let mut names = Vec::new();
@@ -199,25 +200,25 @@ mod tests {
                 names = tests.to_vec();
                 harness(second)
             };
-            let result = keep_telling_flaky(&mut harness(first), again, &mut failed);
+            let result = report_flaky(&mut harness(first), again, &mut failed);
             (result.is_ok(), names, failed)
         };
         let fails = "echo 'test a::b ... FAILED'; echo 'test a::c ... FAILED'; echo 'test d ... ok'; exit 1";
-        let (passed, names, said) = twice(fails, "echo 'test a::b ... ok'; echo 'test a::c ... FAILED'; exit 1");
+        let (passed, names, reported) = twice(fails, "echo 'test a::b ... ok'; echo 'test a::c ... FAILED'; exit 1");
         assert!(!passed && names == ["a::b", "a::c"]);
         assert_eq!(
-            said,
+            reported,
             ["FLAKY: a::b has failed, and has passed when it was run once more"]
         );
-        let (passed, names, said) = twice("echo 'test a::b ... ok'", "exit 1");
-        assert!(passed && names.is_empty() && said.is_empty(), "{said:?}");
+        let (passed, names, reported) = twice("echo 'test a::b ... ok'", "exit 1");
+        assert!(passed && names.is_empty() && reported.is_empty(), "{reported:?}");
         // The second run did not even begin.
-        let (passed, _, said) = twice(fails, "exit 101");
-        assert!(!passed && said.is_empty(), "{said:?}");
+        let (passed, _, reported) = twice(fails, "exit 101");
+        assert!(!passed && reported.is_empty(), "{reported:?}");
     }
 
     #[test]
-    fn what_hangs_ends_with_all_that_it_has_started() {
+    fn a_hanging_command_ends_with_all_its_processes() {
         let mut command = harness("sleep 60 & wait");
         let mut child = command.spawn().expect("sh");
         let children = format!("/proc/{0}/task/{0}/children", child.id());
@@ -246,9 +247,9 @@ mod tests {
         let text = format!(
             "test a ... ok\n\nfailures:\n\n---- b stdout ----\nError: no\n\n---- c stdout ----\n{long}\n\nfailures:\n    b\n    c\n"
         );
-        let said: Vec<String> = text.lines().map(str::to_owned).collect();
-        let [b, c] = &in_short(&said)[..] else {
-            panic!("{:?}", in_short(&said));
+        let output: Vec<String> = text.lines().map(str::to_owned).collect();
+        let [b, c] = &in_short(&output)[..] else {
+            panic!("{:?}", in_short(&output));
         };
         assert_eq!(b, "---- b stdout ----\nError: no");
         assert_eq!(c.lines().count(), 2 * LINES + 1);

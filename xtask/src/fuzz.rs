@@ -18,7 +18,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     if !sys::succeeds("cargo", &["fuzz", "--version"]) {
-        sys::say("cargo install cargo-fuzz");
+        sys::log("cargo install cargo-fuzz");
         sys::run(cargo("install").args(["cargo-fuzz", "--locked"]))?;
     }
     let corpus = sys::root().join("fuzz/corpus");
@@ -27,7 +27,7 @@ pub fn run(args: &Args) -> Result<()> {
         let target = kept?.file_name().into_string().unwrap_or_default();
         let found = sys::root().join("target/fuzz/corpus").join(&target);
         fs::create_dir_all(&found).with_context(|| found.display().to_string())?;
-        sys::say(&format!("{target}, for {} s", args.seconds));
+        sys::log(&format!("{target}, for {} s", args.seconds));
         let mut command = cargo("fuzz");
         // No sanitizer: there is no unsafe code to check, and without a sanitizer a stable compiler
         // is sufficient.

@@ -1,4 +1,4 @@
-//! `cargo xtask images`: builds the images of `deploy/` with buildah, and tests them.
+//! `cargo xtask images`: builds and tests the images of `deploy/`, with buildah.
 //!
 //! This needs no daemon, and no image from elsewhere.
 
@@ -23,9 +23,9 @@ pub fn run() -> Result<()> {
     for program in [HOST, REPORTER] {
         let short = program.trim_start_matches("verve-");
         let container = Container::of(short, &build::root(program))?;
-        let said = container.run(&[program, "--version"])?;
-        ensure!(said.starts_with(program), "{said}");
-        sys::say(&format!("{said}: the image of {short} runs"));
+        let version = container.run(&[program, "--version"])?;
+        ensure!(version.starts_with(program), "{version}");
+        sys::log(&format!("{version}: the image of {short} runs"));
         let address = format!("127.0.0.1:{}", sys::free_port()?);
         let (serve, ask) = if program == HOST {
             let app = ["--from", "/opt/verve/spin.toml", "--state-dir", "/var/lib/verve"];
@@ -45,12 +45,14 @@ pub fn run() -> Result<()> {
         }
         ensure!(container.run(&ask).is_err(), "health where nobody is");
         container.serve(&serve, &ask)?;
-        sys::say(&format!("the image of {short} is healthy"));
+        sys::log(&format!("the image of {short} is healthy"));
     }
     Ok(())
 }
 
-/// A container of an image that was just built, in a folder that is removed with it.
+/// A container of an image that was just built.
+///
+/// It is in a folder that is removed with it.
 struct Container {
     /// The folder where buildah keeps both.
     storage: TempDir,

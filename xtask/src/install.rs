@@ -140,7 +140,7 @@ pub const BROWSER: Need = Need {
     present: || sys::which("chromium").is_some(),
 };
 
-/// Checks that all requirements are met, and installs Debian packages where possible.
+/// Checks the requirements, and installs missing Debian packages where possible.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
     if missing.is_empty() {
@@ -165,7 +165,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
 /// Installs Debian packages, and updates the package list if necessary.
 pub fn apt_install(packages: &[&str]) -> Result<()> {
     let apt = apt(packages)?;
-    sys::say(&format!("installing {} by apt-get", packages.join(" ")));
+    sys::log(&format!("installing {} by apt-get", packages.join(" ")));
     let install = || {
         let args = ["install", "-y", "-qq", "--no-install-recommends"];
         sys::run(apt.command().args(args).args(packages))
@@ -173,7 +173,7 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
     // Without a package list, or with an old one, the first attempt fails: the package is unknown,
     // or its file no longer exists.
     install().or_else(|_| {
-        sys::say("updating the package list first");
+        sys::log("updating the package list first");
         sys::run(apt.command().args(["update", "-qq"]))?;
         install()
     })
@@ -226,7 +226,7 @@ fn apt(packages: &[&str]) -> Result<Apt> {
     if is_yes(&mut BufReader::new(&mut input))? {
         return Ok(Apt::BySudo);
     }
-    bail!("not installed, as you said")
+    bail!("not installed, as you answered")
 }
 
 /// Returns whether the next line is a yes.
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_yes_is_a_yes() {
+    fn only_yes_confirms() {
         for (line, expected) in [
             ("y\n", true),
             ("Yes\n", true),

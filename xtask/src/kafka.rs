@@ -14,7 +14,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{java, sys};
 
-/// A fixed id, so that formatting a folder with a cluster's data again changes nothing.
+/// The id of the cluster.
+///
+/// It is fixed, so that formatting a folder with a cluster's data again changes nothing.
 const CLUSTER_ID: &str = "dmVydmUtdGVzdC1rYWZrYQ";
 
 #[derive(clap::Args)]
@@ -22,13 +24,16 @@ pub struct Args {
     /// Port of 127.0.0.1 that clients connect to
     #[arg(long, required_unless_present = "prepare")]
     port: Option<u16>,
-    /// Port that the broker advertises to clients, if something is between them and the broker
+    /// Port that the broker advertises to clients
+    ///
+    /// It is for tests in which something is between the clients and the broker.
     #[arg(long)]
     advertised_port: Option<u16>,
     #[command(flatten)]
     secure: Option<Secure>,
-    /// Folder for the data, which outlive the broker. Without this option they are in a new
-    /// temporary folder
+    /// Folder for the data, which outlive the broker
+    ///
+    /// Without this option they are in a new temporary folder.
     #[arg(long)]
     dir: Option<PathBuf>,
     /// Only install what is missing, then exit
@@ -39,18 +44,23 @@ pub struct Args {
     die_with_parent: bool,
 }
 
-/// A second listener, which requires TLS and a password (SASL_SSL with SCRAM-SHA-512).
+/// A second listener, which requires TLS and a password.
+///
+/// Its protocol is `SASL_SSL`, with SCRAM-SHA-512.
 #[derive(clap::Args)]
 #[group(requires_all = ["secure_port", "secure_pem", "secure_user"])]
 struct Secure {
-    /// Port of 127.0.0.1 for clients with TLS and a password. The broker advertises `localhost` to
-    /// them
+    /// Port of 127.0.0.1 for clients with TLS and a password
+    ///
+    /// The broker advertises `localhost` to them.
     #[arg(long, required = false)]
     secure_port: u16,
     /// Certificate and key of this listener, in one PEM file
     #[arg(long, required = false)]
     secure_pem: PathBuf,
-    /// User who may connect there: `name:password`. The broker gets both at its first start
+    /// User who may connect there: `name:password`
+    ///
+    /// The broker gets both at its first start.
     #[arg(long, required = false, value_parser = user)]
     secure_user: (String, String),
 }
@@ -79,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     fs::write(&config, text)?;
     format(&jars, &config, args.secure.as_ref())?;
-    sys::say(&format!("Kafka on 127.0.0.1:{port}, its data in {}", dir.display()));
+    sys::log(&format!("Kafka on 127.0.0.1:{port}, its data in {}", dir.display()));
     let mut command = launcher(args.die_with_parent);
     command
         .arg(java::java()?)
@@ -105,7 +115,7 @@ pub fn prepare() -> Result<PathBuf> {
         return Ok(folder);
     }
     let mut maven = java::maven()?;
-    sys::say(&format!("fetching Apache Kafka {version} (40 MB) by Maven"));
+    sys::log(&format!("fetching Apache Kafka {version} (40 MB) by Maven"));
     let partial = folder.with_file_name(format!("kafka-{version}.partial-{}", process::id()));
     fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
     maven

@@ -26,11 +26,15 @@ mod sys;
 mod test;
 mod up;
 
-/// Builds, runs and tests Verve. Missing tools are installed where possible.
+/// Builds, runs and tests Verve
+///
+/// Missing tools are installed where possible.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
-    /// Install missing packages with sudo, without asking first. Root is never asked
+    /// Install missing packages with sudo, without asking first
+    ///
+    /// Root is never asked.
     #[arg(long, global = true)]
     install: bool,
     #[command(subcommand)]
@@ -41,15 +45,19 @@ struct Cli {
 enum Command {
     /// Builds the component, the host and the reporter, or one of them
     Build(build::Args),
-    /// Starts everything: Redis, two hosts, the reporter and a Kafka broker, and shows each record
-    /// as it arrives
+    /// Starts everything, and shows each record as it arrives
+    ///
+    /// Everything is Redis, two hosts, the reporter and a Kafka broker.
     Up(up::Args),
     /// Checks and tests everything, end to end, with a real Redis and a real Kafka
     Test(test::Args),
-    /// Kills, stops, pauses and cuts off every part under traffic, and checks that each id was
-    /// counted exactly once
+    /// Makes every part fail under traffic, and checks the counts
+    ///
+    /// Parts are killed, stopped, paused and cut off; each id must be counted exactly once.
     Chaos(chaos::Args),
-    /// Runs the real code on simulated machines, with faults from seeds, and checks the guarantees
+    /// Runs the real code on simulated machines, and checks the guarantees
+    ///
+    /// The faults are determined by seeds.
     Simulate(simulate::Args),
     /// Searches with libFuzzer for texts that break the code that reads them
     Fuzz(fuzz::Args),
@@ -57,11 +65,14 @@ enum Command {
     Bench(bench::Args),
     /// Takes the screenshots of the live page in docs/ again
     Screenshots,
-    /// Regenerates docs/verve-host.md and docs/verve-reporter.md from the help texts of these
-    /// programs, and the listings of the public API of the published crates
+    /// Regenerates the reference of the programs and of the public API
+    ///
+    /// It writes docs/verve-host.md and docs/verve-reporter.md from the help texts of these
+    /// programs, and the listings of the public API of the published crates.
     Reference,
-    /// Builds the container images of deploy/ with buildah, from static programs only, and tests
-    /// them
+    /// Builds and tests the container images of deploy/, with buildah
+    ///
+    /// The images contain static programs only.
     Images,
     /// Runs a real Apache Kafka (one node) in the foreground, for tests
     Kafka(kafka::Args),
@@ -88,7 +99,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            sys::say(&format!("{error:#}"));
+            sys::log(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -10,7 +10,9 @@ use anyhow::{Context, Result};
 use crate::cargo::cargo_for_wasm;
 use crate::sys;
 
-/// The files of the project. On the page, each name is before the block of the file.
+/// The files of the project.
+///
+/// On the page, each name is before the block of the file.
 const FILES: [&str; 3] = ["Cargo.toml", "src/lib.rs", "spin.toml"];
 
 /// Builds the project as `greeting.wasm`, in the folder of the components.
@@ -32,7 +34,7 @@ pub fn project() -> Result<()> {
     }
     // The same lock file lets the build reuse code that was compiled for the other components.
     fs::copy(sys::root().join("Cargo.lock"), project.join("Cargo.lock"))?;
-    sys::say("building the project of docs/library.md");
+    sys::log("building the project of docs/library.md");
     let mut build = cargo_for_wasm("build")?;
     sys::run(build.arg("--release").current_dir(project))
 }

@@ -32,7 +32,7 @@ pub fn check() -> Result<()> {
             };
             let changes = [changed(&kept, &now, "-"), changed(&now, &kept, "+")].concat();
             bail!(
-                "{} is not what is public: `cargo xtask reference` writes it anew\n{}",
+                "{} does not match the public items: `cargo xtask reference` writes it again\n{}",
                 path.display(),
                 changes.join("\n")
             );
@@ -46,7 +46,7 @@ pub fn write() -> Result<()> {
     for folder in CRATES {
         let path = listed(folder);
         fs::write(&path, listing(folder)?).with_context(|| path.display().to_string())?;
-        sys::say(&path.display().to_string());
+        sys::log(&path.display().to_string());
     }
     Ok(())
 }
@@ -285,7 +285,7 @@ fn stripped(item: Item) -> Option<Item> {
     }
 }
 
-/// Returns the implementations of these types, in their file or in modules below it.
+/// Returns the implementations of these types in their file and in modules below.
 fn implemented(file: &Path, names: &BTreeSet<String>) -> Result<Vec<Item>> {
     let below = match file.file_stem() {
         Some(stem) if stem != "lib" => files(&file.with_extension(""))?,

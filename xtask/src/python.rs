@@ -38,14 +38,14 @@ pub fn ingest() -> Result<()> {
         return Ok(());
     }
     let program = installed(COMPONENTIZE, "componentize-py")?;
-    sys::say("building examples/ingest (by componentize-py)");
+    sys::log("building examples/ingest (by componentize-py)");
     if let Some(folder) = built.parent() {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
     let mut command = Command::new(program);
     command.args(["-d", "wit", "-w", "ingest", "componentize", "app", "-o"]);
     sys::run(command.arg(&built).current_dir(example))?;
-    sys::say(&built.display().to_string());
+    sys::log(&built.display().to_string());
     Ok(())
 }
 
@@ -98,7 +98,7 @@ fn environment(package: &str) -> Result<PathBuf> {
 fn from_pypi(package: &str, options: &[&str]) -> Result<PathBuf> {
     let environment = environment(package)?;
     install::ensure(&[install::PYTHON])?;
-    sys::say(&format!("installing {package}"));
+    sys::log(&format!("installing {package}"));
     sys::run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
     let mut pip = Command::new(environment.join("bin/pip"));
     let installed = sys::run(pip.args(["install", "--quiet"]).args(options).arg(package));

@@ -23,7 +23,9 @@ pub struct Args {
     /// Print the steps of each run, regardless of its result
     #[arg(long)]
     story: bool,
-    /// Insert one fault after the other, and report how many seeds it takes to find each
+    /// Insert one fault after the other
+    ///
+    /// Reports how many seeds it takes to find each.
     #[arg(long)]
     mutations: bool,
 }
@@ -31,12 +33,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     build::native(&[build::SIMULATION])?;
     let mut command = Command::new(sys::binary(build::SIMULATION));
-    let mut say = |flag: &str, value: Option<String>| {
+    let mut option = |flag: &str, value: Option<String>| {
         command.args(value.into_iter().flat_map(|value| [flag.to_owned(), value]));
     };
-    say("--seeds", args.seeds.map(|seeds| seeds.to_string()));
-    say("--seed", args.seed.map(|seed| seed.to_string()));
-    say("--minutes", args.minutes.map(|minutes| minutes.to_string()));
+    option("--seeds", args.seeds.map(|seeds| seeds.to_string()));
+    option("--seed", args.seed.map(|seed| seed.to_string()));
+    option("--minutes", args.minutes.map(|minutes| minutes.to_string()));
     let flags = [(args.story, "--story"), (args.mutations, "--mutations")];
     command.args(
         flags

@@ -15,8 +15,8 @@ pub fn root() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
         // Cargo sets the folder when it runs this program: several clones may share a target
         // folder, and so this very file.
-        let said = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-        let mut xtask = said.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let at_run_time = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let mut xtask = at_run_time.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
         xtask.pop();
         xtask
     });
@@ -47,7 +47,7 @@ pub fn cache() -> Result<PathBuf> {
 }
 
 /// Prints a line about the current step to stderr, beside cargo's own progress.
-pub fn say(line: &str) {
+pub fn log(line: &str) {
     eprintln!("xtask: {line}");
 }
 
@@ -63,16 +63,16 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs `command`, and returns its standard error, which is shown after its end.
-pub fn said(command: &mut Command) -> Result<String> {
+pub fn stderr(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("cannot run {}", shown(command)))?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    eprint!("{said}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    eprint!("{text}");
     if !output.status.success() {
         bail!("{} failed: {}", shown(command), output.status);
     }
-    Ok(said)
+    Ok(text)
 }
 
 /// Returns whether `program` with `args` runs and succeeds; its output is dropped.

@@ -19,8 +19,9 @@ use crate::{build, failures, install, kafka, public, python, sys};
 pub struct Args {
     #[command(subcommand)]
     only: Option<Only>,
-    /// Run only tests whose name contains one of these, and no checks (format, lints,
-    /// documentation)
+    /// Run only tests whose name contains one of these, and no checks
+    ///
+    /// The checks are those of format, lints and documentation.
     filters: Vec<String>,
 }
 
@@ -203,8 +204,9 @@ fn seed_of_commit() -> String {
     seed.unwrap_or(1 << 20).to_string()
 }
 
-/// Packages and compiles the crates that others depend on, and compiles the example.
+/// Packages and compiles the published crates, and compiles the example.
 ///
+/// The published crates are those that others depend on.
 /// The crates are compiled as packaged, and published without the upload. There must be no warning.
 fn packages() -> Result<()> {
     forget_packages()?;
@@ -212,8 +214,8 @@ fn packages() -> Result<()> {
     publish.env("CARGO_PROFILE_DEV_DEBUG", "none");
     publish.args(["--dry-run", "--allow-dirty"]);
     publish.args(PUBLISHED.iter().flat_map(|package| ["--package", package]));
-    let said = sys::said(&mut publish)?;
-    let mut warnings = said.lines().filter(|line| line.starts_with("warning"));
+    let stderr = sys::stderr(&mut publish)?;
+    let mut warnings = stderr.lines().filter(|line| line.starts_with("warning"));
     if let Some(warning) = warnings.find(|line| !line.contains("aborting upload due to dry run")) {
         bail!("cargo publish: {warning}");
     }
@@ -307,7 +309,9 @@ impl Parts<'_> {
     }
 }
 
-/// The themes that mostly wait. They run beside the others, which use the processors.
+/// The themes that mostly wait.
+///
+/// They run beside the others, which use the processors.
 const WAITING: [&str; 3] = ["library::", "reporter::", "security::"];
 
 fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
@@ -317,13 +321,13 @@ fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Resul
         command
     };
     if !args.filters.is_empty() {
-        return telling_flaky(tests, &args.filters, failed);
+        return run_and_report_flaky(tests, &args.filters, failed);
     }
     let others = WAITING.iter().flat_map(|theme| ["--skip", theme]);
     let mut failed_waiting = Vec::new();
     let (waiting, others) = thread::scope(|scope| {
-        let waiting = scope.spawn(|| telling_flaky(tests, WAITING, &mut failed_waiting));
-        let others = telling_flaky(tests, others, failed);
+        let waiting = scope.spawn(|| run_and_report_flaky(tests, WAITING, &mut failed_waiting));
+        let others = run_and_report_flaky(tests, others, failed);
         (waiting.join(), others)
     });
     failed.append(&mut failed_waiting);
@@ -336,7 +340,7 @@ fn end_to_end(args: &Args, parts: &Parts<'_>, failed: &mut Vec<String>) -> Resul
 /// Runs the selected tests, and once more those that fail, by their names.
 ///
 /// `filters` are arguments of the test harness.
-fn telling_flaky<S: AsRef<OsStr>>(
+fn run_and_report_flaky<S: AsRef<OsStr>>(
     tests: impl Fn() -> Command,
     filters: impl IntoIterator<Item = S>,
     failed: &mut Vec<String>,
@@ -346,7 +350,7 @@ fn telling_flaky<S: AsRef<OsStr>>(
         command.args(["--", "--exact"]).args(names);
         command
     };
-    failures::keep_telling_flaky(tests().arg("--").args(filters), again, failed)
+    failures::report_flaky(tests().arg("--").args(filters), again, failed)
 }
 
 /// The suites that run on a Redis Cluster, with a separate cluster for each site.
@@ -369,7 +373,7 @@ fn on_cluster(parts: &Parts<'_>, failed: &mut Vec<String>) -> Result<()> {
         command.env("VERVE_TESTS_ON_CLUSTER", "1");
         command
     };
-    telling_flaky(tests, ON_CLUSTER, failed)
+    run_and_report_flaky(tests, ON_CLUSTER, failed)
 }
 
 /// Runs the test of the live page, which saves its pictures in `docs`.
@@ -402,7 +406,7 @@ impl Broker {
             return Ok(Self::External(brokers));
         }
         if let Err(error) = kafka::prepare() {
-            sys::say(&format!("NO REAL KAFKA CAN BE HAD HERE: {error:#}"));
+            sys::log(&format!("NO REAL KAFKA CAN BE HAD HERE: {error:#}"));
             return Ok(Self::None);
         }
         Self::start(program)
@@ -501,7 +505,7 @@ impl Steps {
         let seconds = start.elapsed().as_secs_f64();
         let outcome = if result.is_ok() { "ok" } else { "FAILED" };
         if let Err(error) = &result {
-            sys::say(&format!("{error:#}"));
+            sys::log(&format!("{error:#}"));
         }
         println!("=== {name}: {outcome}, {seconds:.1} s");
         self.done.push(Step {
@@ -513,16 +517,18 @@ impl Steps {
         result.is_ok()
     }
 
-    /// Adds a step that could not run because an earlier one failed. It counts as failed.
+    /// Adds a step that could not run because an earlier one failed.
+    ///
+    /// It counts as failed.
     fn skip(&mut self, name: &'static str, outcome: &'static str) {
         self.push_undone(name, outcome, true);
     }
 
-    /// Adds a step that needs something that this machine lacks and Verve does not contain.
+    /// Adds a step that needs something that this machine lacks.
     ///
-    /// The summary names it.
+    /// Verve does not contain it. The summary names it.
     fn leave_out(&mut self, name: &'static str, outcome: &'static str) {
-        sys::say(&format!("{name}: {outcome}"));
+        sys::log(&format!("{name}: {outcome}"));
         self.push_undone(name, outcome, false);
     }
 

@@ -14,7 +14,9 @@ pub struct Args {
     /// Send requests and two callbacks, and show what was sent beside each record
     #[arg(long)]
     demo: bool,
-    /// Run a real Apache Kafka instead of the embedded broker (the first run downloads it, 40 MB)
+    /// Run a real Apache Kafka instead of the embedded broker
+    ///
+    /// The first run downloads it (40 MB).
     #[arg(long)]
     kafka: bool,
     /// Run a Redis Cluster, three primaries and three replicas, instead of one server
@@ -23,8 +25,9 @@ pub struct Args {
     /// Length of a window, in seconds
     #[arg(long, default_value_t = 10)]
     window_seconds: u32,
-    /// With --demo: stop after this number of windows; fails if the counts and the sent requests do
-    /// not agree
+    /// With --demo: stop after this number of windows
+    ///
+    /// The program fails if the counts and the sent requests do not agree.
     #[arg(long, requires = "demo", value_name = "N")]
     windows: Option<u32>,
 }

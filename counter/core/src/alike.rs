@@ -40,7 +40,7 @@ mod tests {
         ///
         /// All of them are recorded, and never too many together.
         #[test]
-        fn who_waits_is_recorded_in_order_with_those_of_the_same_window(numbers in vec(0..3u64, 0..2500)) {
+        fn waiting_ids_are_recorded_in_order_with_those_of_the_same_window(numbers in vec(0..3u64, 0..2500)) {
             let mut waiting: Vec<(usize, u64)> = numbers.into_iter().enumerate().collect();
             let all = waiting.clone();
             let mut recorded = Vec::new();

@@ -64,7 +64,7 @@ pub enum NotCounted {
     Limited(Limit),
     /// Redis is unreachable or refuses, and there is no spool or no room in it.
     ///
-    /// The log says which. The client may add the id again. At worst, the id was recorded
+    /// The log contains the reason. The client may add the id again. At worst, the id was recorded
     /// nevertheless, and is then a duplicate.
     #[error("Redis is unreachable or refuses commands, and the spool is missing or full")]
     Unavailable,
@@ -87,9 +87,9 @@ pub const fn statistic(answer: Answer) -> &'static str {
 
 /// Parses the answer of a script; `None` if it is not an answer.
 #[must_use]
-pub fn parse_answer(said: &str) -> Option<Answer> {
+pub fn parse_answer(text: &str) -> Option<Answer> {
     let outcomes = [Outcome::New, Outcome::Duplicate].map(|outcome| (outcome.as_str(), Ok(outcome)));
     let limits = [Limit::Window, Limit::Endpoint].map(|limit| (limit.as_str(), Err(NotCounted::Limited(limit))));
     let mut known = outcomes.into_iter().chain(limits);
-    known.find(|(name, _)| *name == said).map(|(_, answer)| answer)
+    known.find(|(name, _)| *name == text).map(|(_, answer)| answer)
 }

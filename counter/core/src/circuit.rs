@@ -120,7 +120,7 @@ mod tests {
         /// After a failure no request runs for [`OPEN_MS`]. Then one at a time runs, for as long as
         /// a probe takes. After a success all run.
         #[test]
-        fn at_most_one_tries_a_server_that_is_away(events in proptest::collection::vec(event(), 1..200)) {
+        fn at_most_one_call_probes_an_unreachable_server(events in proptest::collection::vec(event(), 1..200)) {
             const TRIAL_MS: u64 = 1_500;
             let circuit = Circuit::default();
             let (mut now, mut under_way) = (1, std::collections::VecDeque::new());

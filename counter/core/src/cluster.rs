@@ -65,7 +65,7 @@ pub struct Redirect {
 impl Redirect {
     /// Parses an error as a redirection; `None` if it is another error.
     ///
-    /// Redis says `MOVED 3999 127.0.0.1:6381`. Hosts use their own words, which change between
+    /// Redis answers `MOVED 3999 127.0.0.1:6381`. Hosts use their own words, which change between
     /// versions: `Moved: 3999 127.0.0.1:6381`, or without the first word. All of them keep the slot
     /// and the address at the end.
     #[must_use]
@@ -73,11 +73,11 @@ impl Redirect {
         let mut words = error.split_ascii_whitespace().rev();
         let address = Address::parse(words.next()?)?;
         let slot = words.next()?.parse().ok().filter(|slot| *slot < SLOTS)?;
-        let said = words.next()?;
+        let kind = words.next()?;
         Some(Self {
             address,
             slot,
-            is_ask: said.trim_end_matches(':').eq_ignore_ascii_case("ask"),
+            is_ask: kind.trim_end_matches(':').eq_ignore_ascii_case("ask"),
         })
     }
 
@@ -96,7 +96,7 @@ impl Redirect {
 }
 
 /// Which node has which slots.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Map {
     ranges: Vec<(RangeInclusive<u16>, Rc<[Address]>)>,
     /// The slots that have moved since.
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_map_is_what_the_nodes_say() {
+    fn the_map_matches_the_answers_of_the_nodes() {
         let mut map = Map::parse(
             &answer(
                 "0 5460 10.0.0.1 30001 id-a hostname a.example zone eu-1 10.0.0.4 30004 id-d hostname d.example \

@@ -62,11 +62,14 @@ pub struct Config {
     pub log: Log,
     /// `redis_wait_replicas`: how many replicas of a Redis must have what it records.
     pub wait_replicas: u32,
-    /// `window_limit`: the maximum number of ids of a partition of a window, if limited.
+    /// `window_limit`: the maximum number of ids of a partition of a window.
     ///
+    /// `None` if there is no limit.
     /// Each partition takes its share of the limit.
     pub window_limit: Option<u64>,
-    /// `endpoint_limit`: the maximum of callback jobs per endpoint and window, if limited.
+    /// `endpoint_limit`: the maximum of callback jobs per endpoint and window.
+    ///
+    /// `None` if there is no limit.
     pub endpoint_limit: Option<u64>,
 }
 
@@ -146,7 +149,7 @@ impl Config {
     /// Parses the values of [`VARIABLES`].
     ///
     /// # Errors
-    /// One line that names the variable and says what was expected. It shows no password.
+    /// One line that names the variable and the expected value. It shows no password.
     pub fn parse(values: [String; VARIABLES.len()]) -> Result<Self, InvalidVariable> {
         let [
             redis_urls,
@@ -190,7 +193,7 @@ pub const SPOOL_LIMIT: &str = "spool_limit";
 /// Parses the value of [`SPOOL_LIMIT`], for a build that has a spool.
 ///
 /// # Errors
-/// One line that names the variable and says what was expected.
+/// One line that names the variable and the expected value.
 pub fn spool_limit(value: &str) -> Result<u64, InvalidVariable> {
     number(SPOOL_LIMIT, "a number of ids", value, 0..=1_000_000_000)
 }
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_a_manifest_is_as_in_ours() {
+    fn a_manifest_without_settings_has_our_defaults() {
         // A relative path, because several clones may share compiled tests, and tests run in their
         // package's folder.
         let manifest = std::fs::read_to_string("../../spin.toml").expect("the manifest");

@@ -78,8 +78,9 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Creates the state in which no named counter is in use. `keys` are those of the unnamed
-    /// counter.
+    /// Creates the state in which no named counter is in use.
+    ///
+    /// `keys` are those of the unnamed counter.
     #[must_use]
     pub fn new(keys: Keys) -> Self {
         Self {

@@ -28,7 +28,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_says_when_its_window_ends() {
+    fn a_key_contains_the_end_of_its_window() {
         assert_eq!(end_of("verve:ids:86400:0:7"), 86_400);
         assert_eq!(end_of("{verve}:stats:60:0"), 0);
     }

@@ -44,8 +44,8 @@ pub struct Instance<H: Host> {
     redis: Redis<H>,
     /// The state of each counter.
     pub counters: Counters,
-    /// The number of reconnects when the counter states were last cleared.
-    reconnects: Cell<u64>,
+    /// The number of changes of servers when the counter states were last cleared.
+    changes: Cell<u64>,
     spool: Spool<H>,
     /// The time limit for spooling while a request waits.
     spool_limit: H::Limit,
@@ -84,7 +84,7 @@ impl<H: Host> Instance<H> {
         let [spool, background] = [(); 2].map(|()| Spool::new(&host, spool_limit, &config));
         let instance = Rc::new(Self {
             counters: Counters::new(config.keys.clone()),
-            reconnects: Cell::new(0),
+            changes: Cell::new(0),
             spool_limit: host.limit(SPOOL_TIMEOUT),
             log: Logger::new(host.clone(), config.log),
             config,

@@ -1,4 +1,4 @@
-//! The core of `verve-counter`: every decision about an id, independent of the host.
+//! The core of `verve-counter`: decides about each id, independently of the host.
 //!
 //! The docs of `verve-counter` explain how to use it.
 //!

@@ -1,4 +1,6 @@
-//! The limits that the operator may set. Scripts check them in Redis, where the state is known.
+//! The limits that the operator may set.
+//!
+//! Scripts check them in Redis, where the state is known.
 
 use verve_protocol::Window;
 
@@ -8,8 +10,8 @@ use crate::answer::{Answer, Limit, NotCounted, Outcome};
 ///
 /// The script answers 0 if the id is new, 1 if it was there, and 2 if there was no room.
 #[must_use]
-pub const fn added(said: i64) -> Option<Answer> {
-    match said {
+pub const fn added(number: i64) -> Option<Answer> {
+    match number {
         0 => Some(Ok(Outcome::New)),
         1 => Some(Ok(Outcome::Duplicate)),
         2 => Some(Err(NotCounted::Limited(Limit::Window))),

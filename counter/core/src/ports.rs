@@ -82,7 +82,9 @@ pub trait Database: 'static {
 
 /// Provides the time.
 pub trait Clock {
-    /// Returns the milliseconds since the Unix epoch. They may be wrong, and may be set.
+    /// Returns the milliseconds since the Unix epoch.
+    ///
+    /// They may be wrong, and may be set.
     fn now_ms(&self) -> u64;
 
     /// Returns the milliseconds since some moment, by a clock that is never set.
@@ -94,7 +96,9 @@ pub trait Clock {
 /// Runs tasks, and lets them wait.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Tasks {
-    /// Wakes the waiting task when it is dropped. Tasks have no other way to wake each other.
+    /// Wakes the waiting task when it is dropped.
+    ///
+    /// Tasks have no other way to wake each other.
     type Wake: 'static;
     /// Ends work that takes too long.
     type Limit: Limit;
@@ -112,7 +116,9 @@ pub trait Tasks {
     fn limit(&self, each: Duration) -> Self::Limit;
 }
 
-/// Ends work that takes too long. Each piece of work under one limit may take the same time.
+/// Ends work that takes too long.
+///
+/// Each piece of work under one limit may take the same time.
 #[allow(async_fn_in_trait, reason = "everything is of one thread")]
 pub trait Limit: 'static {
     /// Runs the work. Returns `None` if it takes too long, or if it is ended.

@@ -54,7 +54,9 @@ pub struct Waiter<H: Host, P, T> {
 pub enum Permit<H: Host, P, T> {
     /// Nothing: another request has recorded it.
     Recorded(Recorded<T>),
-    /// Record it, and then the ids that wait. The time is set if it has waited itself: since when.
+    /// Record it, and then the ids that wait.
+    ///
+    /// If it has waited itself, the time is when it began to wait.
     Take(Taking<H, P, T>, Option<u64>),
 }
 

@@ -32,7 +32,7 @@ use scripts::{Script, add_job_within, keep, register_counter, run_once};
 /// How often a command follows a redirection before it is given up.
 const REDIRECTIONS: usize = 5;
 /// The minimum time between reads of the map after failures, in milliseconds.
-const MAP_ANEW_MS: u64 = 500;
+const MAP_AGAIN_MS: u64 = 500;
 
 /// Redis: one server, or a cluster.
 pub struct Redis<H: Host> {
@@ -46,8 +46,10 @@ pub struct Redis<H: Host> {
     ///
     /// Otherwise an instance that serves one request would read it for each request.
     guesses: Cell<bool>,
-    /// How often a lost connection was reopened.
-    reconnects: Rc<Cell<u64>>,
+    /// How often a server may have been replaced.
+    changes: Rc<Cell<u64>>,
+    /// The map that was read last.
+    last_map: RefCell<Option<Map>>,
 }
 
 /// The answer of a node about its cluster.
@@ -74,7 +76,7 @@ enum Topology {
 impl<H: Host> Redis<H> {
     /// Returns the Redis that the variables name; connects at the first use.
     pub fn new(host: &H, config: &Config) -> Self {
-        let reconnects = Rc::default();
+        let changes = Rc::default();
         let named = config.redis_urls.as_slice().iter();
         let named = named.map(|url| {
             let address = Address::new(url.host(), url.port());
@@ -83,7 +85,7 @@ impl<H: Host> Redis<H> {
                 vec![url.clone()],
                 &[address],
                 config,
-                Rc::clone(&reconnects),
+                Rc::clone(&changes),
             ))
         });
         Self {
@@ -92,15 +94,22 @@ impl<H: Host> Redis<H> {
             nodes: RefCell::new(named.collect()),
             map: SingleFlight::default(),
             guesses: Cell::new(H::POLICY == Policy::PerRequest),
-            reconnects,
+            changes,
+            last_map: RefCell::default(),
         }
     }
 
-    /// Returns how often a lost connection was reopened.
+    /// Returns how often a server may have been replaced.
     ///
-    /// What was known of that server before is then no longer valid.
-    pub fn reconnects(&self) -> u64 {
-        self.reconnects.get()
+    /// A lost connection was reopened, or slots have changed their node. What was known of the
+    /// server before is then no longer valid: it may have restarted without its data, or a replica
+    /// that lacks the last writes may have taken over.
+    pub fn changes(&self) -> u64 {
+        self.changes.get()
+    }
+
+    fn count_change(&self) {
+        self.changes.set(self.changes.get() + 1);
     }
 
     /// Returns the node that has a key, as far as is known now.
@@ -168,8 +177,8 @@ impl<H: Host> Redis<H> {
         if urls.is_empty() {
             return None;
         }
-        let reconnects = Rc::clone(&self.reconnects);
-        let node = Rc::new(Node::new(&self.host, urls, addresses, &self.config, reconnects));
+        let changes = Rc::clone(&self.changes);
+        let node = Rc::new(Node::new(&self.host, urls, addresses, &self.config, changes));
         let mut nodes = self.nodes.borrow_mut();
         let position = known.and_then(|known| nodes.iter().position(|other| Rc::ptr_eq(other, &known)));
         match position {
@@ -181,7 +190,7 @@ impl<H: Host> Redis<H> {
 
     /// Returns which node has which slots. Reads it if it is unknown or outdated.
     async fn topology(&self) -> Result<Rc<Topology>, RedisError> {
-        let is_outdated = |topology: &Rc<Topology>| topology.is_to_be_asked_anew(|| self.host.monotonic_ms());
+        let is_outdated = |topology: &Rc<Topology>| topology.must_be_read_again(|| self.host.monotonic_ms());
         self.map.clear_if(is_outdated);
         self.map
             .get_on(&self.host, async || Box::pin(self.read_map()).await)
@@ -225,7 +234,14 @@ impl<H: Host> Redis<H> {
             Ok(Asked::One) => self.one(),
             // If there are several nodes, each of them redirects.
             Ok(Asked::Nobody) => Ok(self.cluster(Map::default())),
-            Ok(Asked::Cluster(answer)) => Ok(self.cluster(Map::parse(&answer, node.url().host()))),
+            Ok(Asked::Cluster(answer)) => {
+                let map = Map::parse(&answer, node.url().host());
+                let last = self.last_map.replace(Some(map.clone()));
+                if last.is_some_and(|last| last != map) {
+                    self.count_change();
+                }
+                Ok(self.cluster(map))
+            }
             Err(error) if error.redirect().is_some() => Err(RedisError::UnexpectedType.at(node.url())),
             Err(error) => Err(error),
         }
@@ -306,6 +322,7 @@ impl<H: Host> Redis<H> {
                 Some((to, address)) => {
                     if !is_ask {
                         topology.moved(slot, address);
+                        self.count_change();
                     }
                     to
                 }
@@ -313,11 +330,11 @@ impl<H: Host> Redis<H> {
                 None => {
                     topology.set_outdated();
                     topology = self.topology().await?;
-                    let anew = self.node_in(&topology, slot);
-                    if Rc::ptr_eq(&anew, &node) {
+                    let current = self.node_in(&topology, slot);
+                    if Rc::ptr_eq(&current, &node) {
                         return Err(RedisError::SentNowhere.at(node.url()));
                     }
-                    anew
+                    current
                 }
             };
         }
@@ -358,7 +375,7 @@ impl<H: Host> Redis<H> {
         let script = register_counter(keys, name, (!unlimited).then_some(MAX_COUNTERS));
         let answer = self.evaluate(script, None).await?;
         Ok(match answer.as_slice() {
-            [Reply::Text(said)] => no_more_counters(said),
+            [Reply::Text(status)] => no_more_counters(status),
             _ => None,
         })
     }
@@ -525,10 +542,10 @@ impl Topology {
     /// Returns whether the map must be read again.
     ///
     /// `now_ms` is the monotonic clock. It is called only where the time matters.
-    fn is_to_be_asked_anew(&self, now_ms: impl Fn() -> u64) -> bool {
+    fn must_be_read_again(&self, now_ms: impl Fn() -> u64) -> bool {
         match self {
             Self::One => false,
-            Self::Cluster { asked_ms, outdated, .. } => outdated.get() && now_ms() > asked_ms + MAP_ANEW_MS,
+            Self::Cluster { asked_ms, outdated, .. } => outdated.get() && now_ms() > asked_ms + MAP_AGAIN_MS,
         }
     }
 }

@@ -211,15 +211,15 @@ impl RedisError {
 
 impl Refusal {
     fn from_message(text: &str) -> Option<Self> {
-        let said = text.to_ascii_lowercase();
-        let says = |words: &[&str]| words.iter().any(|words| said.contains(words));
-        if says(&["cluster support disabled", "unknown command"]) {
+        let message = text.to_ascii_lowercase();
+        let has_any = |words: &[&str]| words.iter().any(|words| message.contains(words));
+        if has_any(&["cluster support disabled", "unknown command"]) {
             return Some(Self::NoCluster);
         }
-        if says(&["noperm", "no permissions"]) {
+        if has_any(&["noperm", "no permissions"]) {
             return Some(Self::Forbidden);
         }
-        if says(&["same slot"]) {
+        if has_any(&["same slot"]) {
             return Some(Self::CrossSlot);
         }
         // Some hosts write a code as `ReadOnly`. No host writes `ERR` in another case.
@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_hosts_say_is_read() {
+    fn outputs_of_hosts_are_parsed() {
         let refused = |text: &str| RedisError::from_message(text.to_owned()).refusal();
         for (text, refusal) in [
             ("ERR This instance has cluster support disabled", Refusal::NoCluster),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_twice_is_told_once() {
+    fn a_test_that_failed_twice_is_reported_once() {
         let away = |text: &str| RedisError::Away(text.to_owned());
         assert_eq!(away("broken pipe").and_then(away("broken pipe")), away("broken pipe"));
         let both = away("broken pipe").and_then(away("refused"));

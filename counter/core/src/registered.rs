@@ -7,6 +7,6 @@ use crate::answer::Limit;
 /// It returns a limit if [`REGISTER_COUNTER`](verve_protocol::scripts::REGISTER_COUNTER) answers
 /// that there may be no more counters.
 #[must_use]
-pub fn no_more_counters(said: &str) -> Option<Limit> {
-    (said == "full").then_some(Limit::Counters)
+pub fn no_more_counters(answer: &str) -> Option<Limit> {
+    (answer == "full").then_some(Limit::Counters)
 }

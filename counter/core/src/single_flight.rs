@@ -156,7 +156,7 @@ mod tests {
         let (fail, failed) = oneshot::channel::<()>();
         let first = once.get(
             async || {
-                failed.await.expect("told");
+                failed.await.expect("sent");
                 Err("down")
             },
             pause,

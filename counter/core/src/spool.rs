@@ -145,7 +145,9 @@ impl<H: Host> Spool<H> {
         self.add(&insert, values).await
     }
 
-    /// Adds a batch of commands. It may have run already, and may already be in the spool.
+    /// Adds a batch of commands.
+    ///
+    /// It may have run already, and may already be in the spool.
     ///
     /// There must be room for `room` ids or jobs.
     pub async fn add_batch(&self, batch: &Batch, room: usize) -> Result<(), SpoolError> {
@@ -424,9 +426,10 @@ impl<H: Host> Spool<H> {
         })
     }
 
-    /// Whether this owner is us: it has the same namespace, and a server in common with us.
+    /// Returns whether this owner is us.
     ///
-    /// One common server is enough, because the nodes of a cluster change.
+    /// It then has the same namespace, and a server in common with us. One common server is enough,
+    /// because the nodes of a cluster change.
     fn is_of(&self, namespace: &str, redis: &str) -> bool {
         let servers: Vec<String> = self.redis.as_slice().iter().map(ToString::to_string).collect();
         namespace == self.namespace && redis.split(',').any(|server| servers.iter().any(|ours| ours == server))
@@ -442,7 +445,7 @@ impl<H: Host> Spool<H> {
         let found = connection.execute(found, []).await?;
         let (format, is_made) = match found.first().map(Vec::as_slice) {
             Some([Cell::Integer(format), Cell::Integer(is_made)]) => (*format, *is_made == 1),
-            _ => return Err(SpoolError::Broken("it does not tell its format".to_owned())),
+            _ => return Err(SpoolError::Broken("it has no format number".to_owned())),
         };
         // 0 is a database that was not made yet, or not completely.
         if ![0, FORMAT].contains(&format) {

@@ -172,7 +172,7 @@ mod tests {
     use crate::alike::MOST;
 
     #[test]
-    fn what_sqlite_says_is_read() {
+    fn answers_of_sqlite_are_parsed() {
         let locked = SpoolError::from_message("database is locked".to_owned());
         assert_eq!(locked, SpoolError::Locked("database is locked".to_owned()));
         assert_eq!(locked.to_string(), "spool: database is locked");
@@ -185,7 +185,7 @@ mod tests {
         ///
         /// No step takes too many ids, or fewer than necessary.
         #[test]
-        fn spooled_rows_are_brought_once_and_in_order(sizes in vec(1..=MOST, 0..40)) {
+        fn spooled_rows_are_drained_once_and_in_order(sizes in vec(1..=MOST, 0..40)) {
             let rows = sizes.iter().enumerate().map(|(number, size)| (number.to_string(), vec![Id(7); *size]));
             let rows: Vec<(String, Vec<Id>)> = rows.collect();
             let mut unread = rows.as_slice();

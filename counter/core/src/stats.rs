@@ -97,7 +97,9 @@ impl Stats {
         self.windows.take()
     }
 
-    /// Notes that the scheduled flush was given up. The next count requests another one.
+    /// Notes that the scheduled flush was given up.
+    ///
+    /// The next count requests another one.
     pub fn is_due_no_more(&self) {
         self.flush_due.set(false);
     }
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_flushed_is_kept() {
+    fn rows_that_could_not_be_flushed_are_kept() {
         let window = WindowLength::try_new(60).expect("valid").window_at_ms(0);
         let stats = Stats::default();
         assert!(stats.count(window, stats::NEW));

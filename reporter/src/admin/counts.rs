@@ -17,7 +17,7 @@ use crate::counts::{self, Asked, Count, Current, Page, Which};
 /// Why a request failed, in one line for the client.
 #[derive(utoipa::IntoResponses)]
 pub enum Refused {
-    /// A parameter is invalid: the line says which one, and what was expected
+    /// A parameter is invalid: the line names it, and what was expected
     #[response(status = 400, content_type = "text/plain")]
     Bad(String),
     /// Redis does not answer

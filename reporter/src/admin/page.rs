@@ -277,7 +277,7 @@ fn last(windows: &[WindowSnapshot]) -> Markup {
 fn requests(snapshot: &WindowSnapshot) -> Markup {
     html! {
         p { (number(words::requests(snapshot))) " requests, " (duplicates(snapshot)) " duplicates" }
-        @for (outcome, told) in [
+        @for (outcome, label) in [
             (stats::SPOOLED, "spooled"),
             (stats::INVALID, "invalid"),
             (stats::LIMITED, "beyond a limit"),
@@ -285,7 +285,7 @@ fn requests(snapshot: &WindowSnapshot) -> Markup {
         ] {
             @if snapshot.requests_of(outcome) > 0 {
                 p .(if [stats::LIMITED, stats::FAILED].contains(&outcome) { "bad" } else { "quiet" }) {
-                    (number(snapshot.requests_of(outcome))) " " (told)
+                    (number(snapshot.requests_of(outcome))) " " (label)
                 }
             }
         }

@@ -79,8 +79,9 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Checks a URL whose host is a literal address. A name passes, and is checked when it is
-    /// resolved.
+    /// Checks a URL whose host is a literal address.
+    ///
+    /// A name passes, and is checked when it is resolved.
     ///
     /// # Errors
     /// If the address may not be reached.
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_public_is_refused() {
+    fn private_addresses_are_refused() {
         for host in [
             "127.0.0.1",
             "127.1",
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_public_is_permitted() {
+    fn public_addresses_are_permitted() {
         for host in [
             "1.1.1.1",
             "8.8.8.8",
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_is_permitted() {
+    fn allowed_addresses_are_permitted() {
         for (allowed, url) in [
             ("127.0.0.1", "http://127.0.0.1:8080/"),
             ("127.0.0.1", "http://[::ffff:127.0.0.1]/"),

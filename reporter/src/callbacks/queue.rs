@@ -51,7 +51,9 @@ pub enum Source {
     New,
     /// The sorted set: jobs that are due for another attempt.
     Waiting,
-    /// The stream: jobs that a replica took and did not settle in time, perhaps because it died.
+    /// The stream: jobs that a replica took and did not settle in time.
+    ///
+    /// Perhaps the replica has died.
     Abandoned,
 }
 

@@ -1,6 +1,8 @@
-//! Signs callbacks by the [Standard Webhooks](https://www.standardwebhooks.com) scheme.
+//! Signs callbacks by the [Standard Webhooks] scheme.
 //!
 //! An endpoint can distinguish Verve's calls from those of others, and from replayed calls.
+//!
+//! [Standard Webhooks]: https://www.standardwebhooks.com
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +17,9 @@ const PREFIX: &str = "whsec_";
 /// The permitted lengths of a secret, in bytes, by the scheme.
 const LENGTHS: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// Signs with one secret, or with several while one replaces another. Never shows them.
+/// Signs with one secret, or with several while one replaces another.
+///
+/// It never shows them.
 #[derive(Clone)]
 pub struct Signer(Vec<Hmac<Sha256>>);
 
@@ -83,7 +87,7 @@ mod tests {
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     #[test]
-    fn the_scheme_s_own_example_is_signed_as_it_says() {
+    fn the_example_of_the_scheme_has_its_signature() {
         let signer: Signer = SECRET.parse().expect("a secret");
         let headers = signer.headers(
             "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -109,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_and_never_shown() {
+    fn an_invalid_secret_is_refused_and_never_shown() {
         let short = format!("whsec_{}", STANDARD.encode([1; 23]));
         let long = format!("whsec_{}", STANDARD.encode([1; 65]));
         for bad in ["", "hunter2", "whsec_", "whsec_hunter2!", &SECRET[6..], &short, &long] {

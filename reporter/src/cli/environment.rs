@@ -16,8 +16,9 @@ const PREFIX: &str = "VERVE_";
 const OF_THE_HOST: &str = "VERVE_LOG";
 /// The similarity above which a name is suggested, from 0 to 1; as in clap.
 const ALIKE: f64 = 0.8;
-/// Settings that are unsafe to ignore when they are empty. The code that reads them refuses an
-/// empty one.
+/// Settings that are unsafe to ignore when they are empty.
+///
+/// The code that reads them refuses an empty one.
 const NEVER_EMPTY: [&str; 5] = [
     "redis-urls",
     "callback-secret",

@@ -150,7 +150,7 @@ fn transactions_are_on_unless_switched_off() {
 }
 
 #[test]
-fn what_looks_like_a_setting_and_is_none_is_refused_with_what_may_be_meant() {
+fn an_unknown_setting_is_refused_with_a_suggestion() {
     for (args, environment, words) in [
         (&["--redis-url", "x"][..], &[][..], &["--redis-url", "--redis-urls"][..]),
         (&["doctr"], &[], &["doctr", "doctor"]),
@@ -182,7 +182,7 @@ fn what_looks_like_a_setting_and_is_none_is_refused_with_what_may_be_meant() {
 }
 
 #[test]
-fn what_is_empty_is_not_given_unless_it_is_a_secret() {
+fn an_empty_value_counts_as_not_given_unless_it_is_a_secret() {
     let config = parse(&["--kafka-brokers=", "--callback-url="]).expect("valid");
     assert!(config.kafka.brokers.is_none() && config.windows.callback.is_none());
     for args in [
@@ -197,7 +197,7 @@ fn what_is_empty_is_not_given_unless_it_is_a_secret() {
 }
 
 #[test]
-fn the_admin_port_listens_here_unless_it_is_told_where() {
+fn the_admin_port_listens_on_loopback_by_default() {
     let listen = |text: &str| parse(&["--listen", text]).map(|config| config.listen.to_string());
     for (text, expected) in [
         (":9091", "127.0.0.1:9091"),
@@ -213,18 +213,18 @@ fn the_admin_port_listens_here_unless_it_is_told_where() {
 }
 
 #[test]
-fn what_is_wrong_in_the_environment_is_said_to_be_from_there() {
+fn an_error_in_the_environment_names_the_variable() {
     let environment = [("VERVE_LISTEN", "x"), ("VERVE_REDIS_URLS", "x"), ("HOME", "/")];
     let environment = environment.map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    let said = |args: &[&str], refused: Refused| refused.with_source(args.iter().map(OsString::from), &environment);
+    let message = |args: &[&str], refused: Refused| refused.with_source(args.iter().map(OsString::from), &environment);
     assert_eq!(
-        said(&["verve-reporter"], wrong("listen", "no").into()),
+        message(&["verve-reporter"], wrong("listen", "no").into()),
         "--listen: no (it is from VERVE_LISTEN in the environment)"
     );
     for given in ["--listen=y", "--listen"] {
-        assert_eq!(said(&[given], wrong("listen", "no").into()), "--listen: no");
+        assert_eq!(message(&[given], wrong("listen", "no").into()), "--listen: no");
     }
-    assert_eq!(said(&[], wrong("listener", "no").into()), "--listener: no");
+    assert_eq!(message(&[], wrong("listener", "no").into()), "--listener: no");
     // The same for clap's errors.
     let refused = Args::command()
         .try_get_matches_from(["", "--grace-ms", "x"])
@@ -233,7 +233,7 @@ fn what_is_wrong_in_the_environment_is_said_to_be_from_there() {
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_said_to_be_from_there() {
+fn an_error_in_a_file_names_the_file() {
     let file = std::env::temp_dir().join(format!("verve-cli-{}.toml", std::process::id()));
     let config = format!("--config={}", file.display());
     let wrong = [

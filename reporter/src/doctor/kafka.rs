@@ -34,7 +34,7 @@ pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
     let asked = tokio::task::spawn_blocking(move || ask(&config));
     let findings = match asked.await {
         Ok(findings) => findings,
-        Err(error) => vec![Finding::problem(error.to_string(), "tell the developers")],
+        Err(error) => vec![Finding::problem(error.to_string(), "report this to the developers")],
     };
     let name = format!("Kafka {brokers}");
     findings.into_iter().map(|finding| finding.of(&name)).collect()
@@ -53,7 +53,9 @@ fn ask(config: &KafkaConfig) -> Vec<Finding> {
     findings
 }
 
-/// Why brokers refuse a client. The request itself only times out, without a reason.
+/// Why brokers refuse a client.
+///
+/// The request itself only times out, without a reason.
 #[derive(Clone, Default)]
 struct Refusals(Arc<Mutex<Option<Refused>>>);
 
@@ -142,13 +144,13 @@ fn judge(name: &str, topic: Option<&Topic>) -> Vec<Finding> {
     if leaderless > 0 {
         findings.push(Finding::problem(
             format!("{leaderless} partitions of {name} have no leader: their records wait"),
-            "see to the brokers that have their copies",
+            "check the brokers that have their copies",
         ));
     }
     if behind > 0 {
         findings.push(Finding::warning(
             format!("{behind} partitions of {name} have copies that are not up to date"),
-            "see to the brokers that have them: with fewer than min.insync.replicas Kafka accepts no records",
+            "check the brokers that have them: with fewer than min.insync.replicas Kafka accepts no records",
         ));
     }
     if alone > 0 {
@@ -196,14 +198,14 @@ fn untransacted(error: &KafkaError) -> Finding {
         ),
         _ => Finding::problem(
             what,
-            "see to transaction.state.log.replication.factor and its min.isr, which need as many brokers as they say; or set --kafka-transactions false",
+            "check transaction.state.log.replication.factor and its min.isr, which require that number of brokers; or set --kafka-transactions false",
         ),
     }
 }
 
 /// Returns the reason for a missing answer, with the client's message.
 fn away(error: &KafkaError, message: String) -> Finding {
-    let says = |word: &str| message.contains(word);
+    let contains = |word: &str| message.contains(word);
     let (what, fix) = match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::Authentication) => (
             "it refuses this user",
@@ -221,11 +223,11 @@ fn away(error: &KafkaError, message: String) -> Finding {
             "there is no host of that name",
             "correct --kafka-brokers, or the name service of this machine",
         ),
-        _ if says("refused") => (
+        _ if contains("refused") => (
             "nobody listens there",
             "start it, or correct --kafka-brokers: its host and port",
         ),
-        _ if says("Disconnected") || says("ApiVersion") || says("security.protocol") => (
+        _ if contains("Disconnected") || contains("ApiVersion") || contains("security.protocol") => (
             "it ends the connection",
             "set security.protocol as a --kafka-option: brokers that want TLS or SASL do not answer without",
         ),
@@ -243,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_state_of_a_topic_is_told() {
+    fn each_state_of_a_topic_is_reported() {
         use Level::{Fine, Problem, Warning};
         let cases = [
             (vec![(true, 3, 3), (true, 3, 3)], vec![Fine]),
@@ -261,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn why_it_is_away_is_said_in_words() {
+    fn the_reason_for_an_outage_is_readable() {
         use RDKafkaErrorCode::{BrokerTransportFailure, OperationTimedOut, Resolve, SSL};
         for (code, message, word) in [
             (

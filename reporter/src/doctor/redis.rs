@@ -38,7 +38,9 @@ impl State {
     }
 }
 
-/// Checks each node of Redis. Returns whether all of them answered, and the findings.
+/// Checks each node of Redis.
+///
+/// Returns whether all of them answered, and the findings.
 pub async fn examine(store: &Store, grace: Duration) -> (bool, Vec<Finding>) {
     let server = store.redis();
     let nodes = match server.nodes().await {
@@ -95,7 +97,7 @@ async fn ask(server: &Node<'_>) -> Result<State, RedisError> {
     let save: Result<Vec<String>, RedisError> = server.command(redis::cmd("CONFIG").arg("GET").arg("save")).await;
     let saves = save
         .ok()
-        .and_then(|said| said.get(1).map(|schedule| !schedule.is_empty()));
+        .and_then(|answer| answer.get(1).map(|schedule| !schedule.is_empty()));
     let (before, start) = (machine_ms(), Instant::now());
     let (seconds, micros): (i64, i64) = server.command(&redis::cmd("TIME")).await?;
     let asked = start.elapsed();
@@ -119,16 +121,16 @@ fn fields(info: &str) -> BTreeMap<String, String> {
 fn away(error: &RedisError, tls: bool) -> Finding {
     let text = error.to_string();
     let capitals = text.to_ascii_uppercase();
-    let says = |word: &str| capitals.contains(word);
-    let fix = if error.kind() == ErrorKind::AuthenticationFailed || says("WRONGPASS") || says("NOAUTH") {
+    let contains = |word: &str| capitals.contains(word);
+    let fix = if error.kind() == ErrorKind::AuthenticationFailed || contains("WRONGPASS") || contains("NOAUTH") {
         "correct the user and the password in --redis-urls, redis://user:password@host:6379 (characters such as @ or / as %40, %2F)"
-    } else if says("NOPERM") {
+    } else if contains("NOPERM") {
         "give the reporter's Redis user the rights that docs/deploy.md lists"
-    } else if says("LOADING") {
+    } else if contains("LOADING") {
         "wait: it reads its data"
     } else if error.kind() == ErrorKind::ClusterConnectionNotFound {
         "start its nodes, or correct --redis-urls; and where names are preferred (cluster-preferred-endpoint-type hostname), have each node announce one that this machine can look up (cluster-announce-hostname)"
-    } else if says("CERTIFICATE") || says("TLS") || says("SSL") {
+    } else if contains("CERTIFICATE") || contains("TLS") || contains("SSL") {
         "rediss:// is for a Redis that speaks TLS, with a certificate of that host name by an authority that this machine trusts"
     } else if tls {
         "start it, or correct --redis-urls: rediss:// is for a port that speaks TLS, and one that does not never answers; see that the network lets this machine through"
@@ -206,13 +208,13 @@ fn durability(state: &State) -> Vec<Finding> {
     if failed("aof_last_write_status") || failed("aof_last_bgrewrite_status") {
         findings.push(Finding::problem(
             "could not write its append-only file",
-            "see to its disk: space, rights, errors; its log has more",
+            "check its disk: space, rights, errors; its log has more",
         ));
     }
     if failed("rdb_last_bgsave_status") {
         findings.push(Finding::problem(
             "could not save its last snapshot, and refuses what would be written if stop-writes-on-bgsave-error is on",
-            "see to its disk and memory (vm.overcommit_memory); its log has more",
+            "check its disk and memory (vm.overcommit_memory); its log has more",
         ));
     }
     findings
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_told_apart() {
+    fn refusals_are_distinguished() {
         let server = |text: &str| {
             let error =
                 redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).and_then(redis::Value::extract_error);
@@ -368,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_is_judged_by_what_is_sure_of_it() {
+    fn a_clock_is_judged_by_certain_bounds() {
         for (ahead_ms, asked_ms, expected) in [
             (0, 0, None),
             (-500, 0, None),

@@ -10,10 +10,12 @@ use super::Finding;
 use crate::store::Store;
 use crate::windows::WindowsConfig;
 
-/// The maximum number of keys to scan. A thousand take some milliseconds of Redis' time.
+/// The maximum number of keys to scan.
+///
+/// A thousand take some milliseconds of Redis' time.
 const LOOKED_THROUGH: usize = 200_000;
 const PAGE: usize = 1000;
-/// The age in seconds from which on a window says nothing about current writes.
+/// The age in seconds from which on a window does not show current writes.
 const RECENT_S: u64 = 120;
 /// The number of ids read from a set.
 const SAMPLE: usize = 64;
@@ -309,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_write_nothing_any_more_or_to_the_past_are_found() {
+    fn silent_hosts_and_hosts_with_a_slow_clock_are_found() {
         let mut seen = written(&[("shop", 60)]);
         seen.over = NOW - 600;
         let past = found(&seen);

@@ -12,6 +12,8 @@ use super::{OUTCOMES, gauge};
 /// Upper bounds in seconds: from immediate to a day without a report.
 const WAITS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0, 86_400.0];
 
+/// The labels of a metric of windows.
+///
 /// The counter without a name has no label `counter`; a named one has its name. Other labels
 /// follow.
 type Labels = Vec<(&'static str, String)>;

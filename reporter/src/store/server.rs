@@ -512,7 +512,7 @@ mod tests {
     use super::too_old;
 
     #[test]
-    fn a_version_that_is_too_old_is_told() {
+    fn a_version_that_is_too_old_is_reported() {
         for (info, expected) in [
             (
                 "# Server\r\nredis_version:6.2.14\r\nredis_mode:standalone\r\n",

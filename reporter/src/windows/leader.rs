@@ -334,14 +334,14 @@ impl<B: ReportStore> Leader<B> {
         let now = clock.now_ms();
         let counts = self.report_store.counts(windows).await?;
         let plan = ledger.plan(windows.iter().copied().zip(counts), now);
-        self.prepare(lease, ledger, &plan.news).await?;
+        self.prepare(lease, ledger, &plan.revisions).await?;
         for finals in plan.finals.chunks(BATCH) {
             self.finish(lease, ledger, finals).await?;
         }
         for windows in plan.over.chunks(BATCH) {
             let counts = self.report_store.close(windows).await?;
             let plan = ledger.plan_closed(windows.iter().copied().zip(counts));
-            self.prepare(lease, ledger, &plan.news).await?;
+            self.prepare(lease, ledger, &plan.revisions).await?;
             self.finish(lease, ledger, &plan.finals).await?;
         }
         Ok(())
@@ -355,8 +355,8 @@ impl<B: ReportStore> Leader<B> {
     }
 
     /// Stores revisions as pending before they are published.
-    async fn prepare(&self, lease: &B::Lease, ledger: &mut Ledger, news: &[PendingRevision]) -> Result<(), Ended> {
-        let records = self.report_store.records(news).await?;
+    async fn prepare(&self, lease: &B::Lease, ledger: &mut Ledger, revisions: &[PendingRevision]) -> Result<(), Ended> {
+        let records = self.report_store.records(revisions).await?;
         self.report_store.prepare(lease, &records).await?;
         ledger.prepared(records);
         Ok(())
@@ -396,12 +396,12 @@ impl<B: ReportStore> Leader<B> {
         }
         ledger.add_orphaned(&swept.unreported);
         // The reporting of one of them may have begun meanwhile.
-        let news: Vec<PendingRevision> = swept
-            .news
+        let revisions: Vec<PendingRevision> = swept
+            .revisions
             .into_iter()
-            .filter(|news| ledger.is_past(news.window))
+            .filter(|revision| ledger.is_past(revision.window))
             .collect();
-        self.prepare(lease, ledger, &news).await
+        self.prepare(lease, ledger, &revisions).await
     }
 
     /// Reports whether hosts have more partitions than are counted.

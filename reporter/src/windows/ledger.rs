@@ -105,14 +105,14 @@ pub struct PendingRevision {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The revisions to store as pending; then call [`Ledger::prepared`].
-    pub news: Vec<PendingRevision>,
+    pub revisions: Vec<PendingRevision>,
     /// Windows whose allowed lateness is over.
     /// Close them and count them for the last time; then call [`Ledger::plan_closed`].
     pub over: Vec<Window>,
-    /// Windows to be recorded as final again, without being closed; then call [`Ledger::finished`].
+    /// Windows to be recorded as final again, without being closed.
     ///
-    /// They have fewer ids than were reported. Those may have come too late, and a sweep finds
-    /// them.
+    /// Then call [`Ledger::finished`]. They have fewer ids than were reported. Those may have come
+    /// too late, and a sweep finds them.
     pub finals: Vec<(Window, Report)>,
 }
 
@@ -121,7 +121,7 @@ pub struct Plan {
 pub struct LastPlan {
     /// Revisions with ids that arrived at the last moment.
     /// Store them as pending; then call [`Ledger::prepared`].
-    pub news: Vec<PendingRevision>,
+    pub revisions: Vec<PendingRevision>,
     /// Windows whose last count is reported, each with its final report.
     /// Record them as final; then call [`Ledger::finished`].
     pub finals: Vec<(Window, Report)>,
@@ -130,7 +130,9 @@ pub struct LastPlan {
 /// What to do about ids in a past window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Orphaned {
-    /// The ids came too late: the window is final, or it has no report and cannot be counted.
+    /// The ids came too late.
+    ///
+    /// The window is final, or it has no report and cannot be counted.
     TooLate,
     /// Redis has no report of the window: count it.
     /// The window was never reported, or Redis has lost the report.
@@ -238,8 +240,8 @@ impl Ledger {
     pub fn plan(&self, counts: impl IntoIterator<Item = (Window, u64)>, now_ms: u64) -> Plan {
         let mut plan = Plan::default();
         for (window, count) in counts {
-            match (self.news(window, count), self.watched.get(&window)) {
-                (Some(news), _) => plan.news.push(news),
+            match (self.pending_revision(window, count), self.watched.get(&window)) {
+                (Some(revision), _) => plan.revisions.push(revision),
                 (None, Some(report)) if self.recounted.contains(&window) && count < report.count => {
                     let is_final = true;
                     plan.finals.push((window, Report { is_final, ..*report }));
@@ -255,8 +257,8 @@ impl Ledger {
     pub fn plan_closed(&self, counts: impl IntoIterator<Item = (Window, u64)>) -> LastPlan {
         let mut plan = LastPlan::default();
         for (window, count) in counts {
-            match (self.news(window, count), self.watched.get(&window)) {
-                (Some(news), _) => plan.news.push(news),
+            match (self.pending_revision(window, count), self.watched.get(&window)) {
+                (Some(revision), _) => plan.revisions.push(revision),
                 (None, Some(report)) => plan.finals.push((
                     window,
                     Report {
@@ -270,7 +272,7 @@ impl Ledger {
         plan
     }
 
-    fn news(&self, window: Window, count: u64) -> Option<PendingRevision> {
+    fn pending_revision(&self, window: Window, count: u64) -> Option<PendingRevision> {
         let before = self.watched.get(&window);
         let revision = match before {
             None => 0,

@@ -21,8 +21,10 @@ pub struct Swept {
     /// Final windows to which ids were added, and how many since the last search.
     pub late: Vec<(Window, u64)>,
     /// The revisions to publish for such windows.
-    pub news: Vec<PendingRevision>,
-    /// Windows that have ids and no report in Redis: never reported, or Redis has lost the report.
+    pub revisions: Vec<PendingRevision>,
+    /// Windows that have ids and no report in Redis.
+    ///
+    /// They were never reported, or Redis has lost the report.
     pub unreported: Vec<Window>,
     /// Windows that have ids and have not begun.
     pub ahead: Vec<Window>,
@@ -76,7 +78,7 @@ pub trait ReportStore: Send + Sync + 'static {
     fn close(&self, windows: &[Window]) -> impl Future<Output = RedisResult<Vec<u64>>> + Send;
 
     /// Returns the records of these pending revisions.
-    fn records(&self, news: &[PendingRevision]) -> impl Future<Output = RedisResult<Vec<WindowRecord>>> + Send;
+    fn records(&self, revisions: &[PendingRevision]) -> impl Future<Output = RedisResult<Vec<WindowRecord>>> + Send;
 
     /// Stores records as pending before they are published.
     fn prepare(&self, lease: &Self::Lease, records: &[WindowRecord]) -> impl Future<Output = Result<(), Ended>> + Send;

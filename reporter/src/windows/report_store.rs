@@ -248,18 +248,18 @@ impl ReportStore for RedisReportStore {
         Ok(())
     }
 
-    async fn records(&self, news: &[PendingRevision]) -> RedisResult<Vec<WindowRecord>> {
-        let windows: Vec<Window> = news.iter().map(|news| news.window).collect();
+    async fn records(&self, revisions: &[PendingRevision]) -> RedisResult<Vec<WindowRecord>> {
+        let windows: Vec<Window> = revisions.iter().map(|revision| revision.window).collect();
         let stats = self.store.requests(&windows).await?;
-        let record = |(news, [requests, duplicates]): (&PendingRevision, [u64; 2])| WindowRecord {
-            window: news.window,
-            count: news.count,
-            revision: news.revision,
-            requests: requests.max(news.before[0]),
-            duplicates: duplicates.max(news.before[1]),
-            late: news.late,
+        let record = |(revision, [requests, duplicates]): (&PendingRevision, [u64; 2])| WindowRecord {
+            window: revision.window,
+            count: revision.count,
+            revision: revision.revision,
+            requests: requests.max(revision.before[0]),
+            duplicates: duplicates.max(revision.before[1]),
+            late: revision.late,
         };
-        Ok(news.iter().zip(stats).map(record).collect())
+        Ok(revisions.iter().zip(stats).map(record).collect())
     }
 
     async fn prepare(&self, lease: &Lease, records: &[WindowRecord]) -> Result<(), Ended> {

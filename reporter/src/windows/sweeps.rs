@@ -21,7 +21,9 @@ impl Last {
     }
 }
 
-/// The pause after a search, in multiples of its duration, because a search is load for Redis.
+/// The pause after a search, in multiples of its duration.
+///
+/// It exists because a search is load for Redis.
 const REST: u32 = 50;
 
 /// The sweep throttle: when Redis may be searched again.

@@ -39,7 +39,7 @@ pub struct Data {
     pub has_written: bool,
     /// The earliest time at which an entry expires, in Unix milliseconds.
     ///
-    /// 0 says that it has to be determined again.
+    /// 0 means that it has to be determined again.
     pub next_ms: u64,
 }
 
@@ -142,7 +142,7 @@ fn flag(is_set: bool) -> Done {
 impl Data {
     /// Begins a command: removes the entries that have expired.
     ///
-    /// `is_full` says that the server refuses to grow, until the command ends.
+    /// `is_full` means that the server refuses to grow, until the command ends.
     pub fn begin(&mut self, now_us: u64, is_full: bool) {
         (self.now_us, self.is_full, self.has_written) = (now_us, is_full, false);
         let now_ms = now_us / 1000;

@@ -54,6 +54,15 @@ impl Follower {
         }
     }
 
+    /// Returns the follower after its server was changed by something else than commands.
+    ///
+    /// It has all data of the server.
+    pub fn renewed(&self, server: &Server) -> Self {
+        let renewed = Self::of(server, self.waits_for_own);
+        renewed.is_linked.set(self.is_linked.get());
+        renewed
+    }
+
     /// Records a command that has written something.
     pub fn note(&self, words: &[String], at_us: u64, is_full: bool, client: u64) {
         let mut behind = self.behind.borrow_mut();
@@ -131,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_has_what_came_before_the_link_failed() {
+    fn a_cut_replica_has_the_earlier_writes() {
         let server = Server::alone("redis");
         server.follow(true);
         let add = |member: &str, at_us| {

@@ -8,7 +8,7 @@ use verve_protocol::slot::slot;
 use super::{FOUND_OUT, Run, process};
 use crate::endpoints::Mood;
 use crate::plan::{Fault, Kind};
-use crate::redis::Link;
+use crate::redis::{Link, Server};
 use crate::verdict::{Loss, Wrong};
 
 impl Run {
@@ -23,11 +23,21 @@ impl Run {
             Kind::Lose(server) => {
                 servers[*server].restart(true);
                 self.take_away(*server, Link::Refused);
-                self.follow();
+                self.follow(&servers[*server]);
                 self.lose(0, true);
             }
             Kind::TakeOver(server, lag_ms) => {
-                let lost_us = servers[*server].take_over(self.world.now_us(), lag_ms * 1000);
+                let (now_us, lag_us) = (self.world.now_us(), lag_ms * 1000);
+                let lost_us = if servers.len() == 1 {
+                    servers[*server].take_over(now_us, lag_us)
+                } else {
+                    let spare = servers.iter().find(|other| !other.has_slots());
+                    let may = servers[*server].has_follower() && servers[*server].moving().is_none();
+                    let Some(spare) = spare.filter(|_| may) else {
+                        return;
+                    };
+                    servers[*server].take_over_at(spare, now_us, lag_us)
+                };
                 self.take_away(*server, Link::Refused);
                 if let Some(lost_us) = lost_us {
                     self.lose(lost_us / 1000, !self.plan.is_waited_for());
@@ -71,7 +81,10 @@ impl Run {
             }
             Kind::TakeOver(server, _) => {
                 self.bring_back(*server);
-                self.follow();
+                servers
+                    .iter()
+                    .filter(|server| !server.has_follower())
+                    .for_each(|server| self.follow(server));
             }
             Kind::Unfollowed(server) => servers[*server].link_follower(true),
             Kind::Move(..) => self.finish_move(),
@@ -100,8 +113,8 @@ impl Run {
         let run = self.clone();
         let check = move || {
             if run.away[server].get() == Some(since) {
-                let says_so = |problems: &[String]| !problems.is_empty();
-                run.say_what_is_wrong(says_so, "reports no problem while Redis is unreachable");
+                let has_problems = |problems: &[String]| !problems.is_empty();
+                run.check_problems(has_problems, "reports no problem while Redis is unreachable");
             }
         };
         self.world.executor.after(FOUND_OUT, check);
@@ -115,7 +128,7 @@ impl Run {
     /// Checks what replicas report about themselves.
     ///
     /// Only replicas that have run undisturbed for a while are checked.
-    pub(super) fn say_what_is_wrong(&self, is_so: impl Fn(&[String]) -> bool, what: &str) {
+    pub(super) fn check_problems(&self, is_so: impl Fn(&[String]) -> bool, what: &str) {
         for (number, replica) in self.replicas.iter().enumerate() {
             if let Some(problems) = replica.problems(FOUND_OUT).filter(|problems| !is_so(problems)) {
                 let problems = problems.join("; ");
@@ -128,13 +141,10 @@ impl Run {
         }
     }
 
-    /// Gives each server a new follower, if the plan has followers.
-    pub(super) fn follow(&self) {
+    /// Gives a server a new follower, if the plan has followers.
+    pub(super) fn follow(&self, server: &Server) {
         if let Some(followed) = self.plan.followed {
-            self.world
-                .servers
-                .iter()
-                .for_each(|server| server.follow(followed.waits_for_own));
+            server.follow(followed.waits_for_own);
         }
     }
 
@@ -153,7 +163,11 @@ impl Run {
     /// Begins to move the slot of a key to another server, unless one is moving.
     fn begin_to_move(&self, server: usize, key: usize) {
         let servers = &self.world.servers;
-        let (from, to) = (&servers[server], &servers[(server + 1) % servers.len()]);
+        let others = servers.iter().cycle().skip(server + 1).take(servers.len() - 1);
+        let Some(to) = others.filter(|other| other.has_slots()).next() else {
+            return;
+        };
+        let from = &servers[server];
         let keys: Vec<String> = from.entries().into_keys().collect();
         if servers.len() > 1 && from.moving().is_none() && !keys.is_empty() {
             from.begin_to_move(slot(&keys[key % keys.len()]), to);

@@ -74,7 +74,7 @@ fn sets_that_begin_in_a_moving_slot_are_where_it_goes() {
 
 /// The first request asks all named nodes for the map if the first one is silent.
 #[test]
-fn the_map_is_asked_of_those_that_are_there() {
+fn the_map_is_read_from_reachable_nodes() {
     let servers = Server::cluster(&["a", "b", "c"]);
     let world = World::new(21, servers.clone());
     servers[0].link.set(Link::Silent);
@@ -99,7 +99,7 @@ fn the_map_is_asked_of_those_that_are_there() {
 }
 
 #[test]
-fn servers_that_are_not_of_one_cluster_are_not_counted_in() {
+fn servers_of_other_clusters_are_not_included() {
     let servers = vec![Server::alone("a"), Server::alone("b")];
     let world = World::new(22, servers.clone());
     let process = Process::new(&Machine::new(&world, &[("redis_urls", "redis://a,redis://b")]));
@@ -129,11 +129,11 @@ fn statistics_are_whole_while_their_slot_moves() {
     process.add(&world, 2);
     world.executor.run_for(20 * SECOND);
     assert_eq!(process.answered(Ok(Outcome::New)), [0, 1, 2]);
-    let told = statistics(&servers[to]);
+    let moved = statistics(&servers[to]);
     assert_eq!(
-        (told.get("requests"), told.get("new")),
+        (moved.get("requests"), moved.get("new")),
         (Some(&3), Some(&3)),
-        "{told:?}"
+        "{moved:?}"
     );
 }
 
@@ -175,4 +175,34 @@ fn no_id_is_ok_in_a_window_that_is_neither_in_the_index_nor_in_the_spool() {
     assert_eq!(recorded(&servers), (0..31).collect());
     assert_eq!(index.sorted_len(key), 2);
     assert_eq!((machine.rows("ids"), machine.rows("commands")), (0, 0));
+}
+
+/// A node redirects, and the node that has the slot now lacks the last writes: a replica has taken
+/// over while the primary was isolated.
+///
+/// The connections to the old primary stay open. The instance still forgets what it knew of the
+/// set: it sets its expiry again, and sends ids again that it has sent before.
+#[test]
+fn a_set_that_a_replica_has_taken_over_is_begun_again() {
+    let servers = Server::cluster_with(&["a", "b", "c"], &["d"]);
+    let world = World::new(22, servers.clone());
+    let process = Process::new(&Machine::new(
+        &world,
+        &[("redis_urls", "redis://a,redis://b,redis://c")],
+    ));
+    process.add(&world, 1);
+    world.executor.run_for(SECOND);
+    let has_ids = |server: &Server| server.entries().into_keys().find(|key| key.contains(":ids:"));
+    let (of, key) = servers
+        .iter()
+        .find_map(|server| has_ids(server).map(|key| (server, key)))
+        .expect("one");
+    of.fail_over_to(&servers[3]);
+    for id in [2, 1] {
+        process.add(&world, id);
+        world.executor.run_for(SECOND);
+    }
+    assert_eq!(process.answered(Ok(Outcome::New)).len(), 3);
+    assert_eq!(servers[3].members(&key), ["1", "2"].map(str::to_owned).into());
+    assert!(servers[3].entries()[&key].expires_ms.is_some(), "{key} does not expire");
 }

@@ -45,7 +45,7 @@ fn ids_are_counted_once() {
 }
 
 #[test]
-fn a_server_that_has_lost_its_data_is_told_again() {
+fn a_server_that_has_lost_its_data_is_given_the_index_again() {
     let (world, server) = world(4);
     let process = Process::new(&machine(&world, &[]));
     process.add(&world, 1);
@@ -120,7 +120,7 @@ fn replicas_are_waited_for() {
 ///
 /// The clock of a host is set back, an id is counted in an earlier window, and the host dies.
 #[test]
-fn a_window_of_before_is_told_of_too() {
+fn an_earlier_window_is_indexed_too() {
     let (world, server) = world(25);
     let machine = machine(&world, &[]);
     let process = Process::new(&machine);
@@ -133,13 +133,13 @@ fn a_window_of_before_is_told_of_too() {
     }
     give_up_all(&world);
     world.executor.run_for(SECOND);
-    let told = server.execute(
+    let windows = server.execute(
         &["ZCARD", "{verve}:windows:60"].map(str::to_owned),
         world.now_us(),
         false,
         0,
     );
-    assert_eq!(told, Answer::Number(2));
+    assert_eq!(windows, Answer::Number(2));
 }
 
 /// The first id after Redis has lost its data is registered completely.

@@ -34,7 +34,7 @@ fn scenario(seed: u64, given_up: Option<(u64, u32)>) -> (BTreeMap<u64, u32>, Pro
 }
 
 #[test]
-fn whatever_is_given_up_holds_nobody_up_and_loses_nothing() {
+fn abandoned_calls_delay_no_others_and_lose_nothing() {
     let (polls, process, world) = scenario(10, None);
     assert_eq!(process.answers.borrow().len(), 18);
     assert!(world.executor.is_empty());

@@ -117,7 +117,7 @@ fn an_instance_that_serves_one_request_is_sent_on_in_a_cluster() {
     // The first named node is unreachable and has no statistics. The other nodes know where the
     // keys are.
     let of_statistics = servers.iter().position(|server| !statistics(server).is_empty());
-    let of_statistics = of_statistics.expect("some have been told");
+    let of_statistics = of_statistics.expect("a node with statistics");
     let away = &servers[(of_statistics + 1) % 3];
     let named = format!("redis://{},redis://{}", away.host, servers[of_statistics].host);
     away.link.set(Link::Refused);
@@ -150,11 +150,11 @@ fn many(world: &Rc<World>, machine: &Machine, ids: &[i64]) -> Vec<Answer> {
     let machine = machine.blocking();
     let process = Process::new(&machine);
     let ids: Vec<Id> = ids.iter().copied().map(Id).collect();
-    let told = Rc::new(RefCell::new(Vec::new()));
-    let answers = told.clone();
+    let answers = Rc::new(RefCell::new(Vec::new()));
+    let filled = answers.clone();
     world.executor.spawn(async move {
         let counter = process.counter().await.expect("valid");
-        told.replace(counter.add_many(&ids).await);
+        filled.replace(counter.add_many(&ids).await);
         machine.finish().await;
     });
     world.executor.run_for(10 * SECOND);
@@ -218,7 +218,7 @@ fn many_ids_are_not_ok_without_the_index() {
 
 /// An id is counted once if its slot moves after its answer was lost.
 #[test]
-fn what_is_sent_on_after_a_lost_answer_is_counted_once() {
+fn a_request_repeated_after_a_lost_answer_is_counted_once() {
     let servers = Server::cluster(&["a", "b"]);
     let world = World::new(15, servers.clone());
     let named = |server: &Server| Machine::new(&world, &[("redis_urls", &format!("redis://{}", server.host))]);

@@ -65,7 +65,7 @@ fn faults<const N: usize>(faults: [(u64, u64, Kind); N]) -> Vec<Fault> {
 /// instance adds the window to the index only once, and the sweep removed the entry. An id that was
 /// counted after that was not found if the instance was killed before it flushed its statistics.
 #[test]
-fn what_a_host_counts_in_a_final_window_is_found_however_often_it_was_looked_for() {
+fn ids_added_to_a_final_window_are_found_after_any_number_of_searches() {
     let plan = Plan {
         requests: vec![request(1000, 1), request(91_000, 2), request(111_000, 3)],
         faults: faults([
@@ -106,7 +106,7 @@ fn a_final_window_is_reported_whatever_redis_has_lost_of_that() {
 /// Redis has lost the report in a failover, and the leader knows that the window was made final. An
 /// id that is drained from a spool after that is still reported.
 #[test]
-fn an_id_is_told_of_a_final_window_that_redis_has_no_report_of() {
+fn a_late_id_is_published_of_a_final_window_that_redis_has_no_report_of() {
     let plan = Plan {
         window_seconds: 10,
         followed: Some(Followed {

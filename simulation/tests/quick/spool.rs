@@ -7,7 +7,7 @@ use verve_simulation::redis::Link;
 use crate::process::{Process, SECOND, give_up_all, machine, recorded, statistics, world};
 
 #[test]
-fn what_is_accepted_while_redis_is_away_is_counted_later() {
+fn ids_accepted_while_redis_is_unreachable_are_counted_later() {
     for link in [Link::Refused, Link::Silent, Link::Deaf] {
         let (world, server) = world(2);
         let machine = machine(&world, &[]);

@@ -4,7 +4,7 @@
 //! available, in Spin, and the built reporter.
 //!
 //! The tests use only the contract (`docs/`, the README, `verve-protocol`), not the internals of
-//! the programs. No test is skipped: if a program is missing, its tests fail and say so.
+//! the programs. No test is skipped: if a program is missing, its tests fail.
 
 mod component {
     pub mod callback_jobs;

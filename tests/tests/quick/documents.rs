@@ -139,18 +139,18 @@ fn documents() -> Result<Vec<PathBuf>> {
 }
 
 #[test]
-fn the_reference_is_what_the_programs_say() -> Result<()> {
+fn the_reference_matches_the_help_of_the_programs() -> Result<()> {
     for (name, mut command) in [
         ("verve-reporter", reporter::command()?),
         ("verve-host", Command::new(paths::verve_host()?)),
     ] {
         let output = command.arg("markdown").output()?;
         ensure!(output.status.success(), "{name} markdown: {}", output.status);
-        let said = fs::read_to_string(paths::repository().join(format!("docs/{name}.md")))?;
-        let same = said.trim() == String::from_utf8(output.stdout)?.trim();
+        let page = fs::read_to_string(paths::repository().join(format!("docs/{name}.md")))?;
+        let same = page.trim() == String::from_utf8(output.stdout)?.trim();
         assert!(
             same,
-            "docs/{name}.md is outdated: `cargo xtask reference` writes it anew"
+            "docs/{name}.md is outdated: `cargo xtask reference` writes it again"
         );
     }
     Ok(())
@@ -288,7 +288,7 @@ fn the_environment_is_that_of_the_flags() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_flag_is_not_taken_for_one() {
+fn a_value_is_not_mistaken_for_a_flag() {
     let found = flags_in("|---|\n`--listen` --late-seconds=5, a--b <!-- note --> --x1 -v ---- --X\n");
     let expected = ["--late-seconds", "--listen", "--x1"].map(str::to_owned);
     assert_eq!(found, expected.into());

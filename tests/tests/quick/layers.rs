@@ -89,7 +89,9 @@ fn a_circle_is_found() {
     );
 }
 
-/// No compiled program contains the path of its clone: clones may share a target folder.
+/// No compiled program contains the path of its clone.
+///
+/// Clones may share a target folder.
 #[test]
 fn no_program_knows_where_it_was_compiled() -> Result<()> {
     let mut found = Vec::new();

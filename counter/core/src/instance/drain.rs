@@ -207,9 +207,9 @@ impl<H: Host> Instance<H> {
         let Some((name, state)) = self.background.state(self.host.now_ms() / 1000).await? else {
             return Ok(());
         };
-        let is_news = state.depth > 0 || state.drained > 0;
+        let must_report = state.depth > 0 || state.drained > 0;
         let node = self.redis.node_of(|| self.config.keys.spools());
-        if !is_news || node.circuit.is_open() {
+        if !must_report || node.circuit.is_open() {
             return Ok(());
         }
         if let Err(redis) = self.redis.record_spool_state(&self.config.keys, &name, state).await {

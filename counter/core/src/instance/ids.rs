@@ -22,7 +22,7 @@ use crate::stats::index;
 impl<H: Host> Instance<H> {
     /// Records an id of a window, together with ids that arrive while a node is asked.
     pub(super) async fn record_id(self: &Rc<Self>, counter_window: &CounterWindow, id: Id) -> Recorded<Answer> {
-        self.forget_after_reconnect();
+        self.forget_after_change();
         let is_seen = counter_window.state.dedup.has(counter_window.window, id);
         let node = self.node_of(counter_window, id.partition(self.config.partitions));
         if is_seen && node.answered_lately() {
@@ -41,10 +41,10 @@ impl<H: Host> Instance<H> {
         recorded.unwrap_or(Ok(Err(NotCounted::Unavailable)))
     }
 
-    /// Forgets the state of Redis after a reconnect: the server may have lost its data.
-    fn forget_after_reconnect(&self) {
-        let reconnects = self.redis.reconnects();
-        if self.reconnects.replace(reconnects) != reconnects {
+    /// Forgets the state of Redis after a change of a server, which may lack data.
+    fn forget_after_change(&self) {
+        let changes = self.redis.changes();
+        if self.changes.replace(changes) != changes {
             self.counters.forget();
         }
     }
@@ -68,8 +68,8 @@ impl<H: Host> Instance<H> {
                 self.host.spawn(look_whether_back(self.clone(), node));
             }
         }
-        self.forget_after_reconnect();
-        let reconnects = self.redis.reconnects();
+        self.forget_after_change();
+        let changes = self.redis.changes();
         let is_known = !counter_window.must_be_indexed();
         let until_ms = match H::POLICY {
             Policy::LongLived => since_ms.unwrap_or_else(|| self.host.monotonic_ms()) + self.patience_ms(),
@@ -82,9 +82,7 @@ impl<H: Host> Instance<H> {
             self.add_ids(counter_window, &sets, until_ms).await
         };
         let added = match added {
-            Ok(Ok(added))
-                if is_known && added.of_sets.iter().any(has_added) && self.redis.reconnects() != reconnects =>
-            {
+            Ok(Ok(added)) if is_known && added.of_sets.iter().any(has_added) && self.redis.changes() != changes => {
                 self.add_again(counter_window, &sets, added, until_ms).await
             }
             added => added,
@@ -95,10 +93,12 @@ impl<H: Host> Instance<H> {
             // A named counter is registered when its ids are drained into Redis.
             Err(error) => Added::of_sets(sets.iter().map(|_| Err(error.clone())).collect()),
         };
-        self.in_order(counter_window, ids, sets, added, reconnects).await
+        self.in_order(counter_window, ids, sets, added, changes).await
     }
 
-    /// Adds ids in Redis. Returns their answers, or the limit that their counter exceeds.
+    /// Adds ids in Redis.
+    ///
+    /// Returns their answers, or the limit that their counter exceeds.
     ///
     /// Each step has its own time limit. After `until_ms`, by the monotonic clock, the ids are not
     /// added any more: the caller spools them.
@@ -130,7 +130,7 @@ impl<H: Host> Instance<H> {
         Ok(Ok(Added { of_sets, indexed }))
     }
 
-    /// Adds ids again if a connection was lost and reopened while they were added.
+    /// Adds ids again if a server may have been replaced while they were added.
     ///
     /// Redis may have lost its data before it received the ids. Then the expiry of the set, the
     /// index entry of its window and the registration of its counter are lost too, and a request
@@ -142,8 +142,8 @@ impl<H: Host> Instance<H> {
         first: Added,
         until_ms: u64,
     ) -> Result<Result<Added, Limit>, RedisError> {
-        // Another id may have forgotten all before this one was answered: the answer said again
-        // that its set expires.
+        // Another id may have forgotten all before this one was answered. The answer then noted
+        // again that its set expires.
         self.counters.forget();
         let again = self.add_ids(counter_window, sets, until_ms).await?;
         Ok(again.map(|again| {
@@ -179,13 +179,13 @@ impl<H: Host> Instance<H> {
         ids: &[Id],
         sets: BTreeMap<Partition, Vec<Id>>,
         Added { of_sets, indexed }: Added,
-        reconnects: u64,
+        changes: u64,
     ) -> Vec<Recorded<Answer>> {
         let mut recorded = BTreeMap::new();
         for ((partition, ids), added) in sets.iter().zip(of_sets) {
             let answers = match &indexed {
                 Err(error) if added.is_ok() => Err(error.clone()),
-                _ => self.recorded(counter_window, *partition, ids, added, reconnects).await,
+                _ => self.recorded(counter_window, *partition, ids, added, changes).await,
             };
             recorded.insert(*partition, answers);
         }
@@ -198,22 +198,22 @@ impl<H: Host> Instance<H> {
 
     /// Remembers the ids of one set that Redis recorded, or spools them if it failed.
     ///
-    /// `reconnects` is the number of reconnects before the ids were added.
+    /// `changes` is the number of changes of servers before the ids were added.
     async fn recorded(
         self: &Rc<Self>,
         counter_window: &CounterWindow,
         partition: Partition,
         ids: &[Id],
         added: Result<Vec<Answer>, RedisError>,
-        reconnects: u64,
+        changes: u64,
     ) -> Recorded<Vec<Answer>> {
         let node = self.node_of(counter_window, partition);
         match added {
             Ok(answers) => {
                 let recorded = ids.iter().zip(&answers);
                 let recorded = recorded.filter(|(_, answer)| answer.is_ok());
-                // After a reconnect, the server that recorded the ids may have lost its data.
-                if self.redis.reconnects() == reconnects {
+                // After a change, the server that recorded the ids may have lost its data.
+                if self.redis.changes() == changes {
                     self.counters.add_seen(counter_window, recorded.map(|(id, _)| id));
                 }
                 if node.marked_down_until.get() != 0 {

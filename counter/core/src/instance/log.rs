@@ -30,15 +30,15 @@ impl<C: Clock> Logger<C> {
 
     /// Logs an error.
     pub fn error(&self, text: &str) {
-        self.say(&self.last_error, text);
+        self.log(&self.last_error, text);
     }
 
     /// Logs what was not recorded.
     pub fn refusal(&self, text: &str) {
-        self.say(&self.last_refusal, text);
+        self.log(&self.last_refusal, text);
     }
 
-    fn say(&self, last: &Cell<u64>, text: &str) {
+    fn log(&self, last: &Cell<u64>, text: &str) {
         let now = self.clock.now_ms() / 1000;
         if self.level >= Log::Error && last.replace(now) != now {
             eprintln!("verve: {text}");

@@ -168,9 +168,9 @@ impl<H: Host> Set<H> {
 }
 
 /// Parses the answer of a script for one id.
-fn known_to_be(said: &Reply) -> Option<Answer> {
-    match said {
-        Reply::Number(said) => added(*said),
+fn known_to_be(reply: &Reply) -> Option<Answer> {
+    match reply {
+        Reply::Number(number) => added(*number),
         _ => None,
     }
 }

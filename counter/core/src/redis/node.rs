@@ -51,8 +51,8 @@ pub struct Node<H: Host> {
     answered_ms: Cell<u64>,
     /// Whether it was connected before.
     was_connected: Cell<bool>,
-    /// How often this node and the others were reconnected.
-    reconnects: Rc<Cell<u64>>,
+    /// How often this server or another one may have been replaced.
+    changes: Rc<Cell<u64>>,
     /// Why it last failed.
     last_error: RefCell<Option<Box<RedisError>>>,
 }
@@ -89,14 +89,8 @@ impl<H: Host> Node<H> {
     /// Returns the node at `urls`, any of which may lead to it; never empty.
     ///
     /// `addresses` are the addresses of these URLs. It connects at the first use. The counter
-    /// `reconnects` is shared with the other nodes.
-    pub fn new(
-        host: &H,
-        urls: Vec<RedisUrl>,
-        addresses: &[Address],
-        config: &Config,
-        reconnects: Rc<Cell<u64>>,
-    ) -> Self {
+    /// `changes` is shared with the other nodes.
+    pub fn new(host: &H, urls: Vec<RedisUrl>, addresses: &[Address], config: &Config, changes: Rc<Cell<u64>>) -> Self {
         Self {
             host: host.clone(),
             urls,
@@ -110,7 +104,7 @@ impl<H: Host> Node<H> {
             marked_down_until: Cell::new(0),
             answered_ms: Cell::new(0),
             was_connected: Cell::new(false),
-            reconnects,
+            changes,
             last_error: RefCell::default(),
         }
     }
@@ -170,7 +164,7 @@ impl<H: Host> Node<H> {
 
     /// Runs an idempotent command, again on a fresh connection if it fails.
     ///
-    /// `sent` says whether it was already sent somewhere.
+    /// `sent` is whether it was already sent somewhere.
     pub async fn with_retry<T>(
         &self,
         sent: &Cell<bool>,
@@ -303,11 +297,11 @@ impl<H: Host> Node<H> {
         self.connection.get_on(&self.host, async || self.connect().await).await
     }
 
-    /// Opens the connection to keep, and counts reconnects.
+    /// Opens the connection to keep, and counts a reconnect as a change.
     async fn connect(&self) -> Result<Rc<H::Connection>, RedisError> {
         let connection = self.open().await?;
         if self.was_connected.replace(true) {
-            self.reconnects.set(self.reconnects.get() + 1);
+            self.changes.set(self.changes.get() + 1);
         }
         Ok(connection)
     }

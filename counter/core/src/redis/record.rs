@@ -34,16 +34,16 @@ impl<H: Host> Redis<H> {
         if self.config.redis_urls.as_slice().len() == 1 {
             match self.send(counter_window, all).await {
                 Err(error) if error.refusal() == Some(Refusal::CrossSlot) => {}
-                said => return refused_or(&said?),
+                outcome => return refused_or(&outcome?),
             }
         }
         // In a cluster, the id's set may be on another node.
         let mut rest = Request { id: None, ..all };
         if job.is_some() && endpoint_limit.is_some() {
             // First, so that an id whose job is refused is not recorded.
-            let said = self.send(counter_window, rest).await?;
-            if !said.is_empty() {
-                return refused_or(&said);
+            let outcome = self.send(counter_window, rest).await?;
+            if !outcome.is_empty() {
+                return refused_or(&outcome);
             }
             rest.job = None;
         }
@@ -57,9 +57,9 @@ impl<H: Host> Redis<H> {
             rest.job = None;
         }
         rest.outcome = Some(statistic(answer));
-        let said = self.send(counter_window, rest).await?;
+        let outcome = self.send(counter_window, rest).await?;
         match answer {
-            Ok(_) => refused_or(&said),
+            Ok(_) => refused_or(&outcome),
             Err(_) => Ok(Err(NotCounted::Limited(Limit::Window))),
         }
     }
@@ -76,7 +76,7 @@ impl<H: Host> Redis<H> {
             // The script itself has already written something for `WAIT`.
             self.replicated(via, None).await?;
             match replies.into_iter().next() {
-                Some(Reply::Text(said)) => Ok(said),
+                Some(Reply::Text(outcome)) => Ok(outcome),
                 _ => Err(RedisError::UnexpectedType),
             }
         })
@@ -85,6 +85,6 @@ impl<H: Host> Redis<H> {
 }
 
 /// Parses the answer of the script, or returns that there is no room for the job.
-fn refused_or(said: &str) -> Result<Answer, RedisError> {
-    parse_answer(said).ok_or(RedisError::TooManyJobs)
+fn refused_or(outcome: &str) -> Result<Answer, RedisError> {
+    parse_answer(outcome).ok_or(RedisError::TooManyJobs)
 }

@@ -146,7 +146,7 @@ pub struct Request<'a> {
 /// Records a request in one round trip.
 ///
 /// `set` is the set of its id. Without an id it is any key on the node of the other keys. `again`
-/// says that this is not the first attempt.
+/// means that this is not the first attempt.
 pub fn record(counter_window: &CounterWindow, set: &str, request: &Request<'_>, again: bool) -> Script {
     let (keys, window, job) = (&counter_window.state.keys, counter_window.window, request.job);
     let keys = [

@@ -1,4 +1,6 @@
-//! The bar chart of the page, as inline SVG. It has no text, because it is stretched to the width.
+//! The bar chart of the page, as inline SVG.
+//!
+//! It has no text, because it is stretched to the width.
 
 use maud::{Markup, html};
 

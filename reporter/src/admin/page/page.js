@@ -16,7 +16,7 @@ const mergeRows = (part, next) => {
   });
 };
 
-// Which bar is told of, by its place; none unless somebody asked.
+// The bar whose details are shown, by its place; none by default.
 let bar = null;
 const tellBar = () => {
   const bars = document.querySelectorAll("#bars g");
@@ -38,7 +38,7 @@ chart.addEventListener("keydown", (event) => {
   tellBar();
 });
 
-let heard = Date.now();
+let updated = Date.now();
 const show = ({ data }) => {
   const fresh = new DOMParser().parseFromString(data, "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
@@ -52,7 +52,7 @@ const show = ({ data }) => {
   tellBar();
   const current = document.getElementById("current");
   document.title = current ? `${current.textContent} · ${document.body.dataset.name}` : document.body.dataset.name;
-  heard = Date.now();
+  updated = Date.now();
   document.body.classList.remove("old");
   state.className = "live";
   state.textContent = "Live";
@@ -65,10 +65,10 @@ const listen = () => {
 listen();
 // Also where the connection is there, and nothing comes.
 setInterval(() => {
-  if (Date.now() - heard < 5000) return;
+  if (Date.now() - updated < 5000) return;
   document.body.classList.add("old");
   state.className = "lost";
-  state.textContent = `No news since ${new Date(heard).toLocaleTimeString()}`;
+  state.textContent = `No update since ${new Date(updated).toLocaleTimeString()}`;
   // Browsers give up for good where a proxy has answered in the reporter's place.
   if (events.readyState === EventSource.CLOSED) listen();
 }, 1000);

@@ -1,4 +1,6 @@
-//! The runbooks of this version. Their reader may have access to nothing but this port.
+//! The runbooks of this version.
+//!
+//! Their reader may have access to nothing but this port.
 
 use axum::response::Html;
 use maud::{DOCTYPE, PreEscaped, html};

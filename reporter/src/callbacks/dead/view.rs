@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_job_is_shown_by_its_error() {
+    fn an_invalid_job_is_shown_by_its_error() {
         let job = job(&[
             ("endpoint", "hunter2"),
             ("method", "hunter2"),

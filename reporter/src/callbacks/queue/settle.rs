@@ -14,7 +14,9 @@ use super::{Attempt, GROUP, Location, Queue, Waiting};
 /// take no new jobs. These wait in the stream, and beyond the limit of the stream in the
 /// component's spool.
 pub const MAX_RETRY: u64 = 1_000_000;
-/// The maximum number of dead letters. The oldest ones beyond it are dropped, with a warning.
+/// The maximum number of dead letters.
+///
+/// The oldest ones beyond it are dropped, with a warning.
 pub const MAX_DEAD: u64 = 100_000;
 
 /// The outcome of an attempt.

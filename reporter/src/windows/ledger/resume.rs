@@ -1,4 +1,6 @@
-//! How a leader resumes: by the state in Redis, and by what its process still knows.
+//! How a leader resumes.
+//!
+//! It resumes by the state in Redis, and by what its process still knows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +21,9 @@ pub struct Stored {
     pub newest: Option<Window>,
     /// The steps that were begun and not finished.
     pub pending: BTreeMap<Window, Pending>,
-    /// The window where a reporter began that has reported nothing, see [`super::begin`].
+    /// The window where a reporter began that has reported nothing.
+    ///
+    /// See [`super::begin`].
     pub from: Option<Window>,
     /// When a leader last renewed the expiry of ids it needed, in Unix milliseconds.
     pub kept_ms: Option<u64>,
@@ -89,7 +93,7 @@ impl Ledger {
             .filter(|(window, pending)| pending.record(**window).is_some());
         let begun = publishing.map(|(window, _)| *window).max();
         // If Redis has no report at all, but this process knows some, resume after those, even if
-        // Redis has begun anew at a later window.
+        // Redis has begun again at a later window.
         let from = stored.from.filter(|_| stored.newest.is_some());
         let next = match newest.max(begun) {
             Some(newest) => from.into_iter().fold(newest.next(), Window::max),

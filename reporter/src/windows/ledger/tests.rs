@@ -86,7 +86,7 @@ fn a_window_is_due_once_grace_is_over() {
 }
 
 #[test]
-fn it_starts_where_the_last_left_off() {
+fn it_continues_where_the_last_one_stopped() {
     let reported = [(600, report(1, 0))];
     assert_eq!(due(&resume(&reported, None, 900).0, 902_000), [660, 720, 780, 840]);
     assert_eq!(due(&resume(&[], Some(720), 900).0, 902_000), [720, 780, 840]);
@@ -102,7 +102,7 @@ fn it_starts_where_the_last_left_off() {
 }
 
 #[test]
-fn what_was_begun_is_finished_first_and_unchanged() {
+fn a_begun_report_is_completed_first_and_unchanged() {
     let begun = Stored {
         pending: BTreeMap::from([
             (window(600), Pending::publish(&record(600, 7, 1))),
@@ -130,7 +130,7 @@ fn what_was_begun_is_finished_first_and_unchanged() {
 }
 
 #[test]
-fn what_kafka_has_is_not_published_again_by_the_same_replica() {
+fn a_replica_does_not_publish_again_what_kafka_has() {
     let (mut ledger, _) = resume(&[], None, 600);
     ledger.prepared([record(600, 5, 0)]);
     let pending = Stored {
@@ -151,7 +151,7 @@ fn what_kafka_has_is_not_published_again_by_the_same_replica() {
 }
 
 #[test]
-fn a_redis_without_its_data_is_reminded() {
+fn a_redis_without_its_data_is_given_the_reports_again() {
     let (mut ledger, _) = resume(&[], None, 600);
     publish(&mut ledger, &[record(600, 5, 1), record(660, 1, 0)], 800);
     let goes_on = |ledger: &Ledger, reports: &[(u64, Report)]| {
@@ -172,7 +172,7 @@ fn a_redis_without_its_data_is_reminded() {
 /// A failover to a replica of Redis has lost the last moments.
 /// A window without a report there is counted again.
 #[test]
-fn a_redis_is_reminded_of_what_was_made_final() {
+fn a_redis_is_given_its_lost_final_reports_again() {
     let (mut ledger, _) = resume(&[], None, 600);
     publish(&mut ledger, &[record(600, 5, 1), record(660, 1, 0)], 800);
     ledger.finished(window(600));
@@ -186,14 +186,14 @@ fn a_redis_is_reminded_of_what_was_made_final() {
         let final_again = resumed.plan([(window(600), 4)], 1000).finals;
         watched.then(|| (plan(&resumed, 5, 1000), plan(&resumed, 6, 1000), final_again))
     };
-    let (over, news) = ((None, true), (Some((6, 2)), false));
+    let (over, revised) = ((None, true), (Some((6, 2)), false));
     // Fewer ids than were reported: these may be late ids, and closing the window would remove
     // them.
     assert_eq!(
         counted_again(None),
-        Some((over, news, vec![(window(600), ledger.finals[&window(600)])]))
+        Some((over, revised, vec![(window(600), ledger.finals[&window(600)])]))
     );
-    assert_eq!(counted_again(Some(report(5, 1))), Some((over, news, vec![])));
+    assert_eq!(counted_again(Some(report(5, 1))), Some((over, revised, vec![])));
     // A window that is final in Redis was closed, and its ids were removed: nothing is counted.
     assert_eq!(counted_again(Some(finished(report(4, 0)))), None);
     assert_eq!(counted_again(Some(finished(report(5, 1)))), None);
@@ -233,7 +233,7 @@ fn a_report_that_others_made_final_is_not_taken_back() {
 }
 
 #[test]
-fn windows_whose_ids_have_expired_are_lost_and_said_to_be() {
+fn windows_whose_ids_have_expired_are_reported_as_lost() {
     let (ledger, lost) = resume(&[(600, report(1, 0))], None, 600 + 86_400 + 180);
     // This includes the window whose ids expire in a moment, before they are counted.
     assert_eq!(
@@ -296,7 +296,7 @@ fn windows_of_every_length_are_lost_once_their_ids_may_have_expired() {
 }
 
 #[test]
-fn a_single_old_set_does_not_have_half_a_century_made_up_for() {
+fn a_single_old_set_does_not_cause_reports_of_half_a_century() {
     let now_s = 1_795_383_000;
     let (ledger, lost) = resume(&[], Some(0), now_s);
     assert_eq!((ledger.next, lost), (window(now_s), None));
@@ -340,8 +340,11 @@ fn windows_that_a_wrong_clock_skipped_are_reported_once_they_have_ended() {
 /// over.
 fn plan(ledger: &Ledger, count: u64, now_s: u64) -> (Option<(u64, u64)>, bool) {
     let plan = ledger.plan([(window(600), count)], now_s * 1000);
-    let news = plan.news.first().map(|news| (news.count, news.revision));
-    (news, !plan.over.is_empty())
+    let revision = plan
+        .revisions
+        .first()
+        .map(|revision| (revision.count, revision.revision));
+    (revision, !plan.over.is_empty())
 }
 
 #[test]
@@ -361,12 +364,12 @@ fn late_ids_make_a_revision_until_the_late_period_is_over() {
     assert_eq!(plan(&ledger, 9, 782), (Some((9, 2)), false));
     // Nor are ids that arrived at the last moment.
     let last = ledger.plan_closed([(window(600), 7)]);
-    assert_eq!((last.news[0].count, last.news[0].revision), (7, 2));
+    assert_eq!((last.revisions[0].count, last.revisions[0].revision), (7, 2));
     assert!(last.finals.is_empty());
     publish(&mut ledger, &[record(600, 7, 2)], 783);
     assert_eq!(plan(&ledger, 7, 783), (None, true));
     let last = ledger.plan_closed([(window(600), 7)]);
-    assert!(last.news.is_empty());
+    assert!(last.revisions.is_empty());
     for (window, report) in last.finals {
         assert_eq!((report.count, report.revision, report.is_final), (7, 2, true));
         ledger.finished(window);
@@ -376,7 +379,7 @@ fn late_ids_make_a_revision_until_the_late_period_is_over() {
 }
 
 #[test]
-fn a_window_made_up_for_has_its_late_period_still() {
+fn a_window_reported_after_an_outage_has_its_full_lateness() {
     let (mut ledger, _) = resume(&[(540, finished(report(1, 0)))], None, 3_600);
     publish(&mut ledger, &[record(600, 5, 0)], 3_600);
     assert_eq!(plan(&ledger, 5, 3_719), (None, false));
@@ -385,7 +388,7 @@ fn a_window_made_up_for_has_its_late_period_still() {
 }
 
 #[test]
-fn what_a_final_window_was_counted_by_is_removed() {
+fn the_ids_of_a_final_window_are_removed() {
     let (mut ledger, _) = resume(&[(600, report(3, 0))], None, 1_000);
     ledger.finished(window(600));
     assert!(!ledger.is_past(window(600)));
@@ -395,11 +398,11 @@ fn what_a_final_window_was_counted_by_is_removed() {
 }
 
 #[test]
-fn ids_that_came_too_late_are_told_once() {
+fn ids_that_came_too_late_are_published_once() {
     let last = finished(report(5, 1));
     let (mut ledger, _) = resume(&[(600, last)], None, 1_000);
-    let told = ledger.late(window(600), &last, 2).expect("news");
-    assert_eq!((told.count, told.revision, told.late), (5, 2, 2));
+    let late = ledger.late(window(600), &last, 2).expect("a revision");
+    assert_eq!((late.count, late.revision, late.late), (5, 2, 2));
     assert_eq!(ledger.late(window(600), &report(5, 1), 2), None, "watched by another");
     assert_eq!(ledger.late(window(660), &last, 2), None, "not past");
     ledger.prepared([WindowRecord {
@@ -458,7 +461,7 @@ fn ids_of_a_past_window_are_too_late_unless_it_was_never_reported() {
 }
 
 #[test]
-fn a_redis_that_lost_its_reports_does_not_have_windows_reported_anew() {
+fn a_redis_that_lost_its_reports_does_not_have_windows_reported_again() {
     let (mut ledger, _) = resume(&[], None, 600);
     publish(&mut ledger, &[record(600, 5, 0)], 662);
     ledger.watched.clear();
@@ -481,8 +484,8 @@ proptest! {
             }
             for due in ledger.due(now, 3) {
                 prop_assert!(due.end_ms() + 2000 <= now);
-                let news = ledger.plan([(due, 1)], now).news;
-                prop_assert_eq!(&news, &[PendingRevision { window: due, count: 1, revision: 0, late: 0, before: [0, 0] }]);
+                let revisions = ledger.plan([(due, 1)], now).revisions;
+                prop_assert_eq!(&revisions, &[PendingRevision { window: due, count: 1, revision: 0, late: 0, before: [0, 0] }]);
                 ledger.prepared([record(due.start(), 1, 0)]);
                 ledger.acknowledged(now);
                 ledger.recorded();
@@ -498,7 +501,7 @@ proptest! {
 /// The first report may be of a window long ago, from a host with a slow clock.
 /// The windows since then need not be reported. A window before the beginning is reported too.
 #[test]
-fn a_report_of_long_ago_is_no_beginning() {
+fn an_old_report_does_not_set_the_first_window() {
     let long_ago = || stored(&[(6_000, finished(report(1, 0)))]);
     let begun = Stored {
         from: Some(window(60_000)),
@@ -510,13 +513,13 @@ fn a_report_of_long_ago_is_no_beginning() {
     assert_eq!(ledger.next, window(60_000));
     let before = ledger.orphaned_ids(window(59_940), None, 60_100_000);
     assert!(matches!(before, Orphaned::Unreported));
-    // Redis has lost everything and begun anew, but this process has not.
+    // Redis has lost everything and begun again, but this process has not.
     let (known, _) = resume_from(stored(&[(59_940, report(1, 0))]), None, 60_000);
-    let anew = Stored {
+    let emptied = Stored {
         from: Some(window(60_180)),
         ..Stored::default()
     };
-    assert_eq!(resume_from(anew, Some(&known), 60_180).0.next, window(60_000));
+    assert_eq!(resume_from(emptied, Some(&known), 60_180).0.next, window(60_000));
     // A leader has begun to publish the window, and has not recorded it.
     let publishing = Stored {
         pending: [(window(60_000), Pending::publish(&record(60_000, 1, 0)))].into(),

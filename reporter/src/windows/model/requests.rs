@@ -166,16 +166,16 @@ impl ReportStore for Asked {
         }
     }
 
-    async fn records(&self, news: &[PendingRevision]) -> RedisResult<Vec<WindowRecord>> {
-        let record = |news: &PendingRevision| WindowRecord {
-            window: news.window,
-            count: news.count,
-            revision: news.revision,
+    async fn records(&self, revisions: &[PendingRevision]) -> RedisResult<Vec<WindowRecord>> {
+        let record = |revision: &PendingRevision| WindowRecord {
+            window: revision.window,
+            count: revision.count,
+            revision: revision.revision,
             requests: 0,
             duplicates: 0,
-            late: news.late,
+            late: revision.late,
         };
-        Ok(news.iter().map(record).collect())
+        Ok(revisions.iter().map(record).collect())
     }
 
     async fn prepare(&self, _: &ModelLease, records: &[WindowRecord]) -> Result<(), Ended> {
@@ -330,10 +330,10 @@ impl Runner {
                 let ledger = ledger.as_mut().expect("a leader has loaded");
                 self.leader.turn(&ModelLease, ledger, leading, &self.stop).await
             }
-            Work::Found(news, unreported) => {
+            Work::Found(revisions, unreported) => {
                 let ledger = ledger.as_mut().expect("a leader has loaded");
                 let swept = Swept {
-                    news: news.clone(),
+                    revisions: revisions.clone(),
                     unreported: unreported.clone(),
                     ..Swept::default()
                 };
@@ -555,8 +555,8 @@ impl World {
             }
         }
         let late = self.late.iter();
-        let news = late.filter_map(|(window, ids)| ledger.late(*window, self.reports.get(window)?, *ids));
-        self.reporters[i].work = Work::Found(news.collect(), unreported);
+        let revisions = late.filter_map(|(window, ids)| ledger.late(*window, self.reports.get(window)?, *ids));
+        self.reporters[i].work = Work::Found(revisions.collect(), unreported);
         self.asks(i, runner);
     }
 }

@@ -111,7 +111,7 @@ fn check_last(world: &World) -> Result<(), String> {
             return Err(format!("{window} is not final as {last:?}"));
         }
         if last.count + last.late != world.added[window] {
-            return Err(format!("{window}: ids are neither counted nor said to be too late"));
+            return Err(format!("{window}: ids are neither counted nor reported as too late"));
         }
         if last.count < world.in_time[window] {
             return Err(format!("{window}: ids that came in time are not counted"));

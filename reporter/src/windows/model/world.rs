@@ -222,7 +222,7 @@ impl World {
         self.now_ms += 1000;
     }
 
-    /// Ends the reporter's process, and starts it anew.
+    /// Ends the reporter's process, and starts it again.
     pub fn restart(&mut self, i: usize) {
         self.reporters[i] = Reporter {
             life: self.reporters[i].life + 1,

@@ -200,8 +200,8 @@ impl RedisReportStore {
         let late = self.late().await?;
         let windows: Vec<Window> = late.iter().map(|(window, _)| *window).collect();
         let late = late.into_iter().zip(self.store.reports(&windows).await?);
-        let news = late.filter_map(|((window, ids), report)| ledger.late(window, &report?, ids));
-        swept.news.extend(news);
+        let revisions = late.filter_map(|((window, ids), report)| ledger.late(window, &report?, ids));
+        swept.revisions.extend(revisions);
         Ok(())
     }
 

@@ -38,13 +38,15 @@ mod tally;
 mod traffic;
 mod verdict;
 
-/// Makes every part of Verve fail under traffic, and checks the counts. Parts are killed, stopped,
-/// paused and cut off; each id must be counted exactly once.
+/// Makes every part of Verve fail under traffic, and checks the counts
+///
+/// Parts are killed, stopped, paused and cut off; each id must be counted exactly once.
 #[derive(Parser)]
 #[command(name = "verve-chaos")]
 struct Args {
-    /// How long faults occur; the last round is completed, and settling takes up to two minutes
-    /// more
+    /// How long faults occur, in seconds
+    ///
+    /// The last round is completed, and settling takes up to two minutes more.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// Repeat the faults of the run with this seed; random by default
@@ -53,8 +55,9 @@ struct Args {
     /// Use a Redis Cluster, three primaries and three replicas, instead of one server
     #[arg(long)]
     cluster: bool,
-    /// Use the example application `login`, which counts through the interface, also in a named
-    /// counter
+    /// Use the example application `login`
+    ///
+    /// It counts through the interface, also in a named counter.
     #[arg(long)]
     named: bool,
 }
@@ -170,6 +173,7 @@ async fn rounds(parts: &Parts, time: Duration, mut rng: Rng, logs: &Logs) -> Res
         }))
         .await?;
         sleep(REST).await;
+        parts.well(logs).await?;
         settle::drained(parts).await?;
         parts.check().await?;
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use verve_protocol::{Keys, Partitions, WindowLength};
 use verve_tests::broker::Broker;
 use verve_tests::cluster::{self, Cluster};
@@ -33,12 +33,16 @@ const NAMESPACE: &str = "chaos";
 /// Enough for some partitions on each node.
 const CLUSTER_PARTITIONS: u16 = 4;
 const GRACE_MS: &str = "500";
-/// The allowed lateness. It is longer than a round with all its restarts and the rest after it: see
-/// `main`.
+/// The allowed lateness.
+///
+/// It is longer than a round with all its restarts and the rest after it: see `main`.
 const LATE_SECONDS: &str = "60";
-/// How long a part may take to end after SIGTERM. Reporters complete the work they have begun, even
-/// if it takes 10 s.
+/// How long a part may take to end after SIGTERM.
+///
+/// Reporters complete the work they have begun, even if it takes 10 s.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the nodes of a cluster may take to agree after the last fault.
+const AGREED_WITHIN: Duration = Duration::from_secs(15);
 
 /// All parts. Each can fail independently of the others.
 pub struct Parts {
@@ -50,7 +54,9 @@ pub struct Parts {
     reporters: Vec<Mutex<Replica>>,
     pub sink: Sink,
     pub keys: Keys,
-    /// The keys of each counter: of the counter without a name, and of the named one if it is used.
+    /// The keys of each counter.
+    ///
+    /// They are those of the counter without a name, and of the named one if it is used.
     pub counters: Vec<Keys>,
     pub partitions: Partitions,
     pub addresses: Vec<SocketAddr>,
@@ -97,6 +103,40 @@ impl Redis {
         }
         bail!("no node of {shard} is a primary")
     }
+
+    /// Waits until the nodes of the cluster agree on which nodes serve the slots.
+    ///
+    /// They must also agree that all slots are served.
+    /// After failovers, Redis 7.0 sometimes leaves a node that considers the cluster to be down,
+    /// although no other node does. An operator repairs that, and so does this function.
+    async fn agree(&self, logs: &Logs) -> Result<()> {
+        if self.is == schedule::Redis::Server {
+            return Ok(());
+        }
+        for last in [false, true] {
+            let begin = Instant::now();
+            let views = loop {
+                let mut views = Vec::new();
+                for node in &self.nodes {
+                    views.push(cluster::view(&*node.lock().await).await?);
+                }
+                if views[0].starts_with("cluster_state:ok") && views.iter().all(|view| *view == views[0]) {
+                    return Ok(());
+                }
+                if begin.elapsed() > AGREED_WITHIN {
+                    break views;
+                }
+                sleep(Duration::from_millis(200)).await;
+            };
+            logs.event("the nodes of the cluster do not agree");
+            logs.keep("cluster", &format!("{views:#?}\n"));
+            ensure!(!last, "the nodes of the cluster do not agree: {views:#?}");
+            if let Err(error) = cluster::fix(&*self.nodes[0].lock().await).await {
+                logs.keep("cluster", &format!("{error:#}\n"));
+            }
+        }
+        Ok(())
+    }
 }
 
 struct Host(Instance);
@@ -114,7 +154,9 @@ trait Runs {
 }
 
 impl Parts {
-    /// Starts all parts. With `named`, the hosts run an application with a named counter too.
+    /// Starts all parts.
+    ///
+    /// With `named`, the hosts run an application with a named counter too.
     pub async fn start(is: schedule::Redis, named: bool, length: WindowLength) -> Result<Self> {
         let redis = Redis::start(is).await.context("Redis")?;
         let redis_link = Link::start(redis.nodes[0].lock().await.address()).await?;
@@ -203,6 +245,11 @@ impl Parts {
             Part::KafkaLink => disturb(&self.kafka_link, fault).await,
         };
         suffered.with_context(|| format!("{} {}", fault.part, fault.trouble))
+    }
+
+    /// Waits until Redis is well again after the faults.
+    pub async fn well(&self, logs: &Logs) -> Result<()> {
+        self.redis.agree(logs).await
     }
 
     /// Fails if a part has ended although nothing ended it.

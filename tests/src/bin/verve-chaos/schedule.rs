@@ -97,7 +97,9 @@ impl Redis {
     }
 }
 
-/// Returns the next round: at most one fault of each part, and at least one in total.
+/// Returns the next round.
+///
+/// It has at most one fault of each part, and at least one in total.
 pub fn round(redis: Redis, rng: &mut Rng) -> Vec<Fault> {
     loop {
         let parts = redis.parts(rng).into_iter().chain(OTHERS);
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_can_happen_does() {
+    fn all_kinds_of_events_occur() {
         let server = [&OTHERS[..], &[Part::Redis(0), Part::RedisLink]].concat();
         let cluster = [&OTHERS[..], &[Part::Slots], &[0, 1, 2, 3, 4, 5].map(Part::Redis)].concat();
         for (redis, parts) in [(Redis::Server, server), (Redis::Cluster, cluster)] {

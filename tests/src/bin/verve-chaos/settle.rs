@@ -1,4 +1,6 @@
-//! The quiet time at the end: waits until all work is complete, and reads the results.
+//! The quiet time at the end.
+//!
+//! It waits until all work is complete, and reads the results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,8 +18,9 @@ use verve_tests::{clock, http};
 
 use crate::parts::{FIXED, Parts, TOPIC};
 
-/// How long it may take until all work is complete. Another reporter can take over the jobs of a
-/// killed one after 30 s.
+/// How long it may take until all work is complete.
+///
+/// Another reporter can take over the jobs of a killed one after 30 s.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the hosts may take to drain their spools if there are no faults.
 ///
@@ -37,7 +40,7 @@ pub struct Observed {
     /// The jobs that were given up: the dead letters.
     pub dead: BTreeSet<u64>,
     /// The windows and revisions that the fixed callback received.
-    pub told: BTreeSet<(String, u64)>,
+    pub notified: BTreeSet<(String, u64)>,
     /// The work that is not complete.
     pub left: Vec<String>,
 }
@@ -104,7 +107,7 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
     callbacks(parts, jobs, &mut redis, &mut seen).await?;
     seen.records = parts.broker.lock().await.kafka().read_all(TOPIC).await?;
     // Last, because each report is sent to the callback after its record is published.
-    told(parts, &mut seen)?;
+    notifications(parts, &mut seen)?;
     for (keys, counts) in parts.counters.iter().zip(counts_of) {
         let records = of_counter(&seen.records, keys.counter());
         let last: BTreeMap<String, u64> = records
@@ -119,9 +122,9 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
                 None if count == 0 && unknown(window) => {}
                 None => seen.left.push(format!("no record of {window}{of}")),
                 // A smaller count is normal: the ids of an old window have expired.
-                Some(told) if count > *told => {
+                Some(recorded) if count > *recorded => {
                     seen.left
-                        .push(format!("{window}{of} has {count} ids, its record says {told}"));
+                        .push(format!("{window}{of} has {count} ids, its record has {recorded}"));
                 }
                 Some(_) => {}
             }
@@ -147,12 +150,12 @@ pub fn of_counter(records: &[Record], counter: Option<&CounterName>) -> Vec<Reco
 /// Reads what the fixed callback received.
 ///
 /// Adds the windows whose last revision it has not received to the work that is not complete.
-fn told(parts: &Parts, seen: &mut Observed) -> Result<()> {
+fn notifications(parts: &Parts, seen: &mut Observed) -> Result<()> {
     for received in parts.sink.received() {
         if received.target == FIXED {
             let revision = received.header("verve-revision").context("a revision")?.parse()?;
             let window = received.header("verve-window").unwrap_or_default().to_owned();
-            seen.told.insert((window, revision));
+            seen.notified.insert((window, revision));
         }
     }
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
@@ -161,7 +164,7 @@ fn told(parts: &Parts, seen: &mut Observed) -> Result<()> {
         last.insert(&record.key, record.header("revision").parse()?);
     }
     for (window, revision) in last {
-        if !seen.told.contains(&(window.to_owned(), revision)) {
+        if !seen.notified.contains(&(window.to_owned(), revision)) {
             seen.left
                 .push(format!("revision {revision} of {window} has no callback"));
         }

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_answered_within_a_window_is_certain() {
+    fn an_id_answered_within_a_window_is_certainly_in_it() {
         let tally = tally(&[(1, 5, Some(5)), (1, 5, Some(5)), (2, 5, Some(5)), (3, 6, Some(6))]);
         assert_eq!(tally.windows(9), [(5, 2..=2), (6, 1..=1)].into());
         assert_eq!(tally.total(9), 3..=3);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_crossed_a_boundary_is_in_one_of_its_windows() {
+    fn ids_that_crossed_a_boundary_are_in_one_of_its_windows() {
         let one = tally(&[(1, 5, Some(6))]);
         assert_eq!(one.windows(9), [(5, 0..=1), (6, 0..=1)].into());
         assert_eq!(one.total(9), 1..=1);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_answered_may_count_once_at_any_time_since() {
+    fn an_unanswered_id_may_count_once_in_any_later_window() {
         let tally = tally(&[(1, 5, None), (2, 6, Some(6)), (2, 6, None)]);
         assert_eq!(tally.windows(7), [(5, 0..=1), (6, 1..=2), (7, 0..=2)].into());
         assert_eq!(tally.total(7), 1..=3);

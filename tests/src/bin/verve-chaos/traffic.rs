@@ -17,8 +17,9 @@ use verve_tests::http::{Connection, Response};
 
 use crate::tally::{Request, Tally};
 
-/// The number of clients. With the pause after each answer, they send some hundred requests per
-/// second.
+/// The number of clients.
+///
+/// With the pause after each answer, they send some hundred requests per second.
 const CLIENTS: usize = 6;
 /// The longest pause after an answer, in milliseconds.
 const PAUSE_MS: u64 = 20;
@@ -26,8 +27,9 @@ const PAUSE_MS: u64 = 20;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// The share of ids that are sent again after the answer `ok`.
 const REPEATED: f64 = 0.2;
-/// The last milliseconds of a window, in which no id is sent again. So most repetitions are in the
-/// window of the id.
+/// The last milliseconds of a window, in which no id is sent again.
+///
+/// So most repetitions are in the window of the id.
 const MARGIN_MS: u64 = 300;
 /// The share of ids that a client retries if they were not answered `ok`.
 const TRIED_AGAIN: f64 = 0.5;

@@ -174,11 +174,11 @@ fn fixed(last: &Last, seen: &Observed) -> Check {
         .iter()
         .map(|(key, (revision, _))| (key.clone(), *revision))
         .collect();
-    let untold = latest.difference(&seen.told);
+    let missing = latest.difference(&seen.notified);
     check(
-        "the fixed callback told each report",
-        format!("{} told", seen.told.len()),
-        untold
+        "the fixed callback received each report",
+        format!("{} received", seen.notified.len()),
+        missing
             .map(|(key, revision)| format!("no callback for {key} revision {revision}"))
             .collect(),
     )
@@ -224,14 +224,14 @@ mod tests {
     }
 
     fn seen(records: Vec<Record>) -> Observed {
-        let told = records
+        let notified = records
             .iter()
             .map(|r| (r.key.clone(), read(r).expect("readable").0))
             .collect();
         Observed {
             records,
             delivered: [7].into(),
-            told,
+            notified,
             ..Observed::default()
         }
     }
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_passes() {
+    fn valid_input_passes() {
         let [first, second] = windows();
         for unanswered in [0, 1] {
             let records = vec![record(first, 2, 0), record(second, unanswered, 0)];
@@ -290,9 +290,9 @@ mod tests {
         assert_eq!(broken(&lost), ["each callback was delivered"]);
         lost.dead.insert(7);
         assert_eq!(broken(&lost), [""; 0]);
-        let mut untold = all();
-        untold.told.pop_first();
-        assert_eq!(broken(&untold), ["the fixed callback told each report"]);
+        let mut missing = all();
+        missing.notified.pop_first();
+        assert_eq!(broken(&missing), ["the fixed callback received each report"]);
         let mut left = all();
         left.left.push("something".to_owned());
         assert_eq!(broken(&left), ["nothing is left to do"]);
@@ -325,7 +325,7 @@ mod tests {
         let unnamed = seen(vec![record(first, 2, 0), record(second, 0, 0)]);
         let with = |records: &[Record]| Observed {
             records: [&unnamed.records, records].concat(),
-            told: unnamed.told.clone(),
+            notified: unnamed.notified.clone(),
             delivered: unnamed.delivered.clone(),
             ..Observed::default()
         };

@@ -23,12 +23,15 @@ use verve_tests::sink::{Received, Sink};
 use crate::Args;
 use crate::parts::Parts;
 
-/// Connections to each host. With a pause after each answer, this makes some hundred requests per
-/// second.
+/// The number of connections to each host.
+///
+/// With a pause after each answer, they send some hundred requests per second.
 const CONNECTIONS: usize = 2;
 const PAUSE: Duration = Duration::from_millis(8);
 
-/// The number of different ids. About half of the ids in a window of 10 s are repetitions.
+/// The number of different ids.
+///
+/// About half of the ids in a window of 10 s are repetitions.
 const IDS: u64 = 2_000;
 
 /// The last milliseconds of a window, in which no request is sent.

@@ -19,8 +19,9 @@ mod parts;
 mod show;
 mod stop;
 
-/// Runs Redis, Kafka, two hosts and the reporter, and shows each published record. Ctrl-C ends
-/// everything.
+/// Runs Redis, Kafka, two hosts and the reporter, and shows each published record
+///
+/// Ctrl-C ends everything.
 #[derive(Parser)]
 #[command(name = "verve-up")]
 struct Args {
@@ -36,8 +37,9 @@ struct Args {
     /// Length of a window, in seconds
     #[arg(long, default_value = "10")]
     window_seconds: WindowLength,
-    /// With --demo: stop after this number of windows; fails if the counts differ from what was
-    /// sent
+    /// With --demo: stop after this number of windows
+    ///
+    /// The program fails if the counts differ from what was sent.
     #[arg(long, requires = "demo", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     windows: Option<u32>,
     /// Set by the guard for the process that does the work
@@ -56,7 +58,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn up(args: &Args) -> Result<ExitCode> {
-    let mut stop = stop::when_guard_says();
+    let mut stop = stop::when_guard_signals();
     show::starting(args.kafka);
     let parts = tokio::select! {
         parts = parts::Parts::start(args) => parts?,

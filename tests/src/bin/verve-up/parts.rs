@@ -102,7 +102,9 @@ impl Parts {
         Ok(())
     }
 
-    /// Ends the parts: first those that receive requests, last those that store the data.
+    /// Ends the parts.
+    ///
+    /// Those that receive requests end first, and those that store the data end last.
     pub async fn stop(self) {
         println!("\nstopping the hosts, the reporter, Kafka and Redis");
         for host in &self.hosts {

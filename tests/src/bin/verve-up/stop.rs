@@ -11,7 +11,7 @@ use tokio::sync::watch;
 pub struct Stop(watch::Receiver<bool>);
 
 /// Watches standard input in a thread: a task that reads it could not be ended.
-pub fn when_guard_says() -> Stop {
+pub fn when_guard_signals() -> Stop {
     let (sender, receiver) = watch::channel(false);
     thread::spawn(move || {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());

@@ -58,20 +58,20 @@ impl Clustered {
     ///
     /// An id that was answered `failed` may have been recorded nevertheless.
     async fn all_counted(&mut self, ids: usize, others: usize) -> Result<()> {
-        let read = self.ledger.read_until(LATER, |ledger| told(ledger) >= ids).await;
+        let read = self.ledger.read_until(LATER, |ledger| total(ledger) >= ids).await;
         read.with_context(|| self.reporter.process().log())?;
         self.ledger.read_for(Duration::from_secs(3)).await;
-        let told = told(&self.ledger);
+        let total = total(&self.ledger);
         assert!(
-            (ids..=ids + others).contains(&told),
-            "{told} of {ids}, and {others} others"
+            (ids..=ids + others).contains(&total),
+            "{total} of {ids}, and {others} others"
         );
         Ok(())
     }
 }
 
 /// Returns the sum of the last counts of all windows.
-fn told(ledger: &Ledger) -> usize {
+fn total(ledger: &Ledger) -> usize {
     let last = ledger.last();
     let counts = last.values().filter_map(|record| record.value.parse::<usize>().ok());
     counts.sum()
@@ -172,7 +172,7 @@ async fn ids_and_callbacks_of_both_builds() -> Result<()> {
 
 /// Limits, duplicates and statistics are as on a single server.
 #[tokio::test]
-async fn what_is_answered_is_the_same() -> Result<()> {
+async fn answers_are_the_same() -> Result<()> {
     let cluster = Cluster::start(3, 0).await?;
     let on = Clustered::new(cluster, 1, &[]).await?;
     let limits = [
@@ -196,8 +196,8 @@ async fn what_is_answered_is_the_same() -> Result<()> {
             ("id=x", "invalid-id"),
         ] {
             let answer = http::get(host.addr(), &format!("/api/verve/accept?{query}")).await?;
-            let said = answer.header("verve-outcome").or_else(|| answer.header("verve-error"));
-            assert_eq!(said, Some(expected), "{kind:?} {query}: {}", host.process().log());
+            let outcome = answer.header("verve-outcome").or_else(|| answer.header("verve-error"));
+            assert_eq!(outcome, Some(expected), "{kind:?} {query}: {}", host.process().log());
         }
     }
     Ok(())
@@ -271,7 +271,7 @@ async fn a_node_is_cut_off() -> Result<()> {
 ///
 /// The id is lost, unless the host waits for the replica.
 #[tokio::test]
-async fn what_a_dead_primary_takes_along() -> Result<()> {
+async fn writes_that_a_dead_primary_did_not_replicate() -> Result<()> {
     for (replicas, lost) in [("1", false), ("0", true)] {
         let cluster = Cluster::behind_links(3, 1).await?;
         let mut on = Clustered::new(cluster, 1, &[]).await?;
@@ -293,8 +293,8 @@ async fn what_a_dead_primary_takes_along() -> Result<()> {
         sleep(Duration::from_millis(100)).await;
         let outcome = accept(2).await?;
         clock::assert_still(on.site.length, window);
-        let said = outcome.header("verve-outcome");
-        assert_eq!(said, Some(if lost { "new" } else { "spooled" }), "{outcome:?}");
+        let header = outcome.header("verve-outcome");
+        assert_eq!(header, Some(if lost { "new" } else { "spooled" }), "{outcome:?}");
         on.site.redis.servers()[primary].kill();
         // Data in transit is lost with it.
         on.cluster()?.cut(primary);
@@ -374,16 +374,16 @@ async fn over_tls() -> Result<()> {
         let host = host.start().await?;
         for id in first..first + 40 {
             let answer = http::get(host.addr(), &format!("/api/verve/accept?id={id}")).await?;
-            let said = answer.header("verve-outcome");
-            assert_eq!(said, Some("new"), "{kind:?} {id}: {}", host.process().log());
+            let outcome = answer.header("verve-outcome");
+            assert_eq!(outcome, Some("new"), "{kind:?} {id}: {}", host.process().log());
         }
     }
-    let read = ledger.read_until(LATER, |ledger| told(ledger) == 80).await;
+    let read = ledger.read_until(LATER, |ledger| total(ledger) == 80).await;
     read.with_context(|| reporter.log())
 }
 
 #[tokio::test]
-async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
+async fn the_doctor_checks_each_node_and_every_slot() -> Result<()> {
     let saved = RedisServer::options().argument("--save").argument("3600 1");
     let cluster = Cluster::start_with(saved, 3, 0).await?;
     let site = Site::with_cluster(60, cluster).partitioned(16);
@@ -395,22 +395,22 @@ async fn the_doctor_looks_at_each_node_and_every_slot() -> Result<()> {
         process.wait(LATER).await?;
         Ok(process.log())
     };
-    let said = doctor(&[]).await?;
+    let output = doctor(&[]).await?;
     assert!(
-        !said.contains("problem") && said.contains("3 primaries have all 16384 slots"),
-        "{said}"
+        !output.contains("problem") && output.contains("3 primaries have all 16384 slots"),
+        "{output}"
     );
-    assert_eq!(said.matches("has no replica").count(), 3, "{said}");
-    assert!(said.contains("components write windows of 60 s"), "{said}");
+    assert_eq!(output.matches("has no replica").count(), 3, "{output}");
+    assert!(output.contains("components write windows of 60 s"), "{output}");
     // The doctor's checks cover every node.
-    let said = doctor(&["--partitions", "8"]).await?;
-    assert!(said.contains("other partitions than the 8"), "{said}");
+    let output = doctor(&["--partitions", "8"]).await?;
+    assert!(output.contains("other partitions than the 8"), "{output}");
     site.redis.servers()[2].kill();
-    let said = doctor(&[]).await?;
+    let output = doctor(&[]).await?;
     let away = site.redis.servers()[2].address().to_string();
     assert!(
-        said.contains(&format!("problem  Redis redis://{away}, of a cluster")),
-        "{said}"
+        output.contains(&format!("problem  Redis redis://{away}, of a cluster")),
+        "{output}"
     );
     Ok(())
 }
@@ -434,14 +434,14 @@ async fn from_one_server_to_a_cluster() -> Result<()> {
     let _reporter = Reporter::ready(&ledger.flags(&site, &["--redis-urls", &cluster.urls()])).await?;
     ledger.read_to(before, 2, SOON).await?;
     ledger.read_to(unreported, 1, SOON).await?;
-    let told = |window| {
+    let published = |window| {
         ledger
             .of(window)
             .into_iter()
             .map(|record| (record.value.as_str(), record.header("revision")))
     };
-    assert!(told(before).eq([("5", "0"), ("7", "1")]), "{ledger}");
-    assert!(told(unreported).eq([("3", "0")]), "{ledger}");
+    assert!(published(before).eq([("5", "0"), ("7", "1")]), "{ledger}");
+    assert!(published(unreported).eq([("3", "0")]), "{ledger}");
     Ok(())
 }
 
@@ -450,7 +450,7 @@ async fn from_one_server_to_a_cluster() -> Result<()> {
 /// It makes a node accept a key that is being moved to it, but only for the next command on the
 /// connection.
 #[tokio::test]
-async fn a_key_on_its_way_is_asked_for_without_others_in_between() -> Result<()> {
+async fn a_key_of_a_moving_slot_is_asked_for_right_after_asking() -> Result<()> {
     let cluster = Cluster::start(3, 0).await?;
     let mut site = Site::with_cluster(86_400, cluster);
     let key = site.ids(clock::current_window(site.length));
@@ -536,18 +536,18 @@ const PREFERRED: &str = "--cluster-preferred-endpoint-type";
 const NAME: &str = "--cluster-announce-hostname";
 
 #[tokio::test]
-async fn a_name_is_announced_that_leads_nowhere() -> Result<()> {
+async fn an_announced_name_cannot_be_resolved() -> Result<()> {
     reached_at(&[(NAME, "nowhere.invalid")], "127.0.0.1").await?;
     reached_at(&[(NAME, "nowhere.invalid"), (PREFERRED, "hostname")], "127.0.0.1").await
 }
 
 #[tokio::test]
-async fn the_address_leads_nowhere_and_the_name_does() -> Result<()> {
+async fn the_address_is_unreachable_and_the_name_is_not() -> Result<()> {
     reached_at(&[(NAME, "localhost")], "localhost").await
 }
 
 #[tokio::test]
-async fn nodes_are_where_another_one_was_asked() -> Result<()> {
+async fn nodes_without_a_host_are_at_the_address_that_answered() -> Result<()> {
     reached_at(&[(PREFERRED, "unknown-endpoint")], "localhost").await
 }
 
@@ -558,7 +558,7 @@ async fn names_are_preferred_and_none_is_announced() -> Result<()> {
 
 /// The reporter's client cannot reach nodes without a name, and logs why.
 #[tokio::test]
-async fn a_reporter_says_that_nodes_announce_no_name() -> Result<()> {
+async fn a_reporter_logs_that_nodes_announce_no_hostname() -> Result<()> {
     let cluster = Cluster::start_with(RedisServer::options().argument(PREFERRED).argument("hostname"), 3, 0).await?;
     let site = Site::with_cluster(60, cluster);
     let reporter = Reporter::start(&site.flags(&[]))?;

@@ -38,7 +38,7 @@ fn table() -> Vec<(String, String, &'static str)> {
 }
 
 #[tokio::test]
-async fn jobs_are_written_as_asked() -> Result<()> {
+async fn jobs_are_written_as_requested() -> Result<()> {
     for kind in Kind::every() {
         let site = Site::with_one_window().await?;
         let instance = site.host(kind).start().await?;

@@ -38,8 +38,16 @@ impl Traffic {
             instances.push(site.host(kind).start().await?);
         }
         let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+        // The reporter may begin a moment after it is ready. Earlier windows without ids have no
+        // record.
+        let first = wait::until("the first window", SOON, || async {
+            let mut get = redis::cmd("GET");
+            get.arg(site.keys().reports_from(site.length));
+            get.query_async(&mut site.connection().await.ok()?).await.ok()?
+        });
+        let first: u64 = first.await?;
         Ok(Self {
-            first: clock::current_window(site.length),
+            first: site.length.window_at_ms(first * 1000),
             site,
             ledger,
             instances,

@@ -191,7 +191,7 @@ async fn partitions_share_the_ids() -> Result<()> {
 ///
 /// A Redis that comes back without its data gets the ids again.
 #[tokio::test]
-async fn a_redis_without_its_data_is_not_believed_to_have_it() -> Result<()> {
+async fn a_redis_without_its_data_is_given_the_ids_again() -> Result<()> {
     for kind in Kind::available() {
         let mut site = Site::with_one_window().await?;
         let instance = site.host(kind).start().await?;

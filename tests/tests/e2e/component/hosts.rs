@@ -174,7 +174,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// A host compiles if it cannot keep the result, or if it finds a broken one.
 #[tokio::test]
-async fn what_was_compiled_is_kept() -> Result<()> {
+async fn compiled_components_are_cached() -> Result<()> {
     let site = Site::with_one_window().await?;
     let folder = tempfile::tempdir()?;
     let start = async |cache: &Path| -> Result<(f64, String)> {

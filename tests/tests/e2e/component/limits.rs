@@ -13,14 +13,14 @@ use crate::site::{SOON, Site};
 /// Returns the status and the outcome or error of the answer.
 async fn accept(host: &Instance, query: &str) -> Result<(u16, String)> {
     let answer = http::get(host.addr(), &format!("/api/verve/accept?{query}")).await?;
-    let said = answer.header("verve-outcome").or_else(|| answer.header("verve-error"));
-    let said = said.context("no reason")?.to_owned();
+    let outcome = answer.header("verve-outcome").or_else(|| answer.header("verve-error"));
+    let outcome = outcome.context("no reason")?.to_owned();
     assert_eq!(answer.text(), if answer.status == 200 { "ok" } else { "failed" });
-    Ok((answer.status, said))
+    Ok((answer.status, outcome))
 }
 
-fn is(status: u16, said: &str) -> (u16, String) {
-    (status, said.to_owned())
+fn is(status: u16, outcome: &str) -> (u16, String) {
+    (status, outcome.to_owned())
 }
 
 #[tokio::test]
@@ -58,10 +58,10 @@ async fn a_window_takes_as_many_ids_as_it_may() -> Result<()> {
         counted(&site, window, &[("limited", 101), ("new", 50), ("requests", 251)])
             .await
             .with_context(|| format!("{kind:?}"))?;
-        let said = hosts[1].process().log();
+        let log = hosts[1].process().log();
         assert!(
-            said.contains("not recorded") && said.contains("window_limit"),
-            "{kind:?}: {said}"
+            log.contains("not recorded") && log.contains("window_limit"),
+            "{kind:?}: {log}"
         );
     }
     Ok(())

@@ -20,9 +20,9 @@ use crate::site::{SOON, Site};
 async fn ingest(instance: &Instance, devices: impl IntoIterator<Item = u32>) -> Result<(u16, Vec<String>)> {
     let devices: Vec<String> = devices.into_iter().map(|device| format!("device={device}")).collect();
     let answered = http::get(instance.addr(), &format!("/ingest?{}", devices.join("&"))).await?;
-    let told = serde_json::from_slice(&answered.body);
-    let told = told.with_context(|| format!("{}; {}", answered.text(), instance.process().log()))?;
-    Ok((answered.status, told))
+    let outcomes = serde_json::from_slice(&answered.body);
+    let outcomes = outcomes.with_context(|| format!("{}; {}", answered.text(), instance.process().log()))?;
+    Ok((answered.status, outcomes))
 }
 
 async fn stats(site: &Site, window: Window) -> Result<BTreeMap<String, u64>> {
@@ -41,10 +41,13 @@ async fn they_are_recorded_by_few_scripts() -> Result<()> {
         let window = clock::current_window(site.length);
         // More ids than one script takes, and two of them twice.
         let devices = (0..600).chain([5, 599]);
-        let (status, told) = ingest(&instance, devices).await?;
-        assert_eq!(status, 200, "{kind:?}: {told:?}");
-        assert!(told[..600].iter().all(|told| told == "new"), "{kind:?}: {told:?}");
-        assert_eq!(told[600..], ["duplicate", "duplicate"], "{kind:?}");
+        let (status, outcomes) = ingest(&instance, devices).await?;
+        assert_eq!(status, 200, "{kind:?}: {outcomes:?}");
+        assert!(
+            outcomes[..600].iter().all(|outcome| outcome == "new"),
+            "{kind:?}: {outcomes:?}"
+        );
+        assert_eq!(outcomes[600..], ["duplicate", "duplicate"], "{kind:?}");
         assert_eq!(site.members(window).await?[0].len(), 600, "{kind:?}");
         let counted = wanted([("requests", 602), ("new", 600), ("duplicate", 2)]);
         assert_eq!(stats(&site, window).await?, counted, "{kind:?}");
@@ -71,10 +74,10 @@ async fn each_partition_takes_its_share() -> Result<()> {
         let instance = example_with(&site, kind, "ingest", &variables)?.start().await?;
         let window = clock::current_window(site.length);
         assert_eq!(ingest(&instance, [0]).await?, (200, vec!["new".to_owned()]), "{kind:?}");
-        let (status, told) = ingest(&instance, 0..60).await?;
-        assert_eq!((status, told[0].as_str()), (503, "duplicate"), "{kind:?}");
-        let of = |outcome: &str| told.iter().filter(|told| *told == outcome).count();
-        assert_eq!((of("new"), of("failed")), (19, 40), "{kind:?}: {told:?}");
+        let (status, outcomes) = ingest(&instance, 0..60).await?;
+        assert_eq!((status, outcomes[0].as_str()), (503, "duplicate"), "{kind:?}");
+        let of = |name: &str| outcomes.iter().filter(|outcome| *outcome == name).count();
+        assert_eq!((of("new"), of("failed")), (19, 40), "{kind:?}: {outcomes:?}");
         // Each answer belongs to the right device.
         let members = site.members(window).await?;
         assert_eq!(
@@ -82,9 +85,9 @@ async fn each_partition_takes_its_share() -> Result<()> {
             [10, 10],
             "{kind:?}"
         );
-        for (device, told) in told.iter().enumerate() {
+        for (device, outcome) in outcomes.iter().enumerate() {
             let is_there = members.iter().any(|set| set.contains(&device.to_string()));
-            assert_eq!(is_there, told != "failed", "{kind:?}: {device}");
+            assert_eq!(is_there, outcome != "failed", "{kind:?}: {device}");
         }
         let counted = wanted([("requests", 61), ("new", 20), ("duplicate", 1), ("limited", 40)]);
         assert_eq!(stats(&site, window).await?, counted, "{kind:?}");
@@ -104,10 +107,10 @@ async fn a_lost_answer_counts_none_twice() -> Result<()> {
     let instance = host.start().await?;
     let window = clock::current_window(site.length);
     let mut gate = link.gate(&["EVAL"], Hold::Answer);
-    let (status, told) = ingest(&instance, 0..3).await?;
+    let (status, outcomes) = ingest(&instance, 0..3).await?;
     gate.reached(SOON).await?;
     drop(gate);
-    assert_eq!((status, told), (200, vec!["duplicate".to_owned(); 3]));
+    assert_eq!((status, outcomes), (200, vec!["duplicate".to_owned(); 3]));
     ingest(&instance, 2..5).await?;
     let counted = wanted([("requests", 6), ("new", 2), ("duplicate", 4)]);
     assert_eq!(stats(&site, window).await?, counted);

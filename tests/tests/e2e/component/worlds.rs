@@ -17,7 +17,7 @@ fn check(component: &Path, world: &str) -> Result<()> {
     let mut resolve = Resolve::default();
     let (package, _) = resolve.push_dir(paths::repository().join("wit"))?;
     let world = resolve.select_world(&[package], Some(world))?;
-    targets(&resolve, world, &component).context("the component needs more than wit/ says, or offers less")
+    targets(&resolve, world, &component).context("the component needs more than wit/ declares, or offers less")
 }
 
 #[test]

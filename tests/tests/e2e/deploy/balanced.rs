@@ -132,13 +132,13 @@ async fn each_host_is_restarted_under_load_and_no_request_fails() -> Result<()> 
     let restarts = async {
         for host in &mut hosts {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let is_told = wait::until("the health check to fail", SOON, || async {
+            let unhealthy = wait::until("the health check to fail", SOON, || async {
                 let health = http::get(host.addr(), "/.well-known/spin/health").await.ok()?;
                 let closes = health.header("connection") == Some("close");
                 (health.status == 503 && closes).then_some(())
             });
-            let (stopped, is_told) = tokio::join!(host.process().terminate(SOON), is_told);
-            is_told?;
+            let (stopped, unhealthy) = tokio::join!(host.process().terminate(SOON), unhealthy);
+            unhealthy?;
             ensure!(stopped?.success(), "{}", host.process().log());
             host.restart().await?;
         }
@@ -189,7 +189,7 @@ async fn answers_come_through_as_the_component_gave_them() -> Result<()> {
 }
 
 #[tokio::test]
-async fn without_a_host_it_answers_as_one_that_cannot_record() -> Result<()> {
+async fn without_a_host_it_answers_failed() -> Result<()> {
     let nobody = [net::free_address()?, net::free_address()?, net::free_address()?];
     let nginx = Nginx::start(&nobody).await?;
     // The second request finds all hosts marked as failed.

@@ -90,7 +90,7 @@ impl Pair {
 ///
 /// The id may come from an attempt that was not completed, or from another client.
 #[tokio::test]
-async fn an_id_that_is_there_is_waited_for_as_well() -> Result<()> {
+async fn a_repeated_id_waits_for_the_replicas_too() -> Result<()> {
     on_each(async |options, name| {
         let on_host = async |kind| -> Result<()> {
             let pair = Pair::start(options.clone()).await?;
@@ -200,7 +200,7 @@ async fn sets_expire_a_day_after_their_windows_end() -> Result<()> {
 ///
 /// Another replica of the reporter takes over meanwhile.
 #[tokio::test]
-async fn a_full_redis_empties_by_what_is_reported() -> Result<()> {
+async fn reports_free_the_memory_of_a_full_redis() -> Result<()> {
     on_each(async |options, name| {
         let redis = options.start().await?;
         let site = Site::with_redis(1, redis);

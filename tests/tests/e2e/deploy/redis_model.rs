@@ -55,11 +55,11 @@ impl Both {
             .execute(&for_model, u64::try_from(now.as_micros())?, false, 0);
         self.entries.extend(entries(&redis).into_iter().zip(entries(&model)));
         let (redis, model) = (plain(&words[0], redis), plain(&words[0], model));
-        let said: Vec<&str> = words
+        let shortened: Vec<&str> = words
             .iter()
             .map(|word| word.lines().next().unwrap_or_default())
             .collect();
-        self.given.push(said.join(" "));
+        self.given.push(shortened.join(" "));
         let last = self.given.len().saturating_sub(12);
         ensure!(
             alike(&redis, &model),

@@ -1,4 +1,4 @@
-//! Each script of `protocol/scripts` does what its file says.
+//! Each script of `protocol/scripts` does what its file describes.
 //!
 //! Runs on each available kind of Redis.
 
@@ -96,9 +96,9 @@ async fn of_the_component() -> Result<()> {
         assert_eq!(redis.run::<u8>("XLEN jobs").await?, 1);
         assert!((50..=60).contains(&redis.ttl("ends").await?));
 
-        for (arguments, said) in [("a 1", "known"), ("b 1", "full"), ("a 1", "known"), ("b -", "known")] {
+        for (arguments, expected) in [("a 1", "known"), ("b 1", "full"), ("a 1", "known"), ("b -", "known")] {
             let answer: String = redis.script(scripts::REGISTER_COUNTER, "counters", arguments).await?;
-            assert_eq!(answer, said, "{arguments}");
+            assert_eq!(answer, expected, "{arguments}");
         }
 
         let together = scripts::ADD_TOGETHER;
@@ -138,8 +138,8 @@ async fn of_a_component_that_keeps_nothing() -> Result<()> {
     each(async |mut redis| {
         let now = clock::now_ms() / 1000;
         let keys = "ids stats jobs ends windows";
-        let mut record = async |said: &str| -> Result<String> {
-            let arguments = format!("ends {now} window 60 expiry 900 {said}");
+        let mut record = async |rest: &str| -> Result<String> {
+            let arguments = format!("ends {now} window 60 expiry 900 {rest}");
             redis.script(scripts::RECORD, keys, &arguments).await
         };
         let job = "endpoint http://a brief 60 job endpoint http://a";

@@ -140,10 +140,10 @@ async fn a_wrong_variable_of_the_reporter() -> Result<()> {
         .env("VERVE_LOG", "info");
     let process = Process::spawn("verve-reporter config check", command)?;
     assert!(process.wait(SOON).await?.success(), "{}", process.log());
-    let said = process.log();
+    let log = process.log();
     assert!(
-        said.contains("# kafka-brokers is not set") && said.contains("window-seconds = 60 # default"),
-        "{said}"
+        log.contains("# kafka-brokers is not set") && log.contains("window-seconds = 60 # default"),
+        "{log}"
     );
     Ok(())
 }

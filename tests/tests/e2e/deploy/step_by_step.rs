@@ -91,7 +91,7 @@ async fn answers(step: &Process, address: SocketAddr, path: &str) -> Result<()> 
 }
 
 #[tokio::test]
-async fn each_step_does_what_it_says() -> Result<()> {
+async fn each_step_has_the_documented_result() -> Result<()> {
     let folder = tempfile::tempdir()?;
     for shown in ["target", "deploy", "spin.toml"] {
         let there = match shown {
@@ -165,8 +165,8 @@ async fn each_step_does_what_it_says() -> Result<()> {
     let (request, counts) = step.trim_end().rsplit_once('\n').context("two commands")?;
     let answer = run(folder.path(), request).await?;
     // The progress output of curl may be anywhere.
-    let says_ok = answer.lines().any(|line| line == "ok");
-    assert!(answer.contains("200 OK") && says_ok, "{answer}");
+    let has_ok = answer.lines().any(|line| line == "ok");
+    assert!(answer.contains("200 OK") && has_ok, "{answer}");
     wait::until("the request in a table", SOON, async || {
         let table = run(folder.path(), counts).await.ok()?;
         let mut uniques = (table.lines().skip(1)).filter_map(|line| line.split_whitespace().nth(1));
@@ -177,9 +177,9 @@ async fn each_step_does_what_it_says() -> Result<()> {
     let records = kafka.read_all("unique-requests").await?;
     assert!(records.iter().any(|record| record.value == "1"), "{records:?}");
 
-    let said = run(folder.path(), &next()?).await?;
-    assert!(!said.contains("\nproblem"), "{said}");
-    assert!(said.contains(" 0 to fix"), "{said}");
+    let output = run(folder.path(), &next()?).await?;
+    assert!(!output.contains("\nproblem"), "{output}");
+    assert!(output.contains(" 0 to fix"), "{output}");
     let page = http::get(at(admin * 10), "/").await?;
     assert!(page.text().contains("Unique ids in windows of 2 s"));
     Ok(())

@@ -25,19 +25,19 @@ fn the_units_are_valid_and_hardened() -> Result<()> {
         let analyze = |arguments: &[&str]| -> Result<String> {
             let output = Command::new("systemd-analyze").args(arguments).arg(&path).output();
             let output = output.context("systemd-analyze")?;
-            let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            anyhow::ensure!(output.status.success(), "{name} {arguments:?}: {said}");
-            Ok(said.into_owned())
+            let report = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            anyhow::ensure!(output.status.success(), "{name} {arguments:?}: {report}");
+            Ok(report.into_owned())
         };
         // It reports lines that it does not understand, and continues.
-        let said = analyze(&["verify", "--man=no"])?;
-        assert!(!said.contains(&file), "{said}");
+        let report = analyze(&["verify", "--man=no"])?;
+        assert!(!report.contains(&file), "{report}");
         // 0 is best, 100 is worst.
         analyze(&["security", "--offline=true", "--threshold=20"])?;
         // Mistakes are found.
         fs::write(&path, unit.replace("Restart=always", "Restart=perhaps"))?;
-        let said = analyze(&["verify", "--man=no"]).unwrap_or_else(|error| error.to_string());
-        assert!(said.contains(&file), "{said}");
+        let report = analyze(&["verify", "--man=no"]).unwrap_or_else(|error| error.to_string());
+        assert!(report.contains(&file), "{report}");
     }
     Ok(())
 }

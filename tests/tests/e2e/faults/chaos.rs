@@ -1,4 +1,6 @@
-//! `verve-chaos`: short runs of `cargo xtask chaos`, with the same faults each time.
+//! Short runs of `verve-chaos`, which is `cargo xtask chaos`.
+//!
+//! The faults are the same each time.
 
 use std::process::Command;
 use std::time::Duration;

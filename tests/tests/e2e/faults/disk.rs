@@ -45,7 +45,7 @@ async fn assert_counted(site: &Site, accepted: &[i64]) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_disk_that_takes_no_more_refuses_once_a_second_aloud() -> Result<()> {
+async fn a_full_disk_is_logged_once_a_second() -> Result<()> {
     let mut site = Site::with_one_window().await?;
     let host = site
         .host(Kind::VerveHost)

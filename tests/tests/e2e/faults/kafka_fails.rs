@@ -52,7 +52,9 @@ async fn kafka_killed_paused_and_stopped() -> Result<()> {
     Ok(())
 }
 
-/// For a Kafka that is reachable again: the client looks for a topic at its own interval.
+/// The time limit after Kafka is reachable again.
+///
+/// The client looks for a topic at its own interval.
 const LATER: Duration = Duration::from_secs(90);
 
 /// A reporter and its topic.
@@ -85,7 +87,7 @@ impl Publishing {
     }
 
     /// Waits until `/readyz` reports a problem with Kafka.
-    async fn told(&self, context: &str) -> Result<()> {
+    async fn wait_for_problem(&self, context: &str) -> Result<()> {
         wait::until("a problem", SOON, || async {
             let ready = http::get(self.reporter.address(), "/readyz").await.ok()?;
             (ready.status == 503 && ready.text().contains("Kafka")).then_some(())
@@ -115,10 +117,10 @@ impl Publishing {
     /// Asserts that each outage is logged once, not with each attempt.
     ///
     /// The process is still the same.
-    fn assert_told(&self, outages: std::ops::RangeInclusive<usize>) {
+    fn assert_logged(&self, outages: std::ops::RangeInclusive<usize>) {
         let log = self.log();
-        let told = log.matches("is not reachable").count();
-        assert!(outages.contains(&told), "{told} of {outages:?}:\n{log}");
+        let logged = log.matches("is not reachable").count();
+        assert!(outages.contains(&logged), "{logged} of {outages:?}:\n{log}");
         assert_eq!(self.reporter.process().exit_status(), None);
     }
 }
@@ -140,7 +142,7 @@ async fn the_topic_is_not_what_it_was(more: &[&str]) -> Result<()> {
     // Everything is lost: topics, records, the state of producers.
     broker.process().kill();
     let window = publishing.window().await?;
-    publishing.told("lost").await?;
+    publishing.wait_for_problem("lost").await?;
     broker.restart_empty().await?;
     broker.kafka().create_topic(&publishing.topic, 1).await?;
     publishing.assert_goes_on(broker.kafka(), window, "lost").await?;
@@ -148,12 +150,12 @@ async fn the_topic_is_not_what_it_was(more: &[&str]) -> Result<()> {
     broker.process().pause()?;
     let window = publishing.window().await?;
     sleep(BEYOND_DELIVERY).await;
-    publishing.told("frozen").await?;
+    publishing.wait_for_problem("frozen").await?;
     broker.process().signal(Signal::SIGCONT)?;
     publishing.assert_goes_on(broker.kafka(), window, "frozen").await?;
 
     // Whether the reporter notices the deleted topic depends on when it looks.
-    publishing.assert_told(2..=5);
+    publishing.assert_logged(2..=5);
     Ok(())
 }
 
@@ -178,11 +180,11 @@ async fn a_topic_under_replicated() -> Result<()> {
         let publishing = Publishing::start(&kafka, more).await?;
         kafka.set_under_replicated(true)?;
         let window = publishing.window().await?;
-        publishing.told("under-replicated").await?;
+        publishing.wait_for_problem("under-replicated").await?;
         sleep(BEYOND_DELIVERY).await;
         kafka.set_under_replicated(false)?;
         publishing.assert_goes_on(&kafka, window, "under-replicated").await?;
-        publishing.assert_told(1..=1);
+        publishing.assert_logged(1..=1);
         Ok(())
     };
     tokio::try_join!(test(&[]), test(&["--kafka-transactions", "false"])).map(drop)
@@ -192,7 +194,7 @@ async fn a_topic_under_replicated() -> Result<()> {
 ///
 /// The problem is logged once, and the reporter is not ready until Kafka allows publishing.
 #[tokio::test]
-async fn a_session_that_is_refused_is_no_kafka_that_is_there() -> Result<()> {
+async fn a_refused_session_does_not_count_as_a_reachable_kafka() -> Result<()> {
     let kafka = Kafka::embedded()?;
     kafka.forbid_transactions()?;
     let site = Site::new(1).await?;

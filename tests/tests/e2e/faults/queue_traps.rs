@@ -322,7 +322,7 @@ async fn consumers_that_are_gone_are_removed_unless_they_have_jobs() -> Result<(
 }
 
 #[tokio::test]
-async fn a_redis_that_is_away_is_said_once_and_no_job_is_lost() -> Result<()> {
+async fn an_unreachable_redis_is_logged_once_and_no_job_is_lost() -> Result<()> {
     let redis = RedisServer::options().append_only();
     let mut site = Site::with_redis(60, redis.start().await?);
     let sink = Sink::start().await?;
@@ -346,7 +346,7 @@ async fn a_redis_that_is_away_is_said_once_and_no_job_is_lost() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_queue_that_redis_refuses_is_said_once_and_works_again() -> Result<()> {
+async fn a_queue_that_redis_refuses_is_logged_once_and_recovers() -> Result<()> {
     let site = Site::new(60).await?;
     let sink = Sink::start().await?;
     let mut redis = site.connection().await?;

@@ -1,5 +1,6 @@
-//! Tests failures of Redis: a prompt `ok`, with the id in the spool and later in Redis.
+//! Tests failures of Redis.
 //!
+//! The answer is a prompt `ok`, with the id in the spool and later in Redis.
 //! Without a spool, the answer is a prompt 503 and never a false `ok`. Everything works as soon as
 //! Redis does.
 

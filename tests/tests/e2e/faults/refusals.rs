@@ -59,7 +59,7 @@ impl Case {
     }
 
     /// Waits until `/readyz` reports this error.
-    async fn told(&self, error: &str) -> Result<()> {
+    async fn wait_for_problem(&self, error: &str) -> Result<()> {
         wait::until("a problem", SOON, || async {
             let ready = http::get(self.reporter.address(), "/readyz").await.ok()?;
             (ready.status == 503 && ready.text().contains(error) && ready.text().contains(", since ")).then_some(())
@@ -81,7 +81,7 @@ impl Case {
     ///
     /// This window is reported with its ids, its job is delivered, and the error was logged, but
     /// not repeatedly.
-    async fn assert_made_up_for(&self, window: Window, told: &str) -> Result<()> {
+    async fn assert_made_up_for(&self, window: Window, error: &str) -> Result<()> {
         let log = || format!("{}:\n{}", self.name, self.reporter.process().log());
         self.reporter.wait_ready(OVER).await.with_context(log)?;
         wait::until("the report", SOON, || async {
@@ -98,15 +98,15 @@ impl Case {
         })
         .await
         .with_context(log)?;
-        self.assert_logged(told);
+        self.assert_logged(error);
         Ok(())
     }
 
-    fn assert_logged(&self, told: &str) {
+    fn assert_logged(&self, error: &str) {
         let lines = self.reporter.process().lines();
         let lines = lines
             .iter()
-            .filter(|line| line.contains(told) && line.contains("trying again"));
+            .filter(|line| line.contains(error) && line.contains("trying again"));
         let lines: Vec<_> = lines.collect();
         // Once for each part of the reporter that may see it first.
         assert!((1..=2).contains(&lines.len()), "{}: {lines:#?}", self.name);
@@ -140,7 +140,7 @@ async fn each_command_of_the_lease_the_count_the_recording_and_the_queue() -> Re
         };
         case.redis(&format!("ACL SETUSER default {}", all("-"))).await?;
         let window = case.feed().await?;
-        case.told("refuses commands").await?;
+        case.wait_for_problem("refuses commands").await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         case.redis(&format!("ACL SETUSER default {}", all("+"))).await?;
         case.assert_made_up_for(window, "refuses commands").await
@@ -163,7 +163,7 @@ async fn each_key_of_the_wrong_type() -> Result<()> {
             _ => case.site.ids(window),
         };
         case.redis(&format!("SET {key} x")).await?;
-        case.told("WRONGTYPE").await?;
+        case.wait_for_problem("WRONGTYPE").await?;
         case.redis(&format!("DEL {key}")).await?;
         let window = case.feed().await?;
         case.assert_made_up_for(window, "WRONGTYPE").await
@@ -196,7 +196,7 @@ async fn each_kind_of_error() -> Result<()> {
                 None => case.redis(command).await?,
             }
         }
-        case.told(kind).await?;
+        case.wait_for_problem(kind).await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         for command in end {
             case.redis(command).await?;
@@ -236,22 +236,22 @@ async fn a_server_that_loads_its_data() -> Result<()> {
     }
     fill.exec_async(&mut case.site.connection().await?).await?;
     let window = case.feed().await?;
-    let (restarted, told) = {
+    let (restarted, problem) = {
         let Case {
             site, reporter, name, ..
         } = &mut case;
         let address = reporter.address();
-        let told = wait::until("a problem", SOON, || async move {
+        let problem = wait::until("a problem", SOON, || async move {
             let ready = http::get(address, "/readyz").await.ok()?;
             (ready.status == 503 && ready.text().contains("LOADING")).then_some(())
         });
-        let (restarted, told) = futures::join!(site.redis.restart(), told);
+        let (restarted, problem) = futures::join!(site.redis.restart(), problem);
         (
             restarted,
-            told.with_context(|| format!("{name}:\n{}", reporter.process().log())),
+            problem.with_context(|| format!("{name}:\n{}", reporter.process().log())),
         )
     };
-    told?;
+    problem?;
     restarted?;
     case.assert_made_up_for(window, "LOADING").await
 }

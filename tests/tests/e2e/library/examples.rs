@@ -31,21 +31,21 @@ pub fn example_with(site: &Site, kind: Kind, name: &str, more: &[(&str, &str)]) 
     examples::options(kind, name, &[&usual, more].concat())
 }
 
-/// Tests that the project of docs/library.md does what the page says.
+/// Tests that the project of docs/library.md does what the page describes.
 ///
 /// Its component is built from that page.
 #[tokio::test]
-async fn the_project_of_the_page_does_what_it_says() -> Result<()> {
+async fn the_project_of_the_page_works_as_documented() -> Result<()> {
     let page = fs::read_to_string(paths::repository().join("docs/library.md"))?;
     let (_, manifest) = page.split_once("\n`spin.toml`:\n\n```toml\n").context("a manifest")?;
     let (manifest, rest) = manifest.split_once("```").context("its end")?;
-    let said = said(rest)?;
-    assert_eq!(said.len(), 2, "{said:?}");
+    let answers = answers_in(rest)?;
+    assert_eq!(answers.len(), 2, "{answers:?}");
     for kind in Kind::available().into_iter().filter(|kind| *kind != Kind::VerveHostP2) {
         let redis = RedisServer::start().await?;
         let manifest = manifest.replace("127.0.0.1:6379", &redis.address().to_string());
         let instance = Instance::options(kind).manifest(manifest).start().await?;
-        for (path, answer) in &said {
+        for (path, answer) in &answers {
             let answered = http::get(instance.addr(), path).await?;
             assert_eq!(&answered.text(), answer, "{kind:?}: {}", instance.process().log());
         }
@@ -58,7 +58,7 @@ async fn the_project_of_the_page_does_what_it_says() -> Result<()> {
 }
 
 /// Returns the requested paths and the answers in a page's console block.
-fn said(page: &str) -> Result<Vec<(String, String)>> {
+fn answers_in(page: &str) -> Result<Vec<(String, String)>> {
     let (_, console) = page.split_once("```console\n").context("no console")?;
     let (console, _) = console.split_once("```").context("it has no end")?;
     let commands = console.split("$ curl ").skip(1).map(|command| {
@@ -69,15 +69,15 @@ fn said(page: &str) -> Result<Vec<(String, String)>> {
     commands.collect()
 }
 
-/// Each example answers what its README says.
+/// Each example answers as its README shows.
 #[tokio::test]
-async fn each_example_answers_what_its_readme_says() -> Result<()> {
+async fn each_example_answers_as_its_readme_shows() -> Result<()> {
     for kind in Kind::available() {
         for name in ["pixel", "login", "ingest", "forward"] {
             let site = Site::new(86_400).await?;
             let instance = example(&site, kind, name)?.start().await?;
             let readme = paths::repository().join("examples").join(name).join("README.md");
-            for (path, answer) in said(&fs::read_to_string(readme)?)? {
+            for (path, answer) in answers_in(&fs::read_to_string(readme)?)? {
                 let answered = http::get(instance.addr(), &path).await?;
                 let text = if name == "pixel" {
                     format!(
@@ -184,7 +184,7 @@ async fn a_rust_component_that_depends_on_the_crate() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_variables_is_said() -> Result<()> {
+async fn errors_of_the_variables_are_reported() -> Result<()> {
     let site = Site::new(60).await?;
     for kind in Kind::available() {
         let instance = example(&site, kind, "pixel")?

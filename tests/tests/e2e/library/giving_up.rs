@@ -213,7 +213,7 @@ async fn only_the_first_add_waits_for_a_redis_that_hangs() -> Result<()> {
 
 /// An abandoned add does not affect the others, whenever it is abandoned.
 #[tokio::test]
-async fn an_add_that_is_given_up_holds_nobody_up() -> Result<()> {
+async fn an_abandoned_add_delays_no_other_call() -> Result<()> {
     for kind in Kind::available().into_iter().filter(|kind| *kind == Kind::VerveHost) {
         let site = Site::new(86_400).await?;
         let instance = example_with(&site, kind, "pixel", &[("redis_timeout_ms", "1000")])?;

@@ -46,8 +46,8 @@ async fn a_full_retry_set_holds_new_jobs_back_until_there_is_room() -> Result<()
     let (waiting, new): (u64, u64) = (redis.zcard(&retry).await?, redis.xlen(&callbacks).await?);
     assert_eq!((waiting, new), (MAX_RETRY, 2), "the bound holds, and no job is lost");
     assert!(sink.received_at("/new").is_empty(), "held back");
-    let said = reporter.process().log().matches("until there is room").count();
-    assert_eq!(said, 1, "said once: {}", reporter.process().log());
+    let logged = reporter.process().log().matches("until there is room").count();
+    assert_eq!(logged, 1, "logged once: {}", reporter.process().log());
 
     let () = redis.zrem(&retry, 1).await?;
     sink.wait_for("/new", 1, Duration::from_secs(5)).await?;
@@ -55,7 +55,7 @@ async fn a_full_retry_set_holds_new_jobs_back_until_there_is_room() -> Result<()
 }
 
 #[tokio::test]
-async fn the_newest_dead_jobs_are_kept_and_dropping_others_is_said() -> Result<()> {
+async fn the_newest_dead_letters_are_kept_and_dropping_others_is_logged() -> Result<()> {
     let site = Site::new(60).await?;
     let sink = Sink::start().await?;
     let dead = site.keys().callbacks_dead();

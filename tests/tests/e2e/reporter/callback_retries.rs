@@ -30,7 +30,7 @@ async fn add_job(site: &Site, endpoint: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_fails_is_retried_until_it_succeeds() -> Result<()> {
+async fn a_failing_callback_is_retried_until_it_succeeds() -> Result<()> {
     let (site, sink, _reporter) = start("5", "200").await?;
     let answers = [500, 404, 503, 200];
     sink.answer("/job", answers.map(Answer::status));
@@ -68,7 +68,7 @@ async fn the_count_is_that_of_the_moment_it_is_sent() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_keeps_failing_ends_in_dead_with_its_error() -> Result<()> {
+async fn a_callback_that_keeps_failing_becomes_a_dead_letter_with_its_error() -> Result<()> {
     let (site, sink, reporter) = start("3", "50").await?;
     sink.answer("/job", [Answer::status(418)]);
     let endpoint = sink.url("/job?x=1");
@@ -100,7 +100,7 @@ async fn an_endpoint_that_is_gone_is_not_called_again() -> Result<()> {
 }
 
 #[tokio::test]
-async fn nobody_there_is_a_failure() -> Result<()> {
+async fn a_missing_server_is_a_failure() -> Result<()> {
     let (site, _sink, _reporter) = start("2", "50").await?;
     let nobody = net::free_address()?;
     add_job(&site, &format!("http://{nobody}/")).await?;

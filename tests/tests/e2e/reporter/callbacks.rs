@@ -152,7 +152,7 @@ async fn a_delivered_job_is_gone_and_its_status_is_logged() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_fixed_callback_tells_each_report() -> Result<()> {
+async fn the_fixed_callback_receives_each_report() -> Result<()> {
     for (method, more) in [("POST", &[][..]), ("GET", &["--callback-method", "get"])] {
         let site = Site::new(1).await?;
         let sink = Sink::start().await?;

@@ -177,7 +177,7 @@ async fn ids_that_are_needed_are_kept_from_expiring() -> Result<()> {
 
 /// The clock of the reporter's machine does not count; its error is reported.
 #[tokio::test]
-async fn the_reporters_own_clock_is_not_gone_by() -> Result<()> {
+async fn the_clock_of_the_reporter_is_not_used() -> Result<()> {
     for ahead_s in [1_800, -1_800] {
         let site = Site::new(1).await?;
         let mut ledger = Ledger::new().await?;

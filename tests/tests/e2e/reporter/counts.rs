@@ -21,13 +21,13 @@ async fn counts(reporter: &Reporter, query: &str) -> Result<Vec<Value>> {
 }
 
 #[tokio::test]
-async fn reported_windows_are_told() -> Result<()> {
+async fn reported_windows_are_shown() -> Result<()> {
     let site = Site::new(2).await?;
     let reporter = site.reporter(&["--late-seconds", "30"]).await?;
     let window = clock::next_window(site.length).await;
     site.add(window, 0..3).await?;
     let query = format!("?from={window}&to={}", window.end());
-    let told = async |revision: u64| {
+    let reported = async |revision: u64| {
         wait::until("the count", SOON, || async {
             let counts = counts(&reporter, &query).await.ok()?;
             counts.first().filter(|count| count["revision"] == revision)?;
@@ -35,7 +35,7 @@ async fn reported_windows_are_told() -> Result<()> {
         })
         .await
     };
-    let first = told(0).await?;
+    let first = reported(0).await?;
     assert_eq!(first.len(), 1);
     assert_eq!((&first[0]["count"], &first[0]["final"]), (&3.into(), &false.into()));
     assert_eq!(first[0]["window"], window.to_string());
@@ -44,7 +44,7 @@ async fn reported_windows_are_told() -> Result<()> {
     let reported_at: jiff::Timestamp = reported_at.parse()?;
     assert!((0..15).contains(&(reported_at.as_second() - window.end().cast_signed())));
     site.add(window, 3..5).await?;
-    assert_eq!(told(1).await?[0]["count"], 5);
+    assert_eq!(reported(1).await?[0]["count"], 5);
     // Without bounds, the newest windows are returned, newest first.
     let all = counts(&reporter, "").await?;
     assert!(
@@ -59,7 +59,7 @@ async fn reported_windows_are_told() -> Result<()> {
 ///
 /// They remain when the statistics have expired.
 #[tokio::test]
-async fn requests_and_the_open_window_are_told() -> Result<()> {
+async fn requests_and_the_open_window_are_shown() -> Result<()> {
     let site = Site::new(3).await?;
     let reporter = site.reporter(&["--grace-ms", "1500", "--late-seconds", "30"]).await?;
     let host = site.host(Kind::VerveHost).start().await?;
@@ -77,26 +77,31 @@ async fn requests_and_the_open_window_are_told() -> Result<()> {
     });
     assert_eq!(current.await?, expected);
     let query = format!("?from={window}&to={}", window.end());
-    let told = wait::until("the report", SOON, || async {
+    let reported = wait::until("the report", SOON, || async {
         counts(&reporter, &query).await.ok()?.pop()
     });
-    let told = told.await?;
+    let reported = reported.await?;
     assert_eq!(
-        (&told["count"], &told["requests"], &told["duplicates"], &told["late"]),
+        (
+            &reported["count"],
+            &reported["requests"],
+            &reported["duplicates"],
+            &reported["late"]
+        ),
         (&3.into(), &5.into(), &2.into(), &0.into())
     );
     // A correction without statistics.
     let () = redis::AsyncCommands::del(&mut site.connection().await?, site.keys().stats(window)).await?;
     site.add(window, 4..6).await?;
-    let told = wait::until("the correction", SOON, || async {
+    let reported = wait::until("the correction", SOON, || async {
         counts(&reporter, &query)
             .await
             .ok()?
             .pop()
-            .filter(|told| told["revision"] == 1)
+            .filter(|count| count["revision"] == 1)
     });
-    let told = told.await?;
-    assert_eq!((&told["count"], &told["requests"]), (&5.into(), &5.into()));
+    let reported = reported.await?;
+    assert_eq!((&reported["count"], &reported["requests"]), (&5.into(), &5.into()));
     Ok(())
 }
 
@@ -126,7 +131,7 @@ async fn pages_lead_to_all_there_is() -> Result<()> {
     let numbers = (1..=70).chain(3000..3050);
     let site = with_reports(numbers.clone()).await?;
     let reporter = Reporter::start(&site.flags(&[]))?;
-    let (mut path, mut told) = (Some("/api/counts?limit=50".to_owned()), Vec::new());
+    let (mut path, mut reported) = (Some("/api/counts?limit=50".to_owned()), Vec::new());
     let mut pages = 0;
     while let Some(page) = path.take() {
         let response = wait::until("a page", SOON, || async {
@@ -135,7 +140,7 @@ async fn pages_lead_to_all_there_is() -> Result<()> {
         let response = response.await?;
         assert_eq!(response.status, 200, "{page}: {}", response.text());
         let counts: Vec<Value> = serde_json::from_slice(&response.body)?;
-        told.extend(
+        reported.extend(
             counts
                 .iter()
                 .filter(|count| count["final"] == true)
@@ -150,7 +155,7 @@ async fn pages_lead_to_all_there_is() -> Result<()> {
         });
         pages += 1;
     }
-    assert_eq!(told, numbers.map(Some).collect::<Vec<_>>());
+    assert_eq!(reported, numbers.map(Some).collect::<Vec<_>>());
     assert_eq!(pages, 3);
     Ok(())
 }
@@ -255,7 +260,7 @@ async fn the_description_of_the_api() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_wrongly_is_refused() -> Result<()> {
+async fn wrong_requests_are_refused() -> Result<()> {
     let site = Site::new(60).await?;
     let reporter = site.reporter(&[]).await?;
     for (query, word) in [

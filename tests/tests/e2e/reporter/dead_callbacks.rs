@@ -69,7 +69,7 @@ async fn listed(site: &Site) -> Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn what_the_reporter_gave_up_on_is_listed_retried_and_delivered() -> Result<()> {
+async fn dead_letters_are_listed_retried_and_delivered() -> Result<()> {
     let site = Site::new(60).await?;
     let sink = Sink::start().await?;
     sink.answer("/job", [500, 500, 500, 500, 200].map(Answer::status));
@@ -227,7 +227,7 @@ async fn the_newest_are_listed_first_and_100_of_them() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_bad_command_line_is_64_and_a_redis_that_is_away_is_1() -> Result<()> {
+async fn a_bad_command_line_exits_with_64_and_an_unreachable_redis_with_1() -> Result<()> {
     for arguments in [
         &[][..],
         &["retry"],
@@ -260,7 +260,7 @@ async fn a_bad_command_line_is_64_and_a_redis_that_is_away_is_1() -> Result<()> 
 }
 
 #[tokio::test]
-async fn the_help_names_what_there_is() -> Result<()> {
+async fn the_help_names_the_available_values() -> Result<()> {
     for (arguments, words) in [
         (
             &["--help"][..],

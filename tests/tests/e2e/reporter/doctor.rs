@@ -80,7 +80,7 @@ async fn a_site_that_is_well() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_redis_does_not_keep() -> Result<()> {
+async fn data_that_redis_does_not_keep() -> Result<()> {
     let redis = RedisServer::start().await?;
     let site = Site::with_redis(60, redis);
     // Without any persistence.

@@ -162,7 +162,7 @@ async fn kafka_refuses_the_records_of_a_leader_that_was_followed() -> Result<()>
 }
 
 #[tokio::test]
-async fn no_window_is_left_out_while_kafka_is_away() -> Result<()> {
+async fn no_window_is_skipped_while_kafka_is_unreachable() -> Result<()> {
     use verve_tests::kafka::Kafka;
     use verve_tests::net;
     let folder = tempfile::tempdir()?;

@@ -44,7 +44,7 @@ async fn report(site: &Site, window: Window) -> Result<Report> {
 }
 
 #[tokio::test]
-async fn a_window_made_up_for_has_its_late_period_still() -> Result<()> {
+async fn a_window_reported_after_an_outage_has_its_full_lateness() -> Result<()> {
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;
     let flags = ledger.flags(&site, &["--late-seconds", "4"]);
@@ -68,7 +68,7 @@ async fn a_window_made_up_for_has_its_late_period_still() -> Result<()> {
 ///
 /// One more record publishes their number; ids that arrive even later are published by another.
 #[tokio::test]
-async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
+async fn ids_that_come_too_late_are_kept_and_published() -> Result<()> {
     let site = Site::new(1).await?.partitioned(2);
     let mut ledger = Ledger::new().await?;
     let flags = ledger.flags(&site, &["--late-seconds", "1"]);
@@ -111,11 +111,11 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
     let _reporter = Reporter::ready(&flags).await?;
     ledger.read_to(window, 3, SOON).await?;
     ledger.read_for(Duration::from_secs(7)).await;
-    let told = ledger.of(window).into_iter();
-    let told: Vec<_> = told
+    let published = ledger.of(window).into_iter();
+    let published: Vec<_> = published
         .map(|r| (r.value.as_str(), r.header("revision"), r.header("late")))
         .collect();
-    assert_eq!(told, [("2", "0", ""), ("2", "1", "2"), ("2", "2", "3")]);
+    assert_eq!(published, [("2", "0", ""), ("2", "1", "2"), ("2", "2", "3")]);
     let kept = report(&site, window).await?;
     assert_eq!((kept.count, kept.revision, kept.late, kept.is_final), (2, 2, 3, true));
     let mut kept = Vec::new();
@@ -140,7 +140,7 @@ async fn ids_that_come_too_late_are_kept_and_told() -> Result<()> {
 ///
 /// They are reported once it is over; the log announces them before.
 #[tokio::test]
-async fn ids_of_a_window_that_has_not_begun_are_told_and_counted_in_their_time() -> Result<()> {
+async fn ids_of_a_future_window_are_logged_and_counted_in_their_window() -> Result<()> {
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;
     let flags = ledger.flags(&site, &[]);
@@ -165,7 +165,7 @@ async fn ids_of_a_window_that_has_not_begun_are_told_and_counted_in_their_time()
 ///
 /// All of them are reported.
 #[tokio::test]
-async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
+async fn ids_of_edges_with_a_wrong_clock_are_logged() -> Result<()> {
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;
     let flags = ledger.flags(&site, &["--late-seconds", "1"]);
@@ -194,14 +194,14 @@ async fn ids_of_edges_with_a_wrong_clock_are_told() -> Result<()> {
         .wait_for_text("arrived after their window", SOON)
         .await?;
     reporter.process().wait_for_text("host is ahead", SOON).await?;
-    let told = |ledger: &Ledger| {
+    let published = |ledger: &Ledger| {
         let last = ledger.last();
         let late: u64 = last.values().filter_map(|r| r.header("late").parse::<u64>().ok()).sum();
         let counted: u64 = last.values().filter_map(|r| r.value.parse::<u64>().ok()).sum();
         (late, counted)
     };
     ledger
-        .read_until(Duration::from_secs(60), |ledger| told(ledger) == (5, 7))
+        .read_until(Duration::from_secs(60), |ledger| published(ledger) == (5, 7))
         .await?;
     Ok(())
 }
@@ -298,7 +298,7 @@ async fn reports_are_kept_for_a_week() -> Result<()> {
 }
 
 #[tokio::test]
-async fn metrics_tell_what_was_reported() -> Result<()> {
+async fn metrics_show_what_was_reported() -> Result<()> {
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;
     let flags = ledger.flags(&site, &[]);

@@ -102,7 +102,7 @@ async fn callbacks_are_counted_by_status_and_result() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_away_is_told() -> Result<()> {
+async fn an_unreachable_redis_is_reported() -> Result<()> {
     let mut site = Site::new(1).await?;
     let reporter = site.reporter(&[]).await?;
     let dependency = format!("verve_dependency_up{{dependency=\"Redis {}\"}}", site.redis_urls());
@@ -122,7 +122,7 @@ async fn a_redis_that_is_away_is_told() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_in_spools_and_what_was_drained_is_counted_once() -> Result<()> {
+async fn spooled_and_drained_ids_are_counted_once() -> Result<()> {
     for kind in Kind::available() {
         let redis = RedisServer::options().append_only().start().await?;
         let mut site = Site::with_redis(86_400, redis);
@@ -185,7 +185,7 @@ fn names(text: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn dashboard_and_alerts_ask_for_what_there_is() -> Result<()> {
+async fn dashboard_and_alerts_use_existing_metrics() -> Result<()> {
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;
     let sink = Sink::start().await?;
@@ -235,10 +235,10 @@ fn promtool(arguments: &[&str], input: &str) -> Result<String> {
         .context("promtool is needed: on Debian, the package prometheus")?;
     child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
     let output = child.wait_with_output()?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    anyhow::ensure!(output.status.success(), "{arguments:?}: {}: {said}", output.status);
-    Ok(said)
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    anyhow::ensure!(output.status.success(), "{arguments:?}: {}: {text}", output.status);
+    Ok(text)
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ async fn each_is_counted_and_reported_by_itself() -> Result<()> {
             .into_iter()
             .flatten()
             .find(|count| count["window"] == window.to_string());
-        assert_eq!(found.context("told")?["count"], 2, "{kind:?}: {counts}");
+        assert_eq!(found.context("its count")?["count"], 2, "{kind:?}: {counts}");
         let bad = http::get(reporter.address(), "/api/counts?counter=a/b").await?;
         assert_eq!(bad.status, 400);
         assert!(bad.text().contains("1 to 64"), "{}", bad.text());
@@ -125,7 +125,7 @@ async fn each_is_counted_and_reported_by_itself() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_counted_while_redis_is_away_is_counted_by_its_name() -> Result<()> {
+async fn ids_of_a_named_counter_are_spooled_with_its_name() -> Result<()> {
     for kind in Kind::available() {
         let mut site = Site::new(2).await?;
         let mut ledger = Ledger::new().await?;
@@ -158,7 +158,7 @@ async fn what_is_counted_while_redis_is_away_is_counted_by_its_name() -> Result<
 }
 
 #[tokio::test]
-async fn there_may_be_so_many() -> Result<()> {
+async fn the_maximum_number_of_counters_works() -> Result<()> {
     for kind in Kind::available() {
         let site = Site::new(60).await?;
         let mut redis = site.connection().await?;
@@ -188,7 +188,7 @@ async fn there_may_be_so_many() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_that_nobody_adds_to_is_forgotten() -> Result<()> {
+async fn a_counter_without_new_ids_is_removed() -> Result<()> {
     let site = Site::new(2).await?;
     let mut ledger = Ledger::new().await?;
     let mut redis = site.connection().await?;
@@ -206,18 +206,18 @@ async fn one_that_nobody_adds_to_is_forgotten() -> Result<()> {
         let mut redis = site.connection().await.ok()?;
         let names: Vec<String> = redis.zrange(site.keys().counters(), 0, -1).await.ok()?;
         let metrics = Metrics::scrape(&reporter).await.ok()?;
-        let told = |counter: &str| {
+        let has_metric = |counter: &str| {
             metrics
                 .get(&format!(r#"verve_lease_held{{counter="{counter}"}}"#))
                 .is_some()
         };
-        (names == ["new"] && told("new") && !told("old")).then_some(())
+        (names == ["new"] && has_metric("new") && !has_metric("old")).then_some(())
     })
     .await?;
     let left: bool = redis.exists(old.reports(site.length)).await?;
     assert!(!left, "what was reported of it is there still");
 
-    // Ids are added to it again: it starts anew, without earlier windows.
+    // Ids are added to it again: it starts again without earlier windows.
     let window = clock::next_window(site.length).await;
     let _: u64 = redis.zadd(&counters, "old", window.start()).await?;
     let _: u64 = redis.sadd(old.ids(window, verve_protocol::Partition::Whole), 5).await?;
@@ -291,7 +291,7 @@ async fn an_application_of_wasi_0_2_has_them_too() -> Result<()> {
 ///
 /// Its old windows keep their reports, and ids that are too late are reported.
 #[tokio::test]
-async fn one_that_is_used_after_days_goes_on() -> Result<()> {
+async fn a_counter_that_is_used_again_after_days() -> Result<()> {
     const DAY_MS: u64 = 86_400_000;
     let redis_clock = WrongClock::right()?;
     let redis = RedisServer::options().clock(&redis_clock).start().await?;
@@ -379,7 +379,7 @@ async fn one_that_is_used_after_days_goes_on() -> Result<()> {
 ///
 /// This happens in the same window.
 #[tokio::test]
-async fn a_redis_without_its_data_is_told_again() -> Result<()> {
+async fn a_redis_that_lost_its_data_is_given_reports_again() -> Result<()> {
     for kind in Kind::available() {
         let mut site = Site::new(86_400).await?;
         let instance = example(&site, kind, "login")?.start().await?;

@@ -100,7 +100,7 @@ async fn with_history() -> Result<(Site, Reporter)> {
 }
 
 #[tokio::test]
-async fn the_page_says_all_without_a_script() -> Result<()> {
+async fn the_page_is_complete_without_a_script() -> Result<()> {
     let (_site, reporter) = with_history().await?;
     let page = http::get(reporter.address(), "/").await?;
     let policy = page.header("content-security-policy").unwrap_or_default();

@@ -38,16 +38,16 @@ async fn windows_and_callbacks_are_a_line_each_in_json() -> Result<()> {
     let lines: Vec<Value> = (process.lines().iter())
         .map(|line| serde_json::from_str(line).with_context(|| line.clone()))
         .collect::<Result<_>>()?;
-    let told = |message: &str| {
+    let logged = |message: &str| {
         let of_window = |line: &&Value| {
             line["window"] == window.as_str() && line["message"].as_str().is_some_and(|text| text.starts_with(message))
         };
         lines.iter().filter(of_window).collect::<Vec<_>>()
     };
     let (reported, failed, delivered) = (
-        told("window reported"),
-        told("callback failed"),
-        told("callback delivered"),
+        logged("window reported"),
+        logged("callback failed"),
+        logged("callback delivered"),
     );
     assert_eq!(
         (reported.len(), failed.len(), delivered.len()),

@@ -16,13 +16,13 @@ use crate::ledger::Ledger;
 use crate::site::{SOON, Site};
 
 /// Returns whether a line names this window and this count.
-fn tells(line: &str, window: &str, count: &str) -> bool {
+fn names(line: &str, window: &str, count: &str) -> bool {
     let mut words = line.split(|c: char| !c.is_ascii_alphanumeric());
     line.contains(window) && words.any(|word| word == count)
 }
 
 #[tokio::test]
-async fn a_record_tells_of_requests_and_duplicates() -> Result<()> {
+async fn a_record_contains_requests_and_duplicates() -> Result<()> {
     for kind in Kind::every() {
         let site = Site::new(2).await?;
         let mut ledger = Ledger::new().await?;
@@ -65,14 +65,14 @@ async fn without_kafka_counts_are_logged() -> Result<()> {
     let key = window.to_string();
     let line = reporter
         .process()
-        .wait_for_line(SOON, |l| tells(l, &key, "4711"))
+        .wait_for_line(SOON, |l| names(l, &key, "4711"))
         .await?;
     // One line each; the next line is for the next window.
     let next = window.next().to_string();
-    reporter.process().wait_for_line(SOON, |l| tells(l, &next, "0")).await?;
+    reporter.process().wait_for_line(SOON, |l| names(l, &next, "0")).await?;
     let lines = reporter.process().lines();
-    let told = lines.iter().filter(|l| l.contains(&key)).count();
-    assert_eq!(told, 1, "{line}: {lines:#?}");
+    let reported = lines.iter().filter(|l| l.contains(&key)).count();
+    assert_eq!(reported, 1, "{line}: {lines:#?}");
     Ok(())
 }
 
@@ -87,7 +87,7 @@ async fn json_logs_are_json() -> Result<()> {
     let key = window.to_string();
     reporter
         .process()
-        .wait_for_line(SOON, |l| tells(l, &key, "4711"))
+        .wait_for_line(SOON, |l| names(l, &key, "4711"))
         .await?;
     // Errors too: the callback is refused, because its name resolves to a private address, and
     // Redis is killed.

@@ -78,7 +78,7 @@ async fn the_command_line_comes_before_the_environment_and_that_before_the_file(
 }
 
 #[tokio::test]
-async fn what_is_in_force_is_a_file_again() -> Result<()> {
+async fn the_effective_configuration_is_a_valid_file() -> Result<()> {
     let file = Settings::new(
         "namespace = 'a'\nkafka-option = ['linger.ms=3']\ncallback-allow-only = true\ncallback-allow = ['e.com']",
     )?;
@@ -117,7 +117,7 @@ async fn secrets_are_not_shown() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_wrong_in_a_file_is_said() -> Result<()> {
+async fn errors_in_a_file_are_reported() -> Result<()> {
     for (text, words) in [
         (
             "windows-seconds = 5",
@@ -154,23 +154,23 @@ async fn what_is_wrong_in_a_file_is_said() -> Result<()> {
         ),
     ] {
         let file = Settings::new(text)?;
-        let (code, said) = run(&["--config", &file.path().display().to_string()], &[]).await?;
-        assert_eq!(code, Some(64), "{text}: {said}");
-        assert_eq!(said.lines().count(), 1, "{text}: {said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{text}: {said}");
-        assert!(!said.contains("hunter2"), "{text}: {said}");
+        let (code, output) = run(&["--config", &file.path().display().to_string()], &[]).await?;
+        assert_eq!(code, Some(64), "{text}: {output}");
+        assert_eq!(output.lines().count(), 1, "{text}: {output}");
+        assert!(words.iter().all(|word| output.contains(word)), "{text}: {output}");
+        assert!(!output.contains("hunter2"), "{text}: {output}");
     }
-    let (code, said) = run(&["--config", "/nowhere/verve.toml"], &[]).await?;
+    let (code, output) = run(&["--config", "/nowhere/verve.toml"], &[]).await?;
     assert_eq!(code, Some(64));
-    assert!(said.contains("/nowhere/verve.toml"), "{said}");
+    assert!(output.contains("/nowhere/verve.toml"), "{output}");
     // A mistake on the command line is not attributed to the file.
     let file = Settings::new("namespace = 'a'")?;
-    let (_, said) = run(
+    let (_, output) = run(
         &["--config", &file.path().display().to_string(), "--redis-urls", "x"],
         &[],
     )
     .await?;
-    assert!(!said.contains("verve.toml"), "{said}");
+    assert!(!output.contains("verve.toml"), "{output}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use verve_tests::{clock, paths, wait};
 use crate::site::{SOON, Site};
 
 #[tokio::test]
-async fn it_shows_what_goes_on_until_q() -> Result<()> {
+async fn it_shows_the_activity_until_q() -> Result<()> {
     let site = Site::with_one_window().await?;
     let _reporter = site.reporter(&[]).await?;
     site.add(clock::current_window(site.length), 0..4321).await?;
@@ -65,7 +65,7 @@ async fn it_shows_what_goes_on_until_q() -> Result<()> {
 }
 
 #[tokio::test]
-async fn without_a_terminal_it_says_so() -> Result<()> {
+async fn without_a_terminal_it_is_an_error() -> Result<()> {
     let mut command = reporter::command()?;
     command.arg("top");
     let top = Process::spawn("verve-reporter top", command)?;

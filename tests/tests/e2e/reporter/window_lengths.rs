@@ -99,7 +99,7 @@ async fn a_reporter_with_fewer_partitions_than_the_hosts() -> Result<()> {
 ///
 /// There is a week of windows of one second.
 #[tokio::test]
-async fn who_takes_over_reads_little() -> Result<()> {
+async fn a_reporter_that_takes_over_reads_little() -> Result<()> {
     const WEEK: u64 = 7 * 86_400;
     let site = Site::new(1).await?;
     let mut ledger = Ledger::new().await?;

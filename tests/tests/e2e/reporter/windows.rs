@@ -49,7 +49,7 @@ async fn a_window_is_reported_after_its_grace_and_not_before() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_stopped_reporter_makes_up_for_what_it_missed() -> Result<()> {
+async fn a_restarted_reporter_reports_the_missed_windows() -> Result<()> {
     let (site, mut ledger) = site().await?;
     let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
     ledger.read_until(SOON, |ledger| !ledger.read().is_empty()).await?;
@@ -162,16 +162,20 @@ async fn the_count_is_the_sum_of_all_partitions() -> Result<()> {
 ///
 /// It could misread that data.
 #[tokio::test]
-async fn windows_of_another_format_are_left_to_who_knows_it() -> Result<()> {
+async fn windows_of_another_format_are_left_unchanged() -> Result<()> {
     let site = Site::new(1).await?;
     let mut redis = site.connection().await?;
     let format = site.keys().format();
     let () = redis.set(&format, 2).await?;
     let reporter = Reporter::start(&site.flags(&[]))?;
-    let said = "the data in Redis has format 2, and this version knows 1";
-    reporter.process().wait_for_text(said, SOON).await?;
+    let message = "the data in Redis has format 2, and this version knows 1";
+    reporter.process().wait_for_text(message, SOON).await?;
     let ready = http::get(reporter.address(), "/readyz").await?;
-    assert!(ready.status == 503 && ready.text().contains(said), "{}", ready.text());
+    assert!(
+        ready.status == 503 && ready.text().contains(message),
+        "{}",
+        ready.text()
+    );
     let reports: u64 = redis.hlen(site.keys().reports(site.length)).await?;
     assert_eq!(reports, 0);
     let () = redis.del(&format).await?;

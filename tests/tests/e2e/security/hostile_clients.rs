@@ -206,7 +206,7 @@ async fn malformed_and_unusual_requests() -> Result<()> {
         assert_eq!((found.as_slice(), closed), (statuses, closes), "{name}: {got}");
     }
     let (got, closed) = exchange(host.addr(), get("1.1", "host: a\r\n").as_bytes(), true).await?;
-    assert!(got.ends_with("ok") && closed, "a client that says no more: {got}");
+    assert!(got.ends_with("ok") && closed, "a client that sends no more: {got}");
     assert_served(host.addr(), "after all").await
 }
 
@@ -243,7 +243,7 @@ async fn raw_characters_and_no_host() -> Result<()> {
 
 /// Without `look_after`, a component gets only the requests of clients.
 #[tokio::test]
-async fn nobody_asks_a_component_that_does_not_want_it() -> Result<()> {
+async fn a_component_that_does_not_want_it_is_not_called() -> Result<()> {
     let manifest = Kind::VerveHost.manifest()?;
     for (manifest, is_asked) in [(manifest.replace("look_after = true", ""), false), (manifest, true)] {
         let site = Site::new(60).await?;

@@ -126,7 +126,7 @@ async fn private_addresses_are_refused_by_default() -> Result<()> {
 ///
 /// The reporter gives up their jobs, if another client has queued them.
 #[tokio::test]
-async fn what_is_no_endpoint_is_given_up_on() -> Result<()> {
+async fn a_job_with_an_invalid_endpoint_becomes_a_dead_letter() -> Result<()> {
     let site = Site::new(60).await?;
     let reporter = site.reporter(&["--callback-allow", "127.0.0.0/8"]).await?;
     let window = clock::current_window(site.length).start().to_string();
@@ -164,7 +164,7 @@ async fn what_is_no_endpoint_is_given_up_on() -> Result<()> {
 ///
 /// A name that leads elsewhere later gains nothing.
 #[tokio::test]
-async fn names_lead_only_where_callbacks_may_go() -> Result<()> {
+async fn names_resolve_only_to_allowed_addresses() -> Result<()> {
     let site = Site::new(60).await?;
     let allowed = Sink::start_on("127.0.0.2:0").await?;
     let forbidden = Sink::start_on(&format!("127.0.0.3:{}", allowed.port())).await?;
@@ -235,7 +235,7 @@ async fn names_lead_only_where_callbacks_may_go() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_allowed_is_reached_and_nothing_beside() -> Result<()> {
+async fn only_allowed_addresses_are_reached() -> Result<()> {
     for (flags, reached, refused) in [
         (
             &["--callback-allow", "127.0.0.1"][..],

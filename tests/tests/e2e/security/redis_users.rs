@@ -181,8 +181,8 @@ async fn the_reporters_redis_user_suffices() -> Result<()> {
         &["dead", "drop", "--all"],
         &["doctor"],
     ] {
-        let (code, said) = run(command).await?;
-        assert_eq!(code, Some(0), "{command:?}: {said}");
+        let (code, output) = run(command).await?;
+        assert_eq!(code, Some(0), "{command:?}: {output}");
     }
     assert_eq!(denied(&site).await?, [""; 0]);
     // Missing rights are named.
@@ -193,9 +193,9 @@ async fn the_reporters_redis_user_suffices() -> Result<()> {
         ("+hset ", "HSET"),
     ] {
         set_user(&rules.replace(right, "")).await?;
-        let (code, said) = run(&["doctor"]).await?;
-        assert_eq!(code, Some(1), "{right}: {said}");
-        assert!(said.contains(word), "{right}: {said}");
+        let (code, output) = run(&["doctor"]).await?;
+        assert_eq!(code, Some(1), "{right}: {output}");
+        assert!(output.contains(word), "{right}: {output}");
     }
     Ok(())
 }

@@ -103,8 +103,8 @@ async fn python_verifies_both_methods() -> Result<()> {
 import json, sys
 from standardwebhooks import Webhook
 secret, data, headers, *raw = sys.argv[1:]
-said = Webhook(secret).verify(data, json.loads(headers), **({'json_parse': False} if raw else {}))
-print(said)
+payload = Webhook(secret).verify(data, json.loads(headers), **({'json_parse': False} if raw else {}))
+print(payload)
 ";
     let verifies = |received: &Received, data: &str, raw: &[&str]| -> Result<Option<String>> {
         let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
@@ -113,11 +113,11 @@ print(said)
         let mut command = std::process::Command::new(&python);
         command.args(["-c", VERIFY, SECRET, data, &headers]).args(raw);
         let output = command.output()?;
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        Ok(output.status.success().then_some(said))
+        let payload = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Ok(output.status.success().then_some(payload))
     };
-    let said = verifies(&post[0], &post[0].body, &[])?;
-    assert_eq!(said.as_deref(), Some("{'unique_count': 0}"));
+    let payload = verifies(&post[0], &post[0].body, &[])?;
+    assert_eq!(payload.as_deref(), Some("{'unique_count': 0}"));
     assert_eq!(verifies(&get[0], &query, &["raw"])?.as_deref(), Some("None"));
     // As the documentation warns.
     assert_eq!(verifies(&get[0], &query, &[])?, None);

@@ -91,7 +91,7 @@ impl Secure {
 }
 
 #[tokio::test]
-async fn the_reporter_speaks_tls_to_whom_the_authority_vouches_for() -> Result<()> {
+async fn the_reporter_uses_tls_and_checks_the_authority() -> Result<()> {
     let secure = Secure::new(false).await?;
     let authority = secure.authority.certificate();
     let url = secure.url("localhost", PASSWORD);
@@ -121,8 +121,8 @@ async fn the_reporter_speaks_tls_to_whom_the_authority_vouches_for() -> Result<(
         .doctor(&secure.url("localhost", "hunter3-hunter3"), &trusting)
         .await?;
     assert!(wrong.contains("user and the password"), "{wrong}");
-    for said in [reporter.process().log(), text, wrong] {
-        assert!(!said.contains("hunter"), "{said}");
+    for log in [reporter.process().log(), text, wrong] {
+        assert!(!log.contains("hunter"), "{log}");
     }
     Ok(())
 }
@@ -160,7 +160,7 @@ async fn a_client_certificate_is_shown_to_a_redis_that_asks() -> Result<()> {
 
 /// Both builds of the component trust the authority in OpenSSL's variable.
 #[tokio::test]
-async fn the_component_speaks_tls_to_whom_the_authority_vouches_for() -> Result<()> {
+async fn the_component_uses_tls_and_checks_the_authority() -> Result<()> {
     let secure = Secure::new(false).await?;
     let authority = secure.authority.certificate();
     for kind in [Kind::VerveHost, Kind::VerveHostP2] {
@@ -247,8 +247,8 @@ async fn kafka_by_tls_and_scram() -> Result<()> {
         process.wait(SOON).await?;
         Ok(process.log())
     };
-    let said = doctor(&broker, &right).await?;
-    assert!(!said.contains("problem"), "{said}");
+    let output = doctor(&broker, &right).await?;
+    assert!(!output.contains("problem"), "{output}");
     let mut wrong_password = right;
     wrong_password[3] = "sasl.password=hunter3-hunter3";
     let wrong_password = doctor(&broker, &wrong_password).await?;
@@ -259,15 +259,15 @@ async fn kafka_by_tls_and_scram() -> Result<()> {
         (&format!("127.0.0.1:{secure_port}"), &right, "ssl.ca.location"),
         (&broker, &[], "security.protocol"),
     ] {
-        let said = doctor(broker, options).await?;
+        let output = doctor(broker, options).await?;
         assert!(
-            said.contains("problem  Kafka") && said.contains(fix),
-            "{broker} {options:?}: {said}"
+            output.contains("problem  Kafka") && output.contains(fix),
+            "{broker} {options:?}: {output}"
         );
-        assert!(!said.contains("hunter"), "{said}");
+        assert!(!output.contains("hunter"), "{output}");
     }
-    for said in [reporter.process().log(), said, wrong_password] {
-        assert!(!said.contains("hunter"), "{said}");
+    for text in [reporter.process().log(), output, wrong_password] {
+        assert!(!text.contains("hunter"), "{text}");
     }
     Ok(())
 }
@@ -276,7 +276,7 @@ async fn kafka_by_tls_and_scram() -> Result<()> {
 ///
 /// A reporter calls it only if it is given this authority.
 #[tokio::test]
-async fn callbacks_trust_whom_the_authority_vouches_for() -> Result<()> {
+async fn callbacks_check_the_authority() -> Result<()> {
     let authority = Authority::new()?;
     let certificate = authority.vouch_for("endpoint", "DNS:localhost")?;
     let port = net::free_address()?.port().to_string();
@@ -284,7 +284,7 @@ async fn callbacks_trust_whom_the_authority_vouches_for() -> Result<()> {
     endpoint.args(["s_server", "-www", "-accept", &port, "-cert"]);
     endpoint.arg(&certificate.certificate).arg("-key").arg(&certificate.key);
     let _endpoint = Process::spawn("openssl s_server", endpoint)?;
-    for (trusting, told) in [(true, "callback delivered"), (false, "callback failed")] {
+    for (trusting, expected) in [(true, "callback delivered"), (false, "callback failed")] {
         let site = Site::with_one_window().await?;
         let mut command = reporter::command()?;
         let listen = net::free_address()?.to_string();
@@ -296,7 +296,7 @@ async fn callbacks_trust_whom_the_authority_vouches_for() -> Result<()> {
         let url = format!("https://localhost:{port}/");
         site.add_job(&url, Method::Get, clock::current_window(site.length))
             .await?;
-        process.wait_for_text(told, SOON).await?;
+        process.wait_for_text(expected, SOON).await?;
     }
     Ok(())
 }
