@@ -262,10 +262,10 @@ impl Server {
     ///
     /// That one must have no slots. See [`Self::take_over`] for the rest.
     pub fn take_over_at(&self, other: &Self, now_us: u64, lag_us: u64) -> Option<u64> {
-        let follower = self.follower.take();
+        // The follower runs the last commands as long as the slots are those of this server.
+        let (data, lost_us) = self.follower.take()?.end(now_us, lag_us);
         self.fail_over_to(other);
         self.restart(true);
-        let (data, lost_us) = follower?.end(now_us, lag_us);
         other.data.replace(data);
         lost_us
     }

@@ -271,7 +271,7 @@ impl Run {
             .collect()
     }
 
-    /// Returns a problem for each list of windows that keeps windows although they are final.
+    /// Returns a problem for each list that keeps windows although they are final.
     fn never_shrink(&self) -> Vec<Wrong> {
         let name = |counter: u8| self.keys.named(format!("c{counter}").parse().expect("a name"));
         // The lists of a named counter stay as they are if Redis has lost its registration.

@@ -96,7 +96,7 @@ impl Redirect {
 }
 
 /// Which node has which slots.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Map {
     ranges: Vec<(RangeInclusive<u16>, Rc<[Address]>)>,
     /// The slots that have moved since.

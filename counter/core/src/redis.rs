@@ -6,6 +6,7 @@ mod record;
 mod scripts;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::iter;
 use std::rc::Rc;
 
@@ -33,6 +34,8 @@ use scripts::{Script, add_job_within, keep, register_counter, run_once};
 const REDIRECTIONS: usize = 5;
 /// The minimum time between reads of the map after failures, in milliseconds.
 const MAP_AGAIN_MS: u64 = 500;
+/// The number of slots whose nodes are remembered.
+const MOST_SERVED: usize = 1024;
 
 /// Redis: one server, or a cluster.
 pub struct Redis<H: Host> {
@@ -48,8 +51,8 @@ pub struct Redis<H: Host> {
     guesses: Cell<bool>,
     /// How often a server may have been replaced.
     changes: Rc<Cell<u64>>,
-    /// The map that was read last.
-    last_map: RefCell<Option<Map>>,
+    /// The node that last ran a command for each slot of a cluster.
+    served: RefCell<BTreeMap<u16, Rc<Node<H>>>>,
 }
 
 /// The answer of a node about its cluster.
@@ -95,21 +98,32 @@ impl<H: Host> Redis<H> {
             map: SingleFlight::default(),
             guesses: Cell::new(H::POLICY == Policy::PerRequest),
             changes,
-            last_map: RefCell::default(),
+            served: RefCell::default(),
         }
     }
 
     /// Returns how often a server may have been replaced.
     ///
-    /// A lost connection was reopened, or slots have changed their node. What was known of the
-    /// server before is then no longer valid: it may have restarted without its data, or a replica
-    /// that lacks the last writes may have taken over.
+    /// A lost connection was reopened, or another node served a slot. What was known of the server
+    /// before is then no longer valid: it may have restarted without its data, or a replica that
+    /// lacks the last writes may have taken over.
     pub fn changes(&self) -> u64 {
         self.changes.get()
     }
 
-    fn count_change(&self) {
-        self.changes.set(self.changes.get() + 1);
+    /// Records that a node of a cluster has run a command for a slot.
+    ///
+    /// It is a change if the last command for this slot ran on another node.
+    fn note_served(&self, slot: u16, node: &Rc<Node<H>>) {
+        let mut served = self.served.borrow_mut();
+        // Windows end, and their slots are no longer used.
+        if served.len() >= MOST_SERVED {
+            served.clear();
+        }
+        let last = served.insert(slot, node.clone());
+        if last.is_some_and(|last| !Rc::ptr_eq(&last, node)) {
+            self.changes.set(self.changes.get() + 1);
+        }
     }
 
     /// Returns the node that has a key, as far as is known now.
@@ -234,14 +248,7 @@ impl<H: Host> Redis<H> {
             Ok(Asked::One) => self.one(),
             // If there are several nodes, each of them redirects.
             Ok(Asked::Nobody) => Ok(self.cluster(Map::default())),
-            Ok(Asked::Cluster(answer)) => {
-                let map = Map::parse(&answer, node.url().host());
-                let last = self.last_map.replace(Some(map.clone()));
-                if last.is_some_and(|last| last != map) {
-                    self.count_change();
-                }
-                Ok(self.cluster(map))
-            }
+            Ok(Asked::Cluster(answer)) => Ok(self.cluster(Map::parse(&answer, node.url().host()))),
             Err(error) if error.redirect().is_some() => Err(RedisError::UnexpectedType.at(node.url())),
             Err(error) => Err(error),
         }
@@ -305,7 +312,13 @@ impl<H: Host> Redis<H> {
                 Policy::PerRequest => Box::pin(node.attempt(sent, command)).await,
             };
             let error = match done {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    // A node that was only asked does not have the slot yet.
+                    if topology.is_cluster() && !is_ask {
+                        self.note_served(slot, &node);
+                    }
+                    return Ok(done);
+                }
                 Err(error) => error,
             };
             let Some(redirect) = error.redirect() else {
@@ -322,7 +335,6 @@ impl<H: Host> Redis<H> {
                 Some((to, address)) => {
                     if !is_ask {
                         topology.moved(slot, address);
-                        self.count_change();
                     }
                     to
                 }

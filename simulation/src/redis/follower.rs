@@ -42,7 +42,7 @@ pub struct Follower {
 impl Follower {
     /// Creates a follower with the data of a server.
     pub fn of(server: &Server, waits_for_own: bool) -> Self {
-        let follower = Server::alone(&server.host);
+        let follower = Server::new(&server.host, server.number, &server.cluster);
         follower.data.borrow_mut().entries = server.entries();
         Self {
             server: follower,
@@ -54,9 +54,9 @@ impl Follower {
         }
     }
 
-    /// Returns the follower after its server was changed by something else than commands.
+    /// Returns a follower with the current data of a server.
     ///
-    /// It has all data of the server.
+    /// For changes of the server other than by commands.
     pub fn renewed(&self, server: &Server) -> Self {
         let renewed = Self::of(server, self.waits_for_own);
         renewed.is_linked.set(self.is_linked.get());

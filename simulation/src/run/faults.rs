@@ -20,6 +20,7 @@ impl Run {
             Kind::Redis(server, link) => self.take_away(*server, *link),
             Kind::Full(server) => servers[*server].is_full.set(true),
             Kind::Restart(server) => self.take_away(*server, Link::Refused),
+            Kind::Lose(server) if !servers[*server].has_slots() => return,
             Kind::Lose(server) => {
                 servers[*server].restart(true);
                 self.take_away(*server, Link::Refused);
@@ -32,11 +33,12 @@ impl Run {
                     servers[*server].take_over(now_us, lag_us)
                 } else {
                     let spare = servers.iter().find(|other| !other.has_slots());
-                    let may = servers[*server].has_follower() && servers[*server].moving().is_none();
+                    let old = &servers[*server];
+                    let may = old.has_slots() && old.has_follower() && old.moving().is_none();
                     let Some(spare) = spare.filter(|_| may) else {
                         return;
                     };
-                    servers[*server].take_over_at(spare, now_us, lag_us)
+                    old.take_over_at(spare, now_us, lag_us)
                 };
                 self.take_away(*server, Link::Refused);
                 if let Some(lost_us) = lost_us {
@@ -163,12 +165,12 @@ impl Run {
     /// Begins to move the slot of a key to another server, unless one is moving.
     fn begin_to_move(&self, server: usize, key: usize) {
         let servers = &self.world.servers;
-        let others = servers.iter().cycle().skip(server + 1).take(servers.len() - 1);
-        let Some(to) = others.filter(|other| other.has_slots()).next() else {
+        let mut others = servers.iter().cycle().skip(server + 1).take(servers.len() - 1);
+        let Some(to) = others.find(|other| other.has_slots()) else {
             return;
         };
         let from = &servers[server];
-        let keys: Vec<String> = from.entries().into_keys().collect();
+        let keys: Vec<String> = from.entries().into_keys().filter(|key| from.owns(key)).collect();
         if servers.len() > 1 && from.moving().is_none() && !keys.is_empty() {
             from.begin_to_move(slot(&keys[key % keys.len()]), to);
         }

@@ -177,10 +177,10 @@ fn no_id_is_ok_in_a_window_that_is_neither_in_the_index_nor_in_the_spool() {
     assert_eq!((machine.rows("ids"), machine.rows("commands")), (0, 0));
 }
 
-/// A node redirects, and the node that has the slot now lacks the last writes: a replica has taken
-/// over while the primary was isolated.
+/// An instance that is redirected to a new primary forgets what it knew of the old one.
 ///
-/// The connections to the old primary stay open. The instance still forgets what it knew of the
+/// The replica that has taken over lacks the last writes, because the primary was isolated. The
+/// connections to the old primary stay open. The instance still forgets what it knew of the
 /// set: it sets its expiry again, and sends ids again that it has sent before.
 #[test]
 fn a_set_that_a_replica_has_taken_over_is_begun_again() {
@@ -205,4 +205,27 @@ fn a_set_that_a_replica_has_taken_over_is_begun_again() {
     assert_eq!(process.answered(Ok(Outcome::New)).len(), 3);
     assert_eq!(servers[3].members(&key), ["1", "2"].map(str::to_owned).into());
     assert!(servers[3].entries()[&key].expires_ms.is_some(), "{key} does not expire");
+}
+
+/// Without the right to read the map, a redirect is no sign of a new primary.
+#[test]
+fn ids_are_remembered_without_the_right_to_read_the_map() {
+    let servers = Server::cluster(&["a", "b", "c"]);
+    servers.iter().for_each(|server| server.hides_map.set(true));
+    let world = World::new(23, servers.clone());
+    let variables = [("redis_urls", "redis://a,redis://b,redis://c"), ("partitions", "16")];
+    let process = Process::new(&Machine::new(&world, &variables));
+    let commands = || servers.iter().map(|server| server.commands.get()).sum::<u64>();
+    (0..100).for_each(|id| process.add(&world, id));
+    world.executor.run_for(SECOND);
+    // Each second the map is read again, and is empty.
+    for round in 1..6 {
+        let before = commands();
+        process.add(&world, 100 * round);
+        (0..100).for_each(|id| process.add(&world, id));
+        world.executor.run_for(SECOND);
+        let made = commands() - before;
+        assert!(made < 20, "round {round}: {made} commands");
+    }
+    assert_eq!(process.answered(Ok(Outcome::New)).len(), 105);
 }

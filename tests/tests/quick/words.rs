@@ -66,6 +66,9 @@ const FOLDERS: [&str; 15] = [
 /// The longest line of a comment, in columns.
 const COMMENT_WIDTH: usize = 100;
 
+/// The longest first line of a doc comment, in characters: it is a summary.
+const SUMMARY_WIDTH: usize = 80;
+
 /// Returns the files that hold texts, without this one.
 fn texts() -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
@@ -130,6 +133,28 @@ fn comments_are_no_wider_than_they_should_be() -> Result<()> {
         }
     }
     assert!(found.is_empty(), "over {COMMENT_WIDTH} columns:\n{}", found.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn doc_comments_begin_with_a_short_line() -> Result<()> {
+    let mut found = Vec::new();
+    for file in texts()?.iter().filter(|file| has_extension(file, &["rs"])) {
+        let mut in_comment = false;
+        for (number, line) in fs::read_to_string(file)?.lines().enumerate() {
+            let line = line.trim_start();
+            let text = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"));
+            if text.is_some_and(|text| !in_comment && text.trim().chars().count() > SUMMARY_WIDTH) {
+                found.push(shown(file, number));
+            }
+            in_comment = text.is_some();
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "over {SUMMARY_WIDTH} characters:\n{}",
+        found.join("\n")
+    );
     Ok(())
 }
 
