@@ -177,7 +177,7 @@ fn no_id_is_ok_in_a_window_that_is_neither_in_the_index_nor_in_the_spool() {
     assert_eq!((machine.rows("ids"), machine.rows("commands")), (0, 0));
 }
 
-/// An instance that is redirected to a new primary forgets what it knew of the old one.
+/// An instance that is redirected to a new primary forgets what it knew before.
 ///
 /// The replica that has taken over lacks the last writes, because the primary was isolated. The
 /// connections to the old primary stay open. The instance still forgets what it knew of the

@@ -123,3 +123,37 @@ fn a_late_id_is_published_of_a_final_window_that_redis_has_no_report_of() {
     };
     assert_eq!(run(&plan, false, None).wrong, []);
 }
+
+/// A leader that wakes up after a long pause does not undo a correction.
+///
+/// It was about to commit the first report of a window. Meanwhile, the other replica has reported
+/// the window, and has corrected the report by an id from a spool.
+#[test]
+fn a_leader_that_wakes_up_does_not_undo_a_correction() {
+    let plan = Plan {
+        window_seconds: 10,
+        late_seconds: 60,
+        commit_ms: 5000,
+        replicas: 2,
+        requests: vec![request(15_000, 1), request(17_000, 2)],
+        faults: faults([
+            (16_000, 30_000, Kind::Machine(0, Link::Refused)),
+            (22_100, 60_000, Kind::Pause(0)),
+            (22_100, 60_000, Kind::Pause(1)),
+        ]),
+        ..small()
+    };
+    for leader in [0, 1] {
+        let mut plan = plan.clone();
+        plan.faults.remove(1 + leader);
+        assert_eq!(run(&plan, false, None).wrong, []);
+    }
+    let found = [0, 1].map(|leader| {
+        let mut plan = plan.clone();
+        plan.faults.remove(1 + leader);
+        let no_fence = MUTATIONS.iter().find(|mutation| mutation.name.contains("no fence"));
+        !run(&plan, false, no_fence).wrong.is_empty()
+    });
+    // One of the two was the leader.
+    assert!(found[0] || found[1]);
+}

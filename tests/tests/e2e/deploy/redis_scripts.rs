@@ -121,6 +121,11 @@ async fn of_the_component() -> Result<()> {
         }
         assert_eq!(redis.run::<u8>("GET n").await?, 1);
         assert!((50..=60).contains(&redis.ttl("batch").await?));
+        // A batch that fails halfway has not run.
+        let halfway = r#"60 0 ["INCR","m"] ["SADD","text","1"]"#;
+        let failed = redis.script::<u8>(scripts::RUN_ONCE, "halfway", halfway).await;
+        assert!(format!("{:?}", failed.expect_err("of the wrong type")).contains("WRONGTYPE"));
+        assert_eq!(redis.run::<u8>("EXISTS halfway").await?, 0);
         let full = r#"60 1 ["INCR","n"]"#;
         assert_eq!(redis.script::<u8>(scripts::RUN_ONCE, "other jobs", full).await?, 0);
         let bad = redis
