@@ -4,7 +4,6 @@ mod faults;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::iter;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -271,36 +270,17 @@ impl Run {
             .collect()
     }
 
-    /// Returns a problem for each list that keeps windows although they are final.
+    /// Returns a problem if the list of open windows keeps final ones.
     fn never_shrink(&self) -> Vec<Wrong> {
-        let name = |counter: u8| self.keys.named(format!("c{counter}").parse().expect("a name"));
-        // The lists of a named counter stay as they are if Redis has lost its registration.
-        let named = if self.losses.borrow().is_empty() {
-            self.plan.counters
-        } else {
-            0
-        };
-        let counters = iter::once(self.keys.clone()).chain((0..named).map(name));
-        // The windows that are open or not final yet. A commit delays the next ones.
-        let seconds = self.plan.late_seconds + GRACE.as_secs() + 2 * self.plan.commit_ms / 1000;
+        let key = self.keys.reports_open(self.length);
+        let seconds = self.plan.late_seconds + SETTLES.as_secs();
         let most = 3 + seconds / self.plan.window_seconds;
-        let mut wrong = Vec::new();
-        for keys in counters {
-            let (open, pending) = (keys.reports_open(self.length), keys.reports_pending(self.length));
-            for server in &self.world.servers {
-                for (key, len) in [
-                    (&open, server.sorted_len(&open)),
-                    (&pending, server.fields(&pending).len()),
-                ] {
-                    if len as u64 > most {
-                        wrong.push(Wrong::general(format!(
-                            "{key} still has {len} windows, and not {most} at most"
-                        )));
-                    }
-                }
-            }
-        }
-        wrong
+        let servers = self.world.servers.iter();
+        servers
+            .map(|server| server.sorted_len(&key) as u64)
+            .filter(|len| *len > most)
+            .map(|len| Wrong::general(format!("{key} still has {len} windows, and not {most} at most")))
+            .collect()
     }
 
     /// Returns the problems with callbacks.

@@ -157,3 +157,39 @@ fn a_leader_that_wakes_up_does_not_undo_a_correction() {
     // One of the two was the leader.
     assert!(found[0] || found[1]);
 }
+
+/// A final window does not stay in the list of open ones, which has no expiry.
+#[test]
+fn the_list_of_open_windows_does_not_grow() {
+    let plan = Plan {
+        seconds: 1200,
+        ..small()
+    };
+    assert_eq!(run(&plan, false, None).wrong, []);
+    let stays = MUTATIONS.iter().find(|mutation| mutation.name.contains("list of open"));
+    assert_ne!(run(&plan, false, stays).wrong, []);
+}
+
+/// The nodes of a cluster fail over one after the other, while ids are counted.
+#[test]
+fn ids_are_counted_while_nodes_fail_over() {
+    for server in 0..4 {
+        let plan = Plan {
+            window_seconds: 10,
+            partitions: 4,
+            servers: 4,
+            followed: Some(Followed {
+                is_waited_for: true,
+                waits_for_own: true,
+            }),
+            requests: (0..300).map(|id| request(1000 + id as u64 * 300, id)).collect(),
+            faults: faults([
+                (20_500, 3000, Kind::TakeOver(server, 400)),
+                (40_500, 3000, Kind::TakeOver((server + 1) % 4, 200)),
+                (60_500, 3000, Kind::TakeOver((server + 2) % 4, 900)),
+            ]),
+            ..small()
+        };
+        assert_eq!(run(&plan, false, None).wrong, [], "first {server}");
+    }
+}
