@@ -119,7 +119,7 @@ impl RedisReportStore {
         Ok(())
     }
 
-    /// Notes that ids of these windows are kept apart as late ids, or are about to be.
+    /// Notes that ids of these windows are about to be kept apart as late ids.
     async fn note_late(&self, windows: &[Window]) -> RedisResult<()> {
         let script = Script::new(NOTE_LATE);
         let mut note = script.key(self.store.keys.windows_late(self.length()));
@@ -180,14 +180,6 @@ impl RedisReportStore {
             let counts = self.store.counts_left(windows).await?;
             let left = windows.iter().copied().zip(counts).filter(|(_, left)| *left > 0);
             let left: Vec<Window> = left.map(|(window, _)| window).collect();
-            // In a cluster, a failover of the list's node may have lost the last windows of the
-            // list. Their late ids are on other nodes.
-            let kept = self.store.late(windows).await?;
-            let kept = windows.iter().copied().zip(kept).filter(|(_, kept)| *kept > 0);
-            let kept: Vec<Window> = kept.map(|(window, _)| window).collect();
-            if !kept.is_empty() {
-                self.note_late(&kept).await?;
-            }
             // The partitions of hosts no longer matter for windows without ids left.
             uncounted.retain(|window, _| !windows.contains(window) || left.contains(window));
             if !left.is_empty() {

@@ -194,7 +194,6 @@ async fn every_trick_at_once() -> Result<()> {
         .dead(failing * 2, Duration::from_secs(60))
         .await
         .with_context(|| reporter.process().log())?;
-    assert_eq!(dead.len(), failing * 2);
     for (trick, endpoint) in endpoints {
         let times = dead.iter().filter(|job| field(job, "endpoint") == endpoint).count();
         assert_eq!(times, if trick.succeeds() { 0 } else { 2 }, "{trick:?}: {dead:#?}");
