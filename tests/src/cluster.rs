@@ -341,11 +341,9 @@ impl Cluster {
     /// Fails if that takes too long.
     pub async fn wait_ready_at(&self, node: usize) -> Result<()> {
         let node = &self.nodes[node];
-        let mut info = redis::cmd("CLUSTER");
-        info.arg("INFO");
         wait::until("the cluster", PATIENCE, || async {
-            let reply: String = info.query_async(&mut node.connection().await.ok()?).await.ok()?;
-            reply.contains("cluster_state:ok").then_some(())
+            let info = ask(node, "INFO").await.ok()?;
+            info.contains("cluster_state:ok").then_some(())
         })
         .await
         .with_context(|| node.process().log())
@@ -393,11 +391,7 @@ pub async fn reshard(slots: u16, from: &str, to: &RedisServer) -> Result<()> {
 /// # Errors
 /// Fails if the node does not answer.
 pub async fn view(node: &RedisServer) -> Result<String> {
-    let mut connection = node.connection().await?;
-    let mut ask = async |what: &str| -> RedisResult<String> {
-        redis::cmd("CLUSTER").arg(what).query_async(&mut connection).await
-    };
-    let (info, nodes) = (ask("INFO").await?, ask("NODES").await?);
+    let (info, nodes) = (ask(node, "INFO").await?, ask(node, "NODES").await?);
     let state = info.lines().find(|line| line.starts_with("cluster_state"));
     // The fields of a line: id, address, flags, primary, ping, pong, epoch, link, then slots.
     let owners: BTreeMap<&str, Vec<&str>> = nodes
@@ -423,9 +417,13 @@ pub async fn fix(node: &RedisServer) -> Result<()> {
 
 /// Returns the id of a node in the cluster.
 async fn id(node: &RedisServer) -> Result<String> {
-    let mut my_id = redis::cmd("CLUSTER");
-    my_id.arg("MYID");
-    Ok(my_id.query_async(&mut node.connection().await?).await?)
+    ask(node, "MYID").await
+}
+
+/// Sends a subcommand of `CLUSTER` without arguments.
+async fn ask(node: &RedisServer, what: &str) -> Result<String> {
+    let mut connection = node.connection().await?;
+    Ok(redis::cmd("CLUSTER").arg(what).query_async(&mut connection).await?)
 }
 
 /// Returns the port of the primary that a node follows; `None` for a primary.

@@ -1,6 +1,6 @@
 //! Runs plans of seeds, and plans of single problems.
 
-use verve_simulation::mutation::MUTATIONS;
+use verve_simulation::mutation::{MUTATIONS, Mutation};
 use verve_simulation::plan::{Fault, Followed, Kind, Plan, Request};
 use verve_simulation::redis::Link;
 use verve_simulation::run::run;
@@ -59,6 +59,14 @@ fn faults<const N: usize>(faults: [(u64, u64, Kind); N]) -> Vec<Fault> {
     faults.map(|(at_ms, for_ms, kind)| Fault { at_ms, for_ms, kind }).into()
 }
 
+/// Returns the mutation whose name contains this text.
+fn mutation(name: &str) -> &'static Mutation {
+    let mut mutations = MUTATIONS.iter();
+    mutations
+        .find(|mutation| mutation.name.contains(name))
+        .expect("a mutation of this name")
+}
+
 /// An id in a final window is found, even after the sweep removed the window.
 ///
 /// A host's clock is more than an hour behind, so the window in which it counts is final. Its
@@ -95,10 +103,8 @@ fn a_final_window_is_reported_whatever_redis_has_lost_of_that() {
         ..small()
     };
     assert_eq!(run(&plan, false, None).wrong, []);
-    let before = MUTATIONS
-        .iter()
-        .find(|mutation| mutation.name.contains("when it is final"));
-    assert_ne!(run(&plan, false, before).wrong, []);
+    let before = mutation("when it is final");
+    assert_ne!(run(&plan, false, Some(before)).wrong, []);
 }
 
 /// An id of a final window is reported, even if Redis has no report of the window.
@@ -130,7 +136,7 @@ fn a_late_id_is_published_of_a_final_window_that_redis_has_no_report_of() {
 /// the window, and has corrected the report by an id from a spool.
 #[test]
 fn a_leader_that_wakes_up_does_not_undo_a_correction() {
-    let plan = Plan {
+    let paused = |replica: usize| Plan {
         window_seconds: 10,
         late_seconds: 60,
         commit_ms: 5000,
@@ -138,24 +144,21 @@ fn a_leader_that_wakes_up_does_not_undo_a_correction() {
         requests: vec![request(15_000, 1), request(17_000, 2)],
         faults: faults([
             (16_000, 30_000, Kind::Machine(0, Link::Refused)),
-            (22_100, 60_000, Kind::Pause(0)),
-            (22_100, 60_000, Kind::Pause(1)),
+            (22_100, 60_000, Kind::Pause(replica)),
         ]),
         ..small()
     };
-    for leader in [0, 1] {
-        let mut plan = plan.clone();
-        plan.faults.remove(1 + leader);
-        assert_eq!(run(&plan, false, None).wrong, []);
+    // One of the two is the leader.
+    let plans = [0, 1].map(paused);
+    for plan in &plans {
+        assert_eq!(run(plan, false, None).wrong, []);
     }
-    let found = [0, 1].map(|leader| {
-        let mut plan = plan.clone();
-        plan.faults.remove(1 + leader);
-        let no_fence = MUTATIONS.iter().find(|mutation| mutation.name.contains("no fence"));
-        !run(&plan, false, no_fence).wrong.is_empty()
-    });
-    // One of the two was the leader.
-    assert!(found[0] || found[1]);
+    let no_fence = mutation("no fence");
+    assert!(
+        plans
+            .iter()
+            .any(|plan| !run(plan, false, Some(no_fence)).wrong.is_empty())
+    );
 }
 
 /// A final window does not stay in the list of open ones, which has no expiry.
@@ -166,8 +169,8 @@ fn the_list_of_open_windows_does_not_grow() {
         ..small()
     };
     assert_eq!(run(&plan, false, None).wrong, []);
-    let stays = MUTATIONS.iter().find(|mutation| mutation.name.contains("list of open"));
-    assert_ne!(run(&plan, false, stays).wrong, []);
+    let stays = mutation("list of open");
+    assert_ne!(run(&plan, false, Some(stays)).wrong, []);
 }
 
 /// The nodes of a cluster fail over one after the other, while ids are counted.

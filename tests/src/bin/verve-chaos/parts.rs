@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use verve_protocol::{Keys, Partitions, WindowLength};
 use verve_tests::broker::Broker;
 use verve_tests::cluster::{self, Cluster};
@@ -19,6 +19,7 @@ use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
 use verve_tests::sink::Sink;
 use verve_tests::store::Connection;
+use verve_tests::wait;
 
 use crate::logs::Logs;
 use crate::schedule::{self, Fault, PRIMARIES, Part, REPLICAS, Trouble};
@@ -113,30 +114,38 @@ impl Redis {
         if self.is == schedule::Redis::Server {
             return Ok(());
         }
-        for last in [false, true] {
-            let begin = Instant::now();
-            let views = loop {
-                let mut views = Vec::new();
-                for node in &self.nodes {
-                    let view = cluster::view(&*node.lock().await).await;
-                    views.push(view.unwrap_or_else(|error| format!("{error:#}")));
-                }
-                if views[0].starts_with("cluster_state:ok") && views.iter().all(|view| *view == views[0]) {
-                    return Ok(());
-                }
-                if begin.elapsed() > AGREED_WITHIN {
-                    break views;
-                }
-                sleep(Duration::from_millis(200)).await;
-            };
-            logs.event("the nodes of the cluster do not agree");
-            logs.keep("cluster", &format!("{views:#?}\n"));
-            ensure!(!last, "the nodes of the cluster do not agree: {views:#?}");
-            if let Err(error) = cluster::fix(&*self.nodes[0].lock().await).await {
-                logs.keep("cluster", &format!("{error:#}\n"));
-            }
+        if self.agreed().await.is_ok() {
+            return Ok(());
         }
-        Ok(())
+        logs.event("the nodes of the cluster do not agree, and are repaired");
+        logs.keep("cluster", &format!("{:#?}\n", self.views().await));
+        if let Err(error) = cluster::fix(&*self.nodes[0].lock().await).await {
+            logs.keep("cluster", &format!("{error:#}\n"));
+        }
+        let agreed = self.agreed().await;
+        if agreed.is_err() {
+            logs.keep("cluster", &format!("{:#?}\n", self.views().await));
+        }
+        agreed
+    }
+
+    async fn agreed(&self) -> Result<()> {
+        wait::until("the nodes of the cluster to agree", AGREED_WITHIN, || async {
+            let views = self.views().await;
+            let is_well = |view: &String| *view == views[0] && view.starts_with("cluster_state:ok");
+            views.iter().all(is_well).then_some(())
+        })
+        .await
+    }
+
+    /// Returns how each node sees the cluster, or why it does not answer.
+    async fn views(&self) -> Vec<String> {
+        let mut views = Vec::new();
+        for node in &self.nodes {
+            let view = cluster::view(&*node.lock().await).await;
+            views.push(view.unwrap_or_else(|error| format!("{error:#}")));
+        }
+        views
     }
 }
 
