@@ -270,11 +270,24 @@ impl Cluster {
         let [new, known] = [node.address(), self.nodes[0].address()].map(|address| address.to_string());
         cli(&["--cluster", "add-node", &new, &known]).await?;
         self.nodes.push(node);
-        // The other nodes must know the new node before slots can move to it.
+        // The other nodes must know the new node before slots can move to it. Otherwise a move may
+        // stop halfway, and `redis-cli` refuses all further ones.
         self.wait_ready().await?;
         let node = self.nodes.last().context("a node")?;
+        let new = id(node).await?;
         wait::until("the new node to be known", PATIENCE, || async {
-            reshard(slots, "all", node).await.ok()
+            for other in &self.nodes {
+                ask(other, "NODES").await.ok()?.contains(&new).then_some(())?;
+            }
+            Some(())
+        })
+        .await?;
+        wait::until("slots to move to the new node", PATIENCE, || async {
+            let moved = reshard(slots, "all", node).await;
+            if moved.is_err() {
+                fix(node).await.ok()?;
+            }
+            moved.ok()
         })
         .await
     }
