@@ -152,6 +152,14 @@ pub fn key(words: &[String]) -> Option<&str> {
     words.get(at).map(String::as_str)
 }
 
+/// Returns the name of a command in capital letters.
+fn in_capitals(name: &str) -> Cow<'_, str> {
+    match name.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        true => Cow::Owned(name.to_ascii_uppercase()),
+        false => Cow::Borrowed(name),
+    }
+}
+
 impl Cluster {
     /// Returns whether a server owns a key.
     fn is_of(&self, key: &str, server: usize) -> bool {
@@ -390,18 +398,19 @@ impl Server {
     #[must_use]
     pub fn execute(&self, words: &[String], now_us: u64, is_asking: bool, client: u64) -> Answer {
         self.commands.set(self.commands.get() + 1);
-        // The follower has not loaded the scripts, so it gets their text.
-        let sent = match words {
-            [command, hash, rest @ ..] if command == "EVALSHA" => match self.scripts.loaded(hash) {
-                Some(script) => Cow::Owned([&["EVAL".to_owned(), script], rest].concat()),
-                None => return Answer::Error("NOSCRIPT No matching script. Please use EVAL.".to_owned()),
-            },
-            _ => Cow::Borrowed(words),
-        };
-        let answer = self.run(&sent, now_us, is_asking, client);
+        let answer = self.run(words, now_us, is_asking, client);
         if let Some(follower) = &*self.follower.borrow()
             && self.data.borrow().has_written
         {
+            // The follower has not loaded the scripts, so it gets their text.
+            let script = match words {
+                [command, hash, ..] if command == "EVALSHA" => self.scripts.loaded(hash),
+                _ => None,
+            };
+            let sent = match script {
+                Some(script) => Cow::Owned([&["EVAL".to_owned(), script.to_string()], &words[2..]].concat()),
+                None => Cow::Borrowed(words),
+            };
             follower.note(&sent, now_us, self.is_full.get(), client);
         }
         answer
@@ -412,7 +421,7 @@ impl Server {
             return Answer::Error("ERR no command".to_owned());
         };
         self.data.borrow_mut().begin(now_us, self.is_full.get());
-        match (command.to_ascii_uppercase().as_str(), arguments) {
+        match (&*in_capitals(command), arguments) {
             ("ASKING", []) => Answer::ok(),
             ("WAIT", [_, _]) => {
                 let follower = self.follower.borrow();
@@ -426,19 +435,24 @@ impl Server {
             ("SCRIPT", [what, script]) if what.eq_ignore_ascii_case("LOAD") => {
                 Answer::Text(self.scripts.load(script, script))
             }
-            ("EVAL", [script, number, rest @ ..]) => {
-                let number: usize = number.parse().unwrap_or_default();
-                let (keys, rest) = rest.split_at(number.min(rest.len()));
-                if let Some(elsewhere) = self.elsewhere(keys, is_asking) {
-                    return elsewhere;
-                }
-                self.scripts.run(script, keys, rest, is_asking)
-            }
+            ("EVAL", [script, number, rest @ ..]) => self.evaluate(script, number, rest, is_asking),
+            ("EVALSHA", [hash, number, rest @ ..]) => match self.scripts.loaded(hash) {
+                Some(script) => self.evaluate(&script, number, rest, is_asking),
+                None => Answer::Error("NOSCRIPT No matching script. Please use EVAL.".to_owned()),
+            },
             (name, _) => match key(words).and_then(|key| self.elsewhere(&[key.to_owned()], is_asking)) {
                 Some(elsewhere) => elsewhere,
                 None => self.data.borrow_mut().execute(name, arguments),
             },
         }
+    }
+
+    /// Runs a script. `number` is the number of keys in `rest`, which come before the arguments.
+    fn evaluate(&self, script: &str, number: &str, rest: &[String], is_asking: bool) -> Answer {
+        let number: usize = number.parse().unwrap_or_default();
+        let (keys, arguments) = rest.split_at(number.min(rest.len()));
+        let elsewhere = self.elsewhere(keys, is_asking);
+        elsewhere.unwrap_or_else(|| self.scripts.run(script, keys, arguments, is_asking))
     }
 
     /// Returns whether this server owns a slot.

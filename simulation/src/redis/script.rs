@@ -9,7 +9,7 @@ use std::rc::Rc;
 use mlua::{Error, Function, Lua, MultiValue, Table, Value};
 use sha1::{Digest as _, Sha1};
 
-use super::Answer;
+use super::{Answer, in_capitals};
 use super::data::Data;
 
 /// A server's interpreter.
@@ -17,7 +17,7 @@ pub struct Scripts {
     lua: Lua,
     compiled: RefCell<BTreeMap<String, Function>>,
     /// The loaded scripts, by their hashes.
-    loaded: RefCell<BTreeMap<String, String>>,
+    loaded: RefCell<BTreeMap<String, Rc<str>>>,
     /// Whether the current script was redirected here for keys that move.
     is_asking: Rc<Cell<bool>>,
 }
@@ -43,12 +43,12 @@ impl Scripts {
     /// Stores a script under the hash of the text that was sent, and returns that hash.
     pub fn load(&self, sent: &str, script: &str) -> String {
         let hash = sha1_hex(sent);
-        self.loaded.borrow_mut().insert(hash.clone(), script.to_owned());
+        self.loaded.borrow_mut().insert(hash.clone(), script.into());
         hash
     }
 
     /// Returns the script with a hash.
-    pub fn loaded(&self, hash: &str) -> Option<String> {
+    pub fn loaded(&self, hash: &str) -> Option<Rc<str>> {
         self.loaded.borrow().get(hash).cloned()
     }
 
@@ -97,7 +97,7 @@ fn library(lua: &Lua, data: Rc<RefCell<Data>>, is_here: Rc<dyn Fn(&str) -> bool>
             let error = "ERR Script attempted to access a non local key in a cluster node";
             return Ok(Answer::Error(error.to_owned()));
         }
-        Ok(data.borrow_mut().execute(&name.to_ascii_uppercase(), arguments))
+        Ok(data.borrow_mut().execute(&in_capitals(name), arguments))
     };
     let run = Rc::new(run);
     let caught = run.clone();
