@@ -153,7 +153,7 @@ impl Plan {
             partitions: pick(random, &[1, 1, 4]),
             late_seconds: pick(random, &[0, 5, 20]),
             latency_ms: pick(random, &[1, 1, 30]),
-            commit_ms: pick(random, &[1, 50, 3000]),
+            commit_ms: pick(random, &[1, 50, 3000, 15_000]),
             servers: pick(random, &[1, 1, 1, 3]),
             followed: None,
             may_lose: random.u8(..12) == 0,
@@ -165,11 +165,14 @@ impl Plan {
             replicas,
             seconds,
         };
-        if plan.servers == 1 && random.u8(..3) == 0 {
+        if random.u8(..3) == 0 {
             plan.followed = Some(Followed {
                 is_waited_for: random.u8(..4) > 0,
                 waits_for_own: random.bool(),
             });
+            if plan.servers == 3 {
+                plan.servers = 4;
+            }
         }
         let every_ms = random.u64(20..2000);
         let ids = random.i64(3..200);

@@ -384,6 +384,15 @@ impl Server {
         }
     }
 
+    /// Returns the highest score of a sorted set, if it has members.
+    #[must_use]
+    pub fn highest_score(&self, key: &str) -> Option<f64> {
+        match self.data.borrow().entries.get(key).map(|entry| &entry.value) {
+            Some(data::Value::Sorted(members)) => members.values().copied().reduce(f64::max),
+            _ => None,
+        }
+    }
+
     /// Stores another script in place of the one that was sent.
     ///
     /// Returns the hash of the sent one, by which clients run it.

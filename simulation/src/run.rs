@@ -32,6 +32,8 @@ use crate::world::World;
 const GRACE: Duration = Duration::from_secs(2);
 /// How long the parts may take to settle after the last fault, besides the windows.
 const SETTLES: Duration = Duration::from_secs(90);
+/// How many commits a leader may need after the last fault until all is published.
+const COMMITS: u32 = 10;
 
 /// How long a replica may take to notice that Redis is unreachable.
 const FOUND_OUT: Duration = Duration::from_secs(10);
@@ -203,9 +205,10 @@ impl Run {
             }
         }
         let windows = 3 * Duration::from_secs(self.plan.window_seconds);
-        executor
-            .drive(active + GRACE + windows + Duration::from_secs(self.plan.late_seconds) + SETTLES)
-            .await;
+        executor.drive(active + GRACE + windows + self.settles()).await;
+        if let Some(due) = self.last_retry() {
+            executor.drive(due + DELIVERED).await;
+        }
         let happened = Happened {
             length: self.length,
             is_cluster: self.plan.servers > 1,
@@ -255,6 +258,21 @@ impl Run {
         }
     }
 
+    /// Returns how long the parts may take to settle after the last fault, besides the windows.
+    fn settles(&self) -> Duration {
+        let commits = COMMITS * Duration::from_millis(self.plan.commit_ms);
+        Duration::from_secs(self.plan.late_seconds) + SETTLES + commits
+    }
+
+    /// Returns when the last callback that waits for its next attempt is due, if one waits.
+    fn last_retry(&self) -> Option<Duration> {
+        let key = self.keys.callbacks_retry();
+        let servers = self.world.servers.iter();
+        let due_ms = servers.filter_map(|server| server.highest_score(&key)).reduce(f64::max)?;
+        let ahead_ms = due_ms - (self.world.now_us() / 1000) as f64;
+        Some(self.world.executor.now() + Duration::from_millis(ahead_ms.max(0.0) as u64))
+    }
+
     /// Returns a problem for each key that should expire and does not.
     ///
     /// Keys that increase in number and that nothing removes must expire automatically.
@@ -276,8 +294,7 @@ impl Run {
     /// Returns a problem if the list of open windows keeps final ones.
     fn never_shrink(&self) -> Vec<Wrong> {
         let key = self.keys.reports_open(self.length);
-        let seconds = self.plan.late_seconds + SETTLES.as_secs();
-        let most = 3 + seconds / self.plan.window_seconds;
+        let most = 3 + self.settles().as_secs() / self.plan.window_seconds;
         let servers = self.world.servers.iter();
         servers
             .map(|server| server.sorted_len(&key) as u64)

@@ -86,7 +86,7 @@ const RECORDED_MS: u64 = 10_000;
 /// Also, how long Redis may take until it is reachable again.
 const NOTED_MS: u64 = 40_000;
 /// How long Kafka may take to publish what Redis lost meanwhile, in milliseconds.
-const COMMITS_MS: u64 = 10_000;
+const COMMITS_MS: u64 = 50_000;
 
 /// How long the content of a spool may take to arrive in Redis, in milliseconds.
 const BROUGHT_MS: u64 = 120_000;

@@ -119,7 +119,20 @@ impl RedisReportStore {
         Ok(())
     }
 
-    /// Notes that ids of these windows are about to be kept apart as late ids.
+    /// Notes again which of these windows have ids kept apart as late ids.
+    /// In a cluster, a failover of the node with the notes can lose the last ones, while the ids
+    /// are on other nodes.
+    async fn note_kept(&self, windows: &[Window]) -> RedisResult<()> {
+        let kept = self.store.late(windows).await?;
+        let kept = windows.iter().copied().zip(kept).filter(|(_, ids)| *ids > 0);
+        let kept: Vec<Window> = kept.map(|(window, _)| window).collect();
+        match kept.is_empty() {
+            true => Ok(()),
+            false => self.note_late(&kept).await,
+        }
+    }
+
+    /// Notes that ids of these windows are kept apart as late ids, or are about to be.
     async fn note_late(&self, windows: &[Window]) -> RedisResult<()> {
         let script = Script::new(NOTE_LATE);
         let mut note = script.key(self.store.keys.windows_late(self.length()));
@@ -174,7 +187,7 @@ impl RedisReportStore {
                 Orphaned::Expected => {}
             }
         }
-        let mut put_aside = Ok(());
+        let mut found = Ok(());
         for windows in late.chunks(BATCH) {
             // Most final windows have no ids left, as they should.
             let counts = self.store.counts_left(windows).await?;
@@ -182,20 +195,22 @@ impl RedisReportStore {
             let left: Vec<Window> = left.map(|(window, _)| window).collect();
             // The partitions of hosts no longer matter for windows without ids left.
             uncounted.retain(|window, _| !windows.contains(window) || left.contains(window));
+            let mut result = self.note_kept(windows).await;
             if !left.is_empty() {
                 self.note_late(&left).await?;
-                let (moved, result) = self.store.put_aside(&left).await;
+                let (moved, put_aside) = self.store.put_aside(&left).await;
                 let moved = left.iter().copied().zip(moved);
                 swept.late.extend(moved.filter(|(_, ids)| *ids > 0));
-                if result.is_err() {
-                    put_aside = put_aside.and(result);
-                    continue;
-                }
+                result = result.and(put_aside);
             }
-            self.forget_ids(&with_ids, windows, now_ms).await?;
+            match result {
+                Ok(()) => self.forget_ids(&with_ids, windows, now_ms).await?,
+                // The other windows are searched though a set of these cannot be read.
+                Err(_) => found = found.and(result),
+            }
         }
         swept.most_partitions = Some(uncounted.into_values().max());
-        put_aside?;
+        found?;
         // This includes ids that were kept apart before a leader died.
         let late = self.late().await?;
         let windows: Vec<Window> = late.iter().map(|(window, _)| *window).collect();
