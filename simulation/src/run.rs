@@ -268,7 +268,9 @@ impl Run {
     fn last_retry(&self) -> Option<Duration> {
         let key = self.keys.callbacks_retry();
         let servers = self.world.servers.iter();
-        let due_ms = servers.filter_map(|server| server.highest_score(&key)).reduce(f64::max)?;
+        let due_ms = servers
+            .filter_map(|server| server.highest_score(&key))
+            .reduce(f64::max)?;
         let ahead_ms = due_ms - (self.world.now_us() / 1000) as f64;
         Some(self.world.executor.now() + Duration::from_millis(ahead_ms.max(0.0) as u64))
     }

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use mlua::{Error, Function, Lua, MultiValue, Table, Value};
 use sha1::{Digest as _, Sha1};
 
-use super::{Answer, in_capitals};
 use super::data::Data;
+use super::{Answer, in_capitals};
 
 /// A server's interpreter.
 pub struct Scripts {
