@@ -456,7 +456,9 @@ impl Server {
         }
     }
 
-    /// Runs a script. `number` is the number of keys in `rest`, which come before the arguments.
+    /// Runs a script.
+    ///
+    /// `number` is the number of keys in `rest`, which come before the arguments.
     fn evaluate(&self, script: &str, number: &str, rest: &[String], is_asking: bool) -> Answer {
         let number: usize = number.parse().unwrap_or_default();
         let (keys, arguments) = rest.split_at(number.min(rest.len()));

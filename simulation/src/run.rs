@@ -32,7 +32,7 @@ use crate::world::World;
 const GRACE: Duration = Duration::from_secs(2);
 /// How long the parts may take to settle after the last fault, besides the windows.
 const SETTLES: Duration = Duration::from_secs(90);
-/// How many commits a leader may need after the last fault until all is published.
+/// How many commits a leader may need after the last fault.
 const COMMITS: u32 = 10;
 
 /// How long a replica may take to notice that Redis is unreachable.
@@ -258,13 +258,15 @@ impl Run {
         }
     }
 
-    /// Returns how long the parts may take to settle after the last fault, besides the windows.
+    /// Returns how long the parts may take to settle after the last fault.
+    ///
+    /// The windows are not included.
     fn settles(&self) -> Duration {
         let commits = COMMITS * Duration::from_millis(self.plan.commit_ms);
         Duration::from_secs(self.plan.late_seconds) + SETTLES + commits
     }
 
-    /// Returns when the last callback that waits for its next attempt is due, if one waits.
+    /// Returns when the last callback that waits is due, if one waits.
     fn last_retry(&self) -> Option<Duration> {
         let key = self.keys.callbacks_retry();
         let servers = self.world.servers.iter();
