@@ -212,6 +212,7 @@ impl Run {
         let happened = Happened {
             length: self.length,
             is_cluster: self.plan.servers > 1,
+            commit_ms: self.plan.commit_ms,
             losses: self.losses.borrow().clone(),
         };
         let mut wrong = verdict::of(
@@ -298,7 +299,8 @@ impl Run {
     /// Returns a problem if the list of open windows keeps final ones.
     fn never_shrink(&self) -> Vec<Wrong> {
         let key = self.keys.reports_open(self.length);
-        let most = 3 + self.settles().as_secs() / self.plan.window_seconds;
+        let seconds = self.plan.late_seconds + SETTLES.as_secs();
+        let most = 3 + seconds / self.plan.window_seconds;
         let servers = self.world.servers.iter();
         servers
             .map(|server| server.sorted_len(&key) as u64)

@@ -50,6 +50,8 @@ pub struct Happened {
     pub length: WindowLength,
     /// Whether Redis is a cluster.
     pub is_cluster: bool,
+    /// How long a commit in Kafka may take, in milliseconds.
+    pub commit_ms: u64,
     /// The losses, in the order of time.
     pub losses: Vec<Loss>,
 }
@@ -66,7 +68,8 @@ impl Happened {
     /// Returns whether Redis might no longer know that this record was reported.
     fn may_have_forgotten(&self, committed: &Committed) -> bool {
         let mut losses = self.losses.iter();
-        losses.any(|loss| committed.at_ms <= loss.at_ms + COMMITS_MS && committed.at_ms + NOTED_MS >= loss.from_ms)
+        let commits_ms = COMMITS_MS.max(3 * self.commit_ms);
+        losses.any(|loss| committed.at_ms <= loss.at_ms + commits_ms && committed.at_ms + NOTED_MS >= loss.from_ms)
     }
 
     /// Returns whether Redis might no longer know that this window has to be reported.
@@ -86,7 +89,9 @@ const RECORDED_MS: u64 = 10_000;
 /// Also, how long Redis may take until it is reachable again.
 const NOTED_MS: u64 = 40_000;
 /// How long Kafka may take to publish what Redis lost meanwhile, in milliseconds.
-const COMMITS_MS: u64 = 50_000;
+///
+/// If commits are slow, this may take as long as three commits.
+const COMMITS_MS: u64 = 10_000;
 
 /// How long the content of a spool may take to arrive in Redis, in milliseconds.
 const BROUGHT_MS: u64 = 120_000;

@@ -123,9 +123,7 @@ impl RedisReportStore {
     /// In a cluster, a failover of the node with the notes can lose the last ones, while the ids
     /// are on other nodes.
     async fn note_kept(&self, windows: &[Window]) -> RedisResult<()> {
-        let kept = self.store.late(windows).await?;
-        let kept = windows.iter().copied().zip(kept).filter(|(_, ids)| *ids > 0);
-        let kept: Vec<Window> = kept.map(|(window, _)| window).collect();
+        let kept = of_some(windows, self.store.late(windows).await?);
         match kept.is_empty() {
             true => Ok(()),
             false => self.note_late(&kept).await,
@@ -190,9 +188,7 @@ impl RedisReportStore {
         let mut found = Ok(());
         for windows in late.chunks(BATCH) {
             // Most final windows have no ids left, as they should.
-            let counts = self.store.counts_left(windows).await?;
-            let left = windows.iter().copied().zip(counts).filter(|(_, left)| *left > 0);
-            let left: Vec<Window> = left.map(|(window, _)| window).collect();
+            let left = of_some(windows, self.store.counts_left(windows).await?);
             // The partitions of hosts no longer matter for windows without ids left.
             uncounted.retain(|window, _| !windows.contains(window) || left.contains(window));
             let mut result = self.note_kept(windows).await;
@@ -281,4 +277,10 @@ impl RedisReportStore {
         self.set_progress(progress::TRIMMED, until.start()).await?;
         Ok(removed)
     }
+}
+
+/// Returns the windows with ids, by the number of ids of each.
+fn of_some(windows: &[Window], ids: Vec<u64>) -> Vec<Window> {
+    let some = windows.iter().copied().zip(ids).filter(|(_, ids)| *ids > 0);
+    some.map(|(window, _)| window).collect()
 }
