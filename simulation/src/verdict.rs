@@ -243,8 +243,16 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         });
     };
     let mut last: BTreeMap<Window, &Committed> = BTreeMap::new();
+    let mut most: BTreeMap<Window, u64> = BTreeMap::new();
+    // When the first record was published that Redis might no longer know.
+    let mut forgotten_ms: BTreeMap<Window, u64> = BTreeMap::new();
     for committed in committed {
         let record = &committed.record;
+        let most = most.entry(record.window).or_default();
+        *most = record.count.saturating_add(record.late).max(*most);
+        if happened.may_have_forgotten(committed) {
+            forgotten_ms.entry(record.window).or_insert(committed.at_ms);
+        }
         if committed.at_ms < record.window.end_ms() {
             add(record.window, format!("reported before its end: {record:?}"));
         }
@@ -265,7 +273,10 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         sent.is_lost |= is_lost;
         sent.tried.insert(attempt.id);
         if let Some(Ok(outcome)) = attempt.answer {
-            if !is_lost {
+            // If Redis has lost a report, it does not know which ids came after it.
+            let forgotten_ms = forgotten_ms.get(&attempt.window);
+            let was_before = forgotten_ms.is_none_or(|at_ms| outcome != Outcome::Spooled && attempt.at_ms < *at_ms);
+            if !is_lost && was_before {
                 sent.accepted.insert(attempt.id);
             }
             // Ids that arrive after the window is final are not compared with earlier ids.
@@ -288,6 +299,8 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
     }
     for (window, sent) in &sent {
         let (accepted, tried) = (sent.accepted.len() as u64, sent.tried.len() as u64);
+        let most = most.get(window).copied().unwrap_or_default();
+        let is_forgotten = forgotten_ms.contains_key(window);
         match last.get(window).map(|last| &last.record) {
             None if accepted > 0 && window.end_ms() < now_ms => {
                 add(
@@ -295,7 +308,8 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
                     format!("{accepted} ids were accepted, and nothing was reported"),
                 );
             }
-            Some(record) if record.count + record.late < accepted => {
+            // If Redis has lost a report, the window may be reported once more with the ids that are left.
+            Some(record) if (if is_forgotten { most } else { record.count + record.late }) < accepted => {
                 add(
                     *window,
                     format!("{accepted} ids were accepted, and reported was {record:?}"),

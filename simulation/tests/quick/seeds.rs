@@ -21,6 +21,18 @@ fn seeds_are_as_promised() {
     }
 }
 
+/// Seeds that have failed.
+///
+/// Each is another plan once the way to make plans changes. Then a plan of its own must show the
+/// problem, as those below do.
+#[test]
+fn seeds_that_have_failed_do_not_fail_again() {
+    let failed = [50_731, 50_907, 61_145, 63_344, 73_688, 2_001_293, 180_980_593_594_128];
+    for seed in failed {
+        assert_eq!(run(&Plan::new(seed), false, None).wrong, [], "seed {seed}");
+    }
+}
+
 fn request(at_ms: u64, id: i64) -> Request {
     Request {
         at_ms,

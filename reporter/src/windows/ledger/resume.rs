@@ -109,8 +109,12 @@ impl Ledger {
             schedule,
             next,
             // This process is not responsible for skipped windows either. If they were lost only by
-            // a wrong clock, they are reported later.
-            first: known.filter(|_| lost.is_none()).map_or(next, |known| known.first),
+            // a wrong clock, they are reported later. Nor does it know whether windows between its
+            // own and `next` were reported: if Redis had lost its data, another leader may have
+            // begun after them.
+            first: known
+                .filter(|known| lost.is_none() && next <= known.reached())
+                .map_or(next, |known| known.first),
             orphaned: BTreeSet::new(),
             pending: BTreeMap::new(),
             acknowledged,
@@ -129,6 +133,12 @@ impl Ledger {
             ledger.reported(window, report);
         }
         (ledger, lost)
+    }
+
+    /// Returns the first window that this leader has not even begun to report.
+    fn reached(&self) -> Window {
+        let begun = self.pending.keys().chain(self.acknowledged.keys());
+        begun.map(|window| window.next()).fold(self.next, Window::max)
     }
 
     /// Adds to `stored` what this ledger knows and Redis does not.

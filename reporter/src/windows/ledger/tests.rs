@@ -335,6 +335,21 @@ fn windows_that_a_wrong_clock_skipped_are_reported_once_they_have_ended() {
     assert_eq!(due(&ledger, 662_000), [600]);
 }
 
+/// Another leader began later, since Redis had lost where this one had begun.
+/// The windows in between are not taken for reported.
+#[test]
+fn windows_that_another_leader_skipped_are_reported_if_they_have_ids() {
+    let (before, _) = resume(&[], Some(600), 7_200);
+    assert_eq!(before.next, window(600));
+    let (ledger, _) = resume_from(stored(&[(7_200, report(0, 0))]), Some(&before), 7_300);
+    assert_eq!(ledger.orphaned_ids(window(660), None, 7_300_000), Orphaned::Unreported);
+    // What it has published itself counts, though Redis has not recorded it.
+    let (mut before, _) = resume(&[], Some(600), 722);
+    before.prepared([record(600, 5, 0), record(660, 1, 0)]);
+    let (ledger, _) = resume_from(stored(&[(660, report(1, 0))]), Some(&before), 722);
+    assert_eq!(ledger.orphaned_ids(window(600), None, 722_000), Orphaned::TooLate);
+}
+
 /// Plans the window at 600, and returns what is planned.
 /// This is the count and revision of the pending revision, and whether the allowed lateness is
 /// over.
