@@ -13,8 +13,13 @@ pub async fn answer(path_with_query: &str) -> Response {
         Ok(counter) => counter,
         Err(error) => return misconfigured(&error),
     };
-    match Accept::parse(path_with_query) {
-        Ok(Accept { id, callback }) => Response::Answered(counter.add_with_callback(id, callback).await),
+    let accept = Accept::parse(path_with_query);
+    let opened = accept.and_then(|accept| Ok((accept.open(|name| counter.open_permitted(name))?, accept)));
+    match opened {
+        Ok((named, Accept { id, callback, .. })) => {
+            let counter = named.unwrap_or(counter);
+            Response::Answered(counter.add_with_callback(id, callback).await)
+        }
         Err(bad) => {
             counter.count_invalid();
             Response::BadRequest(bad)

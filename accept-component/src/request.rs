@@ -1,13 +1,15 @@
-//! The query of a request: `id=<integer>[&endpoint=<url>][&method=get|post]`.
+//! The query of a request: `id=<integer>[&counter=<name>][&endpoint=<url>][&method=get|post]`.
 
 use verve_counter::Callback;
-use verve_protocol::Id;
+use verve_protocol::{CounterName, Id};
 
 /// The content of a valid request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accept {
     /// The id to record.
     pub id: Id,
+    /// The named counter, if it is not the unnamed one.
+    pub counter: Option<CounterName>,
     /// The callback, if one is requested.
     pub callback: Option<Callback>,
 }
@@ -19,8 +21,12 @@ pub enum BadRequest {
     MissingId,
     /// `id` is not a decimal 64-bit integer.
     InvalidId,
-    /// `id`, `endpoint` or `method` occurs more than once.
+    /// `id`, `counter`, `endpoint` or `method` occurs more than once.
     RepeatedParameter,
+    /// `counter` is not the name of a counter.
+    InvalidCounter,
+    /// `counter` names a counter that the variable `counters` does not permit.
+    UnknownCounter,
     /// `endpoint` is not an absolute HTTP URL, or is too long.
     InvalidEndpoint,
     /// `method` is neither `get` nor `post`.
@@ -35,6 +41,8 @@ impl BadRequest {
             Self::MissingId => "missing-id",
             Self::InvalidId => "invalid-id",
             Self::RepeatedParameter => "repeated-parameter",
+            Self::InvalidCounter => "invalid-counter",
+            Self::UnknownCounter => "unknown-counter",
             Self::InvalidEndpoint => "invalid-endpoint",
             Self::InvalidMethod => "invalid-method",
         }
@@ -42,6 +50,18 @@ impl BadRequest {
 }
 
 impl Accept {
+    /// Opens the named counter of the request, if it has one.
+    ///
+    /// `open` returns `None` if requests may not use it.
+    ///
+    /// # Errors
+    /// [`BadRequest::UnknownCounter`] if requests may not use it.
+    pub fn open<C>(&self, open: impl FnOnce(CounterName) -> Option<C>) -> Result<Option<C>, BadRequest> {
+        let name = self.counter.clone();
+        name.map(|name| open(name).ok_or(BadRequest::UnknownCounter))
+            .transpose()
+    }
+
     /// Parses the query that follows `?` in `path_with_query`.
     ///
     /// Names and values are percent-decoded, `+` is a blank, and parameters with other names are
@@ -49,13 +69,15 @@ impl Accept {
     ///
     /// # Errors
     /// The first reason that applies, in the order of [`BadRequest`]. Only a repeated parameter
-    /// comes before all others.
+    /// comes before all others. [`BadRequest::UnknownCounter`] is not among them: it depends on the
+    /// configuration.
     pub fn parse(path_with_query: &str) -> Result<Self, BadRequest> {
         let query = path_with_query.split_once('?').map_or("", |(_, query)| query);
-        let (mut id, mut endpoint, mut method) = (None, None, None);
+        let (mut id, mut counter, mut endpoint, mut method) = (None, None, None, None);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let parameter = match &*name {
                 "id" => &mut id,
+                "counter" => &mut counter,
                 "endpoint" => &mut endpoint,
                 "method" => &mut method,
                 _ => continue,
@@ -68,6 +90,10 @@ impl Accept {
             .ok_or(BadRequest::MissingId)?
             .parse()
             .map_err(|_| BadRequest::InvalidId)?;
+        let counter = counter
+            .map(|name| name.parse())
+            .transpose()
+            .map_err(|_| BadRequest::InvalidCounter)?;
         let endpoint = endpoint
             .map(|e| e.parse())
             .transpose()
@@ -78,6 +104,7 @@ impl Accept {
             .map_err(|_| BadRequest::InvalidMethod)?;
         Ok(Self {
             id,
+            counter,
             callback: endpoint.map(|endpoint| Callback { endpoint, method }),
         })
     }
@@ -110,10 +137,22 @@ mod tests {
                 parse(query),
                 Ok(Accept {
                     id: Id(id),
+                    counter: None,
                     callback: None
                 }),
                 "{query}"
             );
+        }
+    }
+
+    #[test]
+    fn counters() {
+        for (query, name) in [
+            ("id=7&counter=game-7", "game-7"),
+            ("counter=a%2Eb_C&id=7&endpoint=http://e.com", "a.b_C"),
+        ] {
+            let accept = parse(query).expect(query);
+            assert_eq!(accept.counter.expect("a counter").as_str(), name, "{query}");
         }
     }
 
@@ -165,6 +204,12 @@ mod tests {
             ("id=7&%69d=8", "repeated-parameter"),
             ("id=7&endpoint=http://a.com&endpoint=http://a.com", "repeated-parameter"),
             ("id=7&method=get&method=get", "repeated-parameter"),
+            ("id=7&counter=a&counter=a", "repeated-parameter"),
+            ("id=x&counter=", "invalid-id"),
+            ("id=7&counter=", "invalid-counter"),
+            ("id=7&counter=a+b", "invalid-counter"),
+            ("id=7&counter=a*", "invalid-counter"),
+            ("id=7&counter=a/b&endpoint=", "invalid-counter"),
             ("id=7&endpoint=", "invalid-endpoint"),
             ("id=7&endpoint=ftp://a.com", "invalid-endpoint"),
             ("id=7&endpoint=http://u:p@a.com", "invalid-endpoint"),

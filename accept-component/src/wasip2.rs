@@ -35,15 +35,20 @@ impl Guest for Component {
         if !matches!(request.method(), Method::Get) {
             return respond(response, Response::MethodNotAllowed);
         }
-        let answer = match Accept::parse(&request.path_with_query().unwrap_or_default()) {
-            Ok(Accept { id, callback }) => Response::Answered(counter.add_with_callback(id, callback)),
+        let accept = Accept::parse(&request.path_with_query().unwrap_or_default());
+        let opened = accept.and_then(|accept| Ok((accept.open(|name| counter.open_permitted(name))?, accept)));
+        let answer = match &opened {
+            Ok((named, Accept { id, callback, .. })) => {
+                let counter = named.as_ref().unwrap_or(&counter);
+                Response::Answered(counter.add_with_callback(*id, callback.clone()))
+            }
             Err(bad) => {
                 counter.count_invalid();
-                Response::BadRequest(bad)
+                Response::BadRequest(*bad)
             }
         };
         respond(response, answer);
-        // When the counter is dropped here, it flushes statistics: the client does not wait for
+        // When the counters are dropped here, they flush statistics: the client does not wait for
         // that.
     }
 }

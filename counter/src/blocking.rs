@@ -54,6 +54,18 @@ impl Counter {
         }
     }
 
+    /// Returns a named counter, if the variable `counters` permits requests to use it.
+    ///
+    /// For names that come from outside. An application that chooses the names itself uses
+    /// [`Counter::open`].
+    #[must_use]
+    pub fn open_permitted(&self, name: CounterName) -> Option<Self> {
+        Some(Self {
+            host: self.host.clone(),
+            counter: self.counter.open_permitted(name)?,
+        })
+    }
+
     /// Counts an id in the window that is open now.
     ///
     /// # Errors
@@ -66,8 +78,7 @@ impl Counter {
     ///
     /// Soon afterwards, the reporter calls the endpoint with the count that the window then has. It
     /// does so once for each request, also if the id is a duplicate. An outcome means that both the
-    /// id and the callback are recorded. The count is always that of the unnamed counter, even if
-    /// this counter is named.
+    /// id and the callback are recorded.
     ///
     /// # Errors
     /// If the id or the callback is not recorded. The other one may be recorded.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Endpoint, Window, WindowLength};
+use crate::{CounterName, Endpoint, Window, WindowLength};
 
 /// The HTTP method of a callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +59,8 @@ pub struct CallbackJob {
     pub method: Method,
     /// The window whose count is sent.
     pub window: Window,
+    /// The named counter whose count is sent; `None` is the unnamed one.
+    pub counter: Option<CounterName>,
     /// The revision of the report. Only a job of the fixed callback has one.
     pub revision: Option<u64>,
 }
@@ -75,6 +77,7 @@ impl CallbackJob {
     const METHOD: &'static str = "method";
     const WINDOW: &'static str = "window";
     const LENGTH: &'static str = "length";
+    const COUNTER: &'static str = "counter";
     const REVISION: &'static str = "revision";
 
     /// Returns the fields of the job's stream entry.
@@ -86,6 +89,7 @@ impl CallbackJob {
             (Self::WINDOW, self.window.start().to_string()),
             (Self::LENGTH, self.window.length().to_string()),
         ];
+        fields.extend(self.counter.as_ref().map(|name| (Self::COUNTER, name.to_string())));
         fields.extend(self.revision.map(|revision| (Self::REVISION, revision.to_string())));
         fields
     }
@@ -101,21 +105,19 @@ impl CallbackJob {
         fn parse<T: FromStr>(field: &'static str, text: Option<&str>) -> Result<T, InvalidJob> {
             text.and_then(|t| t.parse().ok()).ok_or(InvalidJob { field })
         }
+        fn parse_optional<T: FromStr>(field: &'static str, text: Option<&str>) -> Result<Option<T>, InvalidJob> {
+            text.map(|text| parse(field, Some(text))).transpose()
+        }
         let start = parse(Self::WINDOW, get(Self::WINDOW))?;
-        let length = match get(Self::LENGTH) {
-            None => length,
-            text => parse(Self::LENGTH, text)?,
-        };
+        let length = parse_optional(Self::LENGTH, get(Self::LENGTH))?.unwrap_or(length);
         Ok(Self {
             endpoint: parse(Self::ENDPOINT, get(Self::ENDPOINT))?,
             method: parse(Self::METHOD, get(Self::METHOD))?,
             window: length
                 .window_starting(start)
                 .ok_or(InvalidJob { field: Self::WINDOW })?,
-            revision: match get(Self::REVISION) {
-                None => None,
-                text => Some(parse(Self::REVISION, text)?),
-            },
+            counter: parse_optional(Self::COUNTER, get(Self::COUNTER))?,
+            revision: parse_optional(Self::REVISION, get(Self::REVISION))?,
         })
     }
 }
@@ -144,7 +146,14 @@ mod tests {
         // contains its own.
         assert_eq!(read(length, &fields[..3]), Ok(job.clone()));
         let hour = WindowLength::try_new(3600).expect("valid");
-        assert_eq!(read(hour, &fields), Ok(job));
+        assert_eq!(read(hour, &fields), Ok(job.clone()));
+        let of_counter = CallbackJob {
+            counter: Some("game-7".parse().expect("a name")),
+            ..job
+        };
+        let fields = [&fields[..], &[("counter", "game-7")]].concat();
+        assert_eq!(read(length, &fields), Ok(of_counter.clone()));
+        assert_eq!(of_counter.to_fields().last(), Some(&("counter", "game-7".to_owned())));
     }
 
     #[test]
@@ -168,16 +177,24 @@ mod tests {
         assert_eq!(read(length, &[]), Err(InvalidJob { field: "window" }));
         let of_no_length = [("window", "60"), ("length", "0")];
         assert_eq!(read(length, &of_no_length), Err(InvalidJob { field: "length" }));
+        let of_no_counter = [
+            ("window", "60"),
+            ("endpoint", "http://e.com"),
+            ("method", "get"),
+            ("counter", "a b"),
+        ];
+        assert_eq!(read(length, &of_no_counter), Err(InvalidJob { field: "counter" }));
     }
 
     proptest! {
         #[test]
-        fn a_job_reads_back(path in "[a-z0-9/?=&]{0,30}", post: bool, seconds in 1..=86_400u32, n in 0..1_000_000u64, revision: Option<u64>) {
+        fn a_job_reads_back(path in "[a-z0-9/?=&]{0,30}", post: bool, seconds in 1..=86_400u32, n in 0..1_000_000u64, counter in proptest::option::of("[a-z0-9._-]{1,64}"), revision: Option<u64>) {
             let length = WindowLength::try_new(seconds).expect("valid");
             let job = CallbackJob {
                 endpoint: format!("https://example.com/{path}").parse().expect("an endpoint"),
                 method: if post { Method::Post } else { Method::Get },
                 window: length.window_starting(n * u64::from(seconds)).expect("a start"),
+                counter: counter.map(|name| name.parse().expect("a name")),
                 revision,
             };
             let fields = job.to_fields();

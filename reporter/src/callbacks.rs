@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
-use verve_protocol::{Report, Window, WindowLength};
+use verve_protocol::{CounterName, Report, Window, WindowLength};
 
 use crate::backoff::{Backoff, Retry};
 use crate::condition::Condition;
@@ -75,6 +75,9 @@ pub struct Callbacks<C> {
     /// Whether the retry set is full.
     full: Condition,
 }
+
+/// The unique counts of windows, by counter.
+type UniqueCounts = BTreeMap<(Option<CounterName>, Window), u64>;
 
 /// Delivers single jobs.
 struct Worker<C> {
@@ -172,7 +175,8 @@ impl<C: Call> Callbacks<C> {
             let slot = slots.split(1);
             let worker = self.worker.clone();
             let span = span_of(&attempt);
-            let count = counts.get(&attempt.job.window).copied().unwrap_or_default();
+            let of = (attempt.job.counter.clone(), attempt.job.window);
+            let count = counts.get(&of).copied().unwrap_or_default();
             let delivery = async move {
                 worker.deliver(attempt, count).await;
                 drop(slot);
@@ -235,6 +239,7 @@ fn span_of(attempt: &Attempt) -> Span {
         http.response.status_code = Empty,
         endpoint = deliver::shown(&attempt.job.endpoint),
         window = attempt.job.window.to_string(),
+        counter = attempt.job.counter.as_ref().map(CounterName::as_str),
         attempt = attempt.number,
     )
 }
@@ -263,6 +268,7 @@ impl<C: Call> Worker<C> {
         let job = &attempt.job;
         let number = attempt.number;
         let (endpoint, window) = (deliver::shown(&job.endpoint), job.window);
+        let counter = job.counter.as_ref().map(CounterName::as_str);
         let start = Instant::now();
         let called = self.client.call(&attempt.id(), job, count).await;
         self.metrics.callback.observe(start.elapsed().as_secs_f64());
@@ -274,7 +280,7 @@ impl<C: Call> Worker<C> {
             Ok(status) => {
                 self.metrics.callback_attempt(Some(status), "delivered");
                 Span::current().record("http.response.status_code", status);
-                tracing::info!(%endpoint, %window, unique = count, status, attempt = number, "callback delivered");
+                tracing::info!(%endpoint, counter, %window, unique = count, status, attempt = number, "callback delivered");
                 Verdict::Done
             }
             Err(Failure {
@@ -288,13 +294,13 @@ impl<C: Call> Worker<C> {
                     .record("http.response.status_code", status);
                 if permanent || number >= self.attempts {
                     self.metrics.callback_attempt(status, "dead");
-                    tracing::error!(%endpoint, %window, status, attempt = number, "callback given up on: {error}");
+                    tracing::error!(%endpoint, counter, %window, status, attempt = number, "callback given up on: {error}");
                     Verdict::Dead { error }
                 } else {
                     self.metrics.callback_attempt(status, "retried");
                     let wait = longer(self.backoff.wait(number), retry_after);
                     tracing::warn!(
-                        %endpoint, %window, status, attempt = number, next_in_ms = wait.as_millis(),
+                        %endpoint, counter, %window, status, attempt = number, next_in_ms = wait.as_millis(),
                         "callback failed: {error}"
                     );
                     Verdict::Again { after: wait, error }
@@ -303,32 +309,39 @@ impl<C: Call> Worker<C> {
         }
     }
 
-    /// Reads the current counts of the jobs' windows.
+    /// Reads the current counts of the jobs' counters and windows.
     ///
     /// For a final window, it reads the last reported count.
-    async fn unique_counts(&self, attempts: &[Attempt]) -> RedisResult<BTreeMap<Window, u64>> {
+    async fn unique_counts(&self, attempts: &[Attempt]) -> RedisResult<UniqueCounts> {
         // The queue can have jobs of several window lengths, while hosts change to another length.
-        let mut of_lengths: BTreeMap<WindowLength, BTreeSet<Window>> = BTreeMap::new();
-        for window in attempts.iter().map(|attempt| attempt.job.window) {
-            of_lengths.entry(window.length()).or_default().insert(window);
+        let mut of_each: BTreeMap<(Option<&CounterName>, WindowLength), BTreeSet<Window>> = BTreeMap::new();
+        for job in attempts.iter().map(|attempt| &attempt.job) {
+            let each = of_each.entry((job.counter.as_ref(), job.window.length()));
+            each.or_default().insert(job.window);
         }
-        let mut unique_counts = BTreeMap::new();
-        for windows in of_lengths.into_values() {
+        let mut unique_counts = UniqueCounts::new();
+        for ((counter, _), windows) in of_each {
             let windows: Vec<Window> = windows.into_iter().collect();
-            unique_counts.extend(self.unique_counts_of(&windows).await?);
+            let counts = self.unique_counts_of(counter, &windows).await?;
+            unique_counts.extend(counts.map(|(window, count)| ((counter.cloned(), window), count)));
         }
         Ok(unique_counts)
     }
 
-    async fn unique_counts_of(&self, windows: &[Window]) -> RedisResult<Vec<(Window, u64)>> {
-        let (counts, reports) = futures::try_join!(self.store.counts(windows), self.store.reports(windows))?;
+    async fn unique_counts_of(
+        &self,
+        counter: Option<&CounterName>,
+        windows: &[Window],
+    ) -> RedisResult<impl Iterator<Item = (Window, u64)>> {
+        let store = self.store.of(counter);
+        let (counts, reports) = futures::try_join!(store.counts(windows), store.reports(windows))?;
         let count = |(counted, report): (u64, Option<Report>)| match report {
             Some(report) if report.is_final => report.count,
             Some(report) => counted.max(report.count),
             None => counted,
         };
         let counts = counts.into_iter().zip(reports).map(count);
-        Ok(windows.iter().copied().zip(counts).collect())
+        Ok(windows.iter().copied().zip(counts))
     }
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
-use verve_protocol::{Keys, Method, Namespace, Partitions, RedisUrls, WindowLength};
+use verve_protocol::{CounterName, Keys, Method, Namespace, Partitions, RedisUrls, WindowLength};
 
 /// A variable of the application that is missing or invalid.
 ///
@@ -71,6 +71,8 @@ pub struct Config {
     ///
     /// `None` if there is no limit.
     pub endpoint_limit: Option<u64>,
+    /// `counters`: the named counters that requests may use.
+    pub counters: PermittedCounters,
 }
 
 /// How an instance counts. It depends on how long the host lets the instance live.
@@ -98,7 +100,7 @@ pub enum Log {
 }
 
 /// The names of the variables, in the order of the values in [`Config::parse`].
-pub const VARIABLES: [&str; 10] = [
+pub const VARIABLES: [&str; 11] = [
     "redis_urls",
     "namespace",
     "window_seconds",
@@ -109,6 +111,7 @@ pub const VARIABLES: [&str; 10] = [
     "window_limit",
     "endpoint_limit",
     "partitions",
+    "counters",
 ];
 
 /// Returns the default of a variable that the manifest does not define.
@@ -124,6 +127,7 @@ pub fn when_undefined(name: &str) -> Option<&'static str> {
         "log" => Some("error"),
         "redis_wait_replicas" | "window_limit" | "endpoint_limit" => Some("0"),
         "partitions" => Some("1"),
+        "counters" => Some(""),
         SPOOL_LIMIT => Some("10000000"),
         _ => None,
     }
@@ -162,6 +166,7 @@ impl Config {
             window_limit,
             endpoint_limit,
             partitions,
+            counters,
         ] = values;
         let partitions: Partitions = variable("partitions", &partitions)?;
         let window_limit = limit("window_limit", "a number of ids", &window_limit)?;
@@ -181,7 +186,61 @@ impl Config {
             wait_replicas: number("redis_wait_replicas", "a number of replicas", &wait_replicas, 0..=100)?,
             window_limit: window_limit.map(|limit| limit.div_ceil(u64::from(partitions.count()))),
             endpoint_limit: limit("endpoint_limit", "a number of callback jobs", &endpoint_limit)?,
+            counters: variable("counters", &counters)?,
         })
+    }
+}
+
+/// The named counters that requests may use.
+///
+/// Parsed from names and beginnings of names, separated by commas. A beginning ends with `*`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PermittedCounters(Vec<PermittedCounter>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum PermittedCounter {
+    Name(CounterName),
+    /// Without its `*`.
+    Beginning(String),
+}
+
+/// The error for a text that is not a list of [`PermittedCounters`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{0:?} is neither a counter's name, of 1 to 64 of the characters a-z A-Z 0-9 . _ -, nor a beginning of names and a *"
+)]
+pub struct InvalidPermittedCounters(String);
+
+impl PermittedCounters {
+    /// Returns whether requests may use the counter of this name.
+    #[must_use]
+    pub fn permits(&self, name: &CounterName) -> bool {
+        self.0.iter().any(|permitted| match permitted {
+            PermittedCounter::Name(permitted) => permitted == name,
+            PermittedCounter::Beginning(beginning) => name.as_str().starts_with(beginning.as_str()),
+        })
+    }
+}
+
+impl FromStr for PermittedCounters {
+    type Err = InvalidPermittedCounters;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let permitted = text.split(',').map(|permitted| {
+            let permitted = permitted.trim();
+            let invalid = || InvalidPermittedCounters(permitted.to_owned());
+            match permitted.strip_suffix('*') {
+                // The beginning of a name is a name, except that it may be empty.
+                Some(beginning) if beginning.is_empty() || beginning.parse::<CounterName>().is_ok() => {
+                    Ok(PermittedCounter::Beginning(beginning.to_owned()))
+                }
+                _ => permitted.parse().map(PermittedCounter::Name).map_err(|_| invalid()),
+            }
+        });
+        permitted.collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -271,6 +330,7 @@ mod tests {
             "0",
             "0",
             "1",
+            "",
         ];
         let mut values = defaults.map(str::to_owned);
         values[VARIABLES.iter().position(|v| *v == changed).expect("a variable")] = value.to_owned();
@@ -312,6 +372,39 @@ mod tests {
         assert_eq!(parse("endpoint_limit", "1").expect("valid").endpoint_limit, Some(1));
         assert_eq!(parse("log", "off").expect("valid").log, Log::Off);
         assert_eq!(parse("partitions", "16").expect("valid").partitions.count(), 16);
+    }
+
+    #[test]
+    fn the_permitted_counters_are_names_and_beginnings() {
+        let all = ["game-7", "game", "campaign-1", "campaign-", "Campaign-1"];
+        for (permitted, expected) in [
+            ("", &[][..]),
+            (" ", &[]),
+            ("game", &["game"]),
+            ("campaign-*", &["campaign-1", "campaign-"]),
+            ("game , campaign-1", &["game", "campaign-1"]),
+            ("*", &all),
+        ] {
+            let counters = parse("counters", permitted).expect(permitted).counters;
+            let names = all
+                .into_iter()
+                .filter(|name| counters.permits(&name.parse().expect("a name")));
+            assert_eq!(names.collect::<Vec<_>>(), expected, "{permitted:?}");
+        }
+        for (bad, shown) in [
+            ("a,,b", "\"\""),
+            ("a,", "\"\""),
+            ("a b", "\"a b\""),
+            ("a*b", "\"a*b\""),
+            ("a/*", "\"a/*\""),
+            ("**", "\"**\""),
+        ] {
+            let error = parse("counters", bad).expect_err(bad).to_string();
+            assert!(
+                error.starts_with(&format!("variable counters: {shown} is neither")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -44,6 +44,13 @@ impl<H: Host> Counter<H> {
         }
     }
 
+    /// Returns a named counter, if the variable `counters` permits requests to use it.
+    #[must_use]
+    pub fn open_permitted(&self, name: CounterName) -> Option<Self> {
+        let is_permitted = self.instance.config.counters.permits(&name);
+        is_permitted.then(|| self.open(name))
+    }
+
     /// Counts an id in the open window, and records the callback if one is requested.
     ///
     /// # Errors

@@ -107,6 +107,10 @@ impl Client {
         let headers = headers.into_iter().flatten();
         let request = headers.fold(request, |request, (name, value)| request.header(name, value));
         let request = request.header("verve-window", job.window.to_string());
+        let request = match &job.counter {
+            Some(counter) => request.header("verve-counter", counter.as_str()),
+            None => request,
+        };
         let request = match telemetry::traceparent() {
             Some(parent) => request.header("traceparent", parent),
             None => request,

@@ -141,6 +141,8 @@ impl RedisReportStore {
     fn job(&self, record: &WindowRecord) -> Option<CallbackJob> {
         let (endpoint, method) = self.config.callback.as_ref()?;
         Some(CallbackJob {
+            // Only the reports of the unnamed counter are sent.
+            counter: None,
             endpoint: endpoint.clone(),
             method: *method,
             window: record.window,

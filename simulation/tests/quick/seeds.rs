@@ -27,7 +27,16 @@ fn seeds_are_as_promised() {
 /// problem, as those below do.
 #[test]
 fn seeds_that_have_failed_do_not_fail_again() {
-    let failed = [50_731, 50_907, 61_145, 63_344, 73_688, 2_001_293, 180_980_593_594_128];
+    let failed = [
+        50_731,
+        50_907,
+        61_145,
+        63_344,
+        73_688,
+        2_001_293,
+        2_008_886,
+        180_980_593_594_128,
+    ];
     for seed in failed {
         assert_eq!(run(&Plan::new(seed), false, None).wrong, [], "seed {seed}");
     }

@@ -9,6 +9,7 @@
 mod component {
     pub mod callback_jobs;
     pub mod component_log;
+    pub mod counters;
     pub mod counting;
     pub mod footprint;
     pub mod hosts;

@@ -158,6 +158,7 @@ impl Site {
     /// Adds a callback job to the stream directly in Redis.
     pub async fn add_job(&self, endpoint: &str, method: Method, window: Window) -> Result<()> {
         let job = CallbackJob {
+            counter: None,
             endpoint: endpoint.parse()?,
             method,
             window,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use url::Url;
-use verve_protocol::Method;
+use verve_protocol::{CounterName, Method};
 
 use super::super::deliver;
 use super::EntryId;
@@ -21,6 +21,9 @@ pub struct DeadJob {
     time: Option<String>,
     /// The start of its window, as in the key of the Kafka record.
     window: Option<String>,
+    /// The named counter, if it is not the unnamed one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counter: Option<String>,
     method: Option<&'static str>,
     /// Without query and userinfo.
     endpoint: Option<String>,
@@ -43,6 +46,7 @@ impl DeadJob {
             id,
             time: time.and_then(Result::ok).map(|time| format!("{time:.3}")),
             window: window.and_then(|start| Some(Timestamp::from_second(start).ok()?.to_string())),
+            counter: field("counter").and_then(|name| Some(name.parse::<CounterName>().ok()?.to_string())),
             method: field("method").and_then(|method| Some(method.parse::<Method>().ok()?.as_str())),
             endpoint: field("endpoint").and_then(|text| Some(deliver::without_secrets(Url::parse(text).ok()?))),
             attempts: field("attempts").and_then(|attempts| attempts.parse().ok()),

@@ -83,7 +83,7 @@ impl Ledger {
         let current = length.window_at_ms(now_ms);
         let first_kept = stored.first_kept(length, now_ms);
         let reported = stored.reports.last_key_value().map(|(newest, _)| *newest);
-        let known_newest = known.and_then(|known| known.next.previous());
+        let known_newest = known.and_then(|known| known.newest(&stored));
         let newest = reported.max(stored.newest).max(known_newest);
         // Windows before a pending record are already reported or pending, so resume after it. The
         // newest report does not show that: it may be of a window long ago that had ids.
@@ -133,6 +133,21 @@ impl Ledger {
             ledger.reported(window, report);
         }
         (ledger, lost)
+    }
+
+    /// Returns the newest window that this leader knows to be reported or pending.
+    ///
+    /// A window that Redis no longer has as pending does not count: it may not be published.
+    fn newest(&self, stored: &Stored) -> Option<Window> {
+        let is_forgotten = |window: &Window| {
+            let pending = self.pending.get(window);
+            pending.is_some_and(|record| record.revision == 0) && !stored.pending.contains_key(window)
+        };
+        let mut newest = self.next.previous();
+        while let Some(forgotten) = newest.filter(is_forgotten) {
+            newest = forgotten.previous();
+        }
+        newest
     }
 
     /// Returns the first window that this leader has not even begun to report.

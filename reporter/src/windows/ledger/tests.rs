@@ -350,6 +350,24 @@ fn windows_that_another_leader_skipped_are_reported_if_they_have_ids() {
     assert_eq!(ledger.orphaned_ids(window(600), None, 722_000), Orphaned::TooLate);
 }
 
+/// A leader resumed with pending records, and a failover of Redis lost them before they were
+/// published. Their windows are counted again.
+#[test]
+fn windows_whose_pending_records_are_lost_are_counted_again() {
+    let mut with_pending = stored(&[(540, report(1, 0))]);
+    with_pending.pending = [(600, 5), (660, 0)]
+        .map(|(start, count)| (window(start), Pending::publish(&record(start, count, 0))))
+        .into();
+    let (before, _) = resume_from(with_pending.clone(), None, 750);
+    assert_eq!(before.next, window(720));
+    let (ledger, _) = resume_from(stored(&[(540, report(1, 0))]), Some(&before), 750);
+    assert_eq!(due(&ledger, 750_000), [600, 660]);
+    // Not so if they are still pending, or if another leader has reported them.
+    assert_eq!(resume_from(with_pending, Some(&before), 750).0.next, window(720));
+    let (ledger, _) = resume_from(stored(&[(660, report(0, 0))]), Some(&before), 750);
+    assert_eq!(due(&ledger, 790_000), [720]);
+}
+
 /// Plans the window at 600, and returns what is planned.
 /// This is the count and revision of the pending revision, and whether the allowed lateness is
 /// over.

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use futures::future;
 use redis::AsyncCommands;
+use verve_protocol::{Keys, Window};
 use verve_tests::host::{Instance, Kind};
 use verve_tests::{clock, http, wait};
 
 use crate::site::{SOON, Site};
 
 /// Returns the status and the outcome or error of the answer.
-async fn accept(host: &Instance, query: &str) -> Result<(u16, String)> {
+pub async fn accept(host: &Instance, query: &str) -> Result<(u16, String)> {
     let answer = http::get(host.addr(), &format!("/api/verve/accept?{query}")).await?;
     let outcome = answer.header("verve-outcome").or_else(|| answer.header("verve-error"));
     let outcome = outcome.context("no reason")?.to_owned();
@@ -19,7 +20,7 @@ async fn accept(host: &Instance, query: &str) -> Result<(u16, String)> {
     Ok((answer.status, outcome))
 }
 
-fn is(status: u16, outcome: &str) -> (u16, String) {
+pub fn is(status: u16, outcome: &str) -> (u16, String) {
     (status, outcome.to_owned())
 }
 
@@ -55,9 +56,14 @@ async fn a_window_takes_as_many_ids_as_it_may() -> Result<()> {
             );
         }
         assert_eq!(accept(&hosts[1], "id=-1").await?, is(429, "window-limit"), "{kind:?}");
-        counted(&site, window, &[("limited", 101), ("new", 50), ("requests", 251)])
-            .await
-            .with_context(|| format!("{kind:?}"))?;
+        counted(
+            &site,
+            &site.keys(),
+            window,
+            &[("limited", 101), ("new", 50), ("requests", 251)],
+        )
+        .await
+        .with_context(|| format!("{kind:?}"))?;
         let log = hosts[1].process().log();
         assert!(
             log.contains("not recorded") && log.contains("window_limit"),
@@ -80,9 +86,14 @@ async fn partitions_share_the_limit() -> Result<()> {
         }
         let sizes: Vec<usize> = site.members(window).await?.iter().map(|ids| ids.len()).collect();
         assert_eq!((sizes.as_slice(), refused), (&[10, 10][..], 40), "{kind:?}");
-        counted(&site, window, &[("limited", 40), ("new", 20), ("requests", 60)])
-            .await
-            .with_context(|| format!("{kind:?}"))?;
+        counted(
+            &site,
+            &site.keys(),
+            window,
+            &[("limited", 40), ("new", 20), ("requests", 60)],
+        )
+        .await
+        .with_context(|| format!("{kind:?}"))?;
     }
     Ok(())
 }
@@ -109,7 +120,7 @@ async fn an_endpoint_gets_as_many_jobs_as_it_may() -> Result<()> {
         let ids = ["1", "3", "4"].map(str::to_owned);
         assert_eq!(site.members(window).await?[0], ids.into(), "{kind:?}");
         assert_eq!(site.stream(&site.keys().callbacks()).await?.len(), 3, "{kind:?}");
-        counted(&site, window, &[("limited", 3), ("requests", 7)])
+        counted(&site, &site.keys(), window, &[("limited", 3), ("requests", 7)])
             .await
             .with_context(|| format!("{kind:?}"))?;
         let mut redis = site.connection().await?;
@@ -146,9 +157,9 @@ async fn without_the_variables_there_is_no_limit() -> Result<()> {
     Ok(())
 }
 
-/// Waits until the statistics of a window have these values.
-async fn counted(site: &Site, window: verve_protocol::Window, expected: &[(&str, u64)]) -> Result<()> {
-    let stats = site.keys().stats(window);
+/// Waits until the statistics of a counter's window have these values.
+pub async fn counted(site: &Site, of: &Keys, window: Window, expected: &[(&str, u64)]) -> Result<()> {
+    let stats = of.stats(window);
     let read = async || -> Option<BTreeMap<String, u64>> { site.connection().await.ok()?.hgetall(&stats).await.ok() };
     let reached = wait::until("statistics", SOON, || async {
         let counts = read().await?;
