@@ -43,9 +43,10 @@ impl Counter {
 
     /// Returns a named counter, which is counted and reported separately.
     ///
-    /// The unnamed counter, from [`Counter::get`], is that of Verve's own route. A namespace has at
-    /// most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) named counters. Ids that
-    /// are added to a further one are not counted: [`Limit::Counters`](crate::Limit::Counters).
+    /// The unnamed counter, from [`Counter::get`], is that of requests that name no counter. A
+    /// namespace has at most [`MAX_COUNTERS`](verve_protocol::counter_name::MAX_COUNTERS) named
+    /// counters. Ids that are added to a further one are not counted:
+    /// [`Limit::Counters`](crate::Limit::Counters).
     #[must_use]
     pub fn open(&self, name: CounterName) -> Self {
         Self {

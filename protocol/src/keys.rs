@@ -90,8 +90,13 @@ pub const FORMAT: u32 = 1;
 pub struct Keys {
     namespace: Namespace,
     counter: Option<CounterName>,
-    /// The beginning of the counter's keys.
+    /// The beginning of the keys of the counter's ids.
     prefix: String,
+    /// The beginning of the counter's other keys.
+    ///
+    /// All counters of a namespace have the same hash tag, so that one script can use the keys of
+    /// several.
+    tagged: String,
 }
 
 impl Keys {
@@ -100,6 +105,7 @@ impl Keys {
     pub fn new(namespace: Namespace) -> Self {
         Self {
             prefix: namespace.to_string(),
+            tagged: format!("{{{namespace}}}"),
             namespace,
             counter: None,
         }
@@ -111,6 +117,7 @@ impl Keys {
         Self {
             namespace: self.namespace.clone(),
             prefix: format!("{}/{counter}", self.namespace),
+            tagged: format!("{{{}}}/{counter}", self.namespace),
             counter: Some(counter),
         }
     }
@@ -197,7 +204,7 @@ impl Keys {
     /// Names the hash of a window's statistics that are flushed: see [`stats`].
     #[must_use]
     pub fn stats(&self, window: Window) -> String {
-        format!("{{{}}}:stats:{}:{}", self.prefix, window.length(), window.start())
+        format!("{}:stats:{}:{}", self.tagged, window.length(), window.start())
     }
 
     /// Names the hash, with expiry, of the number of callback jobs of each endpoint.
@@ -206,13 +213,13 @@ impl Keys {
     /// of the endpoint.
     #[must_use]
     pub fn endpoints(&self, window: Window) -> String {
-        format!("{{{}}}:endpoints:{}:{}", self.prefix, window.length(), window.start())
+        format!("{{{}}}:endpoints:{}:{}", self.namespace, window.length(), window.start())
     }
 
     /// Names the stream of callback jobs.
     #[must_use]
     pub fn callbacks(&self) -> String {
-        format!("{{{}}}:callbacks", self.prefix)
+        format!("{{{}}}:callbacks", self.namespace)
     }
 
     /// Names the sorted set of callback jobs that wait for their next attempt.
@@ -220,13 +227,13 @@ impl Keys {
     /// The score is the Unix time of this attempt, in milliseconds.
     #[must_use]
     pub fn callbacks_retry(&self) -> String {
-        format!("{{{}}}:callbacks:retry", self.prefix)
+        format!("{{{}}}:callbacks:retry", self.namespace)
     }
 
     /// Names the stream of dead letters: failed callback jobs with their last error.
     #[must_use]
     pub fn callbacks_dead(&self) -> String {
-        format!("{{{}}}:callbacks:dead", self.prefix)
+        format!("{{{}}}:callbacks:dead", self.namespace)
     }
 
     /// Names the string, with expiry, that marks a batch of spooled commands as run.
@@ -234,7 +241,7 @@ impl Keys {
     /// A marked batch does not run again.
     #[must_use]
     pub fn spooled_batch(&self, batch: &str) -> String {
-        format!("{{{}}}:spooled:{batch}", self.prefix)
+        format!("{{{}}}:spooled:{batch}", self.namespace)
     }
 
     /// Names the key on which `verve-reporter doctor` tries commands.
@@ -242,7 +249,7 @@ impl Keys {
     /// Nothing is stored there.
     #[must_use]
     pub fn doctor(&self) -> String {
-        format!("{{{}}}:doctor", self.prefix)
+        format!("{{{}}}:doctor", self.namespace)
     }
 
     /// Names the hash, with expiry, of the states of the spools.
@@ -251,7 +258,7 @@ impl Keys {
     /// from its first entry until it is empty again.
     #[must_use]
     pub fn spools(&self) -> String {
-        format!("{{{}}}:spools", self.prefix)
+        format!("{{{}}}:spools", self.namespace)
     }
 
     /// Names the index of windows: the sorted set of windows of a length that have ids.
@@ -262,7 +269,7 @@ impl Keys {
     /// and the entry has stayed the same for longer than the window's length.
     #[must_use]
     pub fn windows(&self, length: WindowLength) -> String {
-        format!("{{{}}}:windows:{length}", self.prefix)
+        format!("{}:windows:{length}", self.tagged)
     }
 
     /// Names the sorted set of the starts of final windows with late ids.
@@ -270,13 +277,13 @@ impl Keys {
     /// Some ids of these windows are, or were, in [`Keys::late`].
     #[must_use]
     pub fn windows_late(&self, length: WindowLength) -> String {
-        format!("{{{}}}:windows:{length}:late", self.prefix)
+        format!("{}:windows:{length}:late", self.tagged)
     }
 
     /// Names the hash of the reports, by the start of the window.
     #[must_use]
     pub fn reports(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}", self.prefix)
+        format!("{}:reports:{length}", self.tagged)
     }
 
     /// Names the hash of steps that the reporter has begun and not finished.
@@ -284,7 +291,7 @@ impl Keys {
     /// The field is the start of the window. The hash is empty most of the time.
     #[must_use]
     pub fn reports_pending(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}:pending", self.prefix)
+        format!("{}:reports:{length}:pending", self.tagged)
     }
 
     /// Names the string with the start of the first window to report.
@@ -293,19 +300,19 @@ impl Keys {
     /// so far may be of earlier windows.
     #[must_use]
     pub fn reports_from(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}:from", self.prefix)
+        format!("{}:reports:{length}:from", self.tagged)
     }
 
     /// Names the sorted set of the starts of windows with a report that is not final.
     #[must_use]
     pub fn reports_open(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}:open", self.prefix)
+        format!("{}:reports:{length}:open", self.tagged)
     }
 
     /// Names the hash of the reporter's progress: see [`progress`].
     #[must_use]
     pub fn reports_progress(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reports:{length}:progress", self.prefix)
+        format!("{}:reports:{length}:progress", self.tagged)
     }
 
     /// Names the lease: the string, with expiry, that names the leader.
@@ -313,7 +320,7 @@ impl Keys {
     /// The leader is the reporter that currently publishes windows of this length.
     #[must_use]
     pub fn lease(&self, length: WindowLength) -> String {
-        format!("{{{}}}:reporter:lease:{length}", self.prefix)
+        format!("{}:reporter:lease:{length}", self.tagged)
     }
 }
 
@@ -410,6 +417,7 @@ mod tests {
         assert_eq!(keys.spooled_batch("1f"), "{verve}:spooled:1f");
         assert_eq!(keys.spools(), "{verve}:spools");
         assert_eq!(keys.format(), "{verve}:format");
+        assert_eq!(keys.counters(), "{verve}:counters");
         assert_eq!(keys.reports(length), "{verve}:reports:60");
         assert_eq!(keys.reports_pending(length), "{verve}:reports:60:pending");
         assert_eq!(keys.reports_from(length), "{verve}:reports:60:from");
@@ -427,12 +435,14 @@ mod tests {
         let window = length.window_at_ms(1_795_383_012_345);
         let ids = named.ids(window, Partition::Part(7));
         assert_eq!(ids, "verve/logins:ids:60:1795383000:7");
-        assert_eq!(named.stats(window), "{verve/logins}:stats:60:1795383000");
-        assert_eq!(named.reports(length), "{verve/logins}:reports:60");
-        assert_eq!(named.lease(length), "{verve/logins}:reporter:lease:60");
-        // All counters of the namespace share this key.
-        assert_eq!(named.counters(), "{verve}:counters");
+        assert_eq!(named.stats(window), "{verve}/logins:stats:60:1795383000");
+        assert_eq!(named.reports(length), "{verve}/logins:reports:60");
+        assert_eq!(named.lease(length), "{verve}/logins:reporter:lease:60");
+        // All counters of the namespace share these keys.
         assert_eq!(named.counters(), keys.counters());
+        assert_eq!(named.callbacks(), keys.callbacks());
+        assert_eq!(named.endpoints(window), keys.endpoints(window));
+        assert_eq!(named.spooled_batch("1f"), keys.spooled_batch("1f"));
 
         assert_eq!(keys.named_ids(&ids), Some(name));
         for other in [

@@ -52,7 +52,12 @@ mod tests {
         let keys = Keys::new("verve".parse().expect("valid"));
         let length = WindowLength::try_new(60).expect("valid");
         let window = length.window_at_ms(1_795_383_012_345);
+        let named = keys.named("logins".parse().expect("valid"));
         let together = [
+            named.lease(length),
+            named.windows(length),
+            named.reports(length),
+            named.stats(window),
             keys.lease(length),
             keys.windows(length),
             keys.windows_late(length),

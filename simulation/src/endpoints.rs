@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use send_wrapper::SendWrapper;
-use verve_protocol::{CallbackJob, Window};
+use verve_protocol::{CallbackJob, CounterName, Window};
 use verve_reporter::simulated::{Call, Failure};
 
 use crate::gate::Gate;
@@ -29,6 +29,8 @@ pub enum Mood {
 pub struct Received {
     /// The endpoint's URL.
     pub endpoint: String,
+    /// The named counter of the count; `None` is the unnamed one.
+    pub counter: Option<CounterName>,
     /// The window that the call is about.
     pub window: Window,
     /// The revision of the report; `None` if a request asked for the callback.
@@ -109,6 +111,7 @@ impl Call for Client {
         let url = job.endpoint.to_url();
         let call = Received {
             endpoint: url.to_string(),
+            counter: job.counter.clone(),
             window: job.window,
             revision: job.revision,
             count: unique_count,

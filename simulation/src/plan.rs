@@ -184,7 +184,7 @@ impl Plan {
                 break;
             }
             let counter = (plan.counters > 0 && random.bool()).then(|| random.u8(..plan.counters));
-            let asks = plan.attempts.is_some() && counter.is_none() && random.u8(..4) == 0;
+            let asks = plan.attempts.is_some() && random.u8(..4) == 0;
             plan.requests.push(Request {
                 at_ms,
                 machine: random.usize(..plan.machines.len()),

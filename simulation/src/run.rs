@@ -284,7 +284,8 @@ impl Run {
     fn never_expire(&self) -> Vec<Wrong> {
         let entries = self.world.servers.iter().flat_map(|server| server.entries());
         let is_one_of_few = |key: &str| {
-            let name = key.split_once("}:").map_or(key, |(_, name)| name);
+            let (_, tagged) = key.split_once('}').unwrap_or(("", key));
+            let (_counter, name) = tagged.split_once(':').unwrap_or(("", tagged));
             FOR_EVER.contains(&name) || name.starts_with("reports:")
         };
         // If a node of a cluster has lost the index, no search finds the ids on other nodes.

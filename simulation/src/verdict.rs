@@ -177,25 +177,35 @@ pub fn of_callbacks(
         let pair = fields.chunks(2).find(|pair| pair[0] == name);
         pair.map(|pair| pair[1].clone())
     };
-    // The endpoint, window start and revision of each callback that was called or is a dead letter.
-    let mut done: BTreeSet<(String, String, Option<String>)> = dead
+    // The endpoint, counter, window start and revision of each callback that was called or is a dead
+    // letter.
+    let mut done: BTreeSet<(String, Option<String>, String, Option<String>)> = dead
         .iter()
         .filter_map(|fields| {
             let (endpoint, window) = (field(fields, "endpoint")?, field(fields, "window")?);
-            Some((endpoint, window, field(fields, "revision")))
+            Some((endpoint, field(fields, "counter"), window, field(fields, "revision")))
         })
         .collect();
     done.extend(received.iter().map(|received| {
         let revision = received.revision.map(|revision| revision.to_string());
-        (received.endpoint.clone(), received.window.start().to_string(), revision)
+        let counter = received.counter.as_ref().map(CounterName::to_string);
+        (
+            received.endpoint.clone(),
+            counter,
+            received.window.start().to_string(),
+            revision,
+        )
     }));
-    let is_done = |endpoint: &str, window: Window, revision: Option<u64>| {
-        let revision = revision.map(|revision| revision.to_string());
-        done.contains(&(endpoint.to_owned(), window.start().to_string(), revision))
+    let is_done = |endpoint: &str, counter: Option<&CounterName>, window: Window, revision: Option<u64>| {
+        let (counter, revision) = (
+            counter.map(CounterName::to_string),
+            revision.map(|revision| revision.to_string()),
+        );
+        done.contains(&(endpoint.to_owned(), counter, window.start().to_string(), revision))
     };
     for attempt in attempts {
         if let (Some(callback), Some(Ok(_))) = (&attempt.callback, attempt.answer)
-            && !is_done(callback, attempt.window, None)
+            && !is_done(callback, attempt.counter.as_ref(), attempt.window, None)
             && !happened.may_have_lost(attempt)
         {
             wrong.push(Wrong {
@@ -210,19 +220,22 @@ pub fn of_callbacks(
         .map(|committed| (committed.record.window, committed.record.revision))
         .collect();
     for (window, revision) in reports {
-        if !is_done(fixed, window, Some(revision)) {
+        if !is_done(fixed, None, window, Some(revision)) {
             wrong.push(Wrong {
                 window: Some(window),
                 what: format!("{fixed} was never called with revision {revision}, and that is not dead"),
             });
         }
     }
-    let mut tried: BTreeMap<Window, BTreeSet<i64>> = BTreeMap::new();
-    for attempt in attempts.iter().filter(|attempt| attempt.counter.is_none()) {
-        tried.entry(attempt.window).or_default().insert(attempt.id);
+    let mut tried: BTreeMap<(&Option<CounterName>, Window), BTreeSet<i64>> = BTreeMap::new();
+    for attempt in attempts {
+        let tried = tried.entry((&attempt.counter, attempt.window)).or_default();
+        tried.insert(attempt.id);
     }
     for received in received {
-        let tried = tried.get(&received.window).map_or(0, BTreeSet::len);
+        let tried = tried
+            .get(&(&received.counter, received.window))
+            .map_or(0, BTreeSet::len);
         if received.count > tried as u64 {
             wrong.push(Wrong {
                 window: Some(received.window),

@@ -150,9 +150,6 @@ impl<H: Host> Instance<H> {
     }
 
     /// Records the id, the job and the outcome in the statistics, in one round trip.
-    ///
-    /// Only the job of a named counter takes a round trip of its own: there is one queue for all
-    /// counters, which may be on another node.
     async fn record_at_once(
         self: &Rc<Self>,
         counter_window: &CounterWindow,
@@ -165,26 +162,7 @@ impl<H: Host> Instance<H> {
             {
                 return Ok(Err(NotCounted::Limited(limit)));
             }
-            let Some(job) = job.filter(|job| job.counter.is_some()) else {
-                return self.redis.record(counter_window, id, job).await;
-            };
-            let keys = &self.config.keys;
-            if !self.redis.has_room(keys).await? {
-                return Err(RedisError::TooManyJobs);
-            }
-            let add_job = self.redis.add_job(keys, job, self.add_job(job));
-            if self.config.endpoint_limit.is_some() {
-                if let Some(limit) = add_job.await? {
-                    self.note(counter_window, Err(NotCounted::Limited(limit)));
-                    return Ok(Err(NotCounted::Limited(limit)));
-                }
-                return self.redis.record(counter_window, id, None).await;
-            }
-            let answer = self.redis.record(counter_window, id, None).await?;
-            if answer.is_ok() {
-                add_job.await?;
-            }
-            Ok(answer)
+            self.redis.record(counter_window, id, job).await
         };
         recorded.await.map_err(|error| {
             if error == RedisError::TooManyJobs {
@@ -267,7 +245,7 @@ impl<H: Host> Instance<H> {
         let redis = match self.jobs.enter(|| self.host.monotonic_ms(), OPEN_MS) {
             CircuitState::Open => RedisError::TooManyJobs,
             CircuitState::Closed | CircuitState::HalfOpen => {
-                match self.redis.add_job(&self.config.keys, job, command.clone()).await {
+                match self.redis.add_job(&self.config.keys, job, &command).await {
                     Ok(beyond) => {
                         self.jobs_added.set(true);
                         return Ok(beyond);

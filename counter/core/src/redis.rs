@@ -426,10 +426,10 @@ impl<H: Host> Redis<H> {
         &self,
         keys: &Keys,
         job: &CallbackJob,
-        command: Vec<String>,
+        command: &[String],
     ) -> Result<Option<Limit>, RedisError> {
         let Some(limit) = self.config.endpoint_limit else {
-            return self.append(&command).await.map(|()| None);
+            return self.append(command).await.map(|()| None);
         };
         let answer = self.evaluate(add_job_within(keys, job, limit), None).await?;
         Ok(match answer.as_slice() {

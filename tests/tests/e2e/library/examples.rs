@@ -296,15 +296,17 @@ async fn the_redis_user_of_an_application_suffices() -> Result<()> {
             .find(|span| span.starts_with(start))
             .context(start.to_owned())
     };
-    let [whole, more] = [rules("~verve:* ~{verve}:* +")?, rules("~verve/* ~{verve/* +")?];
+    let [whole, more] = [rules("~verve:* ~{verve}:* +")?, rules("~verve/* ~{verve}/* +")?];
     let mut redis = site.connection().await?;
     let mut acl = redis::cmd("ACL");
     acl.arg("SETUSER").arg("edge").arg("reset").arg("on").arg(">hunter2");
     for rules in [whole, more] {
         let rules = rules.replace("verve", &site.namespace);
-        let (rules, selector) = rules.split_once(" (").context("a selector")?;
-        acl.arg(rules.split(' ').collect::<Vec<_>>())
-            .arg(format!("({selector}"));
+        let (rules, selector) = rules.split_once(" (").unwrap_or((&rules, ""));
+        acl.arg(rules.split(' ').collect::<Vec<_>>());
+        if !selector.is_empty() {
+            acl.arg(format!("({selector}"));
+        }
     }
     acl.exec_async(&mut redis).await.context("ACL")?;
     let url = format!("redis://edge:hunter2@{}", site.redis.server().address());
