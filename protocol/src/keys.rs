@@ -213,7 +213,12 @@ impl Keys {
     /// of the endpoint.
     #[must_use]
     pub fn endpoints(&self, window: Window) -> String {
-        format!("{{{}}}:endpoints:{}:{}", self.namespace, window.length(), window.start())
+        format!(
+            "{{{}}}:endpoints:{}:{}",
+            self.namespace,
+            window.length(),
+            window.start()
+        )
     }
 
     /// Names the stream of callback jobs.
@@ -317,10 +322,10 @@ impl Keys {
 
     /// Names the lease: the string, with expiry, that names the leader.
     ///
-    /// The leader is the reporter that currently publishes windows of this length.
+    /// The leader is the reporter that currently publishes windows of this length, of all counters.
     #[must_use]
     pub fn lease(&self, length: WindowLength) -> String {
-        format!("{}:reporter:lease:{length}", self.tagged)
+        format!("{{{}}}:reporter:lease:{length}", self.namespace)
     }
 }
 
@@ -437,9 +442,9 @@ mod tests {
         assert_eq!(ids, "verve/logins:ids:60:1795383000:7");
         assert_eq!(named.stats(window), "{verve}/logins:stats:60:1795383000");
         assert_eq!(named.reports(length), "{verve}/logins:reports:60");
-        assert_eq!(named.lease(length), "{verve}/logins:reporter:lease:60");
         // All counters of the namespace share these keys.
         assert_eq!(named.counters(), keys.counters());
+        assert_eq!(named.lease(length), keys.lease(length));
         assert_eq!(named.callbacks(), keys.callbacks());
         assert_eq!(named.endpoints(window), keys.endpoints(window));
         assert_eq!(named.spooled_batch("1f"), keys.spooled_batch("1f"));

@@ -54,7 +54,6 @@ mod tests {
         let window = length.window_at_ms(1_795_383_012_345);
         let named = keys.named("logins".parse().expect("valid"));
         let together = [
-            named.lease(length),
             named.windows(length),
             named.reports(length),
             named.stats(window),

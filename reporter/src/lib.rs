@@ -168,13 +168,21 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(overview.run(stop.clone()));
     let throttle = SweepThrottle::default();
+    let (keeper, leases) = windows::LeaseKeeper::new(
+        store.clone(),
+        health.clone(),
+        config.windows.length,
+        config.windows.periods,
+        replica.clone(),
+    );
+    tasks.spawn(keeper.run(stop.clone()));
     let (named, counters) = Named::new(Parts {
         config: config.windows.clone(),
         store: store.clone(),
         health: health.clone(),
         publisher: publisher.clone(),
         metrics: metrics.clone(),
-        replica: replica.clone(),
+        leases: leases.clone(),
         throttle: throttle.clone(),
     });
     tasks.spawn(named.run(stop.clone()));
@@ -198,15 +206,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         stop.clone(),
     ));
     let length = config.windows.length;
-    let windows = windows::Reporter::new(
-        config.windows,
-        store.clone(),
-        health,
-        publisher,
-        &metrics,
-        replica.clone(),
-        throttle,
-    );
+    let windows = windows::Reporter::new(config.windows, &store, health, publisher, &metrics, leases, throttle);
     tasks.spawn(windows.run(stop.clone()));
     let client = config.callbacks.client()?;
     let callbacks = callbacks::Callbacks::new(&config.callbacks, client, length, store, metrics, replica);

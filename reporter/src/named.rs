@@ -22,7 +22,7 @@ use crate::kafka::Sessions;
 use crate::metrics::{Metrics, WindowMetrics, gauge};
 use crate::overview::{self, WindowSnapshot};
 use crate::store::Store;
-use crate::windows::{Reporter, SweepThrottle, WindowsConfig};
+use crate::windows::{Leases, Reporter, SweepThrottle, WindowsConfig};
 
 /// How often Redis is asked for the list of named counters.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub struct Parts<K> {
     pub health: Arc<Health>,
     pub publisher: K,
     pub metrics: Metrics,
-    pub replica: String,
+    pub leases: Leases,
     pub throttle: SweepThrottle,
 }
 
@@ -176,11 +176,11 @@ impl<K: Sessions> Named<K> {
         let publisher = parts.publisher.named(name);
         let reporter = Reporter::new(
             config,
-            store.clone(),
+            &store,
             parts.health,
             publisher,
             &parts.metrics,
-            parts.replica,
+            parts.leases,
             parts.throttle,
         );
         Running {

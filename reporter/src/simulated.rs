@@ -19,7 +19,7 @@ use crate::named::{Named, Parts};
 use crate::periods::Periods;
 pub use crate::store::Commands;
 use crate::store::{RedisConfig, Server, Store};
-use crate::windows::{Reporter, SweepThrottle, WindowsConfig};
+use crate::windows::{LeaseKeeper, Reporter, SweepThrottle, WindowsConfig};
 
 /// The settings that matter in a simulation.
 #[derive(Clone, Debug)]
@@ -96,6 +96,7 @@ pub async fn report<K: Sessions, C: Call>(
         callback: settings.callback,
         periods,
     };
+    let (keeper, leases) = LeaseKeeper::new(store.clone(), health.clone(), settings.length, periods, replica.clone());
     let named = settings.has_named.then(|| {
         let parts = Parts {
             config: windows.clone(),
@@ -103,7 +104,7 @@ pub async fn report<K: Sessions, C: Call>(
             health: health.clone(),
             publisher: kafka.clone(),
             metrics: metrics.clone(),
-            replica: replica.clone(),
+            leases: leases.clone(),
             throttle: throttle.clone(),
         };
         Named::new(parts).0.run(stop.clone())
@@ -117,8 +118,10 @@ pub async fn report<K: Sessions, C: Call>(
             periods,
         };
         let (store, metrics) = (store.clone(), metrics.clone());
-        Callbacks::new(&config, endpoints, settings.length, store, metrics, replica.clone()).run(stop.clone())
+        Callbacks::new(&config, endpoints, settings.length, store, metrics, replica).run(stop.clone())
     });
-    let windows = Reporter::new(windows, store, health, kafka, &metrics, replica, throttle).run(stop);
-    future::join3(windows, OptionFuture::from(named), OptionFuture::from(callbacks)).await;
+    let keeper = keeper.run(stop.clone());
+    let windows = Reporter::new(windows, &store, health, kafka, &metrics, leases, throttle).run(stop);
+    let (named, callbacks) = (OptionFuture::from(named), OptionFuture::from(callbacks));
+    future::join4(keeper, windows, named, callbacks).await;
 }

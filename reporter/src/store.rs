@@ -14,7 +14,7 @@ use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window};
 use crate::clock::RedisClock;
 use crate::health::Health;
 use crate::metrics::{Metrics, OUTCOMES};
-pub use server::{Commands, Node, OLDEST, RedisConfig, Server};
+pub use server::{Commands, Node, OLDEST, RedisConfig, Server, is_away};
 
 /// The most reports in one command, so that other commands do not wait long.
 pub const BATCH: usize = 1000;

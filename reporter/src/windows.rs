@@ -1,5 +1,7 @@
 //! Reports windows: the replica with the lease counts, publishes and records.
 //!
+//! There is one lease for all counters of a namespace.
+//!
 //! The leader counts windows that are due and windows that late ids may still correct. Each pending
 //! revision takes the path of `ledger`: stored as pending, published, acknowledged, recorded. A
 //! crash leaves behind:
@@ -33,10 +35,10 @@ use crate::health::Health;
 use crate::kafka::{Publisher, Sessions};
 use crate::metrics::Metrics;
 use crate::periods::Periods;
-use crate::store::Store;
+use crate::store::{Store, is_away};
 use ended::Ended;
 use leader::Leader;
-use lease::Lease;
+pub use lease::{LeaseKeeper, Leases};
 pub use ledger::KEPT;
 use report_store::RedisReportStore;
 pub use sweeps::SweepThrottle;
@@ -64,23 +66,22 @@ impl WindowsConfig {
     }
 }
 
-/// Reports windows while it holds the lease.
+/// Reports the windows of one counter while this replica holds the lease.
 pub struct Reporter<K = Publisher> {
     leader: Leader<RedisReportStore>,
-    store: Store,
+    leases: Leases,
     kafka: K,
-    replica: String,
 }
 
 impl<K: Sessions> Reporter<K> {
-    /// Creates a reporter that uses the name `replica` in the lease.
+    /// Creates a reporter of the counter whose keys `store` has.
     pub fn new(
         config: WindowsConfig,
-        store: Store,
+        store: &Store,
         health: Arc<Health>,
         kafka: K,
         metrics: &Metrics,
-        replica: String,
+        leases: Leases,
         throttle: SweepThrottle,
     ) -> Self {
         let leader = Leader {
@@ -92,41 +93,17 @@ impl<K: Sessions> Reporter<K> {
             partitions: store.partitions(),
             throttle,
         };
-        Self {
-            leader,
-            store,
-            kafka,
-            replica,
-        }
+        Self { leader, leases, kafka }
     }
 
     /// Runs until a stop is requested.
-    pub async fn run(self, stop: CancellationToken) {
-        let Leader {
-            config,
-            health,
-            metrics,
-            ..
-        } = &self.leader;
-        let counter = self.leader.counter();
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut ledger = None;
         let mut retry = Retry::default();
-        // Set after an error: a lease that is then acquired without waiting is not logged again.
-        let mut goes_on = false;
-        while let Some(lease) = stop
-            .run_until_cancelled(Lease::acquire(
-                &self.store,
-                health,
-                config.length,
-                &self.replica,
-                config.periods,
-            ))
-            .await
-        {
-            if !std::mem::take(&mut goes_on) || lease.was_waited_for() {
-                tracing::info!(counter, replica = self.replica, "holding the lease: reporting windows");
-            }
-            metrics.lease_held.set(1);
+        // Since when it cannot reach the Redis of its counter, although it holds the lease.
+        let mut cut_off = None;
+        while let Some(Some(lease)) = stop.run_until_cancelled(self.leases.next()).await {
+            self.leader.metrics.lease_held.set(1);
             let begin = Instant::now();
             // A stop lets the current step finish, so that records in Kafka are recorded in Redis.
             let ended = tokio::select! {
@@ -134,26 +111,31 @@ impl<K: Sessions> Reporter<K> {
                 ended = self.leader.lead(&lease, self.kafka.session(), &mut ledger, &stop) => ended,
                 () = lease.lost() => Ended::LeaseLost,
             };
-            metrics.lease_held.set(0);
+            self.leader.metrics.lease_held.set(0);
             // The next leader reports them, so this replica clears its problem.
             self.leader.report_uncounted_partitions(None);
             if begin.elapsed() > A_WHILE {
                 retry.worked();
+                cut_off = None;
             }
             match ended {
                 Ended::Stopped => {}
-                Ended::LeaseLost | Ended::Fenced if stop.is_cancelled() => {}
                 // If another replica has fenced this one, the session has logged it.
-                Ended::LeaseLost | Ended::Fenced => {
-                    tracing::warn!(counter, replica = self.replica, "lost the lease");
-                }
-                // `health` logs it.
-                Ended::Failed(_) => {
+                Ended::LeaseLost | Ended::Fenced => lease.give_up(),
+                // `health` logs it. The lease stays, since other counters can be reported. But in a
+                // cluster, another replica may reach a node that this one does not.
+                Ended::Failed(ref error) => {
                     tracing::debug!("{ended}");
-                    goes_on = true;
+                    let since = *cut_off.get_or_insert_with(Instant::now);
+                    if !is_away(error) {
+                        cut_off = None;
+                    } else if since.elapsed() > A_WHILE {
+                        lease.give_up();
+                        cut_off = None;
+                    }
                 }
             }
-            lease.release().await;
+            drop(lease);
             stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
         }
     }

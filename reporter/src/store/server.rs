@@ -185,7 +185,7 @@ impl ConnectionLike for Link {
 
 /// Returns whether the error means that Redis is unreachable.
 /// Such an error comes from the connection and is not the answer to one command.
-fn is_away(error: &RedisError) -> bool {
+pub fn is_away(error: &RedisError) -> bool {
     let refused = error.kind() == redis::ErrorKind::AuthenticationFailed;
     error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refused || is_nowhere(error)
 }

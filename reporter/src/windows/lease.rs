@@ -1,4 +1,4 @@
-//! The lease: which replica reports windows now.
+//! The lease: which replica reports the windows of all counters now.
 //!
 //! A string in Redis holds the replica's name and expires unless it is renewed. Each script that
 //! records something checks the lease too, so that a replica whose lease expired during a pause
@@ -7,17 +7,100 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redis::Script;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use verve_protocol::WindowLength;
 use verve_protocol::scripts::{ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE};
 
+use super::A_WHILE;
 use super::ports::Held;
+use crate::backoff::Retry;
 use crate::clock::millis;
 use crate::health::Health;
 use crate::periods::Periods;
 use crate::store::Store;
+
+/// The lease while this replica holds it, for those who report with it.
+#[derive(Clone)]
+pub struct Leases(watch::Receiver<Option<Arc<Lease>>>);
+
+impl Leases {
+    /// Waits until this replica holds the lease.
+    ///
+    /// Returns `None` if it no longer tries to.
+    pub async fn next(&mut self) -> Option<Arc<Lease>> {
+        let is_held = |lease: &Option<Arc<Lease>>| lease.as_ref().is_some_and(|lease| lease.is_held());
+        self.0.wait_for(is_held).await.ok()?.clone()
+    }
+}
+
+/// Acquires the lease whenever no other replica holds it.
+pub struct LeaseKeeper {
+    store: Store,
+    health: Arc<Health>,
+    length: WindowLength,
+    replica: String,
+    periods: Periods,
+    lease: watch::Sender<Option<Arc<Lease>>>,
+}
+
+impl LeaseKeeper {
+    /// Creates the keeper of the lease for windows of this length.
+    ///
+    /// `replica` is the holder's name.
+    pub fn new(
+        store: Store,
+        health: Arc<Health>,
+        length: WindowLength,
+        periods: Periods,
+        replica: String,
+    ) -> (Self, Leases) {
+        let (lease, leases) = watch::channel(None);
+        let keeper = Self {
+            store,
+            health,
+            length,
+            replica,
+            periods,
+            lease,
+        };
+        (keeper, Leases(leases))
+    }
+
+    /// Runs until a stop is requested.
+    ///
+    /// The lease is released when all [`Leases`] are dropped, so that what is in Kafka is recorded
+    /// in Redis first.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut retry = Retry::default();
+        while let Some(lease) = stop.run_until_cancelled(self.acquire()).await {
+            tracing::info!(replica = self.replica, "holding the lease: reporting windows");
+            let (begin, lease) = (Instant::now(), Arc::new(lease));
+            self.lease.send_replace(Some(lease.clone()));
+            tokio::select! {
+                () = lease.lost() => {}
+                // A stop lets the current steps finish.
+                () = self.lease.closed() => {}
+            }
+            self.lease.send_replace(None);
+            if !stop.is_cancelled() {
+                tracing::warn!(replica = self.replica, "lost the lease");
+            }
+            lease.release().await;
+            drop(lease);
+            if begin.elapsed() > A_WHILE {
+                retry.worked();
+            }
+            stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
+        }
+    }
+
+    async fn acquire(&self) -> Lease {
+        Lease::acquire(&self.store, &self.health, self.length, &self.replica, self.periods).await
+    }
+}
 
 /// An acquired lease.
 /// It is renewed in the background until it is lost, released or dropped.
@@ -25,9 +108,6 @@ pub struct Lease {
     store: Store,
     key: String,
     holder: String,
-    /// Whether the first attempt failed.
-    /// Another replica had the lease, or Redis did not answer.
-    waited_for: bool,
     state: Arc<State>,
     renewing: JoinHandle<()>,
 }
@@ -36,17 +116,16 @@ struct State {
     /// Until when the lease is certainly held.
     /// This is counted from before the request that renewed it was sent.
     held_until: Mutex<Instant>,
-    lost: Notify,
+    lost: CancellationToken,
 }
 
 impl Lease {
     /// Waits for the lease of windows of this length, and acquires it.
     /// Waits until no other replica holds it, and until the data in Redis is of a known format.
-    pub async fn acquire(store: &Store, health: &Health, length: WindowLength, holder: &str, periods: Periods) -> Self {
+    async fn acquire(store: &Store, health: &Health, length: WindowLength, holder: &str, periods: Periods) -> Self {
         let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE_LEASE));
         let mut acquire = script.key(&key);
         acquire.arg(holder).arg(millis(periods.lease));
-        let mut waited_for = false;
         let held_until = loop {
             let asked = Instant::now();
             let acquired = async {
@@ -64,13 +143,12 @@ impl Lease {
                 // `health` logs it.
                 Err(error) => tracing::debug!("cannot get the lease: {error}"),
             }
-            waited_for = true;
             tokio::time::sleep(periods.try_lease()).await;
         };
         store.record_format().await;
         let state = Arc::new(State {
             held_until: Mutex::new(held_until),
-            lost: Notify::new(),
+            lost: CancellationToken::new(),
         });
         let renewing = renew(store.clone(), key.clone(), holder.to_owned(), state.clone(), periods);
         let renewing = tokio::spawn(renewing);
@@ -78,7 +156,6 @@ impl Lease {
             store: store.clone(),
             key,
             holder: holder.to_owned(),
-            waited_for,
             state,
             renewing,
         }
@@ -94,18 +171,18 @@ impl Lease {
         &self.holder
     }
 
-    /// Returns whether the lease was not available immediately.
-    pub const fn was_waited_for(&self) -> bool {
-        self.waited_for
-    }
-
     /// Waits until the lease is lost.
     pub async fn lost(&self) {
-        self.state.lost.notified().await;
+        self.state.lost.cancelled().await;
+    }
+
+    /// Gives up the lease: another replica has it, or has begun to publish.
+    pub fn give_up(&self) {
+        self.state.lost.cancel();
     }
 
     /// Releases the lease, so that another replica can take over immediately.
-    pub async fn release(self) {
+    async fn release(&self) {
         let script = Script::new(RELEASE_LEASE);
         let mut release = script.key(&self.key);
         // If Redis is unreachable, the lease expires automatically.
@@ -127,7 +204,7 @@ impl Drop for Lease {
 
 impl State {
     fn is_held(&self) -> bool {
-        Instant::now() < *self.held_until.lock().unwrap_or_else(PoisonError::into_inner)
+        !self.lost.is_cancelled() && Instant::now() < *self.held_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,5 +225,5 @@ async fn renew(store: Store, key: String, holder: String, state: Arc<State>, per
             Err(_) => break,
         }
     }
-    state.lost.notify_one();
+    state.lost.cancel();
 }
