@@ -1,4 +1,6 @@
-//! The query of a request: `id=<integer>[&counter=<name>][&endpoint=<url>][&method=get|post]`.
+//! The query of a request.
+//!
+//! `id=<integer>[&counter=<name>][&endpoint=<url>][&method=get|post]`
 
 use verve_counter::Callback;
 use verve_protocol::{CounterName, Id};

@@ -115,14 +115,16 @@ pub fn address(text: &str) {
 /// A parsed record stays the same when it is written and parsed again.
 pub fn records(text: &str) {
     let mut lines = text.lines();
-    let fields: Vec<Option<&str>> = ["endpoint", "method", "window", "revision"]
+    let fields: Vec<Option<&str>> = ["endpoint", "method", "window", "revision", "counter"]
         .map(|_| lines.next())
         .to_vec();
     let get = |name: &str| match name {
         "endpoint" => fields[0],
         "method" => fields[1],
         "window" => fields[2],
-        _ => fields[3],
+        "revision" => fields[3],
+        "counter" => fields[4],
+        _ => None,
     };
     let length = WindowLength::try_new(60).expect("valid");
     if let Ok(job) = CallbackJob::from_fields(length, get) {

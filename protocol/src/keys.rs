@@ -8,8 +8,8 @@
 //! same slot. Each set of ids, `ns:ids:L:S` or `ns:ids:L:S:p`, is in the slot of its own name, and
 //! the keys into which its ids are moved have its whole name as their hash tag.
 //!
-//! A named counter has its own keys for windows and reports, as if its namespace were `ns/name`. No
-//! namespace and no name contains a `/`.
+//! A named counter has its own keys for windows and reports: `ns/name:ids:L:S` and `{ns}/name:…`.
+//! No namespace and no name contains a `/`.
 
 use std::fmt;
 use std::str::FromStr;

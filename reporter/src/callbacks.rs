@@ -319,20 +319,21 @@ impl<C: Call> Worker<C> {
             let each = of_each.entry((job.counter.as_ref(), job.window.length()));
             each.or_default().insert(job.window);
         }
-        let mut unique_counts = UniqueCounts::new();
-        for ((counter, _), windows) in of_each {
+        let unique_counts = of_each.into_iter().map(|((counter, _), windows)| async move {
             let windows: Vec<Window> = windows.into_iter().collect();
             let counts = self.unique_counts_of(counter, &windows).await?;
-            unique_counts.extend(counts.map(|(window, count)| ((counter.cloned(), window), count)));
-        }
-        Ok(unique_counts)
+            let counts = counts.into_iter();
+            RedisResult::Ok(counts.map(move |(window, count)| ((counter.cloned(), window), count)))
+        });
+        let unique_counts = future::try_join_all(unique_counts).await?;
+        Ok(unique_counts.into_iter().flatten().collect())
     }
 
     async fn unique_counts_of(
         &self,
         counter: Option<&CounterName>,
         windows: &[Window],
-    ) -> RedisResult<impl Iterator<Item = (Window, u64)>> {
+    ) -> RedisResult<Vec<(Window, u64)>> {
         let store = self.store.of(counter);
         let (counts, reports) = futures::try_join!(store.counts(windows), store.reports(windows))?;
         let count = |(counted, report): (u64, Option<Report>)| match report {
@@ -341,7 +342,7 @@ impl<C: Call> Worker<C> {
             None => counted,
         };
         let counts = counts.into_iter().zip(reports).map(count);
-        Ok(windows.iter().copied().zip(counts))
+        Ok(windows.iter().copied().zip(counts).collect())
     }
 }
 

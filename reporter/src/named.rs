@@ -1,8 +1,8 @@
 //! Named counters: found in Redis, each reported separately.
 //!
-//! They are reported like the counter without a name, but have no callbacks. Every replica looks
-//! for them once a second and takes part in reporting each of them. The replica that reports the
-//! counter without a name forgets named counters to which no ids are added any more.
+//! They are reported like the counter without a name, but without the fixed callback. Every replica
+//! looks for them once a second, and the one with the lease reports all of them. It also forgets
+//! named counters to which no ids are added any more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -53,6 +53,13 @@ impl Periods {
         self.lease / 6
     }
 
+    /// Returns how long a lease is held before an unreachable Redis ends it.
+    ///
+    /// If no replica can reach it, the lease changes hands no more often than this.
+    pub fn hand_over(self) -> Duration {
+        self.lease * 10
+    }
+
     /// Returns the time after which another replica may claim an unsettled job.
     ///
     /// Its call has ended long before.

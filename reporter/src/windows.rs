@@ -100,8 +100,6 @@ impl<K: Sessions> Reporter<K> {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut ledger = None;
         let mut retry = Retry::default();
-        // Since when it cannot reach the Redis of its counter, although it holds the lease.
-        let mut cut_off = None;
         while let Some(Some(lease)) = stop.run_until_cancelled(self.leases.next()).await {
             self.leader.metrics.lease_held.set(1);
             let begin = Instant::now();
@@ -116,22 +114,18 @@ impl<K: Sessions> Reporter<K> {
             self.leader.report_uncounted_partitions(None);
             if begin.elapsed() > A_WHILE {
                 retry.worked();
-                cut_off = None;
             }
             match ended {
                 Ended::Stopped => {}
+                Ended::LeaseLost | Ended::Fenced if stop.is_cancelled() => {}
                 // If another replica has fenced this one, the session has logged it.
                 Ended::LeaseLost | Ended::Fenced => lease.give_up(),
                 // `health` logs it. The lease stays, since other counters can be reported. But in a
                 // cluster, another replica may reach a node that this one does not.
                 Ended::Failed(ref error) => {
                     tracing::debug!("{ended}");
-                    let since = *cut_off.get_or_insert_with(Instant::now);
-                    if !is_away(error) {
-                        cut_off = None;
-                    } else if since.elapsed() > A_WHILE {
+                    if is_away(error) && lease.held_for() > self.leader.config.periods.hand_over() {
                         lease.give_up();
-                        cut_off = None;
                     }
                 }
             }

@@ -177,8 +177,7 @@ pub fn of_callbacks(
         let pair = fields.chunks(2).find(|pair| pair[0] == name);
         pair.map(|pair| pair[1].clone())
     };
-    // The endpoint, counter, window start and revision of each callback that was called or is a dead
-    // letter.
+    // The endpoint, counter, window start and revision of each callback that was called or is dead.
     let mut done: BTreeSet<(String, Option<String>, String, Option<String>)> = dead
         .iter()
         .filter_map(|fields| {
@@ -321,7 +320,8 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
                     format!("{accepted} ids were accepted, and nothing was reported"),
                 );
             }
-            // If Redis has lost a report, the window may be reported once more with the ids that are left.
+            // If Redis has lost a report, the window may be reported once more, with the ids that
+            // are left.
             Some(record) if (if is_forgotten { most } else { record.count + record.late }) < accepted => {
                 add(
                     *window,

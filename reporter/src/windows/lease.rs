@@ -5,6 +5,7 @@
 //! changes nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use redis::Script;
 use tokio::sync::watch;
@@ -14,9 +15,7 @@ use tokio_util::sync::CancellationToken;
 use verve_protocol::WindowLength;
 use verve_protocol::scripts::{ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE};
 
-use super::A_WHILE;
 use super::ports::Held;
-use crate::backoff::Retry;
 use crate::clock::millis;
 use crate::health::Health;
 use crate::periods::Periods;
@@ -74,10 +73,9 @@ impl LeaseKeeper {
     /// The lease is released when all [`Leases`] are dropped, so that what is in Kafka is recorded
     /// in Redis first.
     pub async fn run(self, stop: CancellationToken) {
-        let mut retry = Retry::default();
         while let Some(lease) = stop.run_until_cancelled(self.acquire()).await {
             tracing::info!(replica = self.replica, "holding the lease: reporting windows");
-            let (begin, lease) = (Instant::now(), Arc::new(lease));
+            let lease = Arc::new(lease);
             self.lease.send_replace(Some(lease.clone()));
             tokio::select! {
                 () = lease.lost() => {}
@@ -90,10 +88,9 @@ impl LeaseKeeper {
             }
             lease.release().await;
             drop(lease);
-            if begin.elapsed() > A_WHILE {
-                retry.worked();
-            }
-            stop.run_until_cancelled(tokio::time::sleep(retry.pause())).await;
+            // Longer than other replicas take to acquire it: they may reach what this one does not.
+            let pause = 2 * self.periods.try_lease();
+            stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
     }
 
@@ -108,6 +105,8 @@ pub struct Lease {
     store: Store,
     key: String,
     holder: String,
+    /// When it was acquired.
+    since: Instant,
     state: Arc<State>,
     renewing: JoinHandle<()>,
 }
@@ -156,6 +155,7 @@ impl Lease {
             store: store.clone(),
             key,
             holder: holder.to_owned(),
+            since: Instant::now(),
             state,
             renewing,
         }
@@ -176,7 +176,14 @@ impl Lease {
         self.state.lost.cancelled().await;
     }
 
-    /// Gives up the lease: another replica has it, or has begun to publish.
+    /// Returns for how long it has been held.
+    pub fn held_for(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Gives up the lease.
+    ///
+    /// Another replica has it, has begun to publish, or may reach more of Redis.
     pub fn give_up(&self) {
         self.state.lost.cancel();
     }
@@ -219,10 +226,16 @@ async fn renew(store: Store, key: String, holder: String, state: Arc<State>, per
             .script::<u8>(renew.arg(&holder).arg(millis(periods.lease)))
             .await
         {
-            Ok(1) => *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + periods.lease,
+            // A lease that has expired is not held again: those who report wait for the next one.
+            _ if !state.is_held() => break,
+            Ok(1) => {
+                *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + periods.lease;
+                if !state.is_held() {
+                    break;
+                }
+            }
             Ok(_) => break,
-            Err(_) if state.is_held() => {}
-            Err(_) => break,
+            Err(_) => {}
         }
     }
     state.lost.cancel();

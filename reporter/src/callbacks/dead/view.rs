@@ -58,10 +58,12 @@ impl DeadJob {
     /// Returns a line of the table.
     pub fn line(&self) -> String {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        // As in the key of the Kafka record.
+        let counter = self.counter.as_ref().map(|name| format!("{name}/"));
         columns([
             &self.id.to_string(),
             &text(&self.time),
-            &text(&self.window),
+            &(counter.unwrap_or_default() + &text(&self.window)),
             self.method.unwrap_or("-"),
             &self.attempts.map_or_else(|| "-".to_owned(), |n| n.to_string()),
             &text(&self.endpoint),
@@ -115,6 +117,17 @@ mod tests {
         assert_eq!(
             job.line(),
             "1795383012345-7    2026-11-22T21:30:12.345Z  2026-11-22T21:30:00Z  post           3  http://e.com:81/a  status  [31m418"
+        );
+    }
+
+    #[test]
+    fn a_named_counter_is_shown() {
+        let job = job(&[("window", "1795383000"), ("counter", "game-7")]);
+        assert!(job.line().contains("  game-7/2026-11-22T21:30:00Z  "), "{}", job.line());
+        let json = serde_json::to_string(&job).expect("JSON");
+        assert!(
+            json.contains(r#""window":"2026-11-22T21:30:00Z","counter":"game-7""#),
+            "{json}"
         );
     }
 

@@ -350,8 +350,9 @@ fn windows_that_another_leader_skipped_are_reported_if_they_have_ids() {
     assert_eq!(ledger.orphaned_ids(window(600), None, 722_000), Orphaned::TooLate);
 }
 
-/// A leader resumed with pending records, and a failover of Redis lost them before they were
-/// published. Their windows are counted again.
+/// Pending records that a failover lost are counted again.
+///
+/// The leader had resumed with them, and they were not published yet.
 #[test]
 fn windows_whose_pending_records_are_lost_are_counted_again() {
     let mut with_pending = stored(&[(540, report(1, 0))]);

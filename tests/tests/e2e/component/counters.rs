@@ -1,4 +1,6 @@
-//! Named counters that requests name: which they may use, and what is counted for them.
+//! Named counters of requests.
+//!
+//! Which ones they may use, and what is counted for them.
 
 use std::collections::BTreeSet;
 
