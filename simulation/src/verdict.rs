@@ -67,9 +67,21 @@ impl Happened {
 
     /// Returns whether Redis might no longer know that this record was reported.
     fn may_have_forgotten(&self, committed: &Committed) -> bool {
+        self.losses.iter().any(|loss| self.concerns(loss, committed))
+    }
+
+    /// Returns whether Redis might have other ids than a lost report counted.
+    ///
+    /// One server that fails over to its replica returns to an earlier state, with the ids of then.
+    /// In a cluster, the node with the reports returns to that state, and the others do not.
+    fn may_have_other_ids(&self, committed: &Committed) -> bool {
         let mut losses = self.losses.iter();
+        losses.any(|loss| (self.is_cluster || loss.from_ms == 0) && self.concerns(loss, committed))
+    }
+
+    fn concerns(&self, loss: &Loss, committed: &Committed) -> bool {
         let commits_ms = COMMITS_MS.max(3 * self.commit_ms);
-        losses.any(|loss| committed.at_ms <= loss.at_ms + commits_ms && committed.at_ms + NOTED_MS >= loss.from_ms)
+        committed.at_ms <= loss.at_ms + commits_ms && committed.at_ms + NOTED_MS >= loss.from_ms
     }
 
     /// Returns whether Redis might no longer know that this window has to be reported.
@@ -256,13 +268,13 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
     };
     let mut last: BTreeMap<Window, &Committed> = BTreeMap::new();
     let mut most: BTreeMap<Window, u64> = BTreeMap::new();
-    // When the first record was published that Redis might no longer know.
+    // When the first record was published after which Redis might have other ids.
     let mut forgotten_ms: BTreeMap<Window, u64> = BTreeMap::new();
     for committed in committed {
         let record = &committed.record;
         let most = most.entry(record.window).or_default();
         *most = record.count.saturating_add(record.late).max(*most);
-        if happened.may_have_forgotten(committed) {
+        if happened.may_have_other_ids(committed) {
             forgotten_ms.entry(record.window).or_insert(committed.at_ms);
         }
         if committed.at_ms < record.window.end_ms() {

@@ -240,3 +240,71 @@ async fn renew(store: Store, key: String, holder: String, state: Arc<State>, per
     }
     state.lost.cancel();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use futures::FutureExt as _;
+    use redis::{RedisFuture, Value};
+    use verve_protocol::{Keys, Partitions};
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::store::{Commands, RedisConfig, Server};
+
+    /// A Redis that answers the first renewal after the lease has expired.
+    #[derive(Default)]
+    struct SlowOnce(AtomicBool);
+
+    impl Commands for SlowOnce {
+        fn run(&self, commands: Vec<Vec<String>>) -> RedisFuture<'static, Vec<Value>> {
+            let renew = Script::new(RENEW_LEASE);
+            let is_renewal = commands.iter().flatten().any(|word| word == renew.get_hash());
+            let is_slow = is_renewal && !self.0.swap(true, Ordering::Relaxed);
+            let answer = |command: Vec<String>| match command[0].as_str() {
+                "GET" => Value::Nil,
+                _ => Value::Int(1),
+            };
+            let answers = commands.into_iter().map(answer).collect();
+            async move {
+                if is_slow {
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+                Ok(answers)
+            }
+            .boxed()
+        }
+    }
+
+    /// A renewal that arrives too late does not make an expired lease valid again.
+    ///
+    /// Those who wait for the lease at that time would not be woken.
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_lease_is_followed_by_another() {
+        let (periods, health) = (Periods::default(), Arc::new(Health::new(Duration::from_secs(10))));
+        let config = RedisConfig {
+            urls: "redis://simulated".parse().expect("an address"),
+            tls: None,
+            partitions: Partitions::default(),
+        };
+        let redis = Server::new(
+            &config,
+            Some(Arc::new(SlowOnce::default())),
+            &health,
+            &Metrics::default(),
+        );
+        let keys = Keys::new("verve".parse().expect("a namespace"));
+        let store = Store::by(redis.expect("an address"), keys, Partitions::default());
+        let length = WindowLength::try_new(60).expect("a length");
+        let (keeper, mut leases) = LeaseKeeper::new(store, health, length, periods, "replica".to_owned());
+        tokio::spawn(keeper.run(CancellationToken::new()));
+        let first = leases.next().await.expect("a lease");
+        // The renewal after 2 s is answered after 7 s, and the lease expires after 6 s.
+        tokio::time::sleep(Duration::from_millis(6500)).await;
+        assert!(!first.is_held());
+        let next = tokio::time::timeout(Duration::from_secs(10), leases.next()).await;
+        let next = next.expect("in time").expect("a lease");
+        assert!(next.is_held() && !first.is_held());
+    }
+}
