@@ -371,10 +371,16 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         }
     }
     let certain = happened.length.window_at_ms(now_ms.saturating_sub(30_000));
-    // A named counter that Redis lost exists again only after the next request for it.
+    // A named counter that Redis lost exists again only after the next request for it. In a
+    // cluster, an instance need not notice the loss on another node before the next window.
+    let unnoticed_ms = if happened.is_cluster {
+        happened.length.seconds() * 1000
+    } else {
+        0
+    };
     let counted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
     let counted_ms = counted.map(|attempt| attempt.at_ms).max();
-    let is_lost = happened.losses.iter().any(|loss| counted_ms <= Some(loss.at_ms));
+    let is_lost = (happened.losses.iter()).any(|loss| counted_ms <= Some(loss.at_ms + unnoticed_ms));
     if !(is_named && (last.is_empty() || is_lost))
         && last
             .last_key_value()

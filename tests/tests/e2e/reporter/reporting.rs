@@ -61,11 +61,11 @@ async fn without_kafka_counts_are_logged() -> Result<()> {
     let site = Site::new(1).await?;
     let reporter = site.reporter(&[]).await?;
     let window = clock::next_window(site.length).await;
-    site.add(window, 0..4711).await?;
+    site.add(window, 0..471).await?;
     let key = window.to_string();
     let line = reporter
         .process()
-        .wait_for_line(SOON, |l| names(l, &key, "4711"))
+        .wait_for_line(SOON, |l| names(l, &key, "471"))
         .await?;
     // One line each; the next line is for the next window.
     let next = window.next().to_string();
@@ -83,11 +83,11 @@ async fn json_logs_are_json() -> Result<()> {
     let url = format!("http://localhost:{}/", sink.port());
     let reporter = site.reporter(&["--log-format", "json", "--callback-url", &url]).await?;
     let window = clock::next_window(site.length).await;
-    site.add(window, 0..4711).await?;
+    site.add(window, 0..471).await?;
     let key = window.to_string();
     reporter
         .process()
-        .wait_for_line(SOON, |l| names(l, &key, "4711"))
+        .wait_for_line(SOON, |l| names(l, &key, "471"))
         .await?;
     // Errors too: the callback is refused, because its name resolves to a private address, and
     // Redis is killed.
