@@ -13,10 +13,8 @@ pub async fn answer(path_with_query: &str) -> Response {
         Ok(counter) => counter,
         Err(error) => return misconfigured(&error),
     };
-    let accept = Accept::parse(path_with_query);
-    let opened = accept.and_then(|accept| Ok((accept.open(|name| counter.open_permitted(name))?, accept)));
-    match opened {
-        Ok((named, Accept { id, callback, .. })) => {
+    match Accept::open(path_with_query, |name| counter.open_permitted(name)) {
+        Ok((Accept { id, callback, .. }, named)) => {
             let counter = named.unwrap_or(counter);
             Response::Answered(counter.add_with_callback(id, callback).await)
         }

@@ -52,16 +52,20 @@ impl BadRequest {
 }
 
 impl Accept {
-    /// Opens the named counter of the request, if it has one.
+    /// Parses a query, and opens the counter that it names.
     ///
-    /// `open` returns `None` if requests may not use it.
+    /// `open` returns `None` if requests may not use the counter.
     ///
     /// # Errors
-    /// [`BadRequest::UnknownCounter`] if requests may not use it.
-    pub fn open<C>(&self, open: impl FnOnce(CounterName) -> Option<C>) -> Result<Option<C>, BadRequest> {
-        let name = self.counter.clone();
-        name.map(|name| open(name).ok_or(BadRequest::UnknownCounter))
-            .transpose()
+    /// As [`Accept::parse`], and last [`BadRequest::UnknownCounter`] if requests may not use it.
+    pub fn open<C>(
+        path_with_query: &str,
+        open: impl FnOnce(CounterName) -> Option<C>,
+    ) -> Result<(Self, Option<C>), BadRequest> {
+        let accept = Self::parse(path_with_query)?;
+        let name = accept.counter.clone();
+        let opened = name.map(|name| open(name).ok_or(BadRequest::UnknownCounter));
+        Ok((accept, opened.transpose()?))
     }
 
     /// Parses the query that follows `?` in `path_with_query`.

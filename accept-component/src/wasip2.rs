@@ -35,10 +35,10 @@ impl Guest for Component {
         if !matches!(request.method(), Method::Get) {
             return respond(response, Response::MethodNotAllowed);
         }
-        let accept = Accept::parse(&request.path_with_query().unwrap_or_default());
-        let opened = accept.and_then(|accept| Ok((accept.open(|name| counter.open_permitted(name))?, accept)));
+        let query = request.path_with_query().unwrap_or_default();
+        let opened = Accept::open(&query, |name| counter.open_permitted(name));
         let answer = match &opened {
-            Ok((named, Accept { id, callback, .. })) => {
+            Ok((Accept { id, callback, .. }, named)) => {
                 let counter = named.as_ref().unwrap_or(&counter);
                 Response::Answered(counter.add_with_callback(*id, callback.clone()))
             }

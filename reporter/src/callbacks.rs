@@ -321,8 +321,7 @@ impl<C: Call> Worker<C> {
         }
         let unique_counts = of_each.into_iter().map(|((counter, _), windows)| async move {
             let windows: Vec<Window> = windows.into_iter().collect();
-            let counts = self.unique_counts_of(counter, &windows).await?;
-            let counts = counts.into_iter();
+            let counts = self.unique_counts_of(counter, &windows).await?.into_iter();
             RedisResult::Ok(counts.map(move |(window, count)| ((counter.cloned(), window), count)))
         });
         let unique_counts = future::try_join_all(unique_counts).await?;

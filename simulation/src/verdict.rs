@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use verve_counter_core::answer::{Answer, Outcome};
-use verve_protocol::{CounterName, Window, WindowLength};
+use verve_protocol::{CounterName, Window, WindowLength, WindowRecord};
 
 use crate::endpoints::Received;
 use crate::kafka::Committed;
@@ -189,6 +189,13 @@ pub fn of_callbacks(
         let pair = fields.chunks(2).find(|pair| pair[0] == name);
         pair.map(|pair| pair[1].clone())
     };
+    let call_of = |endpoint: &str, counter: Option<&CounterName>, window: Window, revision: Option<u64>| {
+        let (counter, revision) = (
+            counter.map(CounterName::to_string),
+            revision.map(|revision| revision.to_string()),
+        );
+        (endpoint.to_owned(), counter, window.start().to_string(), revision)
+    };
     // The endpoint, counter, window start and revision of each callback that was called or is dead.
     let mut done: BTreeSet<(String, Option<String>, String, Option<String>)> = dead
         .iter()
@@ -198,21 +205,15 @@ pub fn of_callbacks(
         })
         .collect();
     done.extend(received.iter().map(|received| {
-        let revision = received.revision.map(|revision| revision.to_string());
-        let counter = received.counter.as_ref().map(CounterName::to_string);
-        (
-            received.endpoint.clone(),
-            counter,
-            received.window.start().to_string(),
-            revision,
+        call_of(
+            &received.endpoint,
+            received.counter.as_ref(),
+            received.window,
+            received.revision,
         )
     }));
     let is_done = |endpoint: &str, counter: Option<&CounterName>, window: Window, revision: Option<u64>| {
-        let (counter, revision) = (
-            counter.map(CounterName::to_string),
-            revision.map(|revision| revision.to_string()),
-        );
-        done.contains(&(endpoint.to_owned(), counter, window.start().to_string(), revision))
+        done.contains(&call_of(endpoint, counter, window, revision))
     };
     for attempt in attempts {
         if let (Some(callback), Some(Ok(_))) = (&attempt.callback, attempt.answer)
@@ -323,8 +324,10 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
     }
     for (window, sent) in &sent {
         let (accepted, tried) = (sent.accepted.len() as u64, sent.tried.len() as u64);
-        let most = most.get(window).copied().unwrap_or_default();
-        let is_forgotten = forgotten_ms.contains_key(window);
+        // If Redis has lost a report, the window may be reported once more, with the ids that are
+        // left.
+        let most = most.get(window).filter(|_| forgotten_ms.contains_key(window));
+        let reported = |record: &WindowRecord| most.copied().unwrap_or(record.count + record.late);
         match last.get(window).map(|last| &last.record) {
             None if accepted > 0 && window.end_ms() < now_ms => {
                 add(
@@ -332,9 +335,7 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
                     format!("{accepted} ids were accepted, and nothing was reported"),
                 );
             }
-            // If Redis has lost a report, the window may be reported once more, with the ids that
-            // are left.
-            Some(record) if (if is_forgotten { most } else { record.count + record.late }) < accepted => {
+            Some(record) if reported(record) < accepted => {
                 add(
                     *window,
                     format!("{accepted} ids were accepted, and reported was {record:?}"),
@@ -380,7 +381,8 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
     };
     let counted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
     let counted_ms = counted.map(|attempt| attempt.at_ms).max();
-    let is_lost = (happened.losses.iter()).any(|loss| counted_ms <= Some(loss.at_ms + unnoticed_ms));
+    let mut losses = happened.losses.iter();
+    let is_lost = losses.any(|loss| counted_ms <= Some(loss.at_ms + unnoticed_ms));
     if !(is_named && (last.is_empty() || is_lost))
         && last
             .last_key_value()

@@ -231,13 +231,15 @@ impl FromStr for PermittedCounters {
         }
         let permitted = text.split(',').map(|permitted| {
             let permitted = permitted.trim();
-            let invalid = || InvalidPermittedCounters(permitted.to_owned());
             match permitted.strip_suffix('*') {
                 // The beginning of a name is a name, except that it may be empty.
                 Some(beginning) if beginning.is_empty() || beginning.parse::<CounterName>().is_ok() => {
                     Ok(PermittedCounter::Beginning(beginning.to_owned()))
                 }
-                _ => permitted.parse().map(PermittedCounter::Name).map_err(|_| invalid()),
+                _ => match permitted.parse() {
+                    Ok(name) => Ok(PermittedCounter::Name(name)),
+                    Err(_) => Err(InvalidPermittedCounters(permitted.to_owned())),
+                },
             }
         });
         permitted.collect::<Result<_, _>>().map(Self)

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, StatusCode, redirect};
 use url::Url;
-use verve_protocol::{CallbackJob, Endpoint, Method};
+use verve_protocol::{CallbackJob, CounterName, Endpoint, Method};
 
 use super::policy::{Policy, Refused, Resolver};
 use super::sign::Signer;
@@ -107,18 +107,13 @@ impl Client {
         let headers = headers.into_iter().flatten();
         let request = headers.fold(request, |request, (name, value)| request.header(name, value));
         let request = request.header("verve-window", job.window.to_string());
-        let request = match &job.counter {
-            Some(counter) => request.header("verve-counter", counter.as_str()),
-            None => request,
-        };
-        let request = match telemetry::traceparent() {
-            Some(parent) => request.header("traceparent", parent),
-            None => request,
-        };
-        match job.revision {
-            Some(revision) => request.header("verve-revision", revision),
-            None => request,
-        }
+        let optional = [
+            ("verve-counter", job.counter.as_ref().map(CounterName::to_string)),
+            ("traceparent", telemetry::traceparent()),
+            ("verve-revision", job.revision.map(|revision| revision.to_string())),
+        ];
+        let optional = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        optional.fold(request, |request, (name, value)| request.header(name, value))
     }
 }
 

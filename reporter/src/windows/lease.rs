@@ -94,8 +94,47 @@ impl LeaseKeeper {
         }
     }
 
+    /// Waits for the lease of windows of this length, and acquires it.
+    /// Waits until no other replica holds it, and until the data in Redis is of a known format.
     async fn acquire(&self) -> Lease {
-        Lease::acquire(&self.store, &self.health, self.length, &self.replica, self.periods).await
+        let (store, periods) = (&self.store, self.periods);
+        let (key, script) = (store.keys.lease(self.length), Script::new(ACQUIRE_LEASE));
+        let mut acquire = script.key(&key);
+        acquire.arg(&self.replica).arg(millis(periods.lease));
+        let held_until = loop {
+            let asked = Instant::now();
+            let acquired = async {
+                let format = store.other_format().await?;
+                let is_known = format.is_none();
+                self.health.set_problem("keys", format);
+                if !is_known {
+                    return Ok(0);
+                }
+                store.redis().script::<u8>(&acquire).await
+            };
+            match acquired.await {
+                Ok(1) => break asked + periods.lease,
+                Ok(_) => {}
+                // `health` logs it.
+                Err(error) => tracing::debug!("cannot get the lease: {error}"),
+            }
+            tokio::time::sleep(periods.try_lease()).await;
+        };
+        store.record_format().await;
+        let state = Arc::new(State {
+            held_until: Mutex::new(held_until),
+            lost: CancellationToken::new(),
+        });
+        let renewing = renew(store.clone(), key.clone(), self.replica.clone(), state.clone(), periods);
+        let renewing = tokio::spawn(renewing);
+        Lease {
+            store: store.clone(),
+            key,
+            holder: self.replica.clone(),
+            since: Instant::now(),
+            state,
+            renewing,
+        }
     }
 }
 
@@ -119,48 +158,6 @@ struct State {
 }
 
 impl Lease {
-    /// Waits for the lease of windows of this length, and acquires it.
-    /// Waits until no other replica holds it, and until the data in Redis is of a known format.
-    async fn acquire(store: &Store, health: &Health, length: WindowLength, holder: &str, periods: Periods) -> Self {
-        let (key, script) = (store.keys.lease(length), Script::new(ACQUIRE_LEASE));
-        let mut acquire = script.key(&key);
-        acquire.arg(holder).arg(millis(periods.lease));
-        let held_until = loop {
-            let asked = Instant::now();
-            let acquired = async {
-                let format = store.other_format().await?;
-                let is_known = format.is_none();
-                health.set_problem("keys", format);
-                if !is_known {
-                    return Ok(0);
-                }
-                store.redis().script::<u8>(&acquire).await
-            };
-            match acquired.await {
-                Ok(1) => break asked + periods.lease,
-                Ok(_) => {}
-                // `health` logs it.
-                Err(error) => tracing::debug!("cannot get the lease: {error}"),
-            }
-            tokio::time::sleep(periods.try_lease()).await;
-        };
-        store.record_format().await;
-        let state = Arc::new(State {
-            held_until: Mutex::new(held_until),
-            lost: CancellationToken::new(),
-        });
-        let renewing = renew(store.clone(), key.clone(), holder.to_owned(), state.clone(), periods);
-        let renewing = tokio::spawn(renewing);
-        Self {
-            store: store.clone(),
-            key,
-            holder: holder.to_owned(),
-            since: Instant::now(),
-            state,
-            renewing,
-        }
-    }
-
     /// Returns the key of the lease.
     pub fn key(&self) -> &str {
         &self.key
@@ -228,12 +225,7 @@ async fn renew(store: Store, key: String, holder: String, state: Arc<State>, per
         {
             // A lease that has expired is not held again: those who report wait for the next one.
             _ if !state.is_held() => break,
-            Ok(1) => {
-                *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + periods.lease;
-                if !state.is_held() {
-                    break;
-                }
-            }
+            Ok(1) => *state.held_until.lock().unwrap_or_else(PoisonError::into_inner) = asked + periods.lease,
             Ok(_) => break,
             Err(_) => {}
         }
