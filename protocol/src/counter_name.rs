@@ -5,12 +5,6 @@ use std::str::FromStr;
 
 use crate::keys::is_name;
 
-/// The maximum number of named counters in a namespace.
-///
-/// It bounds the work that a reporter does for all counters, and the data that it publishes about
-/// them.
-pub const MAX_COUNTERS: u64 = 100;
-
 /// How long an unused counter is still reported, in seconds: nine days.
 ///
 /// The time starts at the last registration of the counter. Afterwards, the counter is forgotten

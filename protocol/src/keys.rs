@@ -145,6 +145,15 @@ impl Keys {
         format!("{{{}}}:counters", self.namespace)
     }
 
+    /// Names the sorted set of the named counters that a reporter has to look at.
+    ///
+    /// The score is like that of [`Self::counters`]. A leader removes a counter once it has been idle
+    /// for long and all its windows are final. An instance adds it again with its next window.
+    #[must_use]
+    pub fn counters_in_use(&self) -> String {
+        format!("{{{}}}:counters:in-use", self.namespace)
+    }
+
     /// Returns the named counter of this namespace to which a key of ids belongs.
     ///
     /// `None` if the key is not [`Keys::ids`] of such a counter.
@@ -372,6 +381,10 @@ pub mod progress {
     ///
     /// The value is in Unix milliseconds of Redis' clock.
     pub const KEPT: &str = "kept";
+    /// The start from which an idle counter is not reported, in Unix seconds.
+    ///
+    /// It holds until a later window is reported.
+    pub const IDLE: &str = "idle";
 }
 
 /// The fields of the hash [`Keys::stats`].

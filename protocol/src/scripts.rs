@@ -77,6 +77,8 @@ scripts! {
     RECORD: "keep.lua", "record.lua";
     /// Removes the names of long unused counters from the list, and returns them.
     FORGET_COUNTERS: "forget_counters.lua";
+    /// Removes a named counter from those that a reporter has to look at.
+    RETIRE_COUNTER: "retire_counter.lua";
     /// Takes the due jobs of the retry set, and moves them to when they are free again.
     TAKE_WAITING: "take_waiting.lua";
     /// Removes consumers that have been idle for some time.

@@ -123,6 +123,12 @@ struct Args {
     /// How long a reported window is still watched for late ids. At most 12 hours.
     #[arg(long, env = "VERVE_LATE_SECONDS", global = true, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(0..=43_200), help_heading = REDIS)]
     late_seconds: u64,
+    /// How long a named counter without ids is reported as 0, in seconds
+    ///
+    /// From its last window with ids on. Then it is not reported until it has ids again. 10 seconds
+    /// to a day.
+    #[arg(long, env = "VERVE_IDLE_SECONDS", global = true, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(10..=86_400), help_heading = REDIS)]
+    idle_seconds: u64,
     /// Kafka brokers as `host:port`, comma-separated
     ///
     /// Without them, counts are only logged.

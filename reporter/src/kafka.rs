@@ -6,6 +6,8 @@
 //! replica that wakes from a pause publishes nothing. Without transactions (`--kafka-transactions
 //! false`), nothing ensures this.
 
+mod shared;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +24,7 @@ use verve_protocol::{CounterName, WindowRecord};
 
 use crate::health::{Dependency, Health};
 use crate::metrics::Metrics;
+pub use shared::SharedSession;
 
 /// How long to wait until acknowledged records are cleaned up.
 /// This is usually immediate. If not, the commit waits for it, but takes longer.
@@ -61,14 +64,12 @@ struct Kafka {
     /// It is a consumer, because brokers may create a topic that a producer looks for.
     asking: Arc<BaseConsumer<Quiet>>,
     topic: Arc<str>,
-    /// The name of the counter, if it has one.
-    counter: Option<CounterName>,
     transactions: bool,
     delivery: Duration,
     dependency: Dependency,
-    /// What failed last, and for which counter.
+    /// What failed last.
     /// While it is not empty, Kafka does not count as reachable, even if it answers other requests.
-    failing: Arc<Mutex<BTreeSet<Failing>>>,
+    failing: Arc<Mutex<BTreeSet<Doing>>>,
     metrics: Metrics,
 }
 
@@ -79,11 +80,15 @@ pub trait Sessions: Clone + Send + Sync + 'static {
 
     /// Returns a session for a replica that has just acquired the lease.
     fn session(&self) -> Self::Session;
+}
 
-    /// Returns where a named counter's records are published.
-    /// Kafka sees another producer for them, since each counter has its own leader.
-    #[must_use]
-    fn named(&self, counter: &CounterName) -> Self;
+/// A record of a counter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CounterRecord {
+    /// The name of the counter, if it has one.
+    pub counter: Option<CounterName>,
+    /// What is published of its window.
+    pub record: WindowRecord,
 }
 
 /// Publishes for one holder of the lease.
@@ -95,7 +100,7 @@ pub trait Publish: Send {
 
     /// Publishes records in order, all or none, and waits for the acknowledgement.
     /// After a failure, the session must be begun again.
-    fn publish(&mut self, records: &[WindowRecord]) -> impl Future<Output = Result<(), Unpublished>> + Send;
+    fn publish(&mut self, records: &[CounterRecord]) -> impl Future<Output = Result<(), Unpublished>> + Send;
 }
 
 /// A session of a [`Publisher`].
@@ -110,9 +115,6 @@ enum Doing {
     Beginning,
     Publishing,
 }
-
-/// A failed operation, and its counter: a named one, or the one without a name.
-type Failing = (Doing, Option<CounterName>);
 
 /// When a session began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,13 +221,18 @@ impl Publisher {
             config: client,
             asking: Arc::new(asking),
             topic: config.topic.as_str().into(),
-            counter: None,
             transactions: config.transactional_id.is_some(),
             delivery: config.delivery,
             dependency,
             failing: Arc::default(),
             metrics: metrics.clone(),
         })))
+    }
+
+    /// Returns a publisher that drops all records.
+    #[cfg(test)]
+    pub const fn without_kafka() -> Self {
+        Self(None)
     }
 
     /// Probes whether Kafka is reachable.
@@ -254,17 +261,6 @@ impl Sessions for Publisher {
             producer: None,
         }
     }
-
-    fn named(&self, counter: &CounterName) -> Self {
-        let mut publisher = self.clone();
-        if let Some(kafka) = &mut publisher.0 {
-            if let Some(id) = kafka.config.get("transactional.id").map(|id| format!("{id}/{counter}")) {
-                kafka.config.set("transactional.id", id);
-            }
-            kafka.counter = Some(counter.clone());
-        }
-        publisher
-    }
 }
 
 impl Publish for Session {
@@ -287,7 +283,7 @@ impl Publish for Session {
         Ok(Begun::Now)
     }
 
-    async fn publish(&mut self, records: &[WindowRecord]) -> Result<(), Unpublished> {
+    async fn publish(&mut self, records: &[CounterRecord]) -> Result<(), Unpublished> {
         let Some(kafka) = self.kafka.clone() else { return Ok(()) };
         let Some(producer) = self.producer.take() else {
             return Err(Unpublished::Away);
@@ -314,12 +310,11 @@ impl Publish for Session {
 impl Session {
     fn set_failing(&self, doing: Doing, failing: bool) {
         if let Some(kafka) = &self.kafka {
-            let of_this = (doing, kafka.counter.clone());
             let mut all = kafka.failing.lock().unwrap_or_else(PoisonError::into_inner);
             if failing {
-                all.insert(of_this);
+                all.insert(doing);
             } else {
-                all.remove(&of_this);
+                all.remove(&doing);
             }
         }
     }
@@ -374,12 +369,12 @@ impl Kafka {
 
     /// Publishes records in one transaction or, without transactions, one by one.
     /// Waits for every acknowledgement, and fails if one failed.
-    fn transact(&self, producer: &FutureProducer<Quiet>, records: &[WindowRecord]) -> KafkaResult<()> {
+    fn transact(&self, producer: &FutureProducer<Quiet>, records: &[CounterRecord]) -> KafkaResult<()> {
         if self.transactions {
             producer.begin_transaction()?;
         }
-        let counter = self.counter.as_ref();
-        let queued = records.iter().map(|record| {
+        let queued = records.iter().map(|CounterRecord { counter, record }| {
+            let counter = counter.as_ref();
             let (key, value) = (record.key(counter), record.value());
             let headers = headers(&record.headers(counter));
             let message = FutureRecord::to(&self.topic).key(&key).payload(&value).headers(headers);

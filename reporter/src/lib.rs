@@ -174,13 +174,13 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         config.windows.length,
         config.windows.periods,
         replica.clone(),
+        publisher.clone(),
     );
     tasks.spawn(keeper.run(stop.clone()));
     let (named, counters) = Named::new(Parts {
         config: config.windows.clone(),
         store: store.clone(),
         health: health.clone(),
-        publisher: publisher.clone(),
         metrics: metrics.clone(),
         leases: leases.clone(),
         throttle: throttle.clone(),
@@ -206,7 +206,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         stop.clone(),
     ));
     let length = config.windows.length;
-    let windows = windows::Reporter::new(config.windows, &store, health, publisher, &metrics, leases, throttle);
+    let windows = windows::Reporter::new(config.windows, &store, health, &metrics, leases, throttle, None);
     tasks.spawn(windows.run(stop.clone()));
     let client = config.callbacks.client()?;
     let callbacks = callbacks::Callbacks::new(&config.callbacks, client, length, store, metrics, replica);

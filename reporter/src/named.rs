@@ -1,8 +1,9 @@
 //! Named counters: found in Redis, each reported separately.
 //!
 //! They are reported like the counter without a name, but without the fixed callback. Every replica
-//! looks for them once a second, and the one with the lease reports all of them. It also forgets
-//! named counters to which no ids are added any more.
+//! looks once a second for those that are in use, and the one with the lease reports all of them. A
+//! counter that is idle costs nothing until ids are added to it again. The replica with the lease
+//! also forgets named counters to which no ids are added any more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +19,11 @@ use verve_protocol::{CounterName, Window};
 
 use crate::clock::RedisClock;
 use crate::health::Health;
-use crate::kafka::Sessions;
+use crate::kafka::Publish;
 use crate::metrics::{Metrics, WindowMetrics, gauge};
 use crate::overview::{self, WindowSnapshot};
 use crate::store::Store;
-use crate::windows::{Leases, Reporter, SweepThrottle, WindowsConfig};
+use crate::windows::{Leases, Reporter, SweepThrottle, Used, WindowsConfig};
 
 /// How often Redis is asked for the list of named counters.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -39,25 +40,20 @@ pub struct CounterSnapshot {
 }
 
 /// The parts of a reporter of windows.
-#[derive(Clone)]
-pub struct Parts<K> {
+pub struct Parts<S> {
     pub config: WindowsConfig,
     pub store: Store,
     pub health: Arc<Health>,
-    pub publisher: K,
     pub metrics: Metrics,
-    pub leases: Leases,
+    pub leases: Leases<S>,
     pub throttle: SweepThrottle,
 }
 
 /// Looks for named counters, and runs their reporting.
-pub struct Named<K> {
-    parts: Parts<K>,
+pub struct Named<S> {
+    parts: Parts<S>,
     running: BTreeMap<CounterName, Running>,
     snapshot: watch::Sender<Vec<CounterSnapshot>>,
-    /// The metrics of the counter without a name.
-    /// The replica that reports that counter forgets unused ones.
-    leading: WindowMetrics,
     /// Whether it has not looked for named counters yet.
     is_new: bool,
 }
@@ -66,6 +62,7 @@ pub struct Named<K> {
 struct Running {
     store: Store,
     metrics: WindowMetrics,
+    used: Used,
     stop: CancellationToken,
     task: JoinHandle<()>,
     /// The windows as last seen.
@@ -75,12 +72,11 @@ struct Running {
     next: Window,
 }
 
-impl<K: Sessions> Named<K> {
+impl<S: Publish + 'static> Named<S> {
     /// Creates it without any counter, and returns where their snapshots appear.
-    pub fn new(parts: Parts<K>) -> (Self, watch::Receiver<Vec<CounterSnapshot>>) {
+    pub fn new(parts: Parts<S>) -> (Self, watch::Receiver<Vec<CounterSnapshot>>) {
         let (snapshot, receiver) = watch::channel(Vec::new());
         let named = Self {
-            leading: parts.metrics.windows(None),
             parts,
             running: BTreeMap::new(),
             snapshot,
@@ -105,19 +101,21 @@ impl<K: Sessions> Named<K> {
     }
 
     async fn look(&mut self, stop: &CancellationToken) -> RedisResult<()> {
-        if self.leading.lease_held.get() == 1
+        if self.parts.leases.are_held()
             && let Err(error) = self.forget().await
         {
             tracing::debug!("cannot forget named counters: {error}");
         }
-        self.end_with_those_that_failed().await;
-        let names = self.names().await?;
-        let gone = self.running.extract_if(.., |name, _| !names.contains(name));
-        for (_, running) in gone {
-            running.stop.cancel();
-            running.metrics.forget();
-        }
+        self.remove_ended().await;
         let clock = self.parts.store.clock().await?;
+        let in_use = self.in_use().await?;
+        for (name, running) in &self.running {
+            match in_use.get(name) {
+                Some(used_ms) => running.used.is_at_ms(*used_ms),
+                // It finishes its step before it ends. Until then it is not started again.
+                None => running.stop.cancel(),
+            }
+        }
         let current = self.parts.config.length.window_at_ms(clock.now_ms());
         let windows: Vec<Window> = current.previous().into_iter().chain([current]).collect();
         let looks = self
@@ -131,10 +129,10 @@ impl<K: Sessions> Named<K> {
             .into_iter()
             .filter_map(|snapshot| snapshot.ok().flatten())
             .collect();
-        for name in names {
+        for (name, used_ms) in in_use {
             if !self.running.contains_key(&name) {
                 tracing::info!(counter = name.as_str(), "a named counter is in use");
-                let running = self.start(&name, current, stop.child_token());
+                let running = self.start(&name, used_ms, current, stop.child_token());
                 self.running.insert(name, running);
             }
         }
@@ -145,8 +143,9 @@ impl<K: Sessions> Named<K> {
 
     /// Removes ended tasks, and panics if one of them has panicked.
     /// The reporter then ends, and is started again.
-    async fn end_with_those_that_failed(&mut self) {
+    async fn remove_ended(&mut self) {
         for (_, running) in self.running.extract_if(.., |_, running| running.task.is_finished()) {
+            running.metrics.forget();
             if let Err(error) = running.task.await
                 && error.is_panic()
             {
@@ -155,37 +154,41 @@ impl<K: Sessions> Named<K> {
         }
     }
 
-    /// Returns the names of all named counters, sorted.
-    async fn names(&self) -> RedisResult<Vec<CounterName>> {
+    /// Returns the named counters in use, each with its last registration.
+    ///
+    /// The time is in Unix milliseconds.
+    async fn in_use(&self) -> RedisResult<BTreeMap<CounterName, u64>> {
         let mut range = redis::cmd("ZRANGE");
-        range.arg(self.parts.store.keys.counters()).arg(0).arg(-1);
-        let names: Vec<String> = self.parts.store.redis().command(&range).await?;
+        range.arg(self.parts.store.keys.counters_in_use());
+        range.arg(0).arg(-1).arg("WITHSCORES");
+        let counters: Vec<(String, f64)> = self.parts.store.redis().command(&range).await?;
         // Ignore members that are not valid names: no instance has registered them.
-        let mut names: Vec<CounterName> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        names.sort();
-        Ok(names)
+        let named = |(name, used_s): (String, f64)| Some((name.parse().ok()?, (used_s * 1000.0) as u64));
+        Ok(counters.into_iter().filter_map(named).collect())
     }
 
-    fn start(&self, name: &CounterName, current: Window, stop: CancellationToken) -> Running {
-        let parts = self.parts.clone();
+    fn start(&self, name: &CounterName, used_ms: u64, current: Window, stop: CancellationToken) -> Running {
+        let parts = &self.parts;
         let store = parts.store.of(Some(name));
         let config = WindowsConfig {
             callback: None,
-            ..parts.config
+            ..parts.config.clone()
         };
-        let publisher = parts.publisher.named(name);
+        let used = Used::default();
+        used.is_at_ms(used_ms);
         let reporter = Reporter::new(
             config,
             &store,
-            parts.health,
-            publisher,
+            parts.health.clone(),
             &parts.metrics,
-            parts.leases,
-            parts.throttle,
+            parts.leases.clone(),
+            parts.throttle.clone(),
+            Some(used.clone()),
         );
         Running {
             metrics: parts.metrics.windows(Some(name)),
             store,
+            used,
             task: tokio::spawn(reporter.run(stop.clone())),
             stop,
             snapshot: (!self.is_new).then(Vec::new),
@@ -196,13 +199,11 @@ impl<K: Sessions> Named<K> {
     /// Forgets counters without ids for long, and deletes their reports.
     /// A counter to which ids are added at the same time is found again.
     async fn forget(&self) -> RedisResult<()> {
-        let key = self.parts.store.keys.counters();
-        let unused: Vec<String> = self
-            .parts
-            .store
-            .redis()
-            .script(Script::new(FORGET_COUNTERS).key(key).arg(UNUSED_SECONDS))
-            .await?;
+        let keys = &self.parts.store.keys;
+        let script = Script::new(FORGET_COUNTERS);
+        let mut forget = script.key(keys.counters());
+        forget.key(keys.counters_in_use());
+        let unused: Vec<String> = self.parts.store.redis().script(forget.arg(UNUSED_SECONDS)).await?;
         for name in unused.iter().filter_map(|name| name.parse::<CounterName>().ok()) {
             tracing::info!(counter = name.as_str(), "an unused named counter was forgotten");
             let (keys, length) = (self.parts.store.keys.named(name), self.parts.config.length);
@@ -238,7 +239,13 @@ impl Running {
         if let Some(reported) = snapshot.iter().rev().find(|snapshot| snapshot.report.is_some()) {
             self.next = self.next.max(reported.window.next());
         }
-        let overdue_s = clock.now_ms().saturating_sub(config.due_ms(self.next)) / 1000;
+        let is_due = self.next <= config.idle_after(self.used.at_ms());
+        let due_ms = config.due_ms(self.next);
+        let overdue_s = if is_due {
+            clock.now_ms().saturating_sub(due_ms) / 1000
+        } else {
+            0
+        };
         self.metrics.window_overdue.set(gauge(overdue_s));
         let counter = CounterSnapshot {
             name: name.clone(),

@@ -13,7 +13,7 @@ use verve_protocol::{Endpoint, Keys, Method, Partitions, WindowLength};
 pub use crate::callbacks::{Call, Failure};
 use crate::callbacks::{Callbacks, CallbacksConfig, Policy};
 use crate::health::Health;
-pub use crate::kafka::{Begun, Publish, Sessions, Unpublished};
+pub use crate::kafka::{Begun, CounterRecord, Publish, Sessions, Unpublished};
 use crate::metrics::Metrics;
 use crate::named::{Named, Parts};
 use crate::periods::Periods;
@@ -34,6 +34,8 @@ pub struct Settings {
     pub grace: Duration,
     /// The allowed lateness: how long after its first report late ids correct a window.
     pub late: Duration,
+    /// How long a named counter without ids is reported, after its last window with ids.
+    pub idle: Duration,
     /// Whether the replica looks for named counters.
     pub has_named: bool,
     /// Whether callbacks are delivered.
@@ -93,16 +95,23 @@ pub async fn report<K: Sessions, C: Call>(
         length: settings.length,
         grace: settings.grace,
         late: settings.late,
+        idle: settings.idle,
         callback: settings.callback,
         periods,
     };
-    let (keeper, leases) = LeaseKeeper::new(store.clone(), health.clone(), settings.length, periods, replica.clone());
+    let (keeper, leases) = LeaseKeeper::new(
+        store.clone(),
+        health.clone(),
+        settings.length,
+        periods,
+        replica.clone(),
+        kafka,
+    );
     let named = settings.has_named.then(|| {
         let parts = Parts {
             config: windows.clone(),
             store: store.clone(),
             health: health.clone(),
-            publisher: kafka.clone(),
             metrics: metrics.clone(),
             leases: leases.clone(),
             throttle: throttle.clone(),
@@ -121,7 +130,7 @@ pub async fn report<K: Sessions, C: Call>(
         Callbacks::new(&config, endpoints, settings.length, store, metrics, replica).run(stop.clone())
     });
     let keeper = keeper.run(stop.clone());
-    let windows = Reporter::new(windows, &store, health, kafka, &metrics, leases, throttle).run(stop);
+    let windows = Reporter::new(windows, &store, health, &metrics, leases, throttle, None).run(stop);
     let (named, callbacks) = (OptionFuture::from(named), OptionFuture::from(callbacks));
     future::join4(keeper, windows, named, callbacks).await;
 }

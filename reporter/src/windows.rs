@@ -32,12 +32,13 @@ use verve_protocol::{Endpoint, Method, Window, WindowLength};
 use crate::backoff::Retry;
 use crate::clock::millis;
 use crate::health::Health;
-use crate::kafka::{Publisher, Sessions};
+use crate::kafka::Publish;
 use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::{Store, is_away};
 use ended::Ended;
 use leader::Leader;
+pub use leader::Used;
 pub use lease::{LeaseKeeper, Leases};
 pub use ledger::KEPT;
 use report_store::RedisReportStore;
@@ -54,6 +55,8 @@ pub struct WindowsConfig {
     pub grace: Duration,
     /// The allowed lateness: how long after its first report late ids correct a window.
     pub late: Duration,
+    /// How long a named counter without ids is reported, after its last window with ids.
+    pub idle: Duration,
     /// The fixed callback, called for every report.
     pub callback: Option<(Endpoint, Method)>,
     pub periods: Periods,
@@ -64,25 +67,34 @@ impl WindowsConfig {
     pub fn due_ms(&self, window: Window) -> u64 {
         window.end_ms() + millis(self.grace)
     }
+
+    /// Returns the last window of a named counter that is reported even if it has no ids.
+    ///
+    /// `used_ms` is when an instance last registered the counter, in Unix milliseconds.
+    pub fn idle_after(&self, used_ms: u64) -> Window {
+        let used = self.length.window_at_ms(used_ms);
+        self.length.window_at_ms(used.end_ms() + millis(self.idle) - 1)
+    }
 }
 
 /// Reports the windows of one counter while this replica holds the lease.
-pub struct Reporter<K = Publisher> {
+pub struct Reporter<S> {
     leader: Leader<RedisReportStore>,
-    leases: Leases,
-    kafka: K,
+    leases: Leases<S>,
 }
 
-impl<K: Sessions> Reporter<K> {
+impl<S: Publish> Reporter<S> {
     /// Creates a reporter of the counter whose keys `store` has.
+    ///
+    /// With `used`, the counter is not reported while it is idle.
     pub fn new(
         config: WindowsConfig,
         store: &Store,
         health: Arc<Health>,
-        kafka: K,
         metrics: &Metrics,
-        leases: Leases,
+        leases: Leases<S>,
         throttle: SweepThrottle,
+        used: Option<Used>,
     ) -> Self {
         let leader = Leader {
             report_store: Arc::new(RedisReportStore::new(config.clone(), store.clone())),
@@ -92,21 +104,22 @@ impl<K: Sessions> Reporter<K> {
             counter: store.keys.counter().cloned(),
             partitions: store.partitions(),
             throttle,
+            used,
         };
-        Self { leader, leases, kafka }
+        Self { leader, leases }
     }
 
     /// Runs until a stop is requested.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut ledger = None;
         let mut retry = Retry::default();
-        while let Some(Some(lease)) = stop.run_until_cancelled(self.leases.next()).await {
+        while let Some(Some((lease, session))) = stop.run_until_cancelled(self.leases.next()).await {
             self.leader.metrics.lease_held.set(1);
             let begin = Instant::now();
             // A stop lets the current step finish, so that records in Kafka are recorded in Redis.
             let ended = tokio::select! {
                 biased;
-                ended = self.leader.lead(&lease, self.kafka.session(), &mut ledger, &stop) => ended,
+                ended = self.leader.lead(&lease, session, &mut ledger, &stop) => ended,
                 () = lease.lost() => Ended::LeaseLost,
             };
             self.leader.metrics.lease_held.set(0);

@@ -1,16 +1,14 @@
 //! A model of a Kafka broker.
 //!
-//! It has one topic, and a transactional id for each counter. Per id, only the latest producer may
-//! publish.
+//! It has one topic and one transactional id. Only the latest producer may publish.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use send_wrapper::SendWrapper;
 use verve_protocol::{CounterName, WindowRecord};
-use verve_reporter::simulated::{Begun, Publish, Sessions, Unpublished};
+use verve_reporter::simulated::{Begun, CounterRecord, Publish, Sessions, Unpublished};
 
 use crate::gate::Gate;
 use crate::mutation::Into;
@@ -25,8 +23,8 @@ const TIMEOUT: Duration = Duration::from_secs(6);
 pub struct Broker {
     /// Whether the broker is reachable.
     pub link: Cell<Link>,
-    /// The latest producer of each counter.
-    epochs: RefCell<BTreeMap<Option<CounterName>, u64>>,
+    /// The latest producer.
+    epoch: Cell<u64>,
     committed: RefCell<Vec<Committed>>,
     /// The longest time that a commit takes, in milliseconds.
     pub commit_ms: Cell<u64>,
@@ -60,7 +58,6 @@ struct Inner {
     world: Rc<World>,
     broker: Rc<Broker>,
     gate: Rc<Gate>,
-    counter: Option<CounterName>,
 }
 
 impl Client {
@@ -71,7 +68,6 @@ impl Client {
             world: world.clone(),
             broker: broker.clone(),
             gate: gate.clone(),
-            counter: None,
         })))
     }
 }
@@ -91,13 +87,6 @@ impl Sessions for Client {
             inner: self.0.clone(),
             epoch: None,
         }
-    }
-
-    fn named(&self, counter: &CounterName) -> Self {
-        Self(SendWrapper::new(Rc::new(Inner {
-            counter: Some(counter.clone()),
-            ..Inner::clone(&self.0)
-        })))
     }
 }
 
@@ -119,20 +108,17 @@ impl Publish for Session {
             if self.epoch.is_some() {
                 return Ok(Begun::Before);
             }
-            let counter = self.inner.counter.clone();
             let begun = self.inner.ask(|world, broker| {
-                world.note(|| format!("kafka: another producer of {counter:?}"));
-                let mut epochs = broker.epochs.borrow_mut();
-                let epoch = epochs.entry(counter).or_default();
-                *epoch += 1;
-                *epoch
+                world.note(|| "kafka: another producer".to_owned());
+                broker.epoch.update(|epoch| epoch + 1);
+                broker.epoch.get()
             });
             self.epoch = Some(begun.await?);
             Ok(Begun::Now)
         })
     }
 
-    fn publish(&mut self, records: &[WindowRecord]) -> impl Future<Output = Result<(), Unpublished>> + Send {
+    fn publish(&mut self, records: &[CounterRecord]) -> impl Future<Output = Result<(), Unpublished>> + Send {
         let records = records.to_vec();
         SendWrapper::new(async move {
             // A producer cannot be used again after a publish that failed.
@@ -143,15 +129,14 @@ impl Publish for Session {
             let commit_ms = self.inner.broker.commit_ms.get();
             let commit = Duration::from_millis(self.inner.world.executor.below(commit_ms + 1));
             self.inner.world.alarm(commit).wait().await;
-            let counter = self.inner.counter.clone();
             let published = self.inner.ask(move |world, broker| {
-                let is_latest = broker.epochs.borrow().get(&counter) == Some(&epoch);
+                let is_latest = broker.epoch.get() == epoch;
                 let is_latest = is_latest || world.has(|into| matches!(into, Into::NoFence));
-                world.note(|| format!("kafka: producer {epoch} of {counter:?} (latest: {is_latest}): {records:?}"));
+                world.note(|| format!("kafka: producer {epoch} (latest: {is_latest}): {records:?}"));
                 if is_latest && !world.has(|into| matches!(into, Into::NoCommit)) {
                     let at_ms = world.now_us() / 1000;
-                    let records = records.into_iter().map(|record| Committed {
-                        counter: counter.clone(),
+                    let records = records.into_iter().map(|CounterRecord { counter, record }| Committed {
+                        counter,
                         at_ms,
                         record,
                     });

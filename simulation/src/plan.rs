@@ -17,6 +17,8 @@ pub struct Plan {
     pub partitions: u16,
     /// The allowed lateness: how long late ids correct a window, in seconds.
     pub late_seconds: u64,
+    /// How long a named counter without ids is reported, in seconds.
+    pub idle_seconds: u64,
     /// The longest latency of a message, in milliseconds.
     pub latency_ms: u64,
     /// The longest additional time of a commit to Kafka, in milliseconds.
@@ -152,6 +154,7 @@ impl Plan {
             window_seconds,
             partitions: pick(random, &[1, 1, 4]),
             late_seconds: pick(random, &[0, 5, 20]),
+            idle_seconds: 0,
             latency_ms: pick(random, &[1, 1, 30]),
             commit_ms: pick(random, &[1, 50, 3000, 15_000]),
             servers: pick(random, &[1, 1, 1, 3]),
@@ -210,6 +213,7 @@ impl Plan {
                 plan.faults.extend(kind.map(|kind| Fault { at_ms, for_ms, kind }));
             }
         }
+        plan.idle_seconds = pick(random, &[10, 20, 3600]);
         plan
     }
 

@@ -33,7 +33,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long the parts may take to settle after the last fault, besides the windows.
 const SETTLES: Duration = Duration::from_secs(90);
 /// How many commits a leader may need after the last fault.
-const COMMITS: u32 = 10;
+///
+/// Each may first wait for one of other counters.
+const COMMITS: u32 = 20;
 
 /// How long a replica may take to notice that Redis is unreachable.
 const FOUND_OUT: Duration = Duration::from_secs(10);
@@ -45,7 +47,14 @@ const FIXED: &str = "https://e0.example/fixed";
 /// The names of keys that need not expire, besides those of reports.
 ///
 /// Redis has each of them once, or once per counter.
-const FOR_EVER: [&str; 5] = ["format", "counters", "callbacks", "callbacks:retry", "callbacks:dead"];
+const FOR_EVER: [&str; 6] = [
+    "format",
+    "counters",
+    "counters:in-use",
+    "callbacks",
+    "callbacks:retry",
+    "callbacks:dead",
+];
 
 /// The outcome of a plan.
 pub struct Outcome {
@@ -139,6 +148,7 @@ impl Run {
             length,
             grace: GRACE,
             late: Duration::from_secs(plan.late_seconds),
+            idle: Duration::from_secs(plan.idle_seconds),
             has_named: plan.counters > 0,
             has_callbacks: plan.attempts.is_some(),
             callback: plan
@@ -213,6 +223,7 @@ impl Run {
             length: self.length,
             is_cluster: self.plan.servers > 1,
             commit_ms: self.plan.commit_ms,
+            idle_ms: self.plan.idle_seconds * 1000,
             losses: self.losses.borrow().clone(),
         };
         let mut wrong = verdict::of(

@@ -52,6 +52,8 @@ pub struct Happened {
     pub is_cluster: bool,
     /// How long a commit in Kafka may take, in milliseconds.
     pub commit_ms: u64,
+    /// How long a named counter without ids is reported, in milliseconds.
+    pub idle_ms: u64,
     /// The losses, in the order of time.
     pub losses: Vec<Loss>,
 }
@@ -79,8 +81,15 @@ impl Happened {
         losses.any(|loss| (self.is_cluster || loss.from_ms == 0) && self.concerns(loss, committed))
     }
 
+    /// Returns from when on a named counter might not be reported after this attempt.
+    ///
+    /// The instance may have registered the counter earlier in the window.
+    fn idle_from_ms(&self, attempt: &Attempt) -> u64 {
+        (attempt.at_ms + self.idle_ms).saturating_sub(2000 * self.length.seconds())
+    }
+
     fn concerns(&self, loss: &Loss, committed: &Committed) -> bool {
-        let commits_ms = COMMITS_MS.max(3 * self.commit_ms);
+        let commits_ms = COMMITS_MS.max(6 * self.commit_ms);
         committed.at_ms <= loss.at_ms + commits_ms && committed.at_ms + NOTED_MS >= loss.from_ms
     }
 
@@ -102,8 +111,13 @@ const RECORDED_MS: u64 = 10_000;
 const NOTED_MS: u64 = 40_000;
 /// How long Kafka may take to publish what Redis lost meanwhile, in milliseconds.
 ///
-/// If commits are slow, this may take as long as three commits.
+/// If commits are slow, this may take as long as three commits, each after one of other counters.
 const COMMITS_MS: u64 = 10_000;
+
+/// How long the report of a window may take in the end, in milliseconds.
+///
+/// If commits are slow, it waits for some of them.
+const CERTAIN_MS: u64 = 30_000;
 
 /// How long the content of a spool may take to arrive in Redis, in milliseconds.
 const BROUGHT_MS: u64 = 120_000;
@@ -356,13 +370,26 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         // Reporting begins with the first window that is in Redis. Windows from a clock that is
         // behind, or from a spool, do not count.
         let counted = |attempt: &&&Attempt| matches!(attempt.answer, Some(Ok(Outcome::New | Outcome::Duplicate)));
-        let counted = attempts.iter().filter(counted);
-        let begun = counted.map(|attempt| attempt.window.max(attempt.true_window)).min();
+        let begun = attempts
+            .iter()
+            .filter(counted)
+            .map(|attempt| attempt.window.max(attempt.true_window))
+            .min();
         // In a cluster, the index may learn of the first window from a spool.
         let first = committed.first().filter(|_| happened.is_cluster);
         let begun = begun.map(|begun| first.map_or(begun, |first| begun.max(first.record.window)));
+        // A named counter without ids is reported only for some time.
+        let may_be_idle = |window: Window| {
+            let attempts = attempts.iter().filter(|attempt| attempt.at_ms <= window.end_ms());
+            let used = attempts
+                .filter(counted)
+                .map(|attempt| happened.idle_from_ms(attempt))
+                .max();
+            is_named && used.is_none_or(|idle_ms| idle_ms < window.start() * 1000)
+        };
         for window in missing
-            .filter(|window| begun.is_some_and(|begun| *window >= begun) && !happened.may_have_skipped(*window))
+            .filter(|window| begun.is_some_and(|begun| *window >= begun))
+            .filter(|window| !happened.may_have_skipped(*window) && !may_be_idle(*window))
             .take(3)
         {
             add(
@@ -371,22 +398,21 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
             );
         }
     }
-    let certain = happened.length.window_at_ms(now_ms.saturating_sub(30_000));
-    // A named counter that Redis lost exists again only after the next request for it. In a
-    // cluster, an instance need not notice the loss on another node before the next window.
-    let unnoticed_ms = if happened.is_cluster {
-        happened.length.seconds() * 1000
-    } else {
-        0
-    };
+    let reported_ms = CERTAIN_MS.max(4 * happened.commit_ms);
+    let certain = happened.length.window_at_ms(now_ms.saturating_sub(reported_ms));
+    // A named counter that Redis lost exists again only after the next request for it.
     let counted = attempts.iter().filter(|attempt| matches!(attempt.answer, Some(Ok(_))));
-    let counted_ms = counted.map(|attempt| attempt.at_ms).max();
+    let counted_ms = counted.clone().map(|attempt| attempt.at_ms).max();
+    let idle_ms = counted.map(|attempt| happened.idle_from_ms(attempt)).max();
+    let idle = idle_ms
+        .filter(|_| is_named)
+        .map(|at_ms| happened.length.window_at_ms(at_ms));
+    let expected = certain.previous().unwrap_or(certain);
+    let expected = idle.map_or(expected, |idle| idle.min(expected));
     let mut losses = happened.losses.iter();
-    let is_lost = losses.any(|loss| counted_ms <= Some(loss.at_ms + unnoticed_ms));
-    if !(is_named && (last.is_empty() || is_lost))
-        && last
-            .last_key_value()
-            .is_none_or(|(newest, _)| *newest < certain.previous().unwrap_or(certain))
+    let is_lost = losses.any(|loss| counted_ms <= Some(loss.at_ms));
+    if !(is_named && (last.is_empty() || is_lost || idle.is_none()))
+        && last.last_key_value().is_none_or(|(newest, _)| *newest < expected)
     {
         wrong.push(Wrong::general(format!(
             "nothing is reported any more: the newest window is {:?}",

@@ -1,7 +1,6 @@
 //! The outcome of an id.
 
 use thiserror::Error;
-use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::stats;
 
 /// The outcome of an id that is counted.
@@ -39,8 +38,8 @@ pub enum Limit {
     /// `endpoint_limit`: the callback jobs of an endpoint in a window.
     #[error("its endpoint has reached its callback jobs for the window (endpoint_limit)")]
     Endpoint,
-    /// [`MAX_COUNTERS`]: the named counters of a namespace.
-    #[error("its namespace already has {MAX_COUNTERS} named counters")]
+    /// `counter_limit`: the named counters of a namespace.
+    #[error("its namespace already has as many named counters as it may have (counter_limit)")]
     Counters,
 }
 

@@ -73,6 +73,10 @@ pub struct Config {
     pub endpoint_limit: Option<u64>,
     /// `counters`: the named counters that requests may use.
     pub counters: PermittedCounters,
+    /// `counter_limit`: the maximum number of named counters of the namespace.
+    ///
+    /// It bounds the work that a reporter does, and the data that it publishes.
+    pub counter_limit: u32,
 }
 
 /// How an instance counts. It depends on how long the host lets the instance live.
@@ -100,7 +104,7 @@ pub enum Log {
 }
 
 /// The names of the variables, in the order of the values in [`Config::parse`].
-pub const VARIABLES: [&str; 11] = [
+pub const VARIABLES: [&str; 12] = [
     "redis_urls",
     "namespace",
     "window_seconds",
@@ -112,6 +116,7 @@ pub const VARIABLES: [&str; 11] = [
     "endpoint_limit",
     "partitions",
     "counters",
+    "counter_limit",
 ];
 
 /// Returns the default of a variable that the manifest does not define.
@@ -128,6 +133,7 @@ pub fn when_undefined(name: &str) -> Option<&'static str> {
         "redis_wait_replicas" | "window_limit" | "endpoint_limit" => Some("0"),
         "partitions" => Some("1"),
         "counters" => Some(""),
+        "counter_limit" => Some("1000"),
         SPOOL_LIMIT => Some("10000000"),
         _ => None,
     }
@@ -167,6 +173,7 @@ impl Config {
             endpoint_limit,
             partitions,
             counters,
+            counter_limit,
         ] = values;
         let partitions: Partitions = variable("partitions", &partitions)?;
         let window_limit = limit("window_limit", "a number of ids", &window_limit)?;
@@ -187,6 +194,7 @@ impl Config {
             window_limit: window_limit.map(|limit| limit.div_ceil(u64::from(partitions.count()))),
             endpoint_limit: limit("endpoint_limit", "a number of callback jobs", &endpoint_limit)?,
             counters: variable("counters", &counters)?,
+            counter_limit: number("counter_limit", "a number of counters", &counter_limit, 1..=100_000)?,
         })
     }
 }
@@ -333,6 +341,7 @@ mod tests {
             "0",
             "1",
             "",
+            "1000",
         ];
         let mut values = defaults.map(str::to_owned);
         values[VARIABLES.iter().position(|v| *v == changed).expect("a variable")] = value.to_owned();
@@ -372,6 +381,7 @@ mod tests {
         assert_eq!(parse("window_limit", "0").expect("valid").window_limit, None);
         assert_eq!(parse("window_limit", "1000").expect("valid").window_limit, Some(1000));
         assert_eq!(parse("endpoint_limit", "1").expect("valid").endpoint_limit, Some(1));
+        assert_eq!(parse("counter_limit", "7").expect("valid").counter_limit, 7);
         assert_eq!(parse("log", "off").expect("valid").log, Log::Off);
         assert_eq!(parse("partitions", "16").expect("valid").partitions.count(), 16);
     }
@@ -425,6 +435,8 @@ mod tests {
             ("window_limit", "-1"),
             ("partitions", "0"),
             ("endpoint_limit", "none"),
+            ("counter_limit", "0"),
+            ("counter_limit", "100001"),
         ] {
             let error = parse(name, value).expect_err(value);
             assert_eq!(error.name(), name);

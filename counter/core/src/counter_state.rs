@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::{CounterName, Id, Keys, Partition, Window};
 
 use crate::dedup_cache::{DedupCache, MOST};
@@ -75,17 +74,21 @@ pub struct Counters {
     /// The unnamed counter.
     pub unnamed: Rc<CounterState>,
     named: RefCell<BTreeMap<CounterName, Rc<CounterState>>>,
+    /// The number of named counters from which unused ones are dropped.
+    most: usize,
 }
 
 impl Counters {
     /// Creates the state in which no named counter is in use.
     ///
-    /// `keys` are those of the unnamed counter.
+    /// `keys` are those of the unnamed counter. Of more than `most` named ones, those that no request
+    /// uses are dropped.
     #[must_use]
-    pub fn new(keys: Keys) -> Self {
+    pub fn new(keys: Keys, most: u32) -> Self {
         Self {
             unnamed: Rc::new(CounterState::new(keys)),
             named: RefCell::default(),
+            most: most as usize,
         }
     }
 
@@ -95,7 +98,7 @@ impl Counters {
         if let Some(known) = named.get(&name) {
             return known.clone();
         }
-        if named.len() as u64 > MAX_COUNTERS {
+        if named.len() > self.most {
             // An application that generates names must not fill the memory.
             named.retain(|_, state| Rc::strong_count(state) > 1);
         }
@@ -168,8 +171,10 @@ mod tests {
 
     use super::*;
 
+    const MOST_COUNTERS: u32 = 100;
+
     fn counters() -> Counters {
-        Counters::new(Keys::new("verve".parse().expect("valid")))
+        Counters::new(Keys::new("verve".parse().expect("valid")), MOST_COUNTERS)
     }
 
     fn named(counters: &Counters, number: u64) -> CounterWindow {
@@ -211,12 +216,12 @@ mod tests {
     fn memory_is_bounded_however_many_there_are() {
         let counters = counters();
         let held = named(&counters, 0);
-        for number in 0..3 * MAX_COUNTERS {
+        for number in 0..3 * u64::from(MOST_COUNTERS) {
             let counter_window = named(&counters, number);
             let ids: Vec<Id> = (0..MOST as i64 / 20).map(Id).collect();
             counters.add_seen(&counter_window, &ids);
             let all = counters.named.borrow();
-            assert!(all.len() as u64 <= MAX_COUNTERS + 1, "{}", all.len());
+            assert!(all.len() <= MOST_COUNTERS as usize + 1, "{}", all.len());
             assert!(all.values().map(|state| state.dedup.len()).sum::<usize>() <= MOST);
         }
         // A counter in use is not forgotten.

@@ -83,7 +83,7 @@ impl<H: Host> Instance<H> {
         let redis = Redis::new(&host, &config);
         let [spool, background] = [(); 2].map(|()| Spool::new(&host, spool_limit, &config));
         let instance = Rc::new(Self {
-            counters: Counters::new(config.keys.clone()),
+            counters: Counters::new(config.keys.clone(), config.counter_limit),
             changes: Cell::new(0),
             spool_limit: host.limit(SPOOL_TIMEOUT),
             log: Logger::new(host.clone(), config.log),

@@ -11,7 +11,6 @@ use std::iter;
 use std::rc::Rc;
 
 use futures::future;
-use verve_protocol::counter_name::MAX_COUNTERS;
 use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, indexed};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
@@ -377,14 +376,14 @@ impl<H: Host> Redis<H> {
 
     /// Registers that a named counter is in use, before its ids are recorded.
     ///
-    /// Returns a limit if there may be no more counters, unless `unlimited`.
+    /// Returns a limit if there are `counter_limit` already, unless `unlimited`.
     pub async fn register_counter(
         &self,
         keys: &Keys,
         name: &CounterName,
         unlimited: bool,
     ) -> Result<Option<Limit>, RedisError> {
-        let script = register_counter(keys, name, (!unlimited).then_some(MAX_COUNTERS));
+        let script = register_counter(keys, name, (!unlimited).then_some(self.config.counter_limit));
         let answer = self.evaluate(script, None).await?;
         Ok(match answer.as_slice() {
             [Reply::Text(status)] => no_more_counters(status),

@@ -41,7 +41,9 @@ pub fn count(counts: &mut Counts, field: &'static str) {
 ///
 /// `name` is its idempotency key: the flush counts once, even if it is sent several times. If the
 /// window may have ids, the flush also adds it to the index again, with this many `partitions`: the
-/// leader removes a final window from the index, and ids may have arrived since.
+/// leader removes a final window from the index, and ids may have arrived since. It also registers a
+/// named counter again, if the leader has removed it from those in use or Redis has lost its name. In
+/// a cluster, the instance need not notice that.
 #[must_use]
 pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms: u64, partitions: u16) -> Batch {
     let key = keys.stats(window);
@@ -53,8 +55,14 @@ pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms:
     let has_ids = [stats::NEW, stats::DUPLICATE]
         .iter()
         .any(|field| counts.contains_key(field));
-    let index = index(keys, window, now_ms, partitions).into_iter().filter(|_| has_ids);
-    Batch::new(keys, name, increments.chain(index).chain([expiry]).collect())
+    let index = index(keys, window, now_ms, partitions);
+    let registration = keys.counter().into_iter().flat_map(|counter| {
+        let now_s = now_ms / 1000;
+        let counters = [keys.counters(), keys.counters_in_use()];
+        counters.map(|key| format!(r#"["ZADD","{key}","NX","{now_s}","{counter}"]"#))
+    });
+    let of_ids = index.into_iter().chain(registration).filter(|_| has_ids);
+    Batch::new(keys, name, increments.chain(of_ids).chain([expiry]).collect())
 }
 
 /// Returns the commands, as in a [`Batch`], that add a window to the index.
@@ -191,6 +199,22 @@ mod tests {
             let index = format!(r#"["ZADD","{{verve}}:windows:86400","{}","0:4"]"#, now * 1000);
             assert!(flush.commands.contains(&index), "{flush:?}");
         }
+    }
+
+    #[test]
+    fn a_flush_of_ids_registers_a_named_counter_again() {
+        let window = WindowLength::try_new(60).expect("valid").window_at_ms(0);
+        let unnamed = Keys::new("verve".parse().expect("valid"));
+        let named = unnamed.named("a".parse().expect("valid"));
+        let is_registered = |keys: &Keys, field| {
+            let flush = flush(keys, window, &Counts::from([(field, 1)]), "name".to_owned(), 5000, 1);
+            ["counters", "counters:in-use"].iter().all(|key| {
+                let registration = format!(r#"["ZADD","{{verve}}:{key}","NX","5","a"]"#);
+                flush.commands.contains(&registration)
+            })
+        };
+        assert!(is_registered(&named, stats::NEW) && is_registered(&named, stats::DUPLICATE));
+        assert!(!is_registered(&named, stats::FAILED) && !is_registered(&unnamed, stats::NEW));
     }
 
     #[test]

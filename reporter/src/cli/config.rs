@@ -151,6 +151,7 @@ pub fn config(args: Args) -> Result<Config, Problem> {
             length: args.window_seconds,
             grace: Duration::from_millis(args.grace_ms),
             late: Duration::from_secs(args.late_seconds),
+            idle: Duration::from_secs(args.idle_seconds),
             callback: fixed,
             periods,
         },

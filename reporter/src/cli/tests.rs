@@ -84,6 +84,7 @@ fn the_defaults_are_those_of_the_contract() {
         (config.windows.grace.as_millis(), config.windows.late.as_secs()),
         (2000, 120)
     );
+    assert_eq!(config.windows.idle.as_secs(), 3600);
     assert_eq!(
         (config.kafka.brokers, config.kafka.topic.as_str()),
         (None, "unique-requests")
@@ -100,6 +101,7 @@ fn a_bad_value_is_refused_with_its_flag_and_without_secrets() {
         ["--window-seconds", "0"],
         ["--grace-ms", "-1"],
         ["--late-seconds", "x"],
+        ["--idle-seconds", "9"],
         ["--kafka-option", "hunter2"],
         ["--kafka-option", "no.such.option=hunter2"],
         // Refused only when a producer is created with it.

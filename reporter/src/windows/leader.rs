@@ -1,6 +1,7 @@
 //! The leader's loop: counts due and late windows, publishes and records them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::RedisResult;
@@ -19,7 +20,7 @@ use super::sweeps::{Last, SweepThrottle, Sweeps};
 use crate::backoff::Retry;
 use crate::clock::{RedisClock, millis};
 use crate::health::Health;
-use crate::kafka::{Begun, Publish, Unpublished};
+use crate::kafka::{Begun, CounterRecord, Publish, Unpublished};
 use crate::metrics::WindowMetrics;
 
 /// How often a reported window is counted again while it is watched for late ids.
@@ -42,6 +43,24 @@ pub struct Leader<B> {
     /// How many partitions are counted.
     pub partitions: Partitions,
     pub throttle: SweepThrottle,
+    /// When the counter was last used, if it is not reported while it is idle.
+    pub used: Option<Used>,
+}
+
+/// When a named counter was last registered, in Unix milliseconds.
+#[derive(Clone, Debug, Default)]
+pub struct Used(Arc<AtomicU64>);
+
+impl Used {
+    /// Returns the time.
+    pub fn at_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Notes the time.
+    pub fn is_at_ms(&self, at_ms: u64) {
+        self.0.store(at_ms, Ordering::Relaxed);
+    }
 }
 
 /// What a leader keeps between iterations of its loop, besides its ledger.
@@ -150,6 +169,11 @@ impl<B: ReportStore> Leader<B> {
             leading.sweeping = None;
             *ledger = self.resume(lease, Some(&*ledger), clock.now_ms()).await?;
         }
+        let idle_after = self.used.as_ref().map(|used| self.config.idle_after(used.at_ms()));
+        if ledger.is_awoken(idle_after) {
+            *ledger = self.resume(lease, Some(&*ledger), clock.now_ms()).await?;
+        }
+        ledger.is_idle_after(idle_after);
         if leading.kept.is_over(KEEP_EVERY) {
             self.report_store.keep(ledger, clock.now_ms()).await?;
             leading.kept.is_now();
@@ -197,7 +221,11 @@ impl<B: ReportStore> Leader<B> {
                         Default::default()
                     });
                     leading.sweeps.done(took, &self.throttle);
+                    let is_empty = swept.is_empty;
                     self.swept(lease, ledger, &mut leading.sweeps, swept).await?;
+                    if let Some(used) = self.used.as_ref().filter(|_| is_empty && ledger.is_at_rest()) {
+                        self.report_store.retire(used.at_ms(), ledger.next_window()).await?;
+                    }
                 } else if leading.sweeping.is_none() && leading.sweeps.is_due(self.config.periods.sweep, &self.throttle)
                 {
                     leading.sweeping = Some(self.sweep(ledger.clone(), clock.now_ms()));
@@ -258,8 +286,16 @@ impl<B: ReportStore> Leader<B> {
             // rightful leader, so `prepare` checks the lease again.
             self.report_store.prepare(lease, records).await?;
         }
+        let of_counter = |record: &WindowRecord| CounterRecord {
+            counter: self.counter.clone(),
+            record: *record,
+        };
         let published = match begun {
-            Ok(_) => session.publish(records).await,
+            Ok(_) => {
+                session
+                    .publish(&records.iter().map(of_counter).collect::<Vec<_>>())
+                    .await
+            }
             Err(error) => Err(error),
         };
         match published {
@@ -425,7 +461,8 @@ impl<B: ReportStore> Leader<B> {
     async fn wait(&self, ledger: &Ledger, clock: RedisClock, stop: &CancellationToken) {
         let now = clock.now_ms();
         if matches!(ledger.step(now, 1, false), Step::Count(due) if due.is_empty()) {
-            let wait = Duration::from_millis(ledger.next_due_ms().saturating_sub(now));
+            let due_ms = ledger.next_due_ms().unwrap_or(u64::MAX);
+            let wait = Duration::from_millis(due_ms.saturating_sub(now));
             stop.run_until_cancelled(self.report_store.sleep(wait.min(WATCH_EVERY)))
                 .await;
         }

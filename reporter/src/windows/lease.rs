@@ -15,55 +15,77 @@ use tokio_util::sync::CancellationToken;
 use verve_protocol::WindowLength;
 use verve_protocol::scripts::{ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE};
 
-use super::ports::Held;
+use super::ports::Held as _;
 use crate::clock::millis;
 use crate::health::Health;
+use crate::kafka::{Publish, Sessions, SharedSession};
 use crate::periods::Periods;
 use crate::store::Store;
 
 /// The lease while this replica holds it, for those who report with it.
-#[derive(Clone)]
-pub struct Leases(watch::Receiver<Option<Arc<Lease>>>);
+pub struct Leases<S>(watch::Receiver<Option<Held<S>>>);
 
-impl Leases {
+/// A lease, and the session by which its holder publishes.
+struct Held<S> {
+    lease: Arc<Lease>,
+    session: SharedSession<S>,
+}
+
+impl<S> Clone for Leases<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S: Publish> Leases<S> {
     /// Waits until this replica holds the lease.
     ///
     /// Returns `None` if it no longer tries to.
-    pub async fn next(&mut self) -> Option<Arc<Lease>> {
-        let is_held = |lease: &Option<Arc<Lease>>| lease.as_ref().is_some_and(|lease| lease.is_held());
-        self.0.wait_for(is_held).await.ok()?.clone()
+    pub async fn next(&mut self) -> Option<(Arc<Lease>, SharedSession<S>)> {
+        let is_held = |held: &Option<Held<S>>| held.as_ref().is_some_and(|held| held.lease.is_held());
+        let held = self.0.wait_for(is_held).await.ok()?;
+        let held = held.as_ref()?;
+        Some((held.lease.clone(), held.session.of_another()))
+    }
+
+    /// Returns whether this replica holds the lease now.
+    pub fn are_held(&self) -> bool {
+        self.0.borrow().as_ref().is_some_and(|held| held.lease.is_held())
     }
 }
 
 /// Acquires the lease whenever no other replica holds it.
-pub struct LeaseKeeper {
+pub struct LeaseKeeper<K: Sessions> {
     store: Store,
     health: Arc<Health>,
     length: WindowLength,
     replica: String,
     periods: Periods,
-    lease: watch::Sender<Option<Arc<Lease>>>,
+    kafka: K,
+    held: watch::Sender<Option<Held<K::Session>>>,
 }
 
-impl LeaseKeeper {
+impl<K: Sessions> LeaseKeeper<K> {
     /// Creates the keeper of the lease for windows of this length.
     ///
-    /// `replica` is the holder's name.
+    /// `replica` is the holder's name, and `kafka` is where it publishes.
     pub fn new(
         store: Store,
         health: Arc<Health>,
         length: WindowLength,
         periods: Periods,
         replica: String,
-    ) -> (Self, Leases) {
-        let (lease, leases) = watch::channel(None);
+        kafka: K,
+    ) -> (Self, Leases<K::Session>) {
+        let (held, leases) = watch::channel(None);
         let keeper = Self {
             store,
             health,
             length,
             replica,
             periods,
-            lease,
+            kafka,
+            held,
         };
         (keeper, Leases(leases))
     }
@@ -76,13 +98,16 @@ impl LeaseKeeper {
         while let Some(lease) = stop.run_until_cancelled(self.acquire()).await {
             tracing::info!(replica = self.replica, "holding the lease: reporting windows");
             let lease = Arc::new(lease);
-            self.lease.send_replace(Some(lease.clone()));
+            self.held.send_replace(Some(Held {
+                lease: lease.clone(),
+                session: SharedSession::new(self.kafka.session()),
+            }));
             tokio::select! {
                 () = lease.lost() => {}
                 // A stop lets the current steps finish.
-                () = self.lease.closed() => {}
+                () = self.held.closed() => {}
             }
-            self.lease.send_replace(None);
+            self.held.send_replace(None);
             if !stop.is_cancelled() {
                 tracing::warn!(replica = self.replica, "lost the lease");
             }
@@ -194,7 +219,7 @@ impl Lease {
     }
 }
 
-impl Held for Lease {
+impl super::ports::Held for Lease {
     fn is_held(&self) -> bool {
         self.state.is_held()
     }
@@ -242,6 +267,7 @@ mod tests {
     use verve_protocol::{Keys, Partitions};
 
     use super::*;
+    use crate::kafka::Publisher;
     use crate::metrics::Metrics;
     use crate::store::{Commands, RedisConfig, Server};
 
@@ -289,14 +315,21 @@ mod tests {
         let keys = Keys::new("verve".parse().expect("a namespace"));
         let store = Store::by(redis.expect("an address"), keys, Partitions::default());
         let length = WindowLength::try_new(60).expect("a length");
-        let (keeper, mut leases) = LeaseKeeper::new(store, health, length, periods, "replica".to_owned());
+        let (keeper, mut leases) = LeaseKeeper::new(
+            store,
+            health,
+            length,
+            periods,
+            "replica".to_owned(),
+            Publisher::without_kafka(),
+        );
         tokio::spawn(keeper.run(CancellationToken::new()));
-        let first = leases.next().await.expect("a lease");
+        let (first, _) = leases.next().await.expect("a lease");
         // The renewal after 2 s is answered after 7 s, and the lease expires after 6 s.
         tokio::time::sleep(Duration::from_millis(6500)).await;
         assert!(!first.is_held());
         let next = tokio::time::timeout(Duration::from_secs(10), leases.next()).await;
-        let next = next.expect("in time").expect("a lease");
+        let (next, _) = next.expect("in time").expect("a lease");
         assert!(next.is_held() && !first.is_held());
     }
 }

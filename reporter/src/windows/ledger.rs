@@ -66,6 +66,8 @@ pub struct Ledger {
     /// Watched windows that were final, and whose report Redis has lost.
     recounted: BTreeSet<Window>,
     removals: BTreeSet<Window>,
+    /// The last window that is due even if it has no ids; `None` if all are.
+    idle_after: Option<Window>,
 }
 
 /// A record that Kafka has acknowledged, and the report that records it.
@@ -181,13 +183,46 @@ impl Ledger {
     /// Returns the windows that are due at `now_ms`, oldest first, at most `limit`.
     pub fn due(&self, now_ms: u64, limit: usize) -> Vec<Window> {
         let closed = |window: &Window| self.due_ms(*window) <= now_ms;
-        let in_order = std::iter::successors(Some(self.next), |window| Some(window.next())).take_while(closed);
+        let in_order = std::iter::successors(Some(self.next), |window| Some(window.next()));
+        let in_order = in_order.take_while(|window| closed(window) && !self.is_idle_in(*window));
         self.orphaned.iter().copied().chain(in_order).take(limit).collect()
     }
 
-    /// Returns when the next window is due, in Unix milliseconds.
-    pub fn next_due_ms(&self) -> u64 {
-        self.due_ms(self.next)
+    /// Returns when the next window is due, in Unix milliseconds; `None` while the counter is idle.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        (!self.is_idle_in(self.next)).then(|| self.due_ms(self.next))
+    }
+
+    /// Returns the first window that is not reported yet.
+    pub const fn next_window(&self) -> Window {
+        self.next
+    }
+
+    /// Returns the first window that is not due, if the counter is idle.
+    pub fn idle_from(&self) -> Option<Window> {
+        self.is_idle_in(self.next).then_some(self.next)
+    }
+
+    /// Returns whether the counter is idle, and all its windows are final.
+    pub fn is_at_rest(&self) -> bool {
+        let open = self.watched.is_empty() && self.orphaned.is_empty() && self.removals.is_empty();
+        open && self.pending.is_empty() && self.acknowledged.is_empty() && self.is_idle_in(self.next)
+    }
+
+    /// Notes the last window that is due even if it has no ids; `None` if all are.
+    pub fn is_idle_after(&mut self, window: Option<Window>) {
+        self.idle_after = window;
+    }
+
+    /// Returns whether the counter was idle, and is not if this is the last window that is due.
+    ///
+    /// Then the leader resumes, since the windows in between are not due.
+    pub fn is_awoken(&self, idle_after: Option<Window>) -> bool {
+        self.is_idle_in(self.next) && idle_after.is_none_or(|last| self.next <= last)
+    }
+
+    fn is_idle_in(&self, window: Window) -> bool {
+        self.idle_after.is_some_and(|last| last < window)
     }
 
     /// Returns the windows whose reports it knows. Others may have changed them since.

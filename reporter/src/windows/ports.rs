@@ -31,6 +31,8 @@ pub struct Swept {
     /// How many partitions hosts have, if these are more than are counted.
     /// The outer `Option` is `None` if the search failed before that was known.
     pub most_partitions: Option<Option<u16>>,
+    /// Whether no window has ids that a search may find.
+    pub is_empty: bool,
 }
 
 /// An acquired lease.
@@ -99,6 +101,12 @@ pub trait ReportStore: Send + Sync + 'static {
 
     /// Removes the closed sets of final windows.
     fn remove(&self, windows: &[Window]) -> impl Future<Output = RedisResult<()>> + Send;
+
+    /// Notes that a named counter needs no leader until it is registered again.
+    ///
+    /// It is not reported from `next` on. `used_ms` is when it was last registered, in Unix
+    /// milliseconds: if it was registered since, it still needs a leader.
+    fn retire(&self, used_ms: u64, next: Window) -> impl Future<Output = RedisResult<()>> + Send;
 
     /// Searches for ids in windows in which none are expected, at `now_ms`.
     /// Ids of final windows are kept apart as late ids, even if some of their sets fail. `ledger`

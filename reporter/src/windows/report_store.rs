@@ -10,7 +10,7 @@ use std::time::Duration;
 use redis::{RedisResult, Script, ScriptInvocation};
 use verve_protocol::keys::progress;
 use verve_protocol::scripts::{
-    FINISH, NOTE_BEGIN, NOTE_PROGRESS, NOTE_REPORTS, PREPARE, RECORD_REPORTS, REMOVED, REOPEN,
+    FINISH, NOTE_BEGIN, NOTE_PROGRESS, NOTE_REPORTS, PREPARE, RECORD_REPORTS, REMOVED, REOPEN, RETIRE_COUNTER,
 };
 use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
@@ -138,6 +138,26 @@ impl RedisReportStore {
         Ok(self.length().window_starting(began))
     }
 
+    /// Returns the window at which a named counter goes on that was idle from `next` on.
+    ///
+    /// It is the first window with ids. Without an index entry, it is that of the last registration:
+    /// if older windows have ids nevertheless, a search finds them.
+    async fn awake(&self, next: Window) -> RedisResult<Option<Window>> {
+        let Some(name) = self.store.keys.counter() else {
+            return Ok(None);
+        };
+        let mut zscore = redis::cmd("ZSCORE");
+        zscore.arg(self.store.keys.counters_in_use()).arg(name.as_str());
+        let used: Option<f64> = self.store.redis().command(&zscore).await?;
+        let used = used.map(|used_s| self.length().window_at_ms((used_s * 1000.0) as u64));
+        let Some(used) = used.filter(|used| *used > next) else {
+            return Ok(None);
+        };
+        let with_ids = self.with_ids().await?;
+        let first = with_ids.noted.range(next..).next();
+        Ok(Some(first.map_or(used, |(window, _)| used.min(*window))))
+    }
+
     fn job(&self, record: &WindowRecord) -> Option<CallbackJob> {
         let (endpoint, method) = self.config.callback.as_ref()?;
         Some(CallbackJob {
@@ -198,6 +218,10 @@ impl ReportStore for RedisReportStore {
             self.set_progress(progress::TRIMMED, first.start()).await?;
             return Ok(stored);
         };
+        let was_idle = known.and_then(Ledger::idle_from) == Some(newest.next());
+        if was_idle || self.progress(progress::IDLE).await? == Some(newest.next().start()) {
+            stored.awake = self.awake(newest.next()).await?;
+        }
         // So far, the only reports may be of windows before `from` that had ids.
         let mut from = redis::cmd("GET");
         from.arg(self.store.keys.reports_from(self.length()));
@@ -327,6 +351,18 @@ impl ReportStore for RedisReportStore {
             script.arg(window.start());
         }
         self.store.redis().script::<u8>(&script).await.map(drop)
+    }
+
+    async fn retire(&self, used_ms: u64, next: Window) -> RedisResult<()> {
+        let Some(name) = self.store.keys.counter() else {
+            return Ok(());
+        };
+        let script = Script::new(RETIRE_COUNTER);
+        let mut retire = script.key(self.store.keys.counters_in_use());
+        retire.key(self.store.keys.reports_progress(self.length()));
+        retire.arg(name.as_str()).arg((used_ms + 1) as f64 / 1000.0);
+        retire.arg(next.start());
+        self.store.redis().script::<u8>(&retire).await.map(drop)
     }
 
     async fn sweep(&self, ledger: &Ledger, now_ms: u64) -> Swept {

@@ -272,9 +272,18 @@ impl Data {
                 let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
                 flag(value!(self, key, Sorted)?.insert(member.clone(), score).is_none())
             }
-            ("ZADD", [key, only, score, member]) if only == "XX" => {
+            ("ZADD", [key, only, score, member]) if only == "XX" || only == "NX" => {
                 let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
-                if look!(self, key, Sorted)?.is_some_and(|set| set.contains_key(member)) {
+                let is_there = look!(self, key, Sorted)?.is_some_and(|set| set.contains_key(member));
+                if is_there == (only == "XX") {
+                    value!(self, key, Sorted)?.insert(member.clone(), score);
+                }
+                flag(!is_there && only == "NX")
+            }
+            ("ZADD", [key, xx, gt, score, member]) if xx == "XX" && gt == "GT" => {
+                let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
+                let before = look!(self, key, Sorted)?.and_then(|set| set.get(member).copied());
+                if before.is_some_and(|before| before < score) {
                     value!(self, key, Sorted)?.insert(member.clone(), score);
                 }
                 flag(false)
@@ -308,6 +317,13 @@ impl Data {
                         .map(|(member, _)| Answer::Text(member.clone()))
                         .collect(),
                 ))
+            }
+            ("ZRANGE", [key, first, last, with]) if first == "0" && last == "-1" && with == "WITHSCORES" => {
+                let found = sorted(look!(self, key, Sorted)?).into_iter();
+                let found: Vec<(&String, String)> = found.map(|(m, score)| (m, score.to_string())).collect();
+                Ok(Answer::Many(pairs(
+                    found.iter().map(|(member, score)| (*member, score)),
+                )))
             }
             ("ZSCAN", [key, cursor, ..]) if cursor == "0" => {
                 let scores = sorted(look!(self, key, Sorted)?);

@@ -60,6 +60,7 @@ fn small() -> Plan {
         window_seconds: 30,
         partitions: 1,
         late_seconds: 0,
+        idle_seconds: 3600,
         latency_ms: 1,
         commit_ms: 1,
         machines: vec![1],
@@ -160,6 +161,7 @@ fn a_leader_that_wakes_up_does_not_undo_a_correction() {
     let paused = |replica: usize| Plan {
         window_seconds: 10,
         late_seconds: 60,
+        idle_seconds: 3600,
         commit_ms: 5000,
         replicas: 2,
         requests: vec![request(15_000, 1), request(17_000, 2)],

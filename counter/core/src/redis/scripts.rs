@@ -92,8 +92,8 @@ pub fn add_together<'a>(sets: impl Iterator<Item = (&'a str, &'a [String])> + Cl
 }
 
 /// Registers that a named counter is in use, unless there are already `most`.
-pub fn register_counter(keys: &Keys, name: &CounterName, most: Option<u64>) -> Script {
-    Script::new(REGISTER_COUNTER, &[&keys.counters()])
+pub fn register_counter(keys: &Keys, name: &CounterName, most: Option<u32>) -> Script {
+    Script::new(REGISTER_COUNTER, &[&keys.counters(), &keys.counters_in_use()])
         .with(name)
         .with_any(most)
 }

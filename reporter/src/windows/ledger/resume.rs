@@ -25,6 +25,10 @@ pub struct Stored {
     ///
     /// See [`super::begin`].
     pub from: Option<Window>,
+    /// The window at which an idle counter goes on.
+    ///
+    /// Windows since the newest report are not due: the counter had no ids.
+    pub awake: Option<Window>,
     /// When a leader last renewed the expiry of ids it needed, in Unix milliseconds.
     pub kept_ms: Option<u64>,
 }
@@ -96,7 +100,7 @@ impl Ledger {
         // Redis has begun again at a later window.
         let from = stored.from.filter(|_| stored.newest.is_some());
         let next = match newest.max(begun) {
-            Some(newest) => from.into_iter().fold(newest.next(), Window::max),
+            Some(newest) => from.into_iter().chain(stored.awake).fold(newest.next(), Window::max),
             None => stored.from.unwrap_or(current),
         };
         let lost = (next < first_kept).then(|| Lost {
@@ -122,6 +126,7 @@ impl Ledger {
             finals: known.map_or_else(BTreeMap::new, |known| known.finals.clone()),
             recounted,
             removals: BTreeSet::new(),
+            idle_after: None,
         };
         for (window, pending) in stored.pending {
             match (pending.record(window), pending) {

@@ -82,7 +82,7 @@ fn a_window_is_due_once_grace_is_over() {
     let (ledger, _) = resume(&[], None, 600);
     assert_eq!(due(&ledger, 661_999), [0u64; 0]);
     assert_eq!(due(&ledger, 662_000), [600]);
-    assert_eq!(ledger.next_due_ms(), 662_000);
+    assert_eq!(ledger.next_due_ms(), Some(662_000));
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn windows_whose_ids_have_expired_are_reported_as_lost() {
             windows: 3
         })
     );
-    assert_eq!(ledger.next_due_ms(), 902_000);
+    assert_eq!(ledger.next_due_ms(), Some(902_000));
     assert_eq!(resume(&[(600, report(1, 0))], None, 600 + 86_400).1, None);
     // Late ids in one of them do not bring back the others.
     assert_eq!(resume(&[(600, report(1, 0))], Some(660), 600 + 86_400 + 180).1, lost);
@@ -257,9 +257,12 @@ fn windows_whose_ids_have_expired_are_reported_as_lost() {
         let (ledger, lost) = resume_from(stored, None, now_s);
         (lost.map(|lost| lost.windows), ledger.next_due_ms())
     };
-    assert_eq!(kept(80_000, 600 + 86_400 + 180), (None, 722_000));
-    assert_eq!(kept(80_000, 80_000 + 86_400 - 61), (None, 722_000));
-    assert_eq!(kept(80_000, 80_040 + 86_400 - 60), (Some(80_040 / 60 - 11), 80_102_000));
+    assert_eq!(kept(80_000, 600 + 86_400 + 180), (None, Some(722_000)));
+    assert_eq!(kept(80_000, 80_000 + 86_400 - 61), (None, Some(722_000)));
+    assert_eq!(
+        kept(80_000, 80_040 + 86_400 - 60),
+        (Some(80_040 / 60 - 11), Some(80_102_000))
+    );
 }
 
 /// Windows that certainly have their ids are reported, for every window length.
@@ -561,4 +564,46 @@ fn an_old_report_does_not_set_the_first_window() {
     };
     let (ledger, _) = resume_from(publishing, None, 60_100);
     assert_eq!(ledger.next, window(60_060));
+}
+
+#[test]
+fn an_idle_counter_is_not_due_until_it_is_used_again() {
+    let (mut ledger, _) = resume(&[(600, report(1, 0))], None, 900);
+    ledger.is_idle_after(Some(window(720)));
+    assert_eq!(due(&ledger, 902_000), [660, 720]);
+    assert_eq!(ledger.next_due_ms(), Some(722_000));
+    publish(&mut ledger, &[record(660, 0, 0), record(720, 0, 0)], 902);
+    assert_eq!(
+        (due(&ledger, 9_000_000), ledger.next_due_ms(), ledger.idle_from()),
+        (vec![], None, Some(window(780)))
+    );
+    // Reported windows are still watched.
+    assert!(!ledger.is_at_rest());
+    assert!(!ledger.is_awoken(Some(window(720))));
+    assert!(ledger.is_awoken(Some(window(780))) && ledger.is_awoken(None));
+
+    // It goes on at the window with ids, and is not responsible for those in between.
+    let awake = Stored {
+        awake: Some(window(1200)),
+        ..stored(&[(720, report(0, 0))])
+    };
+    let (ledger, lost) = resume_from(awake, Some(&ledger), 1300);
+    assert!(lost.is_none());
+    assert_eq!(due(&ledger, 1_322_000), [1200, 1260]);
+    assert_eq!(ledger.idle_from(), None);
+    assert!(ledger.is_past(window(960)));
+    let ids = ledger.orphaned_ids(window(960), None, 1_322_000);
+    assert_eq!(ids, Orphaned::Unreported);
+}
+
+/// Nobody looked at the counter for days, and nothing is lost.
+#[test]
+fn a_counter_that_was_idle_for_days_has_lost_nothing() {
+    let awake = Stored {
+        awake: Some(window(600_000)),
+        ..stored(&[(600, report(0, 0))])
+    };
+    let (ledger, lost) = resume_from(awake, None, 600_030);
+    assert!(lost.is_none());
+    assert_eq!(due(&ledger, 600_062_000), [600_000]);
 }

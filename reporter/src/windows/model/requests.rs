@@ -22,7 +22,7 @@ use super::super::sweeps::{SweepThrottle, Sweeps};
 use super::world::{LATE, Outcome, SERVERS, WINDOW_SECONDS, World};
 use crate::clock::RedisClock;
 use crate::health::Health;
-use crate::kafka::{Begun, Publish, Unpublished};
+use crate::kafka::{Begun, CounterRecord, Publish, Unpublished};
 use crate::metrics::Metrics;
 use crate::periods::Periods;
 
@@ -200,6 +200,10 @@ impl ReportStore for Asked {
         }
     }
 
+    async fn retire(&self, _: u64, _: Window) -> RedisResult<()> {
+        unreachable!("the counter has no name")
+    }
+
     async fn sweep(&self, _: &Ledger, _: u64) -> Swept {
         unreachable!("a move of its own")
     }
@@ -225,11 +229,15 @@ impl Publish for Session {
         }
     }
 
-    async fn publish(&mut self, records: &[WindowRecord]) -> Result<(), Unpublished> {
+    async fn publish(&mut self, records: &[CounterRecord]) -> Result<(), Unpublished> {
         let Some(epoch) = self.epoch.take() else {
             return Err(Unpublished::Away);
         };
-        match self.asked.ask(Request::Publish(records.to_vec())).await {
+        match self
+            .asked
+            .ask(Request::Publish(records.iter().map(|of| of.record).collect()))
+            .await
+        {
             Answer::Done => {
                 self.epoch = Some(epoch);
                 Ok(())
@@ -264,6 +272,7 @@ impl Runner {
                 length: WindowLength::try_new(WINDOW_SECONDS).expect("valid"),
                 grace: Duration::ZERO,
                 late: LATE,
+                idle: Duration::ZERO,
                 callback: None,
                 periods: Periods::default(),
             },
@@ -273,6 +282,7 @@ impl Runner {
             counter: None,
             partitions: Partitions::default(),
             throttle: SweepThrottle::at_rest(),
+            used: None,
         };
         Self {
             leader,

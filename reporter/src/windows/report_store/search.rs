@@ -174,6 +174,7 @@ impl RedisReportStore {
         let mut uncounted = mem::take(&mut with_ids.uncounted);
         self.unchanged.look(&with_ids);
         self.find_ahead(&with_ids, now_ms, swept).await?;
+        self.note_use(&with_ids, ledger, now_ms).await?;
         let past = with_ids.noted.keys().copied().filter(|window| ledger.is_past(*window));
         let past: Vec<Window> = past.collect();
         let reports = self.store.reports(&past).await?;
@@ -213,6 +214,7 @@ impl RedisReportStore {
         let late = late.into_iter().zip(self.store.reports(&windows).await?);
         let revisions = late.filter_map(|((window, ids), report)| ledger.late(window, &report?, ids));
         swept.revisions.extend(revisions);
+        swept.is_empty = with_ids.noted.is_empty() && swept.revisions.is_empty();
         Ok(())
     }
 
@@ -230,6 +232,26 @@ impl RedisReportStore {
         let near: Vec<Window> = near.filter(|window| ahead(window).as_secs() <= AHEAD_SECONDS).collect();
         let kept = |window: Window| ahead(&window) + Duration::from_secs(window.length().seconds()) + IDS_KEPT;
         self.store.keep_ids(&near, kept).await
+    }
+
+    /// Notes that a named counter is in use until its newest window with ids.
+    ///
+    /// It may be registered earlier: by a host whose clock is ahead.
+    async fn note_use(&self, with_ids: &WithIds, ledger: &Ledger, now_ms: u64) -> RedisResult<()> {
+        let until = self.length().window_at_ms(now_ms + 1000 * AHEAD_SECONDS);
+        let newest = with_ids.noted.range(..=until).next_back().map(|(window, _)| *window);
+        let newest = newest.filter(|newest| *newest >= ledger.next_window());
+        let (Some(name), Some(newest)) = (self.store.keys.counter(), newest) else {
+            return Ok(());
+        };
+        let mut zadd = redis::cmd("ZADD");
+        let key = self.store.keys.counters_in_use();
+        zadd.arg(key).arg("XX").arg("GT").arg(newest.start());
+        self.store
+            .redis()
+            .command::<u8>(zadd.arg(name.as_str()))
+            .await
+            .map(drop)
     }
 
     /// Removes reports that need not be kept, and returns how many.

@@ -130,6 +130,25 @@ async fn a_callback_has_the_count_of_its_counter() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn the_operator_limits_the_number_of_counters() -> Result<()> {
+    for kind in Kind::every() {
+        let site = Site::with_one_window().await?;
+        let options = site.host(kind).variable("counters", "*");
+        let host = options.variable("counter_limit", "2").start().await?;
+        for (query, expected) in [
+            ("id=1&counter=a", is(200, "new")),
+            ("id=1&counter=b", is(200, "new")),
+            ("id=1&counter=c", is(429, "counter-limit")),
+            ("id=2&counter=a", is(200, "new")),
+            ("id=1", is(200, "new")),
+        ] {
+            assert_eq!(accept(&host, query).await?, expected, "{kind:?} {query}");
+        }
+    }
+    Ok(())
+}
+
 /// One endpoint has one number of jobs, whichever counters ask for them.
 #[tokio::test]
 async fn the_limit_of_an_endpoint_is_for_all_counters() -> Result<()> {

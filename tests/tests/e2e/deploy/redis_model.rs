@@ -167,7 +167,7 @@ fn words(random: &mut Rng, line: &str) -> Vec<String> {
     line.split(' ').map(fill).collect()
 }
 
-const LINES: [&str; 60] = [
+const LINES: [&str; 63] = [
     "SADD S M",
     "SADD K M M M",
     "SREM S M M",
@@ -211,6 +211,9 @@ const LINES: [&str; 60] = [
     "XADD X * M N",
     "XLEN K",
     "ZADD Z XX N M",
+    "ZADD Z NX N M",
+    "ZADD Z XX GT N M",
+    "ZRANGE Z 0 -1 WITHSCORES",
     "ZRANGEBYSCORE Z -inf N",
     "ZRANGEBYSCORE K -inf (N LIMIT 0 2",
     "XGROUP CREATE X M 0 MKSTREAM",
@@ -231,14 +234,15 @@ const LINES: [&str; 60] = [
 ];
 
 /// The scripts, each with its keys and arguments; `NOW` is the current second.
-const SCRIPTS: [(&str, &str); 32] = [
+const SCRIPTS: [(&str, &str); 33] = [
     (scripts::KEEP, "1 K NOW -"),
     (scripts::KEEP, "1 S NOW 1"),
     (scripts::ADD_WITHIN, "1 S N NOW - m1 m2 m3"),
     (scripts::ADD_WITHIN, "1 K - - - m1 m4"),
     (scripts::ADD_JOB_WITHIN, "2 X H N E M field M"),
-    (scripts::REGISTER_COUNTER, "1 Z M N"),
-    (scripts::REGISTER_COUNTER, "1 K M -"),
+    (scripts::REGISTER_COUNTER, "2 Z Z M N"),
+    (scripts::REGISTER_COUNTER, "2 K Z M -"),
+    (scripts::RETIRE_COUNTER, "2 Z H M N N"),
     (scripts::ADD_TOGETHER, "1 S S 1 M S 3 m1 m2 m3"),
     (scripts::ADD_TOGETHER, "1 K K 2 m1 m2"),
     (

@@ -97,9 +97,28 @@ async fn of_the_component() -> Result<()> {
         assert!((50..=60).contains(&redis.ttl("ends").await?));
 
         for (arguments, expected) in [("a 1", "known"), ("b 1", "full"), ("a 1", "known"), ("b -", "known")] {
-            let answer: String = redis.script(scripts::REGISTER_COUNTER, "counters", arguments).await?;
+            let answer: String = redis
+                .script(scripts::REGISTER_COUNTER, "counters in-use", arguments)
+                .await?;
             assert_eq!(answer, expected, "{arguments}");
         }
+        let used: f64 = redis.run("ZSCORE in-use a").await?;
+        let mut retire = async |name: &str, seconds: f64| {
+            let retired: u8 = redis
+                .script(
+                    scripts::RETIRE_COUNTER,
+                    "in-use progress",
+                    &format!("{name} {seconds} 60"),
+                )
+                .await?;
+            assert_eq!(retired, 1);
+            redis.run::<Vec<String>>("ZRANGE in-use 0 -1").await
+        };
+        assert_eq!(retire("a", used.floor()).await?, ["a", "b"], "registered since");
+        assert_eq!(retire("c", used + 1.0).await?, ["a", "b"]);
+        assert_eq!(retire("a", used + 1.0).await?, ["b"]);
+        assert_eq!(redis.run::<u64>("HGET progress idle").await?, 60);
+        assert_eq!(redis.run::<Vec<String>>("ZRANGE counters 0 -1").await?, ["a", "b"]);
 
         let together = scripts::ADD_TOGETHER;
         assert_eq!(
@@ -213,9 +232,12 @@ async fn of_windows_that_are_counted() -> Result<()> {
 
         let now = clock::now_ms() / 1000;
         let _: u8 = redis.run(&format!("ZADD counters 1 old {now} new")).await?;
-        let unused: Vec<String> = redis.script(scripts::FORGET_COUNTERS, "counters", "100").await?;
+        let _: u8 = redis.run(&format!("ZADD in-use 1 old {now} new")).await?;
+        let unused: Vec<String> = redis.script(scripts::FORGET_COUNTERS, "counters in-use", "100").await?;
         assert_eq!(unused, ["old"]);
-        assert_eq!(redis.run::<Vec<String>>("ZRANGE counters 0 -1").await?, ["new"]);
+        for key in ["counters", "in-use"] {
+            assert_eq!(redis.run::<Vec<String>>(&format!("ZRANGE {key} 0 -1")).await?, ["new"]);
+        }
 
         let refused: Vec<String> = redis.script(scripts::TRY_COMMANDS, "nobody", "TIME").await?;
         assert_eq!(refused, [""; 0]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use redis::AsyncCommands;
-use verve_protocol::counter_name::{MAX_COUNTERS, UNUSED_SECONDS};
+use verve_protocol::counter_name::UNUSED_SECONDS;
 use verve_protocol::keys::ids_parts;
 use verve_protocol::{CounterName, Window};
 use verve_tests::clock::WrongClock;
@@ -157,15 +157,55 @@ async fn ids_of_a_named_counter_are_spooled_with_its_name() -> Result<()> {
     Ok(())
 }
 
+/// Returns the windows of a named counter that have records.
+fn windows_of(ledger: &Ledger, counter: &str) -> Vec<String> {
+    let keys = ledger.last().into_keys();
+    let named = keys.filter_map(|key| Some(key.strip_prefix(counter)?.strip_prefix('/')?.to_owned()));
+    named.collect()
+}
+
+#[tokio::test]
+async fn an_idle_counter_is_not_reported_until_it_has_ids_again() -> Result<()> {
+    let site = Site::new(2).await?;
+    let mut ledger = Ledger::new().await?;
+    let flags = ["--idle-seconds", "10", "--late-seconds", "0"];
+    let reporter = Reporter::ready(&ledger.flags(&site, &flags)).await?;
+    let kind = *Kind::available().first().context("a host")?;
+    let instance = example(&site, kind, "login")?.start().await?;
+    let first = clock::next_window(site.length).await;
+    assert_eq!(login(&instance, "player=1&game=chess").await?, 200);
+    clock::assert_still(site.length, first);
+    let windows: Vec<Window> = std::iter::successors(Some(first), |window| Some(window.next()))
+        .take(9)
+        .collect();
+    let within = Duration::from_secs(40);
+    ledger
+        .read_until(within, |ledger| !ledger.of(windows[8]).is_empty())
+        .await?;
+    // The window with the id, and those that began in the 10 seconds after it.
+    let mut expected: Vec<String> = windows[..6].iter().map(Window::to_string).collect();
+    assert_eq!(windows_of(&ledger, "game-chess"), expected, "{}", reporter.log());
+
+    let again = clock::next_window(site.length).await;
+    assert_eq!(login(&instance, "player=1&game=chess").await?, 200);
+    clock::assert_still(site.length, again);
+    ledger
+        .read_until(within, |ledger| of(ledger, "game-chess", again).is_some())
+        .await?;
+    expected.push(again.to_string());
+    let reported = windows_of(&ledger, "game-chess");
+    assert_eq!(reported[..7], expected, "{}", reporter.log());
+    assert_eq!(of(&ledger, "game-chess", again).context("reported")?.value, "1");
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_maximum_number_of_counters_works() -> Result<()> {
     for kind in Kind::available() {
         let site = Site::new(60).await?;
         let mut redis = site.connection().await?;
         let now = clock::current_window(site.length).start();
-        let names: Vec<(u64, String)> = (0..MAX_COUNTERS)
-            .map(|number| (now, format!("game-{number}")))
-            .collect();
+        let names: Vec<(u64, String)> = (0..1000).map(|number| (now, format!("game-{number}"))).collect();
         let _: u64 = redis.zadd_multiple(site.keys().counters(), &names).await?;
         let instance = example(&site, kind, "login")?.start().await?;
         assert_eq!(
