@@ -169,7 +169,7 @@ async fn an_idle_counter_is_not_reported_until_it_has_ids_again() -> Result<()> 
     let site = Site::new(2).await?;
     let mut ledger = Ledger::new().await?;
     let flags = ["--idle-seconds", "10", "--late-seconds", "0"];
-    let reporter = Reporter::ready(&ledger.flags(&site, &flags)).await?;
+    let _reporter = Reporter::ready(&ledger.flags(&site, &flags)).await?;
     let kind = *Kind::available().first().context("a host")?;
     let instance = example(&site, kind, "login")?.start().await?;
     let first = clock::next_window(site.length).await;
@@ -184,7 +184,7 @@ async fn an_idle_counter_is_not_reported_until_it_has_ids_again() -> Result<()> 
         .await?;
     // The window with the id, and those that began in the 10 seconds after it.
     let mut expected: Vec<String> = windows[..6].iter().map(Window::to_string).collect();
-    assert_eq!(windows_of(&ledger, "game-chess"), expected, "{}", reporter.log());
+    assert_eq!(windows_of(&ledger, "game-chess"), expected);
 
     let again = clock::next_window(site.length).await;
     assert_eq!(login(&instance, "player=1&game=chess").await?, 200);
@@ -194,7 +194,7 @@ async fn an_idle_counter_is_not_reported_until_it_has_ids_again() -> Result<()> 
         .await?;
     expected.push(again.to_string());
     let reported = windows_of(&ledger, "game-chess");
-    assert_eq!(reported[..7], expected, "{}", reporter.log());
+    assert_eq!(reported[..7], expected);
     assert_eq!(of(&ledger, "game-chess", again).context("reported")?.value, "1");
     Ok(())
 }
