@@ -6,9 +6,10 @@
 //!
 //! - [`targets`]: the programs under load; [`load`]: the load generators
 //! - [`requests`]: rates, latencies, writes, Redis commands; [`scale`]: the growth of the cost;
-//!   [`reporter`]: the reporter
+//!   [`reporter`]: the reporter; [`counters`]: many named counters
 //! - [`page`]: tables and plots
 
+mod counters;
 mod load;
 mod page;
 mod reporter;
@@ -72,6 +73,8 @@ enum Part {
     Scale,
     /// The reporter
     Reporter,
+    /// Many named counters
+    Counters,
 }
 
 impl Options {
@@ -112,6 +115,9 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Reporter) {
         reporter::reporter(&options, &mut page).await?;
+    }
+    if wanted(Part::Counters) {
+        counters::counters(&mut page).await?;
     }
     if options.quick {
         return Ok(());

@@ -202,6 +202,11 @@ struct Args {
     /// File with the token, instead of --admin-token
     #[arg(long, env = "VERVE_ADMIN_TOKEN_FILE", global = true, value_name = "FILE", help_heading = ITSELF)]
     admin_token_file: Option<PathBuf>,
+    /// How many named counters have metrics of their own
+    ///
+    /// Those of the rest are summed up, with the label counter="other". At most 10,000.
+    #[arg(long, env = "VERVE_METRICS_COUNTERS", global = true, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=10_000), help_heading = ITSELF)]
+    metrics_counters: u64,
     /// Format of the log
     #[arg(long, env = "VERVE_LOG_FORMAT", global = true, value_name = "FORMAT", default_value = "text", help_heading = ITSELF)]
     log_format: LogFormat,
@@ -298,6 +303,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Without a token, the admin port answers every client.
     pub admin_token: Option<Token>,
+    /// How many named counters have metrics of their own.
+    pub metrics_counters: usize,
     pub log_format: LogFormat,
 }
 

@@ -184,6 +184,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         leases: leases.clone(),
         throttle: throttle.clone(),
+        own_metrics: config.metrics_counters,
     });
     tasks.spawn(named.run(stop.clone()));
     let admin = Admin {
@@ -206,7 +207,15 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         stop.clone(),
     ));
     let length = config.windows.length;
-    let windows = windows::Reporter::new(config.windows, &store, health, &metrics, leases, throttle, None);
+    let windows = windows::Reporter::new(
+        config.windows,
+        &store,
+        health,
+        metrics.windows(None),
+        leases,
+        throttle,
+        None,
+    );
     tasks.spawn(windows.run(stop.clone()));
     let client = config.callbacks.client()?;
     let callbacks = callbacks::Callbacks::new(&config.callbacks, client, length, store, metrics, replica);

@@ -130,6 +130,11 @@ impl Metrics {
         self.of_windows.of(counter)
     }
 
+    /// Returns the metrics of the windows of all counters without metrics of their own.
+    pub fn other_windows(&self) -> WindowMetrics {
+        self.of_windows.of_others()
+    }
+
     /// Sets the number of callback jobs in the `stream`, in `retry`, or `dead`.
     pub fn callback_jobs(&self, place: &str, jobs: u64) {
         set(&self.callback_jobs, "place", place, jobs);

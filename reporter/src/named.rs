@@ -47,6 +47,8 @@ pub struct Parts<S> {
     pub metrics: Metrics,
     pub leases: Leases<S>,
     pub throttle: SweepThrottle,
+    /// How many named counters have metrics of their own.
+    pub own_metrics: usize,
 }
 
 /// Looks for named counters, and runs their reporting.
@@ -70,6 +72,8 @@ struct Running {
     snapshot: Option<Vec<WindowSnapshot>>,
     /// The first window not known to be reported.
     next: Window,
+    /// How long a window has been due, in seconds.
+    overdue_s: u64,
 }
 
 impl<S: Publish + 'static> Named<S> {
@@ -129,6 +133,7 @@ impl<S: Publish + 'static> Named<S> {
             .into_iter()
             .filter_map(|snapshot| snapshot.ok().flatten())
             .collect();
+        self.set_gauges();
         for (name, used_ms) in in_use {
             if !self.running.contains_key(&name) {
                 tracing::info!(counter = name.as_str(), "a named counter is in use");
@@ -139,6 +144,24 @@ impl<S: Publish + 'static> Named<S> {
         self.is_new = false;
         self.snapshot.send_replace(snapshot);
         Ok(())
+    }
+
+    /// Sets the gauges of all, those of several counters to the sum or the maximum.
+    fn set_gauges(&self) {
+        let mut gauges: BTreeMap<Option<&CounterName>, (&WindowMetrics, [u64; 3])> = BTreeMap::new();
+        for (name, running) in &self.running {
+            let of = Some(name).filter(|_| !running.metrics.are_shared);
+            let (_, [last, current, overdue_s]) = gauges.entry(of).or_insert((&running.metrics, [0; 3]));
+            for (sum, snapshot) in [last, current].into_iter().zip(running.snapshot.iter().flatten()) {
+                *sum += snapshot.unique().unwrap_or_default();
+            }
+            *overdue_s = running.overdue_s.max(*overdue_s);
+        }
+        for (metrics, [last, current, overdue_s]) in gauges.into_values() {
+            metrics.unique_ids("last", last);
+            metrics.unique_ids("current", current);
+            metrics.window_overdue.set(gauge(overdue_s));
+        }
     }
 
     /// Removes ended tasks, and panics if one of them has panicked.
@@ -176,23 +199,30 @@ impl<S: Publish + 'static> Named<S> {
         };
         let used = Used::default();
         used.is_at_ms(used_ms);
+        let own = self.running.values().filter(|running| !running.metrics.are_shared);
+        let metrics = if own.count() < parts.own_metrics {
+            parts.metrics.windows(Some(name))
+        } else {
+            parts.metrics.other_windows()
+        };
         let reporter = Reporter::new(
             config,
             &store,
             parts.health.clone(),
-            &parts.metrics,
+            metrics.clone(),
             parts.leases.clone(),
             parts.throttle.clone(),
             Some(used.clone()),
         );
         Running {
-            metrics: parts.metrics.windows(Some(name)),
+            metrics,
             store,
             used,
             task: tokio::spawn(reporter.run(stop.clone())),
             stop,
             snapshot: (!self.is_new).then(Vec::new),
             next: current,
+            overdue_s: 0,
         }
     }
 
@@ -233,20 +263,16 @@ impl Running {
         let [last, current] = snapshot.as_slice() else {
             return Ok(None);
         };
-        for (window, snapshot) in [("last", last), ("current", current)] {
-            self.metrics.unique_ids(window, snapshot.unique().unwrap_or_default());
-        }
         if let Some(reported) = snapshot.iter().rev().find(|snapshot| snapshot.report.is_some()) {
             self.next = self.next.max(reported.window.next());
         }
         let is_due = self.next <= config.idle_after(self.used.at_ms());
         let due_ms = config.due_ms(self.next);
-        let overdue_s = if is_due {
+        self.overdue_s = if is_due {
             clock.now_ms().saturating_sub(due_ms) / 1000
         } else {
             0
         };
-        self.metrics.window_overdue.set(gauge(overdue_s));
         let counter = CounterSnapshot {
             name: name.clone(),
             current: *current,

@@ -115,6 +115,7 @@ pub async fn report<K: Sessions, C: Call>(
             metrics: metrics.clone(),
             leases: leases.clone(),
             throttle: throttle.clone(),
+            own_metrics: 100,
         };
         Named::new(parts).0.run(stop.clone())
     });
@@ -130,7 +131,7 @@ pub async fn report<K: Sessions, C: Call>(
         Callbacks::new(&config, endpoints, settings.length, store, metrics, replica).run(stop.clone())
     });
     let keeper = keeper.run(stop.clone());
-    let windows = Reporter::new(windows, &store, health, &metrics, leases, throttle, None).run(stop);
+    let windows = Reporter::new(windows, &store, health, metrics.windows(None), leases, throttle, None).run(stop);
     let (named, callbacks) = (OptionFuture::from(named), OptionFuture::from(callbacks));
     future::join4(keeper, windows, named, callbacks).await;
 }

@@ -33,7 +33,7 @@ use crate::backoff::Retry;
 use crate::clock::millis;
 use crate::health::Health;
 use crate::kafka::Publish;
-use crate::metrics::Metrics;
+use crate::metrics::WindowMetrics;
 use crate::periods::Periods;
 use crate::store::{Store, is_away};
 use ended::Ended;
@@ -91,7 +91,7 @@ impl<S: Publish> Reporter<S> {
         config: WindowsConfig,
         store: &Store,
         health: Arc<Health>,
-        metrics: &Metrics,
+        metrics: WindowMetrics,
         leases: Leases<S>,
         throttle: SweepThrottle,
         used: Option<Used>,
@@ -100,7 +100,7 @@ impl<S: Publish> Reporter<S> {
             report_store: Arc::new(RedisReportStore::new(config.clone(), store.clone())),
             config,
             health,
-            metrics: metrics.windows(store.keys.counter()),
+            metrics,
             counter: store.keys.counter().cloned(),
             partitions: store.partitions(),
             throttle,

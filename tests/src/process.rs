@@ -277,6 +277,14 @@ pub fn memory_kb(pid: u32, which: &str) -> Result<u64> {
     Ok(kilobytes.with_context(|| which.to_owned())?.parse()?)
 }
 
+/// Returns the number of threads of a process.
+///
+/// # Errors
+/// Fails if the process no longer exists.
+pub fn threads(pid: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/task"))?.count())
+}
+
 /// Returns the processor time of a process so far, in seconds.
 ///
 /// It is 0 if the process no longer exists. See proc(5), `stat`.

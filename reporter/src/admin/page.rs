@@ -56,9 +56,33 @@ pub async fn icon() -> impl IntoResponse {
 #[derive(Clone)]
 enum View {
     /// The counter without a name, and the state of everything else.
-    All,
+    All(Listed),
     /// A named counter.
     Counter(CounterName),
+}
+
+/// Which named counters are listed.
+#[derive(Clone)]
+struct Listed {
+    /// Part of their names.
+    find: String,
+    /// The number of the page, from 1 on.
+    page: usize,
+}
+
+/// The number of named counters on a page.
+const COUNTERS: usize = 50;
+
+impl Listed {
+    /// Returns the address of another page of the list.
+    fn address(&self, page: usize) -> String {
+        // The text to find may have any characters.
+        let query = [("find", self.find.as_str()), ("page", &page.to_string())];
+        let query = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(query)
+            .finish();
+        format!("?{query}#named")
+    }
 }
 
 impl View {
@@ -66,16 +90,20 @@ impl View {
     fn asked(query: &HashMap<String, String>) -> Result<Self, Refused> {
         let asked = query.get("counter").filter(|name| !name.is_empty());
         let name = counts::named(asked.map(String::as_str)).map_err(Refused::Bad)?;
-        Ok(name.map_or(Self::All, Self::Counter))
+        let page = query.get("page").map_or(Ok(1), |page| page.parse());
+        let page = page.ok().filter(|page| *page > 0);
+        let page = page.ok_or_else(|| Refused::Bad("page: expected a number from 1 on".to_owned()))?;
+        let find = query.get("find").cloned().unwrap_or_default();
+        Ok(name.map_or(Self::All(Listed { find, page }), Self::Counter))
     }
 
     /// Returns the live part of the page, and the ids of the current window.
     async fn content(&self, admin: &Admin) -> RedisResult<(Markup, Option<u64>)> {
         let current = |windows: &[WindowSnapshot]| windows.last().and_then(WindowSnapshot::unique);
         match self {
-            Self::All => {
+            Self::All(listed) => {
                 let snapshot = admin.snapshot.borrow();
-                Ok((all(admin, &snapshot), current(&snapshot.windows)))
+                Ok((all(admin, &snapshot, listed), current(&snapshot.windows)))
             }
             Self::Counter(name) => {
                 let store = admin.store.of(Some(name));
@@ -97,7 +125,7 @@ pub async fn page(
     let late = |_| Refused::NoAnswer("Redis does not answer".to_owned());
     let (content, current) = answered.map_err(late)??;
     let (name, query) = match &view {
-        View::All => ("Verve".to_owned(), String::new()),
+        View::All(_) => ("Verve".to_owned(), String::new()),
         View::Counter(name) => (format!("{name} · Verve"), format!("?counter={name}")),
     };
     let page = html! {
@@ -177,7 +205,7 @@ fn of_every_page() -> Markup {
 }
 
 /// Returns the live part of the main page.
-fn all(admin: &Admin, snapshot: &Snapshot) -> Markup {
+fn all(admin: &Admin, snapshot: &Snapshot, listed: &Listed) -> Markup {
     let now_ms = snapshot.clock.map_or(0, |clock| clock.now_ms());
     html! {
         main {
@@ -187,7 +215,7 @@ fn all(admin: &Admin, snapshot: &Snapshot) -> Markup {
                 h2 { "Health" }
                 ul #health .health data-live { (health(snapshot, &admin.replica)) }
             }
-            div #counters data-live { (counters(&admin.counters.borrow())) }
+            (named(&admin.counters.borrow(), listed))
             (table(&snapshot.windows))
         }
     }
@@ -334,32 +362,57 @@ fn health(snapshot: &Snapshot, replica: &str) -> Markup {
     }
 }
 
-/// Shows the named counters, if there are any.
-fn counters(snapshot: &[CounterSnapshot]) -> Markup {
+/// Shows the named counters that are in use, if there are any.
+fn named(all: &[CounterSnapshot], listed: &Listed) -> Markup {
     html! {
-        @if !snapshot.is_empty() {
-            section .card {
+        @if !all.is_empty() {
+            section #named .card {
                 h2 { "Named counters" }
-                div .scroll tabindex="0" role="region" aria-label="Named counters" {
-                    table {
-                        thead {
-                            tr { th { "Counter" } th { "Current window" } th { "Window before" } th { "Requests" } th { "Duplicates" } th { "Reported" } }
-                        }
-                        tbody {
-                            @for CounterSnapshot { name, current, last } in snapshot {
-                                tr {
-                                    td { a href=(format!("?counter={name}")) { (name) } }
-                                    td { (number(current.unique().unwrap_or_default())) }
-                                    td { (number(last.unique().unwrap_or_default())) }
-                                    td { (number(last.requests())) }
-                                    td { (duplicates(last)) }
-                                    td { (last.report.map_or_else(|| NONE.to_owned(), |report| time(report.time))) }
-                                }
-                            }
+                form action="#named" {
+                    input type="search" name="find" value=(listed.find) placeholder="Part of a name" aria-label="Part of a name";
+                    button { "Find" }
+                }
+                div #counters data-live { (counters(all, listed)) }
+            }
+        }
+    }
+}
+
+/// Shows one page of the named counters, those with most ids in the current window first.
+fn counters(all: &[CounterSnapshot], listed: &Listed) -> Markup {
+    let mut found: Vec<&CounterSnapshot> = all
+        .iter()
+        .filter(|counter| counter.name.as_str().contains(&listed.find))
+        .collect();
+    let ids =
+        |counter: &CounterSnapshot| [&counter.current, &counter.last].map(|window| window.unique().unwrap_or_default());
+    found.sort_by(|a, b| ids(b).cmp(&ids(a)).then_with(|| a.name.cmp(&b.name)));
+    let first = COUNTERS.saturating_mul(listed.page - 1).min(found.len());
+    let last = first.saturating_add(COUNTERS).min(found.len());
+    html! {
+        div .scroll tabindex="0" role="region" aria-label="Named counters" {
+            table {
+                thead {
+                    tr { th { "Counter" } th { "Current window" } th { "Window before" } th { "Requests" } th { "Duplicates" } th { "Reported" } }
+                }
+                tbody {
+                    @for CounterSnapshot { name, current, last } in &found[first..last] {
+                        tr {
+                            td { a href=(format!("?counter={name}")) { (name) } }
+                            td { (number(current.unique().unwrap_or_default())) }
+                            td { (number(last.unique().unwrap_or_default())) }
+                            td { (number(last.requests())) }
+                            td { (duplicates(last)) }
+                            td { (last.report.map_or_else(|| NONE.to_owned(), |report| time(report.time))) }
                         }
                     }
                 }
             }
+        }
+        p .legend {
+            @if first > 0 { a href=(listed.address(listed.page - 1)) { "‹ before" } " " }
+            @if first == last { "None of " (number(found.len() as u64)) } @else { (number(first as u64 + 1)) " to " (number(last as u64)) " of " (number(found.len() as u64)) }
+            @if last < found.len() { " " a href=(listed.address(listed.page + 1)) { "next ›" } }
         }
     }
 }

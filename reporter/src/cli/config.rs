@@ -165,6 +165,7 @@ pub fn config(args: Args) -> Result<Config, Problem> {
         },
         listen: args.listen,
         admin_token,
+        metrics_counters: usize::try_from(args.metrics_counters).unwrap_or(usize::MAX),
         log_format: args.log_format,
     })
 }

@@ -12,6 +12,9 @@ use super::{OUTCOMES, gauge};
 /// Upper bounds in seconds: from immediate to a day without a report.
 const WAITS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0, 86_400.0];
 
+/// The name in the label of counters without metrics of their own.
+const OTHERS: &str = "other";
+
 /// The labels of a metric of windows.
 ///
 /// The counter without a name has no label `counter`; a named one has its name. Other labels
@@ -55,6 +58,8 @@ pub struct WindowMetrics {
     pub window_overdue: Gauge,
     /// 1 while this replica reports windows, else 0.
     pub lease_held: Gauge,
+    /// Whether several counters share them.
+    pub are_shared: bool,
     all: OfWindows,
     labels: Labels,
 }
@@ -80,8 +85,11 @@ impl Default for OfWindows {
 impl OfWindows {
     /// Returns the metrics of a counter's windows.
     pub fn of(&self, counter: Option<&CounterName>) -> WindowMetrics {
+        self.with(counter.iter().map(|name| ("counter", name.to_string())).collect())
+    }
+
+    fn with(&self, labels: Labels) -> WindowMetrics {
         let all = self.clone();
-        let labels: Labels = counter.iter().map(|name| ("counter", name.to_string())).collect();
         let windows = WindowMetrics {
             late_ids: all.late_ids.get_or_create_owned(&labels),
             windows_reported: all.windows_reported.get_or_create_owned(&labels),
@@ -92,11 +100,23 @@ impl OfWindows {
             window_lag: all.window_lag.get_or_create_owned(&labels),
             window_overdue: all.window_overdue.get_or_create_owned(&labels),
             lease_held: all.lease_held.get_or_create_owned(&labels),
+            are_shared: false,
             all,
             labels,
         };
         OUTCOMES.iter().for_each(|outcome| windows.requests(outcome, 0));
         windows
+    }
+
+    /// Returns the metrics of all counters without metrics of their own.
+    pub fn of_others(&self) -> WindowMetrics {
+        let labels = [("counter", OTHERS.to_owned())].to_vec();
+        WindowMetrics {
+            are_shared: true,
+            // Partitions that are not counted are a problem of each by itself.
+            uncounted_partitions: Gauge::default(),
+            ..self.with(labels)
+        }
     }
 
     /// Registers the metrics.
@@ -172,9 +192,12 @@ impl WindowMetrics {
             .set(gauge(count));
     }
 
-    /// Removes the metrics of this counter, which was forgotten.
+    /// Removes the metrics of this counter, which is not in use any more.
     pub fn forget(&self) {
         let Self { all, labels, .. } = self;
+        if self.are_shared {
+            return;
+        }
         for counters in [
             &all.late_ids,
             &all.windows_reported,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use redis::AsyncCommands;
 use verve_protocol::counter_name::UNUSED_SECONDS;
 use verve_protocol::keys::ids_parts;
-use verve_protocol::{CounterName, Window};
+use verve_protocol::{CounterName, Partition, Window};
 use verve_tests::clock::WrongClock;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::kafka::Record;
@@ -232,10 +232,12 @@ async fn a_counter_without_new_ids_is_removed() -> Result<()> {
     let site = Site::new(2).await?;
     let mut ledger = Ledger::new().await?;
     let mut redis = site.connection().await?;
-    let counters = site.keys().counters();
+    let (counters, in_use) = (site.keys().counters(), site.keys().counters_in_use());
     let now = clock::current_window(site.length).start();
     for (counter, used) in [("old", now - UNUSED_SECONDS - 60), ("new", now)] {
-        let _: u64 = redis.zadd(&counters, counter, used).await?;
+        for key in [&counters, &in_use] {
+            let _: u64 = redis.zadd(key, counter, used).await?;
+        }
     }
     let old = site.keys().named(name("old"));
     let report = verve_protocol::Report::default().to_json();
@@ -259,14 +261,67 @@ async fn a_counter_without_new_ids_is_removed() -> Result<()> {
 
     // Ids are added to it again: it starts again without earlier windows.
     let window = clock::next_window(site.length).await;
-    let _: u64 = redis.zadd(&counters, "old", window.start()).await?;
-    let _: u64 = redis.sadd(old.ids(window, verve_protocol::Partition::Whole), 5).await?;
+    for key in [&counters, &in_use] {
+        let _: u64 = redis.zadd(key, "old", window.start()).await?;
+    }
+    let _: u64 = redis.sadd(old.ids(window, Partition::Whole), 5).await?;
     ledger
         .read_until(SOON, |ledger| of(ledger, "old", window).is_some())
         .await?;
     assert_eq!(of(&ledger, "old", window).context("reported")?.value, "1");
     let of_old = ledger.last().keys().filter(|key| key.starts_with("old/")).count();
     assert!(of_old <= 4, "{ledger}");
+    Ok(())
+}
+
+/// The page and the metrics do not grow with the number of counters.
+#[tokio::test]
+async fn many_counters_are_shown_in_pages_and_their_metrics_summed_up() -> Result<()> {
+    let site = Site::with_one_window().await?;
+    let mut redis = site.connection().await?;
+    let window = clock::current_window(site.length);
+    let mut add = redis::pipe();
+    for number in 0..120_u64 {
+        let counter = format!("campaign-{number:03}");
+        let ids: Vec<u64> = (0..=number).collect();
+        add.zadd(site.keys().counters(), &counter, window.start());
+        add.zadd(site.keys().counters_in_use(), &counter, window.start());
+        add.sadd(site.keys().named(name(&counter)).ids(window, Partition::Whole), ids);
+    }
+    add.exec_async(&mut redis).await?;
+    let reporter = site.reporter(&["--metrics-counters", "20"]).await?;
+    let page = async |query: &str| {
+        http::get(reporter.address(), &format!("/{query}"))
+            .await
+            .map(|page| page.text())
+    };
+    let all = wait::until("the counters on the page", SOON, || async {
+        page("").await.ok().filter(|page| page.contains("1 to 50 of 120"))
+    })
+    .await?;
+    let rows = |page: &str| page.matches(r#"<a href="?counter="#).count();
+    assert_eq!(rows(&all), 50);
+    // Those with most ids come first.
+    let at = |counter: &str| all.find(&format!(">{counter}<"));
+    assert!(at("campaign-119") < at("campaign-118") && at("campaign-070").is_some() && at("campaign-069").is_none());
+    assert!(all.contains(r#"<a href="?find=&amp;page=2#named">"#), "{all}");
+    let last = page("?page=3").await?;
+    assert!(rows(&last) == 20 && last.contains("101 to 120 of 120"), "{last}");
+    let found = page("?find=-00").await?;
+    assert!(rows(&found) == 10 && found.contains("1 to 10 of 10"), "{found}");
+    assert!(page("?page=9").await?.contains("None of 120"));
+    assert_eq!(http::get(reporter.address(), "/?page=0").await?.status, 400);
+
+    let metrics = Metrics::scrape(&reporter).await?;
+    let unique = |counter: &str| metrics.get(&format!(r#"verve_unique_ids{{counter="{counter}",window="current"}}"#));
+    let own: Vec<f64> = (0..120)
+        .filter_map(|number| unique(&format!("campaign-{number:03}")))
+        .collect();
+    let others = unique("other").context("the sum of the others")?;
+    assert_eq!(
+        (own.len(), own.iter().sum::<f64>() + others),
+        (20, f64::from(120 * 121 / 2))
+    );
     Ok(())
 }
 
@@ -377,7 +432,7 @@ async fn a_counter_that_is_used_again_after_days() -> Result<()> {
         instance.process().kill();
         let row = "INSERT INTO ids (key, ids, count) VALUES (?, ?, 3)";
         let ids = format!("{number}01,{number}02,{number}03");
-        let key = counted.ids(window, verve_protocol::Partition::Whole);
+        let key = counted.ids(window, Partition::Whole);
         instance.spool()?.execute(row, (key, ids))?;
         set(days_ago)?;
         // Three days later the counter is still known; nine days after that it is not.
