@@ -111,8 +111,17 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     text(
         "a named counter is not registered",
-        "redis.call('ZADD', KEYS[1], time[1] + time[2] / 1000000, ARGV[1])",
+        "redis.call('ZADD', KEYS[2], now, ARGV[1])",
         "",
+    ),
+    text(
+        "a counter that was registered since is retired",
+        "if used and tonumber(used) < tonumber(ARGV[2]) then",
+        "if used then",
+    ),
+    switch(
+        "a counter is not in use until its newest window",
+        Into::Ignored("ZADD", ":counters:in-use"),
     ),
     text(
         "ids do not expire",

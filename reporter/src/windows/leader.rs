@@ -14,7 +14,7 @@ use verve_protocol::{CounterName, Partitions, Report, Window, WindowRecord};
 
 use super::WindowsConfig;
 use super::ended::Ended;
-use super::ledger::{Ledger, PendingRevision, RecordedRevision, Schedule, Step};
+use super::ledger::{self, Ledger, PendingRevision, RecordedRevision, Schedule, Step};
 use super::ports::{BATCH, Held as _, ReportStore, Swept};
 use super::sweeps::{Last, SweepThrottle, Sweeps};
 use crate::backoff::Retry;
@@ -251,6 +251,10 @@ impl<B: ReportStore> Leader<B> {
         let schedule = Schedule {
             grace: self.config.grace,
             late: self.config.late,
+            remembered: match self.counter {
+                None => ledger::REMEMBERED,
+                Some(_) => ledger::REMEMBERED_OF_NAMED,
+            },
         };
         let mut stored = self.report_store.load(known, now_ms).await?;
         let early = stored.reopen(now_ms);

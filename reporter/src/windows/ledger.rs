@@ -35,7 +35,11 @@ const LOST_BEFORE: Duration = Duration::from_secs(60);
 
 /// How many final reports a leader remembers, in case Redis loses them.
 /// With windows of one minute, these cover sixteen hours.
-const REMEMBERED: usize = 1000;
+pub const REMEMBERED: usize = 1000;
+
+/// How many final reports of a named counter a leader remembers.
+/// There may be thousands of these counters.
+pub const REMEMBERED_OF_NAMED: usize = 100;
 
 /// When windows are reported, and how long they are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +48,8 @@ pub struct Schedule {
     pub grace: Duration,
     /// The allowed lateness: how long after its first report late ids correct a window.
     pub late: Duration,
+    /// How many final reports are remembered.
+    pub remembered: usize,
 }
 
 /// The reported windows, and what is due next.
@@ -60,7 +66,7 @@ pub struct Ledger {
     pending: BTreeMap<Window, WindowRecord>,
     acknowledged: BTreeMap<Window, RecordedRevision>,
     watched: BTreeMap<Window, Report>,
-    /// The newest final reports, at most [`REMEMBERED`].
+    /// The newest final reports, as many as are remembered.
     /// A failover to a replica of Redis may have lost them.
     finals: BTreeMap<Window, Report>,
     /// Watched windows that were final, and whose report Redis has lost.
@@ -150,7 +156,7 @@ impl Ledger {
             self.watched.remove(&window);
             self.recounted.remove(&window);
             self.finals.insert(window, report);
-            if self.finals.len() > REMEMBERED {
+            if self.finals.len() > self.schedule.remembered {
                 self.finals.pop_first();
             }
         } else {

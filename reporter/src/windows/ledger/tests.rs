@@ -4,6 +4,7 @@ use crate::windows::pending::Pending;
 use proptest::prelude::*;
 
 const SCHEDULE: Schedule = Schedule {
+    remembered: REMEMBERED,
     grace: Duration::from_secs(2),
     late: Duration::from_secs(120),
 };
