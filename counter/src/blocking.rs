@@ -44,8 +44,9 @@ impl Counter {
     /// Returns a named counter, which is counted and reported separately.
     ///
     /// The unnamed counter, from [`Counter::get`], is that of requests that name no counter. A
-    /// namespace has at most as many named counters as the variable `counter_limit` permits. Ids that
-    /// are added to a further one are not counted: [`Limit::Counters`](crate::Limit::Counters).
+    /// namespace has at most as many named counters as the variable `counter_limit` permits. Ids
+    /// that are added to a further one are not counted:
+    /// [`Limit::Counters`](crate::Limit::Counters).
     #[must_use]
     pub fn open(&self, name: CounterName) -> Self {
         Self {

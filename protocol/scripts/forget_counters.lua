@@ -1,9 +1,9 @@
--- Removes the names of long unused counters from the lists, and returns them. One script does all,
--- so that a counter to which ids are added meanwhile is not among them.
+-- Removes names of long unused counters from the lists, at most 1,000, and returns them. One script
+-- does all, so that a counter to which ids are added meanwhile is not among them.
 --
 -- KEYS: the counters, those in use. ARGV: for how long a counter must be unused, in seconds.
 local before = redis.call('TIME')[1] - ARGV[1]
-local unused = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. before)
+local unused = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. before, 'LIMIT', 0, 1000)
 if #unused > 0 then
   redis.call('ZREM', KEYS[1], unpack(unused))
   redis.call('ZREM', KEYS[2], unpack(unused))

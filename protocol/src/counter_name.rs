@@ -5,11 +5,11 @@ use std::str::FromStr;
 
 use crate::keys::is_name;
 
-/// How long an unused counter is still reported, in seconds: nine days.
+/// How long an unused counter is known, in seconds: nine days.
 ///
 /// The time starts at the last registration of the counter. Afterwards, the counter is forgotten
-/// until ids are added to it again. Its last window may end a day after its last registration, and
-/// its reports are kept for a week after that, so no report is removed too early.
+/// with its reports, until ids are added to it again. Its last window may end a day after its last
+/// registration, and its reports are kept for a week after that, so no report is removed too early.
 pub const UNUSED_SECONDS: u64 = 9 * 86_400;
 
 /// The name of a named counter.

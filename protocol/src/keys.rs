@@ -147,8 +147,9 @@ impl Keys {
 
     /// Names the sorted set of the named counters that a reporter has to look at.
     ///
-    /// The score is like that of [`Self::counters`]. A leader removes a counter once it has been idle
-    /// for long and all its windows are final. An instance adds it again with its next window.
+    /// The score is like that of [`Self::counters`], or the start of the newest window with ids if
+    /// that is later. A leader removes a counter once it has been idle for long and all its windows
+    /// are final. An instance adds it again with its next window.
     #[must_use]
     pub fn counters_in_use(&self) -> String {
         format!("{{{}}}:counters:in-use", self.namespace)

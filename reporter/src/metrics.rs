@@ -20,7 +20,7 @@ use verve_protocol::CounterName;
 use verve_protocol::keys::stats;
 
 use windows::OfWindows;
-pub use windows::WindowMetrics;
+pub use windows::{OTHERS, WindowMetrics};
 
 /// The media type of [`Metrics::render`].
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -20,7 +20,7 @@ use verve_protocol::{CounterName, Window};
 use crate::clock::RedisClock;
 use crate::health::Health;
 use crate::kafka::Publish;
-use crate::metrics::{Metrics, WindowMetrics, gauge};
+use crate::metrics::{Metrics, OTHERS, WindowMetrics, gauge};
 use crate::overview::{self, WindowSnapshot};
 use crate::store::Store;
 use crate::windows::{Leases, Reporter, SweepThrottle, Used, WindowsConfig};
@@ -74,6 +74,8 @@ struct Running {
     next: Window,
     /// How long a window has been due, in seconds.
     overdue_s: u64,
+    /// Whether no window was due when last seen.
+    is_idle: bool,
 }
 
 impl<S: Publish + 'static> Named<S> {
@@ -122,10 +124,11 @@ impl<S: Publish + 'static> Named<S> {
         }
         let current = self.parts.config.length.window_at_ms(clock.now_ms());
         let windows: Vec<Window> = current.previous().into_iter().chain([current]).collect();
+        let is_leading = self.parts.leases.are_held();
         let looks = self
             .running
             .iter_mut()
-            .map(|(name, running)| running.look(name, &windows, &self.parts.config, clock));
+            .map(|(name, running)| running.look(name, &windows, &self.parts.config, clock, is_leading));
         let looks: Vec<RedisResult<Option<CounterSnapshot>>> = futures::future::join_all(looks).await;
         // A counter that cannot be read now, since a cluster node is unreachable, is shown again
         // after the next look.
@@ -200,7 +203,8 @@ impl<S: Publish + 'static> Named<S> {
         let used = Used::default();
         used.is_at_ms(used_ms);
         let own = self.running.values().filter(|running| !running.metrics.are_shared);
-        let metrics = if own.count() < parts.own_metrics {
+        // A counter with the name of the others must not remove their metrics.
+        let metrics = if own.count() < parts.own_metrics && name.as_str() != OTHERS {
             parts.metrics.windows(Some(name))
         } else {
             parts.metrics.other_windows()
@@ -223,6 +227,7 @@ impl<S: Publish + 'static> Named<S> {
             snapshot: (!self.is_new).then(Vec::new),
             next: current,
             overdue_s: 0,
+            is_idle: false,
         }
     }
 
@@ -258,6 +263,7 @@ impl Running {
         windows: &[Window],
         config: &WindowsConfig,
         clock: RedisClock,
+        is_leading: bool,
     ) -> RedisResult<Option<CounterSnapshot>> {
         let snapshot = WindowSnapshot::read(&self.store, windows).await?;
         let [last, current] = snapshot.as_slice() else {
@@ -266,20 +272,21 @@ impl Running {
         if let Some(reported) = snapshot.iter().rev().find(|snapshot| snapshot.report.is_some()) {
             self.next = self.next.max(reported.window.next());
         }
-        let is_due = self.next <= config.idle_after(self.used.at_ms());
-        let due_ms = config.due_ms(self.next);
-        self.overdue_s = if is_due {
-            clock.now_ms().saturating_sub(due_ms) / 1000
-        } else {
-            0
-        };
+        let used_ms = self.used.at_ms();
+        let was_idle = std::mem::replace(&mut self.is_idle, self.next > config.idle_after(used_ms));
+        if was_idle && !self.is_idle {
+            // The windows in between are not due.
+            self.next = self.next.max(config.length.window_at_ms(used_ms));
+        }
+        let overdue_ms = clock.now_ms().saturating_sub(config.due_ms(self.next));
+        self.overdue_s = if self.is_idle { 0 } else { overdue_ms / 1000 };
         let counter = CounterSnapshot {
             name: name.clone(),
             current: *current,
             last: *last,
         };
         if let Some(before) = &self.snapshot
-            && self.metrics.lease_held.get() == 1
+            && is_leading
         {
             overview::count(&self.metrics, before, &snapshot);
         }

@@ -34,7 +34,7 @@ pub struct Settings {
     pub grace: Duration,
     /// The allowed lateness: how long after its first report late ids correct a window.
     pub late: Duration,
-    /// How long a named counter without ids is reported, after its last window with ids.
+    /// How long a named counter is reported after its last window with ids.
     pub idle: Duration,
     /// Whether the replica looks for named counters.
     pub has_named: bool,

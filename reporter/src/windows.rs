@@ -55,7 +55,7 @@ pub struct WindowsConfig {
     pub grace: Duration,
     /// The allowed lateness: how long after its first report late ids correct a window.
     pub late: Duration,
-    /// How long a named counter without ids is reported, after its last window with ids.
+    /// How long a named counter is reported after its last window with ids.
     pub idle: Duration,
     /// The fixed callback, called for every report.
     pub callback: Option<(Endpoint, Method)>,
@@ -68,7 +68,7 @@ impl WindowsConfig {
         window.end_ms() + millis(self.grace)
     }
 
-    /// Returns the last window of a named counter that is reported even if it has no ids.
+    /// Returns the last window of a named counter that is due without ids.
     ///
     /// `used_ms` is when an instance last registered the counter, in Unix milliseconds.
     pub fn idle_after(&self, used_ms: u64) -> Window {

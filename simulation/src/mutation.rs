@@ -116,7 +116,7 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     text(
         "a counter that was registered since is retired",
-        "if used and tonumber(used) < tonumber(ARGV[2]) then",
+        "if used and tonumber(used) < tonumber(ARGV[3]) and redis.call('ZCARD', KEYS[4]) == 0 then",
         "if used then",
     ),
     switch(

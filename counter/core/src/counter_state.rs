@@ -81,8 +81,8 @@ pub struct Counters {
 impl Counters {
     /// Creates the state in which no named counter is in use.
     ///
-    /// `keys` are those of the unnamed counter. Of more than `most` named ones, those that no request
-    /// uses are dropped.
+    /// `keys` are those of the unnamed counter. Of more than `most` named ones, those that no
+    /// request uses are dropped.
     #[must_use]
     pub fn new(keys: Keys, most: u32) -> Self {
         Self {

@@ -41,9 +41,9 @@ pub fn count(counts: &mut Counts, field: &'static str) {
 ///
 /// `name` is its idempotency key: the flush counts once, even if it is sent several times. If the
 /// window may have ids, the flush also adds it to the index again, with this many `partitions`: the
-/// leader removes a final window from the index, and ids may have arrived since. It also registers a
-/// named counter again, if the leader has removed it from those in use or Redis has lost its name. In
-/// a cluster, the instance need not notice that.
+/// leader removes a final window from the index, and ids may have arrived since. It also registers
+/// a named counter again, if the leader has removed it from those in use or Redis has lost its
+/// name. In a cluster, the instance need not notice that.
 #[must_use]
 pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms: u64, partitions: u16) -> Batch {
     let key = keys.stats(window);

@@ -362,23 +362,21 @@ fn health(snapshot: &Snapshot, replica: &str) -> Markup {
     }
 }
 
-/// Shows the named counters that are in use, if there are any.
+/// Shows the named counters that are in use.
 fn named(all: &[CounterSnapshot], listed: &Listed) -> Markup {
     html! {
-        @if !all.is_empty() {
-            section #named .card {
-                h2 { "Named counters" }
-                form action="#named" {
-                    input type="search" name="find" value=(listed.find) placeholder="Part of a name" aria-label="Part of a name";
-                    button { "Find" }
-                }
-                div #counters data-live { (counters(all, listed)) }
+        section #named .card {
+            h2 { "Named counters" }
+            form action="#named" {
+                input type="search" name="find" value=(listed.find) placeholder="Part of a name" aria-label="Part of a name";
+                " " button { "Find" }
             }
+            div #counters data-live { (counters(all, listed)) }
         }
     }
 }
 
-/// Shows one page of the named counters, those with most ids in the current window first.
+/// Shows one page of the named counters, those with most ids first.
 fn counters(all: &[CounterSnapshot], listed: &Listed) -> Markup {
     let mut found: Vec<&CounterSnapshot> = all
         .iter()

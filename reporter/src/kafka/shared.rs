@@ -3,12 +3,18 @@
 //! The loops of the counters publish by themselves. Records that wait while a transaction is under
 //! way are published together in the next one, as databases commit groups of transactions.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use super::{Begun, CounterRecord, Publish, Unpublished};
+
+/// From how many records on no more are added to a transaction.
+///
+/// The queue of a producer has room for more: 100,000 by default.
+const MOST: usize = 10_000;
 
 /// The part of a shared session that belongs to one counter.
 pub struct SharedSession<S> {
@@ -32,7 +38,7 @@ struct State {
     begun: Option<u64>,
     /// Whether another replica publishes now. This session never begins again then.
     is_fenced: bool,
-    waiting: Vec<Waiting>,
+    waiting: VecDeque<Waiting>,
 }
 
 /// Records of a counter that are to be published.
@@ -113,13 +119,20 @@ impl<S: Publish> Publish for SharedSession<S> {
         let Some(begun) = self.begun else {
             return Err(Unpublished::Away);
         };
-        let (done, published) = oneshot::channel();
+        let (done, mut published) = oneshot::channel();
         let records = records.to_vec();
-        self.shared.state().waiting.push(Waiting { begun, records, done });
+        self.shared.state().waiting.push_back(Waiting { begun, records, done });
         let mut session = self.shared.session.lock().await;
-        let (group, late) = self.shared.state().take();
-        late.into_iter().for_each(|waiting| waiting.end(Err(Unpublished::Away)));
-        if !group.is_empty() {
+        loop {
+            if let Ok(result) = published.try_recv() {
+                return result;
+            }
+            let (group, late) = self.shared.state().take();
+            let is_last = group.is_empty();
+            late.into_iter().for_each(|waiting| waiting.end(Err(Unpublished::Away)));
+            if is_last {
+                break;
+            }
             let records: Vec<CounterRecord> = group.iter().flat_map(|waiting| waiting.records.clone()).collect();
             let result = session.publish(&records).await;
             {
@@ -130,20 +143,30 @@ impl<S: Publish> Publish for SharedSession<S> {
             group.into_iter().for_each(|waiting| waiting.end(result));
         }
         drop(session);
-        // Whoever published the records may have been stopped meanwhile.
+        // The counter that published the records may have been stopped meanwhile.
         published.await.unwrap_or(Err(Unpublished::Away))
     }
 }
 
 impl State {
-    /// Takes the records that wait: those to publish now, and those of a session that has failed.
+    /// Takes records that wait: those to publish, and those of a failed session.
     ///
-    /// Their counters have not checked the lease since the session began again.
+    /// The counters of the latter have not checked the lease since the session began again.
     fn take(&mut self) -> (Vec<Waiting>, Vec<Waiting>) {
         // Nobody waits for records whose counter was stopped.
-        let waiting = mem::take(&mut self.waiting).into_iter();
-        let waiting = waiting.filter(|waiting| !waiting.done.is_closed());
-        waiting.partition(|waiting| Some(waiting.begun) == self.begun)
+        self.waiting.retain(|waiting| !waiting.done.is_closed());
+        let (mut group, mut late, mut records) = (Vec::new(), Vec::new(), 0);
+        while records < MOST
+            && let Some(waiting) = self.waiting.pop_front()
+        {
+            if Some(waiting.begun) == self.begun {
+                records += waiting.records.len();
+                group.push(waiting);
+            } else {
+                late.push(waiting);
+            }
+        }
+        (group, late)
     }
 }
 
@@ -174,7 +197,7 @@ mod tests {
 
     type Results = VecDeque<Result<(), Unpublished>>;
 
-    /// A session with these results, after which all succeeds. Each request takes a second.
+    /// A session with these results. Then all succeeds. Each request takes a second.
     #[derive(Clone, Default)]
     struct Scripted(Arc<Mutex<(Vec<Asked>, Results)>>);
 
@@ -246,6 +269,23 @@ mod tests {
         assert_eq!(future::join_all(published).await, [Ok(()); 3]);
         let expected = [Asked::Begin, Asked::Publish(vec![1]), Asked::Publish(vec![2, 3])];
         assert_eq!(session.asked(), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transaction_has_a_bounded_number_of_records() {
+        let session = Scripted::default();
+        let first = SharedSession::new(session.clone());
+        let mut counters: Vec<SharedSession<Scripted>> = (0..4).map(|_| first.of_another()).collect();
+        future::join_all(counters.iter_mut().map(|counter| counter.begin())).await;
+        let many = vec![records(1).remove(0); MOST * 3 / 5];
+        let published = counters.iter_mut().map(|counter| counter.publish(&many));
+        assert_eq!(future::join_all(published).await, [Ok(()); 4]);
+        let published = session.asked().into_iter().filter_map(|asked| match asked {
+            Asked::Publish(counts) => Some(counts.len()),
+            Asked::Begin => None,
+        });
+        let each = many.len();
+        assert_eq!(published.collect::<Vec<_>>(), [each, 2 * each, each]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use super::{OUTCOMES, gauge};
 const WAITS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0, 86_400.0];
 
 /// The name in the label of counters without metrics of their own.
-const OTHERS: &str = "other";
+pub const OTHERS: &str = "other";
 
 /// The labels of a metric of windows.
 ///
@@ -110,12 +110,15 @@ impl OfWindows {
 
     /// Returns the metrics of all counters without metrics of their own.
     pub fn of_others(&self) -> WindowMetrics {
-        let labels = [("counter", OTHERS.to_owned())].to_vec();
+        let shared = self.with([("counter", OTHERS.to_owned())].to_vec());
+        self.uncounted_partitions.remove(&shared.labels);
+        self.lease_held.remove(&shared.labels);
         WindowMetrics {
             are_shared: true,
-            // Partitions that are not counted are a problem of each by itself.
+            // These are of each counter alone.
             uncounted_partitions: Gauge::default(),
-            ..self.with(labels)
+            lease_held: Gauge::default(),
+            ..shared
         }
     }
 

@@ -224,7 +224,9 @@ impl<B: ReportStore> Leader<B> {
                     let is_empty = swept.is_empty;
                     self.swept(lease, ledger, &mut leading.sweeps, swept).await?;
                     if let Some(used) = self.used.as_ref().filter(|_| is_empty && ledger.is_at_rest()) {
-                        self.report_store.retire(used.at_ms(), ledger.next_window()).await?;
+                        self.report_store
+                            .retire(lease, used.at_ms(), ledger.next_window())
+                            .await?;
                     }
                 } else if leading.sweeping.is_none() && leading.sweeps.is_due(self.config.periods.sweep, &self.throttle)
                 {

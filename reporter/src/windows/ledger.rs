@@ -194,7 +194,8 @@ impl Ledger {
         self.orphaned.iter().copied().chain(in_order).take(limit).collect()
     }
 
-    /// Returns when the next window is due, in Unix milliseconds; `None` while the counter is idle.
+    /// Returns when the next window is due, in Unix milliseconds.
+    /// `None` while the counter is idle.
     pub fn next_due_ms(&self) -> Option<u64> {
         (!self.is_idle_in(self.next)).then(|| self.due_ms(self.next))
     }
@@ -220,9 +221,10 @@ impl Ledger {
         self.idle_after = window;
     }
 
-    /// Returns whether the counter was idle, and is not if this is the last window that is due.
+    /// Returns whether the counter was idle, and is used again.
     ///
-    /// Then the leader resumes, since the windows in between are not due.
+    /// `idle_after` is now the last window that is due without ids. Then the leader resumes, since
+    /// the windows in between are not due.
     pub fn is_awoken(&self, idle_after: Option<Window>) -> bool {
         self.is_idle_in(self.next) && idle_after.is_none_or(|last| self.next <= last)
     }

@@ -106,7 +106,8 @@ pub trait ReportStore: Send + Sync + 'static {
     ///
     /// It is not reported from `next` on. `used_ms` is when it was last registered, in Unix
     /// milliseconds: if it was registered since, it still needs a leader.
-    fn retire(&self, used_ms: u64, next: Window) -> impl Future<Output = RedisResult<()>> + Send;
+    fn retire(&self, lease: &Self::Lease, used_ms: u64, next: Window)
+    -> impl Future<Output = Result<(), Ended>> + Send;
 
     /// Searches for ids in windows in which none are expected, at `now_ms`.
     /// Ids of final windows are kept apart as late ids, even if some of their sets fail. `ledger`

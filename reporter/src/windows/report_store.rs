@@ -138,11 +138,12 @@ impl RedisReportStore {
         Ok(self.length().window_starting(began))
     }
 
-    /// Returns the window at which a named counter goes on that was idle from `next` on.
+    /// Returns the window at which a named counter goes on.
     ///
-    /// It is the first window with ids. Without an index entry, it is that of the last registration:
-    /// if older windows have ids nevertheless, a search finds them.
-    async fn awake(&self, next: Window) -> RedisResult<Option<Window>> {
+    /// It was idle from `next` on. The window is the first one with ids that have not expired at
+    /// `now_ms`. Without an index entry, it is that of the last registration: if older windows have
+    /// ids nevertheless, a search finds them.
+    async fn awake(&self, next: Window, now_ms: u64) -> RedisResult<Option<Window>> {
         let Some(name) = self.store.keys.counter() else {
             return Ok(None);
         };
@@ -154,7 +155,8 @@ impl RedisReportStore {
             return Ok(None);
         };
         let with_ids = self.with_ids().await?;
-        let first = with_ids.noted.range(next..).next();
+        let certain = ledger::window_certain_at(self.length(), now_ms);
+        let first = with_ids.noted.range(next.max(certain)..).next();
         Ok(Some(first.map_or(used, |(window, _)| used.min(*window))))
     }
 
@@ -219,8 +221,9 @@ impl ReportStore for RedisReportStore {
             return Ok(stored);
         };
         let was_idle = known.and_then(Ledger::idle_from) == Some(newest.next());
-        if was_idle || self.progress(progress::IDLE).await? == Some(newest.next().start()) {
-            stored.awake = self.awake(newest.next()).await?;
+        let idle = self.progress(progress::IDLE).await?;
+        if was_idle || idle >= Some(newest.next().start()) {
+            stored.awake = self.awake(newest.next(), now_ms).await?;
         }
         // So far, the only reports may be of windows before `from` that had ids.
         let mut from = redis::cmd("GET");
@@ -353,16 +356,21 @@ impl ReportStore for RedisReportStore {
         self.store.redis().script::<u8>(&script).await.map(drop)
     }
 
-    async fn retire(&self, used_ms: u64, next: Window) -> RedisResult<()> {
+    async fn retire(&self, lease: &Lease, used_ms: u64, next: Window) -> Result<(), Ended> {
         let Some(name) = self.store.keys.counter() else {
             return Ok(());
         };
         let script = Script::new(RETIRE_COUNTER);
-        let mut retire = script.key(self.store.keys.counters_in_use());
+        let mut retire = script.key(lease.key());
+        retire.key(self.store.keys.counters_in_use());
         retire.key(self.store.keys.reports_progress(self.length()));
-        retire.arg(name.as_str()).arg((used_ms + 1) as f64 / 1000.0);
+        retire.key(self.store.keys.windows(self.length()));
+        retire
+            .arg(lease.holder())
+            .arg(name.as_str())
+            .arg((used_ms + 1) as f64 / 1000.0);
         retire.arg(next.start());
-        self.store.redis().script::<u8>(&retire).await.map(drop)
+        self.as_leader(&retire).await
     }
 
     async fn sweep(&self, ledger: &Ledger, now_ms: u64) -> Swept {

@@ -48,7 +48,10 @@ fn an_instance_that_serves_one_request_asks_once() {
     assert!(keys.keys().any(|key| key.contains(":windows:")), "{keys:?}");
     let lasts = |key: &String| keys[key].expires_ms.is_none();
     let lasting: Vec<&String> = keys.keys().filter(|key| lasts(key)).collect();
-    assert_eq!(lasting, ["{verve}:callbacks", "{verve}:counters"]);
+    assert_eq!(
+        lasting,
+        ["{verve}:callbacks", "{verve}:counters", "{verve}:counters:in-use"]
+    );
     // A retry after a lost answer counts no id twice.
     server.link.set(Link::Deaf);
     assert_eq!(once(&world, &machine, 2, None, None).0, Err(NotCounted::Unavailable));

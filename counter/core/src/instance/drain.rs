@@ -243,16 +243,9 @@ impl<H: Host> Instance<H> {
             self.log.error(&format!("spooled ids stay in the spool: {redis}"));
             Ok(false)
         };
-        let name = self.config.keys.named_ids(key);
-        if let Some(name) = &name {
-            // Accepted ids are counted, so this registration ignores the limit of counters.
-            let registered = self.redis.register_counter(&self.config.keys, name, true);
-            if let Err(redis) = registered.await {
-                return stay(&redis);
-            }
-        }
-        let keys = name.map(|name| self.config.keys.named(name));
-        let keys = keys.as_ref().unwrap_or(&self.config.keys);
+        let named = self.config.keys.named_ids(key);
+        let named = named.map(|name| self.config.keys.named(name));
+        let keys = named.as_ref().unwrap_or(&self.config.keys);
         loop {
             let found = self.background.ids(key, most).await?;
             if found.ids.is_empty() {
@@ -265,7 +258,7 @@ impl<H: Host> Instance<H> {
                 return stay(&redis);
             }
             // Again: in between, the leader may have checked the set, found nothing, and removed
-            // its window from the index.
+            // its window from the index, or its counter from those in use.
             if let Err(redis) = self.index_set(keys, key).await {
                 return stay(&redis);
             }
@@ -276,7 +269,13 @@ impl<H: Host> Instance<H> {
     }
 
     /// Adds the window of this set to the index, so that the reporter counts it.
+    ///
+    /// It first registers the counter of the set, if that has a name.
     async fn index_set(&self, keys: &Keys, key: &str) -> Result<(), RedisError> {
+        if let Some(name) = keys.counter() {
+            // Accepted ids are counted, so this registration ignores the limit of counters.
+            self.redis.register_counter(keys, name, true).await?;
+        }
         let Some((_, length, start, partition)) = ids_parts(key) else {
             return Ok(());
         };

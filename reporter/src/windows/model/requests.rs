@@ -200,7 +200,7 @@ impl ReportStore for Asked {
         }
     }
 
-    async fn retire(&self, _: u64, _: Window) -> RedisResult<()> {
+    async fn retire(&self, _: &ModelLease, _: u64, _: Window) -> Result<(), Ended> {
         unreachable!("the counter has no name")
     }
 

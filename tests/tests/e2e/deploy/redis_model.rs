@@ -242,7 +242,7 @@ const SCRIPTS: [(&str, &str); 33] = [
     (scripts::ADD_JOB_WITHIN, "2 X H N E M field M"),
     (scripts::REGISTER_COUNTER, "2 Z Z M N"),
     (scripts::REGISTER_COUNTER, "2 K Z M -"),
-    (scripts::RETIRE_COUNTER, "2 Z H M N N"),
+    (scripts::RETIRE_COUNTER, "4 K Z H Z M M N N"),
     (scripts::ADD_TOGETHER, "1 S S 1 M S 3 m1 m2 m3"),
     (scripts::ADD_TOGETHER, "1 K K 2 m1 m2"),
     (

@@ -103,20 +103,28 @@ async fn of_the_component() -> Result<()> {
             assert_eq!(answer, expected, "{arguments}");
         }
         let used: f64 = redis.run("ZSCORE in-use a").await?;
-        let mut retire = async |name: &str, seconds: f64| {
-            let retired: u8 = redis
-                .script(
-                    scripts::RETIRE_COUNTER,
-                    "in-use progress",
-                    &format!("{name} {seconds} 60"),
-                )
-                .await?;
-            assert_eq!(retired, 1);
-            redis.run::<Vec<String>>("ZRANGE in-use 0 -1").await
-        };
-        assert_eq!(retire("a", used.floor()).await?, ["a", "b"], "registered since");
-        assert_eq!(retire("c", used + 1.0).await?, ["a", "b"]);
-        assert_eq!(retire("a", used + 1.0).await?, ["b"]);
+        let _: String = redis.run("SET lease me").await?;
+        let _: u8 = redis.run("ZADD windows-of 1 60:1").await?;
+        let keys = "lease in-use progress windows-of";
+        for (case, holder, name, seconds, held, left) in [
+            ("registered since", "me", "a", used.floor(), 1, &["a", "b"][..]),
+            ("unknown", "me", "c", used + 1.0, 1, &["a", "b"]),
+            ("has ids", "me", "a", used + 1.0, 1, &["a", "b"]),
+            ("no lease", "you", "a", used + 1.0, 0, &["a", "b"]),
+            ("idle", "me", "a", used + 1.0, 1, &["b"]),
+        ] {
+            if case == "idle" {
+                let _: u8 = redis.run("DEL windows-of").await?;
+            }
+            let arguments = format!("{holder} {name} {seconds} 60");
+            let is_held: u8 = redis.script(scripts::RETIRE_COUNTER, keys, &arguments).await?;
+            let in_use: Vec<String> = redis.run("ZRANGE in-use 0 -1").await?;
+            assert_eq!(
+                (is_held, in_use.as_slice()),
+                (held, &left.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()[..]),
+                "{case}"
+            );
+        }
         assert_eq!(redis.run::<u64>("HGET progress idle").await?, 60);
         assert_eq!(redis.run::<Vec<String>>("ZRANGE counters 0 -1").await?, ["a", "b"]);
 
