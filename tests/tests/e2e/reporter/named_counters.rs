@@ -280,15 +280,14 @@ async fn many_counters_are_shown_in_pages_and_their_metrics_summed_up() -> Resul
     let site = Site::with_one_window().await?;
     let mut redis = site.connection().await?;
     let window = clock::current_window(site.length);
-    let mut add = redis::pipe();
     for number in 0..120_u64 {
         let counter = format!("campaign-{number:03}");
-        let ids: Vec<u64> = (0..=number).collect();
-        add.zadd(site.keys().counters(), &counter, window.start());
-        add.zadd(site.keys().counters_in_use(), &counter, window.start());
-        add.sadd(site.keys().named(name(&counter)).ids(window, Partition::Whole), ids);
+        for key in [site.keys().counters(), site.keys().counters_in_use()] {
+            let _: u64 = redis.zadd(key, &counter, window.start()).await?;
+        }
+        let key = site.keys().named(name(&counter)).ids(window, Partition::Whole);
+        let _: u64 = redis.sadd(key, (0..=number).collect::<Vec<u64>>()).await?;
     }
-    add.exec_async(&mut redis).await?;
     let reporter = site.reporter(&["--metrics-counters", "20"]).await?;
     let page = async |query: &str| {
         http::get(reporter.address(), &format!("/{query}"))
