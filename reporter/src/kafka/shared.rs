@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use super::{Begun, CounterRecord, Publish, Unpublished};
@@ -124,14 +125,16 @@ impl<S: Publish> Publish for SharedSession<S> {
         self.shared.state().waiting.push_back(Waiting { begun, records, done });
         let mut session = self.shared.session.lock().await;
         loop {
-            if let Ok(result) = published.try_recv() {
-                return result;
+            match published.try_recv() {
+                Ok(result) => return result,
+                // The counter that published the records was stopped.
+                Err(TryRecvError::Closed) => return Err(Unpublished::Away),
+                Err(TryRecvError::Empty) => {}
             }
             let (group, late) = self.shared.state().take();
-            let is_last = group.is_empty();
             late.into_iter().for_each(|waiting| waiting.end(Err(Unpublished::Away)));
-            if is_last {
-                break;
+            if group.is_empty() {
+                continue;
             }
             let records: Vec<CounterRecord> = group.iter().flat_map(|waiting| waiting.records.clone()).collect();
             let result = session.publish(&records).await;
@@ -142,9 +145,6 @@ impl<S: Publish> Publish for SharedSession<S> {
             }
             group.into_iter().for_each(|waiting| waiting.end(result));
         }
-        drop(session);
-        // The counter that published the records may have been stopped meanwhile.
-        published.await.unwrap_or(Err(Unpublished::Away))
     }
 }
 
@@ -330,6 +330,33 @@ mod tests {
         assert_eq!(first.begin().await, Err(Unpublished::Fenced));
         assert_eq!(second.begin().await, Err(Unpublished::Fenced));
         assert_eq!(session.asked().len(), 2);
+    }
+
+    /// The counters whose records it publishes then publish them again.
+    #[tokio::test(start_paused = true)]
+    async fn a_counter_is_stopped_while_it_publishes() {
+        let session = Scripted::default();
+        let mut three = three(&session);
+        future::join_all(three.iter_mut().map(|counter| counter.begin())).await;
+        let [mut first, mut second, mut third] = three;
+        let (one, two, three) = (records(1), records(2), records(3));
+        let first = async { first.publish(&one).await };
+        // It publishes the records of the third one too.
+        let second = tokio::time::timeout(Duration::from_millis(1500), second.publish(&two));
+        let third = async {
+            let published = third.publish(&three).await;
+            (published, third.publish(&three).await)
+        };
+        let (first, second, third) = tokio::join!(first, second, third);
+        assert!(first == Ok(()) && second.is_err());
+        assert_eq!(third, (Err(Unpublished::Away), Ok(())));
+        let expected = [
+            Asked::Begin,
+            Asked::Publish(vec![1]),
+            Asked::Publish(vec![2, 3]),
+            Asked::Publish(vec![3]),
+        ];
+        assert_eq!(session.asked(), expected);
     }
 
     /// The records of a counter that was stopped are not published later.
