@@ -85,7 +85,8 @@ impl Happened {
     ///
     /// The instance may have registered the counter earlier in the window.
     fn idle_from_ms(&self, attempt: &Attempt) -> u64 {
-        (attempt.at_ms + self.idle_ms).saturating_sub(2000 * self.length.seconds())
+        let at_ms = attempt.at_ms.min(attempt.window.end_ms());
+        (at_ms + self.idle_ms).saturating_sub(2000 * self.length.seconds())
     }
 
     fn concerns(&self, loss: &Loss, committed: &Committed) -> bool {
@@ -378,9 +379,12 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         // In a cluster, the index may learn of the first window from a spool.
         let first = committed.first().filter(|_| happened.is_cluster);
         let begun = begun.map(|begun| first.map_or(begun, |first| begun.max(first.record.window)));
-        // A named counter without ids is reported only for some time.
+        // A named counter without ids is reported only for some time. An id of a host whose clock
+        // is ahead is in a later window, and one whose clock is behind in an earlier one.
         let may_be_idle = |window: Window| {
-            let attempts = attempts.iter().filter(|attempt| attempt.at_ms <= window.end_ms());
+            let attempts = attempts
+                .iter()
+                .filter(|attempt| attempt.window.max(attempt.true_window) <= window);
             let used = attempts
                 .filter(counted)
                 .map(|attempt| happened.idle_from_ms(attempt))

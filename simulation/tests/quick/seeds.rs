@@ -33,9 +33,11 @@ fn seeds_that_have_failed_do_not_fail_again() {
         61_145,
         63_344,
         73_688,
+        1_048_858,
         2_001_293,
         2_008_886,
         180_980_593_594_128,
+        226_137_704_000_213,
     ];
     for seed in failed {
         assert_eq!(run(&Plan::new(seed), false, None).wrong, [], "seed {seed}");
