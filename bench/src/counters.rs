@@ -1,19 +1,16 @@
 //! Many named counters: how soon their records come, and what the reporter takes.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
 use verve_protocol::{CounterName, Keys, Partition, Window};
-use verve_tests::broker::Broker;
 use verve_tests::clock;
+use verve_tests::kafka::Records;
 use verve_tests::process::{cpu_seconds, threads};
-use verve_tests::redis::RedisServer;
-use verve_tests::reporter::Reporter;
 
 use crate::page::{Page, grouped, median};
+use crate::reporter::{NAMESPACE, Site};
 use crate::targets::memory_mb;
 
 /// How many counters the namespace has.
@@ -54,19 +51,13 @@ pub async fn counters(page: &mut Page) -> Result<()> {
 
 /// Returns the row of the table for this many counters with ids.
 async fn with(active: u64) -> Result<Vec<String>> {
-    let broker = Broker::start().await?;
-    let kafka = broker.kafka();
-    let redis = RedisServer::start().await?;
-    let topic = clock::unique("bench");
-    kafka.create_topic(&topic, 1).await?;
-    let records = kafka.consume(&topic).await?;
-    let (arrived, mut records_read) = mpsc::unbounded_channel();
-    let reading = tokio::spawn(async move {
-        while let Some(record) = records.next(Duration::from_secs(120)).await {
-            let _ = arrived.send((clock::now_ms(), record));
-        }
-    });
-    let keys = Keys::new("bench".parse()?);
+    let Site {
+        redis,
+        reporter,
+        records,
+        ..
+    } = &Site::start(SECONDS, GRACE_MS).await?;
+    let keys = Keys::new(NAMESPACE.parse()?);
     let mut connection = redis.connection().await?;
     let mut register = redis::pipe();
     for number in 0..REGISTERED {
@@ -75,77 +66,29 @@ async fn with(active: u64) -> Result<Vec<String>> {
             .ignore();
     }
     register.exec_async(&mut connection).await?;
-    let (url, grace, seconds) = (redis.url(), GRACE_MS.to_string(), SECONDS.to_string());
-    let mut flags = vec![
-        "--redis-urls",
-        &url,
-        "--namespace",
-        "bench",
-        "--window-seconds",
-        &seconds,
-    ];
-    flags.extend([
-        "--grace-ms",
-        &grace,
-        "--kafka-brokers",
-        kafka.brokers(),
-        "--kafka-topic",
-        &topic,
-    ]);
-    let reporter = Reporter::ready(&flags).await?;
     let pids = [reporter.process().pid(), redis.process().pid()];
     let length = clock::length(SECONDS);
-    // The first window is not measured: all counters are found in it.
-    clock::next_window(length).await;
-    let mut begin = None;
-    let mut windows = BTreeSet::new();
-    for number in 0..=WINDOWS {
-        let window = clock::current_window(length);
+    let mut fill = async |window: Window| {
         for first in (0..active).step_by(500) {
-            add(&keys, window, first..active.min(first + 500))
-                .exec_async(&mut connection)
-                .await?;
+            let numbers = first..active.min(first + 500);
+            add(&keys, window, numbers).exec_async(&mut connection).await?;
         }
-        if number > 0 {
-            windows.insert(window);
+        anyhow::Ok(clock::next_window(length).await)
+    };
+    // The first window is not measured: all counters are found in it.
+    let mut window = fill(clock::next_window(length).await).await?;
+    let (begin, cpu) = (Instant::now(), pids.map(cpu_seconds));
+    let first = window;
+    let filling = async {
+        for _ in 0..WINDOWS {
+            window = fill(window).await?;
         }
-        clock::next_window(length).await;
-        if number == 0 {
-            begin = Some((clock::now_ms(), pids.map(cpu_seconds)));
-        }
-    }
-    let (begin_ms, cpu) = begin.context("several windows")?;
-    let took_s = (clock::now_ms() - begin_ms) as f64 / 1000.0;
-    let shares: Vec<f64> = pids
-        .iter()
-        .zip(cpu)
-        .map(|(pid, before)| (cpu_seconds(*pid) - before) / took_s)
-        .collect();
-    let mut came: BTreeMap<Window, (u64, f64)> = BTreeMap::new();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while came
-        .iter()
-        .filter(|(window, (count, _))| windows.contains(window) && *count == active)
-        .count()
-        < WINDOWS
-    {
-        let record = timeout_at(deadline, records_read.recv()).await.ok().flatten();
-        let (at_ms, record) = record.with_context(|| format!("not all records came: {came:?}"))?;
-        let Some((_, key)) = record.key.split_once('/') else {
-            continue;
-        };
-        let start = u64::try_from(key.parse::<jiff::Timestamp>()?.as_second())?;
-        let window = length.window_starting(start).context("a key that is no window")?;
-        anyhow::ensure!(record.value == "1" || !windows.contains(&window), "{record:?}");
-        let lag = at_ms as f64 - (window.end_ms() + GRACE_MS) as f64;
-        let (count, last) = came.entry(window).or_default();
-        (*count, *last) = (*count + 1, last.max(lag));
-    }
-    let lags = came
-        .into_iter()
-        .filter(|(window, _)| windows.contains(window))
-        .map(|(_, (_, lag))| lag);
-    reading.abort();
+        let took_s = begin.elapsed().as_secs_f64();
+        let taken = pids.iter().zip(cpu);
+        let shares = taken.map(|(pid, before)| (cpu_seconds(*pid) - before) / took_s);
+        anyhow::Ok(shares.collect::<Vec<f64>>())
+    };
+    let (shares, lags) = tokio::try_join!(filling, lags(records, first, active))?;
     let (memory, threads) = (memory_mb(pids[0]), threads(pids[0])?);
     Ok(vec![
         active.to_string(),
@@ -155,6 +98,30 @@ async fn with(active: u64) -> Result<Vec<String>> {
         format!("{:.1} %", shares[0] * 100.0),
         format!("{:.1} %", shares[1] * 100.0),
     ])
+}
+
+/// Returns how long the last record of each window took to arrive, in milliseconds.
+///
+/// The windows begin with `first`, and have records of this many counters.
+async fn lags(records: &Records, first: Window, active: u64) -> Result<Vec<f64>> {
+    let windows = std::iter::successors(Some(first), |window| Some(window.next()));
+    let mut came: BTreeMap<String, (Window, u64, f64)> = windows
+        .take(WINDOWS)
+        .map(|window| (window.to_string(), (window, 0, 0.0)))
+        .collect();
+    let deadline = Instant::now() + Duration::from_secs(u64::from(SECONDS) * WINDOWS as u64 + 30);
+    while came.values().any(|(_, count, _)| *count < active) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let record = records.next(left).await;
+        let record = record.with_context(|| format!("not all records came: {came:?}"))?;
+        let Some((window, count, last)) = record.key.split_once('/').and_then(|(_, key)| came.get_mut(key)) else {
+            continue;
+        };
+        anyhow::ensure!(record.value == "1", "{record:?}");
+        let lag = clock::now_ms() as f64 - (window.end_ms() + GRACE_MS) as f64;
+        (*count, *last) = (*count + 1, last.max(lag));
+    }
+    Ok(came.into_values().map(|(_, _, last)| last).collect())
 }
 
 fn name(number: u64) -> Result<CounterName> {

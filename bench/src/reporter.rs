@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use verve_protocol::{Keys, Partition};
 use verve_tests::broker::Broker;
+use verve_tests::kafka::Records;
 use verve_tests::process::cpu_seconds;
 use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
@@ -19,6 +20,8 @@ use crate::targets::memory_mb;
 const JOBS: u64 = 20_000;
 /// The number of ids in the window that is used to measure memory.
 const MANY: i64 = 10_000_000;
+/// The namespace of the reporters.
+pub const NAMESPACE: &str = "bench";
 /// The value of `--grace-ms`.
 const GRACE_MS: u64 = 500;
 
@@ -51,6 +54,51 @@ pub async fn reporter(options: &Options, page: &mut Page) -> Result<()> {
         ],
     ]);
     Ok(())
+}
+
+/// A reporter with a Redis and a broker of its own.
+pub struct Site {
+    _broker: Broker,
+    pub redis: RedisServer,
+    pub reporter: Reporter,
+    /// The records of the reporter.
+    pub records: Records,
+}
+
+impl Site {
+    /// Starts a reporter of windows of this many seconds, in [`NAMESPACE`].
+    pub async fn start(window_seconds: u32, grace_ms: u64) -> Result<Self> {
+        let broker = Broker::start().await?;
+        let kafka = broker.kafka();
+        let redis = RedisServer::start().await?;
+        let topic = clock::unique("bench");
+        kafka.create_topic(&topic, 1).await?;
+        let records = kafka.consume(&topic).await?;
+        let (url, seconds, grace) = (redis.url(), window_seconds.to_string(), grace_ms.to_string());
+        let mut flags = vec![
+            "--redis-urls",
+            &url,
+            "--namespace",
+            NAMESPACE,
+            "--window-seconds",
+            &seconds,
+        ];
+        flags.extend([
+            "--grace-ms",
+            &grace,
+            "--kafka-brokers",
+            kafka.brokers(),
+            "--kafka-topic",
+            &topic,
+        ]);
+        let reporter = Reporter::ready(&flags).await?;
+        Ok(Self {
+            _broker: broker,
+            redis,
+            reporter,
+            records,
+        })
+    }
 }
 
 /// Measures callbacks a second, and the processor time of one in microseconds.
@@ -103,30 +151,13 @@ async fn callbacks(options: &Options) -> Result<(f64, f64)> {
 ///
 /// A delay lasts from the end of the window and the grace to the arrival of the record.
 async fn windows() -> Result<(Vec<f64>, f64)> {
-    let broker = Broker::start().await?;
-    let kafka = broker.kafka();
-    let redis = RedisServer::start().await?;
-    let topic = clock::unique("bench");
-    kafka.create_topic(&topic, 1).await?;
-    let records = kafka.consume(&topic).await?;
-    let (url, grace) = (redis.url(), GRACE_MS.to_string());
+    let site = Site::start(1, GRACE_MS).await?;
+    let (reporter, records) = (&site.reporter, &site.records);
     let length = clock::length(1);
-    let mut flags = vec![
-        "--redis-urls",
-        &url,
-        "--namespace",
-        "bench",
-        "--window-seconds",
-        "1",
-        "--grace-ms",
-        &grace,
-    ];
-    flags.extend(["--kafka-brokers", kafka.brokers(), "--kafka-topic", &topic]);
-    let reporter = Reporter::ready(&flags).await?;
     // A full window in the future.
     let full = length.window_at_ms(clock::now_ms() + 90_000);
-    let keys = Keys::new("bench".parse()?);
-    let mut connection = redis.connection().await?;
+    let keys = Keys::new(NAMESPACE.parse()?);
+    let mut connection = site.redis.connection().await?;
     for first in (0..MANY).step_by(5_000) {
         let mut add = redis::cmd("SADD");
         add.arg(keys.ids(full, Partition::Whole)).arg(

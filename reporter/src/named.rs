@@ -137,10 +137,19 @@ impl<S: Publish + 'static> Named<S> {
             .filter_map(|snapshot| snapshot.ok().flatten())
             .collect();
         self.set_gauges();
+        let own = self.running.values().filter(|running| !running.metrics.are_shared);
+        let mut own = own.count();
         for (name, used_ms) in in_use {
             if !self.running.contains_key(&name) {
                 tracing::info!(counter = name.as_str(), "a named counter is in use");
-                let running = self.start(&name, used_ms, current, stop.child_token());
+                // A counter with the name of the others must not remove their metrics.
+                let metrics = if own < self.parts.own_metrics && name.as_str() != OTHERS {
+                    own += 1;
+                    self.parts.metrics.windows(Some(&name))
+                } else {
+                    self.parts.metrics.other_windows()
+                };
+                let running = self.start(&name, metrics, used_ms, current, stop.child_token());
                 self.running.insert(name, running);
             }
         }
@@ -193,7 +202,14 @@ impl<S: Publish + 'static> Named<S> {
         Ok(counters.into_iter().filter_map(named).collect())
     }
 
-    fn start(&self, name: &CounterName, used_ms: u64, current: Window, stop: CancellationToken) -> Running {
+    fn start(
+        &self,
+        name: &CounterName,
+        metrics: WindowMetrics,
+        used_ms: u64,
+        current: Window,
+        stop: CancellationToken,
+    ) -> Running {
         let parts = &self.parts;
         let store = parts.store.of(Some(name));
         let config = WindowsConfig {
@@ -202,13 +218,6 @@ impl<S: Publish + 'static> Named<S> {
         };
         let used = Used::default();
         used.is_at_ms(used_ms);
-        let own = self.running.values().filter(|running| !running.metrics.are_shared);
-        // A counter with the name of the others must not remove their metrics.
-        let metrics = if own.count() < parts.own_metrics && name.as_str() != OTHERS {
-            parts.metrics.windows(Some(name))
-        } else {
-            parts.metrics.other_windows()
-        };
         let reporter = Reporter::new(
             config,
             &store,

@@ -115,10 +115,7 @@ impl<H: Host> Instance<H> {
     /// Registers a counter for the reporter, once in each window, if it has a name.
     async fn register_counter(&self, counter_window: &CounterWindow) -> Result<Option<Limit>, RedisError> {
         let CounterWindow { state, window } = counter_window;
-        let Some(name) = state.keys.counter() else {
-            return Ok(None);
-        };
-        let limit = self.redis.register_counter(&state.keys, name, false).await?;
+        let limit = self.redis.register_counter(&state.keys, false).await?;
         if limit.is_none() {
             state.registered.set(Some(*window));
         }

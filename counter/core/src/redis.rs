@@ -14,7 +14,7 @@ use futures::future;
 use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, indexed};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
-use verve_protocol::{CallbackJob, CounterName, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window};
+use verve_protocol::{CallbackJob, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window};
 
 use crate::answer::Limit;
 use crate::cluster::{Address, Map};
@@ -374,15 +374,14 @@ impl<H: Host> Redis<H> {
         self.node_at(node, std::slice::from_ref(address))
     }
 
-    /// Registers that a named counter is in use, before its ids are recorded.
+    /// Registers that a counter is in use, if it has a name.
     ///
-    /// Returns a limit if there are `counter_limit` already, unless `unlimited`.
-    pub async fn register_counter(
-        &self,
-        keys: &Keys,
-        name: &CounterName,
-        unlimited: bool,
-    ) -> Result<Option<Limit>, RedisError> {
+    /// This comes before its ids are recorded. Returns a limit if there are `counter_limit`
+    /// already, unless `unlimited`.
+    pub async fn register_counter(&self, keys: &Keys, unlimited: bool) -> Result<Option<Limit>, RedisError> {
+        let Some(name) = keys.counter() else {
+            return Ok(None);
+        };
         let script = register_counter(keys, name, (!unlimited).then_some(self.config.counter_limit));
         let answer = self.evaluate(script, None).await?;
         Ok(match answer.as_slice() {

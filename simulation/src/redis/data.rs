@@ -268,25 +268,21 @@ impl Data {
                 hash.insert(field.clone(), (before + by).to_string());
                 Ok(Answer::Number(before + by))
             }
-            ("ZADD", [key, score, member]) => {
-                let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
-                flag(value!(self, key, Sorted)?.insert(member.clone(), score).is_none())
-            }
-            ("ZADD", [key, only, score, member]) if only == "XX" || only == "NX" => {
-                let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
-                let is_there = look!(self, key, Sorted)?.is_some_and(|set| set.contains_key(member));
-                if is_there == (only == "XX") {
-                    value!(self, key, Sorted)?.insert(member.clone(), score);
-                }
-                flag(!is_there && only == "NX")
-            }
-            ("ZADD", [key, xx, gt, score, member]) if xx == "XX" && gt == "GT" => {
+            ("ZADD", [key, options @ .., score, member]) => {
                 let score: f64 = score.parse().map_err(|_| "ERR value is not a valid float")?;
                 let before = look!(self, key, Sorted)?.and_then(|set| set.get(member).copied());
-                if before.is_some_and(|before| before < score) {
+                let options: Vec<&str> = options.iter().map(String::as_str).collect();
+                let is_set = match options.as_slice() {
+                    [] => true,
+                    ["XX"] => before.is_some(),
+                    ["NX"] => before.is_none(),
+                    ["XX", "GT"] => before.is_some_and(|before| before < score),
+                    _ => return Err(SYNTAX),
+                };
+                if is_set {
                     value!(self, key, Sorted)?.insert(member.clone(), score);
                 }
-                flag(false)
+                flag(is_set && before.is_none())
             }
             ("ZRANGEBYSCORE", [key, least, most, limit @ ..]) if least == "-inf" => {
                 let (most, is_open) = most
@@ -319,18 +315,9 @@ impl Data {
                 ))
             }
             ("ZRANGE", [key, first, last, with]) if first == "0" && last == "-1" && with == "WITHSCORES" => {
-                let found = sorted(look!(self, key, Sorted)?).into_iter();
-                let found: Vec<(&String, String)> = found.map(|(m, score)| (m, score.to_string())).collect();
-                Ok(Answer::Many(pairs(
-                    found.iter().map(|(member, score)| (*member, score)),
-                )))
+                Ok(Answer::Many(with_scores(look!(self, key, Sorted)?)))
             }
-            ("ZSCAN", [key, cursor, ..]) if cursor == "0" => {
-                let scores = sorted(look!(self, key, Sorted)?);
-                let scores: Vec<(&String, String)> =
-                    scores.into_iter().map(|(m, score)| (m, score.to_string())).collect();
-                Ok(scanned(pairs(scores.iter().map(|(member, score)| (*member, score)))))
-            }
+            ("ZSCAN", [key, cursor, ..]) if cursor == "0" => Ok(scanned(with_scores(look!(self, key, Sorted)?))),
             ("XADD", [key, id, fields @ ..]) if id == "*" && !fields.is_empty() => {
                 let now_ms = self.now_us / 1000;
                 Ok(value!(self, key, Stream)?.add(now_ms, fields))
@@ -449,6 +436,12 @@ fn text(value: Option<&String>) -> Answer {
 fn pairs<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<Answer> {
     let texts = pairs.flat_map(|(name, value)| [Answer::Text(name.clone()), Answer::Text(value.clone())]);
     texts.collect()
+}
+
+/// Returns the members of a sorted set in order, each followed by its score.
+fn with_scores(set: Option<&BTreeMap<String, f64>>) -> Vec<Answer> {
+    let texts = |(member, score): (&String, f64)| [member.clone(), score.to_string()].map(Answer::Text);
+    sorted(set).into_iter().flat_map(texts).collect()
 }
 
 /// Returns the answer of a scan that is complete.

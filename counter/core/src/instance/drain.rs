@@ -272,10 +272,8 @@ impl<H: Host> Instance<H> {
     ///
     /// It first registers the counter of the set, if that has a name.
     async fn index_set(&self, keys: &Keys, key: &str) -> Result<(), RedisError> {
-        if let Some(name) = keys.counter() {
-            // Accepted ids are counted, so this registration ignores the limit of counters.
-            self.redis.register_counter(keys, name, true).await?;
-        }
+        // Accepted ids are counted, so this registration ignores the limit of counters.
+        self.redis.register_counter(keys, true).await?;
         let Some((_, length, start, partition)) = ids_parts(key) else {
             return Ok(());
         };
