@@ -135,7 +135,8 @@ fn add(keys: &Keys, window: Window, numbers: std::ops::Range<u64>) -> redis::Pip
         let of = keys.named(name.clone());
         let now = clock::now_ms() as f64 / 1000.0;
         all.zadd(keys.counters(), name.as_str(), now).ignore();
-        all.zadd(keys.counters_in_use(), name.as_str(), now).ignore();
+        all.zadd(keys.counters_in_use(window.length()), name.as_str(), now)
+            .ignore();
         all.zadd(
             of.windows(window.length()),
             verve_protocol::keys::indexed(window, 1),

@@ -145,14 +145,15 @@ impl Keys {
         format!("{{{}}}:counters", self.namespace)
     }
 
-    /// Names the sorted set of the named counters that a reporter has to look at.
+    /// Names the sorted set of the named counters whose windows a reporter has to look at.
     ///
+    /// These are the windows of one length.
     /// The score is like that of [`Self::counters`], or the start of the newest window with ids if
     /// that is later. A leader removes a counter once it has been idle for long and all its windows
     /// are final. An instance adds it again with its next window.
     #[must_use]
-    pub fn counters_in_use(&self) -> String {
-        format!("{{{}}}:counters:in-use", self.namespace)
+    pub fn counters_in_use(&self, length: WindowLength) -> String {
+        format!("{{{}}}:counters:in-use:{length}", self.namespace)
     }
 
     /// Returns the named counter of this namespace to which a key of ids belongs.
@@ -437,6 +438,7 @@ mod tests {
         assert_eq!(keys.spools(), "{verve}:spools");
         assert_eq!(keys.format(), "{verve}:format");
         assert_eq!(keys.counters(), "{verve}:counters");
+        assert_eq!(keys.counters_in_use(length), "{verve}:counters:in-use:60");
         assert_eq!(keys.reports(length), "{verve}:reports:60");
         assert_eq!(keys.reports_pending(length), "{verve}:reports:60:pending");
         assert_eq!(keys.reports_from(length), "{verve}:reports:60:from");

@@ -1,6 +1,6 @@
 //! The contract between the component and the reporter, and nothing else.
 //!
-//! - [`window`]: the division of time into windows
+//! - [`window`]: the division of time into windows; [`window_lengths`]: their lengths
 //! - [`id`]: ids, and the [`partitions`] of a window that contain them
 //! - [`redis_urls`]: the addresses of Redis
 //! - [`counter_name`]: the names of counters
@@ -39,6 +39,7 @@ pub mod scripts;
 pub mod slot;
 pub mod spool_state;
 pub mod window;
+pub mod window_lengths;
 
 pub use callback::{CallbackJob, Method};
 pub use counter_name::CounterName;
@@ -50,3 +51,4 @@ pub use redis_urls::{RedisUrl, RedisUrls};
 pub use report::{Report, WindowRecord};
 pub use spool_state::SpoolState;
 pub use window::{Window, WindowLength};
+pub use window_lengths::WindowLengths;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CounterName, Window};
+use crate::{CounterName, Window, WindowLengths};
 
 /// The last report of a window: a value of the hash `{ns}:reports:L`, as JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -71,14 +71,16 @@ pub struct WindowRecord {
 }
 
 impl WindowRecord {
-    /// Returns the key of the record: the start of the window.
+    /// Returns the key of the record, in a deployment with these lengths.
     ///
     /// For example `2026-11-22T21:30:00Z`, or `logins/2026-11-22T21:30:00Z` for a named counter.
+    /// See [`WindowLengths::key`] for windows that are longer than the main ones.
     #[must_use]
-    pub fn key(&self, counter: Option<&CounterName>) -> String {
+    pub fn key(&self, counter: Option<&CounterName>, lengths: &WindowLengths) -> String {
+        let key = lengths.key(self.window);
         match counter {
-            None => self.window.to_string(),
-            Some(counter) => format!("{counter}/{}", self.window),
+            None => key,
+            Some(counter) => format!("{counter}/{key}"),
         }
     }
 
@@ -129,7 +131,8 @@ mod tests {
             duplicates: 766,
             late: 0,
         };
-        assert_eq!(record.key(None), "2026-11-22T21:30:00Z");
+        let lengths = WindowLengths::from(window.length());
+        assert_eq!(record.key(None, &lengths), "2026-11-22T21:30:00Z");
         assert_eq!(record.value(), "1234");
         let headers = record.headers(None);
         let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
@@ -145,7 +148,7 @@ mod tests {
         let late = WindowRecord { late: 3, ..record };
         assert_eq!(late.headers(None)[4], ("late", "3".to_owned()));
         let counter: CounterName = "logins".parse().expect("valid");
-        assert_eq!(record.key(Some(&counter)), "logins/2026-11-22T21:30:00Z");
+        assert_eq!(record.key(Some(&counter), &lengths), "logins/2026-11-22T21:30:00Z");
         assert_eq!(record.headers(Some(&counter))[4], ("counter", "logins".to_owned()));
     }
 

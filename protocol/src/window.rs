@@ -37,6 +37,19 @@ impl WindowLength {
         self.0.get() as u64
     }
 
+    /// Returns the length in ISO 8601: `PT1M`, `PT1H`, `P1D`.
+    #[must_use]
+    pub fn iso_8601(self) -> String {
+        let seconds = self.seconds();
+        if seconds == u64::from(Self::MAX_SECONDS) {
+            return "P1D".to_owned();
+        }
+        let parts = [(seconds / 3600, 'H'), (seconds / 60 % 60, 'M'), (seconds % 60, 'S')];
+        let parts = parts.iter().filter(|(number, _)| *number > 0);
+        let parts: String = parts.map(|(number, unit)| format!("{number}{unit}")).collect();
+        format!("PT{parts}")
+    }
+
     /// Returns the window that contains the moment `unix_ms`.
     ///
     /// The moment is in milliseconds since the Unix epoch.
@@ -117,6 +130,12 @@ impl Window {
         self.length
     }
 
+    /// Returns the window of this length that contains the start of this window.
+    #[must_use]
+    pub const fn within(self, length: WindowLength) -> Self {
+        length.window_at_ms(self.start * 1000)
+    }
+
     /// Returns the window after this one.
     #[must_use]
     pub const fn next(self) -> Self {
@@ -179,6 +198,21 @@ mod tests {
         let minute = length(60);
         assert_eq!(minute.window_at_ms(59_999).start(), 0);
         assert_eq!(minute.window_at_ms(60_000).start(), 60);
+    }
+
+    #[test]
+    fn lengths_are_written_in_iso_8601() {
+        for (seconds, text) in [
+            (1, "PT1S"),
+            (60, "PT1M"),
+            (90, "PT1M30S"),
+            (3600, "PT1H"),
+            (5400, "PT1H30M"),
+            (43_200, "PT12H"),
+            (86_400, "P1D"),
+        ] {
+            assert_eq!(length(seconds).iso_8601(), text);
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use verve_protocol::WindowLength;
+use verve_protocol::{WindowLength, WindowLengths};
 
 use crate::health::Health;
 use crate::metrics::{self, Metrics};
@@ -57,16 +57,16 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
 /// The state of the admin port.
 #[derive(Clone)]
 pub struct Admin {
-    /// The length of the windows.
-    pub length: WindowLength,
+    /// The lengths of the windows.
+    pub lengths: WindowLengths,
     /// Without a token, the port answers every client.
     pub token: Option<Token>,
     pub store: Store,
     pub health: Arc<Health>,
     pub metrics: Metrics,
     pub snapshot: watch::Receiver<Snapshot>,
-    /// The named counters.
-    pub counters: watch::Receiver<Vec<CounterSnapshot>>,
+    /// The counters in use, by the length of their windows.
+    pub counters: Vec<(WindowLength, watch::Receiver<Vec<CounterSnapshot>>)>,
     /// The name of this replica.
     pub replica: String,
     pub stop: CancellationToken,

@@ -13,12 +13,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
-use verve_protocol::{Keys, Method, Namespace, Partitions, WindowLength};
+use verve_protocol::{Keys, Method, Namespace, Partitions, WindowLength, WindowLengths};
 
 use crate::admin::Token;
 use crate::callbacks::CallbacksConfig;
@@ -103,7 +103,10 @@ struct Args {
     /// Prefix of all keys in Redis. Same as the component's `namespace`
     #[arg(long, env = "VERVE_NAMESPACE", global = true, default_value = "verve", help_heading = REDIS)]
     namespace: Namespace,
-    /// Length of a window, in seconds. Same as the component's `window_seconds`
+    /// Lengths of windows, in seconds. Same as the component's `window_seconds`
+    ///
+    /// Up to four, separated by commas, each a multiple of the one before: 60,3600,86400. The first
+    /// is the main one.
     #[arg(
         long,
         env = "VERVE_WINDOW_SECONDS",
@@ -112,7 +115,7 @@ struct Args {
         default_value = "60",
         help_heading = REDIS
     )]
-    window_seconds: WindowLength,
+    window_seconds: WindowLengths,
     /// Time from a window's end to its first report, in milliseconds
     ///
     /// At most 10 minutes.
@@ -163,6 +166,11 @@ struct Args {
     /// HTTP method of the fixed callback
     #[arg(long, env = "VERVE_CALLBACK_METHOD", global = true, value_name = "METHOD", default_value = "post", value_parser = method(), help_heading = CALLBACKS)]
     callback_method: Method,
+    /// Lengths of windows for which the fixed callback is called, in seconds
+    ///
+    /// Some of `--window-seconds`, repeatable or comma-separated. Without it, the main one.
+    #[arg(long, env = "VERVE_CALLBACK_LENGTHS", global = true, value_name = "SECONDS", value_delimiter = ',', value_parser = length(), help_heading = CALLBACKS)]
+    callback_lengths: Vec<WindowLength>,
     /// Hosts, addresses or CIDRs that callbacks may reach although they are private
     ///
     /// Repeatable or comma-separated.
@@ -297,7 +305,12 @@ pub struct Where {
 pub struct Config {
     pub redis: RedisConfig,
     pub keys: Keys,
+    /// For main windows.
     pub windows: WindowsConfig,
+    /// The lengths of windows.
+    pub lengths: WindowLengths,
+    /// The lengths of windows for which the fixed callback is called.
+    pub callback_lengths: Vec<WindowLength>,
     pub kafka: KafkaConfig,
     pub callbacks: CallbacksConfig,
     pub listen: SocketAddr,
@@ -380,9 +393,9 @@ fn task(
         Command::Dead(command) => Task::Dead(at(&args)?, command),
         Command::Counts { asked, json } => {
             let at = at(&args)?;
-            let range = asked.range(args.window_seconds);
+            let length = args.window_seconds.main();
+            let range = asked.range(length);
             let range = range.map_err(|problem| format!("--{problem}"))?;
-            let length = args.window_seconds;
             Task::Counts {
                 at,
                 range,
@@ -425,6 +438,11 @@ fn is_given(given: &ArgMatches, flag: &str) -> bool {
 fn method() -> impl TypedValueParser<Value = Method> {
     let names = [Method::Get, Method::Post].map(Method::as_str);
     PossibleValuesParser::new(names).try_map(|name| name.parse::<Method>())
+}
+
+/// Parses the length of windows, with spaces around it.
+fn length() -> impl TypedValueParser<Value = WindowLength> {
+    NonEmptyStringValueParser::new().try_map(|seconds| seconds.trim().parse::<WindowLength>())
 }
 
 /// Returns the written bytes as text.

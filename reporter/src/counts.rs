@@ -7,7 +7,7 @@ use redis::RedisResult;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use verve_protocol::counter_name::InvalidCounterName;
-use verve_protocol::{CounterName, Report, Window, WindowLength};
+use verve_protocol::{CounterName, Report, Window, WindowLength, WindowLengths};
 
 use crate::store::{BATCH, Store};
 use crate::windows::KEPT;
@@ -39,6 +39,10 @@ pub struct Asked {
     /// Named counter of the windows; the counter without a name if not given
     #[arg(long, value_name = "NAME")]
     counter: Option<String>,
+    /// Length of the windows in seconds; the main one if not given
+    // The command has a flag for it that is the reporter's too.
+    #[arg(skip)]
+    window_seconds: Option<u32>,
 }
 
 /// Which counter to read.
@@ -48,12 +52,14 @@ pub struct Asked {
 pub struct Which {
     /// A named counter; the counter without a name if not given
     counter: Option<String>,
+    /// Length of the window in seconds; the main one if not given
+    window_seconds: Option<u32>,
 }
 
 /// A reported window.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Count {
-    /// The start of the window in RFC 3339: the key of its record in Kafka.
+    /// The start of the window in RFC 3339, with which the key of its record in Kafka begins.
     #[schema(example = "2026-11-22T21:30:00Z")]
     window: String,
     /// The start of the window in Unix seconds.
@@ -76,9 +82,19 @@ pub struct Count {
     reported_at: Option<String>,
 }
 
-/// The open window.
+/// The open window, and the longer ones that contain it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Current {
+    #[serde(flatten)]
+    open: Open,
+    /// The open windows of the longer lengths, if no length was given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    longer: Vec<Open>,
+}
+
+/// An open window.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Open {
     /// The start of the window in RFC 3339.
     #[schema(example = "2026-11-22T21:30:00Z")]
     window: String,
@@ -86,6 +102,8 @@ pub struct Current {
     start: u64,
     /// The end of the window in Unix seconds.
     end: u64,
+    /// The length of the window in seconds.
+    window_seconds: u64,
     /// Unique ids so far.
     count: u64,
     /// Requests so far. Statistics arrive some tenths of a second after the ids.
@@ -116,6 +134,14 @@ pub struct Page {
 }
 
 impl Asked {
+    /// Returns the length of the windows, which must be one of these.
+    ///
+    /// # Errors
+    /// The problem, and what was expected.
+    pub fn length(&self, lengths: &WindowLengths) -> Result<WindowLength, String> {
+        one_of(lengths, self.window_seconds)
+    }
+
     /// Parses the times, for windows of this length.
     ///
     /// # Errors
@@ -155,6 +181,9 @@ impl Asked {
         if let Some(counter) = &self.counter {
             query.append_pair("counter", counter);
         }
+        if let Some(seconds) = self.window_seconds {
+            query.append_pair("window_seconds", &seconds.to_string());
+        }
         query.finish()
     }
 }
@@ -167,6 +196,29 @@ impl Which {
     pub fn of(&self, store: &Store) -> Result<Store, String> {
         Ok(store.of(named(self.counter.as_deref())?.as_ref()))
     }
+
+    /// Returns the lengths of the windows to read.
+    ///
+    /// # Errors
+    /// If the length that was given is not one of `lengths`.
+    pub fn lengths(&self, lengths: &WindowLengths) -> Result<WindowLengths, String> {
+        match self.window_seconds {
+            None => Ok(lengths.clone()),
+            asked => one_of(lengths, asked).map(WindowLengths::from),
+        }
+    }
+}
+
+/// Returns the length that was asked for; the main one if none was.
+///
+/// # Errors
+/// If it is not one of these lengths.
+pub fn one_of(lengths: &WindowLengths, asked: Option<u32>) -> Result<WindowLength, String> {
+    let Some(asked) = asked else {
+        return Ok(lengths.main());
+    };
+    let found = lengths.all().find(|length| length.seconds() == u64::from(asked));
+    found.ok_or_else(|| format!("window_seconds: expected one of {lengths}"))
 }
 
 /// Returns the name of the requested counter, if there is one.
@@ -236,16 +288,24 @@ impl Count {
     }
 }
 
-/// Reads the counts of the open window.
+/// Reads the counts of the open windows.
 ///
 /// # Errors
 /// If Redis fails.
-pub async fn current(store: &Store, length: WindowLength) -> RedisResult<Current> {
-    let window = length.window_at_ms(store.clock().await?.now_ms());
+pub async fn current(store: &Store, lengths: &WindowLengths) -> RedisResult<Current> {
+    let now_ms = store.clock().await?.now_ms();
+    let longer = lengths.longer().iter();
+    let longer = futures::future::try_join_all(longer.map(|length| open(store, length.window_at_ms(now_ms))));
+    let (open, longer) = futures::try_join!(open(store, lengths.main().window_at_ms(now_ms)), longer)?;
+    Ok(Current { open, longer })
+}
+
+async fn open(store: &Store, window: Window) -> RedisResult<Open> {
     let windows = [window];
     let (counts, requests) = futures::try_join!(store.counts(&windows), store.requests(&windows))?;
     let [requests, duplicates] = requests.first().copied().unwrap_or_default();
-    Ok(Current {
+    Ok(Open {
+        window_seconds: window.length().seconds(),
         window: window.to_string(),
         start: window.start(),
         end: window.end(),
@@ -350,6 +410,7 @@ mod tests {
             to: to.map(str::to_owned),
             limit: None,
             counter: None,
+            window_seconds: None,
         };
         let length = WindowLength::try_new(60).expect("valid");
         let range = asked.range(length)?;
@@ -409,10 +470,11 @@ mod tests {
             to: Some("soon".to_owned()),
             limit: Some(5),
             counter: Some("logins".to_owned()),
+            window_seconds: Some(3600),
         };
         assert_eq!(
             asked.before(1_795_383_000),
-            "from=2026-11-22T21%3A30%3A00%2B01%3A00&to=1795383000&limit=5&counter=logins"
+            "from=2026-11-22T21%3A30%3A00%2B01%3A00&to=1795383000&limit=5&counter=logins&window_seconds=3600"
         );
     }
 }

@@ -86,7 +86,7 @@ pub async fn examine(store: &Store, config: &Config) -> Report {
             findings.push(Finding::problem(format, fix).of(&store.redis().to_string()));
         }
         findings.extend(rights::examine(store).await);
-        findings.extend(traffic::examine(store, &config.windows).await);
+        findings.extend(traffic::examine(store, &config.lengths).await);
     }
     findings.extend(kafka::examine(&config.kafka).await);
     findings.extend(callback(config).await);

@@ -20,7 +20,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use tokio::runtime::Handle;
-use verve_protocol::{CounterName, WindowRecord};
+use verve_protocol::{CounterName, WindowLengths, WindowRecord};
 
 use crate::health::{Dependency, Health};
 use crate::metrics::Metrics;
@@ -40,6 +40,8 @@ pub struct KafkaConfig {
     /// Without brokers, counts are only logged.
     pub brokers: Option<String>,
     pub topic: String,
+    /// The lengths of windows, by which the keys of records are formed.
+    pub lengths: WindowLengths,
     /// The transactional id: of all producers with it, only the latest can publish.
     /// Without one there are no transactions, and a replica that was paused may publish outdated
     /// records.
@@ -64,6 +66,7 @@ struct Kafka {
     /// It is a consumer, because brokers may create a topic that a producer looks for.
     asking: Arc<BaseConsumer<Quiet>>,
     topic: Arc<str>,
+    lengths: WindowLengths,
     transactions: bool,
     delivery: Duration,
     dependency: Dependency,
@@ -222,6 +225,7 @@ impl Publisher {
             asking: Arc::new(asking),
             topic: config.topic.as_str().into(),
             transactions: config.transactional_id.is_some(),
+            lengths: config.lengths.clone(),
             delivery: config.delivery,
             dependency,
             failing: Arc::default(),
@@ -375,7 +379,7 @@ impl Kafka {
         }
         let queued = records.iter().map(|CounterRecord { counter, record }| {
             let counter = counter.as_ref();
-            let (key, value) = (record.key(counter), record.value());
+            let (key, value) = (record.key(counter, &self.lengths), record.value());
             let headers = headers(&record.headers(counter));
             let message = FutureRecord::to(&self.topic).key(&key).payload(&value).headers(headers);
             producer.send_result(message).map_err(|(error, _)| error)

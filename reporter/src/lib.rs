@@ -6,7 +6,7 @@
 //!   else happens
 //! - `windows`: the next step for windows (`ledger`, pure), which replica takes it (`lease`), the
 //!   state in Redis (`report_store`), and the reporting itself
-//! - `named`: the same for each named counter
+//! - `named`: the same for each named counter, and for longer windows
 //! - `kafka`: publishes the records
 //! - `counts`: answers queries for reports by HTTP or on the command line; `command`: runs the
 //!   commands other than reporting
@@ -155,7 +155,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         redis = %config.redis.urls,
         kafka = config.kafka.brokers.as_deref().unwrap_or("none"),
         topic = config.kafka.topic,
-        window_seconds = config.windows.length.seconds(),
+        window_seconds = %config.lengths,
         admin = %listener.local_addr()?,
         "verve-reporter {version} started",
     );
@@ -177,18 +177,24 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         publisher.clone(),
     );
     tasks.spawn(keeper.run(stop.clone()));
-    let (named, counters) = Named::new(Parts {
+    let parts = Parts {
         config: config.windows.clone(),
+        callback_lengths: config.callback_lengths,
         store: store.clone(),
         health: health.clone(),
         metrics: metrics.clone(),
         leases: leases.clone(),
         throttle: throttle.clone(),
         own_metrics: config.metrics_counters,
-    });
-    tasks.spawn(named.run(stop.clone()));
+    };
+    let mut counters = Vec::new();
+    for length in config.lengths.all() {
+        let (named, seen) = Named::new(parts.clone(), &config.lengths, length);
+        tasks.spawn(named.run(stop.clone()));
+        counters.push((length, seen));
+    }
     let admin = Admin {
-        length: config.windows.length,
+        lengths: config.lengths,
         token: config.admin_token,
         store: store.clone(),
         health: health.clone(),
@@ -207,11 +213,14 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         stop.clone(),
     ));
     let length = config.windows.length;
+    let has_callback = parts.callback_lengths.contains(&length);
+    // The lease is released only once all that report with it have ended.
+    drop(parts);
     let windows = windows::Reporter::new(
-        config.windows,
+        config.windows.of(length, has_callback),
         &store,
         health,
-        metrics.windows(None),
+        metrics.windows(None, None),
         leases,
         throttle,
         None,

@@ -16,8 +16,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use verve_protocol::CounterName;
 use verve_protocol::keys::stats;
+use verve_protocol::{CounterName, WindowLength};
 
 use windows::OfWindows;
 pub use windows::{OTHERS, WindowMetrics};
@@ -103,7 +103,7 @@ impl Default for Metrics {
         };
         // Create these at the start: a counter that appears with its first event hides that event
         // from `increase`.
-        drop(metrics.windows(None));
+        drop(metrics.windows(None, None));
         for reason in ["away", "fenced"] {
             drop(
                 metrics
@@ -125,14 +125,14 @@ impl Metrics {
         Ok(text.replace("{} ", " "))
     }
 
-    /// Returns the metrics of a counter's windows.
-    pub fn windows(&self, counter: Option<&CounterName>) -> WindowMetrics {
-        self.of_windows.of(counter)
+    /// Returns the metrics of a counter's windows, of a length if that is not the main one.
+    pub fn windows(&self, counter: Option<&CounterName>, longer: Option<WindowLength>) -> WindowMetrics {
+        self.of_windows.of(counter, longer)
     }
 
     /// Returns the metrics of the windows of all counters without metrics of their own.
-    pub fn other_windows(&self) -> WindowMetrics {
-        self.of_windows.of_others()
+    pub fn other_windows(&self, longer: Option<WindowLength>) -> WindowMetrics {
+        self.of_windows.of_others(longer)
     }
 
     /// Sets the number of callback jobs in the `stream`, in `retry`, or `dead`.
@@ -283,16 +283,16 @@ mod tests {
     #[test]
     fn the_text_is_pinned() {
         let metrics = Metrics::default();
-        let windows = metrics.windows(None);
+        let windows = metrics.windows(None, None);
         windows.late_ids.inc_by(3);
         windows.lease_held.set(1);
         windows.window_overdue.set(7);
         windows.requests("new", 5);
         windows.unique_ids("current", 4);
-        let named = metrics.windows("logins".parse().ok().as_ref());
+        let named = metrics.windows("logins".parse().ok().as_ref(), None);
         named.late_ids.inc_by(2);
         named.unique_ids("last", 9);
-        let forgotten = metrics.windows("gone".parse().ok().as_ref());
+        let forgotten = metrics.windows("gone".parse().ok().as_ref(), None);
         forgotten.requests("new", 5);
         forgotten.forget();
         metrics.callback_attempt(Some(204), "delivered");

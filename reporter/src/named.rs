@@ -1,11 +1,15 @@
-//! Named counters: found in Redis, each reported separately.
+//! The counters in use: found in Redis, each reported separately.
 //!
-//! They are reported like the counter without a name, but without the fixed callback. Every replica
-//! looks once a second for those that are in use, and the one with the lease reports all of them. A
-//! counter that is idle costs nothing until ids are added to it again. The replica with the lease
-//! also forgets named counters to which no ids are added any more.
+//! There is one [`Named`] for each window length. Named counters are reported like the counter
+//! without a name, but without the fixed callback. Every replica looks once a second for those that
+//! are in use, and the one with the lease reports all of them. A named counter that is idle costs
+//! nothing until ids are added to it again. The replica with the lease also forgets named counters
+//! to which no ids are added any more.
+//!
+//! For windows that are longer than the main ones, the counter without a name is always in use.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::counter_name::UNUSED_SECONDS;
 use verve_protocol::scripts::FORGET_COUNTERS;
-use verve_protocol::{CounterName, Window};
+use verve_protocol::{CounterName, Window, WindowLength, WindowLengths};
 
 use crate::clock::RedisClock;
 use crate::health::Health;
@@ -25,14 +29,19 @@ use crate::overview::{self, WindowSnapshot};
 use crate::store::Store;
 use crate::windows::{Leases, Reporter, SweepThrottle, Used, WindowsConfig};
 
+/// How many windows of the counter without a name are looked at.
+///
+/// More than the two that are shown, so that a late report is noticed.
+const LATELY: usize = 24;
+
 /// How often Redis is asked for the list of named counters.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A named counter, as last seen.
+/// A counter, as last seen.
 #[derive(Clone, Debug)]
 pub struct CounterSnapshot {
-    /// Its name.
-    pub name: CounterName,
+    /// Its name; `None` for the counter without a name.
+    pub name: Option<CounterName>,
     /// The open window.
     pub current: WindowSnapshot,
     /// The window before it.
@@ -41,7 +50,10 @@ pub struct CounterSnapshot {
 
 /// The parts of a reporter of windows.
 pub struct Parts<S> {
+    /// For main windows.
     pub config: WindowsConfig,
+    /// The lengths of windows for which the fixed callback is called.
+    pub callback_lengths: Vec<WindowLength>,
     pub store: Store,
     pub health: Arc<Health>,
     pub metrics: Metrics,
@@ -51,20 +63,39 @@ pub struct Parts<S> {
     pub own_metrics: usize,
 }
 
-/// Looks for named counters, and runs their reporting.
+impl<S> Clone for Parts<S> {
+    fn clone(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            callback_lengths: self.callback_lengths.clone(),
+            store: self.store.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            leases: self.leases.clone(),
+            throttle: self.throttle.clone(),
+            own_metrics: self.own_metrics,
+        }
+    }
+}
+
+/// Looks for counters with windows of one length, and runs their reporting.
 pub struct Named<S> {
+    /// Its configuration is for windows of this length.
     parts: Parts<S>,
-    running: BTreeMap<CounterName, Running>,
+    lengths: WindowLengths,
+    /// By name; `None` is the counter without a name.
+    running: BTreeMap<Option<CounterName>, Running>,
     snapshot: watch::Sender<Vec<CounterSnapshot>>,
     /// Whether it has not looked for named counters yet.
     is_new: bool,
 }
 
-/// The reporting of one named counter.
+/// The reporting of one counter.
 struct Running {
     store: Store,
     metrics: WindowMetrics,
-    used: Used,
+    /// When the counter was last registered, if it has a name.
+    used: Option<Used>,
     stop: CancellationToken,
     task: JoinHandle<()>,
     /// The windows as last seen.
@@ -80,10 +111,19 @@ struct Running {
 
 impl<S: Publish + 'static> Named<S> {
     /// Creates it without any counter, and returns where their snapshots appear.
-    pub fn new(parts: Parts<S>) -> (Self, watch::Receiver<Vec<CounterSnapshot>>) {
+    ///
+    /// `length` is one of the `lengths`.
+    pub fn new(
+        mut parts: Parts<S>,
+        lengths: &WindowLengths,
+        length: WindowLength,
+    ) -> (Self, watch::Receiver<Vec<CounterSnapshot>>) {
         let (snapshot, receiver) = watch::channel(Vec::new());
+        let has_callback = parts.callback_lengths.contains(&length);
+        parts.config = parts.config.of(length, has_callback);
         let named = Self {
             parts,
+            lengths: lengths.clone(),
             running: BTreeMap::new(),
             snapshot,
             is_new: true,
@@ -107,7 +147,8 @@ impl<S: Publish + 'static> Named<S> {
     }
 
     async fn look(&mut self, stop: &CancellationToken) -> RedisResult<()> {
-        if self.parts.leases.are_held()
+        if self.parts.config.longer().is_none()
+            && self.parts.leases.are_held()
             && let Err(error) = self.forget().await
         {
             tracing::debug!("cannot forget named counters: {error}");
@@ -116,19 +157,25 @@ impl<S: Publish + 'static> Named<S> {
         let clock = self.parts.store.clock().await?;
         let in_use = self.in_use().await?;
         for (name, running) in &self.running {
-            match in_use.get(name) {
-                Some(used_ms) => running.used.is_at_ms(*used_ms),
+            match (in_use.get(name), &running.used) {
+                (Some(used_ms), Some(used)) => used.is_at_ms(*used_ms),
+                (Some(_), None) => {}
                 // It finishes its step before it ends. Until then it is not started again.
-                None => running.stop.cancel(),
+                (None, _) => running.stop.cancel(),
             }
         }
         let current = self.parts.config.length.window_at_ms(clock.now_ms());
         let windows: Vec<Window> = current.previous().into_iter().chain([current]).collect();
-        let is_leading = self.parts.leases.are_held();
-        let looks = self
-            .running
-            .iter_mut()
-            .map(|(name, running)| running.look(name, &windows, &self.parts.config, clock, is_leading));
+        let mut lately: Vec<Window> = iter::successors(Some(current), |window| window.previous())
+            .take(LATELY)
+            .collect();
+        lately.reverse();
+        // Requests are counted in main windows alone.
+        let counts_requests = self.parts.config.longer().is_none() && self.parts.leases.are_held();
+        let looks = self.running.iter_mut().map(|(name, running)| {
+            let windows = if name.is_some() { &windows } else { &lately };
+            running.look(name.as_ref(), windows, &self.parts.config, clock, counts_requests)
+        });
         let looks: Vec<RedisResult<Option<CounterSnapshot>>> = futures::future::join_all(looks).await;
         // A counter that cannot be read now, since a cluster node is unreachable, is shown again
         // after the next look.
@@ -137,19 +184,27 @@ impl<S: Publish + 'static> Named<S> {
             .filter_map(|snapshot| snapshot.ok().flatten())
             .collect();
         self.set_gauges();
-        let own = self.running.values().filter(|running| !running.metrics.are_shared);
+        let named = self.running.iter().filter(|(name, _)| name.is_some());
+        let own = named.filter(|(_, running)| !running.metrics.are_shared);
         let mut own = own.count();
         for (name, used_ms) in in_use {
             if !self.running.contains_key(&name) {
-                tracing::info!(counter = name.as_str(), "a named counter is in use");
+                if let Some(name) = &name {
+                    tracing::info!(
+                        counter = name.as_str(),
+                        window_seconds = self.parts.config.length.seconds(),
+                        "a named counter is in use"
+                    );
+                }
                 // A counter with the name of the others must not remove their metrics.
-                let metrics = if own < self.parts.own_metrics && name.as_str() != OTHERS {
-                    own += 1;
-                    self.parts.metrics.windows(Some(&name))
+                let is_own = |name: &CounterName| own < self.parts.own_metrics && name.as_str() != OTHERS;
+                let metrics = if name.as_ref().is_none_or(is_own) {
+                    own += usize::from(name.is_some());
+                    self.parts.metrics.windows(name.as_ref(), self.parts.config.longer())
                 } else {
-                    self.parts.metrics.other_windows()
+                    self.parts.metrics.other_windows(self.parts.config.longer())
                 };
-                let running = self.start(&name, metrics, used_ms, current, stop.child_token());
+                let running = self.start(name.as_ref(), metrics, used_ms, current, stop.child_token());
                 self.running.insert(name, running);
             }
         }
@@ -160,7 +215,7 @@ impl<S: Publish + 'static> Named<S> {
 
     /// Sets the gauges of all, those of several counters to the sum or the maximum.
     fn set_gauges(&self) {
-        let mut gauges: BTreeMap<Option<&CounterName>, (&WindowMetrics, [u64; 3])> = BTreeMap::new();
+        let mut gauges: BTreeMap<Option<&Option<CounterName>>, (&WindowMetrics, [u64; 3])> = BTreeMap::new();
         for (name, running) in &self.running {
             let of = Some(name).filter(|_| !running.metrics.are_shared);
             let (_, [last, current, overdue_s]) = gauges.entry(of).or_insert((&running.metrics, [0; 3]));
@@ -189,35 +244,34 @@ impl<S: Publish + 'static> Named<S> {
         }
     }
 
-    /// Returns the named counters in use, each with its last registration.
+    /// Returns the counters in use, each with its last registration.
     ///
-    /// The time is in Unix milliseconds.
-    async fn in_use(&self) -> RedisResult<BTreeMap<CounterName, u64>> {
+    /// The time is in Unix milliseconds, and has no meaning for the counter without a name.
+    async fn in_use(&self) -> RedisResult<BTreeMap<Option<CounterName>, u64>> {
         let mut range = redis::cmd("ZRANGE");
-        range.arg(self.parts.store.keys.counters_in_use());
+        range.arg(self.parts.store.keys.counters_in_use(self.parts.config.length));
         range.arg(0).arg(-1).arg("WITHSCORES");
         let counters: Vec<(String, f64)> = self.parts.store.redis().command(&range).await?;
         // Ignore members that are not valid names: no instance has registered them.
-        let named = |(name, used_s): (String, f64)| Some((name.parse().ok()?, (used_s * 1000.0) as u64));
-        Ok(counters.into_iter().filter_map(named).collect())
+        let named = |(name, used_s): (String, f64)| Some((Some(name.parse().ok()?), (used_s * 1000.0) as u64));
+        let unnamed = self.parts.config.longer().map(|_| (None, 0));
+        Ok(counters.into_iter().filter_map(named).chain(unnamed).collect())
     }
 
     fn start(
         &self,
-        name: &CounterName,
+        name: Option<&CounterName>,
         metrics: WindowMetrics,
         used_ms: u64,
         current: Window,
         stop: CancellationToken,
     ) -> Running {
         let parts = &self.parts;
-        let store = parts.store.of(Some(name));
-        let config = WindowsConfig {
-            callback: None,
-            ..parts.config.clone()
-        };
-        let used = Used::default();
-        used.is_at_ms(used_ms);
+        let store = parts.store.of(name);
+        let mut config = parts.config.clone();
+        config.callback = config.callback.filter(|_| name.is_none());
+        let used = name.map(|_| Used::default());
+        used.iter().for_each(|used| used.is_at_ms(used_ms));
         let reporter = Reporter::new(
             config,
             &store,
@@ -225,7 +279,7 @@ impl<S: Publish + 'static> Named<S> {
             metrics.clone(),
             parts.leases.clone(),
             parts.throttle.clone(),
-            Some(used.clone()),
+            used.clone(),
         );
         Running {
             metrics,
@@ -246,18 +300,22 @@ impl<S: Publish + 'static> Named<S> {
         let keys = &self.parts.store.keys;
         let script = Script::new(FORGET_COUNTERS);
         let mut forget = script.key(keys.counters());
-        forget.key(keys.counters_in_use());
+        self.lengths.all().for_each(|length| {
+            forget.key(keys.counters_in_use(length));
+        });
         let unused: Vec<String> = self.parts.store.redis().script(forget.arg(UNUSED_SECONDS)).await?;
         for name in unused.iter().filter_map(|name| name.parse::<CounterName>().ok()) {
             tracing::info!(counter = name.as_str(), "an unused named counter was forgotten");
-            let (keys, length) = (self.parts.store.keys.named(name), self.parts.config.length);
+            let keys = self.parts.store.keys.named(name);
             let mut delete = redis::cmd("DEL");
-            delete
-                .arg(keys.reports(length))
-                .arg(keys.reports_pending(length))
-                .arg(keys.reports_open(length))
-                .arg(keys.reports_progress(length))
-                .arg(keys.reports_from(length));
+            for length in self.lengths.all() {
+                delete
+                    .arg(keys.reports(length))
+                    .arg(keys.reports_pending(length))
+                    .arg(keys.reports_open(length))
+                    .arg(keys.reports_progress(length))
+                    .arg(keys.reports_from(length));
+            }
             self.parts.store.redis().command::<u64>(&delete).await?;
         }
         Ok(())
@@ -265,37 +323,39 @@ impl<S: Publish + 'static> Named<S> {
 }
 
 impl Running {
-    /// Reads the last window and the open one.
+    /// Reads these windows, of which the last one is open.
     async fn look(
         &mut self,
-        name: &CounterName,
+        name: Option<&CounterName>,
         windows: &[Window],
         config: &WindowsConfig,
         clock: RedisClock,
-        is_leading: bool,
+        counts_requests: bool,
     ) -> RedisResult<Option<CounterSnapshot>> {
-        let snapshot = WindowSnapshot::read(&self.store, windows).await?;
-        let [last, current] = snapshot.as_slice() else {
-            return Ok(None);
-        };
+        let mut snapshot = WindowSnapshot::read(&self.store, windows).await?;
         if let Some(reported) = snapshot.iter().rev().find(|snapshot| snapshot.report.is_some()) {
             self.next = self.next.max(reported.window.next());
         }
-        let used_ms = self.used.at_ms();
-        let was_idle = std::mem::replace(&mut self.is_idle, self.next > config.idle_after(used_ms));
-        if was_idle && !self.is_idle {
-            // The windows in between are not due.
-            self.next = self.next.max(config.length.window_at_ms(used_ms));
+        snapshot.drain(..snapshot.len().saturating_sub(2));
+        let [last, current] = snapshot.as_slice() else {
+            return Ok(None);
+        };
+        if let Some(used_ms) = self.used.as_ref().map(Used::at_ms) {
+            let was_idle = std::mem::replace(&mut self.is_idle, self.next > config.idle_after(used_ms));
+            if was_idle && !self.is_idle {
+                // The windows in between are not due.
+                self.next = self.next.max(config.length.window_at_ms(used_ms));
+            }
         }
         let overdue_ms = clock.now_ms().saturating_sub(config.due_ms(self.next));
         self.overdue_s = if self.is_idle { 0 } else { overdue_ms / 1000 };
         let counter = CounterSnapshot {
-            name: name.clone(),
+            name: name.cloned(),
             current: *current,
             last: *last,
         };
         if let Some(before) = &self.snapshot
-            && is_leading
+            && counts_requests
         {
             overview::count(&self.metrics, before, &snapshot);
         }

@@ -196,7 +196,7 @@ impl Overview {
             config,
             store,
             health,
-            windows: metrics.windows(None),
+            windows: metrics.windows(None, None),
             metrics,
             snapshot,
         };

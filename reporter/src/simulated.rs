@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::{self, OptionFuture};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use verve_protocol::{Endpoint, Keys, Method, Partitions, WindowLength};
+use verve_protocol::{Endpoint, Keys, Method, Partitions, WindowLengths};
 
 pub use crate::callbacks::{Call, Failure};
 use crate::callbacks::{Callbacks, CallbacksConfig, Policy};
@@ -28,8 +28,8 @@ pub struct Settings {
     pub keys: Keys,
     /// How many sets hold the ids of a window.
     pub partitions: Partitions,
-    /// The length of windows.
-    pub length: WindowLength,
+    /// The lengths of windows.
+    pub lengths: WindowLengths,
     /// The time from a window's end to its first report.
     pub grace: Duration,
     /// The allowed lateness: how long after its first report late ids correct a window.
@@ -91,34 +91,35 @@ pub async fn report<K: Sessions, C: Call>(
     };
     let redis = Server::new(&config, Some(redis), &health, &metrics).expect("an address");
     let store = Store::by(redis, settings.keys, settings.partitions);
+    let length = settings.lengths.main();
     let windows = WindowsConfig {
-        length: settings.length,
+        length,
+        is_main: true,
         grace: settings.grace,
         late: settings.late,
         idle: settings.idle,
         callback: settings.callback,
         periods,
     };
-    let (keeper, leases) = LeaseKeeper::new(
-        store.clone(),
-        health.clone(),
-        settings.length,
-        periods,
-        replica.clone(),
-        kafka,
-    );
-    let named = settings.has_named.then(|| {
-        let parts = Parts {
-            config: windows.clone(),
-            store: store.clone(),
-            health: health.clone(),
-            metrics: metrics.clone(),
-            leases: leases.clone(),
-            throttle: throttle.clone(),
-            own_metrics: 100,
-        };
-        Named::new(parts).0.run(stop.clone())
+    let (keeper, leases) = LeaseKeeper::new(store.clone(), health.clone(), length, periods, replica.clone(), kafka);
+    let parts = Parts {
+        config: windows.clone(),
+        callback_lengths: vec![length],
+        store: store.clone(),
+        health: health.clone(),
+        metrics: metrics.clone(),
+        leases: leases.clone(),
+        throttle: throttle.clone(),
+        own_metrics: 100,
+    };
+    // The series of longer windows are found like named counters.
+    let watched = settings.lengths.all().filter(|of| settings.has_named || *of != length);
+    let named = watched.map(|length| {
+        let named = Named::new(parts.clone(), &settings.lengths, length).0;
+        named.run(stop.clone())
     });
+    let named = future::join_all(named.collect::<Vec<_>>());
+    drop(parts);
     let callbacks = settings.has_callbacks.then(|| {
         let config = CallbacksConfig {
             policy: Policy::default(),
@@ -128,10 +129,19 @@ pub async fn report<K: Sessions, C: Call>(
             periods,
         };
         let (store, metrics) = (store.clone(), metrics.clone());
-        Callbacks::new(&config, endpoints, settings.length, store, metrics, replica).run(stop.clone())
+        Callbacks::new(&config, endpoints, length, store, metrics, replica).run(stop.clone())
     });
     let keeper = keeper.run(stop.clone());
-    let windows = Reporter::new(windows, &store, health, metrics.windows(None), leases, throttle, None).run(stop);
-    let (named, callbacks) = (OptionFuture::from(named), OptionFuture::from(callbacks));
+    let windows = Reporter::new(
+        windows,
+        &store,
+        health,
+        metrics.windows(None, None),
+        leases,
+        throttle,
+        None,
+    )
+    .run(stop);
+    let callbacks = OptionFuture::from(callbacks);
     future::join4(keeper, windows, named, callbacks).await;
 }

@@ -51,6 +51,8 @@ const A_WHILE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct WindowsConfig {
     pub length: WindowLength,
+    /// Whether these are the main windows.
+    pub is_main: bool,
     /// The time from a window's end to its first report.
     pub grace: Duration,
     /// The allowed lateness: how long after its first report late ids correct a window.
@@ -63,6 +65,23 @@ pub struct WindowsConfig {
 }
 
 impl WindowsConfig {
+    /// Returns the configuration for windows of any length, from that for main ones.
+    ///
+    /// `has_callback` is whether the fixed callback is called for them.
+    pub fn of(&self, length: WindowLength, has_callback: bool) -> Self {
+        Self {
+            length,
+            is_main: length == self.length,
+            callback: self.callback.clone().filter(|_| has_callback),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the length of the windows, if they are longer than the main ones.
+    pub fn longer(&self) -> Option<WindowLength> {
+        (!self.is_main).then_some(self.length)
+    }
+
     /// Returns when a window is due to be reported, in Unix milliseconds.
     pub fn due_ms(&self, window: Window) -> u64 {
         window.end_ms() + millis(self.grace)
@@ -110,10 +129,10 @@ impl<S: Publish> Reporter<S> {
     }
 
     /// Runs until a stop is requested.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
         let mut ledger = None;
         let mut retry = Retry::default();
-        while let Some(Some((lease, session))) = stop.run_until_cancelled(self.leases.next()).await {
+        while let Some((lease, session)) = stop.run_until_cancelled(self.leases.next()).await {
             self.leader.metrics.lease_held.set(1);
             let begin = Instant::now();
             // A stop lets the current step finish, so that records in Kafka are recorded in Redis.

@@ -111,13 +111,18 @@ pub const MUTATIONS: &[Mutation] = &[
     ),
     text(
         "a named counter is not registered",
-        "redis.call('ZADD', KEYS[2], now, ARGV[1])",
-        "",
+        "for _, counters in ipairs(KEYS) do redis.call('ZADD', counters, now, ARGV[1]) end",
+        "redis.call('ZADD', KEYS[1], now, ARGV[1])",
     ),
     text(
         "a counter that was registered since is retired",
         "if used and tonumber(used) < tonumber(ARGV[3]) and redis.call('ZCARD', KEYS[4]) == 0 then",
         "if used then",
+    ),
+    text(
+        "an instance for one request adds its id for the main window alone",
+        "if fields.id and not beyond then\n    outcome = 'duplicate'",
+        "if fields.id and not beyond and i == 1 then\n    outcome = 'duplicate'",
     ),
     switch(
         "a counter is not in use until its newest window",

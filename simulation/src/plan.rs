@@ -1,5 +1,7 @@
 //! What happens in a simulation, by a seed: the parts, the requests and the faults.
 
+use std::iter;
+
 use fastrand::Rng;
 use verve_counter_core::spooled::SpoolError;
 
@@ -11,8 +13,10 @@ use crate::redis::Link;
 pub struct Plan {
     /// The seed of the plan, which also determines all smaller choices of the run.
     pub seed: u64,
-    /// The length of windows, in seconds.
+    /// The length of main windows, in seconds.
     pub window_seconds: u64,
+    /// The lengths of longer windows, in main windows.
+    pub longer: Vec<u64>,
     /// The number of sets per window.
     pub partitions: u16,
     /// The allowed lateness: how long late ids correct a window, in seconds.
@@ -152,6 +156,7 @@ impl Plan {
         let mut plan = Self {
             seed,
             window_seconds,
+            longer: Vec::new(),
             partitions: pick(random, &[1, 1, 4]),
             late_seconds: pick(random, &[0, 5, 20]),
             idle_seconds: 0,
@@ -214,7 +219,15 @@ impl Plan {
             }
         }
         plan.idle_seconds = pick(random, &[10, 20, 3600]);
+        let longer: &[u64] = pick(random, &[&[], &[], &[], &[], &[2], &[6], &[2, 6]]);
+        plan.longer = longer.to_vec();
         plan
+    }
+
+    /// Returns the lengths of windows, in seconds, the main one first.
+    pub fn lengths_seconds(&self) -> impl Iterator<Item = u64> + '_ {
+        let longer = self.longer.iter();
+        iter::once(self.window_seconds).chain(longer.map(|windows| windows * self.window_seconds))
     }
 
     /// Returns whether an id is `ok` only once the follower has it.

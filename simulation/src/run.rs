@@ -13,14 +13,14 @@ use verve_counter_core::config::InvalidVariable;
 use verve_counter_core::counter::Counter;
 use verve_counter_core::instance::Instance;
 use verve_counter_core::single_flight::SingleFlight;
-use verve_protocol::{Id, Keys, Method, Partitions, Window, WindowLength};
+use verve_protocol::{Id, Keys, Method, Partitions, Window, WindowLength, WindowLengths};
 use verve_reporter::simulated::Settings;
 
 use verve_counter_core::ports::Clock as _;
 
 use crate::endpoints::Endpoints;
 use crate::host::Machine;
-use crate::kafka::Broker;
+use crate::kafka::{Broker, Committed};
 use crate::mutation::Mutation;
 use crate::plan::{ENDPOINTS, Plan, Request};
 use crate::redis::Server;
@@ -47,14 +47,7 @@ const FIXED: &str = "https://e0.example/fixed";
 /// The names of keys that need not expire, besides those of reports.
 ///
 /// Redis has each of them once, or once per counter.
-const FOR_EVER: [&str; 6] = [
-    "format",
-    "counters",
-    "counters:in-use",
-    "callbacks",
-    "callbacks:retry",
-    "callbacks:dead",
-];
+const FOR_EVER: [&str; 5] = ["format", "counters", "callbacks", "callbacks:retry", "callbacks:dead"];
 
 /// The outcome of a plan.
 pub struct Outcome {
@@ -86,7 +79,7 @@ struct Run {
     endpoints: Rc<Endpoints>,
     replicas: Vec<Replica>,
     keys: Keys,
-    length: WindowLength,
+    lengths: WindowLengths,
     attempts: RefCell<Vec<Attempt>>,
     losses: RefCell<Vec<Loss>>,
     /// Since when each server is unreachable, if it is.
@@ -127,7 +120,8 @@ pub fn run(plan: &Plan, with_story: bool, mutation: Option<&'static Mutation>) -
 
 impl Run {
     fn new(plan: &Plan, world: &Rc<World>) -> Self {
-        let seconds = plan.window_seconds.to_string();
+        let seconds: Vec<String> = plan.lengths_seconds().map(|seconds| seconds.to_string()).collect();
+        let seconds = seconds.join(",");
         let partitions = plan.partitions.to_string();
         let urls: Vec<String> = (world.servers.iter())
             .map(|server| format!("redis://{}", server.host))
@@ -141,11 +135,11 @@ impl Run {
             ("log", "off"),
         ];
         let keys = Keys::new("verve".parse().expect("a namespace"));
-        let length: WindowLength = seconds.parse().expect("a length");
+        let lengths: WindowLengths = seconds.parse().expect("lengths");
         let settings = Settings {
             keys: keys.clone(),
             partitions: partitions.parse::<Partitions>().expect("a number of partitions"),
-            length,
+            lengths: lengths.clone(),
             grace: GRACE,
             late: Duration::from_secs(plan.late_seconds),
             idle: Duration::from_secs(plan.idle_seconds),
@@ -172,7 +166,7 @@ impl Run {
             broker,
             endpoints,
             keys,
-            length,
+            lengths,
             attempts: RefCell::default(),
             losses: RefCell::default(),
             away: world.servers.iter().map(|_| Cell::default()).collect(),
@@ -214,24 +208,33 @@ impl Run {
                 executor.after(Duration::from_secs(10 * second), move || run.request(request));
             }
         }
-        let windows = 3 * Duration::from_secs(self.plan.window_seconds);
+        let windows = 3 * Duration::from_secs(self.plan.lengths_seconds().max().unwrap_or_default());
         executor.drive(active + GRACE + windows + self.settles()).await;
         if let Some(due) = self.last_retry() {
             executor.drive(due + DELIVERED).await;
         }
         let happened = Happened {
-            length: self.length,
+            length: self.lengths.main(),
             is_cluster: self.plan.servers > 1,
             commit_ms: self.plan.commit_ms,
             idle_ms: self.plan.idle_seconds * 1000,
             losses: self.losses.borrow().clone(),
         };
-        let mut wrong = verdict::of(
-            &self.attempts.borrow(),
-            &self.broker.committed(),
-            &happened,
-            self.world.now_us() / 1000,
-        );
+        let (committed, now_ms) = (self.broker.committed(), self.world.now_us() / 1000);
+        let of_length = |length: WindowLength| {
+            let attempts = self.attempts.borrow();
+            let attempts: Vec<Attempt> = attempts.iter().map(|attempt| attempt.within(length)).collect();
+            let committed = committed
+                .iter()
+                .filter(|committed| committed.record.window.length() == length);
+            let committed: Vec<Committed> = committed.cloned().collect();
+            let happened = Happened {
+                length,
+                ..happened.clone()
+            };
+            verdict::of(&attempts, &committed, &happened, now_ms)
+        };
+        let mut wrong: Vec<Wrong> = self.lengths.all().flat_map(of_length).collect();
         if self.plan.attempts.is_some() {
             wrong.extend(self.of_callbacks(&happened));
         }
@@ -297,7 +300,7 @@ impl Run {
         let is_one_of_few = |key: &str| {
             let (_, tagged) = key.split_once('}').unwrap_or(("", key));
             let (_counter, name) = tagged.split_once(':').unwrap_or(("", tagged));
-            FOR_EVER.contains(&name) || name.starts_with("reports:")
+            FOR_EVER.contains(&name) || name.starts_with("reports:") || name.starts_with("counters:in-use:")
         };
         // If a node of a cluster has lost the index, no search finds the ids on other nodes.
         let is_lost = self.plan.servers > 1 && !self.losses.borrow().is_empty();
@@ -310,15 +313,17 @@ impl Run {
 
     /// Returns a problem if the list of open windows keeps final ones.
     fn never_shrink(&self) -> Vec<Wrong> {
-        let key = self.keys.reports_open(self.length);
         let seconds = self.plan.late_seconds + SETTLES.as_secs();
-        let most = 3 + seconds / self.plan.window_seconds;
-        let servers = self.world.servers.iter();
-        servers
-            .map(|server| server.sorted_len(&key) as u64)
-            .filter(|len| *len > most)
-            .map(|len| Wrong::general(format!("{key} still has {len} windows, and not {most} at most")))
-            .collect()
+        let of_length = |length: WindowLength| {
+            let (key, most) = (self.keys.reports_open(length), 3 + seconds / length.seconds());
+            let servers = self.world.servers.iter();
+            let lens = servers.map(|server| server.sorted_len(&key) as u64);
+            let too_long = lens.filter(|len| *len > most);
+            too_long
+                .map(|len| Wrong::general(format!("{key} still has {len} windows, and not {most} at most")))
+                .collect::<Vec<_>>()
+        };
+        self.lengths.all().flat_map(of_length).collect()
     }
 
     /// Returns the problems with callbacks.
@@ -330,7 +335,8 @@ impl Run {
         // Callbacks that were queued a moment ago may still be on their way.
         let until_ms = self.world.now_us() / 1000 - DELIVERED.as_millis() as u64;
         let (attempts, mut committed) = (self.attempts.borrow(), self.broker.committed());
-        committed.retain(|committed| committed.at_ms < until_ms);
+        committed
+            .retain(|committed| committed.at_ms < until_ms && committed.record.window.length() == self.lengths.main());
         let mut wrong = verdict::of_callbacks(
             &attempts,
             &committed,
@@ -401,7 +407,8 @@ impl Run {
     ///
     /// Its window is the one that is open by the clock of its machine.
     fn attempt(&self, request: Request) -> usize {
-        let window: Window = self.length.window_at_ms(self.machines[request.machine].now_ms());
+        let length = self.lengths.main();
+        let window: Window = length.window_at_ms(self.machines[request.machine].now_ms());
         let mut attempts = self.attempts.borrow_mut();
         let number = attempts.len();
         let name = |counter: u8| format!("c{counter}").parse().expect("a name");
@@ -410,9 +417,10 @@ impl Run {
             counter: request.counter.map(name),
             callback: request.endpoint.map(|host| format!("https://e{host}.example/{number}")),
             window,
-            true_window: self.length.window_at_ms(self.world.now_us() / 1000),
+            true_window: length.window_at_ms(self.world.now_us() / 1000),
             at_ms: self.world.now_us() / 1000,
             answer: None,
+            may_be_spooled: false,
         });
         number
     }

@@ -30,6 +30,36 @@ pub struct Attempt {
     pub at_ms: u64,
     /// The answer; `None` if the instance was killed before.
     pub answer: Option<Answer>,
+    /// Whether the id may have been spooled, although the answer does not say so.
+    pub may_be_spooled: bool,
+}
+
+impl Attempt {
+    /// Returns the same request, for windows of this length.
+    ///
+    /// The answer is about the main window. In a longer window, the id may be known or not, and it
+    /// may be spooled for it alone.
+    #[must_use]
+    pub fn within(&self, length: WindowLength) -> Self {
+        if self.window.length() == length {
+            return self.clone();
+        }
+        let answer = match self.answer {
+            Some(Ok(Outcome::New)) => Some(Ok(Outcome::Duplicate)),
+            answer => answer,
+        };
+        Self {
+            window: self.window.within(length),
+            true_window: self.true_window.within(length),
+            answer,
+            may_be_spooled: true,
+            ..self.clone()
+        }
+    }
+
+    fn may_be_spooled(&self) -> bool {
+        self.may_be_spooled || matches!(self.answer, Some(Ok(Outcome::Spooled)))
+    }
 }
 
 /// A loss: Redis lost what was written during a time.
@@ -62,8 +92,11 @@ impl Happened {
     /// Returns whether an id that was answered `ok` may be lost, or its callback.
     fn may_have_lost(&self, attempt: &Attempt) -> bool {
         let mut losses = self.losses.iter().filter(|loss| loss.has_ids);
-        let is_spooled = matches!(attempt.answer, Some(Ok(Outcome::Spooled)));
-        let within_ms = if is_spooled { BROUGHT_MS } else { RECORDED_MS };
+        let within_ms = if attempt.may_be_spooled() {
+            BROUGHT_MS
+        } else {
+            RECORDED_MS
+        };
         losses.any(|loss| attempt.at_ms <= loss.at_ms + KNOWN_MS && attempt.at_ms + within_ms >= loss.from_ms)
     }
 
@@ -315,7 +348,7 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         if let Some(Ok(outcome)) = attempt.answer {
             // If Redis has lost a report, it does not know which ids came after it.
             let forgotten_ms = forgotten_ms.get(&attempt.window);
-            let was_before = forgotten_ms.is_none_or(|at_ms| outcome != Outcome::Spooled && attempt.at_ms < *at_ms);
+            let was_before = forgotten_ms.is_none_or(|at_ms| !attempt.may_be_spooled() && attempt.at_ms < *at_ms);
             if !is_lost && was_before {
                 sent.accepted.insert(attempt.id);
             }

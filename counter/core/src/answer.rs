@@ -1,6 +1,7 @@
 //! The outcome of an id.
 
 use thiserror::Error;
+use verve_protocol::WindowLengths;
 use verve_protocol::keys::stats;
 
 /// The outcome of an id that is counted.
@@ -71,6 +72,16 @@ pub enum NotCounted {
 
 /// The outcome of an id and of the callback that was requested with it.
 pub type Answer = Result<Outcome, NotCounted>;
+
+/// The answers about one id in its windows, first in the main one.
+///
+/// What follows the answer of the longest length has no meaning.
+pub type Answers = [Answer; WindowLengths::MOST];
+
+/// Returns the same answer for the windows of all lengths.
+pub const fn in_all(answer: Answer) -> Answers {
+    [answer; WindowLengths::MOST]
+}
 
 /// Returns the field of the statistics that counts this answer.
 #[must_use]

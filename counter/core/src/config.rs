@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
-use verve_protocol::{CounterName, Keys, Method, Namespace, Partitions, RedisUrls, WindowLength};
+use verve_protocol::{CounterName, Keys, Method, Namespace, Partitions, RedisUrls, WindowLengths};
 
 /// A variable of the application that is missing or invalid.
 ///
@@ -51,7 +51,7 @@ pub struct Config {
     /// `namespace`, as the keys that are derived from it.
     pub keys: Keys,
     /// `window_seconds`.
-    pub window_length: WindowLength,
+    pub window_lengths: WindowLengths,
     /// `partitions`: the number of sets that the ids of a window are in.
     pub partitions: Partitions,
     /// `callback_method`: for requests that name an endpoint but no method.
@@ -62,7 +62,7 @@ pub struct Config {
     pub log: Log,
     /// `redis_wait_replicas`: how many replicas of a Redis must have what it records.
     pub wait_replicas: u32,
-    /// `window_limit`: the maximum number of ids of a partition of a window.
+    /// `window_limit`: the maximum number of ids of a partition of a main window.
     ///
     /// `None` if there is no limit.
     /// Each partition takes its share of the limit.
@@ -181,7 +181,7 @@ impl Config {
             redis_urls: variable("redis_urls", &redis_urls)?,
             partitions,
             keys: Keys::new(variable::<Namespace>("namespace", &namespace)?),
-            window_length: variable("window_seconds", &window_seconds)?,
+            window_lengths: variable("window_seconds", &window_seconds)?,
             callback_method: variable("callback_method", &callback_method)?,
             redis_timeout: Duration::from_millis(number(
                 "redis_timeout_ms",
@@ -367,7 +367,13 @@ mod tests {
 
     #[test]
     fn the_variables_are_read() {
-        assert_eq!(parse("window_seconds", "5").expect("valid").window_length.seconds(), 5);
+        let lengths = |value| {
+            parse("window_seconds", value)
+                .expect("valid")
+                .window_lengths
+                .to_string()
+        };
+        assert_eq!([lengths("5"), lengths("60, 3600")], ["5", "60,3600"]);
         assert_eq!(
             parse("callback_method", "post").expect("valid").callback_method,
             Method::Post

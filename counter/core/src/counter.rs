@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use verve_protocol::keys::stats;
-use verve_protocol::{CounterName, Id};
+use verve_protocol::{CounterName, Id, WindowLengths};
 
 use crate::alike::MOST;
 use crate::answer::Answer;
@@ -71,7 +71,8 @@ impl<H: Host> Counter<H> {
 
     /// Counts a request without a valid id, in the statistics only.
     pub fn count_invalid(&self) {
-        self.instance.count(&self.counter_window(), stats::INVALID);
+        self.instance
+            .count_in_all(&self.counter_window(), [stats::INVALID; WindowLengths::MOST]);
     }
 
     /// Drains what may be left in the spool into Redis, in the background.
@@ -79,7 +80,7 @@ impl<H: Host> Counter<H> {
         self.instance.look_into_spool();
     }
 
-    /// Returns the open window of this counter.
+    /// Returns the open main window of this counter.
     fn counter_window(&self) -> CounterWindow {
         CounterWindow {
             state: self.state.clone(),

@@ -2,22 +2,25 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::rc::Rc;
 
-use verve_protocol::{CounterName, Id, Keys, Partition, Window};
+use verve_protocol::{CounterName, Id, Keys, Partition, Window, WindowLength, WindowLengths};
 
 use crate::dedup_cache::{DedupCache, MOST};
 use crate::stats::Stats;
 
-/// The state of one counter in this instance.
+/// The state of one counter in this instance, for windows of one length.
 pub struct CounterState {
     /// The names of its keys.
     pub keys: Keys,
-    /// The dedup cache: the ids that were counted in the open window.
+    /// The dedup cache: the ids that were counted in each open window.
+    ///
+    /// Only the state for the main windows has it.
     pub dedup: DedupCache,
     /// The statistics that are not yet flushed.
     pub stats: Stats,
-    /// The last window in which this counter was registered in Redis, if it has a name.
+    /// The last main window in which a named counter was registered in Redis.
     pub registered: Cell<Option<Window>>,
     /// The last window that was added to the index in Redis.
     pub indexed: Cell<Option<Window>>,
@@ -27,13 +30,18 @@ pub struct CounterState {
     pub index_spooled: Cell<Option<Window>>,
     /// The start of the last window, and its partitions whose sets are known to expire.
     expiring: RefCell<(u64, BTreeSet<Partition>)>,
+    /// The state for windows that are longer than the main ones.
+    longer: Vec<(WindowLength, Rc<Self>)>,
 }
 
 impl CounterState {
     /// Returns the state of a counter of which nothing is known yet.
     #[must_use]
-    pub fn new(keys: Keys) -> Self {
+    pub fn new(keys: Keys, lengths: &WindowLengths) -> Self {
+        let longer = lengths.longer().iter();
+        let state_of = |length: &WindowLength| (*length, Rc::new(Self::new(keys.clone(), &(*length).into())));
         Self {
+            longer: longer.map(state_of).collect(),
             keys,
             dedup: DedupCache::default(),
             stats: Stats::default(),
@@ -66,6 +74,7 @@ impl CounterState {
         self.registered.set(None);
         self.indexed.set(None);
         self.expiring.take();
+        self.longer.iter().for_each(|(_, state)| state.forget());
     }
 }
 
@@ -74,6 +83,7 @@ pub struct Counters {
     /// The unnamed counter.
     pub unnamed: Rc<CounterState>,
     named: RefCell<BTreeMap<CounterName, Rc<CounterState>>>,
+    lengths: WindowLengths,
     /// The number of named counters from which unused ones are dropped.
     most: usize,
 }
@@ -84,10 +94,11 @@ impl Counters {
     /// `keys` are those of the unnamed counter. Of more than `most` named ones, those that no
     /// request uses are dropped.
     #[must_use]
-    pub fn new(keys: Keys, most: u32) -> Self {
+    pub fn new(keys: Keys, lengths: WindowLengths, most: u32) -> Self {
         Self {
-            unnamed: Rc::new(CounterState::new(keys)),
+            unnamed: Rc::new(CounterState::new(keys, &lengths)),
             named: RefCell::default(),
+            lengths,
             most: most as usize,
         }
     }
@@ -102,7 +113,8 @@ impl Counters {
             // An application that generates names must not fill the memory.
             named.retain(|_, state| Rc::strong_count(state) > 1);
         }
-        let state = Rc::new(CounterState::new(self.unnamed.keys.named(name.clone())));
+        let keys = self.unnamed.keys.named(name.clone());
+        let state = Rc::new(CounterState::new(keys, &self.lengths));
         named.insert(name, state.clone());
         state
     }
@@ -137,6 +149,15 @@ pub struct CounterWindow {
 }
 
 impl CounterWindow {
+    /// Returns this main window, and the longer windows that contain it.
+    pub fn all(&self) -> impl Iterator<Item = Self> + '_ {
+        let longer = self.state.longer.iter().map(|(length, state)| Self {
+            state: state.clone(),
+            window: self.window.within(*length),
+        });
+        iter::once(self.clone()).chain(longer)
+    }
+
     /// Whether the counter must still be registered in Redis in this window.
     ///
     /// Only named counters are registered.
@@ -174,7 +195,8 @@ mod tests {
     const MOST_COUNTERS: u32 = 100;
 
     fn counters() -> Counters {
-        Counters::new(Keys::new("verve".parse().expect("valid")), MOST_COUNTERS)
+        let lengths = "60,3600".parse().expect("valid");
+        Counters::new(Keys::new("verve".parse().expect("valid")), lengths, MOST_COUNTERS)
     }
 
     fn named(counters: &Counters, number: u64) -> CounterWindow {
@@ -194,6 +216,24 @@ mod tests {
         assert_eq!(one.ids(Partition::Whole), "verve/game-1:ids:60:0");
         counters.forget();
         assert!(!one.state.dedup.has(one.window, Id(1)));
+    }
+
+    #[test]
+    fn each_length_has_a_state_of_its_own() {
+        let counters = counters();
+        let main = named(&counters, 1);
+        let main = CounterWindow {
+            window: main.window.next(),
+            ..main
+        };
+        let [of_minute, of_hour] = main.all().collect::<Vec<_>>().try_into().ok().expect("two");
+        assert!(of_minute == main);
+        let keys = [of_minute.ids(Partition::Whole), of_hour.ids(Partition::Whole)];
+        assert_eq!(keys, ["verve/game-1:ids:60:60", "verve/game-1:ids:3600:0"]);
+        of_hour.state.indexed.set(Some(of_hour.window));
+        assert!(of_minute.must_be_indexed() && !of_hour.must_be_indexed());
+        counters.forget();
+        assert!(of_hour.must_be_indexed());
     }
 
     #[test]

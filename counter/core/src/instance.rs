@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::future;
 use verve_protocol::{CallbackJob, Id, Window};
 
-use crate::answer::{Answer, Limit, NotCounted};
+use crate::answer::{Answer, Answers, Limit, NotCounted, in_all};
 use crate::callback::Callback;
 use crate::circuit::{Circuit, CircuitState, OPEN_MS};
 use crate::config::{self, Config, InvalidVariable, Log, Policy, SPOOL_LIMIT, VARIABLES};
@@ -83,7 +83,7 @@ impl<H: Host> Instance<H> {
         let redis = Redis::new(&host, &config);
         let [spool, background] = [(); 2].map(|()| Spool::new(&host, spool_limit, &config));
         let instance = Rc::new(Self {
-            counters: Counters::new(config.keys.clone(), config.counter_limit),
+            counters: Counters::new(config.keys.clone(), config.window_lengths.clone(), config.counter_limit),
             changes: Cell::new(0),
             spool_limit: host.limit(SPOOL_TIMEOUT),
             log: Logger::new(host.clone(), config.log),
@@ -107,15 +107,18 @@ impl<H: Host> Instance<H> {
         self.host.spawn(look_into_spool(self.clone()));
     }
 
-    /// Returns the open window.
+    /// Returns the open main window.
     pub fn window(&self) -> Window {
-        self.config.window_length.window_at_ms(self.host.now_ms())
+        self.config.window_lengths.main().window_at_ms(self.host.now_ms())
     }
 
-    /// Registers a counter for the reporter, once in each window, if it has a name.
+    /// Registers a named counter for the reporter, once in each main window.
     async fn register_counter(&self, counter_window: &CounterWindow) -> Result<Option<Limit>, RedisError> {
         let CounterWindow { state, window } = counter_window;
-        let limit = self.redis.register_counter(&state.keys, false).await?;
+        let limit = self
+            .redis
+            .register_counter(&state.keys, &self.config.window_lengths, false)
+            .await?;
         if limit.is_none() {
             state.registered.set(Some(*window));
         }
@@ -135,15 +138,15 @@ impl<H: Host> Instance<H> {
         });
         if H::POLICY == Policy::PerRequest {
             let recorded = self.record_at_once(counter_window, id, job.as_ref()).await;
-            return self.answer(counter_window, id, recorded);
+            return self.answers(counter_window, id, recorded)[0];
         }
         let recorded = match job {
             None => self.record_id(counter_window, id).await,
             Some(job) => self.record_both(counter_window, id, &job).await,
         };
-        let answer = self.answer(counter_window, id, recorded);
-        self.note(counter_window, answer);
-        answer
+        let answers = self.answers(counter_window, id, recorded);
+        self.note(counter_window, answers);
+        answers[0]
     }
 
     /// Records the id, the job and the outcome in the statistics, in one round trip.
@@ -152,19 +155,19 @@ impl<H: Host> Instance<H> {
         counter_window: &CounterWindow,
         id: Id,
         job: Option<&CallbackJob>,
-    ) -> Recorded<Answer> {
+    ) -> Recorded<Answers> {
         let recorded = async {
             if counter_window.must_be_registered()
                 && let Some(limit) = self.register_counter(counter_window).await?
             {
-                return Ok(Err(NotCounted::Limited(limit)));
+                return Ok(in_all(Err(NotCounted::Limited(limit))));
             }
             self.redis.record(counter_window, id, job).await
         };
         recorded.await.map_err(|error| {
             if error == RedisError::TooManyJobs {
                 // Redis is reachable, so the statistics can be recorded there.
-                self.note(counter_window, Err(NotCounted::Unavailable));
+                self.note(counter_window, in_all(Err(NotCounted::Unavailable)));
             }
             Rc::new(NotRecorded::Redis(error))
         })
@@ -179,44 +182,44 @@ impl<H: Host> Instance<H> {
         counter_window: &CounterWindow,
         id: Id,
         job: &CallbackJob,
-    ) -> Recorded<Answer> {
+    ) -> Recorded<Answers> {
         if self.config.endpoint_limit.is_some() {
             // If the id then exceeds a limit as well, its job reports the count nevertheless.
             return match self.record_job(job).await? {
-                Some(limit) => Ok(Err(NotCounted::Limited(limit))),
+                Some(limit) => Ok(in_all(Err(NotCounted::Limited(limit)))),
                 None => self.record_id(counter_window, id).await,
             };
         }
         if self.config.window_limit.is_some() {
-            let answer = self.record_id(counter_window, id).await?;
-            if answer.is_ok() {
+            let answers = self.record_id(counter_window, id).await?;
+            if answers[0].is_ok() {
                 self.record_job(job).await?;
             }
-            return Ok(answer);
+            return Ok(answers);
         }
-        let (answer, job) = future::join(self.record_id(counter_window, id), self.record_job(job)).await;
-        job.and(answer)
+        let (answers, job) = future::join(self.record_id(counter_window, id), self.record_job(job)).await;
+        job.and(answers)
     }
 
     /// Records ids, at most as many as are recorded together.
     pub async fn record_many(self: &Rc<Self>, counter_window: &CounterWindow, ids: &[Id]) -> Vec<Answer> {
         let recorded = self.record_ids(counter_window, ids, None).await;
         let answers = ids.iter().zip(recorded).map(|(id, recorded)| {
-            let answer = self.answer(counter_window, *id, recorded);
+            let answers = self.answers(counter_window, *id, recorded);
             // If Redis is unreachable, a `PerRequest` instance would only ask it once more.
-            if H::POLICY == Policy::LongLived || answer != Err(NotCounted::Unavailable) {
-                self.note(counter_window, answer);
+            if H::POLICY == Policy::LongLived || answers[0] != Err(NotCounted::Unavailable) {
+                self.note(counter_window, answers);
             }
-            answer
+            answers[0]
         });
         answers.collect()
     }
 
-    /// Returns the answer for the client that sent an id, and logs it.
-    fn answer(&self, counter_window: &CounterWindow, id: Id, recorded: Recorded<Answer>) -> Answer {
+    /// Returns the answers about an id, and logs the first, which the client gets.
+    fn answers(&self, counter_window: &CounterWindow, id: Id, recorded: Recorded<Answers>) -> Answers {
         match recorded {
-            Ok(answer) => {
-                match answer {
+            Ok(answers) => {
+                match answers[0] {
                     Ok(outcome) if self.config.log == Log::All => {
                         println!(
                             "verve: id {id} {} in window {}",
@@ -227,11 +230,11 @@ impl<H: Host> Instance<H> {
                     Ok(_) => {}
                     Err(error) => self.log.refusal(&format!("id {id} not recorded: {error}")),
                 }
-                answer
+                answers
             }
             Err(error) => {
                 self.log.refusal(&format!("id {id} not recorded: {error}"));
-                Err(NotCounted::Unavailable)
+                in_all(Err(NotCounted::Unavailable))
             }
         }
     }

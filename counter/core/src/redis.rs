@@ -14,7 +14,7 @@ use futures::future;
 use verve_protocol::keys::{INDEX_SECONDS, MAX_QUEUED_JOBS, indexed};
 use verve_protocol::slot::slot;
 use verve_protocol::spool_state::SPOOL_STATE_SECONDS;
-use verve_protocol::{CallbackJob, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window};
+use verve_protocol::{CallbackJob, Id, Keys, RedisUrl, RedisUrls, SpoolState, Window, WindowLengths};
 
 use crate::answer::Limit;
 use crate::cluster::{Address, Map};
@@ -25,6 +25,7 @@ use crate::registered::no_more_counters;
 use crate::reply::Reply;
 use crate::single_flight::SingleFlight;
 use crate::spooled::Batch;
+pub use ids::{OfSet, OfSets};
 pub use node::Node;
 use node::Via;
 use scripts::{Script, add_job_within, keep, register_counter, run_once};
@@ -378,11 +379,16 @@ impl<H: Host> Redis<H> {
     ///
     /// This comes before its ids are recorded. Returns a limit if there are `counter_limit`
     /// already, unless `unlimited`.
-    pub async fn register_counter(&self, keys: &Keys, unlimited: bool) -> Result<Option<Limit>, RedisError> {
+    pub async fn register_counter(
+        &self,
+        keys: &Keys,
+        lengths: &WindowLengths,
+        unlimited: bool,
+    ) -> Result<Option<Limit>, RedisError> {
         let Some(name) = keys.counter() else {
             return Ok(None);
         };
-        let script = register_counter(keys, name, (!unlimited).then_some(self.config.counter_limit));
+        let script = register_counter(keys, name, lengths, (!unlimited).then_some(self.config.counter_limit));
         let answer = self.evaluate(script, None).await?;
         Ok(match answer.as_slice() {
             [Reply::Text(status)] => no_more_counters(status),

@@ -7,7 +7,7 @@ use std::vec;
 
 use verve_protocol::{Id, Partition, Partitions};
 
-use crate::answer::{Answer, NotCounted, Outcome};
+use crate::answer::{Answer, Outcome};
 
 /// Returns the ids of each partition, in their order.
 #[must_use]
@@ -21,23 +21,24 @@ pub fn by_partition(ids: &[Id], partitions: Partitions) -> BTreeMap<Partition, V
 
 /// Returns the answer of each id, from the answers of each partition.
 ///
-/// `of_partitions` has the answers in the order of [`by_partition`]. An id without an answer is
-/// `Unavailable`.
-pub fn in_order<E: Clone>(
+/// `of_partitions` has the answers in the order of [`by_partition`]. An id without an answer has
+/// the answer `none`.
+pub fn in_order<T: Clone, E: Clone>(
     ids: &[Id],
     partitions: Partitions,
-    of_partitions: BTreeMap<Partition, Result<Vec<Answer>, E>>,
-) -> Vec<Result<Answer, E>> {
+    of_partitions: BTreeMap<Partition, Result<Vec<T>, E>>,
+    none: &T,
+) -> Vec<Result<T, E>> {
     let of_partitions = of_partitions.into_iter();
-    let mut of_partitions: BTreeMap<Partition, Result<vec::IntoIter<Answer>, E>> = of_partitions
+    let mut of_partitions: BTreeMap<Partition, Result<vec::IntoIter<T>, E>> = of_partitions
         .map(|(partition, answers)| (partition, answers.map(Vec::into_iter)))
         .collect();
     let answers = ids
         .iter()
         .map(|id| match of_partitions.get_mut(&id.partition(partitions)) {
-            Some(Ok(answers)) => Ok(answers.next().unwrap_or(Err(NotCounted::Unavailable))),
+            Some(Ok(answers)) => Ok(answers.next().unwrap_or_else(|| none.clone())),
             Some(Err(error)) => Err(error.clone()),
-            None => Ok(Err(NotCounted::Unavailable)),
+            None => Ok(none.clone()),
         });
     answers.collect()
 }
@@ -94,7 +95,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::answer::Limit;
+    use crate::answer::{Limit, NotCounted};
 
     proptest! {
         /// Each id is in its partition's set, and gets its own answer or its set's error.
@@ -115,7 +116,8 @@ mod tests {
                 .iter()
                 .map(|id| if id.partition(partitions).number() == failing { Err(failing) } else { Ok(answer(id)) })
                 .collect();
-            prop_assert_eq!(in_order(&ids, partitions, of_partitions.collect()), expected);
+            let none = Err(NotCounted::Unavailable);
+            prop_assert_eq!(in_order(&ids, partitions, of_partitions.collect(), &none), expected);
         }
 
         /// Each new id is `new` once, for the first request that sent it.

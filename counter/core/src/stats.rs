@@ -58,7 +58,7 @@ pub fn flush(keys: &Keys, window: Window, counts: &Counts, name: String, now_ms:
     let index = index(keys, window, now_ms, partitions);
     let registration = keys.counter().into_iter().flat_map(|counter| {
         let now_s = now_ms / 1000;
-        let counters = [keys.counters(), keys.counters_in_use()];
+        let counters = [keys.counters(), keys.counters_in_use(window.length())];
         counters.map(|key| format!(r#"["ZADD","{key}","NX","{now_s}","{counter}"]"#))
     });
     let of_ids = index.into_iter().chain(registration).filter(|_| has_ids);
@@ -208,7 +208,7 @@ mod tests {
         let named = unnamed.named("a".parse().expect("valid"));
         let is_registered = |keys: &Keys, field| {
             let flush = flush(keys, window, &Counts::from([(field, 1)]), "name".to_owned(), 5000, 1);
-            ["counters", "counters:in-use"].iter().all(|key| {
+            ["counters", "counters:in-use:60"].iter().all(|key| {
                 let registration = format!(r#"["ZADD","{{verve}}:{key}","NX","5","a"]"#);
                 flush.commands.contains(&registration)
             })

@@ -93,7 +93,8 @@ async fn page(
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<(AppendHeaders<Option<(HeaderName, String)>>, Page), Refused> {
     let Query(asked) = asked?;
-    let range = asked.range(admin.length).map_err(Refused::Bad)?;
+    let length = asked.length(&admin.lengths).map_err(Refused::Bad)?;
+    let range = asked.range(length).map_err(Refused::Bad)?;
     let page = range.read(&admin.store).await?;
     let next = page
         .next
@@ -102,7 +103,7 @@ async fn page(
     Ok((AppendHeaders(next.map(|next| (LINK, next))), page))
 }
 
-/// Returns the open window with its counts so far.
+/// Returns the open window of each length with its counts so far.
 #[utoipa::path(
     get,
     path = "/api/counts/current",
@@ -118,7 +119,8 @@ pub async fn current(
 ) -> Result<Json<Current>, Refused> {
     let Query(which) = which?;
     let store = which.of(&admin.store).map_err(Refused::Bad)?;
-    Ok(Json(counts::current(&store, admin.length).await?))
+    let lengths = which.lengths(&admin.lengths).map_err(Refused::Bad)?;
+    Ok(Json(counts::current(&store, &lengths).await?))
 }
 
 /// The description of this API.

@@ -16,8 +16,9 @@ use axum::response::{Html, IntoResponse};
 use futures::stream::{self, StreamExt as _};
 use maud::{DOCTYPE, Markup, html};
 use redis::RedisResult;
-use verve_protocol::CounterName;
+use tokio::sync::watch;
 use verve_protocol::keys::stats;
+use verve_protocol::{CounterName, WindowLength, WindowLengths};
 
 use super::Admin;
 use super::counts::Refused;
@@ -54,11 +55,12 @@ pub async fn icon() -> impl IntoResponse {
 
 /// What a page shows.
 #[derive(Clone)]
-enum View {
-    /// The counter without a name, and the state of everything else.
-    All(Listed),
-    /// A named counter.
-    Counter(CounterName),
+struct View {
+    /// A named counter; `None` for the counter without a name, and the list of the others.
+    counter: Option<CounterName>,
+    /// The length of the windows, if that is not the main one.
+    longer: Option<WindowLength>,
+    listed: Listed,
 }
 
 /// Which named counters are listed.
@@ -70,16 +72,20 @@ struct Listed {
     page: usize,
 }
 
+/// Where the counters of a length appear.
+type Counters = watch::Receiver<Vec<CounterSnapshot>>;
+
 /// The number of named counters on a page.
 const COUNTERS: usize = 50;
 
 impl Listed {
     /// Returns the address of another page of the list.
-    fn address(&self, page: usize) -> String {
+    fn address(&self, longer: Option<WindowLength>, page: usize) -> String {
         // The text to find may have any characters.
         let query = [("find", self.find.as_str()), ("page", &page.to_string())];
         let query = form_urlencoded::Serializer::new(String::new())
             .extend_pairs(query)
+            .extend_pairs(longer.map(|length| ("window_seconds", length.to_string())))
             .finish();
         format!("?{query}#named")
     }
@@ -87,47 +93,72 @@ impl Listed {
 
 impl View {
     /// Parses the query. Ignores other parameters, which may be for a proxy.
-    fn asked(query: &HashMap<String, String>) -> Result<Self, Refused> {
+    fn asked(query: &HashMap<String, String>, lengths: &WindowLengths) -> Result<Self, Refused> {
         let asked = query.get("counter").filter(|name| !name.is_empty());
         let name = counts::named(asked.map(String::as_str)).map_err(Refused::Bad)?;
         let page = query.get("page").map_or(Ok(1), |page| page.parse());
         let page = page.ok().filter(|page| *page > 0);
         let page = page.ok_or_else(|| Refused::Bad("page: expected a number from 1 on".to_owned()))?;
         let find = query.get("find").cloned().unwrap_or_default();
-        Ok(name.map_or(Self::All(Listed { find, page }), Self::Counter))
+        let seconds = query
+            .get("window_seconds")
+            .map(|seconds| seconds.parse().unwrap_or_default());
+        let length = counts::one_of(lengths, seconds).map_err(Refused::Bad)?;
+        Ok(Self {
+            counter: name,
+            longer: Some(length).filter(|length| *length != lengths.main()),
+            listed: Listed { find, page },
+        })
+    }
+
+    /// Returns the query for the same counter, and windows of a length if that is not the main one.
+    fn query(&self, longer: Option<WindowLength>) -> String {
+        let counter = self.counter.iter().map(|name| ("counter", name.to_string()));
+        let length = longer.iter().map(|length| ("window_seconds", length.to_string()));
+        let pairs = counter.chain(length).map(|(name, value)| format!("{name}={value}"));
+        let pairs: Vec<String> = pairs.collect();
+        if pairs.is_empty() {
+            String::new()
+        } else {
+            format!("?{}", pairs.join("&"))
+        }
     }
 
     /// Returns the live part of the page, and the ids of the current window.
     async fn content(&self, admin: &Admin) -> RedisResult<(Markup, Option<u64>)> {
         let current = |windows: &[WindowSnapshot]| windows.last().and_then(WindowSnapshot::unique);
-        match self {
-            Self::All(listed) => {
-                let snapshot = admin.snapshot.borrow();
-                Ok((all(admin, &snapshot, listed), current(&snapshot.windows)))
-            }
-            Self::Counter(name) => {
-                let store = admin.store.of(Some(name));
-                let clock = store.clock().await?;
-                let windows = WindowSnapshot::read(&store, &latest(admin.length, clock.now_ms())).await?;
-                Ok((of_counter(&windows, clock.now_ms()), current(&windows)))
-            }
+        if self.counter.is_none() && self.longer.is_none() {
+            let snapshot = admin.snapshot.borrow();
+            return Ok((all(admin, &snapshot, &self.listed), current(&snapshot.windows)));
         }
+        let store = admin.store.of(self.counter.as_ref());
+        let clock = store.clock().await?;
+        let windows = WindowSnapshot::read(
+            &store,
+            &latest(self.longer.unwrap_or(admin.lengths.main()), clock.now_ms()),
+        )
+        .await?;
+        let is_listed = self.counter.is_none();
+        let list = is_listed.then(|| named(admin, self.longer, &self.listed));
+        Ok((of_counter(&windows, clock.now_ms(), list), current(&windows)))
     }
 }
 
-/// `/`, and `/?counter=…`
+/// `/`, `/?counter=…`, and `/?window_seconds=…`
 pub async fn page(
     State(admin): State<Admin>,
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<Html<String>, Refused> {
-    let view = View::asked(&query)?;
+    let view = View::asked(&query, &admin.lengths)?;
     let answered = tokio::time::timeout(PATIENCE, view.content(&admin)).await;
     let late = |_| Refused::NoAnswer("Redis does not answer".to_owned());
     let (content, current) = answered.map_err(late)??;
-    let (name, query) = match &view {
-        View::All(_) => ("Verve".to_owned(), String::new()),
-        View::Counter(name) => (format!("{name} · Verve"), format!("?counter={name}")),
+    let name = match &view.counter {
+        None => "Verve".to_owned(),
+        Some(name) => format!("{name} · Verve"),
     };
+    let query = view.query(view.longer);
+    let main = admin.lengths.main();
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -140,10 +171,18 @@ pub async fn page(
             body data-name=(name) {
                 header {
                     h1 { "Verve" }
-                    @if let View::Counter(name) = &view {
+                    @if let Some(name) = &view.counter {
                         p { a href="." { "All counters" } "› " strong { (name) } }
                     }
-                    p { "Unique ids in windows of " (admin.length) " s" }
+                    p {
+                        "Unique ids in windows of "
+                        @for length in admin.lengths.all() {
+                            @let longer = Some(length).filter(|length| *length != main);
+                            @if longer.is_some() { ", " }
+                            @if longer == view.longer { (length) } @else { a href=(format!("./{}", view.query(longer))) { (length) } }
+                        }
+                        " s"
+                    }
                     p #state { noscript { "Renewed every 5 s" } }
                 }
                 (content)
@@ -165,12 +204,12 @@ pub async fn page(
     Ok(Html(page.into_string()))
 }
 
-/// `/events`, and `/events?counter=…`: the live part, after each snapshot.
+/// `/events`, with the query of the page: the live part, after each snapshot.
 pub async fn events(
     State(admin): State<Admin>,
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<impl IntoResponse, Refused> {
-    let view = View::asked(&query)?;
+    let view = View::asked(&query, &admin.lengths)?;
     let stop = admin.stop.clone();
     let mut snapshot = admin.snapshot.clone();
     // The first event is sent immediately.
@@ -210,23 +249,49 @@ fn all(admin: &Admin, snapshot: &Snapshot, listed: &Listed) -> Markup {
     html! {
         main {
             div #now .cards data-live { (current(&snapshot.windows, now_ms)) (last(&snapshot.windows)) (callbacks(snapshot)) }
+            (longer(admin))
             (bars(&snapshot.windows))
             section .card {
                 h2 { "Health" }
                 ul #health .health data-live { (health(snapshot, &admin.replica)) }
             }
-            (named(&admin.counters.borrow(), listed))
+            (named(admin, None, listed))
             (table(&snapshot.windows))
         }
     }
 }
 
-/// Returns the live part of the page of a named counter.
-fn of_counter(windows: &[WindowSnapshot], now_ms: u64) -> Markup {
+/// Shows the longer windows of the counter without a name.
+fn longer(admin: &Admin) -> Markup {
+    let of_length = |(length, counters): &(WindowLength, Counters)| {
+        let counters = counters.borrow();
+        let unnamed = counters.iter().find(|counter| counter.name.is_none());
+        unnamed.map(|counter| (*length, counter.clone()))
+    };
+    let longer: Vec<(WindowLength, CounterSnapshot)> = admin.counters.iter().filter_map(of_length).collect();
+    html! {
+        @if !longer.is_empty() {
+          div #longer .cards data-live {
+            @for (length, counter) in longer {
+                section .card {
+                    h2 { a href=(format!("?window_seconds={length}")) { "Windows of " (length) " s" } }
+                    p .big { (number(counter.current.unique().unwrap_or_default())) }
+                    p { "since " (clock(counter.current.window)) " UTC" }
+                    p { (number(counter.last.unique().unwrap_or_default())) " in the window before" }
+                }
+            }
+          }
+        }
+    }
+}
+
+/// Returns the live part of the page of a named counter, or of longer windows.
+fn of_counter(windows: &[WindowSnapshot], now_ms: u64, list: Option<Markup>) -> Markup {
     html! {
         main {
             div #now .cards data-live { (current(windows, now_ms)) (last(windows)) }
             (bars(windows))
+            @if let Some(list) = list { (list) }
             (table(windows))
         }
     }
@@ -363,28 +428,31 @@ fn health(snapshot: &Snapshot, replica: &str) -> Markup {
 }
 
 /// Shows the named counters that are in use.
-fn named(all: &[CounterSnapshot], listed: &Listed) -> Markup {
+fn named(admin: &Admin, longer: Option<WindowLength>, listed: &Listed) -> Markup {
+    let length = longer.unwrap_or(admin.lengths.main());
+    let all = admin.counters.iter().find(|(of, _)| *of == length);
+    let all = all.map(|(_, counters)| counters.borrow().clone()).unwrap_or_default();
     html! {
         section #named .card {
             h2 { "Named counters" }
             form action="#named" {
+                @if let Some(length) = longer { input type="hidden" name="window_seconds" value=(length); }
                 input type="search" name="find" value=(listed.find) placeholder="Part of a name" aria-label="Part of a name";
                 " " button { "Find" }
             }
-            div #counters data-live { (counters(all, listed)) }
+            div #counters data-live { (counters(&all, longer, listed)) }
         }
     }
 }
 
 /// Shows one page of the named counters, those with most ids first.
-fn counters(all: &[CounterSnapshot], listed: &Listed) -> Markup {
-    let mut found: Vec<&CounterSnapshot> = all
-        .iter()
-        .filter(|counter| counter.name.as_str().contains(&listed.find))
-        .collect();
+fn counters(all: &[CounterSnapshot], longer: Option<WindowLength>, listed: &Listed) -> Markup {
+    let named = all.iter().filter_map(|counter| Some((counter.name.as_ref()?, counter)));
+    let mut found: Vec<(&CounterName, &CounterSnapshot)> =
+        named.filter(|(name, _)| name.as_str().contains(&listed.find)).collect();
     let ids =
         |counter: &CounterSnapshot| [&counter.current, &counter.last].map(|window| window.unique().unwrap_or_default());
-    found.sort_by(|a, b| ids(b).cmp(&ids(a)).then_with(|| a.name.cmp(&b.name)));
+    found.sort_by(|(a, of_a), (b, of_b)| ids(of_b).cmp(&ids(of_a)).then_with(|| a.cmp(b)));
     let first = COUNTERS.saturating_mul(listed.page - 1).min(found.len());
     let last = first.saturating_add(COUNTERS).min(found.len());
     html! {
@@ -394,9 +462,9 @@ fn counters(all: &[CounterSnapshot], listed: &Listed) -> Markup {
                     tr { th { "Counter" } th { "Current window" } th { "Window before" } th { "Requests" } th { "Duplicates" } th { "Reported" } }
                 }
                 tbody {
-                    @for CounterSnapshot { name, current, last } in &found[first..last] {
+                    @for (name, CounterSnapshot { current, last, .. }) in &found[first..last] {
                         tr {
-                            td { a href=(format!("?counter={name}")) { (name) } }
+                            td { a href=(format!("?counter={name}{}", longer.map_or_else(String::new, |length| format!("&window_seconds={length}")))) { (name) } }
                             td { (number(current.unique().unwrap_or_default())) }
                             td { (number(last.unique().unwrap_or_default())) }
                             td { (number(last.requests())) }
@@ -408,9 +476,9 @@ fn counters(all: &[CounterSnapshot], listed: &Listed) -> Markup {
             }
         }
         p .legend {
-            @if first > 0 { a href=(listed.address(listed.page - 1)) { "‹ before" } " " }
+            @if first > 0 { a href=(listed.address(longer, listed.page - 1)) { "‹ before" } " " }
             @if first == last { "None of " (number(found.len() as u64)) } @else { (number(first as u64 + 1)) " to " (number(last as u64)) " of " (number(found.len() as u64)) }
-            @if last < found.len() { " " a href=(listed.address(listed.page + 1)) { "next ›" } }
+            @if last < found.len() { " " a href=(listed.address(longer, listed.page + 1)) { "next ›" } }
         }
     }
 }

@@ -106,7 +106,9 @@ impl Client {
         };
         let headers = headers.into_iter().flatten();
         let request = headers.fold(request, |request, (name, value)| request.header(name, value));
-        let request = request.header("verve-window", job.window.to_string());
+        let request = request
+            .header("verve-window", job.window.to_string())
+            .header("verve-window-seconds", job.window.length().to_string());
         let optional = [
             ("verve-counter", job.counter.as_ref().map(CounterName::to_string)),
             ("traceparent", telemetry::traceparent()),

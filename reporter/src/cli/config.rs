@@ -111,6 +111,17 @@ pub fn config(args: Args) -> Result<Config, Problem> {
             .check_literal(&endpoint.to_url())
             .map_err(|error| wrong("callback-url", error))?;
     }
+    let callback_lengths = match args.callback_lengths.as_slice() {
+        [] => vec![args.window_seconds.main()],
+        lengths => lengths.to_vec(),
+    };
+    if let Some(other) = callback_lengths
+        .iter()
+        .find(|other| !args.window_seconds.all().any(|length| length == **other))
+    {
+        let expected = format!("expected some of --window-seconds, {}", args.window_seconds);
+        return Err(wrong("callback-lengths", format!("{other}: {expected}")));
+    }
     let signer = secret(
         "callback-secret",
         args.callback_secret,
@@ -131,11 +142,14 @@ pub fn config(args: Args) -> Result<Config, Problem> {
         transactional_id: args.kafka_transactions.then(|| {
             format!(
                 "verve-reporter:{}:{}:{}",
-                args.namespace, args.window_seconds, args.kafka_topic
+                args.namespace,
+                args.window_seconds.main(),
+                args.kafka_topic
             )
         }),
         brokers: args.kafka_brokers.filter(|brokers| !brokers.is_empty()),
         topic: args.kafka_topic,
+        lengths: args.window_seconds.clone(),
         options,
         delivery: periods.delivery,
     };
@@ -148,13 +162,16 @@ pub fn config(args: Args) -> Result<Config, Problem> {
         redis,
         keys: Keys::new(args.namespace),
         windows: WindowsConfig {
-            length: args.window_seconds,
+            length: args.window_seconds.main(),
+            is_main: true,
             grace: Duration::from_millis(args.grace_ms),
             late: Duration::from_secs(args.late_seconds),
             idle: Duration::from_secs(args.idle_seconds),
             callback: fixed,
             periods,
         },
+        lengths: args.window_seconds,
+        callback_lengths,
         kafka,
         callbacks: CallbacksConfig {
             policy,

@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redis::RedisResult;
 use verve_protocol::keys::{UNREPORTED_SECONDS, ids_parts};
-use verve_protocol::{Id, Partition, Partitions, SpoolState, Window, WindowLength};
+use verve_protocol::{Id, Partition, Partitions, SpoolState, Window, WindowLength, WindowLengths};
 
 use super::Finding;
 use crate::store::Store;
-use crate::windows::WindowsConfig;
 
 /// The maximum number of keys to scan.
 ///
@@ -44,12 +43,12 @@ struct Written {
 }
 
 /// Checks what the components write.
-pub async fn examine(store: &Store, windows: &WindowsConfig) -> Vec<Finding> {
-    match look(store, windows.length).await {
+pub async fn examine(store: &Store, lengths: &WindowLengths) -> Vec<Finding> {
+    match look(store, lengths.main()).await {
         Ok((written, now)) => judge(
             &written,
             store.keys.namespace().as_str(),
-            (windows.length, store.partitions()),
+            (lengths, store.partitions()),
             now,
         ),
         Err(error) => vec![Finding::problem(error.to_string(), LOOK_RIGHTS).of(&store.redis().to_string())],
@@ -152,18 +151,33 @@ async fn reported(store: &Store, length: WindowLength, now: u64) -> RedisResult<
 fn judge(
     written: &Written,
     namespace: &str,
-    (length, partitions): (WindowLength, Partitions),
+    (lengths, partitions): (&WindowLengths, Partitions),
     now: u64,
 ) -> Vec<Finding> {
-    let seconds = length.seconds();
+    let seconds = lengths.main().seconds();
+    let is_counted = |length: u64| lengths.all().any(|counted| counted.seconds() == length);
     let ours = written.sets.contains(&(namespace.to_owned(), seconds));
     let mut findings = Vec::new();
-    let lengths = (written.sets.iter()).filter(|(other, length)| other == namespace && *length != seconds);
-    let lengths: Vec<String> = lengths.map(|(_, length)| length.to_string()).collect();
-    if !lengths.is_empty() {
+    let others = (written.sets.iter()).filter(|(other, length)| other == namespace && !is_counted(*length));
+    let others: Vec<String> = others.map(|(_, length)| length.to_string()).collect();
+    let missing = lengths.longer().iter().map(|length| length.seconds());
+    let missing =
+        missing.filter(|length| ours && !written.partly && !written.sets.contains(&(namespace.to_owned(), *length)));
+    let missing: Vec<String> = missing.map(|length| length.to_string()).collect();
+    if !missing.is_empty() {
         let what = format!(
-            "components write windows of {} s; this reporter counts those of {seconds} s",
-            lengths.join(", ")
+            "this reporter counts windows of {lengths} s; components write none of {} s",
+            missing.join(", ")
+        );
+        findings.push(Finding::problem(
+            what,
+            "the same window_seconds there as --window-seconds here",
+        ));
+    }
+    if !others.is_empty() {
+        let what = format!(
+            "components write windows of {} s; this reporter counts those of {lengths} s",
+            others.join(", ")
         );
         let fix = "the same --window-seconds here as window_seconds there; or another reporter for the others";
         findings.push(Finding::problem(what, fix));
@@ -212,7 +226,7 @@ fn judge(
     }
     if ours && findings.is_empty() {
         findings.push(Finding::fine(format!(
-            "components write windows of {seconds} s to the namespace {namespace}"
+            "components write windows of {lengths} s to the namespace {namespace}"
         )));
     }
     findings
@@ -251,8 +265,8 @@ mod tests {
 
     const NOW: u64 = 1_795_383_000;
 
-    fn minute() -> WindowLength {
-        WindowLength::try_new(60).expect("valid")
+    fn minute() -> WindowLengths {
+        "60".parse().expect("valid")
     }
 
     fn ids(of: impl Fn(Id) -> bool) -> Vec<Id> {
@@ -272,7 +286,7 @@ mod tests {
     }
 
     fn found(written: &Written) -> Vec<Finding> {
-        judge(written, "verve", (minute(), Partitions::default()), NOW)
+        judge(written, "verve", (&minute(), Partitions::default()), NOW)
     }
 
     /// What is written, and the expected finding.
@@ -318,7 +332,7 @@ mod tests {
         assert_eq!((past.len(), past[0].level), (1, Level::Problem));
         assert!(past[0].what.contains("ended 600 s ago"), "{past:?}");
         let mut silent = written(&[]);
-        silent.reported = Some((minute().window_at_ms((NOW - 300) * 1000), 7));
+        silent.reported = Some((minute().main().window_at_ms((NOW - 300) * 1000), 7));
         let silent = found(&silent);
         assert_eq!((silent.len(), silent[0].level), (1, Level::Warning));
         assert!(silent[0].what.contains("and 7 in the window"), "{silent:?}");

@@ -5,7 +5,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use verve_protocol::CounterName;
+use verve_protocol::{CounterName, WindowLength};
 
 use super::{OUTCOMES, gauge};
 
@@ -17,8 +17,8 @@ pub const OTHERS: &str = "other";
 
 /// The labels of a metric of windows.
 ///
-/// The counter without a name has no label `counter`; a named one has its name. Other labels
-/// follow.
+/// The counter without a name has no label `counter`; a named one has its name. Windows that are
+/// longer than the main ones have the label `window_seconds`. Other labels follow.
 type Labels = Vec<(&'static str, String)>;
 
 /// The metrics of windows, by counter.
@@ -83,12 +83,15 @@ impl Default for OfWindows {
 }
 
 impl OfWindows {
-    /// Returns the metrics of a counter's windows.
-    pub fn of(&self, counter: Option<&CounterName>) -> WindowMetrics {
-        self.with(counter.iter().map(|name| ("counter", name.to_string())).collect())
+    /// Returns the metrics of a counter's windows, of a length if that is not the main one.
+    pub fn of(&self, counter: Option<&CounterName>, longer: Option<WindowLength>) -> WindowMetrics {
+        self.with(counter.map(ToString::to_string), longer)
     }
 
-    fn with(&self, labels: Labels) -> WindowMetrics {
+    fn with(&self, counter: Option<String>, longer: Option<WindowLength>) -> WindowMetrics {
+        let counter = counter.map(|name| ("counter", name));
+        let length = longer.map(|length| ("window_seconds", length.to_string()));
+        let labels: Labels = counter.into_iter().chain(length).collect();
         let all = self.clone();
         let windows = WindowMetrics {
             late_ids: all.late_ids.get_or_create_owned(&labels),
@@ -104,13 +107,16 @@ impl OfWindows {
             all,
             labels,
         };
-        OUTCOMES.iter().for_each(|outcome| windows.requests(outcome, 0));
+        // Each request is counted once, in its main window.
+        if longer.is_none() {
+            OUTCOMES.iter().for_each(|outcome| windows.requests(outcome, 0));
+        }
         windows
     }
 
     /// Returns the metrics of all counters without metrics of their own.
-    pub fn of_others(&self) -> WindowMetrics {
-        let shared = self.with([("counter", OTHERS.to_owned())].to_vec());
+    pub fn of_others(&self, longer: Option<WindowLength>) -> WindowMetrics {
+        let shared = self.with(Some(OTHERS.to_owned()), longer);
         self.uncounted_partitions.remove(&shared.labels);
         self.lease_held.remove(&shared.labels);
         WindowMetrics {

@@ -449,10 +449,11 @@ impl<B: ReportStore> Leader<B> {
     /// Reports whether hosts have more partitions than are counted.
     /// `partitions` is the number that they have, or `None` if none has more.
     pub fn report_uncounted_partitions(&self, partitions: Option<u16>) {
-        let about = match self.counter() {
-            Some(counter) => format!("partitions of {counter}"),
-            None => "partitions".to_owned(),
-        };
+        let counter = self.counter().map(|counter| format!(" of {counter}"));
+        let longer = self.config.longer();
+        let longer = longer.map(|length| format!(" in windows of {length} s"));
+        let about = ["partitions".to_owned()].into_iter().chain(counter).chain(longer);
+        let about: String = about.collect();
         self.metrics.uncounted_partitions.set(i64::from(partitions.is_some()));
         let counted = self.partitions.count();
         let error = partitions.map(|partitions| {

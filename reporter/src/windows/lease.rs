@@ -4,11 +4,12 @@
 //! records something checks the lease too, so that a replica whose lease expired during a pause
 //! changes nothing.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::Script;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,12 @@ use crate::periods::Periods;
 use crate::store::Store;
 
 /// The lease while this replica holds it, for those who report with it.
-pub struct Leases<S>(watch::Receiver<Option<Held<S>>>);
+pub struct Leases<S> {
+    held: watch::Receiver<Option<Held<S>>>,
+    /// Wakes those who wait in the order in which they began to, so that a simulation of the same
+    /// seed is the same. The channel would wake them in any order.
+    changed: Arc<Notify>,
+}
 
 /// A lease, and the session by which its holder publishes.
 struct Held<S> {
@@ -33,24 +39,30 @@ struct Held<S> {
 
 impl<S> Clone for Leases<S> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self {
+            held: self.held.clone(),
+            changed: self.changed.clone(),
+        }
     }
 }
 
 impl<S: Publish> Leases<S> {
     /// Waits until this replica holds the lease.
-    ///
-    /// Returns `None` if it no longer tries to.
-    pub async fn next(&mut self) -> Option<(Arc<Lease>, SharedSession<S>)> {
-        let is_held = |held: &Option<Held<S>>| held.as_ref().is_some_and(|held| held.lease.is_held());
-        let held = self.0.wait_for(is_held).await.ok()?;
-        let held = held.as_ref()?;
-        Some((held.lease.clone(), held.session.of_another()))
+    pub async fn next(&self) -> (Arc<Lease>, SharedSession<S>) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            // Before the look, so that no change is missed.
+            changed.as_mut().enable();
+            if let Some(held) = self.held.borrow().as_ref().filter(|held| held.lease.is_held()) {
+                return (held.lease.clone(), held.session.of_another());
+            }
+            changed.await;
+        }
     }
 
     /// Returns whether this replica holds the lease now.
     pub fn are_held(&self) -> bool {
-        self.0.borrow().as_ref().is_some_and(|held| held.lease.is_held())
+        self.held.borrow().as_ref().is_some_and(|held| held.lease.is_held())
     }
 }
 
@@ -63,6 +75,7 @@ pub struct LeaseKeeper<K: Sessions> {
     periods: Periods,
     kafka: K,
     held: watch::Sender<Option<Held<K::Session>>>,
+    changed: Arc<Notify>,
 }
 
 impl<K: Sessions> LeaseKeeper<K> {
@@ -77,7 +90,8 @@ impl<K: Sessions> LeaseKeeper<K> {
         replica: String,
         kafka: K,
     ) -> (Self, Leases<K::Session>) {
-        let (held, leases) = watch::channel(None);
+        let (sender, held) = watch::channel(None);
+        let changed = Arc::<Notify>::default();
         let keeper = Self {
             store,
             health,
@@ -85,9 +99,10 @@ impl<K: Sessions> LeaseKeeper<K> {
             replica,
             periods,
             kafka,
-            held,
+            held: sender,
+            changed: changed.clone(),
         };
-        (keeper, Leases(leases))
+        (keeper, Leases { held, changed })
     }
 
     /// Runs until a stop is requested.
@@ -102,7 +117,9 @@ impl<K: Sessions> LeaseKeeper<K> {
                 lease: lease.clone(),
                 session: SharedSession::new(self.kafka.session()),
             }));
+            self.changed.notify_waiters();
             tokio::select! {
+                biased;
                 () = lease.lost() => {}
                 // A stop lets the current steps finish.
                 () = self.held.closed() => {}
@@ -315,7 +332,7 @@ mod tests {
         let keys = Keys::new("verve".parse().expect("a namespace"));
         let store = Store::by(redis.expect("an address"), keys, Partitions::default());
         let length = WindowLength::try_new(60).expect("a length");
-        let (keeper, mut leases) = LeaseKeeper::new(
+        let (keeper, leases) = LeaseKeeper::new(
             store,
             health,
             length,
@@ -324,12 +341,12 @@ mod tests {
             Publisher::without_kafka(),
         );
         tokio::spawn(keeper.run(CancellationToken::new()));
-        let (first, _) = leases.next().await.expect("a lease");
+        let (first, _) = leases.next().await;
         // The renewal after 2 s is answered after 7 s, and the lease expires after 6 s.
         tokio::time::sleep(Duration::from_millis(6500)).await;
         assert!(!first.is_held());
         let next = tokio::time::timeout(Duration::from_secs(10), leases.next()).await;
-        let (next, _) = next.expect("in time").expect("a lease");
+        let (next, _) = next.expect("in time");
         assert!(next.is_held() && !first.is_held());
     }
 }

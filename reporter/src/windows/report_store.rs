@@ -148,7 +148,9 @@ impl RedisReportStore {
             return Ok(None);
         };
         let mut zscore = redis::cmd("ZSCORE");
-        zscore.arg(self.store.keys.counters_in_use()).arg(name.as_str());
+        zscore
+            .arg(self.store.keys.counters_in_use(self.length()))
+            .arg(name.as_str());
         let used: Option<f64> = self.store.redis().command(&zscore).await?;
         let used = used.map(|used_s| self.length().window_at_ms((used_s * 1000.0) as u64));
         let Some(used) = used.filter(|used| *used > next) else {
@@ -362,7 +364,7 @@ impl ReportStore for RedisReportStore {
         };
         let script = Script::new(RETIRE_COUNTER);
         let mut retire = script.key(lease.key());
-        retire.key(self.store.keys.counters_in_use());
+        retire.key(self.store.keys.counters_in_use(self.length()));
         retire.key(self.store.keys.reports_progress(self.length()));
         retire.key(self.store.keys.windows(self.length()));
         retire

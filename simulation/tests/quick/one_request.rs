@@ -50,7 +50,7 @@ fn an_instance_that_serves_one_request_asks_once() {
     let lasting: Vec<&String> = keys.keys().filter(|key| lasts(key)).collect();
     assert_eq!(
         lasting,
-        ["{verve}:callbacks", "{verve}:counters", "{verve}:counters:in-use"]
+        ["{verve}:callbacks", "{verve}:counters", "{verve}:counters:in-use:60"]
     );
     // A retry after a lost answer counts no id twice.
     server.link.set(Link::Deaf);

@@ -29,6 +29,7 @@ mod reporter {
     pub mod doctor;
     pub mod fencing;
     pub mod late;
+    pub mod longer_windows;
     pub mod metrics;
     pub mod named_counters;
     pub mod page;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::future;
 use verve_protocol::keys::ids_parts;
-use verve_protocol::{Keys, WindowLength};
+use verve_protocol::{Keys, WindowLength, WindowLengths};
 
 use super::{Instance, JOBS_FULL};
 use crate::circuit::OPEN_MS;
@@ -272,8 +272,6 @@ impl<H: Host> Instance<H> {
     ///
     /// It first registers the counter of the set, if that has a name.
     async fn index_set(&self, keys: &Keys, key: &str) -> Result<(), RedisError> {
-        // Accepted ids are counted, so this registration ignores the limit of counters.
-        self.redis.register_counter(keys, true).await?;
         let Some((_, length, start, partition)) = ids_parts(key) else {
             return Ok(());
         };
@@ -283,6 +281,9 @@ impl<H: Host> Instance<H> {
         let Some(window) = length.and_then(|length| length.window_starting(start)) else {
             return Ok(());
         };
+        // Accepted ids are counted, so this registration ignores the limit of counters.
+        let lengths = WindowLengths::from(window.length());
+        self.redis.register_counter(keys, &lengths, true).await?;
         let partitions = self.config.partitions.count().max(partition.number() + 1);
         self.redis.index(keys, window, partitions).await
     }

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use verve_protocol::Window;
+use verve_protocol::{Window, WindowLengths};
 
 use super::drain::{drain, look_into_spool};
 use super::{Instance, JOBS_FULL};
-use crate::answer::{Answer, Limit, NotCounted, statistic};
+use crate::answer::{Answers, Limit, NotCounted, statistic};
 use crate::circuit::OPEN_MS;
 use crate::config::Policy;
 use crate::counter_state::{CounterState, CounterWindow};
@@ -21,19 +21,22 @@ use crate::stats::{Counts, FLUSH_AFTER, flush};
 const MOST_KEPT: usize = 8;
 
 impl<H: Host> Instance<H> {
-    /// Counts a request in the statistics, by its answer.
-    pub(super) fn note(self: &Rc<Self>, counter_window: &CounterWindow, answer: Answer) {
+    /// Counts a request in the statistics, by its answers.
+    pub(super) fn note(self: &Rc<Self>, counter_window: &CounterWindow, answers: Answers) {
         // A counter that exceeds the limit of counters has no statistics.
-        if answer != Err(NotCounted::Limited(Limit::Counters)) {
-            self.count(counter_window, statistic(answer));
+        if answers[0] != Err(NotCounted::Limited(Limit::Counters)) {
+            self.count_in_all(counter_window, answers.map(statistic));
         }
     }
 
-    /// Counts a request, under one of the fields of [`verve_protocol::keys::stats`].
-    pub fn count(self: &Rc<Self>, counter_window: &CounterWindow, field: &'static str) {
-        if counter_window.state.stats.count(counter_window.window, field) {
-            self.host
-                .spawn(flush_later(self.clone(), Due(counter_window.state.clone())));
+    /// Counts a request in its main window and the longer ones.
+    ///
+    /// In each, it counts under one of the fields of [`verve_protocol::keys::stats`].
+    pub fn count_in_all(self: &Rc<Self>, counter_window: &CounterWindow, fields: [&'static str; WindowLengths::MOST]) {
+        for (CounterWindow { state, window }, field) in counter_window.all().zip(fields) {
+            if state.stats.count(window, field) {
+                self.host.spawn(flush_later(self.clone(), Due(state)));
+            }
         }
     }
 
@@ -137,9 +140,8 @@ impl Drop for Due {
 async fn flush_later<H: Host>(instance: Rc<Instance<H>>, due: Due) {
     instance.host.sleep(FLUSH_AFTER).await;
     instance.flush_all(due).await;
-    if instance.jobs_added.get() {
+    if instance.jobs_added.replace(false) {
         instance.look_for_room().await;
-        instance.jobs_added.set(false);
     }
     if instance.draining.is_to_look(&instance.host) {
         look_into_spool(instance.clone()).await;

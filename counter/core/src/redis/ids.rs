@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use futures::{StreamExt, TryStreamExt, future, stream};
-use verve_protocol::{Id, Partition};
+use verve_protocol::{Id, Partition, Window};
 
 use super::scripts::{add_together, add_within, keep};
 use super::{Node, Redis, text};
@@ -19,6 +19,11 @@ use crate::redis_error::RedisError;
 use crate::reply::Reply;
 use crate::sets::Distinct;
 
+/// The answers about the ids of a set.
+pub type OfSet = Result<Vec<Answer>, RedisError>;
+/// The answers about the ids of each set of a window.
+pub type OfSets = Vec<OfSet>;
+
 /// The number of ids from which they are added by one script.
 ///
 /// The script runs two commands and is one itself, so it costs Redis no more commands than there
@@ -26,9 +31,12 @@ use crate::sets::Distinct;
 const TOGETHER_FROM: usize = 3;
 
 /// Ids to be recorded in one set.
-struct Set<H: Host> {
+struct Set<'a, H: Host> {
+    counter_window: &'a CounterWindow,
     partition: Partition,
     key: String,
+    /// The maximum number of its ids, if that is limited.
+    limit: Option<u64>,
     /// Whether the set is known to have an expiry.
     expires: bool,
     /// The node of the set, as far as is known.
@@ -39,29 +47,18 @@ struct Set<H: Host> {
 }
 
 impl<H: Host> Redis<H> {
-    /// Records ids in the sets of a window. Returns the answers of each set.
+    /// Records ids in the sets of each of these windows.
     ///
-    /// The first of several equal ids is the new one.
-    pub async fn add_ids(
-        &self,
-        counter_window: &CounterWindow,
-        sets: &BTreeMap<Partition, Vec<Id>>,
-    ) -> Vec<Result<Vec<Answer>, RedisError>> {
-        let set = |(partition, ids): (&Partition, &Vec<Id>)| {
-            let distinct = Distinct::of(ids);
-            let key = counter_window.ids(*partition);
-            Set {
-                partition: *partition,
-                node: self.node_of(|| &key),
-                key,
-                expires: counter_window.state.expires(counter_window.window, *partition),
-                members: distinct.members(),
-                distinct,
-            }
-        };
-        let sets: Vec<Set<H>> = sets.iter().map(set).collect();
-        let together = self.add_together(&sets).await;
-        let mut adding = sets.iter().zip(together).map(async |(set, together)| {
+    /// Returns the answers of each set of the first window, of the second, and so on. The first of
+    /// several equal ids is the new one.
+    pub async fn add_ids(&self, counter_windows: &[CounterWindow], sets: &BTreeMap<Partition, Vec<Id>>) -> Vec<OfSets> {
+        let in_windows = counter_windows.iter().flat_map(|counter_window| {
+            let sets = sets.iter();
+            sets.map(|(partition, ids)| self.set_of(counter_window, *partition, ids))
+        });
+        let in_windows: Vec<Set<'_, H>> = in_windows.collect();
+        let together = self.add_together(&in_windows).await;
+        let mut adding = in_windows.iter().zip(together).map(async |(set, together)| {
             let added = match together {
                 Some(added) => added,
                 None => self.add(set).await?,
@@ -73,16 +70,45 @@ impl<H: Host> Redis<H> {
             (Some(only), None) => vec![only.await],
             (first, second) => future::join_all(first.into_iter().chain(second).chain(adding)).await,
         };
-        let recorded = sets.iter().zip(&answers).filter(|(_, answers)| answers.is_ok());
-        recorded.for_each(|(set, _)| counter_window.state.has_expiry(counter_window.window, set.partition));
-        answers
+        let recorded = in_windows.iter().zip(&answers);
+        let recorded = recorded.filter(|(set, answers)| answers.is_ok() && !set.members.is_empty());
+        recorded.for_each(|(set, _)| {
+            let CounterWindow { state, window } = set.counter_window;
+            state.has_expiry(*window, set.partition);
+        });
+        let mut answers = answers.into_iter();
+        let of_windows = counter_windows.iter();
+        of_windows
+            .map(|_| answers.by_ref().take(sets.len()).collect())
+            .collect()
+    }
+
+    fn set_of<'a>(&self, counter_window: &'a CounterWindow, partition: Partition, ids: &[Id]) -> Set<'a, H> {
+        let distinct = Distinct::of(ids);
+        let key = counter_window.ids(partition);
+        Set {
+            counter_window,
+            partition,
+            node: self.node_of(|| &key),
+            key,
+            limit: self.window_limit(counter_window.window),
+            expires: counter_window.state.expires(counter_window.window, partition),
+            members: distinct.members(),
+            distinct,
+        }
+    }
+
+    /// Returns the maximum number of ids of a set of this window, if that is limited.
+    fn window_limit(&self, window: Window) -> Option<u64> {
+        let is_main = window.length() == self.config.window_lengths.main();
+        self.config.window_limit.filter(|_| is_main)
     }
 
     /// Records ids of several sets of one node in one command.
     ///
     /// The cost is in the number of commands. Returns the answers of each set whose ids are
     /// recorded.
-    async fn add_together(&self, sets: &[Set<H>]) -> Vec<Option<Vec<Answer>>> {
+    async fn add_together(&self, sets: &[Set<'_, H>]) -> Vec<Option<Vec<Answer>>> {
         let of_none = || vec![None; sets.len()];
         // The first ids of a set come with its expiry. Added alone, they would stay forever if
         // their answer was lost and no request came again.
@@ -90,7 +116,7 @@ impl<H: Host> Redis<H> {
         let (Some(first), Some(_)) = (together().next(), together().nth(1)) else {
             return of_none();
         };
-        let alone = self.config.window_limit.is_some() || H::POLICY == Policy::PerRequest;
+        let alone = sets.iter().any(|set| set.limit.is_some()) || H::POLICY == Policy::PerRequest;
         if alone || !together().all(|set| Rc::ptr_eq(&set.node, &first.node)) {
             return of_none();
         }
@@ -100,7 +126,7 @@ impl<H: Host> Redis<H> {
             return of_none();
         };
         let mut known = known.iter().map(known_to_be);
-        let of_set = |set: &Set<H>| {
+        let of_set = |set: &Set<'_, H>| {
             if !set.expires {
                 return None;
             }
@@ -111,12 +137,15 @@ impl<H: Host> Redis<H> {
     }
 
     /// Records the ids of one set.
-    async fn add(&self, set: &Set<H>) -> Result<Vec<Answer>, RedisError> {
+    async fn add(&self, set: &Set<'_, H>) -> Result<Vec<Answer>, RedisError> {
         let Set { key, members, .. } = set;
-        if H::POLICY == Policy::PerRequest || !set.expires {
-            return self.add_at_once(key, members).await;
+        if members.is_empty() {
+            return Ok(Vec::new());
         }
-        let script = match self.config.window_limit {
+        if H::POLICY == Policy::PerRequest || !set.expires {
+            return self.add_at_once(key, members, set.limit).await;
+        }
+        let script = match set.limit {
             None if members.len() < TOGETHER_FROM => return self.add_each(key, members).await,
             None => add_together(std::iter::once(set.parts())),
             limit => add_within(key, limit, None, members),
@@ -144,10 +173,15 @@ impl<H: Host> Redis<H> {
         .await
     }
 
-    /// Records ids of one set and sets its expiry, in one round trip.
-    pub async fn add_at_once(&self, key: &str, members: &[String]) -> Result<Vec<Answer>, RedisError> {
+    /// Records ids of one set, up to a limit, and sets its expiry, in one round trip.
+    pub async fn add_at_once(
+        &self,
+        key: &str,
+        members: &[String],
+        limit: Option<u64>,
+    ) -> Result<Vec<Answer>, RedisError> {
         let again = self.config.wait_replicas > 0;
-        let script = add_within(key, self.config.window_limit, Some(again), members);
+        let script = add_within(key, limit, Some(again), members);
         let known = self.evaluate(script, None).await?;
         Ok(known.iter().filter_map(known_to_be).collect())
     }
@@ -161,7 +195,7 @@ impl<H: Host> Redis<H> {
     }
 }
 
-impl<H: Host> Set<H> {
+impl<H: Host> Set<'_, H> {
     fn parts(&self) -> (&str, &[String]) {
         (&self.key, &self.members)
     }

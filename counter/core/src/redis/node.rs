@@ -9,7 +9,7 @@ use std::time::Duration;
 use verve_protocol::RedisUrl;
 
 use super::scripts::Script;
-use crate::answer::Answer;
+use crate::answer::Answers;
 use crate::circuit::{Circuit, CircuitState, OPEN_MS};
 use crate::cluster::Address;
 use crate::config::Config;
@@ -40,7 +40,7 @@ pub struct Node<H: Host> {
     limit: H::Limit,
     connection: SingleFlight<Rc<H::Connection>, RedisError>,
     /// Ids that wait to be recorded here.
-    pub queue: Rc<Queue<H, CounterWindow, Answer>>,
+    pub queue: Rc<Queue<H, CounterWindow, Answers>>,
     /// Open while the node is unreachable.
     pub circuit: Circuit,
     /// Until when other instances know that the node is unreachable.

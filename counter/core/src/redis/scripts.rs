@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use verve_protocol::keys::{MAX_QUEUED_JOBS, UNREPORTED_SECONDS, indexed};
 use verve_protocol::scripts::{ADD_JOB_WITHIN, ADD_TOGETHER, ADD_WITHIN, KEEP, RECORD, REGISTER_COUNTER, RUN_ONCE};
-use verve_protocol::{CallbackJob, CounterName, Id, Keys};
+use verve_protocol::{CallbackJob, CounterName, Id, Keys, WindowLengths};
 
 use super::text;
 use crate::counter_state::CounterWindow;
@@ -92,10 +92,15 @@ pub fn add_together<'a>(sets: impl Iterator<Item = (&'a str, &'a [String])> + Cl
 }
 
 /// Registers that a named counter is in use, unless there are already `most`.
-pub fn register_counter(keys: &Keys, name: &CounterName, most: Option<u32>) -> Script {
-    Script::new(REGISTER_COUNTER, &[&keys.counters(), &keys.counters_in_use()])
-        .with(name)
-        .with_any(most)
+///
+/// It is registered for windows of these lengths.
+pub fn register_counter(keys: &Keys, name: &CounterName, lengths: &WindowLengths, most: Option<u32>) -> Script {
+    let lists: Vec<String> = [keys.counters()]
+        .into_iter()
+        .chain(lengths.all().map(|length| keys.counters_in_use(length)))
+        .collect();
+    let lists: Vec<&str> = lists.iter().map(String::as_str).collect();
+    Script::new(REGISTER_COUNTER, &lists).with(name).with_any(most)
 }
 
 /// Adds a callback job, unless its endpoint has `limit` jobs in its window.
@@ -131,7 +136,7 @@ pub struct Request<'a> {
     pub outcome: Option<&'a str>,
     /// The callback job, if there is one.
     pub job: Option<&'a CallbackJob>,
-    /// The maximum number of ids of a set.
+    /// The maximum number of ids of a set of the first window.
     pub window_limit: Option<u64>,
     /// The maximum number of jobs of an endpoint.
     pub endpoint_limit: Option<u64>,
@@ -145,33 +150,38 @@ pub struct Request<'a> {
 
 /// Records a request in one round trip.
 ///
-/// `set` is the set of its id. Without an id it is any key on the node of the other keys. `again`
-/// means that this is not the first attempt.
-pub fn record(counter_window: &CounterWindow, set: &str, request: &Request<'_>, again: bool) -> Script {
-    let (keys, window, job) = (&counter_window.state.keys, counter_window.window, request.job);
-    let keys = [
-        set,
-        &keys.stats(window),
-        &keys.callbacks(),
-        &keys.endpoints(window),
-        &keys.windows(window.length()),
-    ];
-    let script = Script::new(RECORD, &keys)
+/// `counter_windows` are those of one counter, each with the set of the request's id. Without an id
+/// it is any key on the node of the other keys. `again` means that this is not the first attempt.
+pub fn record(counter_windows: &[(CounterWindow, String)], request: &Request<'_>, again: bool) -> Script {
+    let mut keys = Vec::new();
+    for (CounterWindow { state, window }, set) in counter_windows {
+        let (stats, windows) = (state.keys.stats(*window), state.keys.windows(window.length()));
+        keys.extend([set.clone(), stats, windows]);
+    }
+    if let Some((CounterWindow { state, window }, _)) = counter_windows.first() {
+        keys.extend([state.keys.callbacks(), state.keys.endpoints(*window)]);
+    }
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let of_window = |script: Script, (CounterWindow { window, .. }, _): &(CounterWindow, String)| {
+        script
+            .with(window.end())
+            .with(indexed(*window, request.partitions))
+            .with(kept_seconds(*window, request.now_s))
+    };
+    let script = (counter_windows.iter())
+        .fold(Script::new(RECORD, &keys), of_window)
         .with_named("id", request.id)
         .with_named("outcome", request.outcome)
         .with_named("again", again.then_some(1))
-        .with_named("ends", Some(window.end()))
         .with_named("waits", request.waits.then_some(1))
-        .with_named("window", Some(indexed(window, request.partitions)))
-        .with_named("expiry", Some(kept_seconds(window, request.now_s)))
         .with_named("limit", request.window_limit);
-    match job {
+    match request.job {
         None => script,
         Some(job) => script
             .with_named("endpoint", Some(job.endpoint.as_str()))
             .with_named("most", Some(MAX_QUEUED_JOBS))
             .with_named("endpoint_limit", request.endpoint_limit)
-            .with_named("brief", Some(endpoints_seconds(window)))
+            .with_named("brief", Some(endpoints_seconds(job.window)))
             .with("job")
             .with_all(fields(job)),
     }

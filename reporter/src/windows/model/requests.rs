@@ -270,6 +270,7 @@ impl Runner {
         let leader = Leader {
             config: WindowsConfig {
                 length: WindowLength::try_new(WINDOW_SECONDS).expect("valid"),
+                is_main: true,
                 grace: Duration::ZERO,
                 late: LATE,
                 idle: Duration::ZERO,
@@ -278,7 +279,7 @@ impl Runner {
             },
             report_store: Arc::new(asked.clone()),
             health: Arc::new(Health::new(Duration::ZERO)),
-            metrics: Metrics::default().windows(None),
+            metrics: Metrics::default().windows(None, None),
             counter: None,
             partitions: Partitions::default(),
             throttle: SweepThrottle::at_rest(),

@@ -245,7 +245,7 @@ impl RedisReportStore {
             return Ok(());
         };
         let mut zadd = redis::cmd("ZADD");
-        let key = self.store.keys.counters_in_use();
+        let key = self.store.keys.counters_in_use(self.length());
         zadd.arg(key).arg("XX").arg("GT").arg(newest.start());
         self.store
             .redis()

@@ -234,13 +234,14 @@ const LINES: [&str; 63] = [
 ];
 
 /// The scripts, each with its keys and arguments; `NOW` is the current second.
-const SCRIPTS: [(&str, &str); 33] = [
+const SCRIPTS: [(&str, &str); 35] = [
     (scripts::KEEP, "1 K NOW -"),
     (scripts::KEEP, "1 S NOW 1"),
     (scripts::ADD_WITHIN, "1 S N NOW - m1 m2 m3"),
     (scripts::ADD_WITHIN, "1 K - - - m1 m4"),
     (scripts::ADD_JOB_WITHIN, "2 X H N E M field M"),
     (scripts::REGISTER_COUNTER, "2 Z Z M N"),
+    (scripts::REGISTER_COUNTER, "3 Z Z Z M N"),
     (scripts::REGISTER_COUNTER, "2 K Z M -"),
     (scripts::RETIRE_COUNTER, "4 K Z H Z M M N N"),
     (scripts::ADD_TOGETHER, "1 S S 1 M S 3 m1 m2 m3"),
@@ -251,10 +252,11 @@ const SCRIPTS: [(&str, &str); 33] = [
     ),
     (scripts::RUN_ONCE, r#"2 T X E N ["XADD","x1","*","a","b"]"#),
     (scripts::RUN_ONCE, r#"1 T E 0 ["SADD","t1","m1"]"#),
-    (scripts::RECORD, "5 S H X H Z id M ends NOW window M expiry E limit N"),
+    (scripts::RECORD, "5 S H Z X H NOW M E id M limit N"),
+    (scripts::RECORD, "8 S H Z S H Z X H NOW M E NOW M E id M limit N"),
     (
         scripts::RECORD,
-        "5 S H X H Z id M again 1 ends NOW waits 1 window M expiry E endpoint M most N endpoint_limit N brief E job a M",
+        "5 S H Z X H NOW M E id M again 1 waits 1 endpoint M most N endpoint_limit N brief E job a M",
     ),
     (scripts::SETTLE, "3 X Z X stream I m1 done"),
     (scripts::SETTLE, "3 X Z X stream I m1 again M 900000 3"),

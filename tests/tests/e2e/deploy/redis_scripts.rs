@@ -169,10 +169,12 @@ async fn of_the_component() -> Result<()> {
 async fn of_a_component_that_keeps_nothing() -> Result<()> {
     each(async |mut redis| {
         let now = clock::now_ms() / 1000;
-        let keys = "ids stats jobs ends windows";
+        let keys = "ids stats windows jobs ends";
         let mut record = async |rest: &str| -> Result<String> {
-            let arguments = format!("ends {now} window 60 expiry 900 {rest}");
-            redis.script(scripts::RECORD, keys, &arguments).await
+            let arguments = format!("{now} 60 900 {rest}");
+            let outcomes: Vec<String> = redis.script(scripts::RECORD, keys, &arguments).await?;
+            assert_eq!(outcomes.len(), 1, "{outcomes:?}");
+            Ok(outcomes.concat())
         };
         let job = "endpoint http://a brief 60 job endpoint http://a";
         assert_eq!(record(&format!("id 1 most 10 {job}")).await?, "new");
@@ -202,6 +204,53 @@ async fn of_a_component_that_keeps_nothing() -> Result<()> {
         for key in ["ids", "stats", "windows"] {
             assert!(redis.ttl(key).await? > 0, "{key}");
         }
+        Ok(())
+    })
+    .await
+}
+
+/// Tests the same with windows of two lengths.
+#[tokio::test]
+async fn of_a_component_that_keeps_nothing_and_has_two_lengths() -> Result<()> {
+    each(async |mut redis| {
+        let now = clock::now_ms() / 1000;
+        let mut record = async |ids: &str, rest: &str| -> Result<Vec<String>> {
+            let keys = format!("{ids} stats windows hour-ids hour-stats hour-windows jobs ends");
+            let arguments = format!("{now} 60 900 {} 3600 4500 {rest}", now + 3600);
+            redis.script(scripts::RECORD, &keys, &arguments).await
+        };
+        let job = "endpoint http://a brief 60 job endpoint http://a";
+        assert_eq!(record("ids", &format!("id 1 most 10 {job}")).await?, ["new", "new"]);
+        assert_eq!(record("ids", "id 1").await?, ["duplicate", "duplicate"]);
+        assert_eq!(record("ids", "id 2 limit 1").await?, ["window-limit", "window-limit"]);
+        assert_eq!(record("ids", &format!("id 2 most 1 {job}")).await?, ["full"]);
+        assert_eq!(record("ids", "id 2").await?, ["new", "new"]);
+        // An id that is known in the longer window alone.
+        assert_eq!(record("next-ids", "id 1 limit 1").await?, ["new", "duplicate"]);
+        for (key, expected) in [
+            ("ids", vec!["1", "2"]),
+            ("next-ids", vec!["1"]),
+            ("hour-ids", vec!["1", "2"]),
+        ] {
+            let ids: Vec<String> = redis.run(&format!("SMEMBERS {key}")).await?;
+            assert_eq!(ids, expected, "{key}");
+        }
+        for (key, new, duplicate) in [("stats", "3", "1"), ("hour-stats", "2", "2")] {
+            let counted: BTreeMap<String, String> = redis.run(&format!("HGETALL {key}")).await?;
+            let expected = [
+                ("requests", "5"),
+                ("new", new),
+                ("duplicate", duplicate),
+                ("limited", "1"),
+            ];
+            assert_eq!(counted, map(&expected), "{key}");
+        }
+        for (key, entry) in [("windows", "60"), ("hour-windows", "3600")] {
+            assert_eq!(redis.run::<Vec<String>>(&format!("ZRANGE {key} 0 -1")).await?, [entry]);
+        }
+        assert_eq!(redis.run::<u8>("XLEN jobs").await?, 1);
+        let [day, hour] = [redis.ttl("ids").await?, redis.ttl("hour-ids").await?];
+        assert!(hour > day + 3500, "{day} {hour}");
         Ok(())
     })
     .await

@@ -232,7 +232,7 @@ async fn a_counter_without_new_ids_is_removed() -> Result<()> {
     let site = Site::new(2).await?;
     let mut ledger = Ledger::new().await?;
     let mut redis = site.connection().await?;
-    let (counters, in_use) = (site.keys().counters(), site.keys().counters_in_use());
+    let (counters, in_use) = (site.keys().counters(), site.keys().counters_in_use(site.length));
     let now = clock::current_window(site.length).start();
     for (counter, used) in [("old", now - UNUSED_SECONDS - 60), ("new", now)] {
         for key in [&counters, &in_use] {
@@ -282,7 +282,7 @@ async fn many_counters_are_shown_in_pages_and_their_metrics_summed_up() -> Resul
     let window = clock::current_window(site.length);
     for number in 0..120_u64 {
         let counter = format!("campaign-{number:03}");
-        for key in [site.keys().counters(), site.keys().counters_in_use()] {
+        for key in [site.keys().counters(), site.keys().counters_in_use(site.length)] {
             let _: u64 = redis.zadd(key, &counter, window.start()).await?;
         }
         let key = site.keys().named(name(&counter)).ids(window, Partition::Whole);
