@@ -145,9 +145,9 @@ impl Keys {
         format!("{{{}}}:counters", self.namespace)
     }
 
-    /// Names the sorted set of the named counters whose windows a reporter has to look at.
+    /// Names the sorted set of the named counters that a reporter has to look at.
     ///
-    /// These are the windows of one length.
+    /// It is about windows of one length.
     /// The score is like that of [`Self::counters`], or the start of the newest window with ids if
     /// that is later. A leader removes a counter once it has been idle for long and all its windows
     /// are final. An instance adds it again with its next window.

@@ -59,7 +59,9 @@ pub struct Which {
 /// A reported window.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Count {
-    /// The start of the window in RFC 3339, with which the key of its record in Kafka begins.
+    /// The start of the window in RFC 3339.
+    ///
+    /// The key of its record in Kafka begins with it.
     #[schema(example = "2026-11-22T21:30:00Z")]
     window: String,
     /// The start of the window in Unix seconds.

@@ -125,7 +125,9 @@ impl Metrics {
         Ok(text.replace("{} ", " "))
     }
 
-    /// Returns the metrics of a counter's windows, of a length if that is not the main one.
+    /// Returns the metrics of a counter's windows.
+    ///
+    /// They are of a length, if that is not the main one.
     pub fn windows(&self, counter: Option<&CounterName>, longer: Option<WindowLength>) -> WindowMetrics {
         self.of_windows.of(counter, longer)
     }

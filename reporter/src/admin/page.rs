@@ -56,7 +56,9 @@ pub async fn icon() -> impl IntoResponse {
 /// What a page shows.
 #[derive(Clone)]
 struct View {
-    /// A named counter; `None` for the counter without a name, and the list of the others.
+    /// A named counter; `None` for the counter without a name.
+    ///
+    /// The page of the latter lists the others.
     counter: Option<CounterName>,
     /// The length of the windows, if that is not the main one.
     longer: Option<WindowLength>,
@@ -111,7 +113,9 @@ impl View {
         })
     }
 
-    /// Returns the query for the same counter, and windows of a length if that is not the main one.
+    /// Returns the query for the same counter.
+    ///
+    /// It is for windows of a length, if that is not the main one.
     fn query(&self, longer: Option<WindowLength>) -> String {
         let counter = self.counter.iter().map(|name| ("counter", name.to_string()));
         let length = longer.iter().map(|length| ("window_seconds", length.to_string()));

@@ -83,7 +83,9 @@ impl Default for OfWindows {
 }
 
 impl OfWindows {
-    /// Returns the metrics of a counter's windows, of a length if that is not the main one.
+    /// Returns the metrics of a counter's windows.
+    ///
+    /// They are of a length, if that is not the main one.
     pub fn of(&self, counter: Option<&CounterName>, longer: Option<WindowLength>) -> WindowMetrics {
         self.with(counter.map(ToString::to_string), longer)
     }

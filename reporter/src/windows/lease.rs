@@ -26,8 +26,9 @@ use crate::store::Store;
 /// The lease while this replica holds it, for those who report with it.
 pub struct Leases<S> {
     held: watch::Receiver<Option<Held<S>>>,
-    /// Wakes those who wait in the order in which they began to, so that a simulation of the same
-    /// seed is the same. The channel would wake them in any order.
+    /// Wakes those who wait, in the order in which they began to.
+    ///
+    /// The channel would wake them in any order, and simulations of a seed would differ.
     changed: Arc<Notify>,
 }
 

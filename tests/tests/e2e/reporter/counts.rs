@@ -73,7 +73,8 @@ async fn requests_and_the_open_window_are_shown() -> Result<()> {
         (current["requests"] == 5).then_some(current)
     });
     let expected = serde_json::json!({
-        "window": window.to_string(), "start": window.start(), "end": window.end(), "count": 3, "requests": 5, "duplicates": 2,
+        "window": window.to_string(), "start": window.start(), "end": window.end(), "window_seconds": 3,
+        "count": 3, "requests": 5, "duplicates": 2,
     });
     assert_eq!(current.await?, expected);
     let query = format!("?from={window}&to={}", window.end());
@@ -231,7 +232,7 @@ async fn the_description_of_the_api() -> Result<()> {
             .collect()
     };
     for path in &all[..2] {
-        assert_eq!(parameters(path), ["from", "to", "limit", "counter"]);
+        assert_eq!(parameters(path), ["from", "to", "limit", "counter", "window_seconds"]);
     }
     // The CSV has the same windows, with a column for each field.
     let csv = http::get(reporter.address(), "/api/counts.csv").await?;

@@ -167,7 +167,7 @@ async fn an_id_is_counted_in_the_window_of_each_length() -> Result<()> {
     Ok(())
 }
 
-/// Tests an id that arrives after its main window is final, and before its longer one is.
+/// Tests an id that is too late for its main window alone.
 #[tokio::test]
 async fn what_is_too_late_for_its_main_window_is_counted_in_the_longer_one() -> Result<()> {
     for kind in Kind::available() {
@@ -258,7 +258,7 @@ async fn the_lengths_change_while_it_runs() -> Result<()> {
     Ok(())
 }
 
-/// Tests that an id beyond the limit of its main window is in no longer window either.
+/// Tests that an id beyond the limit of its main window is in no longer one.
 #[tokio::test]
 async fn an_id_beyond_a_limit_is_in_no_window() -> Result<()> {
     for kind in Kind::every() {
