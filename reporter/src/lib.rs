@@ -167,7 +167,6 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
     let (overview, snapshot) = Overview::new(config.windows.clone(), store.clone(), health.clone(), metrics.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(overview.run(stop.clone()));
-    let throttle = SweepThrottle::default();
     let (keeper, leases) = windows::LeaseKeeper::new(
         store.clone(),
         health.clone(),
@@ -183,8 +182,8 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         store: store.clone(),
         health: health.clone(),
         metrics: metrics.clone(),
-        leases: leases.clone(),
-        throttle: throttle.clone(),
+        leases,
+        throttle: SweepThrottle::default(),
         own_metrics: config.metrics_counters,
     };
     let mut counters = Vec::new();
@@ -213,19 +212,7 @@ async fn run(config: Config, version: &str) -> anyhow::Result<()> {
         stop.clone(),
     ));
     let length = config.windows.length;
-    let has_callback = parts.callback_lengths.contains(&length);
-    // The lease is released only once all that report with it have ended.
-    drop(parts);
-    let windows = windows::Reporter::new(
-        config.windows.of(length, has_callback),
-        &store,
-        health,
-        metrics.windows(None, None),
-        leases,
-        throttle,
-        None,
-    );
-    tasks.spawn(windows.run(stop.clone()));
+    tasks.spawn(parts.unnamed().run(stop.clone()));
     let client = config.callbacks.client()?;
     let callbacks = callbacks::Callbacks::new(&config.callbacks, client, length, store, metrics, replica);
     tasks.spawn(callbacks.run(stop.clone()));

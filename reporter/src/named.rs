@@ -9,7 +9,6 @@
 //! For windows that are longer than the main ones, the counter without a name is always in use.
 
 use std::collections::BTreeMap;
-use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +77,30 @@ impl<S> Clone for Parts<S> {
     }
 }
 
+impl<S: Publish> Parts<S> {
+    /// Returns the reporter of the counter without a name, for main windows.
+    ///
+    /// It takes the parts, since the lease is released only after all [`Leases`] are dropped.
+    pub fn unnamed(self) -> Reporter<S> {
+        let config = self.config_of(self.config.length);
+        let metrics = self.metrics.windows(None, None);
+        Reporter::new(
+            config,
+            &self.store,
+            self.health,
+            metrics,
+            self.leases,
+            self.throttle,
+            None,
+        )
+    }
+
+    /// Returns the configuration for windows of a length.
+    fn config_of(&self, length: WindowLength) -> WindowsConfig {
+        self.config.of(length, self.callback_lengths.contains(&length))
+    }
+}
+
 /// Looks for counters with windows of one length, and runs their reporting.
 pub struct Named<S> {
     /// Its configuration is for windows of this length.
@@ -119,8 +142,7 @@ impl<S: Publish + 'static> Named<S> {
         length: WindowLength,
     ) -> (Self, watch::Receiver<Vec<CounterSnapshot>>) {
         let (snapshot, receiver) = watch::channel(Vec::new());
-        let has_callback = parts.callback_lengths.contains(&length);
-        parts.config = parts.config.of(length, has_callback);
+        parts.config = parts.config_of(length);
         let named = Self {
             parts,
             lengths: lengths.clone(),
@@ -165,15 +187,12 @@ impl<S: Publish + 'static> Named<S> {
             }
         }
         let current = self.parts.config.length.window_at_ms(clock.now_ms());
-        let windows: Vec<Window> = current.previous().into_iter().chain([current]).collect();
-        let mut lately: Vec<Window> = iter::successors(Some(current), |window| window.previous())
-            .take(LATELY)
-            .collect();
-        lately.reverse();
+        let lately = overview::up_to(current, LATELY);
+        let shown = &lately[lately.len().saturating_sub(2)..];
         // Requests are counted in main windows alone.
         let counts_requests = self.parts.config.longer().is_none() && self.parts.leases.are_held();
         let looks = self.running.iter_mut().map(|(name, running)| {
-            let windows = if name.is_some() { &windows } else { &lately };
+            let windows = if name.is_some() { shown } else { &lately };
             running.look(name.as_ref(), windows, &self.parts.config, clock, counts_requests)
         });
         let looks: Vec<RedisResult<Option<CounterSnapshot>>> = futures::future::join_all(looks).await;

@@ -422,8 +422,16 @@ fn newest_with_ids(windows: &[WindowSnapshot]) -> Option<Window> {
 /// Returns the windows of the last hour with the current one, within the limits.
 pub fn latest(length: WindowLength, now_ms: u64) -> Vec<Window> {
     let windows = (3600 / length.seconds()).clamp(FEWEST, MOST);
-    let newest = std::iter::successors(Some(length.window_at_ms(now_ms)), |window| window.previous());
-    let mut windows: Vec<Window> = newest.take(usize::try_from(windows).unwrap_or(usize::MAX)).collect();
+    up_to(
+        length.window_at_ms(now_ms),
+        usize::try_from(windows).unwrap_or(usize::MAX),
+    )
+}
+
+/// Returns this many windows of which `last` is the last, the oldest first.
+pub fn up_to(last: Window, number: usize) -> Vec<Window> {
+    let newest = std::iter::successors(Some(last), |window| window.previous());
+    let mut windows: Vec<Window> = newest.take(number).collect();
     windows.reverse();
     windows
 }

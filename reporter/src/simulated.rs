@@ -19,7 +19,7 @@ use crate::named::{Named, Parts};
 use crate::periods::Periods;
 pub use crate::store::Commands;
 use crate::store::{RedisConfig, Server, Store};
-use crate::windows::{LeaseKeeper, Reporter, SweepThrottle, WindowsConfig};
+use crate::windows::{LeaseKeeper, SweepThrottle, WindowsConfig};
 
 /// The settings that matter in a simulation.
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ pub async fn report<K: Sessions, C: Call>(
     State(health): State,
     stop: CancellationToken,
 ) {
-    let (periods, throttle) = (Periods::default(), SweepThrottle::default());
+    let periods = Periods::default();
     let metrics = Metrics::default();
     let config = RedisConfig {
         urls: "redis://simulated".parse().expect("an address"),
@@ -103,13 +103,13 @@ pub async fn report<K: Sessions, C: Call>(
     };
     let (keeper, leases) = LeaseKeeper::new(store.clone(), health.clone(), length, periods, replica.clone(), kafka);
     let parts = Parts {
-        config: windows.clone(),
+        config: windows,
         callback_lengths: vec![length],
         store: store.clone(),
-        health: health.clone(),
+        health,
         metrics: metrics.clone(),
-        leases: leases.clone(),
-        throttle: throttle.clone(),
+        leases,
+        throttle: SweepThrottle::default(),
         own_metrics: 100,
     };
     // The series of longer windows are found like named counters.
@@ -119,7 +119,6 @@ pub async fn report<K: Sessions, C: Call>(
         named.run(stop.clone())
     });
     let named = future::join_all(named.collect::<Vec<_>>());
-    drop(parts);
     let callbacks = settings.has_callbacks.then(|| {
         let config = CallbacksConfig {
             policy: Policy::default(),
@@ -128,20 +127,10 @@ pub async fn report<K: Sessions, C: Call>(
             backoff: Duration::from_secs(1),
             periods,
         };
-        let (store, metrics) = (store.clone(), metrics.clone());
         Callbacks::new(&config, endpoints, length, store, metrics, replica).run(stop.clone())
     });
     let keeper = keeper.run(stop.clone());
-    let windows = Reporter::new(
-        windows,
-        &store,
-        health,
-        metrics.windows(None, None),
-        leases,
-        throttle,
-        None,
-    )
-    .run(stop);
+    let windows = parts.unnamed().run(stop);
     let callbacks = OptionFuture::from(callbacks);
     future::join4(keeper, windows, named, callbacks).await;
 }

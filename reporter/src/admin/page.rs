@@ -113,21 +113,6 @@ impl View {
         })
     }
 
-    /// Returns the query for the same counter.
-    ///
-    /// It is for windows of a length, if that is not the main one.
-    fn query(&self, longer: Option<WindowLength>) -> String {
-        let counter = self.counter.iter().map(|name| ("counter", name.to_string()));
-        let length = longer.iter().map(|length| ("window_seconds", length.to_string()));
-        let pairs = counter.chain(length).map(|(name, value)| format!("{name}={value}"));
-        let pairs: Vec<String> = pairs.collect();
-        if pairs.is_empty() {
-            String::new()
-        } else {
-            format!("?{}", pairs.join("&"))
-        }
-    }
-
     /// Returns the live part of the page, and the ids of the current window.
     async fn content(&self, admin: &Admin) -> RedisResult<(Markup, Option<u64>)> {
         let current = |windows: &[WindowSnapshot]| windows.last().and_then(WindowSnapshot::unique);
@@ -148,6 +133,17 @@ impl View {
     }
 }
 
+/// Returns the query for a counter, if it has a name.
+///
+/// It is for windows of a length, if that is not the main one.
+fn query_of(counter: Option<&CounterName>, longer: Option<WindowLength>) -> String {
+    let query = form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(counter.map(|name| ("counter", name.as_str())))
+        .extend_pairs(longer.map(|length| ("window_seconds", length.to_string())))
+        .finish();
+    if query.is_empty() { query } else { format!("?{query}") }
+}
+
 /// `/`, `/?counter=…`, and `/?window_seconds=…`
 pub async fn page(
     State(admin): State<Admin>,
@@ -161,7 +157,8 @@ pub async fn page(
         None => "Verve".to_owned(),
         Some(name) => format!("{name} · Verve"),
     };
-    let query = view.query(view.longer);
+    let of_length = |longer| query_of(view.counter.as_ref(), longer);
+    let query = of_length(view.longer);
     let main = admin.lengths.main();
     let page = html! {
         (DOCTYPE)
@@ -183,7 +180,7 @@ pub async fn page(
                         @for length in admin.lengths.all() {
                             @let longer = Some(length).filter(|length| *length != main);
                             @if longer.is_some() { ", " }
-                            @if longer == view.longer { (length) } @else { a href=(format!("./{}", view.query(longer))) { (length) } }
+                            @if longer == view.longer { (length) } @else { a href=(format!("./{}", of_length(longer))) { (length) } }
                         }
                         " s"
                     }
@@ -275,16 +272,14 @@ fn longer(admin: &Admin) -> Markup {
     let longer: Vec<(WindowLength, CounterSnapshot)> = admin.counters.iter().filter_map(of_length).collect();
     html! {
         @if !longer.is_empty() {
-          div #longer .cards data-live {
-            @for (length, counter) in longer {
+            div #longer .cards data-live { @for (length, counter) in longer {
                 section .card {
-                    h2 { a href=(format!("?window_seconds={length}")) { "Windows of " (length) " s" } }
+                    h2 { a href=(query_of(None, Some(length))) { "Windows of " (length) " s" } }
                     p .big { (number(counter.current.unique().unwrap_or_default())) }
                     p { "since " (clock(counter.current.window)) " UTC" }
                     p { (number(counter.last.unique().unwrap_or_default())) " in the window before" }
                 }
-            }
-          }
+            } }
         }
     }
 }
@@ -435,7 +430,8 @@ fn health(snapshot: &Snapshot, replica: &str) -> Markup {
 fn named(admin: &Admin, longer: Option<WindowLength>, listed: &Listed) -> Markup {
     let length = longer.unwrap_or(admin.lengths.main());
     let all = admin.counters.iter().find(|(of, _)| *of == length);
-    let all = all.map(|(_, counters)| counters.borrow().clone()).unwrap_or_default();
+    let all = all.map(|(_, counters)| counters.borrow());
+    let all = all.as_ref().map_or(&[][..], |all| all.as_slice());
     html! {
         section #named .card {
             h2 { "Named counters" }
@@ -444,7 +440,7 @@ fn named(admin: &Admin, longer: Option<WindowLength>, listed: &Listed) -> Markup
                 input type="search" name="find" value=(listed.find) placeholder="Part of a name" aria-label="Part of a name";
                 " " button { "Find" }
             }
-            div #counters data-live { (counters(&all, longer, listed)) }
+            div #counters data-live { (counters(all, longer, listed)) }
         }
     }
 }
@@ -468,7 +464,7 @@ fn counters(all: &[CounterSnapshot], longer: Option<WindowLength>, listed: &List
                 tbody {
                     @for (name, CounterSnapshot { current, last, .. }) in &found[first..last] {
                         tr {
-                            td { a href=(format!("?counter={name}{}", longer.map_or_else(String::new, |length| format!("&window_seconds={length}")))) { (name) } }
+                            td { a href=(query_of(Some(name), longer)) { (name) } }
                             td { (number(current.unique().unwrap_or_default())) }
                             td { (number(last.unique().unwrap_or_default())) }
                             td { (number(last.requests())) }
