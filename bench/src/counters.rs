@@ -19,8 +19,10 @@ const REGISTERED: u64 = 10_000;
 const ACTIVE: [u64; 3] = [10, 100, 1000];
 /// The windows that are measured.
 const WINDOWS: usize = 3;
-/// The length of windows, in seconds.
+/// The length of main windows, in seconds.
 const SECONDS: u32 = 10;
+/// The length of longer windows, in seconds.
+const LONGER: u32 = 30;
 /// The value of `--grace-ms`.
 const GRACE_MS: u64 = 2000;
 
@@ -28,14 +30,15 @@ const GRACE_MS: u64 = 2000;
 pub async fn counters(page: &mut Page) -> Result<()> {
     page.section("Many counters");
     page.paragraph(&format!(
-        "A namespace has {} named counters, some of which have ids in each window of {SECONDS} s. \
-         The time is from a window's end and `--grace-ms` to the arrival of its last record at a consumer, \
-         in the median of {WINDOWS} windows.",
+        "A namespace has {} named counters, some of which have ids in each window of {SECONDS} s and of {LONGER} s. \
+         The time is from a window's end and `--grace-ms` to the arrival of its last record at a consumer: \
+         the median of {WINDOWS} windows, and the longest, at whose end windows of both lengths are reported.",
         grouped(REGISTERED as f64)
     ));
     let head = [
         "counters with ids",
-        "all records within",
+        "all records within, median",
+        "longest",
         "memory",
         "threads",
         "reporter's share of a processor",
@@ -56,7 +59,7 @@ async fn with(active: u64) -> Result<Vec<String>> {
         reporter,
         records,
         ..
-    } = &Site::start(SECONDS, GRACE_MS).await?;
+    } = &Site::start(&format!("{SECONDS},{LONGER}"), GRACE_MS).await?;
     let keys = Keys::new(NAMESPACE.parse()?);
     let mut connection = redis.connection().await?;
     let mut register = redis::pipe();
@@ -92,7 +95,8 @@ async fn with(active: u64) -> Result<Vec<String>> {
     let (memory, threads) = (memory_mb(pids[0]), threads(pids[0])?);
     Ok(vec![
         active.to_string(),
-        format!("{} ms", grouped(median(lags))),
+        format!("{} ms", grouped(median(lags.clone()))),
+        format!("{} ms", grouped(lags.into_iter().fold(0.0, f64::max))),
         format!("{} MB", grouped(memory)),
         threads.to_string(),
         format!("{:.1} %", shares[0] * 100.0),
@@ -102,13 +106,18 @@ async fn with(active: u64) -> Result<Vec<String>> {
 
 /// Returns how long the last record of each window took to arrive, in milliseconds.
 ///
-/// The windows begin with `first`, and have records of this many counters.
+/// The main windows begin with `first`, and have records of this many counters. A window has also the
+/// records of the longer one that ends with it.
 async fn lags(records: &Records, first: Window, active: u64) -> Result<Vec<f64>> {
     let windows = std::iter::successors(Some(first), |window| Some(window.next()));
-    let mut came: BTreeMap<String, (Window, u64, f64)> = windows
-        .take(WINDOWS)
-        .map(|window| (window.to_string(), (window, 0, 0.0)))
-        .collect();
+    let mut came: BTreeMap<String, (Window, u64, f64)> = BTreeMap::new();
+    for window in windows.take(WINDOWS) {
+        came.insert(window.to_string(), (window, 0, 0.0));
+        let longer = longer(window);
+        if longer.end() == window.end() {
+            came.insert(format!("{longer}/{}", longer.length().iso_8601()), (longer, 0, 0.0));
+        }
+    }
     let deadline = Instant::now() + Duration::from_secs(u64::from(SECONDS) * WINDOWS as u64 + 30);
     while came.values().any(|(_, count, _)| *count < active) {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -121,11 +130,21 @@ async fn lags(records: &Records, first: Window, active: u64) -> Result<Vec<f64>>
         let lag = clock::now_ms() as f64 - (window.end_ms() + GRACE_MS) as f64;
         (*count, *last) = (*count + 1, last.max(lag));
     }
-    Ok(came.into_values().map(|(_, _, last)| last).collect())
+    let mut of_end: BTreeMap<u64, f64> = BTreeMap::new();
+    for (window, _, last) in came.into_values() {
+        let of_end = of_end.entry(window.end()).or_default();
+        *of_end = of_end.max(last);
+    }
+    Ok(of_end.into_values().collect())
 }
 
 fn name(number: u64) -> Result<CounterName> {
     Ok(format!("campaign-{number}").parse()?)
+}
+
+/// Returns the longer window that contains a main one.
+fn longer(window: Window) -> Window {
+    clock::length(LONGER).window_at_ms(window.start() * 1000)
 }
 
 /// Returns the commands with which instances add one id to each of these counters.
@@ -135,17 +154,15 @@ fn add(keys: &Keys, window: Window, numbers: std::ops::Range<u64>) -> redis::Pip
         let of = keys.named(name.clone());
         let now = clock::now_ms() as f64 / 1000.0;
         all.zadd(keys.counters(), name.as_str(), now).ignore();
-        all.zadd(keys.counters_in_use(window.length()), name.as_str(), now)
-            .ignore();
-        all.zadd(
-            of.windows(window.length()),
-            verve_protocol::keys::indexed(window, 1),
-            now,
-        )
-        .ignore();
-        all.sadd(of.ids(window, Partition::Whole), 1).ignore();
-        all.hset_multiple(of.stats(window), &[("requests", 1), ("new", 1)])
-            .ignore();
+        for window in [window, longer(window)] {
+            let length = window.length();
+            all.zadd(keys.counters_in_use(length), name.as_str(), now).ignore();
+            all.zadd(of.windows(length), verve_protocol::keys::indexed(window, 1), now)
+                .ignore();
+            all.sadd(of.ids(window, Partition::Whole), 1).ignore();
+            all.hincr(of.stats(window), "requests", 1).ignore();
+            all.hincr(of.stats(window), "new", 1).ignore();
+        }
     }
     all
 }

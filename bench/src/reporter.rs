@@ -66,22 +66,22 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts a reporter of windows of this many seconds, in [`NAMESPACE`].
-    pub async fn start(window_seconds: u32, grace_ms: u64) -> Result<Self> {
+    /// Starts a reporter of windows of these lengths, in [`NAMESPACE`].
+    pub async fn start(window_seconds: &str, grace_ms: u64) -> Result<Self> {
         let broker = Broker::start().await?;
         let kafka = broker.kafka();
         let redis = RedisServer::start().await?;
         let topic = clock::unique("bench");
         kafka.create_topic(&topic, 1).await?;
         let records = kafka.consume(&topic).await?;
-        let (url, seconds, grace) = (redis.url(), window_seconds.to_string(), grace_ms.to_string());
+        let (url, grace) = (redis.url(), grace_ms.to_string());
         let mut flags = vec![
             "--redis-urls",
             &url,
             "--namespace",
             NAMESPACE,
             "--window-seconds",
-            &seconds,
+            window_seconds,
         ];
         flags.extend([
             "--grace-ms",
@@ -151,7 +151,7 @@ async fn callbacks(options: &Options) -> Result<(f64, f64)> {
 ///
 /// A delay lasts from the end of the window and the grace to the arrival of the record.
 async fn windows() -> Result<(Vec<f64>, f64)> {
-    let site = Site::start(1, GRACE_MS).await?;
+    let site = Site::start("1", GRACE_MS).await?;
     let (reporter, records) = (&site.reporter, &site.records);
     let length = clock::length(1);
     // A full window in the future.

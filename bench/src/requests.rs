@@ -22,6 +22,7 @@ const HELLO: &str = "verve-host, hello";
 const GO: &str = "Go, native";
 const AXUM: &str = "axum (Rust, native)";
 const SPIN: &str = "Spin";
+const HOST_LENGTHS: &str = "verve-host, three lengths";
 const HOST_P2: &str = "verve-host, WASI 0.2";
 const SPIN_P2: &str = "Spin, WASI 0.2";
 
@@ -30,6 +31,14 @@ async fn all(redis: &str) -> Result<Vec<Target>> {
         Target::host(HOST, Kind::VerveHost, Component::Accept, redis, &[]).await?,
         Target::host(HELLO, Kind::VerveHost, Component::Hello, redis, &[]).await?,
         Target::host(HOST_P2, Kind::VerveHostP2, Component::Accept, redis, &[]).await?,
+        Target::host(
+            HOST_LENGTHS,
+            Kind::VerveHost,
+            Component::Accept,
+            redis,
+            &["--variable", "window_seconds=60,3600,86400"],
+        )
+        .await?,
         Target::go(redis).await?,
         Target::axum(redis).await?,
     ];

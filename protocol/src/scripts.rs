@@ -97,6 +97,8 @@ scripts! {
     REOPEN: "reopen.lua";
     /// Removes the note that closed sets are to be removed.
     REMOVED: "removed.lua";
+    /// Removes reports, and notes before which window there are none.
+    TRIM_REPORTS: "trim_reports.lua";
     /// Notes which windows have a report, from the reports themselves.
     NOTE_REPORTS: "note_reports.lua";
     /// Notes the progress of the reporter.

@@ -176,7 +176,7 @@ impl<C: Call> Callbacks<C> {
             let worker = self.worker.clone();
             let span = span_of(&attempt);
             let of = (attempt.job.counter.clone(), attempt.job.window);
-            let count = counts.get(&of).copied().unwrap_or_default();
+            let count = counts.get(&of).copied();
             let delivery = async move {
                 worker.deliver(attempt, count).await;
                 drop(slot);
@@ -245,10 +245,12 @@ fn span_of(attempt: &Attempt) -> Span {
 }
 
 impl<C: Call> Worker<C> {
-    async fn deliver(&self, attempt: Attempt, count: u64) {
-        let verdict = match self.hosts.permit(&attempt.job.endpoint).await {
-            Ok(permit) => self.call(&attempt, count, permit).await,
-            Err(after) => {
+    /// `count` is `None` if the window's count is no longer known.
+    async fn deliver(&self, attempt: Attempt, count: Option<u64>) {
+        let verdict = match (count, self.hosts.permit(&attempt.job.endpoint).await) {
+            (None, _) => self.forgotten(&attempt),
+            (Some(count), Ok(permit)) => self.call(&attempt, count, permit).await,
+            (Some(_), Err(after)) => {
                 tracing::debug!(
                     endpoint = deliver::shown(&attempt.job.endpoint),
                     wait_ms = after.as_millis(),
@@ -262,6 +264,16 @@ impl<C: Call> Worker<C> {
         if let Err(error) = self.queue.settle(&attempt, &verdict).await {
             held_up(&error);
         }
+    }
+
+    /// Gives up on a callback whose window has no report any more.
+    fn forgotten(&self, attempt: &Attempt) -> Verdict {
+        let error = "the report of the window was removed with older ones (--keep-reports)".to_owned();
+        let (endpoint, window) = (deliver::shown(&attempt.job.endpoint), attempt.job.window);
+        let counter = attempt.job.counter.as_ref().map(CounterName::as_str);
+        self.metrics.callback_attempt(None, "dead");
+        tracing::error!(%endpoint, counter, %window, "callback given up on: {error}");
+        Verdict::Dead { error }
     }
 
     async fn call(&self, attempt: &Attempt, count: u64, permit: Permit<'_>) -> Verdict {
@@ -311,7 +323,8 @@ impl<C: Call> Worker<C> {
 
     /// Reads the current counts of the jobs' counters and windows.
     ///
-    /// For a final window, it reads the last reported count.
+    /// For a final window, it reads the last reported count. There is no count of a window whose
+    /// report was removed with older ones.
     async fn unique_counts(&self, attempts: &[Attempt]) -> RedisResult<UniqueCounts> {
         // The queue can have jobs of several window lengths, while hosts change to another length.
         let mut of_each: BTreeMap<(Option<&CounterName>, WindowLength), BTreeSet<Window>> = BTreeMap::new();
@@ -334,14 +347,20 @@ impl<C: Call> Worker<C> {
         windows: &[Window],
     ) -> RedisResult<Vec<(Window, u64)>> {
         let store = self.store.of(counter);
-        let (counts, reports) = futures::try_join!(store.counts(windows), store.reports(windows))?;
-        let count = |(counted, report): (u64, Option<Report>)| match report {
-            Some(report) if report.is_final => report.count,
-            Some(report) => counted.max(report.count),
-            None => counted,
+        let Some(length) = windows.first().map(|window| window.length()) else {
+            return Ok(Vec::new());
         };
-        let counts = counts.into_iter().zip(reports).map(count);
-        Ok(windows.iter().copied().zip(counts).collect())
+        let (counts, reports) = futures::try_join!(store.counts(windows), store.reports(windows))?;
+        // Read after the reports: a report that was removed before is of a window before this one.
+        let kept_from = store.kept_from(length).await?;
+        let count = |(window, (counted, report)): (&Window, (u64, Option<Report>))| match report {
+            Some(report) if report.is_final => Some((*window, report.count)),
+            Some(report) => Some((*window, counted.max(report.count))),
+            None if kept_from.is_some_and(|kept_from| *window < kept_from) => None,
+            None => Some((*window, counted)),
+        };
+        let counts = windows.iter().zip(counts.into_iter().zip(reports));
+        Ok(counts.filter_map(count).collect())
     }
 }
 

@@ -27,7 +27,7 @@ use crate::counts::{Asked, Range};
 use crate::kafka::KafkaConfig;
 use crate::store::RedisConfig;
 use crate::telemetry::LogFormat;
-use crate::windows::WindowsConfig;
+use crate::windows::{KeepReports, WindowsConfig};
 use config::{config, listen_address, redis};
 use environment::Variable;
 use file::Settings;
@@ -132,6 +132,13 @@ struct Args {
     /// to a day.
     #[arg(long, env = "VERVE_IDLE_SECONDS", global = true, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(10..=86_400), help_heading = REDIS)]
     idle_seconds: u64,
+    /// How long reports are kept, in seconds, and how many of each window length
+    ///
+    /// From the end of their window on; two days to ten years. The number, after a comma, is of
+    /// all counters together, a million if not given: beyond it, those with the most reports lose
+    /// their oldest ones, but none of the last two days.
+    #[arg(long, env = "VERVE_KEEP_REPORTS", global = true, value_name = "SECONDS[,NUMBER]", default_value_t, help_heading = REDIS)]
+    keep_reports: KeepReports,
     /// Kafka brokers as `host:port`, comma-separated
     ///
     /// Without them, counts are only logged.

@@ -10,13 +10,13 @@ use verve_protocol::counter_name::InvalidCounterName;
 use verve_protocol::{CounterName, Report, Window, WindowLength, WindowLengths};
 
 use crate::store::{BATCH, Store};
-use crate::windows::KEPT;
+use crate::windows::KeepReports;
 
 /// The number of windows in an answer, without `limit`.
 const LIMIT: u64 = 60;
 /// The maximum number of windows in an answer.
 ///
-/// A week has so many minutes, and reports are kept for a week.
+/// A week has so many minutes.
 const MOST: u64 = 7 * 24 * 60;
 /// The last second of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -234,12 +234,11 @@ pub fn named(counter: Option<&str>) -> Result<Option<CounterName>, String> {
 
 impl Range {
     /// Returns the windows whose start is in the range at `now_s`, newest first.
-    fn windows(&self, now_s: u64) -> impl Iterator<Item = Window> {
+    ///
+    /// Earlier ones than `kept_from` have no reports, and a window is reported only after its end.
+    fn windows(&self, kept_from: Window, now_s: u64) -> impl Iterator<Item = Window> {
         let seconds = self.length.seconds();
-        // Other times have no reports: these are removed after a while, and a window is reported
-        // only after its end.
-        let oldest = now_s.saturating_sub(KEPT.as_secs() + 2 * seconds);
-        let numbers = self.from.max(oldest).div_ceil(seconds)..self.to.min(now_s).div_ceil(seconds);
+        let numbers = self.from.max(kept_from.start()).div_ceil(seconds)..self.to.min(now_s).div_ceil(seconds);
         let starts = numbers.rev().map(move |number| number * seconds);
         starts.filter_map(|start| self.length.window_starting(start))
     }
@@ -254,7 +253,13 @@ impl Range {
             counts: Vec::new(),
             next: None,
         };
-        let mut windows = self.windows(store.clock().await?.now_ms() / 1000);
+        let now_s = store.clock().await?.now_ms() / 1000;
+        let kept_from = store.kept_from(self.length).await?.unwrap_or_else(|| {
+            // No leader has noted it yet.
+            let kept_s = KeepReports::default().time.as_secs();
+            self.length.window_at_ms(now_s.saturating_sub(kept_s) * 1000)
+        });
+        let mut windows = self.windows(kept_from, now_s);
         loop {
             let batch: Vec<Window> = windows.by_ref().take(BATCH).collect();
             if batch.is_empty() {
@@ -405,6 +410,7 @@ mod tests {
     use super::*;
 
     const NOW: u64 = 1_795_383_012;
+    const KEPT_FROM: u64 = NOW - 12 - 600;
 
     fn asked(from: Option<&str>, to: Option<&str>) -> Result<Vec<u64>, String> {
         let asked = Asked {
@@ -416,13 +422,17 @@ mod tests {
         };
         let length = WindowLength::try_new(60).expect("valid");
         let range = asked.range(length)?;
-        Ok(range.windows(NOW).map(|window| window.start()).collect())
+        let kept_from = length.window_at_ms(KEPT_FROM * 1000);
+        Ok(range.windows(kept_from, NOW).map(|window| window.start()).collect())
     }
 
     #[test]
     fn windows_that_start_in_the_requested_time_newest_first() {
-        let week = asked(None, None).expect("all that is kept");
-        assert_eq!((week.len(), week[0], week[1]), (7 * 24 * 60 + 2, NOW - 12, NOW - 72));
+        let all = asked(None, None).expect("all that is kept");
+        assert_eq!(
+            (all.len(), all[0], all[1], all[10]),
+            (11, NOW - 12, NOW - 72, KEPT_FROM)
+        );
         for (from, to, starts) in [
             ("1795383000", "1795383060", vec![1_795_383_000]),
             ("1795382940", "1795383001", vec![1_795_383_000, 1_795_382_940]),

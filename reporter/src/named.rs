@@ -4,7 +4,7 @@
 //! without a name, but without the fixed callback. Every replica looks once a second for those that
 //! are in use, and the one with the lease reports all of them. A named counter that is idle costs
 //! nothing until ids are added to it again. The replica with the lease also forgets named counters
-//! to which no ids are added any more.
+//! to which no ids are added any more, and removes reports if there are too many.
 //!
 //! For windows that are longer than the main ones, the counter without a name is always in use.
 
@@ -15,6 +15,7 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::counter_name::UNUSED_SECONDS;
 use verve_protocol::scripts::FORGET_COUNTERS;
@@ -26,7 +27,7 @@ use crate::kafka::Publish;
 use crate::metrics::{Metrics, OTHERS, WindowMetrics, gauge};
 use crate::overview::{self, WindowSnapshot};
 use crate::store::Store;
-use crate::windows::{Leases, Reporter, SweepThrottle, Used, WindowsConfig};
+use crate::windows::{Leases, Reporter, SweepThrottle, Used, WindowsConfig, keep_reports};
 
 /// How many windows of the counter without a name are looked at.
 ///
@@ -35,6 +36,12 @@ const LATELY: usize = 24;
 
 /// How often Redis is asked for the list of named counters.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the leader looks whether there are too many reports.
+const KEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// How much longer than its reports a counter is kept.
+const KEPT_AFTER: Duration = Duration::from_secs(2 * 86_400);
 
 /// A counter, as last seen.
 #[derive(Clone, Debug)]
@@ -111,6 +118,8 @@ pub struct Named<S> {
     snapshot: watch::Sender<Vec<CounterSnapshot>>,
     /// Whether it has not looked for named counters yet.
     is_new: bool,
+    /// When it last looked whether there are too many reports.
+    kept_at: Option<Instant>,
 }
 
 /// The reporting of one counter.
@@ -149,6 +158,7 @@ impl<S: Publish + 'static> Named<S> {
             running: BTreeMap::new(),
             snapshot,
             is_new: true,
+            kept_at: None,
         };
         (named, receiver)
     }
@@ -174,6 +184,11 @@ impl<S: Publish + 'static> Named<S> {
             && let Err(error) = self.forget().await
         {
             tracing::debug!("cannot forget named counters: {error}");
+        }
+        if self.parts.leases.are_held()
+            && let Err(error) = self.keep_reports().await
+        {
+            tracing::debug!("cannot remove the oldest reports: {error}");
         }
         self.remove_ended().await;
         let clock = self.parts.store.clock().await?;
@@ -313,6 +328,23 @@ impl<S: Publish + 'static> Named<S> {
         }
     }
 
+    /// Removes the oldest reports now and then, if there are too many.
+    async fn keep_reports(&mut self) -> RedisResult<()> {
+        if self.kept_at.is_some_and(|at| at.elapsed() < KEEP_EVERY) {
+            return Ok(());
+        }
+        let removed = keep_reports(&self.parts.config, &self.parts.store).await?;
+        self.kept_at = Some(Instant::now());
+        if removed > 0 {
+            tracing::info!(
+                reports = removed,
+                window_seconds = self.parts.config.length.seconds(),
+                "removed the oldest reports: there were too many (--keep-reports)"
+            );
+        }
+        Ok(())
+    }
+
     /// Forgets counters without ids for long, and deletes their reports.
     /// A counter to which ids are added at the same time is found again.
     async fn forget(&self) -> RedisResult<()> {
@@ -322,7 +354,9 @@ impl<S: Publish + 'static> Named<S> {
         self.lengths.all().for_each(|length| {
             forget.key(keys.counters_in_use(length));
         });
-        let unused: Vec<String> = self.parts.store.redis().script(forget.arg(UNUSED_SECONDS)).await?;
+        let kept = self.parts.config.keep_reports.time + KEPT_AFTER;
+        let unused_seconds = UNUSED_SECONDS.max(kept.as_secs());
+        let unused: Vec<String> = self.parts.store.redis().script(forget.arg(unused_seconds)).await?;
         for name in unused.iter().filter_map(|name| name.parse::<CounterName>().ok()) {
             tracing::info!(counter = name.as_str(), "an unused named counter was forgotten");
             let keys = self.parts.store.keys.named(name);

@@ -19,7 +19,7 @@ use crate::named::{Named, Parts};
 use crate::periods::Periods;
 pub use crate::store::Commands;
 use crate::store::{RedisConfig, Server, Store};
-use crate::windows::{LeaseKeeper, SweepThrottle, WindowsConfig};
+use crate::windows::{KeepReports, LeaseKeeper, SweepThrottle, WindowsConfig};
 
 /// The settings that matter in a simulation.
 #[derive(Clone, Debug)]
@@ -98,6 +98,7 @@ pub async fn report<K: Sessions, C: Call>(
         grace: settings.grace,
         late: settings.late,
         idle: settings.idle,
+        keep_reports: KeepReports::default(),
         callback: settings.callback,
         periods,
     };

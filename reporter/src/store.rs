@@ -2,14 +2,15 @@
 
 mod server;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use redis::{FromRedisValue, Pipeline, RedisResult, Script};
-use verve_protocol::keys::{FORMAT, UNREPORTED_SECONDS, stats};
+use verve_protocol::keys::{FORMAT, UNREPORTED_SECONDS, progress, stats};
 use verve_protocol::scripts::{CLOSE, PUT_ASIDE, REMOVE_CLOSED, TIME};
-use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window};
+use verve_protocol::{CounterName, Keys, Partition, Partitions, Report, Window, WindowLength};
 
 use crate::clock::RedisClock;
 use crate::health::Health;
@@ -228,6 +229,46 @@ impl Store {
             reports.extend(values.iter().map(|json| Report::from_json(json.as_deref()?).ok()));
         }
         Ok(reports)
+    }
+
+    /// Returns the first window of this length whose report was not removed with older ones.
+    ///
+    /// `None` if no leader has noted it.
+    pub async fn kept_from(&self, length: WindowLength) -> RedisResult<Option<Window>> {
+        let mut hget = redis::cmd("HGET");
+        hget.arg(self.keys.reports_progress(length)).arg(progress::TRIMMED);
+        let start: Option<u64> = self.redis.command(&hget).await?;
+        Ok(start.and_then(|start| length.window_starting(start)))
+    }
+
+    /// Returns how many reports each of these counters has; `None` is the one without a name.
+    pub async fn number_of_reports(
+        &self,
+        counters: &[Option<CounterName>],
+        length: WindowLength,
+    ) -> RedisResult<Vec<u64>> {
+        let mut pipe = redis::pipe();
+        for counter in counters {
+            pipe.hlen(self.of(counter.as_ref()).keys.reports(length));
+        }
+        self.redis.run(&pipe).await
+    }
+
+    /// Returns the names of all counters that are registered, idle or not.
+    pub async fn registered(&self) -> RedisResult<BTreeSet<CounterName>> {
+        let mut names = BTreeSet::new();
+        let mut cursor = 0u64;
+        loop {
+            let mut zscan = redis::cmd("ZSCAN");
+            zscan.arg(self.keys.counters()).arg(cursor).arg("COUNT").arg(BATCH);
+            let (next, members): (u64, Vec<(String, String)>) = self.redis.command(&zscan).await?;
+            // Names that are not valid are ignored: no instance has registered them.
+            names.extend(members.iter().filter_map(|(name, _)| name.parse::<CounterName>().ok()));
+            if next == 0 {
+                return Ok(names);
+            }
+            cursor = next;
+        }
     }
 
     /// Keeps the ids of windows from expiring for at least `after`.

@@ -40,8 +40,8 @@ use ended::Ended;
 use leader::Leader;
 pub use leader::Used;
 pub use lease::{LeaseKeeper, Leases};
-pub use ledger::KEPT;
 use report_store::RedisReportStore;
+pub use report_store::{KeepReports, keep_reports};
 pub use sweeps::SweepThrottle;
 
 /// Leading for longer than this resets the retry backoff.
@@ -59,6 +59,8 @@ pub struct WindowsConfig {
     pub late: Duration,
     /// How long a named counter is reported after its last window with ids.
     pub idle: Duration,
+    /// How long reports are kept, and how many.
+    pub keep_reports: KeepReports,
     /// The fixed callback, called for every report.
     pub callback: Option<(Endpoint, Method)>,
     pub periods: Periods,

@@ -167,6 +167,7 @@ pub fn config(args: Args) -> Result<Config, Problem> {
             grace: Duration::from_millis(args.grace_ms),
             late: Duration::from_secs(args.late_seconds),
             idle: Duration::from_secs(args.idle_seconds),
+            keep_reports: args.keep_reports,
             callback: fixed,
             periods,
         },

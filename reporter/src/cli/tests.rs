@@ -85,6 +85,7 @@ fn the_defaults_are_those_of_the_contract() {
         (2000, 120)
     );
     assert_eq!(config.windows.idle.as_secs(), 3600);
+    assert_eq!(config.windows.keep_reports.to_string(), "604800,1000000");
     assert_eq!(
         (config.kafka.brokers, config.kafka.topic.as_str()),
         (None, "unique-requests")
@@ -102,6 +103,7 @@ fn a_bad_value_is_refused_with_its_flag_and_without_secrets() {
         ["--grace-ms", "-1"],
         ["--late-seconds", "x"],
         ["--idle-seconds", "9"],
+        ["--keep-reports", "7d"],
         ["--kafka-option", "hunter2"],
         ["--kafka-option", "no.such.option=hunter2"],
         // Refused only when a producer is created with it.

@@ -9,7 +9,7 @@ use crate::store::Store;
 /// Each command that the reporter runs.
 ///
 /// In this form it changes nothing if the key does not exist.
-const COMMANDS: [&str; 41] = [
+const COMMANDS: [&str; 42] = [
     "DEL",
     "EXISTS",
     "EXPIRE 1",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 41] = [
     "HDEL f",
     "HGET f",
     "HGETALL",
+    "HLEN",
     "HMGET f",
     "HSCAN 0",
     "HVALS",

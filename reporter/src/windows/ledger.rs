@@ -23,8 +23,8 @@ use verve_protocol::{Report, Window, WindowLength, WindowRecord};
 pub use self::resume::Stored;
 use crate::clock::millis;
 
-/// How long reports are kept after the end of their window: a week.
-pub const KEPT: Duration = Duration::from_secs(7 * 86_400);
+/// How long steps that were begun are kept: a week.
+pub const STEPS_KEPT: Duration = Duration::from_secs(7 * 86_400);
 
 /// How long ids are kept after their window ends or the leader renews their expiry.
 pub const IDS_KEPT: Duration = Duration::from_secs(UNREPORTED_SECONDS);

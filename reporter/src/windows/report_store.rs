@@ -2,6 +2,7 @@
 //!
 //! Each change of a report first checks the lease, in the same script.
 
+mod kept;
 mod search;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use redis::{RedisResult, Script, ScriptInvocation};
 use verve_protocol::keys::progress;
 use verve_protocol::scripts::{
     FINISH, NOTE_BEGIN, NOTE_PROGRESS, NOTE_REPORTS, PREPARE, RECORD_REPORTS, REMOVED, REOPEN, RETIRE_COUNTER,
+    TRIM_REPORTS,
 };
 use verve_protocol::{CallbackJob, Report, Window, WindowLength, WindowRecord};
 
@@ -19,6 +21,8 @@ use super::ended::Ended;
 use super::lease::Lease;
 use super::ledger::{self, IDS_KEPT, Ledger, PendingRevision, RecordedRevision, Stored};
 use super::pending::Pending;
+pub use kept::{KeepReports, keep_reports};
+
 use super::ports::{BATCH, ReportStore, Swept};
 use crate::clock::RedisClock;
 use crate::store::Store;
@@ -31,6 +35,7 @@ pub struct RedisReportStore {
     record: Script,
     finish: Script,
     removed: Script,
+    trim_reports: Script,
     unchanged: search::Unchanged,
 }
 
@@ -44,6 +49,7 @@ impl RedisReportStore {
             record: Script::new(RECORD_REPORTS),
             finish: Script::new(FINISH),
             removed: Script::new(REMOVED),
+            trim_reports: Script::new(TRIM_REPORTS),
             unchanged: search::Unchanged::default(),
         }
     }
@@ -297,7 +303,7 @@ impl ReportStore for RedisReportStore {
         for records in records.chunks(BATCH) {
             let mut script = self.prepare.key(lease.key());
             script.key(self.store.keys.reports_pending(self.length()));
-            script.arg(lease.holder()).arg(ledger::KEPT.as_secs());
+            script.arg(lease.holder()).arg(ledger::STEPS_KEPT.as_secs());
             for record in records {
                 script
                     .arg(record.window.start())
@@ -340,7 +346,7 @@ impl ReportStore for RedisReportStore {
             .key(self.store.keys.reports_open(self.length()))
             .key(self.store.keys.reports_progress(self.length()))
             .arg(lease.holder())
-            .arg(ledger::KEPT.as_secs())
+            .arg(ledger::STEPS_KEPT.as_secs())
             .arg(Pending::Remove.to_json());
         for (window, report) in finals {
             script.arg(window.start()).arg(report.to_json());
@@ -380,7 +386,7 @@ impl ReportStore for RedisReportStore {
         if let Err(error) = self.search(ledger, now_ms, &mut swept).await {
             tracing::warn!("cannot search for ids that came too late: {error}");
         }
-        match self.trim(ledger.first_open(), now_ms).await {
+        match self.trim_old(ledger.first_open(), now_ms).await {
             Ok(0) => {}
             Ok(reports) => tracing::info!(reports, "removed old reports"),
             Err(error) => tracing::warn!("cannot remove old reports: {error}"),

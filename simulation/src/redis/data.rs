@@ -240,6 +240,7 @@ impl Data {
                 Ok(Answer::Many(values.collect()))
             }
             ("HGETALL", [key]) => Ok(Answer::Many(pairs(look!(self, key, Hash)?.into_iter().flatten()))),
+            ("HLEN", [key]) => number(look!(self, key, Hash)?.map_or(0, BTreeMap::len)),
             // Returns all fields in one answer, as Redis does for a small hash.
             ("HSCAN", [key, cursor, ..]) if cursor == "0" => {
                 Ok(scanned(pairs(look!(self, key, Hash)?.into_iter().flatten())))
@@ -305,11 +306,13 @@ impl Data {
                 let score = look!(self, key, Sorted)?.and_then(|set| set.get(member));
                 Ok(score.map_or(Answer::Nil, |score| Answer::Text(score.to_string())))
             }
-            ("ZRANGE", [key, first, last]) if first == "0" && last == "-1" => {
+            ("ZRANGE", [key, first, last]) if first == "0" && (last == "-1" || last == "0") => {
+                let most = if last == "0" { 1 } else { usize::MAX };
                 let sorted = sorted(look!(self, key, Sorted)?);
                 Ok(Answer::Many(
                     sorted
                         .into_iter()
+                        .take(most)
                         .map(|(member, _)| Answer::Text(member.clone()))
                         .collect(),
                 ))

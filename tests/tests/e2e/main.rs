@@ -28,6 +28,7 @@ mod reporter {
     pub mod dead_callbacks;
     pub mod doctor;
     pub mod fencing;
+    pub mod kept_reports;
     pub mod late;
     pub mod longer_windows;
     pub mod metrics;

@@ -12,13 +12,13 @@ use redis::{ErrorKind, RedisError, RedisResult};
 use tokio_util::sync::CancellationToken;
 use verve_protocol::{Partitions, Report, Window, WindowLength, WindowRecord};
 
-use super::super::WindowsConfig;
 use super::super::ended::Ended;
 use super::super::leader::{Leader, Leading};
 use super::super::ledger::{Ledger, Orphaned, PendingRevision, RecordedRevision, Stored};
 use super::super::pending::Pending;
 use super::super::ports::{Held, ReportStore, Swept};
 use super::super::sweeps::{SweepThrottle, Sweeps};
+use super::super::{KeepReports, WindowsConfig};
 use super::world::{LATE, Outcome, SERVERS, WINDOW_SECONDS, World};
 use crate::clock::RedisClock;
 use crate::health::Health;
@@ -274,6 +274,7 @@ impl Runner {
                 grace: Duration::ZERO,
                 late: LATE,
                 idle: Duration::ZERO,
+                keep_reports: KeepReports::default(),
                 callback: None,
                 periods: Periods::default(),
             },

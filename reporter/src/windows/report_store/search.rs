@@ -1,7 +1,6 @@
 //! The leader's searches beside reporting.
 //!
-//! They find ids in windows in which none are expected, by the index of windows that have ids, and
-//! reports that need not be kept.
+//! They find ids in windows in which none are expected, by the index of windows that have ids.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -11,15 +10,12 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 use tokio::time::Instant;
 use verve_protocol::Window;
-use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, progress, read_indexed};
+use verve_protocol::keys::{AHEAD_SECONDS, INDEX_SECONDS, read_indexed};
 use verve_protocol::scripts::{FORGET_WINDOWS, NOTE_LATE};
 
 use super::RedisReportStore;
-use crate::windows::ledger::{self, IDS_KEPT, Ledger, Orphaned};
+use crate::windows::ledger::{IDS_KEPT, Ledger, Orphaned};
 use crate::windows::ports::{BATCH, Swept};
-
-/// The most windows whose reports one sweep removes.
-const TRIMMED_AT_ONCE: usize = 50_000;
 
 /// How far ahead a window with ids must be to be logged.
 /// Clocks always differ a little.
@@ -252,52 +248,6 @@ impl RedisReportStore {
             .command::<u8>(zadd.arg(name.as_str()))
             .await
             .map(drop)
-    }
-
-    /// Removes reports that need not be kept, and returns how many.
-    /// They are older than [`ledger::KEPT`] and than `first_open`, the first window whose report
-    /// may change. The newest report stays, since a leader resumes from it.
-    pub(super) async fn trim(&self, first_open: Window, now_ms: u64) -> RedisResult<u64> {
-        let old = self
-            .length()
-            .window_at_ms(now_ms.saturating_sub(ledger::KEPT.as_millis() as u64));
-        let newest = self
-            .progress(progress::NEWEST)
-            .await?
-            .and_then(|start| self.length().window_starting(start));
-        let Some(until) = [Some(old), Some(first_open), newest].into_iter().min().flatten() else {
-            return Ok(0);
-        };
-        let trimmed = self.progress(progress::TRIMMED).await?;
-        let (windows, until) = match trimmed.and_then(|start| self.length().window_starting(start)) {
-            Some(trimmed) => {
-                let old = std::iter::successors(Some(trimmed), |window| Some(window.next()));
-                let old = old.take_while(|window| *window < until).take(TRIMMED_AT_ONCE);
-                let old: Vec<Window> = old.collect();
-                let until = old.last().map_or(trimmed, |last| last.next());
-                (old, until)
-            }
-            None => {
-                let mut old = Vec::new();
-                self.each_report(|window, report| old.extend((window < until && report.is_final).then_some(window)))
-                    .await?;
-                (old, until)
-            }
-        };
-        if trimmed == Some(until.start()) {
-            return Ok(0);
-        }
-        let mut removed = 0;
-        for windows in windows.chunks(BATCH) {
-            let mut hdel = redis::cmd("HDEL");
-            hdel.arg(self.store.keys.reports(self.length()));
-            for window in windows {
-                hdel.arg(window.start());
-            }
-            removed += self.store.redis().command::<u64>(&hdel).await?;
-        }
-        self.set_progress(progress::TRIMMED, until.start()).await?;
-        Ok(removed)
     }
 }
 

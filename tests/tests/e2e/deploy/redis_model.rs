@@ -167,7 +167,7 @@ fn words(random: &mut Rng, line: &str) -> Vec<String> {
     line.split(' ').map(fill).collect()
 }
 
-const LINES: [&str; 63] = [
+const LINES: [&str; 65] = [
     "SADD S M",
     "SADD K M M M",
     "SREM S M M",
@@ -181,6 +181,7 @@ const LINES: [&str; 63] = [
     "HGET H M",
     "HMGET H M M",
     "HGETALL K",
+    "HLEN K",
     "HSCAN H 0 COUNT 1000",
     "HDEL H M",
     "HDEL K M M M",
@@ -193,6 +194,7 @@ const LINES: [&str; 63] = [
     "ZSCORE Z M",
     "ZRANGE Z 0 -1",
     "ZRANGE K 0 -1",
+    "ZRANGE Z 0 0",
     "ZSCAN Z 0 COUNT 1000",
     "GET K",
     "SET T M",
@@ -234,7 +236,7 @@ const LINES: [&str; 63] = [
 ];
 
 /// The scripts, each with its keys and arguments; `NOW` is the current second.
-const SCRIPTS: [(&str, &str); 35] = [
+const SCRIPTS: [(&str, &str); 36] = [
     (scripts::KEEP, "1 K NOW -"),
     (scripts::KEEP, "1 S NOW 1"),
     (scripts::ADD_WITHIN, "1 S N NOW - m1 m2 m3"),
@@ -253,7 +255,7 @@ const SCRIPTS: [(&str, &str); 35] = [
     (scripts::RUN_ONCE, r#"2 T X E N ["XADD","x1","*","a","b"]"#),
     (scripts::RUN_ONCE, r#"1 T E 0 ["SADD","t1","m1"]"#),
     (scripts::RECORD, "5 S H Z X H NOW M E id M limit N"),
-    (scripts::RECORD, "8 S H Z S H Z X H NOW M E NOW M E id M limit N"),
+    (scripts::RECORD, "8 s0 H z0 s1 H z1 X H NOW M E NOW M E id M limit N"),
     (
         scripts::RECORD,
         "5 S H Z X H NOW M E id M again 1 waits 1 endpoint M most N endpoint_limit N brief E job a M",
@@ -275,6 +277,7 @@ const SCRIPTS: [(&str, &str); 35] = [
     (scripts::RECORD_REPORTS, "6 T H H X Z H M N M 1 2 a b N M 0 0"),
     (scripts::FINISH, "5 T H H Z H M E M N M"),
     (scripts::REOPEN, "4 T H Z H M M N M"),
+    (scripts::TRIM_REPORTS, "2 H H N M N M"),
     (scripts::NOTE_REPORTS, "2 Z H N N N"),
 ];
 

@@ -403,6 +403,12 @@ async fn of_the_lease_and_what_is_written_under_it() -> Result<()> {
         let _: u8 = redis.script(scripts::NOTE_PROGRESS, "noted", "trimmed 60").await?;
         let noted = map(&[("newest", "120"), ("trimmed", "60")]);
         assert_eq!(redis.run::<BTreeMap<String, String>>("HGETALL noted").await?, noted);
+
+        let mut trim = async |args| redis.script::<u8>(scripts::TRIM_REPORTS, "reports noted", args).await;
+        assert_eq!(trim("180 0 120").await?, 1);
+        assert_eq!(trim("120 0").await?, 0);
+        assert_eq!(redis.run::<Vec<u8>>("HKEYS reports").await?, [60]);
+        assert_eq!(redis.run::<u8>("HGET noted trimmed").await?, 180);
         for begin in ["60", "120"] {
             assert_eq!(redis.script::<u8>(scripts::NOTE_BEGIN, "from", begin).await?, 60);
         }

@@ -1,0 +1,218 @@
+//! How long reports are kept, and how many.
+//!
+//! The leader of a counter removes reports that are too old. Once a minute, all counters are looked
+//! at together, also those that are idle: if they have too many reports, those with the most lose
+//! their oldest ones. The reports of two days stay in any case: late ids may still change them, and
+//! without its report a window would be counted again.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use redis::RedisResult;
+use verve_protocol::keys::progress;
+use verve_protocol::{CounterName, Window};
+
+use super::RedisReportStore;
+use crate::clock::millis;
+use crate::store::{BATCH, Store};
+use crate::windows::WindowsConfig;
+
+/// The most windows that are looked at to remove old reports, in one sweep.
+const TRIMMED_AT_ONCE: usize = 50_000;
+
+/// How long each report is kept in any case, after the end of its window: two days.
+///
+/// Late ids may come for a day, and the ids that came too late are kept for another one.
+const AT_LEAST: Duration = Duration::from_secs(2 * 86_400);
+
+/// How long reports are kept, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepReports {
+    /// The time from the end of their window.
+    pub time: Duration,
+    /// The number of all counters together, for each window length.
+    ///
+    /// There are more if the counters have more in two days.
+    pub most: u64,
+}
+
+impl Default for KeepReports {
+    /// A week, and a million.
+    fn default() -> Self {
+        Self {
+            time: Duration::from_secs(7 * 86_400),
+            most: 1_000_000,
+        }
+    }
+}
+
+impl fmt::Display for KeepReports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.time.as_secs(), self.most)
+    }
+}
+
+impl FromStr for KeepReports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (seconds, most) = match text.split_once(',') {
+            Some((seconds, most)) => (seconds, Some(most)),
+            None => (text, None),
+        };
+        let seconds = seconds.trim().parse().ok();
+        let seconds = seconds.filter(|seconds| (AT_LEAST.as_secs()..=315_360_000).contains(seconds));
+        let seconds = seconds.ok_or("expected a number of seconds from 172800 (two days) to 315360000 (ten years)")?;
+        let most = most.map(|most| most.trim().parse().ok().filter(|most| *most >= 1000));
+        let most = most.unwrap_or(Some(Self::default().most));
+        Ok(Self {
+            time: Duration::from_secs(seconds),
+            most: most.ok_or("expected a number of reports of at least 1000 after the comma")?,
+        })
+    }
+}
+
+impl RedisReportStore {
+    /// Removes reports that are too old, and returns how many.
+    ///
+    /// `first_open` is the first window whose report may change. The newest report stays, since a
+    /// leader resumes from it.
+    pub(super) async fn trim_old(&self, first_open: Window, now_ms: u64) -> RedisResult<u64> {
+        let old = self.ago(self.config.keep_reports.time, now_ms);
+        self.trim(old.min(first_open), u64::MAX).await
+    }
+
+    /// Returns the window that was open so long before `now_ms`.
+    fn ago(&self, time: Duration, now_ms: u64) -> Window {
+        self.length().window_at_ms(now_ms.saturating_sub(millis(time)))
+    }
+
+    /// Removes the oldest reports, at most so many.
+    async fn trim_oldest(&self, most: u64, now_ms: u64) -> RedisResult<u64> {
+        let mut open = redis::cmd("ZRANGE");
+        open.arg(self.store.keys.reports_open(self.length())).arg(0).arg(0);
+        let open: Vec<u64> = self.store.redis().command(&open).await?;
+        let open = open
+            .into_iter()
+            .filter_map(|start| self.length().window_starting(start));
+        self.trim(open.fold(self.ago(AT_LEAST, now_ms), Window::min), most)
+            .await
+    }
+
+    /// Removes reports of windows before `until`, oldest first, at most so many.
+    async fn trim(&self, until: Window, most: u64) -> RedisResult<u64> {
+        let Some(newest) = self.newest().await? else {
+            return Ok(0);
+        };
+        let until = until.min(newest);
+        let first = match self.store.kept_from(self.length()).await? {
+            Some(trimmed) => trimmed,
+            // A version before the note has written these reports.
+            None => {
+                let mut first = until;
+                self.each_report(|window, _| first = first.min(window)).await?;
+                first
+            }
+        };
+        let windows = std::iter::successors(Some(first), |window| Some(window.next()));
+        let mut windows = windows.take_while(|window| *window < until).take(TRIMMED_AT_ONCE);
+        let mut removed = 0;
+        while removed < most {
+            let at_once = usize::try_from(most - removed).unwrap_or(usize::MAX).min(BATCH);
+            let batch: Vec<Window> = windows.by_ref().take(at_once).collect();
+            let Some(last) = batch.last() else { break };
+            let mut trim = self.trim_reports.key(self.store.keys.reports(self.length()));
+            trim.key(self.store.keys.reports_progress(self.length()));
+            trim.arg(last.next().start());
+            for window in &batch {
+                trim.arg(window.start());
+            }
+            removed += self.store.redis().script::<u64>(&trim).await?;
+        }
+        Ok(removed)
+    }
+
+    /// Returns the newest window with a report.
+    pub(super) async fn newest(&self) -> RedisResult<Option<Window>> {
+        let newest = self.progress(progress::NEWEST).await?;
+        Ok(newest.and_then(|start| self.length().window_starting(start)))
+    }
+}
+
+/// Removes the oldest reports of all counters, if they have too many of windows of this length.
+/// Returns how many it has removed.
+///
+/// # Errors
+/// If Redis fails. Then it has not looked at all counters.
+pub async fn keep_reports(config: &WindowsConfig, store: &Store) -> RedisResult<u64> {
+    let named = store.registered().await?.into_iter().map(Some);
+    let counters: Vec<Option<CounterName>> = std::iter::once(None).chain(named).collect();
+    let mut sizes = Vec::with_capacity(counters.len());
+    for counters in counters.chunks(BATCH) {
+        sizes.extend(store.number_of_reports(counters, config.length).await?);
+    }
+    let now_ms = store.clock().await?.now_ms();
+    let most = most_of_each(sizes.iter().copied(), config.keep_reports.most);
+    let mut removed = 0;
+    let too_many = counters.iter().zip(sizes).filter(|(_, size)| *size > most);
+    for (counter, size) in too_many {
+        let store = RedisReportStore::new(config.clone(), store.of(counter.as_ref()));
+        removed += store.trim_oldest(size - most, now_ms).await?;
+    }
+    Ok(removed)
+}
+
+/// Returns how many reports each counter may have, so that all together have at most `most`.
+///
+/// It is as high as possible: what counters with fewer reports leave, the others may have.
+fn most_of_each(sizes: impl IntoIterator<Item = u64>, most: u64) -> u64 {
+    let mut sizes: Vec<u64> = sizes.into_iter().collect();
+    sizes.sort_unstable();
+    let (mut left, mut counters) = (most, sizes.len() as u64);
+    for size in sizes {
+        if size > left / counters {
+            return left / counters;
+        }
+        left -= size;
+        counters -= 1;
+    }
+    u64::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_counter_may_have_what_the_others_leave() {
+        for (sizes, most, expected) in [
+            (vec![], 10, u64::MAX),
+            (vec![4, 6], 10, u64::MAX),
+            (vec![4, 7], 10, 6),
+            (vec![1, 2, 100, 100], 13, 5),
+            (vec![7, 7, 7], 2, 0),
+        ] {
+            assert_eq!(most_of_each(sizes.clone(), most), expected, "{sizes:?} {most}");
+        }
+    }
+
+    #[test]
+    fn a_time_and_a_number() {
+        let kept = |text: &str| text.parse().map(|kept: KeepReports| (kept.time.as_secs(), kept.most));
+        assert_eq!(KeepReports::default().to_string().parse(), Ok(KeepReports::default()));
+        assert_eq!(kept("172800"), Ok((172_800, 1_000_000)));
+        assert_eq!(kept(" 31536000 , 5000000 "), Ok((31_536_000, 5_000_000)));
+        for (text, word) in [
+            ("", "seconds"),
+            ("7d", "seconds"),
+            ("172799", "seconds"),
+            ("315360001", "seconds"),
+            ("604800,", "reports"),
+            ("604800,999", "reports"),
+            ("604800,1000,1", "reports"),
+        ] {
+            assert!(kept(text).is_err_and(|error| error.contains(word)), "{text}");
+        }
+    }
+}
