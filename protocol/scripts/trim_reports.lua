@@ -1,11 +1,18 @@
--- Removes reports, notes before which window there are none, and returns how many were removed.
+-- Removes reports, oldest first, as long as there are more than are to stay. Notes before which
+-- window there are none. Returns how many were removed, and how many windows were looked at.
 --
--- One script does both: a report that is missing was removed only if its window is before the noted
--- one.
+-- The note stays if an older report was written meanwhile, which lowers it (record_reports.lua).
 --
--- KEYS: reports, progress. ARGV: the start of the first window that is not trimmed, then the starts
--- of the windows whose reports are removed.
-local removed = redis.call('HDEL', KEYS[1], unpack(ARGV, 2))
-local trimmed = tonumber(redis.call('HGET', KEYS[2], 'trimmed') or -1)
-if tonumber(ARGV[1]) > trimmed then redis.call('HSET', KEYS[2], 'trimmed', ARGV[1]) end
-return removed
+-- KEYS: reports, progress. ARGV: how many reports stay, the length of a window in seconds, then the
+-- starts of windows without a gap.
+redis.call('HDEL', KEYS[2], '')
+local reports, removed, looked = redis.call('HLEN', KEYS[1]), 0, 0
+for i = 3, #ARGV do
+  if reports - removed <= tonumber(ARGV[1]) then break end
+  removed = removed + redis.call('HDEL', KEYS[1], ARGV[i])
+  looked = looked + 1
+end
+if looked > 0 and (redis.call('HGET', KEYS[2], 'trimmed') or ARGV[3]) == ARGV[3] then
+  redis.call('HSET', KEYS[2], 'trimmed', string.format('%d', ARGV[2 + looked] + ARGV[2]))
+end
+return {removed, looked}

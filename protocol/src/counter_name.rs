@@ -5,11 +5,12 @@ use std::str::FromStr;
 
 use crate::keys::is_name;
 
-/// How long an unused counter is known, in seconds: nine days.
+/// How long an unused counter is known at least, in seconds: nine days.
 ///
 /// The time starts at the last registration of the counter. Afterwards, the counter is forgotten
 /// with its reports, until ids are added to it again. Its last window may end a day after its last
 /// registration, and its reports are kept for a week after that, so no report is removed too early.
+/// A reporter that keeps reports for longer keeps counters for two days more than that.
 pub const UNUSED_SECONDS: u64 = 9 * 86_400;
 
 /// The name of a named counter.

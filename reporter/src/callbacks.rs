@@ -22,10 +22,12 @@ use tracing::{Instrument as _, Span};
 use verve_protocol::{CounterName, Report, Window, WindowLength};
 
 use crate::backoff::{Backoff, Retry};
+use crate::clock::millis;
 use crate::condition::Condition;
 use crate::metrics::Metrics;
 use crate::periods::Periods;
 use crate::store::Store;
+use crate::windows::REPORTS_KEPT;
 pub use deliver::{Call, Client, Failure};
 use hosts::{Hosts, Permit};
 pub use policy::Policy;
@@ -247,10 +249,22 @@ fn span_of(attempt: &Attempt) -> Span {
 impl<C: Call> Worker<C> {
     /// `count` is `None` if the window's count is no longer known.
     async fn deliver(&self, attempt: Attempt, count: Option<u64>) {
-        let verdict = match (count, self.hosts.permit(&attempt.job.endpoint).await) {
-            (None, _) => self.forgotten(&attempt),
-            (Some(count), Ok(permit)) => self.call(&attempt, count, permit).await,
-            (Some(_), Err(after)) => {
+        let verdict = match count {
+            Some(count) => self.permitted(&attempt, count).await,
+            None => self.forgotten(&attempt),
+        };
+        // The job stays in place: the endpoint is called again when the claim has expired,
+        // independently of its answer.
+        if let Err(error) = self.queue.settle(&attempt, &verdict).await {
+            held_up(&error);
+        }
+    }
+
+    /// Calls the endpoint if its host permits it.
+    async fn permitted(&self, attempt: &Attempt, count: u64) -> Verdict {
+        match self.hosts.permit(&attempt.job.endpoint).await {
+            Ok(permit) => self.call(attempt, count, permit).await,
+            Err(after) => {
                 tracing::debug!(
                     endpoint = deliver::shown(&attempt.job.endpoint),
                     wait_ms = after.as_millis(),
@@ -258,11 +272,6 @@ impl<C: Call> Worker<C> {
                 );
                 Verdict::Deferred { after }
             }
-        };
-        // The job stays in place: the endpoint is called again when the claim has expired,
-        // independently of its answer.
-        if let Err(error) = self.queue.settle(&attempt, &verdict).await {
-            held_up(&error);
         }
     }
 
@@ -347,16 +356,22 @@ impl<C: Call> Worker<C> {
         windows: &[Window],
     ) -> RedisResult<Vec<(Window, u64)>> {
         let store = self.store.of(counter);
-        let Some(length) = windows.first().map(|window| window.length()) else {
-            return Ok(Vec::new());
-        };
         let (counts, reports) = futures::try_join!(store.counts(windows), store.reports(windows))?;
-        // Read after the reports: a report that was removed before is of a window before this one.
-        let kept_from = store.kept_from(length).await?;
+        let mut removed_before = None;
+        if let Some((window, _)) = windows.iter().zip(&reports).find(|(_, report)| report.is_none()) {
+            // Read after the reports: a report that was removed is of a window before this one.
+            removed_before = store.kept_from(window.length()).await?;
+            // The clock was ahead if this is less long ago than reports are kept in any case.
+            let now_ms = store.clock().await?.now_ms();
+            let kept = window
+                .length()
+                .window_at_ms(now_ms.saturating_sub(millis(REPORTS_KEPT)));
+            removed_before = removed_before.map(|removed_before| removed_before.min(kept));
+        }
         let count = |(window, (counted, report)): (&Window, (u64, Option<Report>))| match report {
             Some(report) if report.is_final => Some((*window, report.count)),
             Some(report) => Some((*window, counted.max(report.count))),
-            None if kept_from.is_some_and(|kept_from| *window < kept_from) => None,
+            None if counted == 0 && Some(*window) < removed_before => None,
             None => Some((*window, counted)),
         };
         let counts = windows.iter().zip(counts.into_iter().zip(reports));

@@ -18,6 +18,8 @@ const LIMIT: u64 = 60;
 ///
 /// A week has so many minutes.
 const MOST: u64 = 7 * 24 * 60;
+/// The number of batches of windows that are looked at for an answer.
+const MOST_BATCHES: usize = 100;
 /// The last second of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
 
@@ -129,7 +131,7 @@ pub struct Range {
 /// Some reported windows, newest first.
 #[derive(Debug)]
 pub struct Page {
-    /// At most as many as requested.
+    /// At most as many as requested. There may be none, and yet earlier windows with reports.
     pub counts: Vec<Count>,
     /// The value of `to` that requests the windows before these, if there are any.
     pub next: Option<u64>,
@@ -254,17 +256,20 @@ impl Range {
             next: None,
         };
         let now_s = store.clock().await?.now_ms() / 1000;
-        let kept_from = store.kept_from(self.length).await?.unwrap_or_else(|| {
-            // No leader has noted it yet.
-            let kept_s = KeepReports::default().time.as_secs();
-            self.length.window_at_ms(now_s.saturating_sub(kept_s) * 1000)
-        });
+        // Windows of the last week are looked at in any case: if no leader has noted it yet, or the
+        // clock was ahead.
+        let week_s = KeepReports::default().time.as_secs();
+        let week_ago = self.length.window_at_ms(now_s.saturating_sub(week_s) * 1000);
+        let kept_from = store.kept_from(self.length).await?;
+        let kept_from = kept_from.map_or(week_ago, |kept_from| kept_from.min(week_ago));
         let mut windows = self.windows(kept_from, now_s);
-        loop {
+        for _ in 0..MOST_BATCHES {
             let batch: Vec<Window> = windows.by_ref().take(BATCH).collect();
-            if batch.is_empty() {
+            let Some(oldest) = batch.last().copied() else {
+                page.next = None;
                 return Ok(page);
-            }
+            };
+            page.next = Some(oldest.start());
             let reports = store.reports(&batch).await?;
             for (window, report) in batch.into_iter().zip(reports) {
                 let Some(report) = report else { continue };
@@ -275,6 +280,7 @@ impl Range {
                 page.counts.push(Count::new(window, report));
             }
         }
+        Ok(page)
     }
 }
 

@@ -15,7 +15,6 @@ use std::time::Duration;
 use redis::{RedisResult, Script};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use verve_protocol::counter_name::UNUSED_SECONDS;
 use verve_protocol::scripts::FORGET_COUNTERS;
@@ -28,11 +27,6 @@ use crate::metrics::{Metrics, OTHERS, WindowMetrics, gauge};
 use crate::overview::{self, WindowSnapshot};
 use crate::store::Store;
 use crate::windows::{Leases, Reporter, SweepThrottle, Used, WindowsConfig, keep_reports};
-
-/// How many windows of the counter without a name are looked at.
-///
-/// More than the two that are shown, so that a late report is noticed.
-const LATELY: usize = 24;
 
 /// How often Redis is asked for the list of named counters.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -118,8 +112,6 @@ pub struct Named<S> {
     snapshot: watch::Sender<Vec<CounterSnapshot>>,
     /// Whether it has not looked for named counters yet.
     is_new: bool,
-    /// When it last looked whether there are too many reports.
-    kept_at: Option<Instant>,
 }
 
 /// The reporting of one counter.
@@ -158,13 +150,17 @@ impl<S: Publish + 'static> Named<S> {
             running: BTreeMap::new(),
             snapshot,
             is_new: true,
-            kept_at: None,
         };
         (named, receiver)
     }
 
     /// Runs until a stop is requested and the reporting of each has stopped.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
+        let keep = keep(self.parts.clone(), stop.clone());
+        futures::join!(self.look_often(stop), keep);
+    }
+
+    async fn look_often(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             // The connection logs it.
             if let Err(error) = self.look(&stop).await {
@@ -185,11 +181,6 @@ impl<S: Publish + 'static> Named<S> {
         {
             tracing::debug!("cannot forget named counters: {error}");
         }
-        if self.parts.leases.are_held()
-            && let Err(error) = self.keep_reports().await
-        {
-            tracing::debug!("cannot remove the oldest reports: {error}");
-        }
         self.remove_ended().await;
         let clock = self.parts.store.clock().await?;
         let in_use = self.in_use().await?;
@@ -202,14 +193,13 @@ impl<S: Publish + 'static> Named<S> {
             }
         }
         let current = self.parts.config.length.window_at_ms(clock.now_ms());
-        let lately = overview::up_to(current, LATELY);
-        let shown = &lately[lately.len().saturating_sub(2)..];
+        let shown = overview::up_to(current, 2);
         // Requests are counted in main windows alone.
         let counts_requests = self.parts.config.longer().is_none() && self.parts.leases.are_held();
-        let looks = self.running.iter_mut().map(|(name, running)| {
-            let windows = if name.is_some() { shown } else { &lately };
-            running.look(name.as_ref(), windows, &self.parts.config, clock, counts_requests)
-        });
+        let looks = self
+            .running
+            .iter_mut()
+            .map(|(name, running)| running.look(name.as_ref(), &shown, &self.parts.config, clock, counts_requests));
         let looks: Vec<RedisResult<Option<CounterSnapshot>>> = futures::future::join_all(looks).await;
         // A counter that cannot be read now, since a cluster node is unreachable, is shown again
         // after the next look.
@@ -328,23 +318,6 @@ impl<S: Publish + 'static> Named<S> {
         }
     }
 
-    /// Removes the oldest reports now and then, if there are too many.
-    async fn keep_reports(&mut self) -> RedisResult<()> {
-        if self.kept_at.is_some_and(|at| at.elapsed() < KEEP_EVERY) {
-            return Ok(());
-        }
-        let removed = keep_reports(&self.parts.config, &self.parts.store).await?;
-        self.kept_at = Some(Instant::now());
-        if removed > 0 {
-            tracing::info!(
-                reports = removed,
-                window_seconds = self.parts.config.length.seconds(),
-                "removed the oldest reports: there were too many (--keep-reports)"
-            );
-        }
-        Ok(())
-    }
-
     /// Forgets counters without ids for long, and deletes their reports.
     /// A counter to which ids are added at the same time is found again.
     async fn forget(&self) -> RedisResult<()> {
@@ -375,8 +348,34 @@ impl<S: Publish + 'static> Named<S> {
     }
 }
 
+/// Removes the oldest reports if there are too many, until a stop is requested.
+///
+/// The replica with the lease does so.
+async fn keep<S: Publish>(parts: Parts<S>, stop: CancellationToken) {
+    let keep = async {
+        loop {
+            if !parts.leases.are_held() {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            let window_seconds = parts.config.length.seconds();
+            match keep_reports(&parts.config, &parts.store).await {
+                Ok(0) => {}
+                Ok(reports) => tracing::info!(
+                    reports,
+                    window_seconds,
+                    "removed the oldest reports: there were too many (--keep-reports)"
+                ),
+                Err(error) => tracing::warn!(window_seconds, "cannot remove the oldest reports: {error}"),
+            }
+            tokio::time::sleep(KEEP_EVERY).await;
+        }
+    };
+    stop.run_until_cancelled(keep).await;
+}
+
 impl Running {
-    /// Reads these windows, of which the last one is open.
+    /// Reads these two windows, of which the last one is open.
     async fn look(
         &mut self,
         name: Option<&CounterName>,
@@ -385,11 +384,11 @@ impl Running {
         clock: RedisClock,
         counts_requests: bool,
     ) -> RedisResult<Option<CounterSnapshot>> {
-        let mut snapshot = WindowSnapshot::read(&self.store, windows).await?;
-        if let Some(reported) = snapshot.iter().rev().find(|snapshot| snapshot.report.is_some()) {
-            self.next = self.next.max(reported.window.next());
+        let newest = self.store.newest(config.length);
+        let (newest, snapshot) = futures::try_join!(newest, WindowSnapshot::read(&self.store, windows))?;
+        if let Some(newest) = newest {
+            self.next = self.next.max(newest.next());
         }
-        snapshot.drain(..snapshot.len().saturating_sub(2));
         let [last, current] = snapshot.as_slice() else {
             return Ok(None);
         };

@@ -235,10 +235,21 @@ impl Store {
     ///
     /// `None` if no leader has noted it.
     pub async fn kept_from(&self, length: WindowLength) -> RedisResult<Option<Window>> {
-        let mut hget = redis::cmd("HGET");
-        hget.arg(self.keys.reports_progress(length)).arg(progress::TRIMMED);
-        let start: Option<u64> = self.redis.command(&hget).await?;
+        let start = self.progress(length, progress::TRIMMED).await?;
         Ok(start.and_then(|start| length.window_starting(start)))
+    }
+
+    /// Returns the newest window of this length with a report.
+    pub async fn newest(&self, length: WindowLength) -> RedisResult<Option<Window>> {
+        let start = self.progress(length, progress::NEWEST).await?;
+        Ok(start.and_then(|start| length.window_starting(start)))
+    }
+
+    /// Reads a field of the leader's progress.
+    pub async fn progress(&self, length: WindowLength, field: &str) -> RedisResult<Option<u64>> {
+        let mut hget = redis::cmd("HGET");
+        hget.arg(self.keys.reports_progress(length)).arg(field);
+        self.redis.command(&hget).await
     }
 
     /// Returns how many reports each of these counters has; `None` is the one without a name.

@@ -41,7 +41,7 @@ use leader::Leader;
 pub use leader::Used;
 pub use lease::{LeaseKeeper, Leases};
 use report_store::RedisReportStore;
-pub use report_store::{KeepReports, keep_reports};
+pub use report_store::{KeepReports, REPORTS_KEPT, keep_reports};
 pub use sweeps::SweepThrottle;
 
 /// Leading for longer than this resets the retry backoff.

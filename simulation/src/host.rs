@@ -29,6 +29,10 @@ struct Kept {
     fault: RefCell<Option<SpoolError>>,
     /// The offset of the machine's clock from the true time, in milliseconds.
     offset_ms: Cell<i64>,
+    /// How fast that offset changes, in millionths of the time since it was set.
+    drift_ppm: Cell<i64>,
+    /// The true time at which the offset was set, in microseconds.
+    set_us: Cell<u64>,
     /// Whether the machine reaches the servers.
     link: Cell<Link>,
 }
@@ -76,6 +80,8 @@ impl Machine {
                 disk,
                 fault: RefCell::default(),
                 offset_ms: Cell::default(),
+                drift_ppm: Cell::default(),
+                set_us: Cell::default(),
                 link: Cell::default(),
             }),
             variables: values(variables),
@@ -129,6 +135,19 @@ impl<const BLOCKS: bool> Machine<BLOCKS> {
     /// Sets the clock to this offset from the true time, in milliseconds.
     pub fn set_clock(&self, offset_ms: i64) {
         self.kept.offset_ms.set(offset_ms);
+        self.kept.set_us.set(self.world.now_us());
+    }
+
+    /// Lets the clock drift from now on, in millionths of the time.
+    pub fn set_drift(&self, ppm: i64) {
+        self.set_clock(self.offset_ms());
+        self.kept.drift_ppm.set(ppm);
+    }
+
+    /// Returns the offset of the clock from the true time, in milliseconds.
+    fn offset_ms(&self) -> i64 {
+        let since_us = i64::try_from(self.world.now_us() - self.kept.set_us.get()).unwrap_or(i64::MAX);
+        self.kept.offset_ms.get() + since_us.saturating_mul(self.kept.drift_ppm.get()) / 1_000_000_000
     }
 
     /// Sets the state of the link to all servers.
@@ -319,7 +338,7 @@ fn run(
 
 impl<const BLOCKS: bool> Clock for Machine<BLOCKS> {
     fn now_ms(&self) -> u64 {
-        (self.world.now_us() / 1000).saturating_add_signed(self.kept.offset_ms.get())
+        (self.world.now_us() / 1000).saturating_add_signed(self.offset_ms())
     }
 
     fn monotonic_ms(&self) -> u64 {

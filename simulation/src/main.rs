@@ -152,7 +152,7 @@ fn print_seed(seed: u64, outcome: &Outcome, shrunk: bool) {
     let plan = shrink(&Plan::new(seed));
     let smaller = run(&plan, true, None);
     println!(
-        "a smaller plan ({} faults, {} requests, {} servers, {:?}, windows of {} s, {} sets, late for {} s, instances {:?}, {} replicas):",
+        "a smaller plan ({} faults, {} requests, {} servers, {:?}, windows of {} s, {} sets, late for {} s, instances {:?}, drifts {:?}, {} replicas):",
         plan.faults.len(),
         plan.requests.len(),
         plan.servers,
@@ -161,6 +161,7 @@ fn print_seed(seed: u64, outcome: &Outcome, shrunk: bool) {
         plan.partitions,
         plan.late_seconds,
         plan.machines,
+        plan.drifts_ppm,
         plan.replicas
     );
     smaller.wrong.iter().for_each(|wrong| println!("  {wrong}"));

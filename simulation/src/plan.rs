@@ -8,6 +8,10 @@ use verve_counter_core::spooled::SpoolError;
 use crate::endpoints::Mood;
 use crate::redis::Link;
 
+/// How fast clocks may drift: not at all, like a bad quartz, like a virtual machine that is paused
+/// now and then, and much worse.
+const DRIFTS_PPM: &[i64] = &[0, 200, -200, -5000, 20_000, -50_000];
+
 /// The plan of a simulation.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -31,6 +35,10 @@ pub struct Plan {
     ///
     /// 0 stands for a host that has a new instance for each request.
     pub machines: Vec<u8>,
+    /// How fast the clock of each host drifts, in millionths.
+    ///
+    /// It runs ahead, or falls behind if this is negative. A host that is not listed has no drift.
+    pub drifts_ppm: Vec<i64>,
     /// The number of Redis servers.
     ///
     /// Three servers are a cluster. A fourth one has no slots until it takes over.
@@ -162,6 +170,7 @@ impl Plan {
             idle_seconds: 0,
             latency_ms: pick(random, &[1, 1, 30]),
             commit_ms: pick(random, &[1, 50, 3000, 15_000]),
+            drifts_ppm: Vec::new(),
             servers: pick(random, &[1, 1, 1, 3]),
             followed: None,
             may_lose: random.u8(..12) == 0,
@@ -221,6 +230,10 @@ impl Plan {
         plan.idle_seconds = pick(random, &[10, 20, 3600]);
         let longer: &[u64] = pick(random, &[&[], &[], &[], &[], &[2], &[6], &[2, 6]]);
         plan.longer = longer.to_vec();
+        if random.u8(..4) == 0 {
+            let drifts = plan.machines.iter().map(|_| pick(random, DRIFTS_PPM));
+            plan.drifts_ppm = drifts.collect();
+        }
         plan
     }
 

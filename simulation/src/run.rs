@@ -157,10 +157,15 @@ impl Run {
             let name = format!("replica-{number}");
             Replica::new(world, &broker, &endpoints, settings.clone(), name)
         };
+        let machines = plan.machines.iter().map(|_| Machine::new(world, &variables));
+        let machines: Vec<Machine> = machines.collect();
+        for (machine, ppm) in machines.iter().zip(&plan.drifts_ppm) {
+            machine.set_drift(*ppm);
+        }
         Self {
             plan: plan.clone(),
             world: world.clone(),
-            machines: plan.machines.iter().map(|_| Machine::new(world, &variables)).collect(),
+            machines,
             instances: RefCell::default(),
             replicas: (0..plan.replicas).map(replica).collect(),
             broker,

@@ -22,6 +22,13 @@ pub fn shrink(plan: &Plan) -> Plan {
         })
     });
     plan.faults = faults;
+    let steady = Plan {
+        drifts_ppm: Vec::new(),
+        ..plan.clone()
+    };
+    if is_wrong(&steady) {
+        plan = steady;
+    }
     let requests = without(&plan.requests, |requests| {
         is_wrong(&Plan {
             requests: requests.to_vec(),

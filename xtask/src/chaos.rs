@@ -22,20 +22,14 @@ pub struct Args {
     /// Use a Redis Cluster, three primaries and three replicas, instead of one server
     #[arg(long)]
     cluster: bool,
-    /// Use the example application `login`
-    ///
-    /// It counts through the interface, also with a named counter.
+    /// Count in named counters too, and in windows of two lengths
     #[arg(long)]
     named: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     install::ensure(&[install::REDIS])?;
-    if args.named {
-        build::components()?;
-    } else {
-        build::component()?;
-    }
+    build::component()?;
     build::native(&[build::HOST, build::REPORTER, build::CHAOS])?;
     kafka::prepare()?;
     let mut command = Command::new(sys::binary(build::CHAOS));

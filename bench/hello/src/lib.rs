@@ -7,6 +7,7 @@
 #[path = "../../../accept-component/src/http.rs"]
 mod http;
 #[path = "../../../accept-component/src/request.rs"]
+#[allow(dead_code)]
 mod request;
 #[path = "../../../accept-component/src/response.rs"]
 #[allow(dead_code)]

@@ -26,7 +26,7 @@ struct Topic {
 pub async fn examine(config: &KafkaConfig) -> Vec<Finding> {
     let Some(brokers) = config.brokers.clone() else {
         return vec![Finding::warning(
-            "no Kafka: counts are only logged, and kept in Redis for a week",
+            "no Kafka: counts are only logged, and kept in Redis for a while (--keep-reports)",
             "set --kafka-brokers",
         )];
     };

@@ -21,7 +21,7 @@ use super::ended::Ended;
 use super::lease::Lease;
 use super::ledger::{self, IDS_KEPT, Ledger, PendingRevision, RecordedRevision, Stored};
 use super::pending::Pending;
-pub use kept::{KeepReports, keep_reports};
+pub use kept::{KeepReports, REPORTS_KEPT, keep_reports};
 
 use super::ports::{BATCH, ReportStore, Swept};
 use crate::clock::RedisClock;
@@ -58,12 +58,6 @@ impl RedisReportStore {
         self.config.length
     }
 
-    async fn progress(&self, field: &str) -> RedisResult<Option<u64>> {
-        let mut hget = redis::cmd("HGET");
-        hget.arg(self.store.keys.reports_progress(self.length())).arg(field);
-        self.store.redis().command(&hget).await
-    }
-
     async fn set_progress(&self, field: &str, value: u64) -> RedisResult<()> {
         let script = Script::new(NOTE_PROGRESS);
         let mut note = script.key(self.store.keys.reports_progress(self.length()));
@@ -86,9 +80,9 @@ impl RedisReportStore {
         Ok(pending)
     }
 
-    /// Notes the newest report and the open ones, and returns the newest start.
-    /// That is the start of the newest window with a report. Does nothing without a report.
-    async fn note_reports(&self) -> RedisResult<Option<u64>> {
+    /// Notes the newest report and the open ones, and returns the window of the newest one.
+    /// Does nothing without a report.
+    async fn note_reports(&self) -> RedisResult<Option<Window>> {
         let (mut newest, mut open) = (None, Vec::new());
         self.each_report(|window, report| {
             newest = newest.max(Some(window.start()));
@@ -106,7 +100,7 @@ impl RedisReportStore {
             note.arg(start);
         });
         self.store.redis().script::<u8>(&note).await?;
-        self.progress(progress::NEWEST).await
+        self.store.newest(self.length()).await
     }
 
     /// Reads all reports, in batches.
@@ -209,15 +203,14 @@ impl ReportStore for RedisReportStore {
     }
 
     async fn load(&self, known: Option<&Ledger>, now_ms: u64) -> RedisResult<Stored> {
-        let mut newest = self.progress(progress::NEWEST).await?;
+        let mut newest = self.store.newest(self.length()).await?;
         if newest.is_none() {
             newest = self.note_reports().await?;
         }
-        let newest = newest.and_then(|start| self.length().window_starting(start));
         let mut stored = Stored {
             newest,
             pending: self.pending().await?,
-            kept_ms: self.progress(progress::KEPT).await?,
+            kept_ms: self.store.progress(self.length(), progress::KEPT).await?,
             ..Stored::default()
         };
         let Some(newest) = newest else {
@@ -229,7 +222,7 @@ impl ReportStore for RedisReportStore {
             return Ok(stored);
         };
         let was_idle = known.and_then(Ledger::idle_from) == Some(newest.next());
-        let idle = self.progress(progress::IDLE).await?;
+        let idle = self.store.progress(self.length(), progress::IDLE).await?;
         if was_idle || idle >= Some(newest.next().start()) {
             stored.awake = self.awake(newest.next(), now_ms).await?;
         }

@@ -199,6 +199,7 @@ impl Run {
         for machine in &self.machines {
             machine.set_link(Link::Up);
             machine.set_disk_fault(None);
+            machine.set_drift(0);
             machine.set_clock(0);
         }
         for replica in &self.replicas {

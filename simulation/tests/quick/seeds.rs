@@ -66,6 +66,7 @@ fn small() -> Plan {
         latency_ms: 1,
         commit_ms: 1,
         machines: vec![1],
+        drifts_ppm: Vec::new(),
         servers: 1,
         followed: None,
         may_lose: false,

@@ -23,8 +23,8 @@ const TRIMMED_AT_ONCE: usize = 50_000;
 
 /// How long each report is kept in any case, after the end of its window: two days.
 ///
-/// Late ids may come for a day, and the ids that came too late are kept for another one.
-const AT_LEAST: Duration = Duration::from_secs(2 * 86_400);
+/// A window that has ended within a day and has no report is counted.
+pub const REPORTS_KEPT: Duration = Duration::from_secs(2 * 86_400);
 
 /// How long reports are kept, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl FromStr for KeepReports {
             None => (text, None),
         };
         let seconds = seconds.trim().parse().ok();
-        let seconds = seconds.filter(|seconds| (AT_LEAST.as_secs()..=315_360_000).contains(seconds));
+        let seconds = seconds.filter(|seconds| (REPORTS_KEPT.as_secs()..=315_360_000).contains(seconds));
         let seconds = seconds.ok_or("expected a number of seconds from 172800 (two days) to 315360000 (ten years)")?;
         let most = most.map(|most| most.trim().parse().ok().filter(|most| *most >= 1000));
         let most = most.unwrap_or(Some(Self::default().most));
@@ -80,7 +80,7 @@ impl RedisReportStore {
     /// leader resumes from it.
     pub(super) async fn trim_old(&self, first_open: Window, now_ms: u64) -> RedisResult<u64> {
         let old = self.ago(self.config.keep_reports.time, now_ms);
-        self.trim(old.min(first_open), u64::MAX).await
+        self.trim(old.min(first_open), 0).await
     }
 
     /// Returns the window that was open so long before `now_ms`.
@@ -88,7 +88,7 @@ impl RedisReportStore {
         self.length().window_at_ms(now_ms.saturating_sub(millis(time)))
     }
 
-    /// Removes the oldest reports, at most so many.
+    /// Removes the oldest reports until so many are left.
     async fn trim_oldest(&self, most: u64, now_ms: u64) -> RedisResult<u64> {
         let mut open = redis::cmd("ZRANGE");
         open.arg(self.store.keys.reports_open(self.length())).arg(0).arg(0);
@@ -96,13 +96,13 @@ impl RedisReportStore {
         let open = open
             .into_iter()
             .filter_map(|start| self.length().window_starting(start));
-        self.trim(open.fold(self.ago(AT_LEAST, now_ms), Window::min), most)
+        self.trim(open.fold(self.ago(REPORTS_KEPT, now_ms), Window::min), most)
             .await
     }
 
-    /// Removes reports of windows before `until`, oldest first, at most so many.
+    /// Removes reports of windows before `until`, oldest first, until so many are left.
     async fn trim(&self, until: Window, most: u64) -> RedisResult<u64> {
-        let Some(newest) = self.newest().await? else {
+        let Some(newest) = self.store.newest(self.length()).await? else {
             return Ok(0);
         };
         let until = until.min(newest);
@@ -112,31 +112,31 @@ impl RedisReportStore {
             None => {
                 let mut first = until;
                 self.each_report(|window, _| first = first.min(window)).await?;
+                self.set_progress(progress::TRIMMED, first.start()).await?;
                 first
             }
         };
         let windows = std::iter::successors(Some(first), |window| Some(window.next()));
         let mut windows = windows.take_while(|window| *window < until).take(TRIMMED_AT_ONCE);
         let mut removed = 0;
-        while removed < most {
-            let at_once = usize::try_from(most - removed).unwrap_or(usize::MAX).min(BATCH);
-            let batch: Vec<Window> = windows.by_ref().take(at_once).collect();
-            let Some(last) = batch.last() else { break };
+        loop {
+            let batch: Vec<Window> = windows.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                break;
+            }
             let mut trim = self.trim_reports.key(self.store.keys.reports(self.length()));
             trim.key(self.store.keys.reports_progress(self.length()));
-            trim.arg(last.next().start());
+            trim.arg(most).arg(self.length().seconds());
             for window in &batch {
                 trim.arg(window.start());
             }
-            removed += self.store.redis().script::<u64>(&trim).await?;
+            let (now_removed, looked_at): (u64, usize) = self.store.redis().script(&trim).await?;
+            removed += now_removed;
+            if looked_at < batch.len() {
+                break;
+            }
         }
         Ok(removed)
-    }
-
-    /// Returns the newest window with a report.
-    pub(super) async fn newest(&self) -> RedisResult<Option<Window>> {
-        let newest = self.progress(progress::NEWEST).await?;
-        Ok(newest.and_then(|start| self.length().window_starting(start)))
     }
 }
 
@@ -156,9 +156,9 @@ pub async fn keep_reports(config: &WindowsConfig, store: &Store) -> RedisResult<
     let most = most_of_each(sizes.iter().copied(), config.keep_reports.most);
     let mut removed = 0;
     let too_many = counters.iter().zip(sizes).filter(|(_, size)| *size > most);
-    for (counter, size) in too_many {
+    for (counter, _) in too_many {
         let store = RedisReportStore::new(config.clone(), store.of(counter.as_ref()));
-        removed += store.trim_oldest(size - most, now_ms).await?;
+        removed += store.trim_oldest(most, now_ms).await?;
     }
     Ok(removed)
 }

@@ -5,7 +5,7 @@
 //!
 //! - [`schedule`]: the faults and their times, drawn from a seed
 //! - [`parts`]: the parts that run, and how they fail; [`logs`]: their output
-//! - [`traffic`], [`tally`]: the clients, and what follows from their answers
+//! - [`traffic`], [`tally`], [`series`]: the clients, and what follows from their answers
 //! - [`settle`], [`verdict`]: the quiet time at the end, and whether every promise was kept
 //!
 //! In each round, a part has at most one fault. After the round, there are no faults until the
@@ -21,11 +21,12 @@ use fastrand::Rng;
 use futures::future;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
-use verve_protocol::{Keys, Window, WindowLength};
+use verve_protocol::WindowLengths;
 use verve_tests::clock;
 
 use logs::Logs;
-use parts::{GAME, Parts};
+use parts::Parts;
+use series::Series;
 use settle::Observed;
 use traffic::{Asked, Traffic};
 use verdict::Check;
@@ -33,6 +34,7 @@ use verdict::Check;
 mod logs;
 mod parts;
 mod schedule;
+mod series;
 mod settle;
 mod tally;
 mod traffic;
@@ -55,14 +57,14 @@ struct Args {
     /// Use a Redis Cluster, three primaries and three replicas, instead of one server
     #[arg(long)]
     cluster: bool,
-    /// Use the example application `login`
-    ///
-    /// It counts through the interface, also in a named counter.
+    /// Count in named counters too, and in windows of two lengths
     #[arg(long)]
     named: bool,
 }
 
-const WINDOW_SECONDS: u32 = 2;
+/// The length of windows, in seconds.
+const ONE_LENGTH: &str = "2";
+const TWO_LENGTHS: &str = "2,6";
 /// The least time without faults between two rounds.
 const REST: Duration = Duration::from_secs(2);
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
@@ -119,23 +121,22 @@ async fn interrupted() {
 
 /// Returns whether every promise was kept.
 async fn run(redis: schedule::Redis, args: &Args, seed: u64, logs: &Logs) -> Result<bool> {
-    let length = clock::length(WINDOW_SECONDS);
-    let parts = Parts::start(redis, args.named, length).await?;
-    let kept = disturb(&parts, length, args.seconds, seed, logs).await;
+    let lengths = if args.named { TWO_LENGTHS } else { ONE_LENGTH };
+    let lengths: WindowLengths = lengths.parse()?;
+    let parts = Parts::start(redis, args.named, lengths).await?;
+    let kept = disturb(&parts, args.seconds, seed, logs).await;
     parts.collect(logs).await;
     kept
 }
 
-async fn disturb(parts: &Parts, length: WindowLength, seconds: u64, seed: u64, logs: &Logs) -> Result<bool> {
+async fn disturb(parts: &Parts, seconds: u64, seed: u64, logs: &Logs) -> Result<bool> {
     let mut rng = Rng::with_seed(seed);
     let begin_ms = clock::now_ms();
-    let asked = match parts.counters.as_slice() {
-        [_] => Asked::Accept {
-            sink: parts.sink.url(""),
-        },
-        _ => Asked::Login { game: GAME },
+    let asked = Asked {
+        sink: parts.sink.url(""),
+        counters: parts.counters.clone(),
     };
-    let mut traffic = Traffic::start(parts.addresses.clone(), length, asked, &mut rng);
+    let mut traffic = Traffic::start(parts.addresses.clone(), parts.lengths.main(), asked, &mut rng);
     logs.event("all parts run, and clients send");
     tokio::select! {
         done = rounds(parts, Duration::from_secs(seconds), rng, logs) => done?,
@@ -145,13 +146,12 @@ async fn disturb(parts: &Parts, length: WindowLength, seconds: u64, seed: u64, l
     logs.event("no more faults and requests; waiting until all is settled");
     // Requests without an answer also end before the last window ends.
     sleep(REST).await;
-    let windows = settle::windows_since(begin_ms, length);
+    let all = Series::all(&parts.counters, &parts.lengths, begin_ms);
     let jobs = traffic.tally().jobs.clone();
-    let seen = settle::settle(parts, &windows, &jobs).await?;
+    let seen = settle::settle(parts, &all, &jobs).await?;
     parts.check().await?;
-    keep(&windows, &traffic, &seen, logs);
-    let counters: Vec<_> = parts.counters.iter().map(Keys::counter).collect();
-    let checks = verdict::verdict(&windows, &counters, &traffic.tally(), &seen)?;
+    keep(&all, &traffic, &seen, logs);
+    let checks = verdict::verdict(&all, &traffic.tally(), &seen)?;
     summary(&traffic, &checks);
     Ok(checks.iter().all(|check| check.problems.is_empty()))
 }
@@ -194,22 +194,19 @@ async fn progress(traffic: &Traffic, logs: &Logs) {
 }
 
 /// Keeps the data that is needed to examine a failure.
-fn keep(windows: &[Window], traffic: &Traffic, seen: &Observed, logs: &Logs) {
+fn keep(all: &[Series], traffic: &Traffic, seen: &Observed, logs: &Logs) {
     for record in &seen.records {
         logs.keep(
             "records",
             &format!("{} = {} {:?}\n", record.key, record.value, record.headers),
         );
     }
-    let last = windows
-        .last()
-        .map_or(0, |window| window.start() / u64::from(WINDOW_SECONDS));
-    let bounds = traffic.tally().windows(last);
-    for (number, bounds) in bounds {
-        logs.keep(
-            "bounds",
-            &format!("{}: {bounds:?}\n", number * u64::from(WINDOW_SECONDS)),
-        );
+    for series in all {
+        let Some(last) = series.windows.last() else { continue };
+        let (seconds, name) = (last.length().seconds(), series.name());
+        for (number, bounds) in series.tally(&traffic.tally()).windows(last.start() / seconds) {
+            logs.keep("bounds", &format!("{}{name}: {bounds:?}\n", number * seconds));
+        }
     }
 }
 

@@ -8,10 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
-use verve_protocol::{Keys, Partitions, WindowLength};
+use verve_protocol::{CounterName, Keys, Partitions, WindowLengths};
 use verve_tests::broker::Broker;
 use verve_tests::cluster::{self, Cluster};
-use verve_tests::examples;
 use verve_tests::host::{Instance, Kind};
 use verve_tests::link::Link;
 use verve_tests::process::{Process, Signal};
@@ -28,8 +27,8 @@ use crate::schedule::{self, Fault, PRIMARIES, Part, REPLICAS, Trouble};
 pub const TOPIC: &str = "chaos";
 /// The path of the fixed callback.
 pub const FIXED: &str = "/fixed";
-/// The game of the clients that log in. It determines the named counter.
-pub const GAME: &str = "chess";
+/// The named counters that clients may use, and do use.
+const NAMED: (&str, [&str; 2]) = ("campaign-*", ["campaign-1", "campaign-2"]);
 const NAMESPACE: &str = "chaos";
 /// Enough for some partitions on each node.
 const CLUSTER_PARTITIONS: u16 = 4;
@@ -55,10 +54,9 @@ pub struct Parts {
     reporters: Vec<Mutex<Replica>>,
     pub sink: Sink,
     pub keys: Keys,
-    /// The keys of each counter.
-    ///
-    /// They are those of the counter without a name, and of the named one if it is used.
-    pub counters: Vec<Keys>,
+    /// The counters of the clients; `None` is the one without a name.
+    pub counters: Vec<Option<CounterName>>,
+    pub lengths: WindowLengths,
     pub partitions: Partitions,
     pub addresses: Vec<SocketAddr>,
 }
@@ -166,8 +164,8 @@ trait Runs {
 impl Parts {
     /// Starts all parts.
     ///
-    /// With `named`, the hosts run an application with a named counter too.
-    pub async fn start(is: schedule::Redis, named: bool, length: WindowLength) -> Result<Self> {
+    /// With `named`, there are named counters too.
+    pub async fn start(is: schedule::Redis, named: bool, lengths: WindowLengths) -> Result<Self> {
         let redis = Redis::start(is).await.context("Redis")?;
         let redis_link = Link::start(redis.nodes[0].lock().await.address()).await?;
         let broker = Broker::start().await.context("Kafka")?;
@@ -182,7 +180,7 @@ impl Parts {
         let urls = [redis.urls.join(","), second];
         let (mut hosts, mut reporters) = (Vec::new(), Vec::new());
         for url in urls.iter().cycle().take(REPLICAS) {
-            let seconds = length.to_string();
+            let seconds = lengths.to_string();
             let sets = partitions.to_string();
             let variables = [
                 ("redis_urls", url.as_str()),
@@ -190,12 +188,9 @@ impl Parts {
                 ("window_seconds", &seconds),
                 ("partitions", &sets),
                 ("redis_wait_replicas", replicas),
+                ("counters", if named { NAMED.0 } else { "" }),
             ];
-            hosts.push(Host(if named {
-                examples::options(Kind::VerveHost, "login", &variables)?.start().await?
-            } else {
-                Instance::start(Kind::VerveHost, &variables).await?
-            }));
+            hosts.push(Host(Instance::start(Kind::VerveHost, &variables).await?));
             let fixed = sink.url(FIXED);
             let flags = [
                 ["--redis-urls", url],
@@ -213,10 +208,11 @@ impl Parts {
             let reporter = Reporter::ready(&flags).await?;
             reporters.push(Replica { reporter, flags });
         }
-        let keys = Keys::new(NAMESPACE.parse()?);
-        let mut counters = vec![keys.clone()];
+        let mut counters = vec![None];
         if named {
-            counters.push(keys.named(format!("game-{GAME}").parse()?));
+            for name in NAMED.1 {
+                counters.push(Some(name.parse()?));
+            }
         }
         Ok(Self {
             addresses: hosts.iter().map(|host| host.0.addr()).collect(),
@@ -228,8 +224,9 @@ impl Parts {
             hosts: hosts.into_iter().map(Mutex::new).collect(),
             reporters: reporters.into_iter().map(Mutex::new).collect(),
             sink,
-            keys,
+            keys: Keys::new(NAMESPACE.parse()?),
             counters,
+            lengths,
         })
     }
 

@@ -11,12 +11,12 @@ use redis::AsyncCommands;
 use redis::streams::StreamRangeReply;
 use rusqlite::OpenFlags;
 use tokio::time::{Instant, sleep};
-use verve_protocol::{CounterName, Keys, Window, WindowLength};
+use verve_tests::http;
 use verve_tests::kafka::Record;
 use verve_tests::store::Connection;
-use verve_tests::{clock, http};
 
 use crate::parts::{FIXED, Parts, TOPIC};
+use crate::series::Series;
 
 /// How long it may take until all work is complete.
 ///
@@ -69,17 +69,16 @@ pub async fn drained(parts: &Parts) -> Result<()> {
     }
 }
 
-/// Waits until the work for `windows` and `jobs` is complete, or the time is over.
-pub async fn settle(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Observed> {
+/// Waits until the work for these series and `jobs` is complete, or the time is over.
+pub async fn settle(parts: &Parts, all: &[Series], jobs: &BTreeSet<u64>) -> Result<Observed> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         // A host drains its spool after each response, also after this one, whose request counts no
-        // id. (The example `login` does not have this path. It drains its spools while clients log
-        // in.)
+        // id.
         for host in &parts.addresses {
             http::get(*host, "/api/verve/accept?id=none").await?;
         }
-        let seen = look(parts, windows, jobs).await?;
+        let seen = look(parts, all, jobs).await?;
         if seen.left.is_empty() || Instant::now() >= deadline {
             return Ok(seen);
         }
@@ -90,7 +89,7 @@ pub async fn settle(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> 
 /// Checks in the order in which ids and jobs move.
 ///
 /// So all that is moving is seen at least once.
-async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result<Observed> {
+async fn look(parts: &Parts, all: &[Series], jobs: &BTreeSet<u64>) -> Result<Observed> {
     let mut seen = Observed::default();
     for (n, spool) in parts.spools().await.iter().enumerate() {
         let rows = spooled(spool)?;
@@ -101,25 +100,25 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
     }
     let mut redis = parts.connection().await?;
     let mut counts_of = Vec::new();
-    for keys in &parts.counters {
-        counts_of.push(counts(parts, keys, windows, &mut redis).await?);
+    for series in all {
+        counts_of.push(counts(parts, series, &mut redis).await?);
     }
     callbacks(parts, jobs, &mut redis, &mut seen).await?;
     seen.records = parts.broker.lock().await.kafka().read_all(TOPIC).await?;
     // Last, because each report is sent to the callback after its record is published.
-    notifications(parts, &mut seen)?;
-    for (keys, counts) in parts.counters.iter().zip(counts_of) {
-        let records = of_counter(&seen.records, keys.counter());
+    notifications(parts, all, &mut seen)?;
+    for (series, counts) in all.iter().zip(counts_of) {
+        let records = series.records(&seen.records);
         let last: BTreeMap<String, u64> = records
             .iter()
             .map(|record| Ok((record.key.clone(), record.value.parse()?)))
             .collect::<Result<_>>()?;
-        let of = keys.counter().map(|name| format!(" of {name}")).unwrap_or_default();
+        let of = series.name();
         // A named counter is unknown before the first id is added to it.
-        let unknown = |window: &Window| keys.counter().is_some() && last.keys().next() > Some(&window.to_string());
-        for (window, count) in windows.iter().zip(counts) {
-            match last.get(&window.to_string()) {
-                None if count == 0 && unknown(window) => {}
+        let unknown = |window: &str| series.is_named() && last.keys().next().is_some_and(|first| **first > *window);
+        for (window, count) in series.windows.iter().map(ToString::to_string).zip(counts) {
+            match last.get(&window) {
+                None if count == 0 && unknown(&window) => {}
                 None => seen.left.push(format!("no record of {window}{of}")),
                 // A smaller count is normal: the ids of an old window have expired.
                 Some(recorded) if count > *recorded => {
@@ -133,24 +132,17 @@ async fn look(parts: &Parts, windows: &[Window], jobs: &BTreeSet<u64>) -> Result
     Ok(seen)
 }
 
-/// Returns the records of a counter, with keys as if the counter had no name.
-pub fn of_counter(records: &[Record], counter: Option<&CounterName>) -> Vec<Record> {
-    let name = counter.map(CounterName::as_str);
-    let of_it = records
-        .iter()
-        .filter(|record| record.headers.get("counter").map(String::as_str) == name);
-    let prefix = name.map(|name| format!("{name}/")).unwrap_or_default();
-    let unnamed = |record: &Record| Record {
-        key: record.key.strip_prefix(&prefix).unwrap_or(&record.key).to_owned(),
-        ..record.clone()
-    };
-    of_it.map(unnamed).collect()
+/// Returns the records that the fixed callback gets: of the first series.
+pub fn fixed_records(all: &[Series], seen: &Observed) -> Vec<Record> {
+    all.first()
+        .map(|first| first.records(&seen.records))
+        .unwrap_or_default()
 }
 
 /// Reads what the fixed callback received.
 ///
 /// Adds the windows whose last revision it has not received to the work that is not complete.
-fn notifications(parts: &Parts, seen: &mut Observed) -> Result<()> {
+fn notifications(parts: &Parts, all: &[Series], seen: &mut Observed) -> Result<()> {
     for received in parts.sink.received() {
         if received.target == FIXED {
             let revision = received.header("verve-revision").context("a revision")?.parse()?;
@@ -159,7 +151,7 @@ fn notifications(parts: &Parts, seen: &mut Observed) -> Result<()> {
         }
     }
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
-    let records = of_counter(&seen.records, None);
+    let records = fixed_records(all, seen);
     for record in &records {
         last.insert(&record.key, record.header("revision").parse()?);
     }
@@ -172,9 +164,9 @@ fn notifications(parts: &Parts, seen: &mut Observed) -> Result<()> {
     Ok(())
 }
 
-async fn counts(parts: &Parts, keys: &Keys, windows: &[Window], redis: &mut Connection) -> Result<Vec<u64>> {
-    let mut counts = Vec::new();
-    for window in windows {
+async fn counts(parts: &Parts, series: &Series, redis: &mut Connection) -> Result<Vec<u64>> {
+    let (mut counts, keys) = (Vec::new(), series.keys(&parts.keys));
+    for window in &series.windows {
         let mut count = 0;
         for partition in parts.partitions.all() {
             count += redis.scard::<_, u64>(keys.ids(*window, partition)).await?;
@@ -233,14 +225,4 @@ fn spooled(spool: &Path) -> Result<i64> {
     }
     let rows = "SELECT (SELECT count(*) FROM ids) + (SELECT count(*) FROM commands)";
     database.query_row(rows, [], |row| row.get(0)).with_context(context)
-}
-
-/// Returns the windows from the one open at `begin_ms` to the one open now.
-pub fn windows_since(begin_ms: u64, length: WindowLength) -> Vec<Window> {
-    let last = clock::current_window(length);
-    let mut windows = vec![length.window_at_ms(begin_ms)];
-    while let Some(window) = windows.last().filter(|window| **window < last) {
-        windows.push(window.next());
-    }
-    windows
 }

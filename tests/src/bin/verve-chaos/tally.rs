@@ -41,6 +41,24 @@ impl Tally {
         }
     }
 
+    /// Returns the requests for some of the ids, by longer windows.
+    ///
+    /// A longer window has so many of the windows. The callback jobs are not included.
+    pub fn of(&self, has: impl Fn(i64) -> bool, windows: u64) -> Self {
+        let longer = |request: &Request| Request {
+            sent: request.sent / windows,
+            ok: request.ok.map(|ok| ok / windows),
+            ..*request
+        };
+        let requests = self.requests.iter().filter(|(id, _)| has(**id));
+        Self {
+            requests: requests
+                .map(|(id, requests)| (*id, requests.iter().map(longer).collect()))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
     /// Returns the number of requests.
     pub fn requests(&self) -> usize {
         self.outcomes.values().sum()
@@ -139,6 +157,14 @@ mod tests {
         let apart = tally(&[(1, 5, Some(5)), (1, 6, Some(6)), (1, 4, Some(6))]);
         assert_eq!(apart.windows(9), [(4, 0..=1), (5, 1..=1), (6, 1..=1)].into());
         assert_eq!(apart.total(9), 2..=3);
+    }
+
+    #[test]
+    fn ids_of_one_counter_in_longer_windows() {
+        let tally = tally(&[(1, 5, Some(5)), (1, 6, Some(6)), (2, 6, Some(6)), (3, 7, Some(9))]);
+        let odd = tally.of(|id| id % 2 == 1, 4);
+        assert_eq!(odd.windows(2), [(1, 1..=2), (2, 0..=1)].into());
+        assert_eq!(odd.total(2), 2..=2);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::Result;
 use fastrand::Rng;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use verve_protocol::WindowLength;
+use verve_protocol::{CounterName, WindowLength};
 use verve_tests::clock;
 use verve_tests::http::{Connection, Response};
 
@@ -43,11 +43,16 @@ pub struct Traffic {
 }
 
 /// The requests that the clients send.
-pub enum Asked {
-    /// Verve's own route. Callbacks go to `sink`, a URL without the path.
-    Accept { sink: String },
-    /// The example `login`, which counts a player in two counters and has no callbacks.
-    Login { game: &'static str },
+pub struct Asked {
+    /// The URL for callbacks, without the path.
+    pub sink: String,
+    /// The counters: an id is always added to the same one. `None` is the one without a name.
+    pub counters: Vec<Option<CounterName>>,
+}
+
+/// Returns the place of an id's counter among so many of them.
+pub fn counter_of(id: i64, counters: usize) -> usize {
+    usize::try_from(id.rem_euclid(counters as i64)).unwrap_or_default()
 }
 
 struct Shared {
@@ -143,22 +148,21 @@ impl Client {
             sleep(Duration::from_millis(PAUSE_MS)).await;
             return false;
         };
-        let is_called_back = self.rng.f64() < CALLED_BACK;
-        let (target, job) = match &self.shared.asked {
-            Asked::Accept { sink } if is_called_back => {
-                let job = self.shared.next_job.fetch_add(1, Ordering::Relaxed);
-                (
-                    format!("/api/verve/accept?id={id}&endpoint={sink}/job/{job}"),
-                    Some(job),
-                )
-            }
-            Asked::Accept { .. } => (format!("/api/verve/accept?id={id}"), None),
-            Asked::Login { game } => (format!("/login?player={id}&game={game}"), None),
-        };
+        let asked = &self.shared.asked;
+        let mut target = format!("/api/verve/accept?id={id}");
+        if let Some(name) = &asked.counters[counter_of(id, asked.counters.len())] {
+            target += &format!("&counter={}", name.as_str());
+        }
+        let mut job = None;
+        if self.rng.f64() < CALLED_BACK {
+            let number = self.shared.next_job.fetch_add(1, Ordering::Relaxed);
+            target += &format!("&endpoint={}/job/{number}", asked.sink);
+            job = Some(number);
+        }
         let sent = self.window();
         let answer = timeout(PATIENCE, connection.get(&target)).await;
         let (outcome, is_ok) = match &answer {
-            Ok(Ok(response)) => self.shared.asked.outcome(response),
+            Ok(Ok(response)) => outcome(response),
             Ok(Err(_)) => ("connection lost".to_owned(), false),
             Err(_) => ("no answer".to_owned(), false),
         };
@@ -187,19 +191,12 @@ async fn connect(host: SocketAddr) -> Result<Connection> {
     timeout(PATIENCE, Connection::open(host)).await?
 }
 
-impl Asked {
-    /// Returns the outcome of a response, and whether the response is a promise.
-    fn outcome(&self, response: &Response) -> (String, bool) {
-        let text = response.text();
-        let (outcome, ok) = match self {
-            Self::Accept { .. } => (response.header("verve-outcome"), text == "ok"),
-            // "Welcome back" means a duplicate in the counter without a name.
-            Self::Login { .. } => (text.split(',').next(), text.starts_with("Welcome")),
-        };
-        let ok = ok && response.status == 200;
-        match outcome {
-            Some(outcome) if ok => (outcome.to_owned(), true),
-            _ => (format!("{} {}", response.status, text.trim_end()), ok),
-        }
+/// Returns the outcome of a response, and whether the response is a promise.
+fn outcome(response: &Response) -> (String, bool) {
+    let text = response.text();
+    let is_ok = text == "ok" && response.status == 200;
+    match response.header("verve-outcome") {
+        Some(outcome) if is_ok => (outcome.to_owned(), true),
+        _ => (format!("{} {}", response.status, text.trim_end()), is_ok),
     }
 }

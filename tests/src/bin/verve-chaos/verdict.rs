@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
-use verve_protocol::{CounterName, Window};
+use verve_protocol::Window;
 use verve_tests::kafka::Record;
 
-use crate::settle::{Observed, of_counter};
+use crate::series::Series;
+use crate::settle::{Observed, fixed_records};
 use crate::tally::Tally;
 
 /// One promise, and the cases in which it was not kept.
 pub struct Check {
-    /// The promise, with the name of its counter if it has one.
+    /// The promise, with the name of its series if it has one.
     pub name: String,
     /// A short description of the result.
     pub seen: String,
@@ -19,24 +20,20 @@ pub struct Check {
     pub problems: Vec<String>,
 }
 
-/// Compares the results for these windows with the answers to clients.
+/// Compares the results for these series with the answers to clients.
 ///
 /// # Errors
 /// Fails if a record cannot be parsed.
-pub fn verdict(
-    windows: &[Window],
-    counters: &[Option<&CounterName>],
-    tally: &Tally,
-    seen: &Observed,
-) -> Result<Vec<Check>> {
+pub fn verdict(all: &[Series], tally: &Tally, seen: &Observed) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
-    for counter in counters {
-        let records = of_counter(&seen.records, *counter);
-        let last = last_records(&records)?;
+    for series in all {
+        let (records, windows) = (series.records(&seen.records), &series.windows);
+        let (last, tally) = (last_records(&records)?, &series.tally(tally));
         // A named counter is known once an id has been added to it.
-        let since = match counter {
-            Some(_) => known(windows, tally),
-            None => windows,
+        let since = if series.is_named() {
+            known(windows, tally)
+        } else {
+            windows
         };
         let of_it = [
             gaps(since, &last),
@@ -45,14 +42,13 @@ pub fn verdict(
             total(windows, tally, &last),
         ];
         checks.extend(of_it.into_iter().map(|check| Check {
-            name: counter.map_or_else(|| check.name.clone(), |name| format!("{} ({name})", check.name)),
+            name: check.name + &series.name(),
             ..check
         }));
     }
     checks.extend([
         callbacks(tally, seen),
-        // The fixed callback gets no reports of named counters.
-        fixed(&last_records(&of_counter(&seen.records, None))?, seen),
+        fixed(&last_records(&fixed_records(all, seen))?, seen),
         check("nothing is left to do", String::new(), seen.left.clone()),
     ]);
     Ok(checks)
@@ -191,9 +187,11 @@ fn number(window: Window) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use verve_protocol::{CounterName, WindowLengths};
+    use verve_tests::clock;
+
     use super::*;
     use crate::tally::Request;
-    use verve_tests::clock;
 
     fn windows() -> [Window; 2] {
         let first = clock::length(2).window_starting(1_795_383_000).expect("a start");
@@ -204,7 +202,11 @@ mod tests {
         Record {
             key: window.to_string(),
             value: count.to_string(),
-            headers: [("revision".to_owned(), revision.to_string())].into(),
+            headers: [
+                ("revision".to_owned(), revision.to_string()),
+                ("window-seconds".to_owned(), window.length().to_string()),
+            ]
+            .into(),
             partition: 0,
             offset: 0,
             timestamp_ms: 0,
@@ -238,11 +240,25 @@ mod tests {
 
     /// Returns the names of the promises that were not kept.
     fn broken(seen: &Observed) -> Vec<String> {
-        broken_to(&[None], seen)
+        broken_to(&series("2", &[None]), seen)
     }
 
-    fn broken_to(counters: &[Option<&CounterName>], seen: &Observed) -> Vec<String> {
-        let checks = verdict(&windows(), counters, &tally(), seen).expect("readable");
+    /// Returns the series with the windows of [`windows`].
+    fn series(lengths: &str, counters: &[Option<CounterName>]) -> Vec<Series> {
+        let lengths: WindowLengths = lengths.parse().expect("lengths");
+        let mut all = Series::all(counters, &lengths, clock::now_ms());
+        for series in &mut all {
+            let length = series.windows[0].length();
+            series.windows = windows()
+                .map(|window| length.window_at_ms(window.start() * 1000))
+                .to_vec();
+            series.windows.dedup();
+        }
+        all
+    }
+
+    fn broken_to(all: &[Series], seen: &Observed) -> Vec<String> {
+        let checks = verdict(all, &tally(), seen).expect("readable");
         let broken = checks.into_iter().filter(|check| !check.problems.is_empty());
         broken.map(|check| check.name).collect()
     }
@@ -296,7 +312,7 @@ mod tests {
         let mut left = all();
         left.left.push("something".to_owned());
         assert_eq!(broken(&left), ["nothing is left to do"]);
-        assert!(verdict(&windows(), &[None], &tally(), &seen(vec![])).is_ok());
+        assert!(verdict(&series("2", &[None]), &tally(), &seen(vec![])).is_ok());
         let unreadable = Record {
             value: "many".to_owned(),
             ..right.clone()
@@ -305,42 +321,66 @@ mod tests {
             records: vec![unreadable],
             ..Observed::default()
         };
-        assert!(verdict(&windows(), &[None], &tally(), &unreadable).is_err());
+        assert!(verdict(&series("2", &[None]), &tally(), &unreadable).is_err());
     }
 
     #[test]
-    fn a_named_counter_is_looked_at_by_itself() {
+    fn each_series_is_looked_at_by_itself() {
         let [first, second] = windows();
-        let name: CounterName = "go".parse().expect("a name");
-        let counters = [None, Some(&name)];
-        let named = |record: Record| Record {
-            key: format!("go/{}", record.key),
+        // Of three ids, the counter has one, and perhaps the third.
+        let all = series("2,6", &[None, Some("go".parse().expect("a name"))]);
+        let named = |record: Record, suffix: &str, seconds: u64| Record {
+            key: format!("go/{}{suffix}", record.key),
             headers: record
                 .headers
                 .into_iter()
-                .chain([("counter".to_owned(), "go".to_owned())])
+                .chain([
+                    ("counter".to_owned(), "go".to_owned()),
+                    ("window-seconds".to_owned(), seconds.to_string()),
+                ])
                 .collect(),
             ..record
         };
-        let unnamed = seen(vec![record(first, 2, 0), record(second, 0, 0)]);
+        let six = clock::length(6).window_at_ms(first.start() * 1000);
+        let long = Record {
+            key: format!("{six}/PT6S"),
+            ..record(six, 1, 0)
+        };
+        let unnamed = seen(vec![record(first, 1, 0), record(second, 0, 0)]);
         let with = |records: &[Record]| Observed {
-            records: [&unnamed.records, records].concat(),
+            records: [&unnamed.records, std::slice::from_ref(&long), records].concat(),
             notified: unnamed.notified.clone(),
             delivered: unnamed.delivered.clone(),
             ..Observed::default()
         };
-        let right = [named(record(first, 2, 0)), named(record(second, 0, 0))];
-        assert_eq!(broken_to(&counters, &with(&right)), [""; 0]);
+        let right = [
+            named(record(first, 1, 0), "", 2),
+            named(record(second, 0, 0), "", 2),
+            named(record(six, 2, 0), "/PT6S", 6),
+        ];
+        assert_eq!(broken_to(&all, &with(&right)), [""; 0]);
         assert_eq!(
-            broken_to(&counters, &with(&right[..1])),
-            ["each window has a record (go)"]
+            broken_to(&all, &with(&right[..1])),
+            [
+                "each window has a record (go)",
+                "each window has a record (go, PT6S)",
+                "the counts add up (go, PT6S)"
+            ]
         );
-        let wrong = [named(record(first, 1, 0)), right[1].clone()];
+        let wrong = [
+            named(record(first, 2, 0), "", 2),
+            right[1].clone(),
+            named(record(six, 0, 0), "/PT6S", 6),
+        ];
         assert_eq!(
-            broken_to(&counters, &with(&wrong)),
-            ["each window's count is right (go)", "the counts add up (go)"]
+            broken_to(&all, &with(&wrong)),
+            [
+                "each window's count is right (go)",
+                "each window's count is right (go, PT6S)",
+                "the counts add up (go, PT6S)"
+            ]
         );
-        let back = [named(record(first, 2, 1)), right[1].clone()];
-        assert_eq!(broken_to(&counters, &with(&back)), ["revisions never go back (go)"]);
+        let back = [named(record(first, 1, 1), "", 2), right[1].clone(), right[2].clone()];
+        assert_eq!(broken_to(&all, &with(&back)), ["revisions never go back (go)"]);
     }
 }

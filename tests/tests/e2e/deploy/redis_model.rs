@@ -277,7 +277,7 @@ const SCRIPTS: [(&str, &str); 36] = [
     (scripts::RECORD_REPORTS, "6 T H H X Z H M N M 1 2 a b N M 0 0"),
     (scripts::FINISH, "5 T H H Z H M E M N M"),
     (scripts::REOPEN, "4 T H Z H M M N M"),
-    (scripts::TRIM_REPORTS, "2 H H N M N M"),
+    (scripts::TRIM_REPORTS, "2 H H N E N N N"),
     (scripts::NOTE_REPORTS, "2 Z H N N N"),
 ];
 

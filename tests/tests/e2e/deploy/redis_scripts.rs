@@ -343,6 +343,8 @@ async fn of_the_lease_and_what_is_written_under_it() -> Result<()> {
             1
         );
         assert!((50..=60).contains(&redis.ttl("pending").await?));
+        // The clock was ahead when older reports were removed.
+        let _: u8 = redis.run("HSET progress trimmed 120").await?;
         let keys = "lease reports pending jobs open progress";
         let reports = "a 0 first 1 2 endpoint http://a 60 second 0 0";
         for _ in 0..2 {
@@ -354,6 +356,7 @@ async fn of_the_lease_and_what_is_written_under_it() -> Result<()> {
         assert_eq!(redis.run::<u8>("XLEN jobs").await?, 1);
         assert_eq!(redis.run::<Vec<u8>>("ZRANGE open 0 -1").await?, [0]);
         assert_eq!(redis.run::<u8>("HGET progress newest").await?, 60);
+        assert_eq!(redis.run::<u8>("HGET progress trimmed").await?, 0);
 
         // After a failover, Redis may not have this field.
         let _: u8 = redis.run("HDEL progress newest").await?;
@@ -404,11 +407,14 @@ async fn of_the_lease_and_what_is_written_under_it() -> Result<()> {
         let noted = map(&[("newest", "120"), ("trimmed", "60")]);
         assert_eq!(redis.run::<BTreeMap<String, String>>("HGETALL noted").await?, noted);
 
-        let mut trim = async |args| redis.script::<u8>(scripts::TRIM_REPORTS, "reports noted", args).await;
-        assert_eq!(trim("180 0 120").await?, 1);
-        assert_eq!(trim("120 0").await?, 0);
-        assert_eq!(redis.run::<Vec<u8>>("HKEYS reports").await?, [60]);
-        assert_eq!(redis.run::<u8>("HGET noted trimmed").await?, 180);
+        // Of the reports of 0 and 60, one stays.
+        let mut trim = async |args| redis.script::<[u8; 2]>(scripts::TRIM_REPORTS, "reports noted", args).await;
+        assert_eq!(trim("2 60 60 120").await?, [0, 0]);
+        // The note says 60.
+        assert_eq!(trim("1 60 0 60").await?, [1, 1]);
+        assert_eq!(trim("0 60 60 120").await?, [1, 1]);
+        assert_eq!(redis.run::<u8>("EXISTS reports").await?, 0);
+        assert_eq!(redis.run::<u8>("HGET noted trimmed").await?, 120);
         for begin in ["60", "120"] {
             assert_eq!(redis.script::<u8>(scripts::NOTE_BEGIN, "from", begin).await?, 60);
         }
