@@ -21,11 +21,10 @@ use super::ended::Ended;
 use super::lease::Lease;
 use super::ledger::{self, IDS_KEPT, Ledger, PendingRevision, RecordedRevision, Stored};
 use super::pending::Pending;
-pub use kept::{KeepReports, REPORTS_KEPT, keep_reports};
-
 use super::ports::{BATCH, ReportStore, Swept};
 use crate::clock::RedisClock;
 use crate::store::Store;
+pub use kept::{KeepReports, REPORTS_KEPT, keep_reports};
 
 /// Reports, statistics and sets in Redis.
 pub struct RedisReportStore {

@@ -408,7 +408,11 @@ async fn of_the_lease_and_what_is_written_under_it() -> Result<()> {
         assert_eq!(redis.run::<BTreeMap<String, String>>("HGETALL noted").await?, noted);
 
         // Of the reports of 0 and 60, one stays.
-        let mut trim = async |args| redis.script::<[u8; 2]>(scripts::TRIM_REPORTS, "reports noted", args).await;
+        let mut trim = async |args| {
+            redis
+                .script::<[u8; 2]>(scripts::TRIM_REPORTS, "reports noted", args)
+                .await
+        };
         assert_eq!(trim("2 60 60 120").await?, [0, 0]);
         // The note says 60.
         assert_eq!(trim("1 60 0 60").await?, [1, 1]);

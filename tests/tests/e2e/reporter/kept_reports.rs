@@ -3,7 +3,10 @@
 use anyhow::Result;
 use redis::AsyncCommands;
 use verve_protocol::{Keys, Method, Report, Window};
+use verve_tests::clock::WrongClock;
+use verve_tests::redis::RedisServer;
 use verve_tests::reporter::Reporter;
+use verve_tests::sink::Sink;
 use verve_tests::{clock, http, wait};
 
 use crate::ledger::Ledger;
@@ -93,5 +96,34 @@ async fn the_oldest_reports_are_removed_if_there_are_too_many() -> Result<()> {
     .await?;
     ledger.read_for(SOON / 10).await;
     assert!(ledger.of(removed).is_empty(), "{:?}", ledger.of(removed));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_hides_no_reports() -> Result<()> {
+    let clock = WrongClock::right()?;
+    let redis = RedisServer::options().clock(&clock).start().await?;
+    let site = Site::with_redis(1, redis);
+    clock.set(3 * 86_400)?;
+    let sink = Sink::start().await?;
+    let reporter = Reporter::start(&site.flags(&["--callback-allow", "127.0.0.1"]))?;
+    reporter.process().wait_for_text("window reported", SOON).await?;
+    clock.set(0)?;
+    reporter.process().wait_for_text("clock was set back", SOON).await?;
+    let window = clock::next_window(site.length).await;
+    site.add(window, 0..3).await?;
+    site.add_job(&sink.url("/hook"), Method::Post, window).await?;
+    let called = sink.wait_for("/hook", 1, SOON).await?;
+    assert_eq!(called[0].body, r#"{"unique_count":3}"#);
+    wait::until("the window's report", SOON, || async {
+        let counts = http::get(reporter.address(), "/api/counts").await.ok()?;
+        let counts: Vec<serde_json::Value> = serde_json::from_slice(&counts.body).ok()?;
+        let count = counts.into_iter().find(|count| count["start"] == window.start())?;
+        (count["count"] == 3).then_some(())
+    })
+    .await?;
+    let progress = site.keys().reports_progress(site.length);
+    let trimmed: u64 = site.connection().await?.hget(progress, "trimmed").await?;
+    assert!(trimmed <= window.start(), "reports since {trimmed} are not removed");
     Ok(())
 }
