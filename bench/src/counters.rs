@@ -106,8 +106,8 @@ async fn with(active: u64) -> Result<Vec<String>> {
 
 /// Returns how long the last record of each window took to arrive, in milliseconds.
 ///
-/// The main windows begin with `first`, and have records of this many counters. A window has also the
-/// records of the longer one that ends with it.
+/// The main windows begin with `first`, and have records of this many counters. A window also has
+/// the records of the longer one that ends with it.
 async fn lags(records: &Records, first: Window, active: u64) -> Result<Vec<f64>> {
     let windows = std::iter::successors(Some(first), |window| Some(window.next()));
     let mut came: BTreeMap<String, (Window, u64, f64)> = BTreeMap::new();

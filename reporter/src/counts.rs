@@ -131,7 +131,9 @@ pub struct Range {
 /// Some reported windows, newest first.
 #[derive(Debug)]
 pub struct Page {
-    /// At most as many as requested. There may be none, and yet earlier windows with reports.
+    /// At most as many as requested.
+    ///
+    /// There may be none, and yet earlier windows with reports.
     pub counts: Vec<Count>,
     /// The value of `to` that requests the windows before these, if there are any.
     pub next: Option<u64>,

@@ -231,7 +231,7 @@ impl Store {
         Ok(reports)
     }
 
-    /// Returns the first window of this length whose report was not removed with older ones.
+    /// Returns the first window whose report was not removed with older ones.
     ///
     /// `None` if no leader has noted it.
     pub async fn kept_from(&self, length: WindowLength) -> RedisResult<Option<Window>> {
@@ -252,7 +252,9 @@ impl Store {
         self.redis.command(&hget).await
     }
 
-    /// Returns how many reports each of these counters has; `None` is the one without a name.
+    /// Returns how many reports each of these counters has.
+    ///
+    /// `None` is the one without a name.
     pub async fn number_of_reports(
         &self,
         counters: &[Option<CounterName>],

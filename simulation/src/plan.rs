@@ -8,8 +8,10 @@ use verve_counter_core::spooled::SpoolError;
 use crate::endpoints::Mood;
 use crate::redis::Link;
 
-/// How fast clocks may drift: not at all, like a bad quartz, like a virtual machine that is paused
-/// now and then, and much worse.
+/// How fast clocks may drift.
+///
+/// Not at all, like a bad quartz, like a virtual machine that is paused now and then, and much
+/// worse.
 const DRIFTS_PPM: &[i64] = &[0, 200, -200, -5000, 20_000, -50_000];
 
 /// The plan of a simulation.

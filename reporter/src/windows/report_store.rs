@@ -79,7 +79,7 @@ impl RedisReportStore {
         Ok(pending)
     }
 
-    /// Notes the newest report and the open ones, and returns the window of the newest one.
+    /// Notes the newest report and the open ones, and returns the newest window.
     /// Does nothing without a report.
     async fn note_reports(&self) -> RedisResult<Option<Window>> {
         let (mut newest, mut open) = (None, Vec::new());

@@ -140,8 +140,9 @@ impl RedisReportStore {
     }
 }
 
-/// Removes the oldest reports of all counters, if they have too many of windows of this length.
-/// Returns how many it has removed.
+/// Removes the oldest reports of all counters, if there are too many.
+///
+/// They are of windows of one length. Returns how many it has removed.
 ///
 /// # Errors
 /// If Redis fails. Then it has not looked at all counters.
@@ -163,9 +164,10 @@ pub async fn keep_reports(config: &WindowsConfig, store: &Store) -> RedisResult<
     Ok(removed)
 }
 
-/// Returns how many reports each counter may have, so that all together have at most `most`.
+/// Returns how many reports each counter may have.
 ///
-/// It is as high as possible: what counters with fewer reports leave, the others may have.
+/// All together then have at most `most`, and each as many as possible: what counters with fewer
+/// reports leave, the others may have.
 fn most_of_each(sizes: impl IntoIterator<Item = u64>, most: u64) -> u64 {
     let mut sizes: Vec<u64> = sizes.into_iter().collect();
     sizes.sort_unstable();

@@ -20,7 +20,7 @@ pub struct Series {
 }
 
 impl Series {
-    /// Returns all series with their windows, from those that were open at `begin_ms` until now.
+    /// Returns all series, with their windows since `begin_ms`.
     ///
     /// The first one is of the counter without a name and of main windows.
     pub fn all(counters: &[Option<CounterName>], lengths: &WindowLengths, begin_ms: u64) -> Vec<Self> {
@@ -40,7 +40,9 @@ impl Series {
         all
     }
 
-    /// Returns its name in messages; empty for the counter without a name and main windows.
+    /// Returns its name in messages.
+    ///
+    /// It is empty for the counter without a name and main windows.
     pub fn name(&self) -> String {
         let counter = self.counter.iter().map(|name| name.as_str().to_owned());
         let longer = self.longer.map(|_| self.length.iso_8601());
@@ -64,7 +66,9 @@ impl Series {
         }
     }
 
-    /// Returns its records, with keys as if the counter had no name and the windows were main ones.
+    /// Returns its records.
+    ///
+    /// Their keys are as if the counter had no name and the windows were main ones.
     pub fn records(&self, records: &[Record]) -> Vec<Record> {
         let name = self.counter.as_ref().map(CounterName::as_str);
         let seconds = self.length.seconds().to_string();

@@ -69,7 +69,9 @@ pub async fn drained(parts: &Parts) -> Result<()> {
     }
 }
 
-/// Waits until the work for these series and `jobs` is complete, or the time is over.
+/// Waits until the work for these series and jobs is complete.
+///
+/// Or until the time is over.
 pub async fn settle(parts: &Parts, all: &[Series], jobs: &BTreeSet<u64>) -> Result<Observed> {
     let deadline = Instant::now() + PATIENCE;
     loop {

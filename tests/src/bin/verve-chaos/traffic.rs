@@ -46,7 +46,9 @@ pub struct Traffic {
 pub struct Asked {
     /// The URL for callbacks, without the path.
     pub sink: String,
-    /// The counters: an id is always added to the same one. `None` is the one without a name.
+    /// The counters.
+    ///
+    /// An id is always added to the same one. `None` is the one without a name.
     pub counters: Vec<Option<CounterName>>,
 }
 

@@ -13,7 +13,9 @@ use crate::ledger::Ledger;
 use crate::reporter::late::metric;
 use crate::site::{SOON, Site, field};
 
-/// Writes final reports of so many windows before `until`, as of a leader that has ended.
+/// Writes final reports of so many windows before `until`.
+///
+/// They are as of a leader that has ended.
 async fn report(site: &Site, keys: &Keys, number: u64, until: Window) -> Result<()> {
     let report = Report {
         count: 1,
