@@ -79,7 +79,7 @@ pub struct Callbacks<C> {
 }
 
 /// The unique counts of windows, by counter.
-type UniqueCounts = BTreeMap<(Option<CounterName>, Window), u64>;
+type UniqueCounts = BTreeMap<(Option<CounterName>, Window), Option<u64>>;
 
 /// Delivers single jobs.
 struct Worker<C> {
@@ -174,11 +174,14 @@ impl<C: Call> Callbacks<C> {
         // the jobs stay in place and are due again when their claim has expired.
         let counts = self.worker.unique_counts(&attempts).await?;
         for attempt in attempts {
+            let of = (attempt.job.counter.clone(), attempt.job.window);
+            // Without a count, the job stays in place, and is due again when its claim has expired.
+            let Some(count) = counts.get(&of).copied() else {
+                continue;
+            };
             let slot = slots.split(1);
             let worker = self.worker.clone();
             let span = span_of(&attempt);
-            let of = (attempt.job.counter.clone(), attempt.job.window);
-            let count = counts.get(&of).copied();
             let delivery = async move {
                 worker.deliver(attempt, count).await;
                 drop(slot);
@@ -277,7 +280,7 @@ impl<C: Call> Worker<C> {
 
     /// Gives up on a callback whose window has no report any more.
     fn forgotten(&self, attempt: &Attempt) -> Verdict {
-        let error = "the report of the window was removed with older ones (--keep-reports)".to_owned();
+        let error = "its window has no report, and older ones were removed (--keep-reports)".to_owned();
         let (endpoint, window) = (deliver::shown(&attempt.job.endpoint), attempt.job.window);
         let counter = attempt.job.counter.as_ref().map(CounterName::as_str);
         self.metrics.callback_attempt(None, "dead");
@@ -332,8 +335,8 @@ impl<C: Call> Worker<C> {
 
     /// Reads the current counts of the jobs' counters and windows.
     ///
-    /// For a final window, it reads the last reported count. There is no count of a window whose
-    /// report was removed with older ones.
+    /// For a final window, it reads the last reported count. `None` is the count of a window whose
+    /// report was removed with older ones. A counter that cannot be read has no entry.
     async fn unique_counts(&self, attempts: &[Attempt]) -> RedisResult<UniqueCounts> {
         // The queue can have jobs of several window lengths, while hosts change to another length.
         let mut of_each: BTreeMap<(Option<&CounterName>, WindowLength), BTreeSet<Window>> = BTreeMap::new();
@@ -346,15 +349,28 @@ impl<C: Call> Worker<C> {
             let counts = self.unique_counts_of(counter, &windows).await?.into_iter();
             RedisResult::Ok(counts.map(move |(window, count)| ((counter.cloned(), window), count)))
         });
-        let unique_counts = future::try_join_all(unique_counts).await?;
-        Ok(unique_counts.into_iter().flatten().collect())
+        let (mut counts, mut failed) = (UniqueCounts::new(), None);
+        for read in future::join_all(unique_counts).await {
+            match read {
+                Ok(of_one) => counts.extend(of_one),
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) if counts.is_empty() => Err(error),
+            Some(error) => {
+                held_up(&error);
+                Ok(counts)
+            }
+            None => Ok(counts),
+        }
     }
 
     async fn unique_counts_of(
         &self,
         counter: Option<&CounterName>,
         windows: &[Window],
-    ) -> RedisResult<Vec<(Window, u64)>> {
+    ) -> RedisResult<Vec<(Window, Option<u64>)>> {
         let store = self.store.of(counter);
         let (counts, reports) = futures::try_join!(store.counts(windows), store.reports(windows))?;
         let mut removed_before = None;
@@ -369,13 +385,13 @@ impl<C: Call> Worker<C> {
             removed_before = removed_before.map(|removed_before| removed_before.min(kept));
         }
         let count = |(window, (counted, report)): (&Window, (u64, Option<Report>))| match report {
-            Some(report) if report.is_final => Some((*window, report.count)),
-            Some(report) => Some((*window, counted.max(report.count))),
-            None if counted == 0 && Some(*window) < removed_before => None,
-            None => Some((*window, counted)),
+            Some(report) if report.is_final => (*window, Some(report.count)),
+            Some(report) => (*window, Some(counted.max(report.count))),
+            None if Some(*window) < removed_before => (*window, None),
+            None => (*window, Some(counted)),
         };
         let counts = windows.iter().zip(counts.into_iter().zip(reports));
-        Ok(counts.filter_map(count).collect())
+        Ok(counts.map(count).collect())
     }
 }
 

@@ -258,12 +258,11 @@ impl Range {
             next: None,
         };
         let now_s = store.clock().await?.now_ms() / 1000;
-        // Windows of the last week are looked at in any case: if no leader has noted it yet, or the
-        // clock was ahead.
-        let week_s = KeepReports::default().time.as_secs();
-        let week_ago = self.length.window_at_ms(now_s.saturating_sub(week_s) * 1000);
-        let kept_from = store.kept_from(self.length).await?;
-        let kept_from = kept_from.map_or(week_ago, |kept_from| kept_from.min(week_ago));
+        let kept_from = store.kept_from(self.length).await?.unwrap_or_else(|| {
+            // No leader has noted it yet.
+            let week_s = KeepReports::default().time.as_secs();
+            self.length.window_at_ms(now_s.saturating_sub(week_s) * 1000)
+        });
         let mut windows = self.windows(kept_from, now_s);
         for _ in 0..MOST_BATCHES {
             let batch: Vec<Window> = windows.by_ref().take(BATCH).collect();

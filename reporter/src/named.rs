@@ -200,13 +200,8 @@ impl<S: Publish + 'static> Named<S> {
             .running
             .iter_mut()
             .map(|(name, running)| running.look(name.as_ref(), &shown, &self.parts.config, clock, counts_requests));
-        let looks: Vec<RedisResult<Option<CounterSnapshot>>> = futures::future::join_all(looks).await;
-        // A counter that cannot be read now, since a cluster node is unreachable, is shown again
-        // after the next look.
-        let snapshot = looks
-            .into_iter()
-            .filter_map(|snapshot| snapshot.ok().flatten())
-            .collect();
+        let looks = futures::future::join_all(looks).await;
+        let snapshot = looks.into_iter().flatten().collect();
         self.set_gauges();
         let named = self.running.iter().filter(|(name, _)| name.is_some());
         let own = named.filter(|(_, running)| !running.metrics.are_shared);
@@ -376,6 +371,9 @@ async fn keep<S: Publish>(parts: Parts<S>, stop: CancellationToken) {
 
 impl Running {
     /// Reads these two windows, of which the last one is open.
+    ///
+    /// Returns them as last seen: one that cannot be read now, since a node of a cluster is
+    /// unreachable or a key has a wrong type, is still shown.
     async fn look(
         &mut self,
         name: Option<&CounterName>,
@@ -383,15 +381,13 @@ impl Running {
         config: &WindowsConfig,
         clock: RedisClock,
         counts_requests: bool,
-    ) -> RedisResult<Option<CounterSnapshot>> {
+    ) -> Option<CounterSnapshot> {
         let newest = self.store.newest(config.length);
-        let (newest, snapshot) = futures::try_join!(newest, WindowSnapshot::read(&self.store, windows))?;
-        if let Some(newest) = newest {
-            self.next = self.next.max(newest.next());
+        let (newest, snapshot) = futures::join!(newest, WindowSnapshot::read(&self.store, windows));
+        if let (Ok(Some(newest)), [last, ..]) = (newest, windows) {
+            // A window that has not ended was reported while the clock was ahead.
+            self.next = self.next.max(newest.min(*last).next());
         }
-        let [last, current] = snapshot.as_slice() else {
-            return Ok(None);
-        };
         if let Some(used_ms) = self.used.as_ref().map(Used::at_ms) {
             let was_idle = std::mem::replace(&mut self.is_idle, self.next > config.idle_after(used_ms));
             if was_idle && !self.is_idle {
@@ -401,17 +397,28 @@ impl Running {
         }
         let overdue_ms = clock.now_ms().saturating_sub(config.due_ms(self.next));
         self.overdue_s = if self.is_idle { 0 } else { overdue_ms / 1000 };
-        let counter = CounterSnapshot {
+        match snapshot {
+            Ok(snapshot) => {
+                if let Some(before) = &self.snapshot
+                    && counts_requests
+                {
+                    overview::count(&self.metrics, before, &snapshot);
+                }
+                self.snapshot = Some(snapshot);
+            }
+            // They stay as they were last seen.
+            Err(error) => tracing::debug!(
+                counter = name.map(CounterName::as_str),
+                "cannot read the windows of a counter: {error}"
+            ),
+        }
+        let [last, current] = self.snapshot.as_deref()? else {
+            return None;
+        };
+        Some(CounterSnapshot {
             name: name.cloned(),
             current: *current,
             last: *last,
-        };
-        if let Some(before) = &self.snapshot
-            && counts_requests
-        {
-            overview::count(&self.metrics, before, &snapshot);
-        }
-        self.snapshot = Some(snapshot);
-        Ok(Some(counter))
+        })
     }
 }

@@ -144,6 +144,7 @@ impl<S: Publish> Reporter<S> {
                 () = lease.lost() => Ended::LeaseLost,
             };
             self.leader.metrics.lease_held.set(0);
+            self.leader.set_failed(ended.wrong_type());
             // The next leader reports them, so this replica clears its problem.
             self.leader.report_uncounted_partitions(None);
             if begin.elapsed() > A_WHILE {

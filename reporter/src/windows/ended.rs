@@ -18,3 +18,16 @@ pub enum Ended {
     #[error("reporting interrupted: {0}")]
     Failed(#[from] RedisError),
 }
+
+impl Ended {
+    /// Returns the error if a key of the counter has a wrong type.
+    ///
+    /// Other errors are of a server, and not of one counter.
+    pub fn wrong_type(&self) -> Option<&RedisError> {
+        match self {
+            // Before 7.0, Redis gives another code to an error within a script.
+            Self::Failed(error) if error.to_string().contains("WRONGTYPE") => Some(error),
+            _ => None,
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{RedisError, RedisResult};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -12,11 +12,11 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 use verve_protocol::{CounterName, Partitions, Report, Window, WindowRecord};
 
-use super::WindowsConfig;
 use super::ended::Ended;
 use super::ledger::{self, Ledger, PendingRevision, RecordedRevision, Schedule, Step};
 use super::ports::{BATCH, Held as _, ReportStore, Swept};
 use super::sweeps::{Last, SweepThrottle, Sweeps};
+use super::{A_WHILE, WindowsConfig};
 use crate::backoff::Retry;
 use crate::clock::{RedisClock, millis};
 use crate::health::Health;
@@ -138,8 +138,13 @@ impl<B: ReportStore> Leader<B> {
         let ledger = self.resume(lease, known.as_ref(), clock.now_ms()).await?;
         let ledger = known.insert(ledger);
         let mut leading = Leading::new(session, clock);
+        let begin = Instant::now();
         while ledger.owes_recording() || !stop.is_cancelled() {
             self.turn(lease, ledger, &mut leading, stop).await?;
+            // A failure may be that of each second turn.
+            if begin.elapsed() > A_WHILE {
+                self.set_failed(None);
+            }
         }
         Ok(())
     }
@@ -236,6 +241,17 @@ impl<B: ReportStore> Leader<B> {
             }
         }
         Ok(())
+    }
+
+    /// Sets or clears the problem that these windows cannot be reported.
+    pub fn set_failed(&self, error: Option<&RedisError>) {
+        let counter = self
+            .counter()
+            .map(|name| format!("counter {name}, "))
+            .unwrap_or_default();
+        let about = format!("{counter}windows of {} s", self.config.length);
+        let error = error.map(|error| format!("they cannot be reported: {error}"));
+        self.health.set_problem(&about, error);
     }
 
     /// Reads Redis' clock.

@@ -6,16 +6,17 @@
 //! without its report a window would be counted again.
 
 use std::fmt;
+use std::slice;
 use std::str::FromStr;
 use std::time::Duration;
 
-use redis::RedisResult;
+use redis::{RedisError, RedisResult};
 use verve_protocol::keys::progress;
 use verve_protocol::{CounterName, Window};
 
 use super::RedisReportStore;
 use crate::clock::millis;
-use crate::store::{BATCH, Store};
+use crate::store::{BATCH, Store, is_away};
 use crate::windows::WindowsConfig;
 
 /// The most windows that are looked at to remove old reports, in one sweep.
@@ -151,7 +152,22 @@ pub async fn keep_reports(config: &WindowsConfig, store: &Store) -> RedisResult<
     let counters: Vec<Option<CounterName>> = std::iter::once(None).chain(named).collect();
     let mut sizes = Vec::with_capacity(counters.len());
     for counters in counters.chunks(BATCH) {
-        sizes.extend(store.number_of_reports(counters, config.length).await?);
+        match store.number_of_reports(counters, config.length).await {
+            Ok(of_each) => sizes.extend(of_each),
+            Err(error) if is_away(&error) => return Err(error),
+            // A key has a wrong type, say. The others are looked at all the same.
+            Err(_) => {
+                for counter in counters {
+                    match store.number_of_reports(slice::from_ref(counter), config.length).await {
+                        Ok(size) => sizes.extend(size),
+                        Err(error) => {
+                            skip(counter.as_ref(), error)?;
+                            sizes.push(0);
+                        }
+                    }
+                }
+            }
+        }
     }
     let now_ms = store.clock().await?.now_ms();
     let most = most_of_each(sizes.iter().copied(), config.keep_reports.most);
@@ -159,9 +175,25 @@ pub async fn keep_reports(config: &WindowsConfig, store: &Store) -> RedisResult<
     let too_many = counters.iter().zip(sizes).filter(|(_, size)| *size > most);
     for (counter, _) in too_many {
         let store = RedisReportStore::new(config.clone(), store.of(counter.as_ref()));
-        removed += store.trim_oldest(most, now_ms).await?;
+        match store.trim_oldest(most, now_ms).await {
+            Ok(trimmed) => removed += trimmed,
+            Err(error) => skip(counter.as_ref(), error)?,
+        }
     }
     Ok(removed)
+}
+
+/// Logs why a counter is skipped.
+///
+/// # Errors
+/// If Redis is unreachable: then the others are too.
+fn skip(counter: Option<&CounterName>, error: RedisError) -> RedisResult<()> {
+    if is_away(&error) {
+        return Err(error);
+    }
+    let counter = counter.map(CounterName::as_str);
+    tracing::warn!(counter, "the oldest reports cannot be removed: {error}");
+    Ok(())
 }
 
 /// Returns how many reports each counter may have.

@@ -228,6 +228,45 @@ async fn the_maximum_number_of_counters_works() -> Result<()> {
 }
 
 #[tokio::test]
+async fn one_that_cannot_be_reported_is_named_and_holds_up_no_other() -> Result<()> {
+    let site = Site::new(2).await?;
+    let mut ledger = Ledger::new().await?;
+    let mut redis = site.connection().await?;
+    let window = clock::next_window(site.length).await;
+    let bad = site.keys().named(name("bad")).ids(window, Partition::Whole);
+    let () = redis.set(&bad, "not a set").await?;
+    for counter in ["bad", "good"] {
+        for key in [site.keys().counters(), site.keys().counters_in_use(site.length)] {
+            let _: u64 = redis.zadd(key, counter, window.start()).await?;
+        }
+    }
+    let good = site.keys().named(name("good")).ids(window, Partition::Whole);
+    let _: u64 = redis.sadd(good, 5).await?;
+    let reporter = Reporter::ready(&ledger.flags(&site, &[])).await?;
+    ledger
+        .read_until(SOON, |ledger| of(ledger, "good", window).is_some())
+        .await?;
+    wait::until("the problem", SOON, || async {
+        let ready = http::get(reporter.address(), "/readyz").await.ok()?;
+        let is_named = ready
+            .text()
+            .contains("counter bad, windows of 2 s: they cannot be reported: ");
+        let metrics = Metrics::scrape(&reporter).await.ok()?;
+        let overdue = metrics.get(r#"verve_window_overdue_seconds{counter="bad"}"#)?;
+        (ready.status == 503 && is_named && overdue >= 1.0).then_some(())
+    })
+    .await?;
+    assert!(of(&ledger, "bad", window).is_none());
+
+    let _: u64 = redis.del(&bad).await?;
+    ledger
+        .read_until(SOON, |ledger| of(ledger, "bad", window).is_some())
+        .await?;
+    reporter.wait_ready(2 * SOON).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_counter_without_new_ids_is_removed() -> Result<()> {
     let site = Site::new(2).await?;
     let mut ledger = Ledger::new().await?;
