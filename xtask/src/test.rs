@@ -356,11 +356,14 @@ fn run_and_report_flaky<S: AsRef<OsStr>>(
 /// The suites that run on a Redis Cluster, with a separate cluster for each site.
 ///
 /// They show what Verve does, and one shows what it does while Redis is unreachable.
-const ON_CLUSTER: [&str; 7] = [
+const ON_CLUSTER: [&str; 10] = [
     "::callbacks::",
+    "::counters::",
     "::counting::",
     "::http_contract::",
+    "::kept_reports::",
     "::late::",
+    "::longer_windows::",
     "::many_ids::",
     "::named_counters::",
     "::redis_away::",
