@@ -424,6 +424,7 @@ impl Run {
             window,
             true_window: length.window_at_ms(self.world.now_us() / 1000),
             at_ms: self.world.now_us() / 1000,
+            answered_ms: self.world.now_us() / 1000,
             answer: None,
             may_be_spooled: false,
         });
@@ -434,6 +435,7 @@ impl Run {
         let mut attempts = self.attempts.borrow_mut();
         let attempt = &mut attempts[attempt];
         attempt.answer = Some(answer);
+        attempt.answered_ms = self.world.now_us() / 1000;
         self.world
             .note(|| format!("id {} of {}: {answer:?}", attempt.id, attempt.window));
     }
