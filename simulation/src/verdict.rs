@@ -28,7 +28,9 @@ pub struct Attempt {
     pub true_window: Window,
     /// The true time of the request, in Unix milliseconds.
     pub at_ms: u64,
-    /// The true time of the answer, in Unix milliseconds; that of the request before the answer.
+    /// The true time of the answer, in Unix milliseconds.
+    ///
+    /// Without an answer, it is that of the request.
     pub answered_ms: u64,
     /// The answer; `None` if the instance was killed before.
     pub answer: Option<Answer>,
@@ -417,8 +419,8 @@ fn of_one(attempts: &[&Attempt], committed: &[&Committed], happened: &Happened, 
         // A named counter without ids is reported only for some time. An id of a host whose clock
         // is ahead is in a later window, and one whose clock is behind in an earlier one.
         let may_be_idle = |window: Window| {
-            // The counter may be registered shortly before the answer, in a window after that of the
-            // request.
+            // The counter may be registered shortly before the answer, in a window after that of
+            // the request.
             let answered = |attempt: &Attempt| happened.length.window_at_ms(attempt.answered_ms);
             let attempts = attempts
                 .iter()
