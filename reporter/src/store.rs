@@ -21,7 +21,7 @@ pub use server::{Commands, Node, OLDEST, RedisConfig, Server, is_away};
 pub const BATCH: usize = 1000;
 
 /// The most commands and scripts in progress concurrently, for the same reason.
-const AT_ONCE: usize = 500;
+pub const AT_ONCE: usize = 500;
 
 /// How long Redis remembers that a window was closed.
 /// This is longer than a pause of a reporter.
@@ -252,33 +252,33 @@ impl Store {
         self.redis.command(&hget).await
     }
 
-    /// Returns how many reports each of these counters has.
-    ///
-    /// `None` is the one without a name.
-    pub async fn number_of_reports(
-        &self,
-        counters: &[Option<CounterName>],
-        length: WindowLength,
-    ) -> RedisResult<Vec<u64>> {
-        let mut pipe = redis::pipe();
-        for counter in counters {
-            pipe.hlen(self.of(counter.as_ref()).keys.reports(length));
-        }
-        self.redis.run(&pipe).await
+    /// Returns how many reports of this length there are.
+    pub async fn number_of_reports(&self, length: WindowLength) -> RedisResult<u64> {
+        self.redis
+            .command(redis::cmd("HLEN").arg(self.keys.reports(length)))
+            .await
     }
 
     /// Returns the names of all counters that are registered, idle or not.
     pub async fn registered(&self) -> RedisResult<BTreeSet<CounterName>> {
         let mut names = BTreeSet::new();
+        // Names that are not valid are ignored: no instance has registered them.
+        let add = |name: String, _| names.extend(name.parse::<CounterName>());
+        self.scan("ZSCAN", &self.keys.counters(), add).await?;
+        Ok(names)
+    }
+
+    /// Reads a sorted set with `ZSCAN`, or a hash with `HSCAN`, in batches.
+    /// Gives each member with its score, or each field with its value.
+    pub async fn scan(&self, command: &str, key: &str, mut with: impl FnMut(String, String)) -> RedisResult<()> {
         let mut cursor = 0u64;
         loop {
-            let mut zscan = redis::cmd("ZSCAN");
-            zscan.arg(self.keys.counters()).arg(cursor).arg("COUNT").arg(BATCH);
-            let (next, members): (u64, Vec<(String, String)>) = self.redis.command(&zscan).await?;
-            // Names that are not valid are ignored: no instance has registered them.
-            names.extend(members.iter().filter_map(|(name, _)| name.parse::<CounterName>().ok()));
+            let mut scan = redis::cmd(command);
+            scan.arg(key).arg(cursor).arg("COUNT").arg(BATCH);
+            let (next, found): (u64, Vec<(String, String)>) = self.redis.command(&scan).await?;
+            found.into_iter().for_each(|(name, value)| with(name, value));
             if next == 0 {
-                return Ok(names);
+                return Ok(());
             }
             cursor = next;
         }

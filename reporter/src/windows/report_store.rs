@@ -104,23 +104,13 @@ impl RedisReportStore {
 
     /// Reads all reports, in batches.
     async fn each_report(&self, mut with: impl FnMut(Window, Report)) -> RedisResult<()> {
-        let key = self.store.keys.reports(self.length());
-        let mut cursor = 0u64;
-        loop {
-            let mut hscan = redis::cmd("HSCAN");
-            hscan.arg(&key).arg(cursor).arg("COUNT").arg(1000);
-            let (next, fields): (u64, Vec<(String, String)>) = self.store.redis().command(&hscan).await?;
-            for (start, json) in &fields {
-                match (self.window(start), Report::from_json(json)) {
-                    (Some(window), Ok(report)) => with(window, report),
-                    _ => tracing::error!("ignoring the report of {start}, which is not readable: {json}"),
-                }
-            }
-            if next == 0 {
-                return Ok(());
-            }
-            cursor = next;
-        }
+        let read = |start: String, json: String| match (self.window(&start), Report::from_json(&json)) {
+            (Some(window), Ok(report)) => with(window, report),
+            _ => tracing::error!("ignoring the report of {start}, which is not readable: {json}"),
+        };
+        self.store
+            .scan("HSCAN", &self.store.keys.reports(self.length()), read)
+            .await
     }
 
     fn window(&self, start: &str) -> Option<Window> {

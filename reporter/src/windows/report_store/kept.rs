@@ -6,17 +6,17 @@
 //! without its report a window would be counted again.
 
 use std::fmt;
-use std::slice;
 use std::str::FromStr;
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use redis::{RedisError, RedisResult};
 use verve_protocol::keys::progress;
 use verve_protocol::{CounterName, Window};
 
 use super::RedisReportStore;
 use crate::clock::millis;
-use crate::store::{BATCH, Store, is_away};
+use crate::store::{AT_ONCE, BATCH, Store, is_away};
 use crate::windows::WindowsConfig;
 
 /// The most windows that are looked at to remove old reports, in one sweep.
@@ -149,31 +149,22 @@ impl RedisReportStore {
 /// If Redis fails. Then it has not looked at all counters.
 pub async fn keep_reports(config: &WindowsConfig, store: &Store) -> RedisResult<u64> {
     let named = store.registered().await?.into_iter().map(Some);
-    let counters: Vec<Option<CounterName>> = std::iter::once(None).chain(named).collect();
-    let mut sizes = Vec::with_capacity(counters.len());
-    for counters in counters.chunks(BATCH) {
-        match store.number_of_reports(counters, config.length).await {
-            Ok(of_each) => sizes.extend(of_each),
-            Err(error) if is_away(&error) => return Err(error),
-            // A key has a wrong type, say. The others are looked at all the same.
-            Err(_) => {
-                for counter in counters {
-                    match store.number_of_reports(slice::from_ref(counter), config.length).await {
-                        Ok(size) => sizes.extend(size),
-                        Err(error) => {
-                            skip(counter.as_ref(), error)?;
-                            sizes.push(0);
-                        }
-                    }
-                }
-            }
+    let sizes = std::iter::once(None).chain(named).map(|counter| async move {
+        let size = store.of(counter.as_ref()).number_of_reports(config.length).await;
+        (counter, size)
+    });
+    let mut sizes = stream::iter(sizes).buffered(AT_ONCE);
+    let mut counters: Vec<(Option<CounterName>, u64)> = Vec::new();
+    while let Some((counter, size)) = sizes.next().await {
+        match size {
+            Ok(size) => counters.push((counter, size)),
+            Err(error) => skip(counter.as_ref(), error)?,
         }
     }
     let now_ms = store.clock().await?.now_ms();
-    let most = most_of_each(sizes.iter().copied(), config.keep_reports.most);
+    let most = most_of_each(counters.iter().map(|(_, size)| *size), config.keep_reports.most);
     let mut removed = 0;
-    let too_many = counters.iter().zip(sizes).filter(|(_, size)| *size > most);
-    for (counter, _) in too_many {
+    for (counter, _) in counters.iter().filter(|(_, size)| *size > most) {
         let store = RedisReportStore::new(config.clone(), store.of(counter.as_ref()));
         match store.trim_oldest(most, now_ms).await {
             Ok(trimmed) => removed += trimmed,

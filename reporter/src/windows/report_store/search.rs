@@ -65,31 +65,21 @@ impl RedisReportStore {
     /// Each instance adds a window to the index with its own first id of the window.
     pub(super) async fn with_ids(&self) -> RedisResult<WithIds> {
         let mut found = WithIds::default();
-        let mut cursor = 0u64;
-        loop {
-            let mut zscan = redis::cmd("ZSCAN");
-            zscan
-                .arg(self.store.keys.windows(self.length()))
-                .arg(cursor)
-                .arg("COUNT")
-                .arg(1000);
-            let (next, members): (u64, Vec<(String, String)>) = self.store.redis().command(&zscan).await?;
-            for (member, score) in members {
-                let Some((window, partitions)) = read_indexed(&member, self.length()) else {
-                    tracing::error!("ignoring {member:?} among the windows that have ids, which is not readable");
-                    continue;
-                };
-                if partitions > self.store.partitions().count() {
-                    let most = found.uncounted.entry(window).or_default();
-                    *most = partitions.max(*most);
-                }
-                found.noted.entry(window).or_default().push((member, score));
+        let read = |member: String, score: String| {
+            let Some((window, partitions)) = read_indexed(&member, self.length()) else {
+                tracing::error!("ignoring {member:?} among the windows that have ids, which is not readable");
+                return;
+            };
+            if partitions > self.store.partitions().count() {
+                let most = found.uncounted.entry(window).or_default();
+                *most = partitions.max(*most);
             }
-            if next == 0 {
-                return Ok(found);
-            }
-            cursor = next;
-        }
+            found.noted.entry(window).or_default().push((member, score));
+        };
+        self.store
+            .scan("ZSCAN", &self.store.keys.windows(self.length()), read)
+            .await?;
+        Ok(found)
     }
 
     /// Removes these windows from the index.
